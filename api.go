@@ -1,0 +1,582 @@
+// The api owns what clients see: the route table, JSON in and out, list
+// parameters, and which error is which status. It decides nothing about jobs.
+//
+// It answers as Dkron's API document says, and where that is silent as Dkron
+// was observed to answer; places that say "Differs:" do better on purpose.
+package main
+
+import (
+	"bytes"
+	"context"
+	crand "crypto/rand"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	keyBytesMax   = 255              // of an Idempotency-Key
+	upcomingMax   = 100              // ticks that /v1/schedule computes
+	retryAfter    = "1"              // seconds, for who finds no leader
+	readTimeout   = 30 * time.Second // of a request
+	idleTimeout   = 2 * time.Minute  // of a kept-alive connection
+	headerTimeout = 10 * time.Second // of a request's head: slow clients are normal, but not that slow
+)
+
+//go:embed web
+var web embed.FS
+
+// api answers HTTP. Its fields are fixed once it serves.
+type api struct {
+	node      string
+	hosts     []string // names in Host that are this server's, besides loopback and addresses
+	store     *store
+	scheduler *scheduler
+	members   func() []member
+	leader    func() (member, bool)
+	leading   func() bool
+	log       *slog.Logger
+}
+
+// routes is the API: pattern and handler.
+func (a *api) routes() map[string]func(*http.Request) (*response, error) {
+	return map[string]func(*http.Request) (*response, error){
+		"GET /v1/{$}": a.status,
+		"GET /v1":     a.status,
+
+		"GET /v1/jobs":                              a.listJobs,
+		"POST /v1/jobs":                             a.putJob,
+		"PATCH /v1/jobs":                            a.putJob,
+		"GET /v1/jobs/{job}":                        a.showJob,
+		"PUT /v1/jobs/{job}":                        a.putJob,
+		"POST /v1/jobs/{job}":                       a.runJob,
+		"POST /v1/jobs/{job}/run":                   a.runJob,
+		"DELETE /v1/jobs/{job}":                     a.deleteJob,
+		"POST /v1/jobs/{job}/toggle":                a.toggleJob,
+		"GET /v1/jobs/{job}/executions":             a.listExecutions,
+		"GET /v1/jobs/{job}/executions/{execution}": a.showExecution,
+
+		"GET /v1/busy":     a.busy,
+		"GET /v1/schedule": a.nextTicks,
+		"GET /v1/members":  a.listMembers,
+		"GET /v1/leader":   a.showLeader,
+		"GET /v1/isleader": a.isLeader,
+		"GET /health":      a.health,
+	}
+}
+
+// handler returns the whole HTTP side of the server: the API and the page.
+func (a *api) handler() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, handle := range a.routes() {
+		mux.Handle(pattern, a.answer(handle))
+	}
+	files, _ := fs.Sub(web, "web") // the name is valid
+	mux.Handle("GET /{$}", http.FileServerFS(files))
+	var guard http.CrossOriginProtection
+	return a.checkHost(guard.Handler(mux))
+}
+
+// checkHost refuses requests whose Host is no name of this server. A page of
+// somebody else's can point its own name at our address (DNS rebinding) and
+// then read and write as one origin with us; it cannot do so with an address
+// or with a name that is not its own.
+func (a *api) checkHost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Whom", a.node)
+		if !a.ownHost(r.Host) {
+			http.Error(w, fmt.Sprintf("this server is not called %q; use its address, or localhost", r.Host), http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (a *api) ownHost(host string) bool {
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = host
+	}
+	name = strings.TrimSuffix(strings.ToLower(name), ".")
+	if net.ParseIP(strings.Trim(name, "[]")) != nil || name == "localhost" || strings.HasSuffix(name, ".localhost") {
+		return true
+	}
+	for _, h := range a.hosts {
+		if strings.EqualFold(name, h) {
+			return true
+		}
+	}
+	return false
+}
+
+// response is what a handler answers. A nil body is none.
+type response struct {
+	status int
+	header map[string]string
+	body   any             // encoded as JSON
+	kept   json.RawMessage // or the answer that was given before, as it was
+}
+
+// answer turns what a handler returns into HTTP: the one place that knows how.
+func (a *api) answer(handle func(*http.Request) (*response, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		res, err := handle(r)
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		for k, v := range res.header {
+			w.Header().Set(k, v)
+		}
+		doc := []byte(res.kept)
+		if doc == nil {
+			if doc, err = json.Marshal(res.body); err != nil {
+				a.fail(w, r, err)
+				return
+			}
+		}
+		if _, pretty := r.URL.Query()["pretty"]; pretty {
+			var out bytes.Buffer
+			if err := json.Indent(&out, doc, "", "    "); err == nil {
+				doc = out.Bytes()
+			}
+		}
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		w.WriteHeader(res.status)
+		w.Write(doc) // an error is the client's, who has gone
+	})
+}
+
+// problem is an error that the caller can do something about.
+type problem struct {
+	status  int
+	message string
+}
+
+func (p problem) Error() string { return p.message }
+
+// badRequest is a problem of what was sent.
+func badRequest(format string, args ...any) error {
+	return problem{http.StatusBadRequest, fmt.Sprintf(format, args...)}
+}
+
+// fail answers an error. What only we can mend is logged, and outside it is an
+// internal error. Something that is not there has no text, as upstream.
+func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+	p := a.problem(err)
+	switch p.status {
+	case http.StatusInternalServerError:
+		a.log.Error("a request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+		p.message = "internal error; the server's log says more"
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", retryAfter)
+	case http.StatusNotFound:
+		w.WriteHeader(p.status)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(p.status)
+	io.WriteString(w, p.message)
+}
+
+// problem says which status an error is.
+func (a *api) problem(err error) problem {
+	var p problem
+	var bad badInput
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.As(err, &bad):
+		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
+	case errors.As(err, &large):
+		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
+	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution):
+		return problem{http.StatusNotFound, ""}
+	case errors.Is(err, errParent), errors.Is(err, errParentCycle):
+		return problem{http.StatusBadRequest, err.Error()}
+	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errConflict), errors.Is(err, errUndecided):
+		return problem{http.StatusConflict, err.Error()}
+	case errors.Is(err, errTooLarge):
+		return problem{http.StatusRequestEntityTooLarge, err.Error()}
+	case errors.Is(err, errNotLeader), errors.Is(err, errBusy), errors.Is(err, context.Canceled):
+		return problem{http.StatusServiceUnavailable, err.Error()}
+	case errors.Is(err, errUnknown):
+		return problem{http.StatusGatewayTimeout, err.Error()}
+	}
+	return problem{status: http.StatusInternalServerError}
+}
+
+// request makes of r what a write needs: who asks, and the id under which it
+// is done once. Keys are the client's, for one method and path (the IETF draft
+// on Idempotency-Key); without one the write gets an id of its own.
+func (a *api) request(r *http.Request) (request, error) {
+	req := request{Actor: actorAnonymous, ID: crand.Text()}
+	key := r.Header.Get("Idempotency-Key")
+	if len(key) > keyBytesMax {
+		return req, badRequest("Idempotency-Key: must not be longer than %d bytes", keyBytesMax)
+	}
+	if key != "" {
+		req.ID = r.Method + " " + r.URL.Path + " " + key
+		req.Keep = func(row *jobRow) string {
+			doc, err := json.Marshal(row)
+			if err != nil {
+				return ""
+			}
+			return string(doc)
+		}
+	}
+	return req, nil
+}
+
+// jobResponse answers a write with its job, or with what it was answered when
+// it was sent before.
+func jobResponse(status int, row *jobRow, res applied, header map[string]string) *response {
+	out := &response{status: status, header: header, body: row}
+	if res.Repeated && res.Answer != "" {
+		out.kept = json.RawMessage(res.Answer)
+	}
+	return out
+}
+
+func (a *api) putJob(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, jobBytesMax))
+	if err != nil {
+		return nil, fmt.Errorf("reading the body: %w", err)
+	}
+	j, err := decodeJob(body)
+	if err != nil {
+		return nil, badInput{err}
+	}
+	if name := r.PathValue("job"); name != "" && name != j.Name {
+		return nil, badRequest("name: %q is not the %q of the path", j.Name, name)
+	}
+	row, res, err := a.scheduler.put(r.Context(), req, j)
+	if err != nil {
+		return nil, err
+	}
+	if r.URL.Query().Has("runoncreate") {
+		req.ID, req.Keep = req.ID+" run", nil
+		if _, _, err := a.scheduler.runNow(r.Context(), req, j.Name); err != nil {
+			return nil, fmt.Errorf("the job was stored, but not run: %w", err)
+		}
+	}
+	return jobResponse(http.StatusCreated, row, res, jobLocation(j.Name)), nil
+}
+
+// jobLocation is the header that says where a job is. Differs: upstream
+// appends the name to the request URI, query and all.
+func jobLocation(name string) map[string]string {
+	return map[string]string{"Location": "/v1/jobs/" + url.PathEscape(name)}
+}
+
+func (a *api) showJob(r *http.Request) (*response, error) {
+	row, err := a.store.job(r.PathValue("job"))
+	return &response{status: http.StatusOK, body: row}, err
+}
+
+func (a *api) deleteJob(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	row, res, err := a.scheduler.delete(r.Context(), req, r.PathValue("job"))
+	return jobResponse(http.StatusOK, row, res, nil), err
+}
+
+func (a *api) toggleJob(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	row, res, err := a.scheduler.toggle(r.Context(), req, r.PathValue("job"))
+	return jobResponse(http.StatusOK, row, res, jobLocation(r.PathValue("job"))), err
+}
+
+// runJob starts a job and answers at once, with the job as it was before and
+// the group of the run. Differs: upstream answers when the run has ended.
+func (a *api) runJob(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	row, res, err := a.scheduler.runNow(r.Context(), req, r.PathValue("job"))
+	if err != nil {
+		return nil, err
+	}
+	if res.Refused != "" {
+		return nil, problem{http.StatusConflict, res.Refused}
+	}
+	header := jobLocation(row.Name)
+	header["Belfry-Group"] = strconv.FormatInt(key(res.Index, 0), 10)
+	return jobResponse(http.StatusAccepted, row, res, header), nil
+}
+
+func (a *api) listJobs(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	f := jobFilter{Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: map[string]string{}}
+	if _, ok := jobOrder[f.Sort]; !ok {
+		return nil, badRequest("_sort: a list of jobs has no field %q to be sorted by", f.Sort)
+	}
+	for k, v := range q {
+		if name, ok := strings.CutPrefix(k, "metadata["); ok && strings.HasSuffix(name, "]") {
+			f.Metadata[strings.TrimSuffix(name, "]")] = v[0]
+		}
+	}
+	start, end, err := page(q)
+	if err != nil {
+		return nil, err
+	}
+	rows, total, err := a.store.jobs(f, start, end)
+	return &response{status: http.StatusOK, header: count(total), body: rows}, err
+}
+
+// page reads which part of a list is asked for: rows [start, end). As
+// upstream, a bound that is not given is no bound, and one that is no number
+// is 0; a client that means something else gets an empty list.
+func page(q url.Values) (start, end int, err error) {
+	end = math.MaxInt32
+	for _, b := range []struct {
+		name  string
+		bound *int
+	}{{"_start", &start}, {"_end", &end}} {
+		if !q.Has(b.name) {
+			continue
+		}
+		if *b.bound, err = strconv.Atoi(q.Get(b.name)); err != nil {
+			*b.bound = 0
+		}
+		if *b.bound < 0 || *b.bound > math.MaxInt32 {
+			return 0, 0, badRequest("%s: must lie between 0 and %d", b.name, math.MaxInt32)
+		}
+	}
+	if q.Has("_start") && q.Has("_end") && start > end {
+		return 0, 0, badRequest("_end: must not lie before _start")
+	}
+	return start, end, nil
+}
+
+// count is the header with the number of all rows of a list.
+func count(n int) map[string]string {
+	return map[string]string{"X-Total-Count": strconv.Itoa(n)}
+}
+
+// executionView is an execution as clients see it.
+type executionView struct {
+	ID              string    `json:"id"`
+	JobName         string    `json:"job_name"`
+	StartedAt       time.Time `json:"started_at"`
+	FinishedAt      time.Time `json:"finished_at"`
+	Success         bool      `json:"success"`
+	Output          string    `json:"output,omitempty"`
+	OutputTruncated *bool     `json:"output_truncated,omitempty"`
+	NodeName        string    `json:"node_name"`
+	Group           int64     `json:"group"`
+	Attempt         int       `json:"attempt"`
+
+	Outcome       string    `json:"outcome"`                  // ours: also says interrupted, lost and killed; empty while it runs
+	Cause         string    `json:"cause"`                    // ours: tick, child, retry or hand
+	ScheduledAt   time.Time `json:"scheduled_at"`             // ours: when the tick fell due, or the run was asked for
+	OutputDropped int64     `json:"output_dropped,omitempty"` // ours: bytes before those that were kept
+}
+
+// view shows an execution with its times in a zone.
+func (e *executionRow) view(zone *time.Location) executionView {
+	v := executionView{
+		ID: executionName(e.ID, e.Node), JobName: e.JobName, StartedAt: timeOf(e.Started).In(zone), Success: e.Outcome == outcomeSuccess,
+		Output: string(e.Output), NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
+		Outcome: e.Outcome, Cause: e.Cause, ScheduledAt: timeOf(e.Due).In(zone), OutputDropped: e.Dropped,
+	}
+	if e.Finished != 0 {
+		v.FinishedAt = timeOf(e.Finished).In(zone)
+	}
+	return v
+}
+
+// listExecutions answers with times in the zone of the job, newest first, as
+// upstream does.
+func (a *api) listExecutions(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	if _, ok := executionOrder[q.Get("_sort")]; !ok {
+		return nil, badRequest("_sort: a list of executions has no field %q to be sorted by", q.Get("_sort"))
+	}
+	start, end, err := page(q)
+	if err != nil {
+		return nil, err
+	}
+	limit, err := strconv.Atoi(q.Get("output_size_limit"))
+	if err != nil || limit < 0 {
+		limit = outputBytesMax
+	}
+	row, err := a.store.job(r.PathValue("job"))
+	if err != nil {
+		return nil, err
+	}
+	list, total, err := a.store.executions(row.version.ID, q.Get("_sort"), !strings.EqualFold(q.Get("_order"), "ASC"), start, end, limit)
+	if err != nil {
+		return nil, err
+	}
+	zone := a.zoneOf(row)
+	views := make([]executionView, len(list))
+	for i, e := range list {
+		truncated := e.OutputSize > limit
+		views[i] = e.view(zone)
+		views[i].OutputTruncated = &truncated
+	}
+	return &response{status: http.StatusOK, header: count(total), body: views}, nil
+}
+
+// zoneOf returns the zone of a job; UTC if this server does not know it.
+func (a *api) zoneOf(row *jobRow) *time.Location {
+	j := job{Timezone: row.Timezone}
+	zone, err := loadZone(j.zone(a.scheduler.timezone()))
+	if err != nil {
+		return time.UTC
+	}
+	return zone
+}
+
+func (a *api) showExecution(r *http.Request) (*response, error) {
+	row, err := a.store.job(r.PathValue("job"))
+	if err != nil {
+		return nil, err
+	}
+	id, node, _ := strings.Cut(r.PathValue("execution"), "-")
+	n, err := strconv.ParseInt(id, 10, 64)
+	if err != nil {
+		return nil, errNoExecution
+	}
+	e, err := a.store.execution(row.version.ID, n)
+	if err == nil && e.Node != node {
+		err = errNoExecution
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &response{status: http.StatusOK, body: e.view(time.UTC)}, nil
+}
+
+func (a *api) busy(r *http.Request) (*response, error) {
+	list, err := a.store.unfinishedExecutions()
+	if err != nil {
+		return nil, err
+	}
+	views := make([]executionView, len(list))
+	for i, e := range list {
+		views[i] = e.view(time.UTC)
+	}
+	return &response{status: http.StatusOK, header: count(len(list)), body: views}, nil
+}
+
+// nextTicks answers when a schedule falls due, for who is about to use it.
+func (a *api) nextTicks(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	j := job{Name: q.Get("name"), Schedule: q.Get("schedule"), Timezone: q.Get("timezone")}
+	zone := j.zone(a.scheduler.timezone())
+	if _, err := loadZone(zone); err != nil {
+		return nil, badRequest("timezone: %v", err)
+	}
+	s, err := parseSchedule(j.Schedule, zone, j.Name)
+	if err != nil {
+		return nil, badRequest("schedule: %v", err)
+	}
+	from, n := time.Now(), 5
+	if text := q.Get("from"); text != "" {
+		if from, err = time.Parse(time.RFC3339Nano, text); err != nil {
+			return nil, badRequest("from: %q is no time, write it as in \"2030-01-31T12:00:00Z\"", text)
+		}
+	}
+	if text := q.Get("count"); text != "" {
+		if n, err = strconv.Atoi(text); err != nil || n < 1 || n > upcomingMax {
+			return nil, badRequest("count: must be a number between 1 and %d", upcomingMax)
+		}
+	}
+	next := []time.Time{}
+	for t := s.next(from); !t.IsZero() && len(next) < n; t = s.next(t) {
+		next = append(next, t)
+	}
+	return &response{status: http.StatusOK, body: map[string]any{"next": next}}, nil
+}
+
+// A member is a node as clients know it from Serf, whose field names these
+// are. The protocol numbers mean nothing here.
+type member struct {
+	Name        string
+	Addr        string
+	Port        int
+	Tags        map[string]string
+	Status      int // 1 alive, 2 leaving, 3 left, 4 failed
+	ProtocolMin int
+	ProtocolMax int
+	ProtocolCur int
+	DelegateMin int
+	DelegateMax int
+	DelegateCur int
+}
+
+// memberStatus are the names of the values of member.Status.
+var memberStatus = []string{"none", "alive", "leaving", "left", "failed"}
+
+// memberView is a member in the list of members.
+type memberView struct {
+	member
+	ID         string `json:"id"`
+	StatusText string `json:"statusText"`
+}
+
+func (a *api) listMembers(r *http.Request) (*response, error) {
+	views := []memberView{}
+	for _, m := range a.members() {
+		views = append(views, memberView{m, m.Name, memberStatus[m.Status]})
+	}
+	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
+}
+
+func (a *api) showLeader(r *http.Request) (*response, error) {
+	m, ok := a.leader()
+	if !ok {
+		return nil, errNotLeader
+	}
+	return &response{status: http.StatusOK, body: m}, nil
+}
+
+func (a *api) isLeader(r *http.Request) (*response, error) {
+	if !a.leading() {
+		return &response{status: http.StatusNotFound, body: "I am a follower"}, nil
+	}
+	return &response{status: http.StatusOK, body: "I am a leader"}, nil
+}
+
+func (a *api) health(r *http.Request) (*response, error) {
+	return &response{status: http.StatusOK, body: map[string]string{"status": "healthy"}}, nil
+}
+
+func (a *api) status(r *http.Request) (*response, error) {
+	var tags map[string]string
+	for _, m := range a.members() {
+		if m.Name == a.node {
+			tags = m.Tags
+		}
+	}
+	return &response{status: http.StatusOK, body: map[string]any{
+		"agent": map[string]string{"name": a.node, "version": version},
+		"serf":  map[string]string{},
+		"tags":  tags,
+	}}, nil
+}

@@ -1,0 +1,1809 @@
+// The scheduler owns what a job is, when it is due, where it runs, and what
+// follows when a run ends; it is what the leader does.
+//
+// Three parts, from the outside in: the job and its rules; the choices as
+// functions of what is known and of a time that is handed in (plan, chooseNodes,
+// resolve); the scheduler itself, whose goroutines run on the leader only and
+// end with its term. Below them the schedule dialect.
+//
+// Rules that always hold:
+//
+//  1. Nothing is started that apply did not accept: the leader proposes, and
+//     dispatches what came back as started.
+//  2. The leader's memory is a cache of the store: a queue of what is due and
+//     a list of what is in doubt. A new leader makes both from the store.
+//  3. Times in commands are the leader's wall clock, read once per command.
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"container/heap"
+	"context"
+	crand "crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math"
+	"math/bits"
+	"math/rand/v2"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	_ "time/tzdata" // so that every node knows the same zones
+	"unicode"
+
+	"github.com/adhocore/gronx"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	nameBytesMax = 1024    // of a job's name
+	retriesMax   = 1 << 30 // of a job: far beyond sense, and safe to count with
+	jobBytesMax  = 512_000 // of a job's JSON
+
+	catchupMax   = 10               // newest missed ticks of a job that still run
+	nodeFailed   = 5 * time.Second  // after which a silent node counts as failed
+	retryWaitMax = time.Minute      // between attempts
+	tickSlack    = time.Second      // between looks at the clock; a longer gap is an outage
+	doubtPause   = time.Second      // between questions about executions in doubt
+	trimPause    = time.Second      // between looks for what need not be kept
+	requestsKept = 10 * time.Minute // that a repeated request is recognised
+	futureMax    = time.Hour        // that a decided tick may lie ahead of the clock
+	decidesMax   = 4                // decide commands under way at once
+	writeTries   = 100              // of a write whose job changes under it
+	writePause   = 5 * time.Millisecond
+)
+
+// instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which
+// JSON has as null. It ends in 2262; a later end means none.
+type instant int64
+
+// MarshalJSON implements json.Marshaler.
+func (i instant) MarshalJSON() ([]byte, error) {
+	if i == 0 {
+		return []byte("null"), nil
+	}
+	return timeOf(int64(i)).MarshalJSON()
+}
+
+// UnmarshalJSON reads null, RFC 3339, and RFC 3339 without seconds or zone,
+// which is UTC: the forms that Dkron's clients send.
+func (i *instant) UnmarshalJSON(doc []byte) error {
+	var text *string
+	if err := json.Unmarshal(doc, &text); err != nil {
+		return errors.New("a time must be a string as in \"2030-01-31T12:00:00Z\", or null")
+	}
+	*i = 0
+	if text == nil {
+		return nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, *text)
+	if err != nil {
+		t, err = time.Parse("2006-01-02T15:04", *text)
+	}
+	if err != nil {
+		return fmt.Errorf("%q is no time, write it as in \"2030-01-31T12:00:00Z\"", *text)
+	}
+	*i = instant(nanosOf(t))
+	return nil
+}
+
+// nanosOf returns t in nanoseconds. What they cannot tell is the nearest
+// that they can.
+func nanosOf(t time.Time) int64 {
+	switch {
+	case t.Year() < 1678:
+		return math.MinInt64 + 1
+	case t.Year() > 2261:
+		return math.MaxInt64
+	}
+	return t.UnixNano()
+}
+
+// A job is what somebody wants done, and when. It is the definition alone, as
+// clients write it; what the system knows of it is in jobRow.
+type job struct {
+	Name           string                       `json:"name"`
+	DisplayName    string                       `json:"displayname,omitempty"`
+	Schedule       string                       `json:"schedule,omitempty"`
+	Timezone       string                       `json:"timezone,omitempty"` // '': the cluster's
+	Owner          string                       `json:"owner,omitempty"`
+	OwnerEmail     string                       `json:"owner_email,omitempty"`
+	Disabled       bool                         `json:"disabled,omitempty"`
+	Tags           map[string]string            `json:"tags,omitempty"`
+	Metadata       map[string]string            `json:"metadata,omitempty"`
+	Retries        uint                         `json:"retries,omitempty"`
+	ParentJob      string                       `json:"parent_job,omitempty"`
+	Processors     map[string]map[string]string `json:"processors,omitempty"`
+	Concurrency    string                       `json:"concurrency,omitempty"`
+	Executor       string                       `json:"executor,omitempty"`
+	ExecutorConfig map[string]string            `json:"executor_config,omitempty"`
+	Ephemeral      bool                         `json:"ephemeral,omitempty"`
+	StartsAt       instant                      `json:"starts_at,omitempty"`
+	ExpiresAt      instant                      `json:"expires_at,omitempty"`
+}
+
+// Values of a job's concurrency; ” is allow.
+const (
+	concurrencyAllow  = "allow"
+	concurrencyForbid = "forbid"
+)
+
+// decodeJob reads a job as clients send it. Fields that a job does not have
+// are ignored, and null is the default, as upstream. The error is one sentence
+// that names the field.
+func decodeJob(doc []byte) (job, error) {
+	j := job{Concurrency: concurrencyAllow}
+	d := json.NewDecoder(bytes.NewReader(doc))
+	err := d.Decode(&j)
+	var typ *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &typ) && typ.Field != "":
+		return job{}, fmt.Errorf("%s: a JSON %s does not fit here", typ.Field, typ.Value)
+	case errors.As(err, &typ):
+		return job{}, fmt.Errorf("a job must be a JSON object, not a JSON %s", typ.Value)
+	case err != nil:
+		return job{}, fmt.Errorf("the body is no job: %w", err)
+	case d.More():
+		return job{}, errors.New("the body must hold one JSON object and nothing behind it")
+	}
+	return j, nil
+}
+
+// validate checks what can be checked without looking at other jobs. zone is
+// the cluster's. The error is one sentence that names the field.
+func (j *job) validate(zone string) error {
+	if err := validateName(j.Name); err != nil {
+		return err
+	}
+	switch j.Concurrency {
+	case "", concurrencyAllow, concurrencyForbid:
+	default:
+		return fmt.Errorf("concurrency: %q must be %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid)
+	}
+	if j.Retries > retriesMax {
+		return fmt.Errorf("retries: %d is more than %d", j.Retries, retriesMax)
+	}
+	if j.ParentJob == j.Name {
+		return errors.New("parent_job: a job cannot be its own parent")
+	}
+	if j.Executor == executorShell {
+		if err := checkShellConfig(j.ExecutorConfig); err != nil {
+			return err
+		}
+	}
+	if j.Timezone != "" {
+		if _, err := loadZone(j.zone(zone)); err != nil {
+			return fmt.Errorf("timezone: %w", err)
+		}
+	}
+	if j.Schedule == "" && j.ParentJob != "" {
+		return nil
+	}
+	if _, err := parseSchedule(j.Schedule, j.zone(zone), j.Name); err != nil {
+		return fmt.Errorf("schedule: %w", err)
+	}
+	return nil
+}
+
+// validateName allows lower case letters of any script, digits, underscore
+// and dash, as upstream.
+func validateName(name string) error {
+	if name == "" {
+		return errors.New("name: must not be empty")
+	}
+	if len(name) > nameBytesMax {
+		return fmt.Errorf("name: must not be longer than %d bytes", nameBytesMax)
+	}
+	for _, r := range name {
+		if !unicode.IsLower(r) && !unicode.IsDigit(r) && r != '_' && r != '-' {
+			return fmt.Errorf("name: %q holds %q; only lower case letters, digits, underscore and dash are allowed", name, r)
+		}
+	}
+	return nil
+}
+
+// zone returns the zone that the job's schedule is read in. Local is the
+// cluster's, because a job must not move when another machine leads.
+func (j *job) zone(cluster string) string {
+	if j.Timezone == "" || j.Timezone == "Local" {
+		return cluster
+	}
+	return j.Timezone
+}
+
+// schedule returns the parsed schedule. It was validated, but perhaps by
+// another version with other zones: a bad one never fires.
+func (j *job) schedule(zone string) schedule {
+	s, err := parseSchedule(j.Schedule, j.zone(zone), j.Name)
+	if err != nil {
+		return schedule{}
+	}
+	return s
+}
+
+// armed reports whether the scheduler fires the job at its next.
+func (j *job) armed() bool { return !j.Disabled && j.ParentJob == "" }
+
+// firstTick returns the first tick after both now and fired, or what to show
+// as next of a job that the scheduler does not fire: as upstream, the start of
+// its window if that lies ahead, and 1970 for a child without a schedule.
+func (j *job) firstTick(zone string, now, fired int64) int64 {
+	after, start := timeOf(max(now, fired)), time.Time{}
+	if j.StartsAt != 0 {
+		start = timeOf(int64(j.StartsAt))
+	}
+	s := j.schedule(zone)
+	switch {
+	case j.armed():
+		return j.within(s.first(after, start))
+	case j.Schedule == "":
+		return 0
+	case s != (schedule{}) && start.After(after):
+		return nanosOf(start)
+	}
+	return j.within(s.next(after))
+}
+
+// within returns t in nanoseconds, or never if it lies behind the job's window.
+func (j *job) within(t time.Time) int64 {
+	if t.IsZero() || j.ExpiresAt != 0 && nanosOf(t) > int64(j.ExpiresAt) {
+		return never
+	}
+	return nanosOf(t)
+}
+
+// definition returns the job as it was written.
+func (r *jobRow) definition() (job, error) {
+	j := job{
+		Name: r.Name, DisplayName: r.DisplayName, Schedule: r.Schedule, Timezone: r.Timezone, Owner: r.Owner, OwnerEmail: r.OwnerEmail,
+		Disabled: r.Disabled, Retries: uint(r.Retries), ParentJob: r.ParentJob, Concurrency: r.Concurrency, Executor: r.Executor,
+		Ephemeral: r.Ephemeral, StartsAt: r.StartsAt, ExpiresAt: r.ExpiresAt,
+	}
+	for _, m := range []struct {
+		doc  json.RawMessage
+		dest any
+	}{{r.Tags, &j.Tags}, {r.Metadata, &j.Metadata}, {r.ExecutorConfig, &j.ExecutorConfig}, {r.Processors, &j.Processors}} {
+		if err := json.Unmarshal(m.doc, m.dest); err != nil {
+			return job{}, fmt.Errorf("job %s: %w", r.Name, err)
+		}
+	}
+	return j, nil
+}
+
+// retried reports whether an outcome is a failure that retries follow.
+func retried(outcome string) bool {
+	return outcome == outcomeFailed || outcome == outcomeInterrupted
+}
+
+// retryDelay returns how long the attempt after a failed one waits: 2^(n-1)
+// seconds behind attempt n, at most a minute.
+func retryDelay(attempt int) time.Duration {
+	return min(retryWaitMax, time.Second<<min(attempt-1, 10))
+}
+
+// A node is a member that runs jobs, as the leader knows it.
+type node struct {
+	Name        string
+	Incarnation uint64
+	Tags        map[string]string
+}
+
+// chooseNodes returns the nodes that run a job with these tags, in the order
+// of nodes. All tags must match; a value that ends in ":N" limits how many
+// nodes are taken, at random, and the lowest limit counts. No tags: every node.
+func chooseNodes(tags map[string]string, nodes []node, rnd *rand.Rand) []target {
+	limit := len(nodes)
+	wanted := map[string]string{}
+	for _, k := range sortedKeys(tags) {
+		value, n, ok := cutCount(tags[k])
+		if ok {
+			limit = min(limit, n)
+		}
+		wanted[k] = value
+	}
+	var matching []target
+	for _, n := range nodes {
+		if hasTags(n.Tags, wanted) {
+			matching = append(matching, target{n.Name, n.Incarnation})
+		}
+	}
+	for len(matching) > limit {
+		i := rnd.IntN(len(matching))
+		matching = slices.Delete(matching, i, i+1)
+	}
+	return matching
+}
+
+// cutCount splits "web:2" into the value and the count.
+func cutCount(value string) (rest string, count int, ok bool) {
+	i := strings.LastIndexByte(value, ':')
+	if i < 0 {
+		return value, 0, false
+	}
+	count, err := strconv.Atoi(value[i+1:])
+	if err != nil || count < 0 {
+		return value, 0, false
+	}
+	return value[:i], count, true
+}
+
+func hasTags(has, wanted map[string]string) bool {
+	for k, v := range wanted {
+		if got, ok := has[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// moment is what the leader knows when it decides.
+type moment struct {
+	now     int64
+	since   int64         // from when on it has led and been awake without a gap
+	catchup time.Duration // how old a tick may be that still runs
+	zone    string        // the cluster's
+	nodes   []node
+	rnd     *rand.Rand
+}
+
+// settled reports whether the leader has led for long enough to say that a
+// node which it does not see is not there.
+func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
+
+// plan says what becomes of every tick of a job up to now, oldest first, each
+// with the tick behind it. overlap is why concurrency forbids a run, ” if it
+// does not. No decisions mean: not now, ask again.
+func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
+	j, err := r.definition()
+	if err != nil {
+		return nil, err
+	}
+	targets := chooseNodes(j.Tags, m.nodes, m.rnd)
+	if len(targets) == 0 && !m.settled() {
+		return nil, nil
+	}
+	newest := catchupMax
+	if j.Concurrency == concurrencyForbid {
+		newest = 1
+	}
+	list, due := m.missed(&j, r, newest)
+	for _, t := range due {
+		d := decision{Due: t, Late: t < m.since}
+		switch {
+		case overlap != "":
+			d.Outcome, d.Reason = outcomeSkipped, overlap
+		case len(targets) == 0:
+			d.Outcome, d.Reason = outcomeSkipped, noNodeReason
+		default:
+			d.Targets = targets
+		}
+		list = append(list, d)
+	}
+	for i := range list {
+		list[i].Job, list[i].Rev = r.version.ID, r.version.Rev
+		if i+1 < len(list) {
+			list[i].Next = list[i+1].Due
+		} else {
+			list[i].Next = j.within(j.schedule(m.zone).next(timeOf(max(list[i].Due, list[i].Until))))
+		}
+	}
+	return list, nil
+}
+
+// noNodeReason is why something does not run where no member has its tags.
+const noNodeReason = "no node has the tags that the job asks for"
+
+// missed splits the ticks of a job up to now: those too old to run, as at most
+// one decision; those that give way to newer ones, as another; and the due
+// times of the newest, which run. A tick of @at is never too old: it has no
+// other.
+func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []int64) {
+	s := j.schedule(m.zone)
+	next := r.next
+	if horizon := m.now - int64(m.catchup); next < horizon && !s.once() {
+		n, last := s.count(timeOf(next), timeOf(min(horizon, j.end())))
+		d := decision{Due: next, Until: next, Count: n + 1, Outcome: outcomeMissed, Reason: m.outage(next)}
+		if n > 0 {
+			d.Until = nanosOf(last)
+		}
+		list = append(list, d)
+		next = j.within(s.next(timeOf(d.Until)))
+	}
+	var older decision
+	for ; next != never && next <= m.now; next = j.within(s.next(timeOf(next))) {
+		due = append(due, next)
+		if len(due) <= newest {
+			continue
+		}
+		if older.Count == 0 {
+			older = decision{Due: due[0], Outcome: outcomeSkipped, Reason: fmt.Sprintf("later ticks were due at the same time, and only the newest %d run", newest)}
+		}
+		older.Until, older.Count = due[0], older.Count+1
+		due = due[1:]
+	}
+	if older.Count > 0 {
+		list = append(list, older)
+	}
+	return list, due
+}
+
+// end returns the end of the job's window.
+func (j *job) end() int64 {
+	if j.ExpiresAt == 0 {
+		return math.MaxInt64
+	}
+	return int64(j.ExpiresAt)
+}
+
+// outage says why ticks from a time on were missed.
+func (m moment) outage(from int64) string {
+	if from >= m.since {
+		return fmt.Sprintf("the leader was more than %s behind", m.catchup)
+	}
+	return fmt.Sprintf("no leader until %s", timeOf(m.since).Format(time.RFC3339))
+}
+
+// queueItem is something that the leader must look at, at a time.
+type queueItem struct {
+	at      int64
+	id      int64
+	pending bool // id is of a pending row, else of a job
+}
+
+// dueQueue is a heap of queueItems, earliest first. An item may be stale: what
+// it names is looked up in the store when its time comes.
+type dueQueue []queueItem
+
+func (q dueQueue) Len() int           { return len(q) }
+func (q dueQueue) Less(i, j int) bool { return q[i].at < q[j].at }
+func (q dueQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *dueQueue) Push(x any)        { *q = append(*q, x.(queueItem)) }
+func (q *dueQueue) Pop() any {
+	last := len(*q) - 1
+	x := (*q)[last]
+	*q = (*q)[:last]
+	return x
+}
+
+// schedulerConfig is what an operator may choose.
+type schedulerConfig struct {
+	Catchup        time.Duration // how old a missed tick may be that still runs
+	ExecutionsKept int           // newest finished executions of a job that are kept
+	Timezone       string        // of a new cluster
+}
+
+// scheduler is the leader's side of a server. Its writing methods may be
+// called by anybody at any time and answer errNotLeader where it does not lead.
+type scheduler struct {
+	cfg     schedulerConfig
+	store   *store
+	log     *slog.Logger
+	propose func(context.Context, *command) (applied, error)
+	nodes   func() []node                                 // alive, in the order of their names
+	start   func(node string, d dispatch) error           // hands a node its orders
+	ask     func(node string, q question) (answer, error) // what became of executions
+
+	mu          sync.Mutex // guards what follows
+	term        uint64     // that it leads in; 0: it does not
+	number      uint64     // of the last dispatch or question of the term
+	since       int64      // from when on it has led and been awake
+	queue       dueQueue
+	lastPending int64 // id of the newest pending row in queue
+	quiet       bool  // starts nothing any more
+	zone        string
+	poke        chan struct{} // something earlier is due; holds one
+}
+
+func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
+	return &scheduler{cfg: cfg, store: s, log: log, zone: cfg.Timezone, poke: make(chan struct{}, 1)}
+}
+
+// lead does the leader's work for one term, until ctx ends. The caller has
+// applied the term's first entry, so that the store is as the last leader left it.
+func (s *scheduler) lead(ctx context.Context, term uint64) error {
+	if err := s.takeOffice(ctx, term); err != nil {
+		return err
+	}
+	defer s.leaveOffice()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.settleDoubts(ctx) })
+	g.Go(func() error { return s.fireLoop(ctx) })
+	g.Go(func() error { return s.trimLoop(ctx) })
+	return g.Wait()
+}
+
+// takeOffice makes the leader's memory from the store.
+func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
+	s.mu.Lock()
+	s.term, s.number, s.since, s.queue, s.lastPending = term, 0, time.Now().UnixNano(), nil, 0
+	s.mu.Unlock()
+	m, err := s.store.meta()
+	if err != nil {
+		return err
+	}
+	if m.ClusterID == "" {
+		if m, err = s.found(ctx); err != nil {
+			return err
+		}
+	}
+	// Writes of others may come in from here on; what they enqueue may also be
+	// found below, and an item that comes twice does no harm.
+	var armed dueQueue
+	if err := s.store.armed(func(job, next int64) { armed = append(armed, queueItem{at: next, id: job}) }); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.zone = m.Timezone
+	s.queue = append(s.queue, armed...)
+	heap.Init(&s.queue)
+	s.mu.Unlock()
+	if err := s.queuePending(); err != nil {
+		return err
+	}
+	return s.resetFuture(ctx)
+}
+
+// found makes a cluster of a server that has none.
+func (s *scheduler) found(ctx context.Context) (meta, error) {
+	_, err := s.propose(ctx, &command{Actor: actorScheduler, Now: time.Now().UnixNano(), Found: &founding{ID: crand.Text(), Timezone: s.cfg.Timezone}})
+	if err != nil {
+		return meta{}, err
+	}
+	return s.store.meta()
+}
+
+// stopFiring lets nothing start any more, although the leader stays in office:
+// the server is about to stop, and what runs must still be recorded.
+func (s *scheduler) stopFiring() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.quiet = true
+	s.queue = nil
+}
+
+func (s *scheduler) leaveOffice() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.term, s.queue = 0, nil
+}
+
+// enqueue has the leader look at something at a time.
+func (s *scheduler) enqueue(items ...queueItem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.term == 0 || s.quiet {
+		return
+	}
+	for _, item := range items {
+		if item.at == never {
+			continue
+		}
+		heap.Push(&s.queue, item)
+		if s.queue[0] == item {
+			select {
+			case s.poke <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// queuePending enqueues the pending rows that came since the last call.
+func (s *scheduler) queuePending() error {
+	s.mu.Lock()
+	after := s.lastPending
+	s.mu.Unlock()
+	rows, err := s.store.pending(after)
+	if err != nil || len(rows) == 0 {
+		return err
+	}
+	items := make([]queueItem, len(rows))
+	for i, p := range rows {
+		items[i] = queueItem{at: p.Due, id: p.ID, pending: true}
+	}
+	s.mu.Lock()
+	s.lastPending = max(s.lastPending, rows[len(rows)-1].ID)
+	s.mu.Unlock()
+	s.enqueue(items...)
+	return nil
+}
+
+// moment returns what the leader knows now.
+func (s *scheduler) moment() moment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return moment{now: time.Now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, zone: s.zone, nodes: s.nodes(), rnd: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
+}
+
+// fireLoop waits for the earliest item and fires all that are due. It looks at
+// the clock each tickSlack: a gap is time in which nobody fired.
+func (s *scheduler) fireLoop(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		slept := time.Now()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.poke:
+		case <-timer.C:
+		}
+		s.noticeGap(slept, time.Now())
+		wait, err := s.fireDue(ctx)
+		if err != nil {
+			return err
+		}
+		timer.Reset(wait)
+	}
+}
+
+// noticeGap starts the leader's time in office anew if it slept for longer
+// than it meant to, by the monotonic or by the wall clock, whichever went on:
+// a suspended machine stops the first, a stopped process neither.
+func (s *scheduler) noticeGap(slept, woke time.Time) {
+	gap := max(woke.Sub(slept), woke.Round(0).Sub(slept.Round(0)))
+	if gap < 2*tickSlack {
+		return
+	}
+	s.mu.Lock()
+	s.since = woke.UnixNano()
+	s.mu.Unlock()
+	s.log.Warn("the leader was not awake; ticks that fell due meanwhile are caught up", "gap", gap)
+}
+
+// fireDue decides and starts all that is due, and returns how long nothing
+// more is.
+func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
+	m := s.moment()
+	jobs, pending, wait := s.popDue(m.now)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(decidesMax)
+	for ids := range slices.Chunk(jobs, ticksMax) {
+		g.Go(func() error { return s.fireTicks(ctx, m, ids) })
+	}
+	for ids := range slices.Chunk(pending, ticksMax) {
+		g.Go(func() error { return s.firePending(ctx, m, ids) })
+	}
+	return wait, g.Wait()
+}
+
+// popDue takes what is due at now out of the queue: each id once. wait is how
+// long nothing else is, at most tickSlack.
+func (s *scheduler) popDue(now int64) (jobs, pending []int64, wait time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := map[queueItem]bool{}
+	for len(s.queue) > 0 && s.queue[0].at <= now {
+		item := heap.Pop(&s.queue).(queueItem)
+		item.at = 0
+		if seen[item] {
+			continue
+		}
+		seen[item] = true
+		if item.pending {
+			pending = append(pending, item.id)
+		} else {
+			jobs = append(jobs, item.id)
+		}
+	}
+	wait = tickSlack
+	if len(s.queue) > 0 {
+		wait = min(wait, time.Until(timeOf(s.queue[0].at)))
+	}
+	return jobs, pending, wait
+}
+
+// fireTicks decides the due ticks of jobs, in as many commands as it takes,
+// and starts what was accepted.
+func (s *scheduler) fireTicks(ctx context.Context, m moment, ids []int64) error {
+	rows, err := s.store.jobsByID(ids)
+	if err != nil {
+		return err
+	}
+	var list []decision
+	for _, r := range rows {
+		ds, err := s.planJob(m, r)
+		if err != nil {
+			return err
+		}
+		if len(list)+len(ds) > ticksMax {
+			if err := s.decide(ctx, m, rows, list); err != nil {
+				return err
+			}
+			list = nil
+		}
+		list = append(list, ds...)
+	}
+	return s.decide(ctx, m, rows, list)
+}
+
+// planJob plans a job that is due, or finds that it is not: its item was
+// stale.
+func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
+	if r.next == never || r.next > m.now || r.Disabled || r.ParentJob != "" {
+		return nil, nil
+	}
+	overlap := ""
+	if r.Concurrency == concurrencyForbid && r.open > 0 {
+		e, ok, err := s.store.openExecution(r.version.ID)
+		if err != nil {
+			return nil, err
+		}
+		overlap = "a retry of an earlier run is pending"
+		if ok {
+			overlap = "overlap with " + executionName(e.ID, e.Node)
+		}
+	}
+	ds, err := m.plan(r, overlap)
+	if err == nil && len(ds) == 0 {
+		s.enqueue(queueItem{at: m.now + int64(tickSlack), id: r.version.ID})
+	}
+	return ds, err
+}
+
+// decide proposes decisions and dispatches what came of them.
+func (s *scheduler) decide(ctx context.Context, m moment, rows []*jobRow, list []decision) error {
+	if len(list) == 0 {
+		return nil
+	}
+	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Decide: list})
+	orders := map[string][]order{}
+	byID := jobsByKey(rows)
+	for i, d := range list {
+		// One that was not accepted finds the job changed, or was not
+		// committed for now: look again. If it was committed after all, the
+		// tick is not due any more when it is looked at.
+		at := m.now + int64(tickSlack)
+		if err == nil {
+			s.addOrders(orders, byID[d.Job], d.Targets, res.Started[i], order{Attempt: 1, ScheduledAt: d.Due})
+			if at = d.Next; !res.Accepted[i] {
+				at = m.now
+			}
+		}
+		s.enqueue(queueItem{at: at, id: d.Job})
+	}
+	s.dispatch(orders)
+	return s.excuse(ctx, err)
+}
+
+// jobsByKey returns the rows by the ids of the jobs.
+func jobsByKey(rows []*jobRow) map[int64]*jobRow {
+	m := make(map[int64]*jobRow, len(rows))
+	for _, r := range rows {
+		m[r.version.ID] = r
+	}
+	return m
+}
+
+// excuse returns nil for errors of a proposal after which the leader goes on,
+// or another one takes over.
+func (s *scheduler) excuse(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, errNotLeader) || errors.Is(err, errBusy) {
+		return nil
+	}
+	return err
+}
+
+// addOrders adds what the targets of a job's run are told. started are the
+// executions that apply made, in the order of targets.
+func (s *scheduler) addOrders(orders map[string][]order, r *jobRow, targets []target, started []int64, o order) {
+	if len(started) == 0 {
+		return
+	}
+	j, err := r.definition()
+	if err != nil {
+		s.log.Error("cannot read a job; its run stays in doubt", "job", r.Name, "err", err)
+		return
+	}
+	o.Job, o.Executor, o.Config, o.Processors = j.Name, j.Executor, j.ExecutorConfig, j.Processors
+	if o.Group == 0 {
+		o.Group = started[0]
+	}
+	for i, id := range started {
+		o.Execution = id
+		node := targets[i].Node
+		orders[node] = append(orders[node], o)
+	}
+}
+
+// dispatch hands the nodes their orders. One that cannot be reached leaves its
+// executions in doubt.
+func (s *scheduler) dispatch(orders map[string][]order) {
+	for _, name := range sortedKeys(orders) {
+		d := dispatch{Orders: orders[name]}
+		d.Term, d.Number = s.nextNumber()
+		for _, n := range s.nodes() {
+			if n.Name == name {
+				d.Incarnation = n.Incarnation
+			}
+		}
+		if err := s.start(name, d); err != nil {
+			s.log.Warn("a node did not take its orders", "node", name, "orders", len(d.Orders), "err", err)
+		}
+	}
+}
+
+// nextNumber returns the term and a number larger than all before in it.
+func (s *scheduler) nextNumber() (term, number uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.number++
+	return s.term, s.number
+}
+
+// firePending decides what becomes of pending rows and starts what was
+// accepted.
+func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) error {
+	rows, err := s.store.pendingByID(ids)
+	if err != nil {
+		return err
+	}
+	jobIDs := make([]int64, len(rows))
+	for i, p := range rows {
+		jobIDs[i] = p.JobID
+	}
+	jobs, err := s.store.jobsByID(jobIDs)
+	if err != nil {
+		return err
+	}
+	byID := jobsByKey(jobs)
+	var list []runDecision
+	var decided []pendingRow
+	for _, p := range rows {
+		if byID[p.JobID] == nil {
+			continue // the job was deleted, and its pending rows with it
+		}
+		d, err := m.planPending(p, byID[p.JobID])
+		if err != nil {
+			return err
+		}
+		if len(d.Targets) == 0 && d.Outcome == "" {
+			s.enqueue(queueItem{at: m.now + int64(tickSlack), id: p.ID, pending: true})
+			continue
+		}
+		list, decided = append(list, d), append(decided, p)
+	}
+	return s.runPending(ctx, m, byID, decided, list)
+}
+
+// runPending proposes what becomes of pending rows, and dispatches what came
+// of it.
+func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jobRow, rows []pendingRow, list []runDecision) error {
+	if len(list) == 0 {
+		return nil
+	}
+	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Run: list})
+	orders := map[string][]order{}
+	for i, p := range rows {
+		if err == nil && res.Accepted[i] {
+			s.addOrders(orders, jobs[p.JobID], list[i].Targets, res.Started[i], order{Group: p.Group, Attempt: p.Attempt, ScheduledAt: p.Asked})
+			continue
+		}
+		s.enqueue(queueItem{at: m.now + int64(tickSlack), id: p.ID, pending: true})
+	}
+	s.dispatch(orders)
+	return s.excuse(ctx, err)
+}
+
+// planPending says what becomes of a pending row: a retry goes to its node, a
+// child to the nodes that its tags choose. A decision without targets and
+// outcome means: not now, ask again.
+func (m moment) planPending(p pendingRow, r *jobRow) (runDecision, error) {
+	d := runDecision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
+	if r.Disabled {
+		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
+		return d, nil
+	}
+	if p.Cause == causeRetry {
+		for _, n := range m.nodes {
+			if n.Name == p.Node {
+				d.Targets = []target{{n.Name, n.Incarnation}}
+			}
+		}
+		return d, nil
+	}
+	j, err := r.definition()
+	if err != nil {
+		return d, err
+	}
+	d.Targets = chooseNodes(j.Tags, m.nodes, m.rnd)
+	if len(d.Targets) == 0 && m.settled() {
+		d.Outcome, d.Reason = outcomeSkipped, noNodeReason
+	}
+	return d, nil
+}
+
+// settleDoubts asks the nodes about executions that the leader knows of from
+// the store only, until each is known to run or has ended: those that it found
+// when it took office, and those whose orders were not taken.
+func (s *scheduler) settleDoubts(ctx context.Context) error {
+	doubts, err := s.store.unfinishedExecutions()
+	if err != nil {
+		return err
+	}
+	for len(doubts) > 0 {
+		if doubts, err = s.askNodes(ctx, doubts); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(doubtPause):
+		}
+	}
+	return nil
+}
+
+// askNodes asks once and returns what is still in doubt.
+func (s *scheduler) askNodes(ctx context.Context, doubts []executionRow) (left []executionRow, err error) {
+	byNode := map[string][]executionRow{}
+	for _, e := range doubts {
+		byNode[e.Node] = append(byNode[e.Node], e)
+	}
+	for _, name := range sortedKeys(byNode) {
+		q := question{}
+		for _, e := range byNode[name] {
+			q.Executions = append(q.Executions, e.ID)
+		}
+		q.Term, q.Number = s.nextNumber()
+		a, err := s.ask(name, q)
+		if err != nil {
+			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(q.Executions), "err", err)
+			left = append(left, byNode[name]...)
+			continue
+		}
+		if _, err := s.report(ctx, a.Held); err != nil {
+			return nil, s.excuse(ctx, err)
+		}
+		var gone []closing
+		for _, e := range byNode[name] {
+			if c, ok := resolve(e, a); ok {
+				gone = append(gone, c)
+			}
+		}
+		if err := s.closeAll(ctx, gone); err != nil {
+			return nil, err
+		}
+	}
+	return left, nil
+}
+
+// resolve says what a node's answer means for an execution that was given to
+// it: nothing if the node runs it or holds its result, else the end of it. A
+// process that is gone may have begun it, so it is not started again; that is
+// for the retries to do.
+func resolve(e executionRow, a answer) (c closing, ok bool) {
+	if slices.Contains(a.Running, e.ID) || slices.ContainsFunc(a.Held, func(r result) bool { return r.Execution == e.ID }) {
+		return closing{}, false
+	}
+	return closing{
+		Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeInterrupted,
+		Why: fmt.Sprintf("interrupted: the belfry process on %s that it was given to has ended\n", e.Node),
+	}, true
+}
+
+// closeAll ends executions that no node will report.
+func (s *scheduler) closeAll(ctx context.Context, list []closing) error {
+	for part := range slices.Chunk(list, ticksMax) {
+		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: time.Now().UnixNano(), Close: part}); err != nil {
+			return s.excuse(ctx, err)
+		}
+		if err := s.queuePending(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// report records final reports of a node. It returns the executions whose
+// reports the node may forget: all of them, once they are committed.
+func (s *scheduler) report(ctx context.Context, results []result) (taken []int64, err error) {
+	if len(results) == 0 {
+		return nil, nil
+	}
+	c := &command{Actor: actorScheduler, Now: time.Now().UnixNano()}
+	for _, r := range results {
+		taken = append(taken, r.Execution)
+		c.Done = append(c.Done, report{Execution: r.Execution, Started: r.Started, Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, output: r.Output})
+	}
+	if _, err := s.propose(ctx, c); err != nil {
+		return nil, err
+	}
+	return taken, s.queuePending()
+}
+
+// trimLoop drops what need not be kept, a slice at a time, and requests that
+// nobody will repeat any more.
+func (s *scheduler) trimLoop(ctx context.Context) error {
+	ticker := time.NewTicker(trimPause)
+	defer ticker.Stop()
+	var marks []requestMark
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		var err error
+		if marks, err = s.trim(ctx, marks); err != nil {
+			return s.excuse(ctx, err)
+		}
+	}
+}
+
+// requestMark says that the log had reached an index at a time that the
+// leader itself has known since: only then is ten minutes ten minutes.
+type requestMark struct {
+	seen  time.Time
+	index uint64
+}
+
+// trim proposes what there is to trim, until there is no more than a slice.
+func (s *scheduler) trim(ctx context.Context, marks []requestMark) ([]requestMark, error) {
+	now := time.Now()
+	m, err := s.store.meta()
+	if err != nil {
+		return marks, err
+	}
+	if len(marks) == 0 || now.Sub(marks[len(marks)-1].seen) > requestsKept/10 {
+		marks = append(marks, requestMark{now, m.AppliedIndex})
+	}
+	for ctx.Err() == nil {
+		t, ok, err := s.store.trimmable(s.cfg.ExecutionsKept, now.UnixNano()/nanosPerDay-daysKept)
+		if err != nil {
+			return marks, err
+		}
+		if len(marks) > 1 && now.Sub(marks[1].seen) > requestsKept {
+			t.Requests, marks = int64(marks[1].index), marks[1:]
+			ok = true
+		}
+		if !ok {
+			break
+		}
+		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: now.UnixNano(), Trim: &t}); err != nil {
+			return marks, err
+		}
+	}
+	return marks, nil
+}
+
+// resetFuture takes jobs back to the present that a clock ahead of its time
+// has carried away.
+func (s *scheduler) resetFuture(ctx context.Context) error {
+	m := s.moment()
+	ids, err := s.store.firedAfter(m.now + int64(futureMax))
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	rows, err := s.store.jobsByID(ids)
+	if err != nil {
+		return err
+	}
+	var list []reset
+	for _, r := range rows {
+		j, err := r.definition()
+		if err != nil {
+			return err
+		}
+		list = append(list, reset{Job: r.version.ID, Rev: r.version.Rev, Fired: r.fired, Next: j.firstTick(m.zone, m.now, 0),
+			Reason: fmt.Sprintf("ticks up to %s had been decided by a clock ahead of its time; the schedule goes on from now", timeOf(r.fired).Format(time.RFC3339))})
+	}
+	if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Reset: list}); err != nil {
+		return err
+	}
+	for _, r := range list {
+		s.enqueue(queueItem{at: r.Next, id: r.Job})
+	}
+	return nil
+}
+
+// Who caused a command.
+const (
+	actorScheduler = "scheduler"
+	actorAnonymous = "anonymous"
+)
+
+// A request is a write that somebody asked for.
+type request struct {
+	Actor string
+	ID    string               // never empty; repeating it does nothing again
+	Keep  func(*jobRow) string // what a repetition is answered, of the job as it will be; nil: nothing is kept
+}
+
+// attempt computes a command from the present and proposes it, again and again
+// while the job changes under it or a tick of it is being decided.
+func (s *scheduler) attempt(ctx context.Context, compute func(now int64) (*command, error)) (res applied, err error) {
+	for range writeTries {
+		c, err := compute(time.Now().UnixNano())
+		if err != nil {
+			return applied{}, err
+		}
+		if res, err = s.propose(ctx, c); err != nil {
+			return applied{}, err
+		}
+		if res.Err != errConflict && res.Err != errUndecided {
+			return res, res.Err
+		}
+		select {
+		case <-ctx.Done():
+			return applied{}, ctx.Err()
+		case <-time.After(writePause):
+		}
+	}
+	return res, res.Err
+}
+
+// put stores a job, new or not, and returns it as it is then. Counters and
+// status stay, and so does the next tick unless what decides it has changed.
+func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied, error) {
+	if err := j.validate(s.timezone()); err != nil {
+		return nil, applied{}, badInput{err}
+	}
+	var row *jobRow
+	res, err := s.attempt(ctx, func(now int64) (*command, error) {
+		base, err := s.store.job(j.Name)
+		if errors.Is(err, errNoJob) {
+			base, err = &jobRow{DependentJobs: json.RawMessage("null")}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		p := jobPut{Base: base.version, Job: j, Keep: sameTicks(base, &j), Next: base.next}
+		if !p.Keep {
+			p.Next = j.firstTick(s.timezone(), now, base.fired)
+		}
+		row = base.with(&j, p.Next)
+		c := &command{Actor: r.Actor, Now: now, Request: r.ID, Put: []jobPut{p}}
+		if r.Keep != nil {
+			c.Answer = r.Keep(row)
+		}
+		return c, nil
+	})
+	if err != nil {
+		return nil, applied{}, err
+	}
+	if !res.Repeated && j.armed() {
+		s.enqueue(queueItem{at: row.next, id: res.Jobs[0]})
+	}
+	return row, res, nil
+}
+
+// sameTicks reports whether j falls due when the stored job does.
+func sameTicks(r *jobRow, j *job) bool {
+	return r.version != jobVersion{} && r.Schedule == j.Schedule && r.Timezone == j.Timezone && r.Disabled == j.Disabled &&
+		r.ParentJob == j.ParentJob && r.StartsAt == j.StartsAt && r.ExpiresAt == j.ExpiresAt
+}
+
+// with returns the row as it is when j is stored over it.
+func (r jobRow) with(j *job, next int64) *jobRow {
+	r.ID, r.Name, r.DisplayName, r.Schedule, r.Timezone, r.Owner, r.OwnerEmail = j.Name, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail
+	r.Disabled, r.Retries, r.ParentJob, r.Concurrency, r.Executor = j.Disabled, int64(j.Retries), j.ParentJob, j.Concurrency, j.Executor
+	r.Ephemeral, r.StartsAt, r.ExpiresAt, r.next, r.Next = j.Ephemeral, j.StartsAt, j.ExpiresAt, next, timeOf(next)
+	r.Tags, r.Metadata, r.ExecutorConfig, r.Processors = rawJSON(jsonMap(j.Tags)), rawJSON(jsonMap(j.Metadata)), rawJSON(jsonMap(j.ExecutorConfig)), rawJSON(processorsJSON(j.Processors))
+	return &r
+}
+
+// timezone returns the cluster's.
+func (s *scheduler) timezone() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.zone
+}
+
+// badInput is an error of whoever sent a definition.
+type badInput struct{ error }
+
+// toggle turns disabled over and returns the job as it is then.
+func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow, applied, error) {
+	var row *jobRow
+	res, err := s.attempt(ctx, func(now int64) (*command, error) {
+		base, err := s.store.job(name)
+		if err != nil {
+			return nil, err
+		}
+		j, err := base.definition()
+		if err != nil {
+			return nil, err
+		}
+		j.Disabled = !j.Disabled
+		next := j.firstTick(s.timezone(), now, base.fired)
+		row = base.with(&j, next)
+		c := &command{Actor: r.Actor, Now: now, Request: r.ID, Put: []jobPut{{Base: base.version, Job: j, Next: next}}}
+		if r.Keep != nil {
+			c.Answer = r.Keep(row)
+		}
+		return c, nil
+	})
+	if err != nil {
+		return nil, applied{}, err
+	}
+	if !res.Repeated && !row.Disabled && row.ParentJob == "" {
+		s.enqueue(queueItem{at: row.next, id: res.Jobs[0]})
+	}
+	return row, res, nil
+}
+
+// delete removes a job and returns it as it was.
+func (s *scheduler) delete(ctx context.Context, r request, name string) (*jobRow, applied, error) {
+	var row *jobRow
+	res, err := s.attempt(ctx, func(now int64) (c *command, err error) {
+		if row, err = s.store.job(name); err != nil {
+			return nil, err
+		}
+		c = &command{Actor: r.Actor, Now: now, Request: r.ID, Delete: &row.version}
+		if r.Keep != nil {
+			c.Answer = r.Keep(row)
+		}
+		return c, nil
+	})
+	return row, res, err
+}
+
+// runNow starts a job by hand and returns it as it was before. res.Refused
+// says why nothing was started; else res.Started holds the executions.
+func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jobRow, res applied, err error) {
+	var d runDecision
+	var asked int64
+	res, err = s.attempt(ctx, func(now int64) (c *command, err error) {
+		asked = now
+		if row, err = s.store.job(name); err != nil {
+			return nil, err
+		}
+		if row.Disabled {
+			return nil, errJobDisabled
+		}
+		j, err := row.definition()
+		if err != nil {
+			return nil, err
+		}
+		m := s.moment()
+		d = runDecision{Job: row.version.ID, Rev: row.version.Rev, Targets: chooseNodes(j.Tags, m.nodes, m.rnd)}
+		if len(d.Targets) == 0 {
+			return nil, errNoNode
+		}
+		c = &command{Actor: r.Actor, Now: now, Request: r.ID, Run: []runDecision{d}}
+		if r.Keep != nil {
+			c.Answer = r.Keep(row)
+		}
+		return c, nil
+	})
+	if err != nil || res.Repeated || res.Refused != "" {
+		return row, res, err
+	}
+	orders := map[string][]order{}
+	s.addOrders(orders, row, d.Targets, res.Started[0], order{Attempt: 1, ScheduledAt: asked})
+	s.dispatch(orders)
+	return row, res, nil
+}
+
+// errNoNode refuses a run by hand that could go nowhere.
+const errNoNode = refusal("no live node has the tags that the job asks for; change its tags, or start such a node")
+
+// Limits of schedules.
+const (
+	// scheduleYears is how far ahead six fields are searched: to the end of the fifth year after the one asked
+	// about, as upstream. A schedule without a tick by then (31 June) is taken to have none.
+	scheduleYears = 5
+
+	// scheduleBytesMax bounds the text of a schedule. All values of all six fields, listed one by one, take 540.
+	scheduleBytesMax = 1024
+
+	// calendarsMax bounds the cache of parsed fields: 5 MB in ordinary use, 40 MB at worst. More different
+	// schedules than that work too, but are parsed again and again, in 30 µs each.
+	calendarsMax = 16384
+)
+
+const oneDay = 24 * time.Hour
+
+// A schedule says when a job is due: its ticks. The text is upstream's dialect: six fields (second, minute, hour,
+// day of month, month, day of week) or a descriptor, read on the wall clock of a zone. A wall time that a change of
+// offset leaves out has no tick; one that it repeats has two.
+//
+// A schedule is immutable and comparable; equal six fields in equal zones share one calendar. At most one of its
+// parts is set. The zero value (@manually) has no ticks.
+//
+// Differs: upstream loses or repeats ticks where a zone moves by half an hour or at midnight, and reads descriptors
+// in its own zone instead of the job's.
+type schedule struct {
+	calendar *calendar // of six fields
+	seconds  int64     // of @every: the period
+	at       time.Time // of @at: the only tick, in UTC
+}
+
+// descriptors are names for six fields.
+var descriptors = map[string]string{
+	"@yearly":   "0 0 0 1 1 *",
+	"@annually": "0 0 0 1 1 *",
+	"@monthly":  "0 0 0 1 * *",
+	"@weekly":   "0 0 0 * * 0",
+	"@daily":    "0 0 0 * * *",
+	"@midnight": "0 0 0 * * *",
+	"@hourly":   "0 0 * * * *",
+	"@minutely": "0 * * * * *",
+}
+
+// parseSchedule reads spec for the job called name, which decides what a `~` stands for. A CRON_TZ= or TZ= in front
+// of spec overrides zone, an IANA name. An error says in one clause what is wrong, in which field, and what would be
+// right; it is fit to follow "schedule: ".
+func parseSchedule(spec, zone, name string) (schedule, error) {
+	if len(spec) > scheduleBytesMax {
+		return schedule{}, fmt.Errorf("%d bytes long, want at most %d", len(spec), scheduleBytesMax)
+	}
+	spec, zone, err := cutZone(spec, zone)
+	if err != nil {
+		return schedule{}, err
+	}
+	loc, err := loadZone(zone)
+	if err != nil {
+		return schedule{}, err
+	}
+	switch kind, text, _ := strings.Cut(spec, " "); {
+	case spec == "@manually":
+		return schedule{}, nil
+	case kind == "@every":
+		return parseEvery(text)
+	case kind == "@at":
+		return parseAt(text)
+	case strings.HasPrefix(spec, "@"):
+		fields, ok := descriptors[spec]
+		if !ok {
+			return schedule{}, fmt.Errorf("unknown descriptor %q, want @yearly, @annually, @monthly, @weekly, @daily, "+
+				"@midnight, @hourly, @minutely, @manually, @every <duration> or @at <time>", spec)
+		}
+		spec = fields
+	}
+	c, err := parseCalendar(spec, loc, name)
+	return schedule{calendar: c}, err
+}
+
+// cutZone returns spec without the zone in front of it, and that zone, or else the given one. An empty zone in front
+// is UTC, and none may stand in front of @at, as upstream.
+func cutZone(spec, zone string) (rest, ownZone string, err error) {
+	prefixed, ok := strings.CutPrefix(strings.TrimPrefix(spec, "CRON_"), "TZ=")
+	if !ok {
+		return spec, zone, nil
+	}
+	ownZone, rest, _ = strings.Cut(prefixed, " ")
+	rest = strings.TrimSpace(rest)
+	switch {
+	case rest == "":
+		return "", "", fmt.Errorf("nothing behind the zone in %q, want six fields or a descriptor", spec)
+	case strings.HasPrefix(rest, "@at"):
+		return "", "", fmt.Errorf("a zone in front of @at in %q, want it in the time itself", spec)
+	}
+	return rest, cmp.Or(ownZone, "UTC"), nil
+}
+
+// zones holds the zones loaded so far, a *time.Location by name. Only names of the database get in.
+var zones sync.Map
+
+// loadZone returns the zone of an IANA name. It refuses "Local", which is another zone on every node, and other than
+// the plainest spelling of a name, of which a file system accepts any number.
+func loadZone(name string) (*time.Location, error) {
+	if loc, ok := zones.Load(name); ok {
+		return loc.(*time.Location), nil
+	}
+	loc, err := time.LoadLocation(name)
+	if err != nil || name == "Local" || path.Clean(name) != name {
+		return nil, fmt.Errorf("unknown time zone %q, want an IANA name such as \"Europe/Berlin\"", name)
+	}
+	shared, _ := zones.LoadOrStore(name, loc)
+	return shared.(*time.Location), nil
+}
+
+// parseEvery cuts the period to whole seconds and raises it to one, whatever its sign, as upstream.
+func parseEvery(text string) (schedule, error) {
+	period, err := time.ParseDuration(text)
+	if err != nil {
+		return schedule{}, fmt.Errorf("@every %q is no duration, want one such as 1h30m", text)
+	}
+	return schedule{seconds: max(1, int64(period/time.Second))}, nil
+}
+
+func parseAt(text string) (schedule, error) {
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return schedule{}, fmt.Errorf("@at %q is no time, want one such as 2030-01-31T12:00:00Z", text)
+	}
+	return schedule{at: at.UTC()}, nil
+}
+
+// next returns the first tick after a time, in UTC, or the zero time if there is none. The ticks of @every have no
+// other anchor than after, which is cut to a whole second: a caller that passes the last tick keeps the phase.
+func (s schedule) next(after time.Time) time.Time {
+	switch {
+	case s.calendar != nil:
+		return s.calendar.next(after)
+	case s.seconds > 0:
+		return time.Unix(after.Unix()+s.seconds, 0).UTC()
+	case s.at.After(after):
+		return s.at
+	}
+	return time.Time{}
+}
+
+// once reports whether the schedule has a single tick.
+func (s schedule) once() bool { return !s.at.IsZero() }
+
+// first returns the first tick of a job that is put at now and whose window opens at start; the zero start is always
+// open. The tick lies after now and not before start. An @every whose window is yet to open begins with its opening.
+func (s schedule) first(now, start time.Time) time.Time {
+	if !start.After(now) {
+		return s.next(now)
+	}
+	justBefore := start.Add(-1)
+	if s.seconds > 0 {
+		return secondAfter(justBefore)
+	}
+	return s.next(justBefore)
+}
+
+// secondAfter returns the first whole second after t, in UTC.
+func secondAfter(t time.Time) time.Time {
+	return time.Unix(t.Unix()+1, 0).UTC()
+}
+
+// count returns the number of ticks after from up to and including to, and the last of them, the zero time if there
+// are none. Ticks of @every count from from, which has to be one. It takes a step a day, not a step a tick.
+func (s schedule) count(from, to time.Time) (n int64, last time.Time) {
+	switch {
+	case !to.After(from):
+		return 0, time.Time{}
+	case s.calendar != nil:
+		return s.calendar.count(from, to)
+	case s.seconds > 0:
+		if n = (to.Unix() - from.Unix()) / s.seconds; n > 0 {
+			last = time.Unix(from.Unix()+n*s.seconds, 0).UTC()
+		}
+		return n, last
+	case s.at.After(from) && !s.at.After(to):
+		return 1, s.at
+	}
+	return 0, time.Time{}
+}
+
+// The fields of a calendar, in the order of their text.
+const (
+	secondField = iota
+	minuteField
+	hourField
+	dayField
+	monthField
+	weekdayField
+	fieldCount
+)
+
+// A calendarField describes what one of the six fields may say.
+type calendarField struct {
+	name     string
+	min, max int
+	hashed   int      // how many values, from min, a `~` chooses from: days stop at 28, which every month has
+	words    []string // names of the values from min on
+}
+
+var calendarFields = [fieldCount]calendarField{
+	{name: "second", min: 0, max: 59, hashed: 60},
+	{name: "minute", min: 0, max: 59, hashed: 60},
+	{name: "hour", min: 0, max: 23, hashed: 24},
+	{name: "day of month", min: 1, max: 31, hashed: 28},
+	{name: "month", min: 1, max: 12, hashed: 12,
+		words: []string{"jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"}},
+	{name: "day of week", min: 0, max: 6, hashed: 7,
+		words: []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}},
+}
+
+// A calendar is six parsed fields in their zone. It is immutable.
+type calendar struct {
+	zone      *time.Location
+	values    [fieldCount]valueSet // none is empty
+	eitherDay bool                 // neither day field has a star: a day has to match one of them, not both
+}
+
+// calendarKey is what a calendar is parsed from, each `~` already replaced.
+type calendarKey struct {
+	zone *time.Location
+	text [fieldCount]string
+}
+
+// calendars holds the calendars parsed so far, so that jobs with the same schedule share one; to that end mu is held
+// while one is parsed. When it is full it is emptied: what is in use lives on with its jobs.
+var calendars = struct {
+	mu    sync.Mutex
+	byKey map[calendarKey]*calendar // guarded by mu
+}{byKey: map[calendarKey]*calendar{}}
+
+func parseCalendar(spec string, zone *time.Location, name string) (*calendar, error) {
+	texts := strings.Fields(spec)
+	if len(texts) != fieldCount {
+		return nil, fmt.Errorf("%d fields in %q, want six: second, minute, hour, day of month, month, day of week",
+			len(texts), spec)
+	}
+	key := calendarKey{zone: zone}
+	for i, f := range calendarFields {
+		key.text[i] = strings.ReplaceAll(texts[i], "~", strconv.Itoa(f.hash(name)))
+	}
+	calendars.mu.Lock()
+	defer calendars.mu.Unlock()
+	if c, ok := calendars.byKey[key]; ok {
+		return c, nil
+	}
+	c, err := newCalendar(key)
+	if err != nil {
+		return nil, err
+	}
+	if len(calendars.byKey) == calendarsMax {
+		clear(calendars.byKey)
+	}
+	calendars.byKey[key] = c
+	return c, nil
+}
+
+// hash returns the value of `~` for a job, the same on every node and in every release, and upstream.
+func (f calendarField) hash(name string) int {
+	sum := 0
+	for _, r := range name {
+		sum += int(r)
+	}
+	return f.min + sum%f.hashed
+}
+
+func newCalendar(key calendarKey) (*calendar, error) {
+	c := &calendar{zone: key.zone}
+	var stars [fieldCount]bool
+	for i, text := range key.text {
+		segment, star, err := calendarFields[i].parse(text)
+		if err != nil {
+			return nil, err
+		}
+		if c.values[i], err = matchingValues(segment, i); err != nil {
+			return nil, err
+		}
+		stars[i] = star
+	}
+	c.eitherDay = !stars[dayField] && !stars[weekdayField]
+	return c, nil
+}
+
+// parse returns the field's list in the one form that gronx is asked about, and whether a star is in it. It is
+// stricter than gronx, which has L, W, # and 7 for Sunday, and does not look behind the first item that matches.
+// Items of a list may be empty, as upstream. Differs: not all of them.
+func (f calendarField) parse(text string) (segment string, star bool, err error) {
+	var items []string
+	for item := range strings.SplitSeq(text, ",") {
+		if item == "" {
+			continue
+		}
+		canonical, itemStar, err := f.parseItem(item)
+		if err != nil {
+			return "", false, fmt.Errorf("%s %q: %w", f.name, item, err)
+		}
+		items = append(items, canonical)
+		star = star || itemStar
+	}
+	if len(items) == 0 {
+		return "", false, fmt.Errorf("%s %q: no value in the list, want %s", f.name, text, f.allowed())
+	}
+	return strings.Join(items, ","), star, nil
+}
+
+// parseItem reads one item: a span of values, with or without /step. A star with a step is no star, unless the step
+// is 1. The item is returned as low-high/step, in numbers.
+func (f calendarField) parseItem(item string) (canonical string, star bool, err error) {
+	span, stepText, stepped := strings.Cut(item, "/")
+	low, high, star, err := f.parseSpan(span, stepped)
+	if err != nil {
+		return "", false, err
+	}
+	step := 1
+	if stepped {
+		if step, err = strconv.Atoi(stepText); err != nil || step < 1 {
+			return "", false, fmt.Errorf("%q is no step, want a whole number of at least 1", stepText)
+		}
+	}
+	return fmt.Sprintf("%d-%d/%d", low, high, step), star && step == 1, nil
+}
+
+// parseSpan reads a value, low-high, or `*` or `?` for all values. A value that is open goes on to the field's end.
+// A star may have a value behind a hyphen, which means nothing, as upstream.
+func (f calendarField) parseSpan(span string, open bool) (low, high int, star bool, err error) {
+	lowText, highText, ranged := strings.Cut(span, "-")
+	if lowText == "*" || lowText == "?" {
+		if ranged {
+			_, err = f.value(highText)
+		}
+		return f.min, f.max, true, err
+	}
+	if low, err = f.value(lowText); err != nil {
+		return 0, 0, false, err
+	}
+	switch {
+	case ranged:
+		high, err = f.value(highText)
+	case open:
+		high = f.max
+	default:
+		high = low
+	}
+	if err == nil && high < low {
+		err = errors.New("the range runs backwards, want the lower value first")
+	}
+	return low, high, false, err
+}
+
+// value reads one value, a number or a name in upper or lower case.
+func (f calendarField) value(text string) (int, error) {
+	if i := slices.Index(f.words, strings.ToLower(text)); i >= 0 {
+		return f.min + i, nil
+	}
+	v, err := strconv.Atoi(text)
+	if err != nil || v < f.min || v > f.max {
+		return 0, fmt.Errorf("%q is not allowed, want %s", text, f.allowed())
+	}
+	return v, nil
+}
+
+// allowed says which values the field has.
+func (f calendarField) allowed() string {
+	if len(f.words) == 0 {
+		return fmt.Sprintf("%d to %d", f.min, f.max)
+	}
+	return fmt.Sprintf("%d to %d or %s to %s", f.min, f.max, f.words[0], f.words[len(f.words)-1])
+}
+
+// matchingValues asks gronx which values of a field its segment matches.
+func matchingValues(segment string, position int) (valueSet, error) {
+	var set valueSet
+	var checker gronx.SegmentChecker
+	f := calendarFields[position]
+	for v := f.min; v <= f.max; v++ {
+		checker.SetRef(instantOf(position, v))
+		due, err := checker.CheckDue(segment, position)
+		if err != nil {
+			return 0, fmt.Errorf("%s %q: %w", f.name, segment, err)
+		}
+		if due {
+			set |= 1 << v
+		}
+	}
+	return set, nil
+}
+
+// instantOf returns some time whose field at position has value v. January 2023 has 31 days and began on a Sunday.
+func instantOf(position, v int) time.Time {
+	at := [fieldCount]int{dayField: 1, monthField: 1}
+	at[position] = v
+	return time.Date(2023, time.Month(at[monthField]), at[dayField]+at[weekdayField],
+		at[hourField], at[minuteField], at[secondField], 0, time.UTC)
+}
+
+// next and count are those of a schedule.
+func (c *calendar) next(after time.Time) time.Time {
+	from := secondAfter(after)
+	limit := time.Date(from.Year()+scheduleYears+1, time.January, 1, 0, 0, 0, 0, time.UTC)
+	for part := range c.parts(from, limit) {
+		return part.midnight.Add(c.tick(part.first))
+	}
+	return time.Time{}
+}
+
+func (c *calendar) count(from, to time.Time) (n int64, last time.Time) {
+	for part := range c.parts(secondAfter(from), secondAfter(to)) {
+		n += int64(part.end - part.first)
+		last = part.midnight.Add(c.tick(part.end - 1))
+	}
+	return n, last
+}
+
+// A dayPart is one or more ticks of one day, from number first up to number end of that day. The day is counted as
+// if the offset of the part had held since its midnight.
+type dayPart struct {
+	midnight   time.Time // in UTC
+	first, end int
+}
+
+// parts yields the ticks from a time up to but excluding a limit, both whole seconds, in order. Every stretch of
+// constant offset is searched by itself, on the wall clock that this offset makes: thus a gap has no ticks and an
+// overlap has them twice.
+func (c *calendar) parts(from, limit time.Time) iter.Seq[dayPart] {
+	return func(yield func(dayPart) bool) {
+		for from.Before(limit) {
+			offset, end := stretch(from.In(c.zone), limit)
+			wallFrom, wallEnd := from.Add(offset), end.Add(offset)
+			for day := range c.days(wallFrom, wallEnd) {
+				part := dayPart{day.Add(-offset), c.ticksBefore(wallFrom.Sub(day)), c.ticksBefore(wallEnd.Sub(day))}
+				if part.first < part.end && !yield(part) {
+					return
+				}
+			}
+			from = end
+		}
+	}
+}
+
+// stretch returns the offset from UTC at t, in the zone of t, and a later time, at most limit, up to which it holds.
+func stretch(t, limit time.Time) (offset time.Duration, end time.Time) {
+	_, seconds := t.Zone()
+	_, end = t.ZoneBounds()
+	if !end.IsZero() && !end.After(t) {
+		// On the last UTC day of a leap year ZoneBounds may return the beginning of that day (golang/go#81583).
+		end = t.Truncate(oneDay).Add(oneDay)
+	}
+	if end.IsZero() || end.After(limit) {
+		end = limit
+	}
+	return time.Duration(seconds) * time.Second, end.UTC()
+}
+
+// days yields the midnights of the matching days that have a part in [from, limit). All are wall times set in UTC.
+func (c *calendar) days(from, limit time.Time) iter.Seq[time.Time] {
+	return func(yield func(time.Time) bool) {
+		for day := from.Truncate(oneDay); day.Before(limit); {
+			year, month, date := day.Date()
+			if !c.values[monthField].has(int(month)) {
+				day = time.Date(year, month+1, 1, 0, 0, 0, 0, time.UTC)
+				continue
+			}
+			if c.matchesDay(date, day.Weekday()) && !yield(day) {
+				return
+			}
+			day = day.Add(oneDay)
+		}
+	}
+}
+
+func (c *calendar) matchesDay(date int, weekday time.Weekday) bool {
+	byDate, byWeekday := c.values[dayField].has(date), c.values[weekdayField].has(int(weekday))
+	if c.eitherDay {
+		return byDate || byWeekday
+	}
+	return byDate && byWeekday
+}
+
+// ticksBefore returns how many ticks of a matching day come before a time since its midnight, which may lie outside
+// the day. Ticks of a day are numbered from 0 in order; tick is the inverse.
+func (c *calendar) ticksBefore(since time.Duration) int {
+	at := int(min(max(since, 0), oneDay) / time.Second)
+	hour, minute, second := at/3600, at/60%60, at%60
+	hours, minutes, seconds := c.values[hourField], c.values[minuteField], c.values[secondField]
+
+	n := hours.below(hour) * minutes.size() * seconds.size()
+	if hours.has(hour) {
+		n += minutes.below(minute) * seconds.size()
+		if minutes.has(minute) {
+			n += seconds.below(second)
+		}
+	}
+	return n
+}
+
+// tick returns the time since midnight of a matching day's tick number n.
+func (c *calendar) tick(n int) time.Duration {
+	hours, minutes, seconds := c.values[hourField], c.values[minuteField], c.values[secondField]
+	second := seconds.nth(n % seconds.size())
+	n /= seconds.size()
+	minute := minutes.nth(n % minutes.size())
+	hour := hours.nth(n / minutes.size())
+	return time.Duration(hour*3600+minute*60+second) * time.Second
+}
+
+// A valueSet holds values from 0 to 63.
+type valueSet uint64
+
+func (s valueSet) has(v int) bool  { return s>>v&1 == 1 }
+func (s valueSet) size() int       { return bits.OnesCount64(uint64(s)) }
+func (s valueSet) below(v int) int { return (s & (1<<v - 1)).size() }
+
+// nth returns the value of s that has n smaller ones beside it in s.
+func (s valueSet) nth(n int) int {
+	for range n {
+		s &= s - 1
+	}
+	return bits.TrailingZeros64(uint64(s))
+}

@@ -1,0 +1,2136 @@
+// The store owns everything that survives the process: one SQLite file with
+// the replicated log, this server's vote, and the state that applying the log
+// has made.
+//
+// Rules that always hold:
+//
+//  1. One goroutine, the driver's writer, calls persist and apply. Readers use
+//     connections of their own, which cannot write, and never wait.
+//  2. persist is one transaction with synchronous=FULL: when it returns, term,
+//     vote and entries survive a power cut. apply is another with
+//     synchronous=NORMAL: what a power cut takes from it is applied again from
+//     the log, because the applied index goes with it.
+//  3. apply is a function of (state, command). It reads no clock, no chance and
+//     no environment; what needs those stands in the command.
+//  4. Keys of jobs and executions are made of the log index of their command,
+//     so none is ever used again.
+//  5. After any error of a commit nothing is known about the disk; the error is
+//     fatal and a restart is the recovery.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	_ "embed"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	_ "modernc.org/sqlite"
+)
+
+const (
+	commandFormat   = 1       // what apply does with a command; raised whenever that changes
+	commandBytesMax = 1 << 20 // largest entry: a transaction stays well under 100 ms
+	applyBytesMax   = 1 << 20 // entries applied in one transaction, for the same reason
+	ticksMax        = 1000    // decisions in one command
+
+	logEntriesKept = 10_000   // behind the applied index, for followers that were away
+	logBytesKept   = 64 << 20 // or fewer entries, if these are large
+	logTrimSlack   = 1_000    // trimmed in steps of this many entries
+
+	ticksKept   = 1_000 // newest skipped and missed ticks of a job that are kept one by one
+	sliceRows   = 1_000 // rows that one command deletes at the most
+	daysKept    = 366   // of daily statistics and daily tick counts
+	nanosPerDay = int64(24 * time.Hour)
+
+	readerConns = 4 // SQLite readers do not share a connection; more than the cores brings nothing
+
+	never = math.MinInt64 // as a time: no next tick. It sorts first, as Dkron's zero time does
+)
+
+var (
+	errLocked       = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
+	errNewer        = errors.New("this database was written by a newer belfry; run that version, or restore a backup made by this one")
+	errUnknownEntry = errors.New("the log holds an entry of a format that this version does not know; run the version that wrote it")
+)
+
+// A refusal is what apply says of a command that does not fit the state: the
+// same on every server, and nothing was changed.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+const (
+	errNoJob       = refusal("no such job")
+	errNoExecution = refusal("no such execution")
+	errConflict    = refusal("the job was changed at the same time; try again")
+	errUndecided   = refusal("a tick of the job is due and not yet decided; try again")
+	errHasChildren = refusal("other jobs name this one as parent_job; delete them, or give them another parent, first")
+	errParent      = refusal("parent_job: no job has that name")
+	errParentCycle = refusal("parent_job: the job would be its own ancestor")
+	errJobDisabled = refusal("the job is disabled; enable it first")
+)
+
+// schema is version 1 of the database. Times are Unix nanoseconds UTC; 0 means
+// "not yet" unless a column says otherwise. The first two tables are this
+// server's own and never leave it; all others are the replicated state.
+const schema = `
+CREATE TABLE server (
+	id         TEXT    NOT NULL, -- random, made with the data directory
+	term       INTEGER NOT NULL,
+	vote       TEXT    NOT NULL, -- server voted for in term, '' for none
+	base_index INTEGER NOT NULL, -- last entry that was dropped from the log
+	base_term  INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE log (
+	idx  INTEGER PRIMARY KEY,
+	term INTEGER NOT NULL,
+	kind INTEGER NOT NULL,
+	data BLOB    NOT NULL
+) STRICT;
+
+CREATE TABLE cluster (
+	id            TEXT    NOT NULL, -- random, made with the cluster; '': none yet
+	applied_index INTEGER NOT NULL,
+	applied_term  INTEGER NOT NULL,
+	voters        TEXT    NOT NULL, -- JSON as of applied_index
+	timezone      TEXT    NOT NULL, -- zone of jobs that name none; '': none yet
+	paused        INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE jobs (
+	id              INTEGER PRIMARY KEY,
+	rev             INTEGER NOT NULL, -- log index of the last change
+	deleted         INTEGER NOT NULL, -- log index of the deletion, 0: alive
+	name            TEXT    NOT NULL,
+	displayname     TEXT    NOT NULL,
+	schedule        TEXT    NOT NULL,
+	timezone        TEXT    NOT NULL,
+	owner           TEXT    NOT NULL,
+	owner_email     TEXT    NOT NULL,
+	disabled        INTEGER NOT NULL,
+	tags            TEXT    NOT NULL, -- JSON object, null if empty; so are the next two
+	metadata        TEXT    NOT NULL,
+	executor_config TEXT    NOT NULL,
+	processors      TEXT    NOT NULL, -- JSON object of objects
+	executor        TEXT    NOT NULL,
+	retries         INTEGER NOT NULL,
+	parent          INTEGER NOT NULL, -- jobs.id, 0: none
+	concurrency     TEXT    NOT NULL,
+	ephemeral       INTEGER NOT NULL,
+	starts_at       INTEGER NOT NULL, -- 0: no bound
+	expires_at      INTEGER NOT NULL  -- 0: no bound
+) STRICT;
+CREATE UNIQUE INDEX jobs_name ON jobs (name) WHERE deleted = 0;
+CREATE INDEX jobs_parent ON jobs (parent) WHERE parent <> 0 AND deleted = 0;
+CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
+
+-- What changes with each run, beside the wide rows that do not.
+CREATE TABLE job_state (
+	job           INTEGER PRIMARY KEY,
+	next          INTEGER NOT NULL, -- the least integer: never
+	fired         INTEGER NOT NULL, -- due time of the last decided tick
+	open          INTEGER NOT NULL, -- unfinished executions and pending retries
+	kept          INTEGER NOT NULL, -- finished executions on record
+	success_count INTEGER NOT NULL,
+	error_count   INTEGER NOT NULL,
+	last_success  INTEGER NOT NULL,
+	last_error    INTEGER NOT NULL,
+	status        TEXT    NOT NULL
+) STRICT;
+CREATE INDEX job_state_next ON job_state (next);
+CREATE INDEX job_state_status ON job_state (status);
+
+CREATE TABLE executions (
+	id          INTEGER PRIMARY KEY,
+	job         INTEGER NOT NULL,
+	grp         INTEGER NOT NULL, -- id of the first execution of the group
+	slot        INTEGER NOT NULL, -- place in the group; retries keep it
+	attempt     INTEGER NOT NULL,
+	node        TEXT    NOT NULL,
+	incarnation INTEGER NOT NULL, -- process of the node that it was given to
+	cause       TEXT    NOT NULL, -- tick, child, retry or hand
+	due         INTEGER NOT NULL, -- when the tick fell due, or the run was asked for
+	late        INTEGER NOT NULL, -- 1: a tick that was caught up after an outage
+	started     INTEGER NOT NULL, -- until it is finished: when it was decided
+	finished    INTEGER NOT NULL,
+	outcome     TEXT    NOT NULL, -- '' until it is finished
+	dropped     INTEGER NOT NULL  -- bytes of output that were not kept
+) STRICT;
+CREATE INDEX executions_job ON executions (job, id);
+CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
+CREATE INDEX executions_unfinished ON executions (id) WHERE finished = 0;
+
+CREATE TABLE outputs (
+	execution INTEGER PRIMARY KEY,
+	output    BLOB NOT NULL
+) STRICT;
+
+-- What must still follow from something that ended.
+CREATE TABLE pending (
+	id      INTEGER PRIMARY KEY,
+	cause   TEXT    NOT NULL, -- retry or child
+	job     INTEGER NOT NULL,
+	grp     INTEGER NOT NULL, -- of a retry
+	slot    INTEGER NOT NULL,
+	attempt INTEGER NOT NULL,
+	node    TEXT    NOT NULL, -- that a retry goes to
+	due     INTEGER NOT NULL, -- not before
+	asked   INTEGER NOT NULL  -- due of the group; of a child the end of its parent
+) STRICT;
+CREATE INDEX pending_job ON pending (job);
+CREATE INDEX pending_group ON pending (grp) WHERE grp <> 0;
+
+-- What fell due and did not run. What ran stands in executions.
+CREATE TABLE ticks (
+	id      INTEGER PRIMARY KEY,
+	job     INTEGER NOT NULL,
+	cause   TEXT    NOT NULL,
+	due     INTEGER NOT NULL, -- of the first
+	until   INTEGER NOT NULL, -- of the last
+	count   INTEGER NOT NULL,
+	outcome TEXT    NOT NULL, -- skipped or missed
+	reason  TEXT    NOT NULL
+) STRICT;
+CREATE INDEX ticks_job ON ticks (job, due);
+
+-- Outcomes of ticks that are no longer kept one by one.
+CREATE TABLE tick_days (
+	job     INTEGER NOT NULL,
+	day     INTEGER NOT NULL, -- of the due time, UTC, since 1970
+	ran     INTEGER NOT NULL,
+	late    INTEGER NOT NULL,
+	skipped INTEGER NOT NULL,
+	missed  INTEGER NOT NULL,
+	PRIMARY KEY (job, day)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE requests (
+	idx     INTEGER PRIMARY KEY, -- log index of the command
+	id      TEXT NOT NULL UNIQUE,
+	answer  TEXT NOT NULL,       -- what the caller is answered, '' if it gave no key of its own
+	refused TEXT NOT NULL        -- why nothing was started, '' if something was
+) STRICT;
+
+CREATE TABLE stats (
+	day     INTEGER PRIMARY KEY, -- of the end, UTC, since 1970
+	success INTEGER NOT NULL,
+	failed  INTEGER NOT NULL
+) STRICT;
+`
+
+// migrations[i] brings a database from version i to i+1, in one transaction.
+// They are only ever appended to.
+var migrations = []string{schema}
+
+// replicated are the tables whose content is the same on every server that has
+// applied the same index, in the order of a dump.
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "requests", "stats"}
+
+// store is one open database. Its methods are safe for readers at any time;
+// persist and apply belong to one goroutine.
+type store struct {
+	path string
+	lock *os.File // held while the database is open
+	read *sql.DB  // query_only
+
+	readMu    sync.Mutex
+	readStmts map[string]*sql.Stmt // guarded by readMu
+
+	// Owned by the writer.
+	db        *sql.DB
+	conn      *sql.Conn
+	stmts     map[string]*sql.Stmt
+	sync      string  // synchronous mode in force on conn
+	unapplied []entry // persisted, in order, not yet applied
+	applied   uint64
+	logFirst  uint64 // first index in the log table
+	logBytes  []int32
+}
+
+// openStore opens or makes the database in dir, which it creates with mode
+// 0700, and reads back the entries that are persisted but not applied.
+// Errors are one sentence that says what to do.
+func openStore(dir string) (*store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("--data-dir: cannot make the directory: %w", err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir %s: %w", dir, err)
+	}
+	s := &store{path: filepath.Join(dir, "belfry.db"), lock: lock, stmts: map[string]*sql.Stmt{}, readStmts: map[string]*sql.Stmt{}}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("--data-dir %s: %w", dir, err), s.close())
+	}
+	return s, nil
+}
+
+// lockDir takes the lock that keeps a second process out of dir. The kernel
+// gives it back when the process ends, however it ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot write there, choose a directory that this user may write: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errLocked
+		}
+		return nil, fmt.Errorf("cannot lock it: %w", err)
+	}
+	return f, nil
+}
+
+// dsn returns the data source name of the file. Pragmas stand there because
+// they hold for one connection and the pool opens new ones.
+func (s *store) dsn(pragmas ...string) string {
+	name := "file:" + (&escapedPath{s.path}).String() + "?_pragma=busy_timeout(10000)&_txlock=immediate"
+	for _, p := range pragmas {
+		name += "&_pragma=" + p
+	}
+	return name
+}
+
+// escapedPath is a path as SQLite's URI file names want it.
+type escapedPath struct{ path string }
+
+func (p *escapedPath) String() string {
+	return strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23").Replace(p.path)
+}
+
+func (s *store) open() (err error) {
+	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often
+	// enough to stay small, rarely enough that commits do not wait for it.
+	s.db, err = sql.Open("sqlite", s.dsn("journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(4000)", "cache_size(-32000)"))
+	if err != nil {
+		return err
+	}
+	if s.conn, err = s.db.Conn(context.Background()); err != nil {
+		return err
+	}
+	s.sync = "FULL"
+	if err := s.migrate(); err != nil {
+		return err
+	}
+	if s.read, err = sql.Open("sqlite", s.dsn("query_only(1)", "cache_size(-16000)")); err != nil {
+		return err
+	}
+	s.read.SetMaxOpenConns(readerConns)
+	s.read.SetMaxIdleConns(readerConns)
+	return s.loadLog()
+}
+
+// migrate brings the schema up to date and gives a new database its ids.
+func (s *store) migrate() error {
+	var version int
+	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA user_version").Scan(&version); err != nil {
+		return fmt.Errorf("cannot read the database: %w", err)
+	}
+	if version > len(migrations) {
+		return errNewer
+	}
+	for ; version < len(migrations); version++ {
+		err := s.update("FULL", func() error {
+			_, err := s.conn.ExecContext(context.Background(), migrations[version]+fmt.Sprintf(";PRAGMA user_version = %d", version+1))
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("cannot bring the database to version %d: %w", version+1, err)
+		}
+	}
+	var servers int
+	if err := s.get("SELECT count(*) FROM server", nil, &servers); err != nil || servers == 1 {
+		return err
+	}
+	return s.update("FULL", s.enrol)
+}
+
+// enrol gives a database that is no server yet its id. One that was made from
+// a snapshot has state already: its log begins behind that, and it belongs to
+// no cluster, so that it never meets the one it was copied from.
+func (s *store) enrol() error {
+	if err := s.exec("INSERT INTO cluster SELECT '', 0, 0, '[]', '', 0 WHERE NOT EXISTS (SELECT * FROM cluster)"); err != nil {
+		return err
+	}
+	if err := s.exec("UPDATE cluster SET id = '', voters = '[]'"); err != nil {
+		return err
+	}
+	return s.exec("INSERT INTO server SELECT ?, applied_term, '', applied_index, applied_term FROM cluster", rand.Text())
+}
+
+// loadLog reads the sizes of the log's entries and those not yet applied.
+func (s *store) loadLog() error {
+	if err := s.get("SELECT applied_index FROM cluster", nil, &s.applied); err != nil {
+		return err
+	}
+	if err := s.get("SELECT base_index + 1 FROM server", nil, &s.logFirst); err != nil {
+		return err
+	}
+	err := s.each("SELECT length(data) FROM log ORDER BY idx", nil, func(scan scanner) error {
+		var size int32
+		err := scan(&size)
+		s.logBytes = append(s.logBytes, size)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.unapplied, err = s.entries(s.applied+1, math.MaxInt64)
+	return err
+}
+
+// close ends all use of the database. The caller has stopped the writer.
+func (s *store) close() error {
+	var errs []error
+	for _, st := range s.stmts {
+		errs = append(errs, st.Close())
+	}
+	for _, st := range s.readStmts {
+		errs = append(errs, st.Close())
+	}
+	if s.conn != nil {
+		errs = append(errs, s.conn.Close())
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.read != nil {
+		errs = append(errs, s.read.Close())
+	}
+	return errors.Join(append(errs, s.lock.Close())...)
+}
+
+// update runs fn in one transaction of the writer, with the given synchronous
+// mode (FULL or NORMAL). An error of fn rolls back.
+func (s *store) update(mode string, fn func() error) error {
+	ctx := context.Background()
+	if s.sync != mode {
+		if _, err := s.conn.ExecContext(ctx, "PRAGMA synchronous = "+mode); err != nil {
+			return err
+		}
+		s.sync = mode
+	}
+	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	if err := fn(); err != nil {
+		return errors.Join(err, s.exec("ROLLBACK"))
+	}
+	return s.exec("COMMIT")
+}
+
+// scanner reads the columns of the current row.
+type scanner func(dest ...any) error
+
+// stmt returns the writer's prepared statement for query.
+func (s *store) stmt(query string) (*sql.Stmt, error) {
+	if st := s.stmts[query]; st != nil {
+		return st, nil
+	}
+	st, err := s.conn.PrepareContext(context.Background(), query)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", query, err)
+	}
+	s.stmts[query] = st
+	return st, nil
+}
+
+func (s *store) exec(query string, args ...any) error {
+	_, err := s.execRows(query, args...)
+	return err
+}
+
+// execRows is exec for those who ask how many rows were changed.
+func (s *store) execRows(query string, args ...any) (int64, error) {
+	st, err := s.stmt(query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := st.Exec(args...)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", query, err)
+	}
+	return res.RowsAffected()
+}
+
+// get reads the one row of query as the writer sees it; sql.ErrNoRows if
+// there is none.
+func (s *store) get(query string, args []any, dest ...any) error {
+	st, err := s.stmt(query)
+	if err != nil {
+		return err
+	}
+	return st.QueryRow(args...).Scan(dest...)
+}
+
+// each calls fn for each row of query as the writer sees it.
+func (s *store) each(query string, args []any, fn func(scanner) error) error {
+	st, err := s.stmt(query)
+	if err != nil {
+		return err
+	}
+	rows, err := st.Query(args...)
+	return eachRow(rows, err, fn)
+}
+
+func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := fn(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// readStmt returns the readers' prepared statement for query. There are few
+// texts: what varies is bound, not written.
+func (s *store) readStmt(query string) (*sql.Stmt, error) {
+	s.readMu.Lock()
+	defer s.readMu.Unlock()
+	if st := s.readStmts[query]; st != nil {
+		return st, nil
+	}
+	st, err := s.read.Prepare(query)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", query, err)
+	}
+	s.readStmts[query] = st
+	return st, nil
+}
+
+// view reads the one row of query from what is applied.
+func (s *store) view(query string, args []any, dest ...any) error {
+	st, err := s.readStmt(query)
+	if err != nil {
+		return err
+	}
+	return st.QueryRow(args...).Scan(dest...)
+}
+
+// viewEach calls fn for each row of query from what is applied.
+func (s *store) viewEach(query string, args []any, fn func(scanner) error) error {
+	st, err := s.readStmt(query)
+	if err != nil {
+		return err
+	}
+	rows, err := st.Query(args...)
+	return eachRow(rows, err, fn)
+}
+
+// persist writes the vote and appends entries, replacing what the log holds
+// from the first of them on. state is nil if term and vote are as they were.
+// When it returns nil all of it survives a power cut.
+func (s *store) persist(state *hardState, entries []entry) error {
+	return s.update("FULL", func() error {
+		if state != nil {
+			if err := s.exec("UPDATE server SET term = ?, vote = ?", int64(state.Term), state.Vote); err != nil {
+				return err
+			}
+		}
+		return s.appendLog(entries)
+	})
+}
+
+func (s *store) appendLog(entries []entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	first := entries[0].Index
+	if end := s.logFirst + uint64(len(s.logBytes)); first < end {
+		if err := s.exec("DELETE FROM log WHERE idx >= ?", int64(first)); err != nil {
+			return err
+		}
+		s.logBytes = s.logBytes[:first-s.logFirst]
+		s.unapplied = slices.DeleteFunc(s.unapplied, func(e entry) bool { return e.Index >= first })
+	}
+	for _, e := range entries {
+		if err := s.exec("INSERT INTO log VALUES (?, ?, ?, ?)", int64(e.Index), int64(e.Term), int(e.Kind), nonNil(e.Data)); err != nil {
+			return err
+		}
+		s.logBytes = append(s.logBytes, int32(len(e.Data)))
+	}
+	s.unapplied = append(s.unapplied, entries...)
+	return nil
+}
+
+// nonNil makes an empty blob of nil, which SQLite would store as NULL.
+func nonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// entries reads the log from index from on, at most about size bytes of data
+// but at least one entry.
+func (s *store) entries(from uint64, size int64) ([]entry, error) {
+	var list []entry
+	stop := errors.New("enough")
+	err := s.viewEach("SELECT idx, term, kind, data FROM log WHERE idx >= ? ORDER BY idx", []any{int64(from)}, func(scan scanner) error {
+		var e entry
+		if err := scan(&e.Index, &e.Term, &e.Kind, &e.Data); err != nil {
+			return err
+		}
+		if size -= int64(len(e.Data)); size < 0 && len(list) > 0 {
+			return stop
+		}
+		list = append(list, e)
+		return nil
+	})
+	if errors.Is(err, stop) {
+		err = nil
+	}
+	return list, err
+}
+
+// What apply answers for one command.
+type applied struct {
+	Index    uint64
+	Err      error     // a refusal: nothing was changed
+	Repeated bool      // the request was accepted before, at Index; nothing was done again
+	Answer   string    // that the command asked to be kept for its request
+	Refused  string    // a run by hand: why it was not started
+	Jobs     []int64   // put: the ids of the jobs
+	Accepted []bool    // decide and run: whether each decision is done with
+	Started  [][]int64 // decide and run: the executions of each decision, in the order of its targets
+	More     bool      // delete_executions: more than one slice
+}
+
+// apply applies persisted entries up to index commit, as many as one
+// transaction may hold, in order. It returns what came of each; fewer than
+// commit asks for means: call again. An error is fatal.
+func (s *store) apply(commit uint64) ([]applied, error) {
+	var results []applied
+	n, size := 0, 0
+	for n < len(s.unapplied) && s.unapplied[n].Index <= commit && size <= applyBytesMax {
+		size += len(s.unapplied[n].Data)
+		n++
+	}
+	if n == 0 {
+		return nil, nil
+	}
+	err := s.update("NORMAL", func() error {
+		for _, e := range s.unapplied[:n] {
+			r, err := s.applyEntry(e)
+			if err != nil {
+				return fmt.Errorf("cannot apply log entry %d: %w", e.Index, err)
+			}
+			results = append(results, r)
+		}
+		last := s.unapplied[n-1]
+		if err := s.exec("UPDATE cluster SET applied_index = ?, applied_term = ?", int64(last.Index), int64(last.Term)); err != nil {
+			return err
+		}
+		return s.trimLog(last.Index)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.applied = s.unapplied[n-1].Index
+	s.unapplied = slices.Delete(s.unapplied, 0, n)
+	return results, nil
+}
+
+// trimLog drops the oldest entries, all of them applied, beyond what is kept
+// for followers that were away.
+func (s *store) trimLog(applied uint64) error {
+	behind := int(applied + 1 - s.logFirst)
+	drop, size := behind-logEntriesKept, 0
+	for i := behind - 1; i >= 0 && i >= drop; i-- {
+		if size += int(s.logBytes[i]); size > logBytesKept {
+			drop = i + 1
+		}
+	}
+	if drop < logTrimSlack {
+		return nil
+	}
+	last := s.logFirst + uint64(drop) - 1
+	if err := s.exec("UPDATE server SET base_index = ?1, base_term = (SELECT term FROM log WHERE idx = ?1)", int64(last)); err != nil {
+		return err
+	}
+	if err := s.exec("DELETE FROM log WHERE idx <= ?", int64(last)); err != nil {
+		return err
+	}
+	s.logFirst = last + 1
+	s.logBytes = slices.Delete(s.logBytes, 0, drop)
+	return nil
+}
+
+// applyEntry applies one entry. A command that does not fit the state is a
+// refusal, which is an answer and no error.
+func (s *store) applyEntry(e entry) (applied, error) {
+	switch e.Kind {
+	case entryCommand:
+	case entryVoters:
+		return applied{Index: e.Index}, s.exec("UPDATE cluster SET voters = ?", string(e.Data))
+	default:
+		return applied{Index: e.Index}, nil
+	}
+	c, err := decodeCommand(e.Data)
+	if err != nil {
+		return applied{}, err
+	}
+	if err := s.exec("SAVEPOINT command"); err != nil {
+		return applied{}, err
+	}
+	a := applying{s: s, c: c, result: applied{Index: e.Index}}
+	if err := a.apply(); err != nil {
+		var r refusal
+		if !errors.As(err, &r) {
+			return applied{}, err
+		}
+		if err := s.exec("ROLLBACK TO command"); err != nil {
+			return applied{}, err
+		}
+		a.result = applied{Index: e.Index, Err: r}
+	}
+	return a.result, s.exec("RELEASE command")
+}
+
+// A command is one change of the replicated state: exactly one of the fields
+// from Found on is set. Whatever a clock, chance or the environment decides was
+// decided by the leader and stands in it.
+type command struct {
+	Actor   string `json:"actor"`             // who caused it: "anonymous", or "scheduler"
+	Now     int64  `json:"now"`               // the leader's clock
+	Request string `json:"request,omitempty"` // a write is done once for its request
+	Answer  string `json:"answer,omitempty"`  // what a repetition of the request is answered
+
+	Found            *founding     `json:"found,omitempty"`
+	Put              []jobPut      `json:"put,omitempty"` // all or none
+	Delete           *jobVersion   `json:"delete,omitempty"`
+	DeleteExecutions *jobVersion   `json:"delete_executions,omitempty"` // one slice
+	Decide           []decision    `json:"decide,omitempty"`
+	Run              []runDecision `json:"run,omitempty"`
+	Done             []report      `json:"done,omitempty"`
+	Close            []closing     `json:"close,omitempty"`
+	Reset            []reset       `json:"reset,omitempty"`
+	Trim             *trimming     `json:"trim,omitempty"`
+}
+
+// founding makes a new cluster.
+type founding struct {
+	ID       string `json:"id"`       // random
+	Timezone string `json:"timezone"` // of jobs that name none
+}
+
+// jobVersion names one state of one job: the log indexes of its creation and of
+// its last change.
+type jobVersion struct {
+	ID  int64 `json:"id"`
+	Rev int64 `json:"rev"`
+}
+
+// jobPut creates a job, or replaces its definition.
+type jobPut struct {
+	Base jobVersion `json:"base"` // what it was computed from; zero: no such job
+	Job  job        `json:"job"`
+	Keep bool       `json:"keep,omitempty"` // next stays as it is
+	Next int64      `json:"next,omitempty"`
+}
+
+// A decision says what becomes of one due tick of a job, or of a range of
+// missed ones, and when the following one is.
+type decision struct {
+	Job     int64    `json:"job"`
+	Rev     int64    `json:"rev"`
+	Due     int64    `json:"due"`
+	Next    int64    `json:"next"`
+	Late    bool     `json:"late,omitempty"`
+	Targets []target `json:"targets,omitempty"` // to run on; empty: it does not run
+
+	Outcome string `json:"outcome,omitempty"` // skipped or missed
+	Reason  string `json:"reason,omitempty"`
+	Until   int64  `json:"until,omitempty"` // last of a range, 0: Due
+	Count   int64  `json:"count,omitempty"` // of a range, 0: 1
+}
+
+// target is the process of a node that shall run something.
+type target struct {
+	Node        string `json:"node"`
+	Incarnation uint64 `json:"incarnation"`
+}
+
+// A runDecision says what becomes of a pending row, or of a run asked for by
+// hand (Pending 0).
+type runDecision struct {
+	Pending int64    `json:"pending,omitempty"`
+	Job     int64    `json:"job"`
+	Rev     int64    `json:"rev"`
+	Targets []target `json:"targets,omitempty"`
+	Outcome string   `json:"outcome,omitempty"`
+	Reason  string   `json:"reason,omitempty"`
+}
+
+// A report is the final word of a node on an execution. Its output follows the
+// command's JSON as raw bytes.
+type report struct {
+	Execution  int64  `json:"execution"`
+	Started    int64  `json:"started"`
+	Finished   int64  `json:"finished"`
+	Outcome    string `json:"outcome"`
+	Dropped    int64  `json:"dropped,omitempty"`
+	OutputSize int    `json:"output_size,omitempty"`
+	output     []byte
+}
+
+// A closing ends an execution without its node's word, if it is still with
+// that incarnation.
+type closing struct {
+	Execution   int64  `json:"execution"`
+	Incarnation uint64 `json:"incarnation"`
+	Outcome     string `json:"outcome"`
+	Why         string `json:"why"`
+}
+
+// A reset brings back a job whose last decided tick lies in the future,
+// because a clock was wrong.
+type reset struct {
+	Job    int64  `json:"job"`
+	Rev    int64  `json:"rev"`
+	Fired  int64  `json:"fired"` // as found
+	Next   int64  `json:"next"`
+	Reason string `json:"reason"`
+}
+
+// trimming drops what need not be kept, at most about sliceRows rows.
+type trimming struct {
+	Executions []cut   `json:"executions,omitempty"` // finished ones
+	Ticks      []cut   `json:"ticks,omitempty"`
+	Jobs       []int64 `json:"jobs,omitempty"`     // deleted ones
+	Requests   int64   `json:"requests,omitempty"` // up to this log index
+	Day        int64   `json:"day,omitempty"`      // daily counts before this day
+}
+
+// cut is the end of what is dropped of a job: rows with ids up to Upto.
+type cut struct {
+	Job  int64 `json:"job"`
+	Upto int64 `json:"upto"`
+}
+
+// Why an execution exists, or should have.
+const (
+	causeTick  = "tick"
+	causeChild = "child"
+	causeRetry = "retry"
+	causeHand  = "hand"
+	causeClock = "clock" // in ticks: a job that a wrong clock had carried into the future
+)
+
+// What becomes of a tick that does not run.
+const (
+	outcomeSkipped = "skipped"
+	outcomeMissed  = "missed"
+)
+
+// encode returns the command as an entry's data: the format number, the
+// length of the JSON, the JSON, and the outputs of its reports.
+func (c *command) encode() ([]byte, error) {
+	for i := range c.Done {
+		c.Done[i].OutputSize = len(c.Done[i].output)
+	}
+	doc, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	data := binary.AppendUvarint([]byte{commandFormat}, uint64(len(doc)))
+	data = append(data, doc...)
+	for _, r := range c.Done {
+		data = append(data, r.output...)
+	}
+	return data, nil
+}
+
+// decodeCommand is the inverse of encode. The outputs alias data.
+func decodeCommand(data []byte) (*command, error) {
+	if len(data) == 0 || data[0] != commandFormat {
+		return nil, errUnknownEntry
+	}
+	size, n := binary.Uvarint(data[1:])
+	rest := data[1+max(n, 0):]
+	if n <= 0 || size > uint64(len(rest)) {
+		return nil, errors.New("the entry is cut short")
+	}
+	var c command
+	if err := json.Unmarshal(rest[:size], &c); err != nil {
+		return nil, err
+	}
+	rest = rest[size:]
+	for i := range c.Done {
+		size := c.Done[i].OutputSize
+		if size < 0 || size > len(rest) {
+			return nil, errors.New("the outputs of the entry are cut short")
+		}
+		c.Done[i].output, rest = rest[:size:size], rest[size:]
+	}
+	return &c, nil
+}
+
+// key returns the n-th key that the command at a log index may use. Keys grow
+// with the log, differ between commands, and are exact in a JSON number up to
+// index 2^37.
+func key(index uint64, n int) int64 {
+	return int64(index)<<16 | int64(n)
+}
+
+const keysMax = 1 << 16 // keys of one command
+
+// applying is one command on its way into the state.
+type applying struct {
+	s      *store
+	c      *command
+	keys   int // used so far
+	result applied
+}
+
+// key returns a key that no other row has or will have.
+func (a *applying) key() int64 {
+	a.keys++
+	return key(a.result.Index, a.keys-1)
+}
+
+func (a *applying) apply() error {
+	if done, err := a.repeated(); done || err != nil {
+		return err
+	}
+	if err := a.change(); err != nil || a.c.Request == "" {
+		return err
+	}
+	return a.s.exec("INSERT INTO requests VALUES (?, ?, ?, ?)", int64(a.result.Index), a.c.Request, a.c.Answer, a.result.Refused)
+}
+
+// repeated reports whether the command's request was accepted before.
+func (a *applying) repeated() (bool, error) {
+	if a.c.Request == "" {
+		return false, nil
+	}
+	var r applied
+	err := a.s.get("SELECT idx, answer, refused FROM requests WHERE id = ?", []any{a.c.Request}, &r.Index, &r.Answer, &r.Refused)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	r.Repeated = true
+	a.result = r
+	return true, err
+}
+
+func (a *applying) change() error {
+	c := a.c
+	switch {
+	case c.Found != nil:
+		return a.s.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone) WHERE id = ''", c.Found.ID, c.Found.Timezone)
+	case c.Put != nil:
+		for _, p := range c.Put {
+			if err := a.put(p); err != nil {
+				return err
+			}
+		}
+		return nil
+	case c.Delete != nil:
+		return a.delete(*c.Delete)
+	case c.DeleteExecutions != nil:
+		return a.deleteExecutions(*c.DeleteExecutions)
+	case c.Decide != nil:
+		return a.decide(c.Decide)
+	case c.Run != nil:
+		return a.run(c.Run)
+	case c.Done != nil:
+		return a.finish(c.Done, nil)
+	case c.Close != nil:
+		return a.close(c.Close)
+	case c.Reset != nil:
+		return a.reset(c.Reset)
+	case c.Trim != nil:
+		return a.trim(c.Trim)
+	}
+	return nil
+}
+
+// put refuses a base that no longer holds, a parent that is not there or would
+// close a circle, and a new next while the old one is due and undecided: that
+// tick would have no outcome.
+func (a *applying) put(p jobPut) error {
+	parent, err := a.parent(p)
+	if err != nil {
+		return err
+	}
+	var base jobVersion
+	var next int64
+	var armed bool
+	err = a.s.get(`SELECT id, rev, next, disabled = 0 AND parent = 0 FROM jobs JOIN job_state ON job = id WHERE name = ? AND deleted = 0`,
+		[]any{p.Job.Name}, &base.ID, &base.Rev, &next, &armed)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if base != p.Base {
+		return errConflict
+	}
+	if base.ID != 0 && !p.Keep && armed && next != never && next <= a.c.Now {
+		return errUndecided
+	}
+	return a.store(p, parent)
+}
+
+// parent returns the id of the parent that p names, 0 if it names none.
+func (a *applying) parent(p jobPut) (int64, error) {
+	if p.Job.ParentJob == "" {
+		return 0, nil
+	}
+	var parent int64
+	err := a.s.get("SELECT id FROM jobs WHERE name = ? AND deleted = 0", []any{p.Job.ParentJob}, &parent)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, errParent
+	}
+	for id := parent; id != 0 && err == nil; {
+		if id == p.Base.ID {
+			return 0, errParentCycle
+		}
+		err = a.s.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &id)
+	}
+	return parent, err
+}
+
+// store writes the rows of a job. It has been checked.
+func (a *applying) store(p jobPut, parent int64) error {
+	j, rev := &p.Job, int64(a.result.Index)
+	id := p.Base.ID
+	if id == 0 {
+		id = a.key()
+	}
+	a.result.Jobs = append(a.result.Jobs, id)
+	err := a.s.exec(`INSERT INTO jobs VALUES (?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET
+		rev = excluded.rev, displayname = excluded.displayname, schedule = excluded.schedule, timezone = excluded.timezone,
+		owner = excluded.owner, owner_email = excluded.owner_email, disabled = excluded.disabled, tags = excluded.tags,
+		metadata = excluded.metadata, executor_config = excluded.executor_config, processors = excluded.processors,
+		executor = excluded.executor, retries = excluded.retries, parent = excluded.parent, concurrency = excluded.concurrency,
+		ephemeral = excluded.ephemeral, starts_at = excluded.starts_at, expires_at = excluded.expires_at`,
+		id, rev, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
+		jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
+		j.Executor, int64(j.Retries), parent, j.Concurrency, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt))
+	switch {
+	case err != nil:
+		return err
+	case p.Base.ID == 0:
+		return a.s.exec("INSERT INTO job_state VALUES (?, ?, 0, 0, 0, 0, 0, 0, 0, '')", id, p.Next)
+	case p.Keep:
+		return nil
+	}
+	return a.s.exec("UPDATE job_state SET next = ? WHERE job = ?", p.Next, id)
+}
+
+// jsonMap is how the tables hold a map, with its keys in order: null if it is
+// empty, as Dkron shows it.
+func jsonMap(m map[string]string) string {
+	if len(m) == 0 {
+		return "null"
+	}
+	doc, _ := json.Marshal(m) // strings always marshal
+	return string(doc)
+}
+
+func processorsJSON(m map[string]map[string]string) string {
+	if len(m) == 0 {
+		return "{}"
+	}
+	doc, _ := json.Marshal(m) // strings always marshal
+	return string(doc)
+}
+
+// alive refuses a job that was deleted or changed since v.
+func (a *applying) alive(v jobVersion) error {
+	var rev int64
+	err := a.s.get("SELECT rev FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &rev)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return errNoJob
+	case err == nil && rev != v.Rev:
+		return errConflict
+	}
+	return err
+}
+
+func (a *applying) delete(v jobVersion) error {
+	if err := a.alive(v); err != nil {
+		return err
+	}
+	var children int
+	if err := a.s.get("SELECT count(*) FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0", []any{v.ID}, &children); err != nil {
+		return err
+	}
+	if children > 0 {
+		return errHasChildren
+	}
+	return a.bury(v.ID)
+}
+
+// bury deletes a job: its name is free at once and nothing follows any more.
+// What it has still running ends on its own, under the old id; its rows go
+// with later trims.
+func (a *applying) bury(id int64) error {
+	if err := a.s.exec("UPDATE jobs SET deleted = ?1, rev = ?1 WHERE id = ?2", int64(a.result.Index), id); err != nil {
+		return err
+	}
+	if err := a.s.exec("DELETE FROM pending WHERE job = ?", id); err != nil {
+		return err
+	}
+	return a.s.exec("DELETE FROM job_state WHERE job = ?", id)
+}
+
+// deleteExecutions drops one slice of a job's finished executions and zeroes
+// its counters; its status stays, as Dkron has it. Groups that are not over
+// are spared.
+func (a *applying) deleteExecutions(v jobVersion) error {
+	var id int64
+	err := a.s.get("SELECT id FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return errNoJob
+	}
+	if err != nil {
+		return err
+	}
+	n, err := a.dropExecutions(cut{v.ID, math.MaxInt64})
+	if err != nil {
+		return err
+	}
+	a.result.More = n == sliceRows
+	return a.s.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID)
+}
+
+// dropExecutions deletes the oldest finished executions of a job up to a cut,
+// at most sliceRows, sparing groups that are not over, and adds the ticks
+// among them to the daily counts. It returns how many.
+func (a *applying) dropExecutions(c cut) (int64, error) {
+	const doomed = ` IN (SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND finished <> 0 AND grp NOT IN (
+		SELECT grp FROM executions WHERE job = ?1 AND +finished = 0 UNION ALL SELECT grp FROM pending WHERE job = ?1)
+		ORDER BY id LIMIT ?3)`
+	args := []any{c.Job, c.Upto, sliceRows}
+	err := a.s.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(1 - late), sum(late), 0, 0 FROM executions
+		WHERE id`+doomed+` AND id = grp AND cause = 'tick' GROUP BY 2
+		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late`, args...)
+	if err != nil {
+		return 0, err
+	}
+	if err := a.s.exec("DELETE FROM outputs WHERE execution"+doomed, args...); err != nil {
+		return 0, err
+	}
+	n, err := a.s.execRows("DELETE FROM executions WHERE id"+doomed, args...)
+	if err != nil {
+		return 0, err
+	}
+	return n, a.s.exec("UPDATE job_state SET kept = kept - ? WHERE job = ?", n, c.Job)
+}
+
+// ticking is what a decision needs to know of a job.
+type ticking struct {
+	rev, next, fired, open int64
+	armed, forbid          bool
+}
+
+// ticking reads the jobs that have the given ids and are not deleted.
+func (a *applying) ticking(ids []int64) (map[int64]*ticking, error) {
+	jobs := map[int64]*ticking{}
+	err := a.s.each(`SELECT j.id, rev, next, fired, open, disabled = 0 AND j.parent = 0, concurrency = 'forbid'
+		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state ON job = j.id WHERE deleted = 0`,
+		[]any{jsonInts(ids)}, func(scan scanner) error {
+			var id int64
+			t := &ticking{}
+			err := scan(&id, &t.rev, &t.next, &t.fired, &t.open, &t.armed, &t.forbid)
+			jobs[id] = t
+			return err
+		})
+	return jobs, err
+}
+
+// jsonInts is how a list of ids is bound to a statement, for json_each.
+func jsonInts(ids []int64) string {
+	doc, _ := json.Marshal(ids) // integers always marshal
+	return string(doc)
+}
+
+// decide accepts each decision whose job is as the leader knew it and whose
+// tick is the one that is next; the others change nothing and start nothing.
+// A run that concurrency forbids by now becomes a skip.
+func (a *applying) decide(list []decision) error {
+	ids := make([]int64, len(list))
+	for i, d := range list {
+		ids[i] = d.Job
+	}
+	jobs, err := a.ticking(ids)
+	if err != nil {
+		return err
+	}
+	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
+	for i, d := range list {
+		t := jobs[d.Job]
+		if t == nil || t.rev != d.Rev || !t.armed || t.next != d.Due || d.Due <= t.fired {
+			continue
+		}
+		a.result.Accepted[i] = true
+		t.next, t.fired = d.Next, max(d.Due, d.Until)
+		if len(d.Targets) > 0 && t.forbid && t.open > 0 {
+			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, overlapReason
+		}
+		if len(d.Targets) == 0 {
+			err = a.record(d.Job, causeTick, d)
+		} else {
+			t.open += int64(len(d.Targets))
+			a.result.Started[i], err = a.start(d.Targets, executionRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: d.Due, Late: d.Late})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for id, t := range jobs {
+		if err := a.s.exec("UPDATE job_state SET next = ?, fired = ?, open = ? WHERE job = ?", t.next, t.fired, t.open, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// overlapReason is why a run that concurrency forbids did not start, where
+// the leader could not yet name the execution.
+const overlapReason = "overlap with a run of the job that had not ended"
+
+// record notes what did not run, and why.
+func (a *applying) record(job int64, cause string, d decision) error {
+	return a.s.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+		a.key(), job, cause, d.Due, max(d.Due, d.Until), max(1, d.Count), d.Outcome, d.Reason)
+}
+
+// start writes the unfinished executions of a group, or of one retry of it
+// (e.Group set), and returns their ids.
+func (a *applying) start(targets []target, e executionRow) ([]int64, error) {
+	var ids []int64
+	for i, t := range targets {
+		id := a.key()
+		if e.Group == 0 {
+			e.Group = id
+		}
+		err := a.s.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0)",
+			id, e.JobID, e.Group, e.slot+i, e.Attempt, t.Node, int64(t.Incarnation), e.Cause, e.Due, e.Late, a.c.Now)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// run starts, or puts on record as not started, what is pending or was asked
+// for by hand. A pending row is consumed either way; one that is gone was
+// consumed before, and nothing happens.
+func (a *applying) run(list []runDecision) error {
+	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
+	for i, d := range list {
+		var err error
+		a.result.Accepted[i] = true
+		if d.Pending == 0 {
+			err = a.runByHand(i, d)
+		} else {
+			err = a.runPending(i, d)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *applying) runByHand(i int, d runDecision) error {
+	if err := a.alive(jobVersion{d.Job, d.Rev}); err != nil {
+		return err
+	}
+	var disabled, forbid bool
+	var open int64
+	err := a.s.get("SELECT disabled, concurrency = 'forbid', open FROM jobs JOIN job_state ON job = id WHERE id = ?", []any{d.Job}, &disabled, &forbid, &open)
+	switch {
+	case err != nil:
+		return err
+	case disabled:
+		return errJobDisabled
+	case forbid && open > 0:
+		a.result.Refused = overlapReason
+		return nil
+	}
+	return a.launch(i, d, executionRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now}, 0)
+}
+
+func (a *applying) runPending(i int, d runDecision) error {
+	var e executionRow
+	err := a.s.get("SELECT cause, job, grp, slot, attempt, asked FROM pending WHERE id = ?", []any{d.Pending}, &e.Cause, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Due)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var rev, open, own int64 // own: what the group itself keeps open
+	var forbid bool
+	err = a.s.get(`SELECT rev, concurrency = 'forbid', open, (SELECT count(*) FROM pending WHERE grp = ?2 AND grp <> 0) + (SELECT count(*) FROM executions WHERE (id = ?2 OR grp = ?2 AND grp <> id) AND finished = 0)
+		FROM jobs JOIN job_state ON job = id WHERE id = ?1`, []any{e.JobID, e.Group}, &rev, &forbid, &open, &own)
+	if err != nil {
+		return err
+	}
+	if rev != d.Rev {
+		a.result.Accepted[i] = false // to be decided again, for the job as it is now
+		return nil
+	}
+	if err := a.s.exec("DELETE FROM pending WHERE id = ?", d.Pending); err != nil {
+		return err
+	}
+	var freed int64
+	if e.Cause == causeRetry {
+		freed = 1
+	}
+	if len(d.Targets) > 0 && forbid && open > own {
+		d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, overlapReason
+	}
+	if len(d.Targets) == 0 {
+		if err := a.record(e.JobID, e.Cause, decision{Due: e.Due, Outcome: d.Outcome, Reason: d.Reason}); err != nil {
+			return err
+		}
+	}
+	return a.launch(i, d, e, freed)
+}
+
+// launch starts e on the targets of d, if any, and counts what that opened
+// against what it freed.
+func (a *applying) launch(i int, d runDecision, e executionRow, freed int64) error {
+	var err error
+	if len(d.Targets) > 0 {
+		if a.result.Started[i], err = a.start(d.Targets, e); err != nil {
+			return err
+		}
+	}
+	return a.s.exec("UPDATE job_state SET open = open + ? WHERE job = ?", int64(len(d.Targets))-freed, e.JobID)
+}
+
+// close finishes executions that nobody will report any more, those of them
+// that are still unfinished and with the incarnation that the leader asked.
+func (a *applying) close(list []closing) error {
+	with := map[int64]uint64{}
+	var reports []report
+	for _, c := range list {
+		with[c.Execution] = c.Incarnation
+		reports = append(reports, report{Execution: c.Execution, Finished: a.c.Now, Outcome: c.Outcome, output: []byte(c.Why)})
+	}
+	return a.finish(reports, with)
+}
+
+// ended is an unfinished execution, with what its job says of what follows.
+type ended struct {
+	executionRow
+	retries int64
+	alive   bool // the job is not deleted
+}
+
+// jobDelta is what a command adds to the state of a job.
+type jobDelta struct {
+	success, failed, lastSuccess, lastError, open, kept int64
+	status                                              string // '': as it was
+}
+
+// finish ends executions: the row, the output, counts, daily statistics and
+// status; and it makes pending what must follow, so that no crash can lose it.
+// Reports for executions that are gone or have ended do nothing. With `with`
+// only those are ended that are with the given incarnations.
+func (a *applying) finish(reports []report, with map[int64]uint64) error {
+	rows, err := a.unfinished(reports)
+	if err != nil {
+		return err
+	}
+	deltas := map[int64]*jobDelta{}
+	days := map[int64]*[2]int64{}
+	var groups []*ended
+	seen := map[int64]bool{} // groups
+	for _, r := range reports {
+		e := rows[r.Execution]
+		if e == nil || with != nil && (e.Outcome != "" || with[e.ID] != e.incarnation) {
+			continue
+		}
+		delete(rows, r.Execution) // a second report in the same command changes nothing
+		if err := a.end(e, r, deltas, days); err != nil {
+			return err
+		}
+		if e.alive && !seen[e.Group] {
+			seen[e.Group] = true
+			groups = append(groups, e)
+		}
+	}
+	for _, e := range groups {
+		if err := a.settle(e, deltas[e.JobID]); err != nil {
+			return err
+		}
+	}
+	return a.count(deltas, days)
+}
+
+// unfinished reads the executions of reports that have not ended, or are lost.
+func (a *applying) unfinished(reports []report) (map[int64]*ended, error) {
+	ids := make([]int64, len(reports))
+	for i, r := range reports {
+		ids[i] = r.Execution
+	}
+	rows := map[int64]*ended{}
+	err := a.s.each(`SELECT e.id, e.job, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.due, e.started, e.outcome, j.retries, j.deleted = 0
+		FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job WHERE e.finished = 0 OR e.outcome = 'lost'`,
+		[]any{jsonInts(ids)}, func(scan scanner) error {
+			var e ended
+			var incarnation int64
+			err := scan(&e.ID, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Due, &e.Started, &e.Outcome, &e.retries, &e.alive)
+			e.incarnation = uint64(incarnation)
+			rows[e.ID] = &e
+			return err
+		})
+	return rows, err
+}
+
+// end finishes one execution, and makes its retry pending if one follows. It
+// may have been lost before: then it is counted, and nothing follows.
+func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[int64]*[2]int64) error {
+	if r.Started == 0 {
+		r.Started = e.Started
+	}
+	if err := a.s.exec("UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ? WHERE id = ?", r.Started, r.Finished, r.Outcome, r.Dropped, e.ID); err != nil {
+		return err
+	}
+	if len(r.output) > 0 {
+		if err := a.s.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?)", e.ID, r.output); err != nil {
+			return err
+		}
+	}
+	d := deltas[e.JobID]
+	if d == nil {
+		d = &jobDelta{}
+		deltas[e.JobID] = d
+	}
+	d.add(r, days)
+	if e.Outcome == outcomeLost {
+		return nil
+	}
+	d.open--
+	d.kept++
+	if !e.alive || !retried(r.Outcome) || int64(e.Attempt) > e.retries {
+		return nil
+	}
+	d.open++
+	return a.s.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		a.key(), causeRetry, e.JobID, e.Group, e.slot, e.Attempt+1, e.Node, a.c.Now+int64(retryDelay(e.Attempt)), e.Due)
+}
+
+// add counts a report for its job and for its day.
+func (d *jobDelta) add(r report, days map[int64]*[2]int64) {
+	day := r.Finished / nanosPerDay
+	if days[day] == nil {
+		days[day] = &[2]int64{}
+	}
+	switch {
+	case r.Outcome == outcomeSuccess:
+		d.success++
+		d.lastSuccess = max(d.lastSuccess, r.Finished)
+		days[day][0]++
+	case r.Outcome != outcomeLost: // which is neither
+		d.failed++
+		d.lastError = max(d.lastError, r.Finished)
+		days[day][1]++
+	}
+}
+
+// settle gives the job the status of the group that e has just ended in, and
+// lets follow what follows when the last attempt on every node has succeeded:
+// the children, and the end of an ephemeral job.
+func (a *applying) settle(e *ended, d *jobDelta) error {
+	var success, failed, unfinished int
+	last := map[int64]string{} // slot → outcome of its last attempt
+	err := a.s.each("SELECT slot, outcome, finished FROM executions WHERE id = ?1 UNION ALL SELECT slot, outcome, finished FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)",
+		[]any{e.Group}, func(scan scanner) error {
+			var slot, finished int64
+			var outcome string
+			err := scan(&slot, &outcome, &finished)
+			last[slot] = outcome
+			switch {
+			case finished == 0:
+				unfinished++
+			case outcome == outcomeSuccess:
+				success++
+			case outcome != outcomeLost:
+				failed++
+			}
+			return err
+		})
+	if err != nil {
+		return err
+	}
+	switch {
+	case failed == 0 && success > 0:
+		d.status = statusSuccess
+	case success == 0 && failed > 0:
+		d.status = statusFailed
+	case success > 0:
+		d.status = statusPartial
+	}
+	if e.Outcome == outcomeLost || unfinished > 0 {
+		return nil
+	}
+	for _, outcome := range last {
+		if outcome != outcomeSuccess {
+			return nil
+		}
+	}
+	return a.follow(e.JobID)
+}
+
+// Values of a job's status, as Dkron names them; ” is a job that never ran.
+const (
+	statusSuccess = "success"
+	statusFailed  = "failed"
+	statusPartial = "partially_failed"
+)
+
+// follow makes the children of a job pending whose group has succeeded, and
+// buries the job if it is ephemeral. A job that others depend on stays, as it
+// does when somebody tries to delete it.
+func (a *applying) follow(id int64) error {
+	var children []int64
+	err := a.s.each("SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id", []any{id}, func(scan scanner) error {
+		var child int64
+		err := scan(&child)
+		children = append(children, child)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, child := range children {
+		if err := a.s.exec("INSERT INTO pending VALUES (?, ?, ?, 0, 0, 1, '', ?, ?)", a.key(), causeChild, child, a.c.Now, a.c.Now); err != nil {
+			return err
+		}
+	}
+	var ephemeral bool
+	err = a.s.get("SELECT ephemeral FROM jobs WHERE id = ? AND deleted = 0", []any{id}, &ephemeral)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && (!ephemeral || len(children) > 0) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return a.bury(id)
+}
+
+// count adds what has ended to the state of the jobs and to the daily
+// statistics. A job that was deleted has no state any more.
+func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) error {
+	for id, d := range deltas {
+		err := a.s.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?, last_success = max(last_success, ?), last_error = max(last_error, ?),
+			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status) WHERE job = ?`,
+			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, id)
+		if err != nil {
+			return err
+		}
+	}
+	for day, n := range days {
+		if err := a.s.exec("INSERT INTO stats VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET success = success + excluded.success, failed = failed + excluded.failed", day, n[0], n[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reset takes back ticks that a clock ahead of its time has decided.
+func (a *applying) reset(list []reset) error {
+	for _, r := range list {
+		n, err := a.s.execRows("UPDATE job_state SET fired = ?, next = ? WHERE job = ? AND fired = ? AND EXISTS (SELECT * FROM jobs WHERE id = job AND rev = ? AND deleted = 0)",
+			a.c.Now, r.Next, r.Job, r.Fired, r.Rev)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			continue
+		}
+		if err := a.record(r.Job, causeClock, decision{Due: a.c.Now, Outcome: outcomeSkipped, Reason: r.Reason}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *applying) trim(t *trimming) error {
+	for _, c := range t.Executions {
+		if _, err := a.dropExecutions(c); err != nil {
+			return err
+		}
+	}
+	for _, c := range t.Ticks {
+		if err := a.dropTicks(c); err != nil {
+			return err
+		}
+	}
+	for _, id := range t.Jobs {
+		if err := a.purge(id); err != nil {
+			return err
+		}
+	}
+	if err := a.s.exec("DELETE FROM requests WHERE idx <= ?", t.Requests); err != nil {
+		return err
+	}
+	if err := a.s.exec("DELETE FROM tick_days WHERE day < ?", t.Day); err != nil {
+		return err
+	}
+	return a.s.exec("DELETE FROM stats WHERE day < ?", t.Day)
+}
+
+// dropTicks adds the oldest skipped and missed ticks of a job to the daily
+// counts; a missed range counts for the day of its first.
+func (a *applying) dropTicks(c cut) error {
+	err := a.s.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, 0, 0, sum(iif(outcome = 'skipped', count, 0)), sum(iif(outcome = 'missed', count, 0)) FROM ticks
+		WHERE job = ? AND id <= ? AND cause = 'tick' GROUP BY 2
+		ON CONFLICT DO UPDATE SET skipped = skipped + excluded.skipped, missed = missed + excluded.missed`, c.Job, c.Upto)
+	if err != nil {
+		return err
+	}
+	return a.s.exec("DELETE FROM ticks WHERE job = ? AND id <= ?", c.Job, c.Upto)
+}
+
+// purge drops a slice of the rows of a deleted job, and the job with the last
+// of them. It stays for as long as something of it runs.
+func (a *applying) purge(id int64) error {
+	if _, err := a.dropExecutions(cut{id, math.MaxInt64}); err != nil {
+		return err
+	}
+	var left int
+	if err := a.s.get("SELECT count(*) FROM executions WHERE job = ?", []any{id}, &left); err != nil || left > 0 {
+		return err
+	}
+	for _, query := range []string{"DELETE FROM ticks WHERE job = ?", "DELETE FROM tick_days WHERE job = ?", "DELETE FROM jobs WHERE id = ? AND deleted <> 0"} {
+		if err := a.s.exec(query, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// jobRow is a job as it is stored and as the API shows it: its definition,
+// what the system knows of it, and what other jobs say of it. The maps are
+// JSON as stored, because lists only pass them on.
+type jobRow struct {
+	ID             string          `json:"id"` // Dkron's: the name
+	Name           string          `json:"name"`
+	DisplayName    string          `json:"displayname"`
+	Schedule       string          `json:"schedule"`
+	Timezone       string          `json:"timezone"`
+	Owner          string          `json:"owner"`
+	OwnerEmail     string          `json:"owner_email"`
+	SuccessCount   int64           `json:"success_count"`
+	ErrorCount     int64           `json:"error_count"`
+	LastSuccess    instant         `json:"last_success"`
+	LastError      instant         `json:"last_error"`
+	Disabled       bool            `json:"disabled"`
+	Tags           json.RawMessage `json:"tags"`
+	Metadata       json.RawMessage `json:"metadata"`
+	Retries        int64           `json:"retries"`
+	DependentJobs  json.RawMessage `json:"dependent_jobs"`
+	ParentJob      string          `json:"parent_job"`
+	Processors     json.RawMessage `json:"processors"`
+	Concurrency    string          `json:"concurrency"`
+	Executor       string          `json:"executor"`
+	ExecutorConfig json.RawMessage `json:"executor_config"`
+	Status         string          `json:"status"`
+	Next           time.Time       `json:"next"`
+	Ephemeral      bool            `json:"ephemeral"`
+	StartsAt       instant         `json:"starts_at"`
+	ExpiresAt      instant         `json:"expires_at"`
+
+	version jobVersion
+	next    int64
+	fired   int64
+	open    int64
+}
+
+const jobColumns = `j.id, j.rev, j.name, j.displayname, j.schedule, j.timezone, j.owner, j.owner_email, j.disabled, j.tags, j.metadata, j.executor_config, j.processors,
+	j.executor, j.retries, j.concurrency, j.ephemeral, j.starts_at, j.expires_at, s.next, s.fired, s.open, s.success_count, s.error_count, s.last_success, s.last_error, s.status,
+	iif(j.parent = 0, '', (SELECT p.name FROM jobs p WHERE p.id = j.parent)),
+	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0 ORDER BY c.name))`
+
+func scanJob(scan scanner) (*jobRow, error) {
+	var j jobRow
+	var tags, metadata, config, processors, dependents sql.RawBytes
+	err := scan(&j.version.ID, &j.version.Rev, &j.Name, &j.DisplayName, &j.Schedule, &j.Timezone, &j.Owner, &j.OwnerEmail, &j.Disabled, &tags, &metadata, &config, &processors,
+		&j.Executor, &j.Retries, &j.Concurrency, &j.Ephemeral, &j.StartsAt, &j.ExpiresAt, &j.next, &j.fired, &j.open, &j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status,
+		&j.ParentJob, &dependents)
+	j.ID, j.Next = j.Name, timeOf(j.next)
+	j.Tags, j.Metadata, j.ExecutorConfig, j.Processors = rawJSON(tags), rawJSON(metadata), rawJSON(config), rawJSON(processors)
+	if j.DependentJobs = rawJSON(dependents); string(dependents) == "[]" {
+		j.DependentJobs = rawJSON("null")
+	}
+	return &j, err
+}
+
+// rawJSON copies a column that is valid until the next row only.
+func rawJSON[T ~[]byte | ~string](column T) json.RawMessage {
+	return append(json.RawMessage{}, column...)
+}
+
+// timeOf returns a column of nanoseconds as a time in UTC; never is the zero
+// time, as Dkron shows it.
+func timeOf(nanos int64) time.Time {
+	if nanos == never {
+		return time.Time{}
+	}
+	return time.Unix(0, nanos).UTC()
+}
+
+// job returns the job of that name, or errNoJob.
+func (s *store) job(name string) (*jobRow, error) {
+	var j *jobRow
+	err := s.viewEach("SELECT "+jobColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.name = ? AND j.deleted = 0", []any{name}, func(scan scanner) (err error) {
+		j, err = scanJob(scan)
+		return err
+	})
+	if err == nil && j == nil {
+		err = errNoJob
+	}
+	return j, err
+}
+
+// jobsByID returns the jobs that have the given ids, in that order, without
+// those that are deleted.
+func (s *store) jobsByID(ids []int64) ([]*jobRow, error) {
+	jobs := make([]*jobRow, 0, len(ids))
+	err := s.viewEach("SELECT "+jobColumns+" FROM json_each(?) v CROSS JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE j.deleted = 0 ORDER BY v.key", []any{jsonInts(ids)}, func(scan scanner) error {
+		j, err := scanJob(scan)
+		jobs = append(jobs, j)
+		return err
+	})
+	return jobs, err
+}
+
+// A jobFilter selects and orders jobs. The zero value selects all, by name.
+type jobFilter struct {
+	Text     string            // part of name or displayname, case-sensitive
+	Status   string            // a status, or "untriggered"
+	Disabled string            // "true" or "false"
+	Metadata map[string]string // all of them
+	Sort     string            // a field that jobOrder knows
+	Desc     bool
+}
+
+// jobOrder maps the fields that a list can be sorted by to what they are
+// sorted by. Never having run comes after having run.
+var jobOrder = map[string]string{
+	"": "j.name", "id": "j.name", "name": "j.name", "displayname": "j.displayname", "schedule": "j.schedule", "timezone": "j.timezone",
+	"owner": "j.owner", "owner_email": "j.owner_email", "disabled": "j.disabled", "tags": "j.tags", "metadata": "j.metadata",
+	"executor_config": "j.executor_config", "processors": "j.processors", "executor": "j.executor", "retries": "j.retries",
+	"concurrency": "j.concurrency", "ephemeral": "j.ephemeral", "parent_job": "(SELECT p.name FROM jobs p WHERE p.id = j.parent)",
+	"starts_at": "iif(j.starts_at = 0, 9e99, j.starts_at)", "expires_at": "iif(j.expires_at = 0, 9e99, j.expires_at)",
+	"next": "s.next", "status": "s.status", "success_count": "s.success_count", "error_count": "s.error_count",
+	"last_success": "iif(s.last_success = 0, 9e99, s.last_success)", "last_error": "iif(s.last_error = 0, 9e99, s.last_error)",
+}
+
+// where returns the condition and its arguments.
+func (f jobFilter) where() (string, []any) {
+	cond, args := "j.deleted = 0", []any{}
+	add := func(c string, a ...any) {
+		cond, args = cond+" AND "+c, append(args, a...)
+	}
+	if f.Text != "" {
+		add("(instr(j.name, ?) > 0 OR instr(j.displayname, ?) > 0)", f.Text, f.Text)
+	}
+	if f.Status != "" {
+		status := f.Status
+		if status == "untriggered" {
+			status = ""
+		}
+		add("s.status = ?", status)
+	}
+	if f.Disabled != "" {
+		add("CAST(iif(j.disabled, 'true', 'false') AS TEXT) = ?", f.Disabled)
+	}
+	for _, k := range sortedKeys(f.Metadata) {
+		add("EXISTS (SELECT * FROM json_each(j.metadata) WHERE key = ? AND value = ?)", k, f.Metadata[k])
+	}
+	return cond, args
+}
+
+// sortedKeys returns the keys of m in order, for what must not depend on the
+// order of a map.
+func sortedKeys[V any](m map[string]V) []string {
+	return slices.Sorted(maps.Keys(m))
+}
+
+// jobs returns rows [start, end) of the jobs that f selects, and the number of
+// all of them. f.Sort must be in jobOrder.
+func (s *store) jobs(f jobFilter, start, end int) ([]*jobRow, int, error) {
+	where, args := f.where()
+	const from = " FROM jobs j LEFT JOIN job_state s ON s.job = j.id" // SQLite leaves out the join where nothing asks for s
+	var total int
+	if err := s.view("SELECT count(*)"+from+" WHERE "+where, args, &total); err != nil {
+		return nil, 0, err
+	}
+	if start >= min(end, total) {
+		return []*jobRow{}, total, nil
+	}
+	direction := " ASC"
+	if f.Desc {
+		direction = " DESC"
+	}
+	order := jobOrder[f.Sort] + direction
+	if f.Sort != "" {
+		order += ", j.name" + direction
+	}
+	var ids []int64
+	err := s.viewEach("SELECT j.id"+from+" WHERE "+where+" ORDER BY "+order+" LIMIT ? OFFSET ?", append(args, end-start, start), func(scan scanner) error {
+		var id int64
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	rows, err := s.jobsByID(ids)
+	return rows, total, err
+}
+
+// executionRow is an execution as it is stored and as the API shows it.
+type executionRow struct {
+	ID         int64
+	JobID      int64
+	JobName    string
+	Group      int64
+	Attempt    int
+	Node       string
+	Cause      string
+	Due        int64
+	Late       bool
+	Started    int64
+	Finished   int64
+	Outcome    string
+	Dropped    int64
+	Output     []byte // no more than was asked for
+	OutputSize int
+
+	slot        int
+	incarnation uint64
+}
+
+// executionColumns ask for the last ?1 bytes of the output.
+const executionColumns = `e.id, e.job, j.name, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.cause, e.due, e.late, e.started, e.finished, e.outcome, e.dropped,
+	coalesce(length(o.output), 0), coalesce(substr(o.output, -?1), x'')`
+
+const executionTables = ` FROM executions e JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id`
+
+func scanExecution(scan scanner) (executionRow, error) {
+	var e executionRow
+	var incarnation int64
+	err := scan(&e.ID, &e.JobID, &e.JobName, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Cause, &e.Due, &e.Late, &e.Started, &e.Finished, &e.Outcome, &e.Dropped,
+		&e.OutputSize, &e.Output)
+	e.incarnation = uint64(incarnation)
+	return e, err
+}
+
+// collectExecutions reads executions with the last outputMax bytes of their
+// outputs. tail follows the tables; its arguments start at ?2.
+func (s *store) collectExecutions(outputMax int, tail string, args ...any) ([]executionRow, error) {
+	list := []executionRow{}
+	err := s.viewEach("SELECT "+executionColumns+executionTables+" "+tail, append([]any{outputMax}, args...), func(scan scanner) error {
+		e, err := scanExecution(scan)
+		list = append(list, e)
+		return err
+	})
+	return list, err
+}
+
+// executionOrder maps the fields that executions can be sorted by to columns.
+var executionOrder = map[string]string{
+	"": "e.started", "started_at": "e.started", "finished_at": "e.finished", "id": "e.id", "attempt": "e.attempt",
+	"group": "e.grp", "success": "e.outcome = 'success'", "node_name": "e.node", "job_name": "e.job", "output": "o.output",
+}
+
+// executions returns rows [start, end) of the executions of a job and the
+// number of all of them. sort must be in executionOrder.
+func (s *store) executions(job int64, sort string, desc bool, start, end, outputMax int) ([]executionRow, int, error) {
+	var total int
+	if err := s.view("SELECT count(*) FROM executions WHERE job = ?", []any{job}, &total); err != nil {
+		return nil, 0, err
+	}
+	if start >= min(end, total) {
+		return []executionRow{}, total, nil
+	}
+	direction := " ASC"
+	if desc {
+		direction = " DESC"
+	}
+	list, err := s.collectExecutions(outputMax, "WHERE e.job = ?2 ORDER BY "+executionOrder[sort]+direction+", e.id"+direction+" LIMIT ?3 OFFSET ?4", job, end-start, start)
+	return list, total, err
+}
+
+// execution returns one execution of a job with its whole output, or
+// errNoExecution.
+func (s *store) execution(job, id int64) (executionRow, error) {
+	list, err := s.collectExecutions(outputBytesMax, "WHERE e.id = ?2 AND e.job = ?3", id, job)
+	if err == nil && len(list) == 0 {
+		err = errNoExecution
+	}
+	if err != nil {
+		return executionRow{}, err
+	}
+	return list[0], nil
+}
+
+// unfinishedExecutions returns what has not ended, oldest first, without
+// outputs. Executions of deleted jobs are among them.
+func (s *store) unfinishedExecutions() ([]executionRow, error) {
+	return s.collectExecutions(0, "WHERE e.finished = 0 ORDER BY e.id")
+}
+
+// openExecution returns the oldest unfinished execution of a job, if any.
+func (s *store) openExecution(job int64) (e executionRow, ok bool, err error) {
+	list, err := s.collectExecutions(0, "WHERE e.job = ?2 AND +e.finished = 0 ORDER BY e.id LIMIT 1", job)
+	if err != nil || len(list) == 0 {
+		return executionRow{}, false, err
+	}
+	return list[0], true, nil
+}
+
+// armed calls fn for each job that has a next tick to decide.
+func (s *store) armed(fn func(job, next int64)) error {
+	return s.viewEach("SELECT job, next FROM jobs JOIN job_state ON job = id WHERE deleted = 0 AND disabled = 0 AND parent = 0 AND next <> ?", []any{int64(never)}, func(scan scanner) error {
+		var job, next int64
+		if err := scan(&job, &next); err != nil {
+			return err
+		}
+		fn(job, next)
+		return nil
+	})
+}
+
+// firedAfter returns the ids of jobs whose last decided tick lies behind a time.
+func (s *store) firedAfter(t int64) ([]int64, error) {
+	var ids []int64
+	err := s.viewEach("SELECT job FROM job_state WHERE fired > ? LIMIT ?", []any{t, ticksMax}, func(scan scanner) error {
+		var id int64
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	return ids, err
+}
+
+// pendingRow is what must follow from something that ended.
+type pendingRow struct {
+	ID      int64
+	Cause   string
+	JobID   int64
+	Group   int64
+	Attempt int
+	Node    string
+	Due     int64 // not before
+	Asked   int64
+}
+
+// pending returns all pending rows behind an id, in the order of their ids.
+func (s *store) pending(after int64) ([]pendingRow, error) {
+	return s.collectPending("WHERE id > ? ORDER BY id", after)
+}
+
+// pendingByID returns those of the given pending rows that are still there.
+func (s *store) pendingByID(ids []int64) ([]pendingRow, error) {
+	return s.collectPending("WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", jsonInts(ids))
+}
+
+func (s *store) collectPending(tail string, arg any) ([]pendingRow, error) {
+	var list []pendingRow
+	err := s.viewEach("SELECT id, cause, job, grp, attempt, node, due, asked FROM pending "+tail, []any{arg}, func(scan scanner) error {
+		var p pendingRow
+		err := scan(&p.ID, &p.Cause, &p.JobID, &p.Group, &p.Attempt, &p.Node, &p.Due, &p.Asked)
+		list = append(list, p)
+		return err
+	})
+	return list, err
+}
+
+// trimmable returns a trim command's worth of what need not be kept: all but
+// the newest keep executions of a job, all but the newest ticksKept ticks,
+// deleted jobs, and counts before a day. ok is false if there is nothing.
+func (s *store) trimmable(keep int, day int64) (t trimming, ok bool, err error) {
+	slack := max(10, keep/10) // few large deletions cost less than many small ones
+	rows := 0
+	err = s.viewEach(`SELECT job, kept - ?1, (SELECT id FROM executions e WHERE e.job = s.job AND +finished <> 0 ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM job_state s WHERE kept >= ?2 LIMIT ?3`,
+		[]any{keep, keep + slack, sliceRows}, func(scan scanner) error {
+			var c cut
+			var n int
+			err := scan(&c.Job, &n, &c.Upto)
+			if rows += n; rows <= sliceRows || len(t.Executions) == 0 {
+				t.Executions = append(t.Executions, c)
+			}
+			return err
+		})
+	if err != nil {
+		return t, false, err
+	}
+	err = s.viewEach(`SELECT job, (SELECT id FROM ticks u WHERE u.job = t.job ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM ticks t GROUP BY job HAVING count(*) > ?2 LIMIT 10`,
+		[]any{ticksKept, ticksKept + ticksKept/10}, func(scan scanner) error {
+			var c cut
+			err := scan(&c.Job, &c.Upto)
+			t.Ticks = append(t.Ticks, c)
+			return err
+		})
+	if err != nil {
+		return t, false, err
+	}
+	// Of what a deleted job still runs the row must stay, so that it can end.
+	err = s.viewEach(`SELECT id FROM jobs j WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND +finished = 0) LIMIT 10`, nil, func(scan scanner) error {
+		var id int64
+		err := scan(&id)
+		t.Jobs = append(t.Jobs, id)
+		return err
+	})
+	var old int
+	if err == nil {
+		err = s.view("SELECT EXISTS (SELECT * FROM stats WHERE day < ?1)", []any{day}, &old)
+	}
+	t.Day = day
+	return t, old > 0 || len(t.Executions)+len(t.Ticks)+len(t.Jobs) > 0, err
+}
+
+// meta is what the cluster table says.
+type meta struct {
+	ClusterID    string
+	AppliedIndex uint64
+	AppliedTerm  uint64
+	Voters       string // JSON
+	Timezone     string
+	Paused       bool
+}
+
+func (s *store) meta() (m meta, err error) {
+	err = s.view("SELECT id, applied_index, applied_term, voters, timezone, paused FROM cluster", nil, &m.ClusterID, &m.AppliedIndex, &m.AppliedTerm, &m.Voters, &m.Timezone, &m.Paused)
+	return m, err
+}
+
+// position returns the term and the end of the log.
+func (s *store) position() (term, last uint64, err error) {
+	err = s.view("SELECT term, base_index + (SELECT count(*) FROM log) FROM server", nil, &term, &last)
+	return term, last, err
+}
+
+// nodeID returns the random id that was made with this data directory.
+func (s *store) nodeID() (id string, err error) {
+	err = s.view("SELECT id FROM server", nil, &id)
+	return id, err
+}
+
+// snapshot writes a consistent copy of the replicated state to a new file. It
+// is a backup: a server started on it has a node id and a cluster of its own.
+func (s *store) snapshot(path string) error {
+	if _, err := s.read.Exec("VACUUM INTO ?", path); err != nil {
+		return fmt.Errorf("cannot write a snapshot: %w", err)
+	}
+	db, err := sql.Open("sqlite", (&store{path: path}).dsn())
+	if err != nil {
+		return err
+	}
+	_, err = db.Exec("DELETE FROM log; DELETE FROM server; VACUUM")
+	return errors.Join(err, db.Close())
+}
+
+// dump returns a digest of each replicated table, one line a table: equal
+// states have equal dumps.
+func (s *store) dump() (string, error) {
+	var out strings.Builder
+	for _, table := range replicated {
+		rows, err := s.read.Query("SELECT * FROM " + table + " ORDER BY 1, 2")
+		if err != nil {
+			return "", err
+		}
+		sum, n, err := digestRows(rows)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&out, "%-10s %8d rows %016x\n", table, n, sum)
+	}
+	return out.String(), nil
+}
+
+func digestRows(rows *sql.Rows) (sum uint64, n int, err error) {
+	columns, err := rows.Columns()
+	if err != nil {
+		return 0, 0, err
+	}
+	values := make([]any, len(columns))
+	dest := make([]any, len(columns))
+	for i := range values {
+		dest[i] = &values[i]
+	}
+	h := fnv.New64a()
+	err = eachRow(rows, nil, func(scan scanner) error {
+		n++
+		if err := scan(dest...); err != nil {
+			return err
+		}
+		fmt.Fprintf(h, "%v\n", values)
+		return nil
+	})
+	return h.Sum64(), n, err
+}
+
+// checks are the invariants of the state, each as a query for what breaks it.
+var checks = []struct{ rule, query string }{
+	{"a job that is not deleted has a state, and no other has", "SELECT id FROM jobs WHERE deleted = 0 AND id NOT IN (SELECT job FROM job_state) UNION ALL SELECT job FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
+	{"open counts unfinished executions and pending retries", "SELECT job FROM job_state s WHERE open <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished = 0) + (SELECT count(*) FROM pending p WHERE p.job = s.job AND cause = 'retry')"},
+	{"kept counts finished executions", "SELECT job FROM job_state s WHERE kept <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished <> 0)"},
+	{"next lies behind fired", "SELECT job FROM job_state JOIN jobs ON id = job WHERE next <= fired AND next > 0 AND disabled = 0 AND parent = 0"},
+	{"an execution has an outcome if it is finished, and only then", "SELECT id FROM executions WHERE (finished = 0) <> (outcome = '')"},
+	{"an execution and a pending row have a job", "SELECT id FROM executions WHERE job NOT IN (SELECT id FROM jobs) UNION ALL SELECT id FROM pending WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
+	{"an attempt of a slot exists once", "SELECT min(id) FROM executions GROUP BY grp, slot, attempt HAVING count(*) > 1"},
+	{"a tick has one outcome", "SELECT min(job) FROM (SELECT job, due FROM executions WHERE cause = 'tick' AND id = grp UNION ALL SELECT job, due FROM ticks WHERE cause = 'tick') GROUP BY job, due HAVING count(*) > 1"},
+	{"an output has an execution", "SELECT execution FROM outputs WHERE execution NOT IN (SELECT id FROM executions)"},
+	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent <> 0 AND parent NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
+	{"the log reaches from its base to beyond what is applied", "SELECT applied_index FROM cluster, server WHERE applied_index < base_index OR base_index + (SELECT count(*) FROM log) < applied_index OR (SELECT min(idx) FROM log) <> base_index + 1"},
+}
+
+// check verifies the whole database: SQLite's own structure, and the
+// invariants of the state. It reads everything and is meant for tests and for
+// an operator in doubt.
+func (s *store) check() error {
+	var verdict string
+	if err := s.read.QueryRow("PRAGMA integrity_check").Scan(&verdict); err != nil {
+		return err
+	}
+	if verdict != "ok" {
+		return fmt.Errorf("the database is damaged: %s", verdict)
+	}
+	var errs []error
+	for _, c := range checks {
+		var at int64
+		err := s.read.QueryRow(c.query + " LIMIT 1").Scan(&at)
+		if err == nil {
+			err = fmt.Errorf("invariant broken at %d: %s", at, c.rule)
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
