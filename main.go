@@ -292,13 +292,16 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	if err != nil {
 		return err
 	}
-	clu := newCluster(st, log, sched.lead)
+	clu, err := newCluster(server{cfg.NodeName, id}, st, log, sched.lead)
+	if err != nil {
+		return err
+	}
 	self := cfg.self()
 	sched.propose = clu.propose
 	sched.nodes = func() []node { return []node{{cfg.NodeName, exec.incarnation(), self.Tags}} }
 	sched.start = func(_ string, d dispatch) error { return exec.start(d) }
 	sched.ask = func(_ string, q question) (answer, error) { return exec.ask(q) }
-	server := &http.Server{
+	web := &http.Server{
 		Handler: (&api{
 			node: cfg.NodeName, hosts: []string{cfg.NodeName}, store: st, scheduler: sched, log: log,
 			members: func() []member { return []member{self} },
@@ -315,7 +318,7 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	failed := make(chan struct{})
 	stopDriver, stopReports := spawn(&g, failed, clu.run), spawn(&g, failed, exec.run)
 	g.Go(func() error {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
@@ -330,8 +333,8 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	// 1. Take no more requests, and answer those that are here.
 	drain, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if server.Shutdown(drain) != nil {
-		server.Close()
+	if web.Shutdown(drain) != nil {
+		web.Close()
 	}
 	// 2. Start nothing more.
 	sched.stopFiring()

@@ -1713,16 +1713,16 @@ type dayPart struct {
 // overlap has them twice.
 func (c *calendar) parts(from, limit time.Time) iter.Seq[dayPart] {
 	return func(yield func(dayPart) bool) {
-		for from.Before(limit) {
-			offset, end := stretch(from.In(c.zone), limit)
-			wallFrom, wallEnd := from.Add(offset), end.Add(offset)
-			for day := range c.days(wallFrom, wallEnd) {
-				part := dayPart{day.Add(-offset), c.ticksBefore(wallFrom.Sub(day)), c.ticksBefore(wallEnd.Sub(day))}
+		for start := from; start.Before(limit); {
+			offset, end := stretch(start.In(c.zone), limit)
+			wallStart, wallEnd := start.Add(offset), end.Add(offset)
+			for day := range c.days(wallStart, wallEnd) {
+				part := dayPart{day.Add(-offset), c.ticksBefore(wallStart.Sub(day)), c.ticksBefore(wallEnd.Sub(day))}
 				if part.first < part.end && !yield(part) {
 					return
 				}
 			}
-			from = end
+			start = end
 		}
 	}
 }

@@ -136,7 +136,7 @@ CREATE TABLE jobs (
 	expires_at      INTEGER NOT NULL  -- 0: no bound
 ) STRICT;
 CREATE UNIQUE INDEX jobs_name ON jobs (name) WHERE deleted = 0;
-CREATE INDEX jobs_parent ON jobs (parent) WHERE parent <> 0 AND deleted = 0;
+CREATE INDEX jobs_parent ON jobs (parent, name) WHERE parent <> 0 AND deleted = 0;
 CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
 
 -- What changes with each run, beside the wide rows that do not.
@@ -649,6 +649,18 @@ func (s *store) apply(commit uint64) ([]applied, error) {
 	s.applied = s.unapplied[n-1].Index
 	s.unapplied = slices.Delete(s.unapplied, 0, n)
 	return results, nil
+}
+
+// applyUpTo applies all persisted entries up to index commit.
+func (s *store) applyUpTo(commit uint64) ([]applied, error) {
+	var all []applied
+	for {
+		results, err := s.apply(commit)
+		if err != nil || len(results) == 0 {
+			return all, err
+		}
+		all = append(all, results...)
+	}
 }
 
 // trimLog drops the oldest entries, all of them applied, beyond what is kept
@@ -1738,7 +1750,7 @@ type jobFilter struct {
 // jobOrder maps the fields that a list can be sorted by to what they are
 // sorted by. Never having run comes after having run.
 var jobOrder = map[string]string{
-	"": "j.name", "id": "j.name", "name": "j.name", "displayname": "j.displayname", "schedule": "j.schedule", "timezone": "j.timezone",
+	"": "j.name", "id": "j.name", "name": "j.name", "displayname": "j.displayname COLLATE NOCASE", "schedule": "j.schedule", "timezone": "j.timezone",
 	"owner": "j.owner", "owner_email": "j.owner_email", "disabled": "j.disabled", "tags": "j.tags", "metadata": "j.metadata",
 	"executor_config": "j.executor_config", "processors": "j.processors", "executor": "j.executor", "retries": "j.retries",
 	"concurrency": "j.concurrency", "ephemeral": "j.ephemeral", "parent_job": "(SELECT p.name FROM jobs p WHERE p.id = j.parent)",
@@ -1782,7 +1794,10 @@ func sortedKeys[V any](m map[string]V) []string {
 // all of them. f.Sort must be in jobOrder.
 func (s *store) jobs(f jobFilter, start, end int) ([]*jobRow, int, error) {
 	where, args := f.where()
-	const from = " FROM jobs j LEFT JOIN job_state s ON s.job = j.id" // SQLite leaves out the join where nothing asks for s
+	from := " FROM jobs j"
+	if f.Status != "" || strings.Contains(jobOrder[f.Sort], "s.") {
+		from += " JOIN job_state s ON s.job = j.id"
+	}
 	var total int
 	if err := s.view("SELECT count(*)"+from+" WHERE "+where, args, &total); err != nil {
 		return nil, 0, err
@@ -2029,10 +2044,42 @@ func (s *store) meta() (m meta, err error) {
 	return m, err
 }
 
-// position returns the term and the end of the log.
-func (s *store) position() (term, last uint64, err error) {
-	err = s.view("SELECT term, base_index + (SELECT count(*) FROM log) FROM server", nil, &term, &last)
-	return term, last, err
+// saved returns what the protocol must know of the disk when it starts.
+func (s *store) saved() (disk saved, err error) {
+	m, err := s.meta()
+	if err != nil {
+		return disk, err
+	}
+	voters := voterSet{Index: m.AppliedIndex}
+	if err := json.Unmarshal([]byte(m.Voters), &voters.Voters); err != nil {
+		return disk, fmt.Errorf("the list of voters is damaged: %w", err)
+	}
+	disk.Applied, disk.Voters = m.AppliedIndex, []voterSet{voters}
+	err = s.view("SELECT term, vote, base_index, base_term, base_index + (SELECT count(*) FROM log) FROM server", nil,
+		&disk.State.Term, &disk.State.Vote, &disk.Base.Index, &disk.Base.Term, &disk.Last)
+	if err != nil {
+		return disk, err
+	}
+	err = s.viewEach("SELECT min(idx), term FROM log GROUP BY term ORDER BY term", nil, func(scan scanner) error {
+		var p position
+		err := scan(&p.Index, &p.Term)
+		disk.Terms = append(disk.Terms, p)
+		return err
+	})
+	if err != nil {
+		return disk, err
+	}
+	err = s.viewEach("SELECT idx, data FROM log WHERE kind = ? AND idx > ? ORDER BY idx", []any{int(entryVoters), int64(m.AppliedIndex)}, func(scan scanner) error {
+		var v voterSet
+		var data []byte
+		if err := scan(&v.Index, &data); err != nil {
+			return err
+		}
+		v.Voters, err = decodeVoters(data)
+		disk.Voters = append(disk.Voters, v)
+		return err
+	})
+	return disk, err
 }
 
 // nodeID returns the random id that was made with this data directory.

@@ -29,10 +29,11 @@ func newStore(t testing.TB) *store {
 // commit appends commands to the log of a store and applies them.
 func commit(t testing.TB, s *store, commands ...*command) []applied {
 	t.Helper()
-	_, last, err := s.position()
+	disk, err := s.saved()
 	if err != nil {
 		t.Fatal(err)
 	}
+	last := disk.Last
 	var entries []entry
 	for i, c := range commands {
 		data, err := c.encode()
@@ -44,15 +45,11 @@ func commit(t testing.TB, s *store, commands ...*command) []applied {
 	if err := s.persist(nil, entries); err != nil {
 		t.Fatal(err)
 	}
-	var all []applied
-	for len(all) < len(commands) {
-		res, err := s.apply(math.MaxUint64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, res...)
+	results, err := s.applyUpTo(math.MaxUint64)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return all
+	return results
 }
 
 var testStart = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano()

@@ -1,0 +1,689 @@
+package main
+
+import (
+	"bufio"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var (
+	scheduleSeed  = flag.Uint64("schedule.seed", 0, "seed of the random schedules; 0 takes one from the clock")
+	schedulePairs = flag.Int("schedule.pairs", 2000, "random pairs of zone and schedule to compare with a walk")
+)
+
+// rfc3339 reads a time of a table.
+func rfc3339(t testing.TB, text string) time.Time {
+	t.Helper()
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
+}
+
+func mustParseSchedule(t testing.TB, spec, zone, name string) schedule {
+	t.Helper()
+	s, err := parseSchedule(spec, zone, name)
+	if err != nil {
+		t.Fatalf("parseSchedule(%q, %q, %q): %v", spec, zone, name, err)
+	}
+	return s
+}
+
+// goldenRows returns the rows of a table of tab-separated columns, in which \s and \t stand for space and tab.
+func goldenRows(t *testing.T, path string) [][]string {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	unescape := strings.NewReplacer(`\s`, " ", `\t`, "\t")
+	var rows [][]string
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "#") {
+			continue
+		}
+		columns := strings.Split(lines.Text(), "\t")
+		for i := range columns {
+			columns[i] = unescape.Replace(columns[i])
+		}
+		rows = append(rows, columns)
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return rows
+}
+
+// Every tick in the table of upstream's answers follows from the one before it.
+func TestSchedule_Next_Golden(t *testing.T) {
+	rows := goldenRows(t, "testdata/cron.tsv")
+	if len(rows) != 3030 {
+		t.Fatalf("got %d rows, want 3030", len(rows))
+	}
+	for _, row := range rows {
+		name, spec, zone, from, ticks := row[1], row[2], row[3], row[4], row[5]
+		if zone == "" {
+			zone = "UTC"
+		}
+		s, err := parseSchedule(spec, zone, name)
+		if err != nil {
+			t.Errorf("%s: %q in %s: %v", row[0], spec, zone, err)
+			continue
+		}
+		after := rfc3339(t, from)
+		for want := range strings.SplitSeq(ticks, " ") {
+			got := s.next(after)
+			if text := tickText(got); text != want {
+				t.Errorf("%s: %q in %s for %q after %s: got %s, want %s",
+					row[0], spec, zone, name, after.Format(time.RFC3339Nano), text, want)
+				break
+			}
+			after = got
+		}
+	}
+}
+
+func tickText(at time.Time) string {
+	if at.IsZero() {
+		return "never"
+	}
+	return at.Format(time.RFC3339)
+}
+
+func TestParseSchedule_ErrGolden(t *testing.T) {
+	rows := goldenRows(t, "testdata/cron-invalid.tsv")
+	if len(rows) < 170 {
+		t.Fatalf("got %d rows, want at least 170", len(rows))
+	}
+	for _, row := range rows {
+		why, name, spec, zone := row[0], row[1], row[2], row[3]
+		if zone == "" {
+			zone = "UTC"
+		}
+		_, err := parseSchedule(spec, zone, name)
+		if err == nil {
+			t.Errorf("%s: %q in %q for %q: accepted, want an error", why, spec, zone, name)
+			continue
+		}
+		_, inField, _ := strings.Cut(why, " (")
+		if inField = strings.TrimSuffix(inField, ")"); !strings.HasPrefix(err.Error(), inField) {
+			t.Errorf("%s: %q: got error %q, want it to begin with the field", why, spec, err)
+		}
+	}
+}
+
+// What a recorded upstream server accepted, with the part of the next tick that its answer had to contain.
+func TestSchedule_Next_Recorded(t *testing.T) {
+	after := rfc3339(t, "2025-12-03T14:25:36Z")
+	for _, test := range []struct{ name, spec, want string }{
+		{"sc-job", "0 0 12 * * *", "T12:00:00Z"},
+		{"sc-job", "*/5 * * * * *", ":40Z"},
+		{"sc-job", "0 30 4 1,15 * *", "-15T04:30:00Z"},
+		{"sc-job", "0 30 4 1,15 * 5", "-05T04:30:00Z"},
+		{"sc-job", "0 0 0 1 JAN *", "-01-01T00:00:00Z"},
+		{"sc-job", "0 0 0 * * MON-FRI", "T00:00:00Z"},
+		{"sc-job", "0 0 6 ? * SUN", "-07T06:00:00Z"},
+		{"sc-job", "0-10/2 0 0 * * *", "T00:00:00Z"},
+		{"sc-job", "59 59 23 31 12 *", "-12-31T23:59:59Z"},
+		{"sc-job", "1 2 3 * jan,FEB sat", "-01-03T03:02:01Z"},
+		{"sc-job", "0 5/15 7 * * *", "T07:05:00Z"},
+		{"sc-job", "0 0 8 13 * 5", "-05T08:00:00Z"},
+		{"sc-job", "0  0  9   * * *", "T09:00:00Z"},
+		{"sc-job", "CRON_TZ=Asia/Tokyo 0 0 12 * * *", "T03:00:00Z"},
+		{"sc-job", "TZ=Asia/Kolkata 0 0 12 * * *", "T06:30:00Z"},
+		{"sd-every", "@every 1h", "-03T15:25:36Z"},
+		{"sd-every-mixed", "@every 1h30m15s", "-03T15:55:51Z"},
+		{"sd-at", "@at 2099-06-01T12:00:00Z", "2099-06-01T12:00:00Z"},
+		{"sd-at-offset", "@at 2099-06-01T12:00:00+02:00", "2099-06-01T10:00:00Z"},
+		{"sd-at-past", "@at 2001-01-01T00:00:00Z", "never"},
+		{"sd-manually", "@manually", "never"},
+		{"sd-minutely", "@minutely", "-03T14:26:00Z"},
+		{"sd-hourly", "@hourly", "-03T15:00:00Z"},
+		{"sd-daily", "@daily", "-04T00:00:00Z"},
+		{"sd-midnight", "@midnight", "-04T00:00:00Z"},
+		{"sd-weekly", "@weekly", "-07T00:00:00Z"},
+		{"sd-monthly", "@monthly", "2026-01-01T00:00:00Z"},
+		{"sd-yearly", "@yearly", "2026-01-01T00:00:00Z"},
+		{"sd-annually", "@annually", "2026-01-01T00:00:00Z"},
+		{"hash-a", "0 ~ ~ * * *", "T10:22:00Z"},
+		{"hash-a", "~ 0 5 * * *", "T05:00:22Z"},
+		{"hash-a", "0 0 0 ~ * *", "-03T00:00:00Z"},
+		{"hash-a", "0 0 0 1 ~ *", "-11-01T00:00:00Z"},
+		{"hash-a", "0 0 0 * * ~", "T00:00:00Z"},
+		{"hash-a", "TZ=UTC ~ ~ ~ * * *", "T10:22:22Z"},
+		{"hash-nightly-report", "0 ~ ~ * * *", "T01:25:00Z"},
+		{"hash-nightly-report", "~ 0 5 * * *", "T05:00:25Z"},
+		{"hash-nightly-report", "0 0 0 ~ * *", "-14T00:00:00Z"},
+		{"hash-nightly-report", "0 0 0 1 ~ *", "-02-01T00:00:00Z"},
+		{"hash-nightly-report", "TZ=UTC ~ ~ ~ * * *", "T01:25:25Z"},
+	} {
+		s, err := parseSchedule(test.spec, "UTC", test.name)
+		if err != nil {
+			t.Errorf("%q: %v", test.spec, err)
+		} else if got := tickText(s.next(after)); !strings.HasSuffix(got, test.want) {
+			t.Errorf("%q for %q: got %s, want ...%s", test.spec, test.name, got, test.want)
+		}
+	}
+}
+
+// What a recorded upstream server refused, or should have.
+func TestParseSchedule_ErrRecorded(t *testing.T) {
+	for _, spec := range []string{
+		"", "* * * * *", "* * * * * * *", "60 * * * * *", "* 60 * * * *", "* * 24 * * *", "* * * 0 * *", "* * * 32 * *",
+		"* * * * 13 *", "* * * * 0 *", "* * * * * 7", "* * * * * FUN", "* * * * FOO *", "a b c d e f", "1-70 * * * * *",
+		"10-5 * * * * *", "*/0 * * * * *", "1--2 * * * * *", "1/2/3 * * * * *", "-1 * * * * *", "1.5 * * * * *",
+		"* * * L * *", "* * * * * 5#2", "* * * 15W * *", "@nosuch", "@every", "@every x", "@every 5", "@every 1d",
+		"@every ~", "@at", "@at x", "@at 2099-01-01", "@at 2099-01-01T00:00:00", "@reboot", "@Daily", "never", "x",
+		"CRON_TZ=Mars/Base 0 0 0 * * *", "TZ=Mars/Base 0 0 0 * * *", "every 5 minutes",
+		"TZ=UTC", "TZ=", "CRON_TZ=UTC ", "TZ=UTC TZ=UTC 0 0 0 * * *",
+	} {
+		if _, err := parseSchedule(spec, "UTC", "si-job"); err == nil {
+			t.Errorf("%q: accepted, want an error", spec)
+		}
+	}
+}
+
+// An error names the field, shows the text and says what would be right.
+func TestParseSchedule_ErrText(t *testing.T) {
+	for _, test := range []struct{ spec, want string }{
+		{"", `0 fields in "", want six: second, minute, hour, day of month, month, day of week`},
+		{"* * * * *", `5 fields in "* * * * *", want six: second, minute, hour, day of month, month, day of week`},
+		{"60 * * * * *", `second "60": "60" is not allowed, want 0 to 59`},
+		{"0 1-x * * * *", `minute "1-x": "x" is not allowed, want 0 to 59`},
+		{"0 0 1,*/0 * * *", `hour "*/0": "0" is no step, want a whole number of at least 1`},
+		{"0 0 0 9-3 * *", `day of month "9-3": the range runs backwards, want the lower value first`},
+		{"0 0 0 , * *", `day of month ",": no value in the list, want 1 to 31`},
+		{"0 0 0 1 MÄR *", `month "MÄR": "MÄR" is not allowed, want 1 to 12 or jan to dec`},
+		{"0 0 0 * * 7", `day of week "7": "7" is not allowed, want 0 to 6 or sun to sat`},
+		{"0 0 0 * * 1-2-3", `day of week "1-2-3": "2-3" is not allowed, want 0 to 6 or sun to sat`},
+		{"@every 1d", `@every "1d" is no duration, want one such as 1h30m`},
+		{"@at noon", `@at "noon" is no time, want one such as 2030-01-31T12:00:00Z`},
+		{"@reboot", `unknown descriptor "@reboot", want @yearly, @annually, @monthly, @weekly, @daily, @midnight, ` +
+			`@hourly, @minutely, @manually, @every <duration> or @at <time>`},
+		{"TZ=UTC", `nothing behind the zone in "TZ=UTC", want six fields or a descriptor`},
+		{"TZ=UTC @at 2030-01-01T00:00:00Z", `a zone in front of @at in "TZ=UTC @at 2030-01-01T00:00:00Z", ` +
+			`want it in the time itself`},
+		{"@every", `@every "" is no duration, want one such as 1h30m`},
+		{"TZ=Mars/Base @daily", `unknown time zone "Mars/Base", want an IANA name such as "Europe/Berlin"`},
+		{strings.Repeat(" ", 1025), `1025 bytes long, want at most 1024`},
+	} {
+		if _, err := parseSchedule(test.spec, "UTC", "job"); err == nil || err.Error() != test.want {
+			t.Errorf("%q:\n got %v\nwant %s", test.spec, err, test.want)
+		}
+	}
+}
+
+func TestLoadZone(t *testing.T) {
+	for _, name := range []string{"UTC", "Europe/Berlin", "Etc/GMT+5", "America/Argentina/Buenos_Aires"} {
+		loc, err := loadZone(name)
+		if err != nil || loc.String() != name {
+			t.Errorf("%q: got %v, %v", name, loc, err)
+		}
+		if again, _ := loadZone(name); again != loc {
+			t.Errorf("%q: loaded twice, want one value", name)
+		}
+	}
+	for _, name := range []string{
+		"", " ", "Local", ".", "..", "../etc/passwd", "/etc/localtime", `\etc`, "Europe", "Europe/", "./UTC",
+		"Europe//Berlin", "Europe/../UTC", "Mars/Base", "europe/nowhere", "CEST", "+02:00", "12", "UTC\x00", "zone.tab",
+	} {
+		if loc, err := loadZone(name); err == nil {
+			t.Errorf("%q: got %v, want an error", name, loc)
+		}
+	}
+}
+
+// Jobs with the same fields in the same zone share one calendar; a `~` sets apart only those it makes different.
+func TestParseSchedule_Shared(t *testing.T) {
+	base := mustParseSchedule(t, "0 ~ 3 * * *", "UTC", "ab")
+	for _, test := range []struct {
+		spec, zone, name string
+		want             bool
+	}{
+		{"0 ~ 3 * * *", "UTC", "ba", true},
+		{"TZ=UTC 0 ~  3 * * *", "Europe/Berlin", "ab", true},
+		{"0 ~ 3 * * *", "UTC", "b", false},
+		{"0 ~ 3 * * *", "Europe/Berlin", "ab", false},
+		{"0 ~ 4 * * *", "UTC", "ab", false},
+	} {
+		if got := mustParseSchedule(t, test.spec, test.zone, test.name) == base; got != test.want {
+			t.Errorf("%q in %s for %q: shared is %t, want %t", test.spec, test.zone, test.name, got, test.want)
+		}
+	}
+}
+
+func TestParseSchedule_CacheBound(t *testing.T) {
+	calendars.mu.Lock()
+	clear(calendars.byKey)
+	for i := range calendarsMax {
+		calendars.byKey[calendarKey{text: [fieldCount]string{fmt.Sprint("filler", i)}}] = nil
+	}
+	calendars.mu.Unlock()
+
+	mustParseSchedule(t, "1 2 3 4 5 *", "UTC", "job")
+	calendars.mu.Lock()
+	defer calendars.mu.Unlock()
+	if got := len(calendars.byKey); got != 1 {
+		t.Errorf("got %d calendars behind a full cache, want 1", got)
+	}
+}
+
+// ZoneBounds has no bounds or wrong ones in places: the last day of a leap year whose zone is known by a rule only,
+// and zones that never change again. A day that a zone leaves out has no ticks.
+func TestSchedule_Next_ZoneBounds(t *testing.T) {
+	for _, test := range []struct{ spec, zone, after, want string }{
+		{"0 30 * * * *", "Europe/Warsaw", "2040-12-31T12:00:00Z", "2040-12-31T12:30:00Z"},
+		{"0 30 0 1 1 *", "Europe/Warsaw", "2040-12-31T12:00:00Z", "2040-12-31T23:30:00Z"},
+		{"0 30 12 * 7 *", "Europe/Warsaw", "2040-12-31T12:00:00Z", "2041-07-01T10:30:00Z"},
+		{"0 30 12 * 1 *", "Australia/Sydney", "2040-12-31T00:00:00Z", "2041-01-01T01:30:00Z"},
+		{"0 0 12 * 7 *", "Asia/Kathmandu", "2044-12-31T12:00:00Z", "2045-07-01T06:15:00Z"},
+		{"0 0 12 * 12 *", "Pacific/Apia", "2011-12-29T22:00:00Z", "2011-12-30T22:00:00Z"},
+	} {
+		s := mustParseSchedule(t, test.spec, test.zone, "job")
+		if got := tickText(s.next(rfc3339(t, test.after))); got != test.want {
+			t.Errorf("%q in %s after %s: got %s, want %s", test.spec, test.zone, test.after, got, test.want)
+		}
+	}
+}
+
+// Where either day field has a star anywhere in its list, a day has to match both; else one of them is enough.
+func TestSchedule_Next_Stars(t *testing.T) {
+	for _, test := range []struct{ days, weekdays, want string }{
+		{"*", "1", "2025-06-09"},
+		{"*,13", "1", "2025-06-09"},
+		{"13,?", "1", "2025-06-09"},
+		{"13,*/1", "1", "2025-06-09"},
+		{"*-13", "1", "2025-06-09"},
+		{"13", "*,1", "2025-06-13"},
+		{"13", "1", "2025-06-09"},
+		{"6", "1", "2025-06-06"},
+		{"1-31", "1", "2025-06-05"},
+		{"*/2", "1", "2025-06-05"},
+		{"*/31", "1", "2025-06-09"},
+	} {
+		spec := fmt.Sprintf("0 0 0 %s * %s", test.days, test.weekdays)
+		got := mustParseSchedule(t, spec, "UTC", "job").next(rfc3339(t, "2025-06-04T00:00:00Z"))
+		if got := got.Format(time.DateOnly); got != test.want {
+			t.Errorf("%q: got %s, want %s", spec, got, test.want)
+		}
+	}
+}
+
+// The search ends with the fifth year after the one it starts in.
+func TestSchedule_Next_Horizon(t *testing.T) {
+	s := mustParseSchedule(t, "0 0 0 29 2 *", "UTC", "job")
+	for after, want := range map[string]string{
+		"2098-12-31T23:59:58Z": "never",
+		"2098-12-31T23:59:59Z": "2104-02-29T00:00:00Z",
+	} {
+		if got := tickText(s.next(rfc3339(t, after))); got != want {
+			t.Errorf("after %s: got %s, want %s", after, got, want)
+		}
+	}
+}
+
+func TestSchedule_Zero(t *testing.T) {
+	var never schedule
+	now := rfc3339(t, "2025-01-01T00:00:00Z")
+	if got := never.next(now); !got.IsZero() {
+		t.Errorf("next: got %v", got)
+	}
+	if got := never.first(now, now.Add(time.Hour)); !got.IsZero() {
+		t.Errorf("first: got %v", got)
+	}
+	if n, last := never.count(now, now.AddDate(5, 0, 0)); n != 0 || !last.IsZero() {
+		t.Errorf("count: got %d, %v", n, last)
+	}
+}
+
+// The first tick lies after now and not before the window opens.
+func TestSchedule_First(t *testing.T) {
+	const now = "2025-06-01T10:00:00Z"
+	for _, test := range []struct{ spec, start, want string }{
+		{"0 0 * * * *", "", "2025-06-01T11:00:00Z"},
+		{"0 0 * * * *", "2025-05-01T00:30:00Z", "2025-06-01T11:00:00Z"},
+		{"0 0 * * * *", now, "2025-06-01T11:00:00Z"},
+		{"0 0 * * * *", "2025-06-01T12:00:00Z", "2025-06-01T12:00:00Z"},
+		{"0 0 * * * *", "2025-06-01T12:00:00.001Z", "2025-06-01T13:00:00Z"},
+		{"@every 7m", "", "2025-06-01T10:07:00Z"},
+		{"@every 7m", "2025-05-01T00:30:00Z", "2025-06-01T10:07:00Z"},
+		{"@every 7m", "2025-06-01T12:00:00Z", "2025-06-01T12:00:00Z"},
+		{"@every 7m", "2025-06-01T12:00:00.001Z", "2025-06-01T12:00:01Z"},
+		{"@at 2025-06-01T12:00:00Z", "", "2025-06-01T12:00:00Z"},
+		{"@at 2025-06-01T12:00:00Z", "2025-06-01T12:00:00Z", "2025-06-01T12:00:00Z"},
+		{"@at 2025-06-01T12:00:00Z", "2025-06-01T12:00:01Z", "never"},
+		{"@at 2025-06-01T10:00:00Z", "", "never"},
+		{"@manually", "2025-06-01T12:00:00Z", "never"},
+	} {
+		var start time.Time
+		if test.start != "" {
+			start = rfc3339(t, test.start)
+		}
+		got := tickText(mustParseSchedule(t, test.spec, "UTC", "job").first(rfc3339(t, now), start))
+		if got != test.want {
+			t.Errorf("%q from %q: got %s, want %s", test.spec, test.start, got, test.want)
+		}
+	}
+}
+
+func TestSchedule_Count(t *testing.T) {
+	const from = "2025-01-01T00:00:00Z"
+	for _, test := range []struct {
+		spec, zone, to string
+		want           int64
+		last           string
+	}{
+		{"* * * * * *", "Europe/Berlin", "2030-01-01T00:00:00Z", 1826 * 86400, "2030-01-01T00:00:00Z"},
+		{"0 0 0 1 1 *", "UTC", "2030-01-01T00:00:00Z", 5, "2030-01-01T00:00:00Z"},
+		{"0 0 0 1 1 *", "UTC", "2029-12-31T23:59:59Z", 4, "2029-01-01T00:00:00Z"},
+		{"0 30 2 * * *", "Europe/Berlin", "2026-01-01T00:00:00Z", 365, "2025-12-31T01:30:00Z"},
+		{"0 0 0 31 6 *", "UTC", "2030-01-01T00:00:00Z", 0, "never"},
+		{"* * * * * *", "UTC", from, 0, "never"},
+		{"* * * * * *", "UTC", "2024-12-31T23:00:00Z", 0, "never"},
+		{"* * * * * *", "UTC", "2025-01-01T00:00:00.999Z", 0, "never"},
+		{"@every 7s", "UTC", "2025-01-01T00:00:06.999Z", 0, "never"},
+		{"@every 7s", "UTC", "2025-01-01T00:01:00Z", 8, "2025-01-01T00:00:56Z"},
+		{"@every 1s", "UTC", "2030-01-01T00:00:00Z", 1826 * 86400, "2030-01-01T00:00:00Z"},
+		{"@at 2025-01-01T00:00:00Z", "UTC", "2030-01-01T00:00:00Z", 0, "never"},
+		{"@at 2025-01-02T00:00:00Z", "UTC", "2025-01-02T00:00:00Z", 1, "2025-01-02T00:00:00Z"},
+		{"@at 2025-01-02T00:00:01Z", "UTC", "2025-01-02T00:00:00Z", 0, "never"},
+	} {
+		n, last := mustParseSchedule(t, test.spec, test.zone, "job").count(rfc3339(t, from), rfc3339(t, test.to))
+		if n != test.want || tickText(last) != test.last {
+			t.Errorf("%q in %s up to %s: got %d, last %s; want %d, %s",
+				test.spec, test.zone, test.to, n, tickText(last), test.want, test.last)
+		}
+	}
+}
+
+// changingZones move by an hour, by half of one, by a day, at midnight, twice in Ramadan, or not at all.
+var changingZones = []string{
+	"Europe/Berlin", "Europe/Dublin", "Europe/Warsaw", "America/New_York", "America/St_Johns", "America/Sao_Paulo",
+	"America/Santiago", "America/Caracas", "America/Nuuk", "Africa/Cairo", "Africa/Casablanca", "Asia/Tehran",
+	"Asia/Gaza", "Asia/Pyongyang", "Asia/Kathmandu", "Asia/Beirut", "Antarctica/Troll", "Australia/Lord_Howe",
+	"Pacific/Apia", "Pacific/Chatham", "UTC",
+}
+
+// changeDays returns about when each zone changed its offset since 2000, to half a day, and the last day of a leap
+// year, by zone.
+func changeDays(t *testing.T) map[string][]time.Time {
+	t.Helper()
+	days := map[string][]time.Time{}
+	for _, zone := range changingZones {
+		loc, err := time.LoadLocation(zone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+		_, before := at.In(loc).Zone()
+		for ; at.Year() < 2045; at = at.Add(12 * time.Hour) {
+			_, offset := at.In(loc).Zone()
+			if offset != before {
+				days[zone] = append(days[zone], at)
+			}
+			before = offset
+		}
+		days[zone] = append(days[zone], time.Date(2040, 12, 31, 0, 0, 0, 0, time.UTC))
+	}
+	return days
+}
+
+// pickChange returns a random zone and about the time of one of its changes.
+func pickChange(rnd *rand.Rand, changes map[string][]time.Time) (zone string, at time.Time) {
+	zone = changingZones[rnd.IntN(len(changingZones))]
+	return zone, changes[zone][rnd.IntN(len(changes[zone]))]
+}
+
+// randomField is one field as text and as the numbers it means, made without a parser.
+type randomField struct {
+	text string
+	has  [60]bool
+	star bool
+}
+
+func newRandomField(rnd *rand.Rand, low, high int) randomField {
+	var f randomField
+	from := low + rnd.IntN(high-low+1)
+	to := from + rnd.IntN(high-from+1)
+	step := 1 + rnd.IntN(12)
+	switch rnd.IntN(6) {
+	case 0:
+		f.text, f.star = "*", true
+		from, to, step = low, high, 1
+	case 1:
+		f.text = fmt.Sprint(from)
+		to = from
+	case 2:
+		f.text = fmt.Sprintf("%d-%d", from, to)
+		step = 1
+	case 3:
+		f.text, f.star = fmt.Sprintf("*/%d", step), step == 1
+		from, to = low, high
+	case 4:
+		f.text = fmt.Sprintf("%d-%d/%d", from, to, step)
+	case 5:
+		f.text = fmt.Sprintf("%d,%d/%d", low, from, step)
+		f.has[low] = true
+		to = high
+	}
+	for v := from; v <= to; v += step {
+		f.has[v] = true
+	}
+	return f
+}
+
+// randomSchedule fires in at most one second of a minute and mostly on every day, or few would fire near a change.
+type randomSchedule struct {
+	second                            int
+	minute, hour, day, month, weekday randomField
+}
+
+func newRandomSchedule(rnd *rand.Rand) randomSchedule {
+	s := randomSchedule{
+		second:  rnd.IntN(60),
+		minute:  newRandomField(rnd, 0, 59),
+		hour:    newRandomField(rnd, 0, 23),
+		day:     newRandomField(rnd, 1, 31),
+		month:   newRandomField(rnd, 1, 12),
+		weekday: newRandomField(rnd, 0, 6),
+	}
+	every := randomField{text: "?", star: true}
+	for v := range every.has {
+		every.has[v] = true
+	}
+	for _, f := range []*randomField{&s.day, &s.month, &s.weekday} {
+		if rnd.IntN(3) > 0 {
+			*f = every
+		}
+	}
+	return s
+}
+
+func (s randomSchedule) spec() string {
+	return fmt.Sprintf("%d %s %s %s %s %s", s.second, s.minute.text, s.hour.text, s.day.text, s.month.text, s.weekday.text)
+}
+
+// walk returns the ticks in [from, to) by looking at every minute.
+func (s randomSchedule) walk(loc *time.Location, from, to time.Time) []time.Time {
+	var ticks []time.Time
+	for at := from.Add(time.Duration(s.second) * time.Second); at.Before(to); at = at.Add(time.Minute) {
+		wall := at.In(loc)
+		hour, minute, _ := wall.Clock()
+		_, month, date := wall.Date()
+		day := s.day.has[date] && s.weekday.has[wall.Weekday()]
+		if !s.day.star && !s.weekday.star {
+			day = s.day.has[date] || s.weekday.has[wall.Weekday()]
+		}
+		if s.minute.has[minute] && s.hour.has[hour] && day && s.month.has[month] {
+			ticks = append(ticks, at)
+		}
+	}
+	return ticks
+}
+
+// chain returns the ticks in [from, to) by asking for one after the other.
+func chain(s schedule, from, to time.Time) []time.Time {
+	var ticks []time.Time
+	for at := s.next(from.Add(-1)); !at.IsZero() && at.Before(to); at = s.next(at) {
+		ticks = append(ticks, at)
+	}
+	return ticks
+}
+
+// newScheduleRand returns a source whose seed is logged and can be given with -schedule.seed.
+func newScheduleRand(t *testing.T) *rand.Rand {
+	seed := *scheduleSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("repeat with -schedule.seed=%d -schedule.pairs=%d", seed, *schedulePairs)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// Around every kind of change of offset the ticks are those found by walking all minutes.
+func TestSchedule_Next_Walk(t *testing.T) {
+	rnd, changes := newScheduleRand(t), changeDays(t)
+	ticks := 0
+	for range *schedulePairs {
+		zone, change := pickChange(rnd, changes)
+		random := newRandomSchedule(rnd)
+		s := mustParseSchedule(t, random.spec(), zone, "job")
+		from, to := change.AddDate(0, 0, -3), change.AddDate(0, 0, 3)
+		want, got := random.walk(s.calendar.zone, from, to), chain(s, from, to)
+		if !slices.EqualFunc(want, got, time.Time.Equal) {
+			t.Fatalf("%q in %s around %v (-walked +next):\n%s", random.spec(), zone, change, cmp.Diff(want, got))
+		}
+		ticks += len(want)
+	}
+	t.Logf("%d ticks compared", ticks)
+}
+
+// Counting comes to what going from tick to tick finds, whatever the ends of the window.
+func TestSchedule_Count_Walk(t *testing.T) {
+	rnd, changes := newScheduleRand(t), changeDays(t)
+	for range *schedulePairs {
+		zone, change := pickChange(rnd, changes)
+		spec := newRandomSchedule(rnd).spec()
+		s := mustParseSchedule(t, spec, zone, "job")
+		from := change.Add(-time.Duration(rnd.Int64N(int64(5 * oneDay))))
+		to := from.Add(time.Duration(rnd.Int64N(int64(10 * oneDay))))
+		want := chain(s, from.Add(1), to.Add(1))
+		var wantLast time.Time
+		if len(want) > 0 {
+			wantLast = want[len(want)-1]
+		}
+		if n, last := s.count(from, to); n != int64(len(want)) || !last.Equal(wantLast) {
+			t.Fatalf("%q in %s from %v to %v: got %d, last %v; want %d, %v",
+				spec, zone, from, to, n, last, len(want), wantLast)
+		}
+	}
+}
+
+// A schedule that parses has ticks that advance, count as one each, and are the same when it is parsed again.
+func FuzzParseSchedule(f *testing.F) {
+	for _, seed := range []struct{ spec, zone string }{
+		{"0 30 2 * * *", "Europe/Berlin"},
+		{"*/7 5-50/9,3 ?/1 31 FEB-nov,12 MON-5", "Australia/Lord_Howe"},
+		{"0 *-11 2,, +3 */2 ~", "Africa/Cairo"},
+		{"CRON_TZ=Pacific/Apia ~ ~ ~ ~ ~ *", "UTC"},
+		{"TZ= @weekly", "UTC"},
+		{"TZ=UTC", "UTC"},
+		{"@every 1h30m0.5s", "UTC"},
+		{"@every -1ns", "UTC"},
+		{"@at 2037-01-01T00:00:00.5+02:30", "UTC"},
+		{"@manually", "../UTC"},
+	} {
+		f.Add(seed.spec, seed.zone, "job", int64(2_234_567_890))
+	}
+	f.Fuzz(func(t *testing.T, spec, zone, name string, unix int64) {
+		s, err := parseSchedule(spec, zone, name)
+		if err != nil {
+			if text := err.Error(); strings.HasSuffix(text, ".") {
+				t.Fatalf("%q: error %q ends in a period", spec, text)
+			}
+			return
+		}
+		after := time.Unix(unix%10_000_000_000, 0)
+		ticks := nextTicks(s, after)
+		previous := after
+		for _, tick := range ticks {
+			if !tick.After(previous) {
+				t.Fatalf("%q in %s after %v: got %v, want a later tick", spec, zone, previous, tick)
+			}
+			if n, last := s.count(previous, tick); n != 1 || !last.Equal(tick) {
+				t.Fatalf("%q in %s: count from %v to %v: got %d, last %v", spec, zone, previous, tick, n, last)
+			}
+			previous = tick
+		}
+		again := mustParseSchedule(t, spec, zone, name)
+		if got := nextTicks(again, after); !slices.EqualFunc(ticks, got, time.Time.Equal) {
+			t.Fatalf("%q in %s after %v: got %v, then %v", spec, zone, after, ticks, got)
+		}
+	})
+}
+
+// nextTicks returns up to five ticks after a time.
+func nextTicks(s schedule, after time.Time) []time.Time {
+	var ticks []time.Time
+	for at := s.next(after); !at.IsZero() && len(ticks) < 5; at = s.next(at) {
+		ticks = append(ticks, at)
+	}
+	return ticks
+}
+
+func BenchmarkSchedule_next(b *testing.B) {
+	for _, spec := range []string{
+		"* * * * * *", "0 */5 * * * *", "0 30 4 * * *", "0 0 0 29 2 *", "0 0 0 31 6 *", "@every 1m",
+	} {
+		b.Run(spec, func(b *testing.B) {
+			s := mustParseSchedule(b, spec, "Europe/Berlin", "job")
+			after := rfc3339(b, "2025-03-01T12:00:00Z")
+			b.ReportAllocs()
+			for b.Loop() {
+				s.next(after)
+			}
+		})
+	}
+}
+
+func BenchmarkSchedule_count(b *testing.B) {
+	s := mustParseSchedule(b, "* * * * * *", "Europe/Berlin", "job")
+	from, to := rfc3339(b, "2025-01-01T00:00:00Z"), rfc3339(b, "2030-01-01T00:00:00Z")
+	b.ReportAllocs()
+	for b.Loop() {
+		s.count(from, to)
+	}
+}
+
+func BenchmarkParseSchedule(b *testing.B) {
+	b.Run("cached", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			mustParseSchedule(b, "0 ~ 4 * * mon-fri", "Europe/Berlin", "job")
+		}
+	})
+	b.Run("new", func(b *testing.B) {
+		loc, err := loadZone("Europe/Berlin")
+		if err != nil {
+			b.Fatal(err)
+		}
+		key := calendarKey{zone: loc, text: [fieldCount]string{"0", "*/5", "4", "*", "*", "mon-fri"}}
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := newCalendar(key); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
