@@ -52,7 +52,8 @@ const (
 	retryWaitMax = time.Minute      // between attempts
 	tickSlack    = time.Second      // between looks at the clock; a longer gap is an outage
 	doubtPause   = time.Second      // between questions about executions in doubt
-	trimPause    = time.Second      // between looks for what need not be kept
+	trimPause    = 5 * time.Second  // between looks for what need not be kept
+	reviewPause  = time.Minute      // between looks that read whole tables
 	requestsKept = 10 * time.Minute // that a repeated request is recognised
 	futureMax    = time.Hour        // that a decided tick may lie ahead of the clock
 	decidesMax   = 4                // decide commands under way at once
@@ -508,12 +509,21 @@ func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 // lead does the leader's work for one term, until ctx ends. The caller has
 // applied the term's first entry, so that the store is as the last leader left it.
 func (s *scheduler) lead(ctx context.Context, term uint64) error {
-	if err := s.takeOffice(ctx, term); err != nil {
-		return err
-	}
 	defer s.leaveOffice()
+	if err := s.takeOffice(ctx, term); err != nil {
+		return s.excuse(ctx, err)
+	}
+	// One round of questions comes first: most answers come at once, and a run
+	// that ended with its process must not pass for an overlap.
+	doubts, err := s.store.unfinishedExecutions()
+	if err == nil {
+		doubts, err = s.askNodes(ctx, doubts)
+	}
+	if err != nil {
+		return s.excuse(ctx, err)
+	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.settleDoubts(ctx) })
+	g.Go(func() error { return s.settleDoubts(ctx, doubts) })
 	g.Go(func() error { return s.fireLoop(ctx) })
 	g.Go(func() error { return s.trimLoop(ctx) })
 	return g.Wait()
@@ -619,8 +629,11 @@ func (s *scheduler) queuePending() error {
 func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return moment{now: time.Now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, zone: s.zone, nodes: s.nodes(), rnd: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
+	return moment{now: time.Now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, zone: s.zone, nodes: s.nodes(), rnd: newRand()}
 }
+
+// newRand returns a source of chance for one goroutine.
+func newRand() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }
 
 // fireLoop waits for the earliest item and fires all that are due. It looks at
 // the clock each tickSlack: a gap is time in which nobody fired.
@@ -666,9 +679,11 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(decidesMax)
 	for ids := range slices.Chunk(jobs, ticksMax) {
+		m.rnd = newRand()
 		g.Go(func() error { return s.fireTicks(ctx, m, ids) })
 	}
 	for ids := range slices.Chunk(pending, ticksMax) {
+		m.rnd = newRand()
 		g.Go(func() error { return s.firePending(ctx, m, ids) })
 	}
 	return wait, g.Wait()
@@ -923,19 +938,15 @@ func (m moment) planPending(p pendingRow, r *jobRow) (runDecision, error) {
 // settleDoubts asks the nodes about executions that the leader knows of from
 // the store only, until each is known to run or has ended: those that it found
 // when it took office, and those whose orders were not taken.
-func (s *scheduler) settleDoubts(ctx context.Context) error {
-	doubts, err := s.store.unfinishedExecutions()
-	if err != nil {
-		return err
-	}
+func (s *scheduler) settleDoubts(ctx context.Context, doubts []executionRow) (err error) {
 	for len(doubts) > 0 {
-		if doubts, err = s.askNodes(ctx, doubts); err != nil {
-			return err
-		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(doubtPause):
+		}
+		if doubts, err = s.askNodes(ctx, doubts); err != nil {
+			return s.excuse(ctx, err)
 		}
 	}
 	return nil
@@ -960,7 +971,7 @@ func (s *scheduler) askNodes(ctx context.Context, doubts []executionRow) (left [
 			continue
 		}
 		if _, err := s.report(ctx, a.Held); err != nil {
-			return nil, s.excuse(ctx, err)
+			return nil, err
 		}
 		var gone []closing
 		for _, e := range byNode[name] {
@@ -993,7 +1004,7 @@ func resolve(e executionRow, a answer) (c closing, ok bool) {
 func (s *scheduler) closeAll(ctx context.Context, list []closing) error {
 	for part := range slices.Chunk(list, ticksMax) {
 		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: time.Now().UnixNano(), Close: part}); err != nil {
-			return s.excuse(ctx, err)
+			return err
 		}
 		if err := s.queuePending(); err != nil {
 			return err
@@ -1019,20 +1030,32 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 	return taken, s.queuePending()
 }
 
-// trimLoop drops what need not be kept, a slice at a time, and requests that
-// nobody will repeat any more.
+// trimLoop drops what need not be kept, a slice at a time, and now and then
+// looks for jobs that a wrong clock has carried away.
 func (s *scheduler) trimLoop(ctx context.Context) error {
 	ticker := time.NewTicker(trimPause)
 	defer ticker.Stop()
 	var marks []requestMark
+	var reviewed time.Time
 	for {
+		var now time.Time
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case now = <-ticker.C:
+		}
+		whole := now.Sub(reviewed) >= reviewPause
+		if whole {
+			reviewed = now
+			if err := s.resetFuture(ctx); err != nil {
+				return s.excuse(ctx, err)
+			}
 		}
 		var err error
-		if marks, err = s.trim(ctx, marks); err != nil {
+		if marks, err = s.markRequests(marks, now); err != nil {
+			return err
+		}
+		if err := s.trim(ctx, expired(marks, now), now, whole); err != nil {
 			return s.excuse(ctx, err)
 		}
 	}
@@ -1045,33 +1068,41 @@ type requestMark struct {
 	index uint64
 }
 
-// trim proposes what there is to trim, until there is no more than a slice.
-func (s *scheduler) trim(ctx context.Context, marks []requestMark) ([]requestMark, error) {
-	now := time.Now()
+// markRequests adds a mark now and then, and drops those that are not needed.
+func (s *scheduler) markRequests(marks []requestMark, now time.Time) ([]requestMark, error) {
+	if len(marks) > 0 && now.Sub(marks[len(marks)-1].seen) < requestsKept/10 {
+		return marks, nil
+	}
 	m, err := s.store.meta()
-	if err != nil {
-		return marks, err
+	for len(marks) > 1 && now.Sub(marks[1].seen) > requestsKept {
+		marks = marks[1:]
 	}
-	if len(marks) == 0 || now.Sub(marks[len(marks)-1].seen) > requestsKept/10 {
-		marks = append(marks, requestMark{now, m.AppliedIndex})
+	return append(marks, requestMark{now, m.AppliedIndex}), err
+}
+
+// expired returns the log index up to which requests need not be remembered.
+func expired(marks []requestMark, now time.Time) uint64 {
+	var index uint64
+	for _, m := range marks {
+		if now.Sub(m.seen) > requestsKept {
+			index = m.index
+		}
 	}
+	return index
+}
+
+// trim proposes what there is to trim, slice after slice.
+func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, whole bool) error {
 	for ctx.Err() == nil {
-		t, ok, err := s.store.trimmable(s.cfg.ExecutionsKept, now.UnixNano()/nanosPerDay-daysKept)
-		if err != nil {
-			return marks, err
-		}
-		if len(marks) > 1 && now.Sub(marks[1].seen) > requestsKept {
-			t.Requests, marks = int64(marks[1].index), marks[1:]
-			ok = true
-		}
-		if !ok {
-			break
+		t, err := s.store.trimmable(s.cfg.ExecutionsKept, requests, now.UnixNano()/nanosPerDay-daysKept, whole)
+		if err != nil || t.empty() {
+			return err
 		}
 		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: now.UnixNano(), Trim: &t}); err != nil {
-			return marks, err
+			return err
 		}
 	}
-	return marks, nil
+	return nil
 }
 
 // resetFuture takes jobs back to the present that a clock ahead of its time
@@ -1118,18 +1149,24 @@ type request struct {
 }
 
 // attempt computes a command from the present and proposes it, again and again
-// while the job changes under it or a tick of it is being decided.
-func (s *scheduler) attempt(ctx context.Context, compute func(now int64) (*command, error)) (res applied, err error) {
+// while the job changes under it or a tick of it is being decided. A request
+// that was done before is not computed: what it asks may be impossible by now.
+func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int64) (*command, error)) (res applied, err error) {
+	if r.Keep != nil {
+		if res, ok, err := s.store.request(r.ID); ok || err != nil {
+			return res, err
+		}
+	}
 	for range writeTries {
-		c, err := compute(time.Now().UnixNano())
+		now := time.Now().UnixNano()
+		c, err := compute(now)
 		if err != nil {
 			return applied{}, err
 		}
-		if res, err = s.propose(ctx, c); err != nil {
-			return applied{}, err
-		}
-		if res.Err != errConflict && res.Err != errUndecided {
-			return res, res.Err
+		c.Actor, c.Now, c.Request = r.Actor, now, r.ID
+		res, err = s.propose(ctx, c)
+		if !errors.Is(err, errConflict) && !errors.Is(err, errUndecided) {
+			return res, err
 		}
 		select {
 		case <-ctx.Done():
@@ -1137,7 +1174,15 @@ func (s *scheduler) attempt(ctx context.Context, compute func(now int64) (*comma
 		case <-time.After(writePause):
 		}
 	}
-	return res, res.Err
+	return applied{}, errConflict
+}
+
+// keep has a repetition of the request answered as this one, with row.
+func (r request) keep(c *command, row *jobRow) *command {
+	if r.Keep != nil {
+		c.Answer = r.Keep(row)
+	}
+	return c
 }
 
 // put stores a job, new or not, and returns it as it is then. Counters and
@@ -1147,7 +1192,8 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 		return nil, applied{}, badInput{err}
 	}
 	var row *jobRow
-	res, err := s.attempt(ctx, func(now int64) (*command, error) {
+	var kept bool
+	res, err := s.attempt(ctx, r, func(now int64) (*command, error) {
 		base, err := s.store.job(j.Name)
 		if errors.Is(err, errNoJob) {
 			base, err = &jobRow{DependentJobs: json.RawMessage("null")}, nil
@@ -1160,16 +1206,13 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 			p.Next = j.firstTick(s.timezone(), now, base.fired)
 		}
 		row = base.with(&j, p.Next)
-		c := &command{Actor: r.Actor, Now: now, Request: r.ID, Put: []jobPut{p}}
-		if r.Keep != nil {
-			c.Answer = r.Keep(row)
-		}
-		return c, nil
+		kept = p.Keep
+		return r.keep(&command{Put: []jobPut{p}}, row), nil
 	})
 	if err != nil {
 		return nil, applied{}, err
 	}
-	if !res.Repeated && j.armed() {
+	if !res.Repeated && !kept && j.armed() {
 		s.enqueue(queueItem{at: row.next, id: res.Jobs[0]})
 	}
 	return row, res, nil
@@ -1203,7 +1246,7 @@ type badInput struct{ error }
 // toggle turns disabled over and returns the job as it is then.
 func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow, applied, error) {
 	var row *jobRow
-	res, err := s.attempt(ctx, func(now int64) (*command, error) {
+	res, err := s.attempt(ctx, r, func(now int64) (*command, error) {
 		base, err := s.store.job(name)
 		if err != nil {
 			return nil, err
@@ -1215,11 +1258,7 @@ func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow
 		j.Disabled = !j.Disabled
 		next := j.firstTick(s.timezone(), now, base.fired)
 		row = base.with(&j, next)
-		c := &command{Actor: r.Actor, Now: now, Request: r.ID, Put: []jobPut{{Base: base.version, Job: j, Next: next}}}
-		if r.Keep != nil {
-			c.Answer = r.Keep(row)
-		}
-		return c, nil
+		return r.keep(&command{Put: []jobPut{{Base: base.version, Job: j, Next: next}}}, row), nil
 	})
 	if err != nil {
 		return nil, applied{}, err
@@ -1233,15 +1272,11 @@ func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow
 // delete removes a job and returns it as it was.
 func (s *scheduler) delete(ctx context.Context, r request, name string) (*jobRow, applied, error) {
 	var row *jobRow
-	res, err := s.attempt(ctx, func(now int64) (c *command, err error) {
+	res, err := s.attempt(ctx, r, func(now int64) (c *command, err error) {
 		if row, err = s.store.job(name); err != nil {
 			return nil, err
 		}
-		c = &command{Actor: r.Actor, Now: now, Request: r.ID, Delete: &row.version}
-		if r.Keep != nil {
-			c.Answer = r.Keep(row)
-		}
-		return c, nil
+		return r.keep(&command{Delete: &row.version}, row), nil
 	})
 	return row, res, err
 }
@@ -1251,7 +1286,7 @@ func (s *scheduler) delete(ctx context.Context, r request, name string) (*jobRow
 func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jobRow, res applied, err error) {
 	var d runDecision
 	var asked int64
-	res, err = s.attempt(ctx, func(now int64) (c *command, err error) {
+	res, err = s.attempt(ctx, r, func(now int64) (c *command, err error) {
 		asked = now
 		if row, err = s.store.job(name); err != nil {
 			return nil, err
@@ -1268,11 +1303,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 		if len(d.Targets) == 0 {
 			return nil, errNoNode
 		}
-		c = &command{Actor: r.Actor, Now: now, Request: r.ID, Run: []runDecision{d}}
-		if r.Keep != nil {
-			c.Answer = r.Keep(row)
-		}
-		return c, nil
+		return r.keep(&command{Run: []runDecision{d}}, row), nil
 	})
 	if err != nil || res.Repeated || res.Refused != "" {
 		return row, res, err

@@ -218,6 +218,7 @@ CREATE TABLE tick_days (
 	missed  INTEGER NOT NULL,
 	PRIMARY KEY (job, day)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX tick_days_day ON tick_days (day);
 
 CREATE TABLE requests (
 	idx     INTEGER PRIMARY KEY, -- log index of the command
@@ -825,13 +826,17 @@ type reset struct {
 	Reason string `json:"reason"`
 }
 
-// trimming drops what need not be kept, at most about sliceRows rows.
+// trimming drops what need not be kept, at most about sliceRows rows of a kind.
 type trimming struct {
 	Executions []cut   `json:"executions,omitempty"` // finished ones
 	Ticks      []cut   `json:"ticks,omitempty"`
 	Jobs       []int64 `json:"jobs,omitempty"`     // deleted ones
-	Requests   int64   `json:"requests,omitempty"` // up to this log index
-	Day        int64   `json:"day,omitempty"`      // daily counts before this day
+	Requests   uint64  `json:"requests,omitempty"` // up to this log index
+	Day        int64   `json:"day,omitempty"`      // daily counts before this day; 0: none
+}
+
+func (t *trimming) empty() bool {
+	return len(t.Executions)+len(t.Ticks)+len(t.Jobs) == 0 && t.Requests == 0 && t.Day == 0
 }
 
 // cut is the end of what is dropped of a job: rows with ids up to Upto.
@@ -931,17 +936,18 @@ func (a *applying) apply() error {
 	return a.s.exec("INSERT INTO requests VALUES (?, ?, ?, ?)", int64(a.result.Index), a.c.Request, a.c.Answer, a.result.Refused)
 }
 
+const requestQuery = "SELECT idx, answer, refused FROM requests WHERE id = ?"
+
 // repeated reports whether the command's request was accepted before.
 func (a *applying) repeated() (bool, error) {
 	if a.c.Request == "" {
 		return false, nil
 	}
-	var r applied
-	err := a.s.get("SELECT idx, answer, refused FROM requests WHERE id = ?", []any{a.c.Request}, &r.Index, &r.Answer, &r.Refused)
+	r := applied{Repeated: true}
+	err := a.s.get(requestQuery, []any{a.c.Request}, &r.Index, &r.Answer, &r.Refused)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
-	r.Repeated = true
 	a.result = r
 	return true, err
 }
@@ -1603,10 +1609,10 @@ func (a *applying) trim(t *trimming) error {
 			return err
 		}
 	}
-	if err := a.s.exec("DELETE FROM requests WHERE idx <= ?", t.Requests); err != nil {
+	if err := a.s.exec("DELETE FROM requests WHERE idx <= ?", int64(t.Requests)); err != nil {
 		return err
 	}
-	if err := a.s.exec("DELETE FROM tick_days WHERE day < ?", t.Day); err != nil {
+	if err := a.s.exec("DELETE FROM tick_days WHERE (job, day) IN (SELECT job, day FROM tick_days WHERE day < ? LIMIT ?)", t.Day, sliceRows); err != nil {
 		return err
 	}
 	return a.s.exec("DELETE FROM stats WHERE day < ?", t.Day)
@@ -1728,12 +1734,18 @@ func (s *store) job(name string) (*jobRow, error) {
 // jobsByID returns the jobs that have the given ids, in that order, without
 // those that are deleted.
 func (s *store) jobsByID(ids []int64) ([]*jobRow, error) {
-	jobs := make([]*jobRow, 0, len(ids))
-	err := s.viewEach("SELECT "+jobColumns+" FROM json_each(?) v CROSS JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE j.deleted = 0 ORDER BY v.key", []any{jsonInts(ids)}, func(scan scanner) error {
+	found := make(map[int64]*jobRow, len(ids))
+	err := s.viewEach("SELECT "+jobColumns+" FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE j.deleted = 0", []any{jsonInts(ids)}, func(scan scanner) error {
 		j, err := scanJob(scan)
-		jobs = append(jobs, j)
+		found[j.version.ID] = j
 		return err
 	})
+	jobs := make([]*jobRow, 0, len(ids))
+	for _, id := range ids {
+		if j := found[id]; j != nil {
+			jobs = append(jobs, j)
+		}
+	}
 	return jobs, err
 }
 
@@ -1928,6 +1940,16 @@ func (s *store) openExecution(job int64) (e executionRow, ok bool, err error) {
 	return list[0], true, nil
 }
 
+// request returns what came of a request, if it was accepted before.
+func (s *store) request(id string) (r applied, ok bool, err error) {
+	r.Repeated = true
+	err = s.view(requestQuery, []any{id}, &r.Index, &r.Answer, &r.Refused)
+	if errors.Is(err, sql.ErrNoRows) {
+		return applied{}, false, nil
+	}
+	return r, err == nil, err
+}
+
 // armed calls fn for each job that has a next tick to decide.
 func (s *store) armed(fn func(job, next int64)) error {
 	return s.viewEach("SELECT job, next FROM jobs JOIN job_state ON job = id WHERE deleted = 0 AND disabled = 0 AND parent = 0 AND next <> ?", []any{int64(never)}, func(scan scanner) error {
@@ -1985,10 +2007,11 @@ func (s *store) collectPending(tail string, arg any) ([]pendingRow, error) {
 	return list, err
 }
 
-// trimmable returns a trim command's worth of what need not be kept: all but
-// the newest keep executions of a job, all but the newest ticksKept ticks,
-// deleted jobs, and counts before a day. ok is false if there is nothing.
-func (s *store) trimmable(keep int, day int64) (t trimming, ok bool, err error) {
+// trimmable returns one command's worth of what need not be kept: all but the
+// newest keep executions of a job, deleted jobs, requests up to a log index,
+// and daily counts before a day; with whole, which reads a whole table, also
+// all but the newest ticksKept ticks of a job.
+func (s *store) trimmable(keep int, requests uint64, day int64, whole bool) (t trimming, err error) {
 	slack := max(10, keep/10) // few large deletions cost less than many small ones
 	rows := 0
 	err = s.viewEach(`SELECT job, kept - ?1, (SELECT id FROM executions e WHERE e.job = s.job AND +finished <> 0 ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM job_state s WHERE kept >= ?2 LIMIT ?3`,
@@ -2001,32 +2024,31 @@ func (s *store) trimmable(keep int, day int64) (t trimming, ok bool, err error) 
 			}
 			return err
 		})
-	if err != nil {
-		return t, false, err
+	if err == nil && whole {
+		err = s.viewEach(`SELECT job, (SELECT id FROM ticks u WHERE u.job = t.job ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM ticks t GROUP BY job HAVING count(*) > ?2 LIMIT 10`,
+			[]any{ticksKept, ticksKept + ticksKept/10}, func(scan scanner) error {
+				var c cut
+				err := scan(&c.Job, &c.Upto)
+				t.Ticks = append(t.Ticks, c)
+				return err
+			})
 	}
-	err = s.viewEach(`SELECT job, (SELECT id FROM ticks u WHERE u.job = t.job ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM ticks t GROUP BY job HAVING count(*) > ?2 LIMIT 10`,
-		[]any{ticksKept, ticksKept + ticksKept/10}, func(scan scanner) error {
-			var c cut
-			err := scan(&c.Job, &c.Upto)
-			t.Ticks = append(t.Ticks, c)
+	if err == nil {
+		// Of what a deleted job still runs the row must stay, so that it can end.
+		err = s.viewEach(`SELECT id FROM jobs j WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND +finished = 0) LIMIT 10`, nil, func(scan scanner) error {
+			var id int64
+			err := scan(&id)
+			t.Jobs = append(t.Jobs, id)
 			return err
 		})
-	if err != nil {
-		return t, false, err
 	}
-	// Of what a deleted job still runs the row must stay, so that it can end.
-	err = s.viewEach(`SELECT id FROM jobs j WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND +finished = 0) LIMIT 10`, nil, func(scan scanner) error {
-		var id int64
-		err := scan(&id)
-		t.Jobs = append(t.Jobs, id)
-		return err
-	})
-	var old int
 	if err == nil {
-		err = s.view("SELECT EXISTS (SELECT * FROM stats WHERE day < ?1)", []any{day}, &old)
+		err = s.view("SELECT coalesce(max(idx), 0) FROM (SELECT idx FROM requests WHERE idx <= ? ORDER BY idx LIMIT ?)", []any{int64(requests), sliceRows}, &t.Requests)
 	}
-	t.Day = day
-	return t, old > 0 || len(t.Executions)+len(t.Ticks)+len(t.Jobs) > 0, err
+	if err == nil {
+		err = s.view("SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1), ?1, 0)", []any{day}, &t.Day)
+	}
+	return t, err
 }
 
 // meta is what the cluster table says.
