@@ -17,9 +17,8 @@ package main
 // lane, one for processes and one for requests; a lane starts few at a time, see lane. Two more goroutines live in run: one
 // delivers results, one writes to disk what nobody takes. stop waits for the workers, the caller of run for the other two.
 //
-// Locks. executor.mu guards the books, run.mu how one run ends, tail.mu its output. None is held while another is taken,
-// except run.mu inside nothing and nothing inside run.mu; none is held over I/O, other than signals and reaping, which
-// must not interleave.
+// Locks. executor.mu guards the books, run.mu how one run ends, tail.mu its output; tail.mu may be taken under executor.mu,
+// otherwise each stands alone. None is held over I/O. run.mu is held over signals and reaping, which must not interleave.
 
 import (
 	"bytes"
@@ -38,6 +37,7 @@ import (
 	"log/slog"
 	"log/syslog"
 	"maps"
+	"math"
 	"net/http"
 	"net/http/httputil"
 	"os"
@@ -61,16 +61,19 @@ const (
 	// also the size of the largest read.
 	outputGapBytes = 16 << 10
 
+	// reasonBytesMax bounds the reason in front of it; errors quote what the job says, which may be long.
+	reasonBytesMax = 4_000
+
 	// queuedMax bounds the orders that wait on a node: ten times the largest burst we design for, about 50 MB. A dispatch
 	// above it is refused as a whole, and the leader dispatches again after its next question.
 	queuedMax = 100_000
 	// processesMax and requestsMax bound what runs at once; more waits in the lane. A process costs two descriptors and
 	// one of the 32,768 process ids of a Linux host with default limits, a request one descriptor. Hosts that allow few
-	// descriptors get less, see runningMax.
+	// descriptors get less, see newExecutor.
 	processesMax = 4_000
 	requestsMax  = 8_000
-	// A start slot is given back when the run ends, or after the time given here. The two products are the rates at which
-	// runs start that take long: 64/6ms and (on two cores) 8/3ms, above what the machine can start anyway.
+	// A start slot is given back when the run ends, or this long after the process was started or the request begun. So slow
+	// runs start at a rate of slots by time: 10,700 requests a second; processes are forked one by one anyway.
 	requestStarts        = 64
 	requestStartTime     = 6 * time.Millisecond
 	processStartsPerCore = 4
@@ -95,6 +98,8 @@ const (
 
 	// requestTimeout is the timeout of a request whose job does not say one, or none that can be read.
 	requestTimeout = 30 * time.Second
+	// requestTimeoutMax, 34 years in seconds, keeps a timeout from overflowing a time.Duration.
+	requestTimeoutMax = 1 << 30
 	// idlePerHostMax and idleMax bound the connections kept open: twice what fast endpoints need at once, and so many hosts.
 	idlePerHostMax = 2 * requestStarts
 	idleMax        = 1_024
@@ -128,6 +133,9 @@ const (
 	outcomeLost        = "lost"        // never said by a node: the leader gave up waiting
 )
 
+// stopReason is the reason of runs that stop interrupted.
+const stopReason = "the node stopped"
+
 // Executors that a job can name.
 const (
 	executorShell = "shell"
@@ -155,7 +163,7 @@ type order struct {
 	Job         string                       `json:"job"`
 	Group       int64                        `json:"group"`
 	Attempt     int                          `json:"attempt"`      // from 1
-	ScheduledAt int64                        `json:"scheduled_at"` // Unix nanoseconds: when the tick fell due, or the run was asked for
+	ScheduledAt int64                        `json:"scheduled_at"` // Unix nanoseconds: when the tick fell due or the run was asked for
 	Executor    string                       `json:"executor"`
 	Config      map[string]string            `json:"config"`
 	Processors  map[string]map[string]string `json:"processors,omitempty"`
@@ -220,7 +228,6 @@ type executor struct {
 	inc     uint64         // fixed: the incarnation
 	dir     string         // fixed: where results are kept
 	base    []string       // fixed: the environment that processes inherit
-	baseAt  map[string]int // fixed: name → index in base
 	devNull *os.File       // fixed: standard input of processes without a payload
 	client  transports     // guards itself
 	memory  memoryTable    // guards itself
@@ -263,12 +270,11 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 		taken:   idSet{},
 		runs:    map[int64]*run{},
 		held:    map[int64]*held{},
+		base:    inheritedEnvironment(os.Environ()),
 	}
-	e.base, e.baseAt = inheritedEnvironment(os.Environ())
 	files := descriptorLimit()
-	e.processes = lane{startsMax: processStartsPerCore * runtime.GOMAXPROCS(0), startTime: processStartTime,
-		runningMax: int(min(processesMax, files/5))}
-	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: int(min(requestsMax, files*2/5))}
+	e.processes = lane{startsMax: processStartsPerCore * runtime.GOMAXPROCS(0), runningMax: int(min(processesMax, files/5))}
+	e.requests = lane{startsMax: requestStarts, runningMax: int(min(requestsMax, files*2/5))}
 
 	e.endLeftovers()
 	if err := os.MkdirAll(e.dir, 0o700); err != nil {
@@ -476,43 +482,39 @@ func (e *executor) stop(grace time.Duration) {
 	select {
 	case <-e.drained:
 	case <-patience.C:
-		e.interruptAll()
+		for _, r := range e.interruptWaiting() {
+			r.end(outcomeInterrupted, stopReason, killGrace)
+		}
 	}
 	<-e.drained
 	e.workers.Wait()
 	e.client.close()
+	e.devNull.Close() // a second call of stop finds it closed, which is as well
 }
 
-func (e *executor) interruptAll() {
-	const why = "the node stopped"
+// interruptWaiting ends the runs that wait and returns those that have begun.
+func (e *executor) interruptWaiting() (begun []*run) {
 	e.mu.Lock()
-	var begun []*run
+	defer e.mu.Unlock()
 	for _, r := range e.runs {
 		if r.waiting {
-			e.cancelLocked(r, outcomeInterrupted, why)
+			e.cancelLocked(r, outcomeInterrupted, stopReason)
 		} else {
 			begun = append(begun, r)
 		}
 	}
-	e.mu.Unlock()
-	for _, r := range begun {
-		r.end(outcomeInterrupted, why, killGrace)
-	}
+	return begun
 }
 
 // drainLocked closes drained if it is time.
 func (e *executor) drainLocked() {
 	if e.stopping && len(e.runs) == 0 {
-		select {
-		case <-e.drained:
-		default:
-			close(e.drained)
-		}
+		close(e.drained)
 	}
 }
 
-// idSet is a set of ids that come in clusters: 64 neighbours share an entry. It only grows, by 16 to 40 bytes for each
-// entry: a million runs a day, every tenth id of them ours, is 60 MB a year.
+// idSet is a set of ids, 64 neighbours to an entry. It only grows: a million runs a day take 0.4 MB a day if their ids are
+// neighbours, 4 MB if every tenth id is ours.
 type idSet map[int64]uint64
 
 // add reports whether id was not in the set before.
@@ -525,12 +527,11 @@ func (s idSet) add(id int64) bool {
 
 // ---- Lanes and workers
 
-// lane is where orders of one kind wait. It hands out start slots, and a run keeps its slot until it ends, but at most
-// startTime. So quick runs follow each other on few slots, which keeps connections, memory and processes few and caches
+// lane is where orders of one kind wait. It hands out start slots, and a run keeps its slot until it ends, but only for a few
+// milliseconds. So quick runs follow each other on few slots, which keeps connections, memory and processes few and caches
 // warm, while slow ones hold nobody up. All but the bounds is guarded by executor.mu.
 type lane struct {
 	startsMax  int
-	startTime  time.Duration
 	runningMax int
 
 	queue   []*run // oldest first
@@ -540,9 +541,10 @@ type lane struct {
 
 // run is one execution on this node, from the order to its result.
 type run struct {
-	order   order // fixed
-	waiting bool  // in a queue; guarded by executor.mu
-	out     tail  // guards itself
+	order   order       // fixed
+	waiting bool        // in a queue; guarded by executor.mu
+	out     tail        // guards itself
+	slot    *time.Timer // of its worker: gives the start slot away; reset when the run has begun
 
 	mu     sync.Mutex
 	ending *ending // why it is to end, nil if nobody said so
@@ -572,13 +574,6 @@ func (r *run) end(outcome, why string, grace time.Duration) {
 	if r.cancel != nil {
 		r.cancel()
 	}
-}
-
-// endedBy returns what end was told, or nil.
-func (r *run) endedBy() *ending {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.ending
 }
 
 // worker is one goroutine of a lane.
@@ -625,11 +620,13 @@ func (e *executor) nextLocked(l *lane) *run {
 
 // work runs r, then others of the lane for as long as the worker has its slot.
 func (e *executor) work(w *worker, r *run) {
-	slot := time.AfterFunc(w.lane.startTime, func() { e.yield(w) })
+	slot := time.AfterFunc(math.MaxInt64, func() { e.yield(w) })
 	defer slot.Stop()
 	for r != nil {
-		r = e.finish(w, r, e.execute(r))
-		slot.Reset(w.lane.startTime) // a late shot of the former run gives the slot away early, which does no harm
+		r.slot = slot
+		res := e.execute(r)
+		slot.Stop() // if it is too late for that, the next run loses the slot early, which does no harm
+		r = e.finish(w, r, res)
 	}
 }
 
@@ -698,9 +695,12 @@ func (e *executor) execute(r *run) result {
 	outcome, reason := outcomeSuccess, ""
 	switch {
 	case end != nil:
-		outcome, reason = end.outcome, end.why+"\n"
+		outcome, reason = end.outcome, end.why
 	case err != nil:
-		outcome, reason = outcomeFailed, err.Error()+"\n"
+		outcome, reason = outcomeFailed, err.Error()
+	}
+	if reason != "" {
+		reason = reason[:min(len(reason), reasonBytesMax)] + "\n"
 	}
 	// The monotonic clock counts between the two times: a step of the wall clock makes no negative duration.
 	res := result{Execution: r.order.Execution, Started: started.UnixNano(), Outcome: outcome}
@@ -821,8 +821,8 @@ func (t *tail) readPipe(pipe syscall.RawConn) error {
 
 // appendFromLocked appends to dst what is kept from the offset from on, at most n bytes, and returns the offset behind it.
 func (t *tail) appendFromLocked(dst []byte, from int64, n int) ([]byte, int64) {
-	from = min(max(from, t.total-outputBytesMax, 0), t.total)
-	end := min(t.total, from+int64(n))
+	from = max(from, t.total-outputBytesMax, 0)
+	end := max(from, min(t.total, from+int64(n)))
 	for from < end {
 		at := from % (outputBytesMax + outputGapBytes)
 		part := t.buf[at:min(int64(len(t.buf)), at+end-from)]
@@ -917,14 +917,17 @@ func parseLimits(config map[string]string) (l limits, err error) {
 func parseBytes(s string) (int64, error) {
 	s = strings.ToUpper(strings.TrimSpace(s))
 	digits := strings.TrimRight(s, "BKMGT ")
-	shift, ok := map[string]int{"": 0, "B": 0, "K": 10, "KB": 10, "M": 20, "MB": 20, "G": 30, "GB": 30, "T": 40, "TB": 40}[strings.TrimSpace(s[len(digits):])]
+	unit := strings.TrimSuffix(strings.TrimSpace(s[len(digits):]), "B")
+	power := strings.Index("KMGT", unit) // -1 if there is no such unit; KM and the like are refused by their length
 	n, err := strconv.ParseFloat(digits, 64)
-	if !ok || err != nil || strings.Trim(digits, "0123456789.") != "" {
-		return 0, fmt.Errorf("%q is not a size", s)
+	if err != nil || strings.Trim(digits, "0123456789.") != "" || power < 0 || len(unit) > 1 {
+		return 0, errors.New("not a size")
 	}
-	n *= float64(int64(1) << shift)
-	if n < 1 || n > 1<<62 {
-		return 0, fmt.Errorf("%q is not a size", s)
+	if unit != "" {
+		n = math.Ldexp(n, 10*(power+1))
+	}
+	if n < 1 || n > math.MaxInt64/2 {
+		return 0, errors.New("not a size")
 	}
 	return int64(n), nil
 }
@@ -938,12 +941,13 @@ func (e *executor) runProcess(r *run) error {
 	if lim.memory > 0 && runtime.GOOS != "linux" {
 		return errors.New("executor_config.mem_limit works on Linux only")
 	}
-	pipe, pid, err := e.startProcess(&r.order, &r.out)
+	pipe, pid, err := e.startProcess(&r.order)
 	if err != nil {
 		return err
 	}
 	defer pipe.Close()
 
+	r.slot.Reset(processStartTime)
 	r.mu.Lock()
 	r.pid = pid
 	if r.ending != nil { // told while it started
@@ -967,9 +971,9 @@ func (e *executor) runProcess(r *run) error {
 
 // startProcess starts the command of o in a process group of its own, with standard output and error in one pipe.
 //
-// It uses fork and wait themselves: exec.Cmd has a goroutine and a blocked thread for each running process, and cannot
-// look whether a process ended without waiting for it.
-func (e *executor) startProcess(o *order, out *tail) (pipe *os.File, pid int, err error) {
+// It uses fork and wait themselves: exec.Cmd blocks a thread of ours for each running process, of which the runtime allows
+// 10,000, and cannot look whether a process ended without waiting for it.
+func (e *executor) startProcess(o *order) (pipe *os.File, pid int, err error) {
 	argv, err := commandWords(o.Config)
 	if err != nil {
 		return nil, 0, err
@@ -1016,39 +1020,23 @@ func (e *executor) startProcess(o *order, out *tail) (pipe *os.File, pid int, er
 	return pipe, pid, nil
 }
 
-// supervise reads the output of the process and looks at its limits until its main process has ended; then it ends
-// what is left of the process group.
+// supervise reads the output of the process and enforces its limits until its main process has ended; then it ends what
+// is left of the process group.
 func (e *executor) supervise(r *run, pipe *os.File, lim limits) (syscall.WaitStatus, error) {
 	conn, err := pipe.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	started := time.Now()
-	pid, wait, memoryAt := r.pid, lookFirst, started.Add(lookMax)
-	for open := true; ; wait = min(2*wait, lookMax) {
-		next := r.nextLook(time.Now().Add(wait), started, lim)
-		if open {
-			// On a failing deadline the read could wait for ever; it fails only on a closed file, and then so does the read.
-			pipe.SetReadDeadline(next)
-			if err := r.out.readPipe(conn); !errors.Is(err, os.ErrDeadlineExceeded) {
-				open, wait = false, exitFirst
-			}
-		} else {
-			time.Sleep(time.Until(next))
-		}
-		status, ended, err := r.reap()
-		if ended {
-			// The main process is reaped, so its id could be that of a new group; ids are given out in turn, which takes
-			// thousands of processes, not the microseconds in between.
-			signalGroup(pid, syscall.SIGKILL)
-			if open {
-				pipe.SetReadDeadline(time.Now().Add(drainMax))
-				r.out.readPipe(conn) // ends with the last writer or the deadline; either is the end of the output
-			}
-			return status, err
-		}
+	pid, started := r.pid, time.Now()
+	memoryAt := started.Add(lookMax)
+	for open, wait := true, lookFirst; ; wait = min(2*wait, lookMax) {
 		now := time.Now()
-		if lim.timeout > 0 && now.Sub(started) >= lim.timeout {
+		next := now.Add(wait)
+		switch timeoutAt := started.Add(lim.timeout); {
+		case lim.timeout == 0:
+		case now.Before(timeoutAt):
+			next = earlier(next, timeoutAt)
+		default:
 			r.end(outcomeFailed, fmt.Sprintf("execution time exceeded the timeout of %s", lim.timeout), killGrace)
 		}
 		if lim.memory > 0 && !now.Before(memoryAt) {
@@ -1057,26 +1045,50 @@ func (e *executor) supervise(r *run, pipe *os.File, lim limits) (syscall.WaitSta
 				r.end(outcomeFailed, fmt.Sprintf("resident memory of %d bytes exceeded the mem_limit of %d bytes", used, lim.memory), 0)
 			}
 		}
-		r.killIfDue(now)
+		next = r.killIfDue(now, next)
+
+		if !open {
+			time.Sleep(time.Until(next))
+		} else {
+			pipe.SetReadDeadline(next) // fails only on a closed file, and then so does the read
+			if err := r.out.readPipe(conn); !errors.Is(err, os.ErrDeadlineExceeded) {
+				open, wait = false, exitFirst
+			}
+		}
+		status, ended, err := r.reap()
+		if !ended {
+			continue
+		}
+		endGroup(pid)
+		if open {
+			pipe.SetReadDeadline(time.Now().Add(drainMax))
+			r.out.readPipe(conn) // ends with the last writer or the deadline; either is the end of the output
+		}
+		return status, err
 	}
 }
 
-// nextLook returns when to look at the process next: at the time at, or earlier if a limit or the KILL falls due before.
-func (r *run) nextLook(at, started time.Time, lim limits) time.Time {
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// killIfDue sends KILL to a group that was told to end and has had its time. If that lies ahead and before next, it
+// returns when it is, else next.
+func (r *run) killIfDue(now, next time.Time) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	limit := time.Time{}
 	switch {
-	case r.killed:
-	case r.ending != nil:
-		limit = r.killAt
-	case lim.timeout > 0:
-		limit = started.Add(lim.timeout)
+	case r.ending == nil || r.killed:
+	case now.Before(r.killAt):
+		return earlier(next, r.killAt)
+	default:
+		r.killed = true
+		signalGroup(r.pid, syscall.SIGKILL)
 	}
-	if !limit.IsZero() && limit.Before(at) {
-		return limit
-	}
-	return at
+	return next
 }
 
 // reap looks whether the main process has ended. From then on no signal goes to its id.
@@ -1098,13 +1110,19 @@ func (r *run) reap() (status syscall.WaitStatus, ended bool, err error) {
 	}
 }
 
-// killIfDue sends KILL to a group that was told to end and has had its time.
-func (r *run) killIfDue(now time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ending != nil && !r.killed && !now.Before(r.killAt) {
-		r.killed = true
-		signalGroup(r.pid, syscall.SIGKILL)
+// endGroup kills what is left of a process group whose main process is reaped. The id could by now be that of a new group;
+// but ids are given out in turn, so that takes thousands of new processes and not the microseconds in between.
+func endGroup(pid int) {
+	signalGroup(pid, syscall.SIGKILL)
+	// As process 1, of a container, we are the new parent of what was left and have to reap it.
+	for deadline := time.Now().Add(drainMax); time.Now().Before(deadline); {
+		reaped, err := syscall.Wait4(-pid, nil, syscall.WNOHANG, nil)
+		if err == syscall.ECHILD {
+			return
+		}
+		if reaped == 0 {
+			time.Sleep(time.Millisecond)
+		}
 	}
 }
 
@@ -1182,59 +1200,38 @@ func splitWords(s string) ([]string, error) {
 }
 
 // inheritedEnvironment returns what processes inherit of the node's environment: all but the settings of the node, which
-// may be secret, and what a process gets from its own order. Of a name that comes twice the last counts.
-func inheritedEnvironment(environ []string) (base []string, at map[string]int) {
-	at = map[string]int{}
-	for _, entry := range environ {
-		name, _, ok := strings.Cut(entry, "=")
-		if !ok || strings.HasPrefix(name, "BELFRY_") || strings.HasPrefix(name, "DKRON_") || name == "ENV_JOB_NAME" {
-			continue
-		}
-		if i, twice := at[name]; twice {
-			base[i] = entry
-			continue
-		}
-		at[name] = len(base)
-		base = append(base, entry)
-	}
-	return base, at
+// may be secret, and what a process gets from its own order.
+func inheritedEnvironment(environ []string) []string {
+	return slices.DeleteFunc(environ, func(entry string) bool {
+		return strings.HasPrefix(entry, "BELFRY_") || strings.HasPrefix(entry, "DKRON_") || strings.HasPrefix(entry, "ENV_JOB_NAME=")
+	})
 }
 
 // environment returns the environment of a process: the inherited one, what identifies the run, and the job's own entries
-// "K=V,K2=V2", which replace either, except for the two marks by which a leftover process is found.
+// "K=V,K2=V2". These replace either, except for the two marks by which a leftover process is found.
 func (e *executor) environment(o *order) []string {
 	env := make([]string, len(e.base), len(e.base)+16)
 	copy(env, e.base)
-	entries := o.Config["env"]
-	add := func(name, value string) { env = append(env, name+"="+value) }
-	addDefault := func(name, value string) {
-		if entries == "" || !strings.Contains(","+entries, ","+name+"=") {
-			add(name, value)
-		}
-	}
-	addDefault("ENV_JOB_NAME", o.Job)
-	addDefault("BELFRY_JOB", o.Job)
-	addDefault("BELFRY_SCHEDULED_AT", o.scheduledAt())
-	addDefault("BELFRY_ATTEMPT", strconv.Itoa(o.Attempt))
-	addDefault("BELFRY_NODE", e.cfg.Node)
-	add("BELFRY_EXECUTION", executionName(o.Execution, e.cfg.Node))
-	add(nodeIDVariable, e.cfg.NodeID)
-	if entries == "" {
-		return env
-	}
-	own := map[string]int{} // name → index in env
-	for entry := range strings.SplitSeq(entries, ",") {
-		name, _, ok := strings.Cut(entry, "=")
-		if !ok || name == "BELFRY_EXECUTION" || name == nodeIDVariable {
+	env = append(env,
+		"ENV_JOB_NAME="+o.Job,
+		"BELFRY_JOB="+o.Job,
+		"BELFRY_SCHEDULED_AT="+o.scheduledAt(),
+		"BELFRY_ATTEMPT="+strconv.Itoa(o.Attempt),
+		"BELFRY_NODE="+e.cfg.Node,
+		"BELFRY_EXECUTION="+executionName(o.Execution, e.cfg.Node),
+		nodeIDVariable+"="+e.cfg.NodeID,
+	)
+	for entry := range strings.SplitSeq(o.Config["env"], ",") {
+		name := entry[:strings.IndexByte(entry, '=')+1]
+		if name == "" || name == "BELFRY_EXECUTION=" || name == nodeIDVariable+"=" {
 			continue
 		}
-		if i, found := e.baseAt[name]; found {
-			env[i] = entry
-		} else if i, found := own[name]; found {
-			env[i] = entry
-		} else {
-			own[name] = len(env)
+		// Few entries against few dozens: a map would cost more.
+		i := slices.IndexFunc(env, func(other string) bool { return strings.HasPrefix(other, name) })
+		if i < 0 {
 			env = append(env, entry)
+		} else {
+			env[i] = entry
 		}
 	}
 	return env
@@ -1328,7 +1325,7 @@ func (e *executor) endLeftovers() {
 func leftovers(nodeID string) []int {
 	var found []int
 	mark := []byte(nodeIDVariable + "=" + nodeID)
-	for pid := range procs() {
+	for _, pid := range processIDs() {
 		if pid == os.Getpid() {
 			continue
 		}
@@ -1346,21 +1343,20 @@ func leftovers(nodeID string) []int {
 	return found
 }
 
-// procs yields the ids of all processes; none where there is no /proc.
-func procs() func(yield func(pid int) bool) {
-	return func(yield func(int) bool) {
-		dir, err := os.Open("/proc")
-		if err != nil {
-			return
-		}
-		defer dir.Close()
-		names, _ := dir.Readdirnames(-1) // processes come and go meanwhile; what was read counts
-		for _, name := range names {
-			if pid, err := strconv.Atoi(name); err == nil && !yield(pid) {
-				return
-			}
+// processIDs returns the ids of all processes; none where there is no /proc.
+func processIDs() (ids []int) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1) // processes come and go meanwhile; what was read counts
+	for _, name := range names {
+		if id, err := strconv.Atoi(name); err == nil {
+			ids = append(ids, id)
 		}
 	}
+	return ids
 }
 
 // memoryTable is the resident memory of all process groups. All runs with a limit share it, so /proc is read twice a
@@ -1378,7 +1374,7 @@ func (m *memoryTable) resident(group int, now time.Time) int64 {
 	defer m.mu.Unlock()
 	if now.Sub(m.at) > memoryAge {
 		m.at, m.bytes = now, map[int]int64{}
-		for pid := range procs() {
+		for _, pid := range processIDs() {
 			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 			if err != nil {
 				continue // gone
@@ -1410,10 +1406,11 @@ func (e *executor) runRequest(r *run) error {
 	config := r.order.Config
 	timeout := requestTimeout
 	if n, err := strconv.Atoi(config["timeout"]); err == nil && n > 0 {
-		timeout = time.Duration(min(n, 1<<31)) * time.Second
+		timeout = time.Duration(min(n, requestTimeoutMax)) * time.Second
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
+	r.slot.Reset(requestStartTime)
 	r.mu.Lock()
 	r.cancel = cancel
 	if r.ending != nil { // told while it started
@@ -1520,7 +1517,7 @@ func checkResponse(config map[string]string, code int, body func() []byte) error
 			met = met || strings.TrimSpace(s) == strconv.Itoa(code)
 		}
 		if !met {
-			return fmt.Errorf("status %d is not the expected %s", code, want)
+			return errors.New("received response code does not match the expected code") // as upstream, clients look for it
 		}
 	}
 	if want := config["expectBody"]; want != "" {
@@ -1529,7 +1526,7 @@ func checkResponse(config map[string]string, code int, body func() []byte) error
 			return fmt.Errorf("executor_config.expectBody: %w", err)
 		}
 		if !re.Match(body()) {
-			return fmt.Errorf("the body does not match the expected %q", want)
+			return errors.New("received response body did not match the expected body")
 		}
 	}
 	return nil
@@ -1638,16 +1635,17 @@ func newTransport(s tlsSettings) (*http.Transport, error) {
 // processor with forward leaves the output as it is, else it leaves a note on where it went. One that fails leaves the
 // output with a line about that; one we do not have changes nothing.
 func (e *executor) process(o order, output []byte) []byte {
+	execution := executionName(o.Execution, e.cfg.Node)
 	for _, name := range slices.Sorted(maps.Keys(o.Processors)) {
 		settings := o.Processors[name]
 		var note string
 		var err error
 		switch name {
 		case "log":
-			e.cfg.Log.Info("output of an execution", "job", o.Job, "execution", executionName(o.Execution, e.cfg.Node), "output", string(output))
+			e.cfg.Log.Info("output of an execution", "job", o.Job, "execution", execution, "output", string(output))
 			note = "Output in belfry log"
 		case "files":
-			note, err = writeOutputFile(settings["log_dir"], executionName(o.Execution, e.cfg.Node), output)
+			note, err = writeOutputFile(settings["log_dir"], execution, output)
 		case "syslog":
 			note, err = "Output in syslog", writeSyslog(o.Job, output)
 		default:

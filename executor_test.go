@@ -1,0 +1,1240 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// patience is how long tests wait for something that must happen.
+const patience = time.Minute
+
+// eventually waits until cond holds.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v in vain: %s", patience, what)
+		}
+	}
+}
+
+// leader stands for the other side: it takes results, unless it is told not to.
+type leader struct {
+	mu      sync.Mutex
+	refuse  bool
+	results map[int64]result
+	calls   int
+	bytes   []int // of each call
+}
+
+func (l *leader) report(_ context.Context, results []result) ([]int64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.refuse {
+		return nil, errors.New("no leader")
+	}
+	l.calls++
+	size := 0
+	var taken []int64
+	for _, r := range results {
+		size += len(r.Output)
+		l.results[r.Execution] = r
+		taken = append(taken, r.Execution)
+	}
+	l.bytes = append(l.bytes, size)
+	return taken, nil
+}
+
+func (l *leader) get(id int64) (result, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.results[id]
+	return r, ok
+}
+
+func (l *leader) setRefuse(refuse bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refuse = refuse
+}
+
+func (l *leader) wait(t testing.TB, id int64) result {
+	t.Helper()
+	eventually(t, fmt.Sprintf("result of %d", id), func() bool { _, ok := l.get(id); return ok })
+	r, _ := l.get(id)
+	return r
+}
+
+// testNode is an executor under test, with its own leader.
+type testNode struct {
+	*executor
+	leader *leader
+	dir    string
+	number uint64
+	next   int64
+	end    func() // ends delivery, like the end of the process
+}
+
+const testNodeID = "node-id-of-the-test"
+
+func newNode(t testing.TB, dir string) *testNode {
+	t.Helper()
+	n := &testNode{leader: &leader{results: map[int64]result{}}, dir: dir, next: 1}
+	e, err := newExecutor(executorConfig{Node: "n1", NodeID: testNodeID + dir, DataDir: dir, Log: slog.New(slog.DiscardHandler), Report: n.leader.report})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.executor = e
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- e.run(ctx) }()
+	n.end = sync.OnceFunc(func() {
+		e.stop(0)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(n.end)
+	return n
+}
+
+// order starts o and returns its id.
+func (n *testNode) order(t testing.TB, o order) int64 {
+	t.Helper()
+	o.Execution, n.next = n.next, n.next+1
+	o.Job = cmp.Or(o.Job, "job")
+	n.number++
+	if err := n.start(dispatch{Term: 1, Number: n.number, Incarnation: n.inc, Orders: []order{o}}); err != nil {
+		t.Fatal(err)
+	}
+	return o.Execution
+}
+
+func (n *testNode) shell(t testing.TB, config map[string]string) int64 {
+	t.Helper()
+	return n.order(t, order{Executor: "shell", Config: config})
+}
+
+// script starts a shell script.
+func (n *testNode) script(t testing.TB, script string) int64 {
+	t.Helper()
+	return n.shell(t, map[string]string{"shell": "true", "command": script})
+}
+
+// full makes all further orders of a lane wait.
+func (n *testNode) full(l *lane) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l.runningMax = 0
+}
+
+// printed waits until a running execution has printed s.
+func (n *testNode) printed(t testing.TB, id int64, s string) string {
+	t.Helper()
+	var out bytes.Buffer
+	eventually(t, "output "+s, func() bool {
+		out.Reset()
+		if err := n.output(t.Context(), id, false, 0, &out); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(out.String(), s)
+	})
+	return out.String()
+}
+
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return syscall.Kill(pid, 0) == nil
+	}
+	return !bytes.Contains(stat, []byte(") Z "))
+}
+
+// TestExecutorChild is not a test: it is what processes of the tests run, the test binary itself.
+func TestExecutorChild(t *testing.T) {
+	switch mode, arg, _ := strings.Cut(os.Getenv("EXECUTOR_CHILD"), ":"); mode {
+	case "":
+		t.Skip("only as a child process")
+	case "memory": // holds arg MB until it is killed
+		mb, _ := strconv.Atoi(arg)
+		b := make([]byte, mb<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		time.Sleep(time.Minute)
+		runtime.KeepAlive(b)
+	case "crash": // a node that dies while it runs a job
+		n := newNode(t, arg)
+		id := n.script(t, "setsid sleep 1000 & echo $$ $!; sleep 1000")
+		fmt.Println(n.printed(t, id, "\n"))
+	case "init": // a node that is process 1
+		n := newNode(t, arg)
+		n.leader.wait(t, n.script(t, "sleep 1000 & sleep 1000 & true"))
+		_, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		fmt.Print(os.Getpid(), " ", err)
+	}
+	os.Exit(0) // at once, as in a crash
+}
+
+func childCommand(mode string) map[string]string {
+	return map[string]string{"command": "'" + os.Args[0] + "' -test.run=^TestExecutorChild$", "env": "EXECUTOR_CHILD=" + mode}
+}
+
+// A term below the highest seen is refused, and so is what is meant for another process, and a dispatch that a question
+// or a kill has overtaken (DESIGN 3.4). Whatever is of a higher term counts, even if it is refused.
+func TestExecutor_OrderRules(t *testing.T) {
+	type call struct {
+		do   string // start, ask, kill
+		term uint64
+		num  uint64
+		inc  uint64 // added to the incarnation
+		want error
+	}
+	for _, test := range []struct {
+		name  string
+		calls []call
+	}{
+		{"OK", []call{{do: "start", term: 1, num: 1}, {do: "start", term: 1, num: 2}}},
+		{"OKAnyOrderOfDispatches", []call{{do: "start", term: 1, num: 2}, {do: "start", term: 1, num: 1}}},
+		{"ErrStaleTerm", []call{{do: "start", term: 2, num: 1}, {do: "start", term: 1, num: 9, want: errStaleTerm},
+			{do: "ask", term: 1, num: 9, want: errStaleTerm}, {do: "kill", term: 1, num: 9, want: errStaleTerm}}},
+		{"ErrStaleTermAfterQuestion", []call{{do: "ask", term: 2, num: 1}, {do: "start", term: 1, num: 9, want: errStaleTerm}}},
+		{"ErrStaleTermAfterRefusal", []call{{do: "start", term: 2, inc: 1, want: errOtherIncarnation}, {do: "start", term: 1, want: errStaleTerm}}},
+		{"ErrOtherIncarnation", []call{{do: "start", term: 1, num: 1, inc: 1, want: errOtherIncarnation}}},
+		{"ErrStaleNumberAfterQuestion", []call{{do: "ask", term: 1, num: 5}, {do: "start", term: 1, num: 4, want: errStaleNumber}, {do: "start", term: 1, num: 6}}},
+		{"ErrStaleNumberAfterKill", []call{{do: "kill", term: 1, num: 5, want: errUnknownExecution}, {do: "start", term: 1, num: 4, want: errStaleNumber}}},
+		{"OldQuestionLowersNothing", []call{{do: "ask", term: 1, num: 5}, {do: "ask", term: 1, num: 3}, {do: "start", term: 1, num: 4, want: errStaleNumber}}},
+		{"NumbersBeginAgainWithTheTerm", []call{{do: "ask", term: 1, num: 5}, {do: "start", term: 2, num: 1}}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			n := newNode(t, t.TempDir())
+			for i, c := range test.calls {
+				var err error
+				switch c.do {
+				case "start":
+					err = n.start(dispatch{Term: c.term, Number: c.num, Incarnation: n.incarnation() + c.inc})
+				case "ask":
+					_, err = n.ask(question{Term: c.term, Number: c.num})
+				case "kill":
+					err = n.executor.kill(kill{Term: c.term, Number: c.num, Execution: 99})
+				}
+				if err != c.want {
+					t.Errorf("call %d %+v: got %v", i, c, err)
+				}
+			}
+		})
+	}
+
+	t.Run("ErrBusy", func(t *testing.T) {
+		n := newNode(t, t.TempDir())
+		if err := n.start(dispatch{Term: 1, Incarnation: n.inc, Orders: make([]order, queuedMax+1)}); err != errQueueFull {
+			t.Errorf("got %v, want %v", err, errQueueFull)
+		}
+		if n.running() != 0 {
+			t.Error("took orders of a dispatch that it refused")
+		}
+	})
+}
+
+// An execution id starts at most once in the life of a process, whether it runs, is held, or was acknowledged.
+func TestExecutor_StartsOnce(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	file := filepath.Join(n.dir, "ran")
+	o := order{Execution: 7, Job: "job", Executor: "shell", Config: map[string]string{"shell": "true", "command": "echo ran >>" + file}}
+	d := dispatch{Term: 1, Number: 1, Incarnation: n.inc, Orders: []order{o, o}}
+	for range 2 {
+		if err := n.start(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.leader.wait(t, 7)
+	eventually(t, "acknowledged", func() bool { return n.undelivered() == 0 })
+	if err := n.start(d); err != nil {
+		t.Fatal(err)
+	}
+	if n.running() != 0 {
+		t.Error("an acknowledged execution started again")
+	}
+	if got, _ := os.ReadFile(file); string(got) != "ran\n" {
+		t.Errorf("ran: %q", got)
+	}
+}
+
+// What is running is running, what has finished is held until it is acknowledged, and the rest is in neither list.
+func TestExecutor_Ask(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	n.leader.setRefuse(true)
+	long := n.script(t, "sleep 1000")
+	short := n.script(t, "echo done")
+	eventually(t, "one is left", func() bool { return n.running() == 1 })
+	ask := func(q question) answer {
+		t.Helper()
+		q.Term, q.Number = 1, n.number
+		a, err := n.ask(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range a.Held {
+			a.Held[i].Started, a.Held[i].Finished = 0, 0
+		}
+		return a
+	}
+	held := []result{{Execution: short, Outcome: outcomeSuccess, Output: []byte("done\n")}}
+	for _, test := range []struct {
+		name string
+		q    question
+		want answer
+	}{
+		{"Running", question{Executions: []int64{long}}, answer{Running: []int64{long}}},
+		{"Held", question{Executions: []int64{short}}, answer{Held: held}},
+		{"Unknown", question{Executions: []int64{99}}, answer{}},
+		{"All", question{All: true}, answer{Running: []int64{long}, Held: held}},
+		{"NamedAndAll", question{Executions: []int64{99, short}, All: true}, answer{Running: []int64{long}, Held: held}},
+	} {
+		test.want.Incarnation = n.incarnation()
+		if diff := gocmp.Diff(test.want, ask(test.q)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
+		}
+	}
+	n.acknowledge([]int64{short})
+	if diff := gocmp.Diff(answer{Incarnation: n.inc, Running: []int64{long}}, ask(question{All: true})); diff != "" {
+		t.Errorf("after acknowledge (-want +got):\n%s", diff)
+	}
+}
+
+// An answer is bounded, and what does not fit is said to be running, never left out: the leader would start it again.
+func TestExecutor_AskBounded(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	n.leader.setRefuse(true)
+	var ids []int64
+	for range 5 {
+		ids = append(ids, n.script(t, "head -c 250000 /dev/zero"))
+	}
+	eventually(t, "all are held", func() bool { return n.undelivered() == len(ids) })
+	a, err := n.ask(question{Term: 1, Number: n.number, Executions: ids})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(a.Held) != 2 || len(a.Running) != 3 {
+		t.Errorf("held %d, running %d; want 2 with 500,000 bytes, and 3", len(a.Held), len(a.Running))
+	}
+}
+
+// Exit, signal, split words, environment and refusals as in golden/answers; a failure's reason comes first.
+func TestExecutor_Shell(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	for _, test := range []struct {
+		name    string
+		config  string // JSON
+		outcome string
+		want    string // with a leading ~ it is contained
+	}{
+		{"OK", `{"shell":"true","command":"echo fine; exit 0"}`, outcomeSuccess, "fine\n"},
+		{"ExitStatus", `{"shell":"true","command":"echo before; exit 3"}`, outcomeFailed, "exit status 3\nbefore\n"},
+		{"StandardError", `{"shell":"true","command":"echo oops >&2; exit 1"}`, outcomeFailed, "exit status 1\noops\n"},
+		{"Silent", `{"command":"false"}`, outcomeFailed, "exit status 1\n"},
+		{"Signal", `{"shell":"true","command":"kill -9 $$"}`, outcomeFailed, "signal: killed\n"},
+		{"NotFoundInShell", `{"shell":"true","command":"exec oracle-no-such-program 2>/dev/null"}`, outcomeFailed, "exit status 127\n"},
+		{"Shell", `{"shell":"true","command":"A=5; echo $A; echo \"two  words\" | tr a-z A-Z; echo $((6*7))"}`, outcomeSuccess, "5\nTWO  WORDS\n42\n"},
+		{"Words", `{"command":"printf %s-%s. one \"two  three\" 'four $HOME'"}`, outcomeSuccess, "one-two  three.four $HOME-."},
+		{"NoExpansion", `{"command":"echo $HOME *"}`, outcomeSuccess, "$HOME *\n"},
+		{"ShellFalse", `{"command":"echo $HOME","shell":"false"}`, outcomeSuccess, "$HOME\n"},
+		{"Escape", `{"command":"printf %s a\\ b"}`, outcomeSuccess, "a b"},
+		{"Env", `{"shell":"true","command":"echo \"$A|$B|$C\"","env":"A=1,B=two words,C=x=y"}`, outcomeSuccess, "1|two words|x=y\n"},
+		{"JobName", `{"shell":"true","command":"echo $ENV_JOB_NAME"}`, outcomeSuccess, "job\n"},
+		{"Cwd", `{"shell":"true","command":"pwd","cwd":"/usr"}`, outcomeSuccess, "/usr\n"},
+		{"Payload", `{"command":"cat","payload":"eyJhIjoxfQo="}`, outcomeSuccess, "{\"a\":1}\n"},
+		{"NoPayload", `{"command":"cat"}`, outcomeSuccess, ""},
+		{"Path", `{"shell":"true","command":"test -n \"$PATH\" && echo inherited"}`, outcomeSuccess, "inherited\n"},
+		{"InTime", `{"shell":"true","command":"echo quick","timeout":"10s"}`, outcomeSuccess, "quick\n"},
+		{"ClosedOutput", `{"shell":"true","command":"echo open; exec >/dev/null 2>&1; sleep 0.1; exit 3"}`, outcomeFailed, "exit status 3\nopen\n"},
+		{"ErrNoCommand", `{}`, outcomeFailed, "~command"},
+		{"ErrNoConfig", `null`, outcomeFailed, "~command"},
+		{"ErrNoProgram", `{"command":"''"}`, outcomeFailed, "~no program"},
+		{"ErrNotFound", `{"command":"oracle-no-such-program a b"}`, outcomeFailed, "exec: \"oracle-no-such-program\": executable file not found in $PATH\n"},
+		{"ErrPathNotFound", `{"command":"/no/such/program"}`, outcomeFailed, "fork/exec /no/such/program: no such file or directory\n"},
+		{"ErrQuote", `{"command":"echo \"abc"}`, outcomeFailed, "~quote is not closed"},
+		{"ErrCwd", `{"command":"true","cwd":"/oracle/no/such/dir"}`, outcomeFailed, "~/oracle/no/such/dir: no such file"},
+		{"ErrPayload", `{"command":"cat","payload":"%%%"}`, outcomeFailed, "~executor_config.payload: illegal base64"},
+		{"ErrUser", `{"command":"true","su":"oracle-no-such-user"}`, outcomeFailed, "~executor_config.su"},
+		{"ErrTimeout", `{"command":"true","timeout":"10"}`, outcomeFailed, "~executor_config.timeout"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var config map[string]string
+			if err := json.Unmarshal([]byte(test.config), &config); err != nil {
+				t.Fatal(err)
+			}
+			got := n.leader.wait(t, n.shell(t, config))
+			contained, loose := strings.CutPrefix(test.want, "~")
+			if got.Outcome != test.outcome || !loose && string(got.Output) != test.want || !strings.Contains(string(got.Output), contained) {
+				t.Errorf("%s: got %s %q, want %s %q", test.config, got.Outcome, got.Output, test.outcome, test.want)
+			}
+			if got.Started == 0 || got.Finished < got.Started {
+				t.Errorf("times %d to %d", got.Started, got.Finished)
+			}
+		})
+	}
+
+	t.Run("LargePayload", func(t *testing.T) {
+		payload := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("x"), 200_000))
+		got := n.leader.wait(t, n.shell(t, map[string]string{"command": "wc -c", "payload": payload}))
+		if strings.TrimSpace(string(got.Output)) != "200000" {
+			t.Errorf("got %q", got.Output)
+		}
+	})
+	t.Run("User", func(t *testing.T) {
+		if os.Getuid() != 0 {
+			t.Skip("needs root")
+		}
+		for su, want := range map[string]string{"nobody": "nobody", "nobody:daemon": "nobody daemon"} {
+			got := n.leader.wait(t, n.shell(t, map[string]string{"shell": "true", "command": "id -un; id -gn", "su": su, "cwd": "/"}))
+			if got := strings.Join(strings.Fields(string(got.Output)), " "); !strings.HasPrefix(got, want) {
+				t.Errorf("su %s: got %q", su, got)
+			}
+		}
+	})
+}
+
+// An executor that belfry does not have fails the run with a sentence that says so.
+func TestExecutor_UnknownExecutor(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	for name, want := range map[string]string{"": "no executor", "nosuch": `no executor "nosuch"`, "kafka": "not part of belfry"} {
+		got := n.leader.wait(t, n.order(t, order{Executor: name}))
+		if got.Outcome != outcomeFailed || !strings.Contains(string(got.Output), want) {
+			t.Errorf("executor %q: got %s %q", name, got.Outcome, got.Output)
+		}
+	}
+	got := n.leader.wait(t, n.order(t, order{Executor: strings.Repeat("x", 2*reasonBytesMax)}))
+	if len(got.Output) != reasonBytesMax+1 || got.Output[reasonBytesMax] != '\n' {
+		t.Errorf("a long reason: %d bytes", len(got.Output))
+	}
+}
+
+// A process gets the node's environment without the node's settings, and what identifies its run.
+func TestExecutor_Environment(t *testing.T) {
+	for name, value := range map[string]string{"BELFRY_ENCRYPT": "secret", "DKRON_ENCRYPT": "secret", "ENV_JOB_NAME": "other", "KEPT": "yes", "REPLACED": "old"} {
+		t.Setenv(name, value)
+	}
+	n := newNode(t, t.TempDir())
+	at := time.Date(2026, 2, 3, 4, 5, 6, 789, time.UTC)
+	id := n.order(t, order{Job: "j", Group: 4, Attempt: 2, ScheduledAt: at.UnixNano(), Executor: "shell", Config: map[string]string{
+		"command": "env", "env": "REPLACED=new,NOVALUE,BELFRY_NODE=mine,BELFRY_NODE_ID=fake,BELFRY_HTTP_ADDR=:1,TWICE=1,TWICE=2"}})
+	got := strings.Split(strings.TrimSpace(string(n.leader.wait(t, id).Output)), "\n")
+	got = slices.DeleteFunc(got, func(s string) bool {
+		name, _, _ := strings.Cut(s, "=")
+		return !strings.HasPrefix(name, "BELFRY_") && !strings.HasPrefix(name, "DKRON_") &&
+			!slices.Contains([]string{"ENV_JOB_NAME", "KEPT", "REPLACED", "NOVALUE", "TWICE"}, name)
+	})
+	slices.Sort(got)
+	want := []string{"BELFRY_ATTEMPT=2", "BELFRY_EXECUTION=1-n1", "BELFRY_HTTP_ADDR=:1", "BELFRY_JOB=j", "BELFRY_NODE=mine",
+		"BELFRY_NODE_ID=" + n.cfg.NodeID, "BELFRY_SCHEDULED_AT=2026-02-03T04:05:06.000000789Z", "ENV_JOB_NAME=j", "KEPT=yes", "REPLACED=new", "TWICE=2"}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Of a long output the last 256,000 bytes are kept, and the rest is counted; a reason in front takes its part of them.
+func TestExecutor_OutputLimit(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	const script = "head -c 300000 /dev/zero | tr '\\0' a; echo; echo the end"
+	got := n.leader.wait(t, n.script(t, script))
+	if want := strings.Repeat("a", outputBytesMax-9) + "\nthe end\n"; string(got.Output) != want || got.Dropped != 300_009-outputBytesMax {
+		t.Errorf("kept %d bytes ending %q, dropped %d", len(got.Output), got.Output[len(got.Output)-20:], got.Dropped)
+	}
+	got = n.leader.wait(t, n.script(t, script+"; exit 1"))
+	if len(got.Output) != outputBytesMax || !bytes.HasPrefix(got.Output, []byte("exit status 1\naaa")) || !bytes.HasSuffix(got.Output, []byte("the end\n")) {
+		t.Errorf("kept %d bytes from %q", len(got.Output), got.Output[:20])
+	}
+	if got.Dropped != 300_009-outputBytesMax+int64(len("exit status 1\n")) {
+		t.Errorf("dropped %d", got.Dropped)
+	}
+}
+
+// Past its timeout a process group gets TERM, and KILL if that does not help.
+func TestExecutor_Timeout(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, t.TempDir())
+	term := n.shell(t, map[string]string{"shell": "true", "command": "echo started; sleep 1000", "timeout": "200ms"})
+	trap := n.shell(t, map[string]string{"shell": "true", "command": "trap 'echo trapped' TERM; echo started; while :; do sleep 0.1; done", "timeout": "200ms"})
+	got := n.leader.wait(t, term)
+	if want := "execution time exceeded the timeout of 200ms\nstarted\n"; got.Outcome != outcomeFailed || string(got.Output) != want {
+		t.Errorf("got %s %q, want %q", got.Outcome, got.Output, want)
+	}
+	if took := time.Duration(got.Finished - got.Started); took > killGrace {
+		t.Errorf("took %v: TERM should have ended it", took)
+	}
+	got = n.leader.wait(t, trap)
+	if got.Outcome != outcomeFailed || !bytes.HasSuffix(got.Output, []byte("trapped\n")) {
+		t.Errorf("got %s %q", got.Outcome, got.Output)
+	}
+	if took := time.Duration(got.Finished - got.Started); took < killGrace {
+		t.Errorf("took %v: KILL came too early", took)
+	}
+}
+
+// A kill reaches grandchildren, a run that waits, and a request; a run that has ended is beyond it.
+func TestExecutor_Kill(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	doKill := func(id int64) error {
+		n.number++
+		return n.executor.kill(kill{Term: 1, Number: n.number, Execution: id, Why: "killed by alice"})
+	}
+	t.Run("Grandchildren", func(t *testing.T) {
+		id := n.script(t, "sh -c 'sleep 1000 & echo $!; wait' & wait")
+		pid, err := strconv.Atoi(strings.TrimSpace(n.printed(t, id, "\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := doKill(id); err != nil {
+			t.Fatal(err)
+		}
+		got := n.leader.wait(t, id)
+		if want := fmt.Sprintf("killed by alice\n%d\n", pid); got.Outcome != outcomeKilled || string(got.Output) != want {
+			t.Errorf("got %s %q, want %q", got.Outcome, got.Output, want)
+		}
+		eventually(t, "grandchild ends", func() bool { return !alive(pid) })
+	})
+	t.Run("Request", func(t *testing.T) {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "half")
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}))
+		defer srv.Close()
+		id := n.order(t, order{Executor: "http", Config: map[string]string{"method": "GET", "url": srv.URL}})
+		n.printed(t, id, "half")
+		if err := doKill(id); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.leader.wait(t, id); got.Outcome != outcomeKilled || string(got.Output) != "killed by alice\nhalf" {
+			t.Errorf("got %s %q", got.Outcome, got.Output)
+		}
+	})
+	t.Run("Waiting", func(t *testing.T) {
+		n.full(&n.processes)
+		id := n.script(t, "echo never")
+		if err := doKill(id); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.leader.wait(t, id); got.Outcome != outcomeKilled || string(got.Output) != "killed by alice\n" {
+			t.Errorf("got %s %q", got.Outcome, got.Output)
+		}
+	})
+	t.Run("ErrUnknownExecution", func(t *testing.T) {
+		if err := doKill(999); err != errUnknownExecution {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// Children that a run leaves in its group end with it, and do not hold up its result; nor does one that left the group
+// and still holds the output.
+func TestExecutor_ChildrenEndWithTheRun(t *testing.T) {
+	dir := t.TempDir()
+	n := newNode(t, dir)
+	got := n.leader.wait(t, n.script(t, "sleep 1000 & echo $!; echo done"))
+	pid, err := strconv.Atoi(strings.Fields(string(got.Output))[0])
+	if err != nil || got.Outcome != outcomeSuccess {
+		t.Fatalf("got %s %q", got.Outcome, got.Output)
+	}
+	eventually(t, "child ends", func() bool { return !alive(pid) })
+
+	got = n.leader.wait(t, n.script(t, "setsid sleep 1000 & echo $!"))
+	if pid, err = strconv.Atoi(strings.TrimSpace(string(got.Output))); err != nil || got.Outcome != outcomeSuccess {
+		t.Fatalf("got %s %q", got.Outcome, got.Output)
+	}
+	syscall.Kill(pid, syscall.SIGKILL)
+}
+
+// A node that is process 1 of a container inherits the children that a run leaves; none may stay as a zombie.
+func TestExecutor_ReapsAsProcessOne(t *testing.T) {
+	unshare, err := exec.LookPath("unshare")
+	if err != nil || os.Getuid() != 0 {
+		t.Skip("needs root and unshare")
+	}
+	child := exec.Command(unshare, "--pid", "--fork", os.Args[0], "-test.run=^TestExecutorChild$")
+	child.Env = append(os.Environ(), "EXECUTOR_CHILD=init:"+t.TempDir())
+	if out, err := child.CombinedOutput(); err != nil || string(out) != "1 "+syscall.ECHILD.Error() {
+		t.Errorf("got %q, %v; want process 1 without children", out, err)
+	}
+}
+
+// The resident memory of a whole group counts.
+func TestExecutor_MemoryLimit(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
+	n := newNode(t, t.TempDir())
+	config := childCommand("memory:300")
+	config["shell"], config["command"] = "true", config["command"]+"; true" // a child of the shell
+	config["mem_limit"] = "200MB"
+	got := n.leader.wait(t, n.shell(t, config))
+	if got.Outcome != outcomeFailed || !strings.Contains(string(got.Output), "exceeded the mem_limit of 209715200 bytes\n") {
+		t.Errorf("got %s %q", got.Outcome, got.Output)
+	}
+	config = map[string]string{"command": "sleep 1.2", "mem_limit": "200MB"}
+	if got := n.leader.wait(t, n.shell(t, config)); got.Outcome != outcomeSuccess {
+		t.Errorf("below the limit: got %s %q", got.Outcome, got.Output)
+	}
+}
+
+// What a node leaves running when it dies is ended before the next process of that node answers anything.
+func TestExecutor_EndsLeftovers(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
+	dir := t.TempDir()
+	child := exec.Command(os.Args[0], "-test.run=^TestExecutorChild$")
+	child.Env = append(os.Environ(), "EXECUTOR_CHILD=crash:"+dir)
+	out, err := child.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var pids []int
+	for _, s := range strings.Fields(string(out)) {
+		pid, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("child says %q", out)
+		}
+		pids = append(pids, pid)
+		if !alive(pid) {
+			t.Fatalf("process %d did not survive its node; the test shows nothing", pid)
+		}
+	}
+	newNode(t, dir)
+	for _, pid := range pids {
+		if alive(pid) {
+			t.Errorf("process %d goes on", pid)
+		}
+	}
+}
+
+// What nobody takes within a second is on disk, survives the process, and is delivered by the next one.
+func TestExecutor_KeepsResults(t *testing.T) {
+	dir := t.TempDir()
+	n := newNode(t, dir)
+	n.leader.setRefuse(true)
+	first := n.script(t, "echo first; exit 1")
+	eventually(t, "on disk", func() bool { _, err := os.Stat(n.path(first)); return err == nil })
+	want, err := n.ask(question{Term: 1, Number: n.number, All: true})
+	if err != nil || len(want.Held) != 1 || string(want.Held[0].Output) != "exit status 1\nfirst\n" {
+		t.Fatalf("got %+v, %v", want, err)
+	}
+	second := n.script(t, "echo second")
+	eventually(t, "second is held", func() bool { return n.undelivered() == 2 })
+	n.end() // younger than a second: kept as well
+
+	for name, content := range map[string]string{"9.json": `{"execution":9,"outco`, "8.json": "", "7.json.tmp": "half",
+		"6.json": `{"execution":5,"outcome":"success"}`, "5.json": `{"execution":5,"outcome":"odd"}`} {
+		if err := os.WriteFile(filepath.Join(dir, "results", name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n = newNode(t, dir)
+	if got := n.leader.wait(t, first); !gocmp.Equal(got, want.Held[0]) {
+		t.Errorf("got %+v, want %+v", got, want.Held[0])
+	}
+	if got := n.leader.wait(t, second); string(got.Output) != "second\n" {
+		t.Errorf("got %q", got.Output)
+	}
+	eventually(t, "acknowledged", func() bool { return n.undelivered() == 0 })
+	eventually(t, "only what was set aside is left", func() bool {
+		var names []string
+		entries, _ := os.ReadDir(filepath.Join(dir, "results"))
+		for _, entry := range entries {
+			names = append(names, entry.Name())
+		}
+		return slices.Equal(names, []string{"5.json.bad", "6.json.bad", "8.json.bad", "9.json.bad"})
+	})
+	info, err := os.Stat(filepath.Join(dir, "results"))
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("results: %v, %v", info.Mode(), err)
+	}
+}
+
+// A disk that fails loses no result: what cannot be written stays in memory, and of what cannot be read the outcome is left.
+func TestExecutor_DiskFails(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	n.leader.setRefuse(true)
+	dir := filepath.Join(n.dir, "results")
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	id := n.script(t, "echo kept")
+	eventually(t, "held", func() bool { return n.undelivered() == 1 })
+	ask := func() result {
+		t.Helper()
+		a, err := n.ask(question{Term: 1, Number: n.number, Executions: []int64{id}})
+		if err != nil || len(a.Held) != 1 {
+			t.Fatalf("got %+v, %v", a, err)
+		}
+		return a.Held[0]
+	}
+	if err := n.storeOlderThan(0); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if got := ask(); string(got.Output) != "kept\n" {
+		t.Errorf("not written: got %q", got.Output)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.storeOlderThan(0); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(); string(got.Output) != "kept\n" {
+		t.Errorf("written: got %q", got.Output)
+	}
+	if err := os.Truncate(n.path(id), 10); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(); got.Outcome != outcomeSuccess || !strings.Contains(string(got.Output), "output was lost") {
+		t.Errorf("torn: got %s %q", got.Outcome, got.Output)
+	}
+}
+
+// Results are delivered in few calls, each of a bounded size, and again if nobody takes them.
+func TestExecutor_Deliver(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	n.leader.setRefuse(true)
+	var ids []int64
+	for range 10 {
+		ids = append(ids, n.script(t, "head -c 200000 /dev/zero"))
+	}
+	for range 1_500 {
+		ids = append(ids, n.order(t, order{Executor: "nosuch"}))
+	}
+	eventually(t, "all have ended", func() bool { return n.undelivered() == len(ids) })
+	n.leader.setRefuse(false)
+	eventually(t, "all are delivered", func() bool { return n.undelivered() == 0 })
+	if len(n.leader.results) != len(ids) {
+		t.Errorf("%d of %d results", len(n.leader.results), len(ids))
+	}
+	if n.leader.calls < 5 || n.leader.calls > 20 || slices.Max(n.leader.bytes) > reportBytesMax {
+		t.Errorf("%d calls of at most %d bytes", n.leader.calls, slices.Max(n.leader.bytes))
+	}
+}
+
+// Live output starts anywhere, follows to the end, and is there while the result is held.
+func TestExecutor_Output(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	n.leader.setRefuse(true)
+	fifo := filepath.Join(n.dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	id := n.script(t, "echo one; read line <"+fifo+"; echo $line")
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(n.output(context.Background(), id, true, 1, w)) }()
+	lines := bufio.NewReader(r)
+	if line, err := lines.ReadString('\n'); line != "ne\n" || err != nil {
+		t.Fatalf("got %q, %v", line, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := n.output(ctx, id, true, 4, io.Discard); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err := os.WriteFile(fifo, []byte("two\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(lines); string(rest) != "two\n" || err != nil {
+		t.Errorf("got %q, %v", rest, err)
+	}
+	eventually(t, "ended", func() bool { return n.running() == 0 })
+	var held bytes.Buffer
+	if err := n.output(t.Context(), id, true, 5, &held); held.String() != "wo\n" || err != nil {
+		t.Errorf("held: got %q, %v", held.String(), err)
+	}
+	n.acknowledge([]int64{id})
+	if err := n.output(t.Context(), id, true, 0, &held); err != errUnknownExecution {
+		t.Errorf("got %v", err)
+	}
+}
+
+// stop lets runs end within the grace, interrupts the others and those that wait, and leaves no goroutine and no process.
+func TestExecutor_Stop(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer srv.Close()
+	n := newNode(t, t.TempDir())
+	quick := n.script(t, "sleep 0.1; echo quick")
+	slow := n.script(t, "echo $$; sleep 1000")
+	request := n.order(t, order{Executor: "http", Config: map[string]string{"method": "GET", "url": srv.URL}})
+	pid, err := strconv.Atoi(strings.TrimSpace(n.printed(t, slow, "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.full(&n.processes)
+	waiting := n.script(t, "echo never")
+	n.stop(time.Second)
+	if n.running() != 0 || alive(pid) {
+		t.Errorf("%d runs, process alive: %v", n.running(), alive(pid))
+	}
+	if err := n.start(dispatch{Term: 1, Number: 99, Incarnation: n.inc}); err != errStopping {
+		t.Errorf("got %v", err)
+	}
+	for _, want := range []result{
+		{Execution: quick, Outcome: outcomeSuccess, Output: []byte("quick\n")},
+		{Execution: slow, Outcome: outcomeInterrupted, Output: fmt.Appendf(nil, "the node stopped\n%d\n", pid)},
+		{Execution: request, Outcome: outcomeInterrupted, Output: []byte("the node stopped\n")},
+		{Execution: waiting, Outcome: outcomeInterrupted, Output: []byte("the node stopped\n")},
+	} {
+		got := n.leader.wait(t, want.Execution)
+		if diff := gocmp.Diff(want, got, cmpopts.IgnoreFields(result{}, "Started", "Finished")); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+	n.end()
+	eventually(t, "no goroutine is left", func() bool {
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		return !bytes.Contains(stacks, []byte(".(*executor).")) && !bytes.Contains(stacks, []byte(".(*worker)."))
+	})
+}
+
+// Runs that take long do not hold up those behind them, however many they are.
+func TestExecutor_SlowRunsHoldUpNobody(t *testing.T) {
+	release := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			<-release
+		}
+	}))
+	defer srv.Close()
+	defer close(release)
+	n := newNode(t, t.TempDir())
+	for range 3 * requestStarts {
+		n.order(t, order{Executor: "http", Config: map[string]string{"method": "GET", "url": srv.URL + "/slow"}})
+	}
+	n.leader.wait(t, n.order(t, order{Executor: "http", Config: map[string]string{"method": "GET", "url": srv.URL}}))
+	for range 8 * n.processes.startsMax {
+		n.shell(t, map[string]string{"command": "sleep 1000"})
+	}
+	n.leader.wait(t, n.shell(t, map[string]string{"command": "true"}))
+}
+
+// The http executor as in golden/answers, and its own headers.
+func TestExecutor_HTTP(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/reply", func(w http.ResponseWriter, r *http.Request) {
+		if code, err := strconv.Atoi(r.FormValue("code")); err == nil {
+			w.WriteHeader(code)
+		}
+		io.WriteString(w, r.FormValue("body"))
+	})
+	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s\n%s\n", r.Method, r.URL.RawQuery, body)
+		for _, name := range []string{"Content-Type", "X-One", "X-Two", "Belfry-Job", "Belfry-Execution", "Belfry-Scheduled-At",
+			"Belfry-Attempt", "Belfry-Node", "Idempotency-Key"} {
+			if v := r.Header.Values(name); v != nil {
+				fmt.Fprintf(w, "%s: %s\n", name, strings.Join(v, "|"))
+			}
+		}
+	})
+	mux.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	mux.HandleFunc("/redirect", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "/reply?body=there", http.StatusFound)
+	})
+	mux.HandleFunc("/long", func(w http.ResponseWriter, _ *http.Request) {
+		w.Write(append(bytes.Repeat([]byte("a"), 300_000), "end"...))
+	})
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	n := newNode(t, t.TempDir())
+
+	const identity = "Belfry-Job: j\nBelfry-Execution: %d-n1\nBelfry-Scheduled-At: 1970-01-01T00:00:00.000000005Z\nBelfry-Attempt: 2\nBelfry-Node: n1\n"
+	for _, test := range []struct {
+		name    string
+		config  string // JSON, with %s for the server
+		outcome string
+		want    string // with a leading ~ it is contained; %d is the execution
+	}{
+		{"Get", `{"method":"GET","url":"%s/reply?body=hello"}`, outcomeSuccess, "hello"},
+		{"AnyStatus", `{"method":"GET","url":"%s/reply?code=500&body=broken"}`, outcomeSuccess, "broken"},
+		{"Code", `{"method":"GET","url":"%s/reply?code=201&body=made","expectCode":"200, 201"}`, outcomeSuccess, "made"},
+		{"ErrCode", `{"method":"GET","url":"%s/reply?code=404&body=nope","expectCode":"200"}`, outcomeFailed, "received response code does not match the expected code\nnope"},
+		{"Body", `{"method":"GET","url":"%s/reply?body=count+42+ok","expectBody":"count [0-9]+ ok"}`, outcomeSuccess, "count 42 ok"},
+		{"ErrBody", `{"method":"GET","url":"%s/reply?body=all+bad","expectBody":"good"}`, outcomeFailed, "received response body did not match the expected body\nall bad"},
+		{"ErrPattern", `{"method":"GET","url":"%s/reply?body=x","expectBody":"("}`, outcomeFailed, "~executor_config.expectBody"},
+		{"Empty", `{"method":"GET","url":"%s/reply?code=204"}`, outcomeSuccess, ""},
+		{"Redirect", `{"method":"GET","url":"%s/redirect"}`, outcomeSuccess, "there"},
+		{"Request", `{"method":"POST","url":"%s/echo?x=y","body":"{\"a\":1}","headers":"[\"Content-Type: application/json\",\"X-One:   padded  \",\"x-two:2\"]"}`, outcomeSuccess,
+			"POST x=y\n{\"a\":1}\nContent-Type: application/json\nX-One: padded\nX-Two: 2\n" + identity + "Idempotency-Key: j/4/n1\n"},
+		{"OwnIdentity", `{"method":"PUT","url":"%s/echo","headers":"[\"idempotency-key: mine\"]"}`, outcomeSuccess, "PUT \n\n" + identity + "Idempotency-Key: mine\n"},
+		{"NoHeaders", `{"method":"DELETE","url":"%s/echo","headers":"[]","timeout":"abc"}`, outcomeSuccess, "~DELETE \n\nBelfry-Job"},
+		{"Debug", `{"method":"GET","url":"%s/reply?body=seen","debug":"true","expectBody":"^seen$"}`, outcomeSuccess, "~GET /reply?body=seen HTTP/1.1"},
+		{"ErrNoURL", `{"method":"GET"}`, outcomeFailed, "executor_config.url is empty\n"},
+		{"ErrNoConfig", `null`, outcomeFailed, "executor_config.url is empty\n"},
+		{"ErrNoMethod", `{"url":"%s/reply"}`, outcomeFailed, "executor_config.method is empty\n"},
+		{"ErrTimeout", `{"method":"GET","url":"%s/slow","timeout":"1"}`, outcomeFailed, "no complete answer within the timeout of 1s\n"},
+		{"ErrRefused", `{"method":"GET","url":"http://127.0.0.1:9/"}`, outcomeFailed, "~Get \"http://127.0.0.1:9/\": dial tcp 127.0.0.1:9"},
+		{"ErrURL", `{"method":"GET","url":"::not a url"}`, outcomeFailed, "parse \"::not a url\": missing protocol scheme\n"},
+		{"ErrHeaders", `{"method":"GET","url":"%s/echo","headers":"X: y"}`, outcomeFailed, "~executor_config.headers"},
+		{"ErrHeader", `{"method":"GET","url":"%s/echo","headers":"[\"X\"]"}`, outcomeFailed, "~executor_config.headers"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var config map[string]string
+			if err := json.Unmarshal([]byte(strings.ReplaceAll(test.config, "%s", srv.URL)), &config); err != nil {
+				t.Fatal(err)
+			}
+			id := n.order(t, order{Job: "j", Group: 4, Attempt: 2, ScheduledAt: 5, Executor: "http", Config: config})
+			got := n.leader.wait(t, id)
+			want := strings.ReplaceAll(test.want, "%d", strconv.FormatInt(id, 10))
+			contained, loose := strings.CutPrefix(want, "~")
+			if got.Outcome != test.outcome || !loose && string(got.Output) != want || !strings.Contains(string(got.Output), contained) {
+				t.Errorf("%s: got %s %q, want %s %q", test.config, got.Outcome, got.Output, test.outcome, want)
+			}
+		})
+	}
+
+	t.Run("LongBody", func(t *testing.T) {
+		id := n.order(t, order{Executor: "http", Config: map[string]string{"method": "GET", "url": srv.URL + "/long", "expectBody": "aend$"}})
+		if got := n.leader.wait(t, id); len(got.Output) != outputBytesMax || got.Dropped != 300_003-outputBytesMax || got.Outcome != outcomeSuccess {
+			t.Errorf("got %s, %d bytes, dropped %d", got.Outcome, len(got.Output), got.Dropped)
+		}
+	})
+}
+
+// TLS settings hold for the job that has them, and a renewed file is read again.
+func TestExecutor_TLS(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "secret") }))
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo) // of clients that distrust it
+	srv.StartTLS()
+	defer srv.Close()
+	n := newNode(t, t.TempDir())
+	roots := filepath.Join(n.dir, "roots.pem")
+	request := func(settings ...string) result {
+		config := map[string]string{"method": "GET", "url": srv.URL}
+		for i := 0; i < len(settings); i += 2 {
+			config[settings[i]] = settings[i+1]
+		}
+		return n.leader.wait(t, n.order(t, order{Executor: "http", Config: config}))
+	}
+	if got := request(); got.Outcome != outcomeFailed || !strings.Contains(string(got.Output), "certificate") {
+		t.Errorf("unknown certificate: got %s %q", got.Outcome, got.Output)
+	}
+	if got := request("tlsNoVerifyPeer", "true"); string(got.Output) != "secret" {
+		t.Errorf("tlsNoVerifyPeer: got %s %q", got.Outcome, got.Output)
+	}
+	if got := request("tlsRootCAsFile", roots); !strings.Contains(string(got.Output), "executor_config.tlsRootCAsFile") {
+		t.Errorf("missing file: got %q", got.Output)
+	}
+	if got := request("tlsCertificateFile", roots); !strings.Contains(string(got.Output), "executor_config.tlsCertificateFile") {
+		t.Errorf("missing file: got %q", got.Output)
+	}
+	if err := os.WriteFile(roots, []byte("none"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := request("tlsRootCAsFile", roots); !strings.Contains(string(got.Output), "holds no certificate") {
+		t.Errorf("bad file: got %q", got.Output)
+	}
+	if err := os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := request("tlsRootCAsFile", roots); string(got.Output) != "secret" {
+		t.Errorf("tlsRootCAsFile: got %s %q", got.Outcome, got.Output)
+	}
+	for i := range 2 * transportsMax { // each a set of settings of its own
+		os.Chtimes(roots, time.Time{}, time.Unix(int64(i+1), 0))
+		request("tlsRootCAsFile", roots)
+	}
+	if got := len(n.client.byKeys); got > transportsMax {
+		t.Errorf("%d transports are kept", got)
+	}
+}
+
+// Processors run in name order; without forward one leaves a note, one that fails or is unknown leaves the output.
+func TestExecutor_Processors(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	dir := filepath.Join(n.dir, "outputs")
+	for _, test := range []struct {
+		name       string
+		processors string // JSON
+		want       string
+		file       string // the content of the output's file
+	}{
+		{"Log", `{"log":{}}`, "Output in belfry log", ""},
+		{"LogForward", `{"log":{"forward":"true"}}`, "kept\n", ""},
+		{"LogFalse", `{"log":{"forward":"false"}}`, "Output in belfry log", ""},
+		{"Unknown", `{"nosuch":{"a":"b"}}`, "kept\n", ""},
+		{"Files", `{"files":{"log_dir":"DIR"}}`, "Output in DIR/ID-n1.log", "kept\n"},
+		{"Order", `{"log":{},"files":{"log_dir":"DIR","forward":"true"}}`, "Output in belfry log", "kept\n"},
+		{"UnknownForward", `{"nosuch":{"forward":"false"},"log":{"forward":"1"}}`, "kept\n", ""},
+		{"ErrFiles", `{"files":{},"log":{"forward":"true"}}`, "kept\n\nprocessor files: log_dir is missing\n", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			o := order{Executor: "shell", Config: map[string]string{"command": "echo kept"}}
+			if err := json.Unmarshal([]byte(strings.ReplaceAll(test.processors, "DIR", dir)), &o.Processors); err != nil {
+				t.Fatal(err)
+			}
+			id := n.order(t, o)
+			want := strings.NewReplacer("DIR", dir, "ID", strconv.FormatInt(id, 10)).Replace(test.want)
+			if got := n.leader.wait(t, id); string(got.Output) != want || got.Outcome != outcomeSuccess {
+				t.Errorf("got %s %q, want %q", got.Outcome, got.Output, want)
+			}
+			content, _ := os.ReadFile(filepath.Join(dir, executionName(id, "n1")+".log"))
+			if string(content) != test.file {
+				t.Errorf("file: got %q, want %q", content, test.file)
+			}
+		})
+	}
+}
+
+// The system's log takes the output, or the run says that it did not; there may be none where tests run.
+func TestExecutor_Syslog(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	got := n.leader.wait(t, n.order(t, order{Executor: "shell", Config: map[string]string{"command": "echo kept"},
+		Processors: map[string]map[string]string{"syslog": {}}}))
+	if s := string(got.Output); got.Outcome != outcomeSuccess || s != "Output in syslog" && !strings.HasPrefix(s, "kept\n\nprocessor syslog: ") {
+		t.Errorf("got %s %q", got.Outcome, s)
+	}
+}
+
+// The limits that golden/scenarios/job-shell-limits.json stores, and those that it expects to be refused.
+func TestCheckShellConfig(t *testing.T) {
+	for key, values := range map[string]struct{ good, bad []string }{
+		"timeout": {[]string{"", "10s", "1h30m", "500ms", "0s"}, []string{"10", "abc", "1d", "-1s"}},
+		"mem_limit": {[]string{"", "1048576", "512MB", "1.5GB", "100kb", "2g", "1 MB"},
+			[]string{"lots", "0", "-5", "MB", "10XB", "0MB", "inf", "nan", "1e3", "0x10", "1.2.3", "9999999999TB", "1 0MB", "1KM", "1BB", "1BK", "1KBB"}},
+	} {
+		for _, v := range values.good {
+			if err := checkShellConfig(map[string]string{key: v}); err != nil {
+				t.Errorf("%s %q: %v", key, v, err)
+			}
+		}
+		for _, v := range values.bad {
+			if err := checkShellConfig(map[string]string{key: v}); err == nil || !strings.Contains(err.Error(), "executor_config."+key) {
+				t.Errorf("%s %q: got %v, want a sentence that names the field", key, v, err)
+			}
+		}
+	}
+	for s, want := range map[string]int64{"100kb": 102_400, "1.5GB": 3 << 29, "7": 7, "2T": 2 << 40, "512b": 512} {
+		if got, err := parseBytes(s); got != want || err != nil {
+			t.Errorf("parseBytes(%q) = %d, %v; want %d", s, got, err, want)
+		}
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	const stat = "42 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 500 1000000 250 18446744073709551615 1 1"
+	if group, pages, ok := parseStat([]byte(stat)); group != 7 || pages != 250 || !ok {
+		t.Errorf("got group %d, %d pages, %v", group, pages, ok)
+	}
+	for _, bad := range []string{"", "42 (a", "42 (a) S 1 7"} {
+		if _, _, ok := parseStat([]byte(bad)); ok {
+			t.Errorf("%q: accepted", bad)
+		}
+	}
+}
+
+func TestSplitWords(t *testing.T) {
+	for _, test := range []struct {
+		in   string
+		want []string // nil: refused
+	}{
+		{"", []string{}},
+		{" \t\n", []string{}},
+		{"a  b\tc\nd", []string{"a", "b", "c", "d"}},
+		{`a\ b \'`, []string{"a b", "'"}},
+		{`'a  $b\' "c  \" \$ \x"`, []string{`a  $b\`, `c  " $ \x`}},
+		{`a'b'"c"d`, []string{"abcd"}},
+		{`'' ""`, []string{"", ""}},
+		{"a\\\nb \"c\\\nd\"", []string{"ab", "cd"}},
+		{"echo a; b | c > d # e", []string{"echo", "a;", "b", "|", "c", ">", "d", "#", "e"}},
+		{"größe 'ä ö'", []string{"größe", "ä ö"}},
+		{`"abc`, nil}, {`'abc`, nil}, {`abc\`, nil}, {`"abc\`, nil}, {`"abc\"`, nil},
+	} {
+		got, err := splitWords(test.in)
+		if (err != nil) != (test.want == nil) || !gocmp.Equal(got, test.want, cmpopts.EquateEmpty()) {
+			t.Errorf("splitWords(%q) = %q, %v; want %q", test.in, got, err, test.want)
+		}
+	}
+}
+
+// Words that were quoted for a shell come back as they were.
+func FuzzSplitWords(f *testing.F) {
+	for _, s := range []string{"", "a b", `a\ b 'c "d' "e'\"f"`, "'", `\`, "a\\\nb", `""`, "\x00\xff"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		words, err := splitWords(s)
+		if err != nil {
+			return
+		}
+		for name, quote := range map[string]func(string) string{
+			"single": func(w string) string { return "'" + strings.ReplaceAll(w, "'", `'\''`) + "'" },
+			"double": func(w string) string {
+				return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "$", `\$`, "`", "\\`").Replace(w) + `"`
+			},
+		} {
+			var quoted []string
+			for _, w := range words {
+				quoted = append(quoted, quote(w))
+			}
+			again, err := splitWords(strings.Join(quoted, " "))
+			if err != nil || !slices.Equal(again, words) {
+				t.Errorf("%q: %s quotes: got %q, %v; want %q", s, name, again, err, words)
+			}
+		}
+	})
+}
+
+// A file of results is never trusted: whatever is accepted is a result, and is written and read again unchanged.
+func FuzzParseResult(f *testing.F) {
+	f.Add([]byte(`{"execution":1,"started":1,"finished":2,"outcome":"success","output":"YQ==","dropped":3}`))
+	f.Add([]byte(`{"execution":1,"outcome":"lost"}`))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		res, err := parseResult(data)
+		if err != nil {
+			return
+		}
+		written, err := json.Marshal(res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := parseResult(written); err != nil || !gocmp.Equal(again, res, cmpopts.EquateEmpty()) {
+			t.Errorf("%q: got %+v, %v; want %+v", data, again, err, res)
+		}
+	})
+}
+
+// The output buffer against a plain one, with reads at every size and place.
+func TestTail(t *testing.T) {
+	for _, seed := range []uint64{1, 2, 3} {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		var got tail
+		var want []byte
+		for range 60 {
+			p := make([]byte, rnd.IntN(40_000))
+			for i := range p {
+				p[i] = byte(rnd.Uint32())
+			}
+			if rnd.IntN(2) == 0 {
+				got.Write(p)
+			} else if n, err := got.ReadFrom(bytes.NewReader(p)); n != int64(len(p)) || err != nil {
+				t.Fatalf("read %d, %v", n, err)
+			}
+			want = append(want, p...)
+			from := rnd.IntN(len(want) + 10)
+			oldest := max(0, len(want)-outputBytesMax)
+			if b := got.since(int64(from)); !bytes.Equal(b, want[min(len(want), max(from, oldest)):]) {
+				t.Fatalf("seed %d: since(%d) differs at %d bytes", seed, from, len(want))
+			}
+			reason := "why\n"[:4*rnd.IntN(2)]
+			b, dropped := got.final(reason)
+			kept := want[max(0, len(want)+len(reason)-outputBytesMax):]
+			if string(b) != reason+string(kept) || dropped != int64(len(want)-len(kept)) {
+				t.Fatalf("seed %d: final differs at %d bytes", seed, len(want))
+			}
+		}
+	}
+}
+
+// An id is added once, neighbours are not confused, negative ids included.
+func TestIDSet(t *testing.T) {
+	s := idSet{}
+	for _, id := range []int64{0, 1, 63, 64, 127, 128, -1, -64, 1 << 62} {
+		if !s.add(id) || s.add(id) {
+			t.Errorf("id %d: added not once", id)
+		}
+	}
+}
+
+func BenchmarkExecutor_http(b *testing.B) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") }))
+	defer srv.Close()
+	n := newNode(b, b.TempDir())
+	const burst = 5_000
+	var usage0, usage1 syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &usage0)
+	for b.Loop() {
+		orders := make([]order, burst)
+		for i := range orders {
+			orders[i] = order{Execution: n.next, Job: "job", Executor: "http", Config: map[string]string{"method": "GET", "url": srv.URL}}
+			n.next++
+		}
+		n.number++
+		if err := n.start(dispatch{Term: 1, Number: n.number, Incarnation: n.inc, Orders: orders}); err != nil {
+			b.Fatal(err)
+		}
+		n.leader.wait(b, n.next-1)
+		eventually(b, "delivery", func() bool { return n.running() == 0 && n.undelivered() == 0 })
+	}
+	syscall.Getrusage(syscall.RUSAGE_SELF, &usage1)
+	runs := float64(b.N * burst)
+	b.ReportMetric(runs/b.Elapsed().Seconds(), "runs/s")
+	b.ReportMetric((cpu(usage1)-cpu(usage0)).Seconds()*1e6/runs, "cpu-us/run")
+	b.ReportMetric(float64(usage1.Maxrss-usage0.Maxrss)/1024, "MB-extra")
+	b.ReportMetric(float64(n.leader.calls)/float64(b.N), "reports/burst")
+}
+
+func cpu(u syscall.Rusage) time.Duration { return time.Duration(u.Utime.Nano() + u.Stime.Nano()) }
+
+func BenchmarkExecutor_shell(b *testing.B) {
+	n := newNode(b, b.TempDir())
+	const burst = 2_000
+	for b.Loop() {
+		orders := make([]order, burst)
+		for i := range orders {
+			orders[i] = order{Execution: n.next, Job: "job", Executor: "shell", Config: map[string]string{"command": "true"}}
+			n.next++
+		}
+		n.number++
+		if err := n.start(dispatch{Term: 1, Number: n.number, Incarnation: n.inc, Orders: orders}); err != nil {
+			b.Fatal(err)
+		}
+		eventually(b, "delivery", func() bool { return n.running() == 0 && n.undelivered() == 0 })
+	}
+	b.ReportMetric(float64(b.N*burst)/b.Elapsed().Seconds(), "runs/s")
+}
+
+// BenchmarkBareProcess is what the machine can do: start and wait, in as many goroutines as there are cores.
+func BenchmarkBareProcess(b *testing.B) {
+	for _, workers := range []int{1, 2, 4, 8} {
+		b.Run(strconv.Itoa(workers), func(b *testing.B) {
+			b.SetParallelism(1)
+			var wg sync.WaitGroup
+			per := b.N/workers + 1
+			for range workers {
+				wg.Go(func() {
+					for range per {
+						if err := exec.Command("true").Run(); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64(per*workers)/b.Elapsed().Seconds(), "runs/s")
+		})
+	}
+}
