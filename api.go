@@ -26,8 +26,10 @@ import (
 )
 
 const (
-	keyBytesMax   = 255              // of an Idempotency-Key
-	upcomingMax   = 100              // ticks that /v1/schedule computes
+	keyBytesMax   = 255 // of an Idempotency-Key
+	upcomingMax   = 100 // ticks that /v1/schedule computes
+	statsDays     = 30  // days that /v1/stats shows, unless it is asked for up to
+	statsDaysMax  = 365
 	retryAfter    = "1"              // seconds, for who finds no leader
 	readTimeout   = 30 * time.Second // of a request
 	idleTimeout   = 2 * time.Minute  // of a kept-alive connection
@@ -46,6 +48,7 @@ type api struct {
 	members   func() []member
 	leader    func() (member, bool)
 	leading   func() bool
+	leave     func() // stops this node
 	log       *slog.Logger
 }
 
@@ -65,14 +68,26 @@ func (a *api) routes() map[string]func(*http.Request) (*response, error) {
 		"DELETE /v1/jobs/{job}":                     a.deleteJob,
 		"POST /v1/jobs/{job}/toggle":                a.toggleJob,
 		"GET /v1/jobs/{job}/executions":             a.listExecutions,
+		"DELETE /v1/jobs/{job}/executions":          a.deleteExecutions,
 		"GET /v1/jobs/{job}/executions/{execution}": a.showExecution,
 
 		"GET /v1/busy":     a.busy,
+		"GET /v1/pause":    a.showPause,
+		"POST /v1/pause":   a.pause,
+		"POST /v1/unpause": a.unpause,
+		"GET /v1/stats":    a.stats,
 		"GET /v1/schedule": a.nextTicks,
+
 		"GET /v1/members":  a.listMembers,
 		"GET /v1/leader":   a.showLeader,
 		"GET /v1/isleader": a.isLeader,
+		"POST /v1/leave":   a.leaveCluster,
 		"GET /health":      a.health,
+
+		"GET /v1/acl/policies":           a.listPolicies,
+		"GET /v1/acl/policies/{name}":    a.showPolicy,
+		"POST /v1/acl/policies/{name}":   a.putPolicy,
+		"DELETE /v1/acl/policies/{name}": a.deletePolicy,
 	}
 }
 
@@ -85,7 +100,31 @@ func (a *api) handler() http.Handler {
 	files, _ := fs.Sub(web, "web") // the name is valid
 	mux.Handle("GET /{$}", http.FileServerFS(files))
 	var guard http.CrossOriginProtection
-	return a.checkHost(guard.Handler(mux))
+	return a.checkHost(guard.Handler(trimSlash(mux)))
+}
+
+// trimSlash redirects a path with a slash too many to the one without, if that
+// exists, as upstream: for good where a GET asks, and else in a way that has
+// the client send its body again.
+func trimSlash(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		trimmed := strings.TrimRight(r.URL.Path, "/")
+		if _, pattern := mux.Handler(r); pattern != "" || trimmed == r.URL.Path || trimmed == "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		there := r.Clone(r.Context())
+		there.URL.Path, there.URL.RawPath = trimmed, ""
+		if _, pattern := mux.Handler(there); pattern == "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		status := http.StatusTemporaryRedirect
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			status = http.StatusMovedPermanently
+		}
+		http.Redirect(w, r, there.URL.RequestURI(), status)
+	})
 }
 
 // checkHost refuses requests whose Host is no name of this server. A page of
@@ -203,7 +242,7 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
 	case errors.As(err, &large):
 		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
-	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution):
+	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution), errors.Is(err, errNoPolicy):
 		return problem{http.StatusNotFound, ""}
 	case errors.Is(err, errParent), errors.Is(err, errParentCycle):
 		return problem{http.StatusBadRequest, err.Error()}
@@ -211,9 +250,9 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errTooLarge):
 		return problem{http.StatusRequestEntityTooLarge, err.Error()}
-	case errors.Is(err, errNotLeader), errors.Is(err, errBusy), errors.Is(err, context.Canceled):
+	case errors.Is(err, errPaused), errors.Is(err, errNotLeader), errors.Is(err, errBusy), errors.Is(err, context.Canceled):
 		return problem{http.StatusServiceUnavailable, err.Error()}
-	case errors.Is(err, errUnknown):
+	case errors.Is(err, errUnknown), errors.Is(err, context.DeadlineExceeded):
 		return problem{http.StatusGatewayTimeout, err.Error()}
 	}
 	return problem{status: http.StatusInternalServerError}
@@ -251,14 +290,28 @@ func jobResponse(status int, row *jobRow, res applied, header map[string]string)
 	return out
 }
 
+// body reads a whole request body of at most limit bytes. One that breaks off
+// is the client's fault.
+func body(r *http.Request, limit int64) ([]byte, error) {
+	doc, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, limit))
+	var large *http.MaxBytesError
+	if err != nil && !errors.As(err, &large) {
+		err = badRequest("the body breaks off: %v", err)
+	}
+	return doc, err
+}
+
 func (a *api) putJob(r *http.Request) (*response, error) {
+	if a.store.paused.Load() {
+		return nil, errPaused
+	}
 	req, err := a.request(r)
 	if err != nil {
 		return nil, err
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, jobBytesMax))
+	body, err := body(r, jobBytesMax)
 	if err != nil {
-		return nil, fmt.Errorf("reading the body: %w", err)
+		return nil, err
 	}
 	j, err := decodeJob(body)
 	if err != nil {
@@ -472,6 +525,15 @@ func (a *api) showExecution(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: e.view(time.UTC)}, nil
 }
 
+func (a *api) deleteExecutions(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	row, res, err := a.scheduler.deleteExecutions(r.Context(), req, r.PathValue("job"))
+	return jobResponse(http.StatusOK, row, res, nil), err
+}
+
 func (a *api) busy(r *http.Request) (*response, error) {
 	list, err := a.store.unfinishedExecutions()
 	if err != nil {
@@ -482,6 +544,80 @@ func (a *api) busy(r *http.Request) (*response, error) {
 		views[i] = e.view(time.UTC)
 	}
 	return &response{status: http.StatusOK, header: count(len(list)), body: views}, nil
+}
+
+func (a *api) showPause(r *http.Request) (*response, error) {
+	return &response{status: http.StatusOK, body: map[string]bool{"paused": a.store.paused.Load()}}, nil
+}
+
+func (a *api) pause(r *http.Request) (*response, error)   { return a.setPaused(r, true) }
+func (a *api) unpause(r *http.Request) (*response, error) { return a.setPaused(r, false) }
+
+func (a *api) setPaused(r *http.Request, paused bool) (*response, error) {
+	req, err := a.request(r)
+	if err == nil {
+		err = a.scheduler.setPaused(r.Context(), req, paused)
+	}
+	return &response{status: http.StatusOK, body: map[string]bool{"paused": paused}}, err
+}
+
+// stats answers with one entry a UTC day, today's last.
+func (a *api) stats(r *http.Request) (*response, error) {
+	days := statsDays
+	if text := r.URL.Query().Get("days"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > statsDaysMax {
+			return nil, badRequest("days: must be a number between 1 and %d", statsDaysMax)
+		}
+		days = n
+	}
+	today := time.Now().UnixNano() / nanosPerDay
+	list, err := a.store.dailyStats(today-int64(days)+1, today)
+	type day struct {
+		Date    time.Time `json:"date"`
+		Success int64     `json:"success_count"`
+		Failed  int64     `json:"failed_count"`
+	}
+	views := make([]day, len(list))
+	for i, d := range list {
+		views[i] = day{timeOf(d.Day * nanosPerDay), d.Success, d.Failed}
+	}
+	return &response{status: http.StatusOK, body: map[string]any{"stats": views}}, err
+}
+
+func (a *api) listPolicies(r *http.Request) (*response, error) {
+	list, err := a.store.policies()
+	return &response{status: http.StatusOK, header: count(len(list)), body: list}, err
+}
+
+func (a *api) showPolicy(r *http.Request) (*response, error) {
+	p, err := a.store.policy(r.PathValue("name"))
+	return &response{status: http.StatusOK, body: p}, err
+}
+
+func (a *api) putPolicy(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	body, err := body(r, policyBytesMax)
+	if err != nil {
+		return nil, err
+	}
+	p, err := decodePolicy(r.PathValue("name"), body)
+	if err != nil {
+		return nil, badRequest("the policy is invalid: %v", err)
+	}
+	return &response{status: http.StatusAccepted, body: p}, a.scheduler.putPolicy(r.Context(), req, p)
+}
+
+func (a *api) deletePolicy(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	p, err := a.scheduler.deletePolicy(r.Context(), req, r.PathValue("name"))
+	return &response{status: http.StatusOK, body: p}, err
 }
 
 // nextTicks answers when a schedule falls due, for who is about to use it.
@@ -546,6 +682,14 @@ func (a *api) listMembers(r *http.Request) (*response, error) {
 		views = append(views, memberView{m, m.Name, memberStatus[m.Status]})
 	}
 	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
+}
+
+// leaveCluster stops this node for good, and answers with the members as they
+// were. The answer is still sent: the node drains its requests first.
+func (a *api) leaveCluster(r *http.Request) (*response, error) {
+	a.log.Info("leaving, as a request asked for", "from", r.RemoteAddr)
+	defer a.leave()
+	return a.listMembers(r)
 }
 
 func (a *api) showLeader(r *http.Request) (*response, error) {

@@ -272,6 +272,8 @@ func (c *config) self() member {
 // serve runs a node: it starts from the bottom up, and stops from the top down
 // so that nothing loses what it stands on.
 func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error) {
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 	listener, err := net.Listen("tcp", cfg.HTTPAddr)
 	if err != nil {
@@ -307,6 +309,7 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 			members: func() []member { return []member{self} },
 			leader:  func() (member, bool) { return self, clu.leading() },
 			leading: clu.leading,
+			leave:   leave,
 		}).handler(),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),

@@ -24,6 +24,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"math"
@@ -59,6 +60,7 @@ const (
 	decidesMax   = 4                // decide commands under way at once
 	writeTries   = 100              // of a write whose job changes under it
 	writePause   = 5 * time.Millisecond
+	writeTimeout = time.Minute // that a write is waited for, whoever asked for it
 )
 
 // instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which
@@ -151,7 +153,8 @@ func decodeJob(doc []byte) (job, error) {
 		return job{}, fmt.Errorf("a job must be a JSON object, not a JSON %s", typ.Value)
 	case err != nil:
 		return job{}, fmt.Errorf("the body is no job: %w", err)
-	case d.More():
+	}
+	if _, err := d.Token(); err != io.EOF {
 		return job{}, errors.New("the body must hold one JSON object and nothing behind it")
 	}
 	return j, nil
@@ -1157,6 +1160,10 @@ func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int
 			return res, err
 		}
 	}
+	// A client that goes away does not stop a write: it may be done already,
+	// and what follows from it is still to be queued and dispatched.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
 	for range writeTries {
 		now := time.Now().UnixNano()
 		c, err := compute(now)
@@ -1207,7 +1214,7 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 		}
 		row = base.with(&j, p.Next)
 		kept = p.Keep
-		return r.keep(&command{Put: []jobPut{p}}, row), nil
+		return r.keep(&command{Submit: true, Put: []jobPut{p}}, row), nil
 	})
 	if err != nil {
 		return nil, applied{}, err
@@ -1279,6 +1286,51 @@ func (s *scheduler) delete(ctx context.Context, r request, name string) (*jobRow
 		return r.keep(&command{Delete: &row.version}, row), nil
 	})
 	return row, res, err
+}
+
+// deleteExecutions drops the finished executions of a job, zeroes its counters
+// and returns it as it is then.
+func (s *scheduler) deleteExecutions(ctx context.Context, r request, name string) (*jobRow, applied, error) {
+	for {
+		res, err := s.attempt(ctx, r, func(int64) (*command, error) {
+			row, err := s.store.job(name)
+			if err != nil {
+				return nil, err
+			}
+			row.SuccessCount, row.ErrorCount, row.LastSuccess, row.LastError = 0, 0, 0, 0
+			return r.keep(&command{DeleteExecutions: &row.version}, row), nil
+		})
+		if err != nil || res.Repeated && res.Answer != "" {
+			return nil, res, err
+		}
+		if !res.More {
+			row, err := s.store.job(name)
+			return row, res, err
+		}
+	}
+}
+
+// setPaused says whether jobs may be created and updated.
+func (s *scheduler) setPaused(ctx context.Context, r request, paused bool) error {
+	_, err := s.attempt(ctx, r, func(int64) (*command, error) { return &command{SetPaused: &paused}, nil })
+	return err
+}
+
+// putPolicy stores a policy, new or not.
+func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
+	_, err := s.attempt(ctx, r, func(int64) (*command, error) { return &command{PutPolicy: &p}, nil })
+	return err
+}
+
+// deletePolicy removes a policy and returns it as it was.
+func (s *scheduler) deletePolicy(ctx context.Context, r request, name string) (p policy, err error) {
+	_, err = s.attempt(ctx, r, func(int64) (*command, error) {
+		if p, err = s.store.policy(name); err != nil {
+			return nil, err
+		}
+		return &command{DeletePolicy: name}, nil
+	})
+	return p, err
 }
 
 // runNow starts a job by hand and returns it as it was before. res.Refused

@@ -35,6 +35,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -82,6 +83,8 @@ const (
 	errParent      = refusal("parent_job: no job has that name")
 	errParentCycle = refusal("parent_job: the job would be its own ancestor")
 	errJobDisabled = refusal("the job is disabled; enable it first")
+	errPaused      = refusal("submissions are paused: jobs can be created and updated again after POST /v1/unpause")
+	errNoPolicy    = refusal("no such policy")
 )
 
 // schema is version 1 of the database. Times are Unix nanoseconds UTC; 0 means
@@ -220,6 +223,11 @@ CREATE TABLE tick_days (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tick_days_day ON tick_days (day);
 
+CREATE TABLE policies (
+	name  TEXT PRIMARY KEY,
+	rules TEXT NOT NULL -- JSON as it was sent
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE requests (
 	idx     INTEGER PRIMARY KEY, -- log index of the command
 	id      TEXT NOT NULL UNIQUE,
@@ -240,7 +248,7 @@ var migrations = []string{schema}
 
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
-var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "requests", "stats"}
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "policies", "requests", "stats"}
 
 // store is one open database. Its methods are safe for readers at any time;
 // persist and apply belong to one goroutine.
@@ -248,6 +256,10 @@ type store struct {
 	path string
 	lock *os.File // held while the database is open
 	read *sql.DB  // query_only
+
+	// paused is what the cluster table says, kept here for those who ask
+	// with every request. Set by the writer.
+	paused atomic.Bool
 
 	readMu    sync.Mutex
 	readStmts map[string]*sql.Stmt // guarded by readMu
@@ -377,9 +389,11 @@ func (s *store) enrol() error {
 
 // loadLog reads the sizes of the log's entries and those not yet applied.
 func (s *store) loadLog() error {
-	if err := s.get("SELECT applied_index FROM cluster", nil, &s.applied); err != nil {
+	var paused bool
+	if err := s.get("SELECT applied_index, paused FROM cluster", nil, &s.applied, &paused); err != nil {
 		return err
 	}
+	s.paused.Store(paused)
 	if err := s.get("SELECT base_index + 1 FROM server", nil, &s.logFirst); err != nil {
 		return err
 	}
@@ -728,11 +742,15 @@ type command struct {
 	Now     int64  `json:"now"`               // the leader's clock
 	Request string `json:"request,omitempty"` // a write is done once for its request
 	Answer  string `json:"answer,omitempty"`  // what a repetition of the request is answered
+	Submit  bool   `json:"submit,omitempty"`  // creates or updates jobs: refused while submissions are paused
 
 	Found            *founding     `json:"found,omitempty"`
 	Put              []jobPut      `json:"put,omitempty"` // all or none
 	Delete           *jobVersion   `json:"delete,omitempty"`
 	DeleteExecutions *jobVersion   `json:"delete_executions,omitempty"` // one slice
+	SetPaused        *bool         `json:"set_paused,omitempty"`
+	PutPolicy        *policy       `json:"put_policy,omitempty"`
+	DeletePolicy     string        `json:"delete_policy,omitempty"` // its name
 	Decide           []decision    `json:"decide,omitempty"`
 	Run              []runDecision `json:"run,omitempty"`
 	Done             []report      `json:"done,omitempty"`
@@ -926,11 +944,16 @@ func (a *applying) key() int64 {
 	return key(a.result.Index, a.keys-1)
 }
 
+// apply makes the change. Of a request that takes several commands the last
+// one is put on record, so that a repetition goes on where it was broken off.
 func (a *applying) apply() error {
 	if done, err := a.repeated(); done || err != nil {
 		return err
 	}
-	if err := a.change(); err != nil || a.c.Request == "" {
+	if a.c.Submit && a.s.paused.Load() {
+		return errPaused
+	}
+	if err := a.change(); err != nil || a.c.Request == "" || a.result.More {
 		return err
 	}
 	return a.s.exec("INSERT INTO requests VALUES (?, ?, ?, ?)", int64(a.result.Index), a.c.Request, a.c.Answer, a.result.Refused)
@@ -968,6 +991,12 @@ func (a *applying) change() error {
 		return a.delete(*c.Delete)
 	case c.DeleteExecutions != nil:
 		return a.deleteExecutions(*c.DeleteExecutions)
+	case c.SetPaused != nil:
+		return a.setPaused(*c.SetPaused)
+	case c.PutPolicy != nil:
+		return a.s.exec("INSERT OR REPLACE INTO policies VALUES (?, ?)", c.PutPolicy.Name, c.PutPolicy.Rules)
+	case c.DeletePolicy != "":
+		return a.deletePolicy(c.DeletePolicy)
 	case c.Decide != nil:
 		return a.decide(c.Decide)
 	case c.Run != nil:
@@ -1132,6 +1161,21 @@ func (a *applying) deleteExecutions(v jobVersion) error {
 	}
 	a.result.More = n == sliceRows
 	return a.s.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID)
+}
+
+// setPaused may tell the readers before the transaction ends: the entry is
+// committed, and a failure of the transaction ends the process.
+func (a *applying) setPaused(paused bool) error {
+	a.s.paused.Store(paused)
+	return a.s.exec("UPDATE cluster SET paused = ?", paused)
+}
+
+func (a *applying) deletePolicy(name string) error {
+	n, err := a.s.execRows("DELETE FROM policies WHERE name = ?", name)
+	if err == nil && n == 0 {
+		return errNoPolicy
+	}
+	return err
 }
 
 // dropExecutions deletes the oldest finished executions of a job up to a cut,
@@ -2049,6 +2093,49 @@ func (s *store) trimmable(keep int, requests uint64, day int64, whole bool) (t t
 		err = s.view("SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1), ?1, 0)", []any{day}, &t.Day)
 	}
 	return t, err
+}
+
+// policies returns all policies, by name.
+func (s *store) policies() ([]policy, error) {
+	list := []policy{}
+	err := s.viewEach("SELECT name, rules FROM policies ORDER BY name", nil, func(scan scanner) error {
+		var p policy
+		err := scan(&p.Name, &p.Rules)
+		list = append(list, p)
+		return err
+	})
+	return list, err
+}
+
+// policy returns the policy of that name, or errNoPolicy.
+func (s *store) policy(name string) (p policy, err error) {
+	err = s.view("SELECT name, rules FROM policies WHERE name = ?", []any{name}, &p.Name, &p.Rules)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = errNoPolicy
+	}
+	return p, err
+}
+
+// A dayStats counts the executions that ended on one day.
+type dayStats struct {
+	Day             int64 // UTC, since 1970
+	Success, Failed int64
+}
+
+// dailyStats returns the days from first to last, oldest first. A day on
+// which nothing ended has zeros.
+func (s *store) dailyStats(first, last int64) ([]dayStats, error) {
+	days := make([]dayStats, last-first+1)
+	for i := range days {
+		days[i].Day = first + int64(i)
+	}
+	err := s.viewEach("SELECT day, success, failed FROM stats WHERE day BETWEEN ? AND ?", []any{first, last}, func(scan scanner) error {
+		var d dayStats
+		err := scan(&d.Day, &d.Success, &d.Failed)
+		days[d.Day-first] = d
+		return err
+	})
+	return days, err
 }
 
 // meta is what the cluster table says.
