@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	crand "crypto/rand"
@@ -15,8 +16,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"math"
+	"mime/multipart"
 	"net"
 	"net/http"
 	"net/url"
@@ -26,10 +29,15 @@ import (
 )
 
 const (
-	keyBytesMax   = 255 // of an Idempotency-Key
-	upcomingMax   = 100 // ticks that /v1/schedule computes
-	statsDays     = 30  // days that /v1/stats shows, unless it is asked for up to
-	statsDaysMax  = 365
+	keyBytesMax  = 255 // of an Idempotency-Key
+	upcomingMax  = 100 // ticks that /v1/schedule computes
+	statsDays    = 30  // days that /v1/stats shows, unless it is asked for up to
+	statsDaysMax = 365
+
+	restoreJobsMax  = 200_000
+	restoreBytesMax = 256 << 20
+	progressBytes   = 64 << 10 // of an upload that must come within readTimeout
+
 	retryAfter    = "1"              // seconds, for who finds no leader
 	readTimeout   = 30 * time.Second // of a request
 	idleTimeout   = 2 * time.Minute  // of a kept-alive connection
@@ -67,6 +75,7 @@ func (a *api) routes() map[string]func(*http.Request) (*response, error) {
 		"POST /v1/jobs/{job}/run":                   a.runJob,
 		"DELETE /v1/jobs/{job}":                     a.deleteJob,
 		"POST /v1/jobs/{job}/toggle":                a.toggleJob,
+		"POST /v1/restore":                          a.restore,
 		"GET /v1/jobs/{job}/executions":             a.listExecutions,
 		"DELETE /v1/jobs/{job}/executions":          a.deleteExecutions,
 		"GET /v1/jobs/{job}/executions/{execution}": a.showExecution,
@@ -165,6 +174,10 @@ type response struct {
 	header map[string]string
 	body   any             // encoded as JSON
 	kept   json.RawMessage // or the answer that was given before, as it was
+
+	// serve writes the answer itself, status and all. What it returns before
+	// its first byte is answered like any error; after that it returns nil.
+	serve func(w http.ResponseWriter) error
 }
 
 // answer turns what a handler returns into HTTP: the one place that knows how.
@@ -177,6 +190,12 @@ func (a *api) answer(handle func(*http.Request) (*response, error)) http.Handler
 		}
 		for k, v := range res.header {
 			w.Header().Set(k, v)
+		}
+		if res.serve != nil {
+			if err := res.serve(w); err != nil {
+				a.fail(w, r, err)
+			}
+			return
 		}
 		doc := []byte(res.kept)
 		if doc == nil {
@@ -238,10 +257,10 @@ func (a *api) problem(err error) problem {
 	switch {
 	case errors.As(err, &p):
 		return p
-	case errors.As(err, &bad):
-		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
 	case errors.As(err, &large):
 		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
+	case errors.As(err, &bad):
+		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
 	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution), errors.Is(err, errNoPolicy):
 		return problem{http.StatusNotFound, ""}
 	case errors.Is(err, errParent), errors.Is(err, errParentCycle):
@@ -250,7 +269,7 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errTooLarge):
 		return problem{http.StatusRequestEntityTooLarge, err.Error()}
-	case errors.Is(err, errPaused), errors.Is(err, errNotLeader), errors.Is(err, errBusy), errors.Is(err, context.Canceled):
+	case errors.Is(err, errPaused), errors.Is(err, errRestoring), errors.Is(err, errBrokenOff), errors.Is(err, errNotLeader), errors.Is(err, errBusy), errors.Is(err, context.Canceled):
 		return problem{http.StatusServiceUnavailable, err.Error()}
 	case errors.Is(err, errUnknown), errors.Is(err, context.DeadlineExceeded):
 		return problem{http.StatusGatewayTimeout, err.Error()}
@@ -313,7 +332,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	j, err := decodeJob(body)
+	j, err := decodeJob(body, job{Concurrency: concurrencyAllow})
 	if err != nil {
 		return nil, badInput{err}
 	}
@@ -379,6 +398,149 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 	header := jobLocation(row.Name)
 	header["Belfry-Group"] = strconv.FormatInt(key(res.Index, 0), 10)
 	return jobResponse(http.StatusAccepted, row, res, header), nil
+}
+
+// restore stores the jobs of an uploaded file, all or none, and answers with a
+// line for each. It reads and answers in a stream, so that its memory does not
+// grow with the file.
+func (a *api) restore(r *http.Request) (*response, error) {
+	if a.store.paused.Load() {
+		return nil, errPaused
+	}
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	return &response{serve: func(w http.ResponseWriter) error {
+		control := http.NewResponseController(w)
+		r.Body = http.MaxBytesReader(w, r.Body, restoreBytesMax)
+		file, err := uploadedFile(r)
+		if err != nil {
+			return err
+		}
+		// A large file takes longer than other requests may, for as long as
+		// it keeps coming. Where there is no deadline none is moved.
+		jobs := uploadedJobs(file, func() { _ = control.SetReadDeadline(time.Now().Add(readTimeout)) })
+		done, err := a.scheduler.restore(r.Context(), req, jobs)
+		if err != nil {
+			return err
+		}
+		a.writeRestored(w, r, done)
+		return nil
+	}}, nil
+}
+
+// uploadedFile returns the part "file" of a form.
+func uploadedFile(r *http.Request) (io.Reader, error) {
+	form, err := r.MultipartReader()
+	for err == nil {
+		var part *multipart.Part
+		if part, err = form.NextPart(); err == nil && part.FormName() == "file" {
+			return part, nil
+		}
+	}
+	if errors.As(err, new(*http.MaxBytesError)) {
+		return nil, err
+	}
+	return nil, badRequest("the body must be multipart/form-data with a part \"file\": %v", err)
+}
+
+// uploadedJobs yields the jobs of a JSON array, and ends with the first error.
+// It holds one job at a time. progress is called now and then while it reads.
+func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
+	return func(yield func(job, error) bool) {
+		src := &jobReader{src: file, progress: progress}
+		d := json.NewDecoder(src)
+		if t, err := d.Token(); err != nil || t != json.Delim('[') {
+			yield(job{}, uploadError(err, "the file must hold a JSON array of jobs"))
+			return
+		}
+		for n := 0; d.More(); n++ {
+			var doc json.RawMessage
+			src.sinceJob = 0
+			if n == restoreJobsMax {
+				yield(job{}, problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a file may hold %d jobs at the most; split it", restoreJobsMax)})
+				return
+			}
+			if err := d.Decode(&doc); err != nil {
+				yield(job{}, uploadError(err, "no JSON"))
+				return
+			}
+			if j, err := decodeJob(doc, job{}); !yield(j, err) || err != nil {
+				return
+			}
+		}
+		if _, err := d.Token(); err != nil {
+			yield(job{}, uploadError(err, "the array is not closed"))
+			return
+		}
+		if _, err := d.Token(); err != io.EOF {
+			yield(job{}, uploadError(err, "something follows the array"))
+		}
+	}
+}
+
+// uploadError is what to answer where reading a file of jobs ended early; why
+// is said if there is no error that says more.
+func uploadError(err error, why string) error {
+	switch {
+	case errors.As(err, new(*http.MaxBytesError)), errors.As(err, new(problem)):
+		return err
+	case err == nil:
+		return errors.New(why)
+	}
+	return fmt.Errorf("%s: %w", why, err)
+}
+
+// jobReader reads a file of jobs and ends a job that goes on for too long.
+type jobReader struct {
+	src       io.Reader
+	progress  func()
+	sinceJob  int // bytes read since a job began; reading ahead counts for the one before
+	sinceCall int // bytes read since progress was called
+}
+
+func (r *jobReader) Read(p []byte) (int, error) {
+	if r.sinceJob > jobBytesMax {
+		return 0, problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a job of the file is larger than %d bytes", jobBytesMax)}
+	}
+	n, err := r.src.Read(p)
+	r.sinceJob += n
+	if r.sinceCall += n; r.sinceCall >= progressBytes {
+		r.sinceCall = 0
+		r.progress()
+	}
+	return n, err
+}
+
+// writeRestored answers a restore. Where the rows that it reads from fail, it
+// breaks off, so that nobody takes a part for the whole.
+func (a *api) writeRestored(w http.ResponseWriter, r *http.Request, done restored) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	out := bufio.NewWriter(w)
+	begin, between, end := "[", ",", "]"
+	if _, pretty := r.URL.Query()["pretty"]; pretty && done.Jobs > 0 {
+		begin, between, end = "[\n    ", ",\n    ", "\n]"
+	}
+	next := begin
+	n, err := a.store.stagedNames(done.ID, func(name string) error {
+		line, err := json.Marshal("success create " + name)
+		if err != nil {
+			return err
+		}
+		out.WriteString(next)
+		next = between
+		_, err = out.Write(line)
+		return err
+	})
+	if err != nil || n != done.Jobs {
+		panic(http.ErrAbortHandler)
+	}
+	if n == 0 {
+		out.WriteString(begin)
+	}
+	out.WriteString(end)
+	out.Flush() // an error is the client's, who has gone
 }
 
 func (a *api) listJobs(r *http.Request) (*response, error) {

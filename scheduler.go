@@ -60,7 +60,9 @@ const (
 	decidesMax   = 4                // decide commands under way at once
 	writeTries   = 100              // of a write whose job changes under it
 	writePause   = 5 * time.Millisecond
-	writeTimeout = time.Minute // that a write is waited for, whoever asked for it
+	sliceBytes   = 256_000          // of jobs that are staged in one command, or one larger job
+	stagedKept   = 10 * time.Minute // behind the last restore: a slow client may still read what came of it
+	writeTimeout = time.Minute      // that a write is waited for, whoever asked for it
 )
 
 // instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which
@@ -138,11 +140,10 @@ const (
 	concurrencyForbid = "forbid"
 )
 
-// decodeJob reads a job as clients send it. Fields that a job does not have
-// are ignored, and null is the default, as upstream. The error is one sentence
-// that names the field.
-func decodeJob(doc []byte) (job, error) {
-	j := job{Concurrency: concurrencyAllow}
+// decodeJob reads a job as clients send it, over the values in j. Fields that
+// a job does not have are ignored, and so is null, as upstream. The error is
+// one sentence that names the field.
+func decodeJob(doc []byte, j job) (job, error) {
 	d := json.NewDecoder(bytes.NewReader(doc))
 	err := d.Decode(&j)
 	var typ *json.UnmarshalTypeError
@@ -501,6 +502,8 @@ type scheduler struct {
 	queue       dueQueue
 	lastPending int64 // id of the newest pending row in queue
 	quiet       bool  // starts nothing any more
+	restoring   bool
+	restored    time.Time // when the last restore ended
 	zone        string
 	poke        chan struct{} // something earlier is due; holds one
 }
@@ -1098,6 +1101,9 @@ func expired(marks []requestMark, now time.Time) uint64 {
 func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, whole bool) error {
 	for ctx.Err() == nil {
 		t, err := s.store.trimmable(s.cfg.ExecutionsKept, requests, now.UnixNano()/nanosPerDay-daysKept, whole)
+		if err == nil {
+			t.Restore, err = s.abandoned(now)
+		}
 		if err != nil || t.empty() {
 			return err
 		}
@@ -1249,6 +1255,134 @@ func (s *scheduler) timezone() string {
 
 // badInput is an error of whoever sent a definition.
 type badInput struct{ error }
+
+func (b badInput) Unwrap() error { return b.error }
+
+// A restored says what came of a restore: it has become visible as a whole.
+type restored struct {
+	ID   int64 // names its rows in the table of what was staged
+	Jobs int
+}
+
+// errRestoring refuses a second restore beside one that is under way.
+const errRestoring = refusal("another restore is under way; try again when it is done")
+
+// restore stores jobs, new or not, all of them or none. They come one by one,
+// are staged in slices, where nobody sees them, and the last command moves
+// them into sight. A restore that is broken off at any point leaves nothing
+// but rows that a later trim drops; so does the end of this leader.
+func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, error]) (restored, error) {
+	if !s.beginRestore() {
+		return restored{}, errRestoring
+	}
+	defer s.endRestore()
+	var done restored
+	slice, size := staging{}, 0
+	for j, err := range jobs {
+		if err == nil {
+			err = j.validate(s.timezone())
+		}
+		if err != nil {
+			return restored{}, badInput{fmt.Errorf("job %d of the file: %w", done.Jobs+1, err)}
+		}
+		doc, err := json.Marshal(j)
+		if err != nil {
+			return restored{}, err
+		}
+		if size+len(doc) > sliceBytes || len(slice.Jobs) == sliceRows {
+			if done.ID, err = s.stage(ctx, r, slice); err != nil {
+				return restored{}, err
+			}
+			slice, size = staging{Restore: done.ID}, 0
+		}
+		slice.Jobs = append(slice.Jobs, stagedJob{Job: j, Next: j.firstTick(s.timezone(), time.Now().UnixNano(), 0)})
+		size += len(doc)
+		done.Jobs++
+	}
+	var err error
+	if done.ID, err = s.stage(ctx, r, slice); err != nil || done.Jobs == 0 {
+		return done, err
+	}
+	return done, s.showRestored(ctx, r, done)
+}
+
+// stage proposes one slice of a restore and returns the id of the restore.
+func (s *scheduler) stage(ctx context.Context, r request, slice staging) (int64, error) {
+	if len(slice.Jobs)+len(slice.Moved) == 0 {
+		return slice.Restore, nil
+	}
+	res, err := s.propose(ctx, &command{Actor: r.Actor, Now: time.Now().UnixNano(), Stage: &slice})
+	if slice.Restore == 0 {
+		slice.Restore = int64(res.Index)
+	}
+	return slice.Restore, err
+}
+
+// showRestored moves what is staged into sight and queues its ticks.
+func (s *scheduler) showRestored(ctx context.Context, r request, done restored) error {
+	_, err := s.attempt(ctx, r, func(now int64) (*command, error) {
+		if err := s.moveStaged(ctx, r, done.ID, now); err != nil {
+			return nil, err
+		}
+		return &command{Submit: true, Restore: &restoring{done.ID, done.Jobs}}, nil
+	})
+	if err != nil {
+		return err
+	}
+	var items []queueItem
+	if err := s.store.restored(done.ID, func(job, next int64) { items = append(items, queueItem{at: next, id: job}) }); err != nil {
+		return err
+	}
+	s.enqueue(items...)
+	return nil
+}
+
+// moveStaged computes the ticks anew that fell due while their jobs were
+// staged: a job has none before it can be seen.
+func (s *scheduler) moveStaged(ctx context.Context, r request, restore, now int64) error {
+	for after := int64(0); ; {
+		list, fired, err := s.store.stagedDue(restore, after, now)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		after = list[len(list)-1].ID
+		for i := range list {
+			list[i] = stagedJob{ID: list[i].ID, Next: list[i].Job.firstTick(s.timezone(), now, fired[i])}
+		}
+		if _, err := s.stage(ctx, r, staging{Restore: restore, Moved: list}); err != nil {
+			return err
+		}
+	}
+}
+
+// beginRestore reports whether no other restore is under way. There is one at
+// a time because each may hold the writer for seconds at its end.
+func (s *scheduler) beginRestore() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.restoring {
+		return false
+	}
+	s.restoring = true
+	return true
+}
+
+func (s *scheduler) endRestore() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.restoring, s.restored = false, time.Now()
+}
+
+// abandoned returns a restore of which rows are left that nobody needs.
+func (s *scheduler) abandoned(now time.Time) (restore int64, err error) {
+	s.mu.Lock()
+	busy := s.restoring || now.Sub(s.restored) < stagedKept
+	s.mu.Unlock()
+	if busy {
+		return 0, nil
+	}
+	return s.store.stagedRestore()
+}
 
 // toggle turns disabled over and returns the job as it is then.
 func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow, applied, error) {

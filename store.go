@@ -54,6 +54,7 @@ const (
 
 	ticksKept   = 1_000 // newest skipped and missed ticks of a job that are kept one by one
 	sliceRows   = 1_000 // rows that one command deletes at the most
+	stagedRows  = 200   // the same of staged jobs, which may be large
 	daysKept    = 366   // of daily statistics and daily tick counts
 	nanosPerDay = int64(24 * time.Hour)
 
@@ -85,6 +86,7 @@ const (
 	errJobDisabled = refusal("the job is disabled; enable it first")
 	errPaused      = refusal("submissions are paused: jobs can be created and updated again after POST /v1/unpause")
 	errNoPolicy    = refusal("no such policy")
+	errBrokenOff   = refusal("the restore was broken off; send the file again")
 )
 
 // schema is version 1 of the database. Times are Unix nanoseconds UTC; 0 means
@@ -223,6 +225,33 @@ CREATE TABLE tick_days (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tick_days_day ON tick_days (day);
 
+-- Jobs of restores, which nobody sees before they are moved into jobs, all at
+-- once. What a restore leaves here, done or broken off, goes with later trims.
+CREATE TABLE staged (
+	id              INTEGER PRIMARY KEY, -- of the job, if its name is new; ids of a restore are in the order of its file
+	restore         INTEGER NOT NULL,    -- log index of its first slice
+	name            TEXT    NOT NULL,
+	displayname     TEXT    NOT NULL,
+	schedule        TEXT    NOT NULL,
+	timezone        TEXT    NOT NULL,
+	owner           TEXT    NOT NULL,
+	owner_email     TEXT    NOT NULL,
+	disabled        INTEGER NOT NULL,
+	tags            TEXT    NOT NULL,
+	metadata        TEXT    NOT NULL,
+	executor_config TEXT    NOT NULL,
+	processors      TEXT    NOT NULL,
+	executor        TEXT    NOT NULL,
+	retries         INTEGER NOT NULL,
+	parent          TEXT    NOT NULL, -- its name, '': none
+	concurrency     TEXT    NOT NULL,
+	ephemeral       INTEGER NOT NULL,
+	starts_at       INTEGER NOT NULL,
+	expires_at      INTEGER NOT NULL,
+	next            INTEGER NOT NULL
+) STRICT;
+CREATE INDEX staged_restore ON staged (restore, name);
+
 CREATE TABLE policies (
 	name  TEXT PRIMARY KEY,
 	rules TEXT NOT NULL -- JSON as it was sent
@@ -248,7 +277,7 @@ var migrations = []string{schema}
 
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
-var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "policies", "requests", "stats"}
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "staged", "policies", "requests", "stats"}
 
 // store is one open database. Its methods are safe for readers at any time;
 // persist and apply belong to one goroutine.
@@ -722,14 +751,13 @@ func (s *store) applyEntry(e entry) (applied, error) {
 	}
 	a := applying{s: s, c: c, result: applied{Index: e.Index}}
 	if err := a.apply(); err != nil {
-		var r refusal
-		if !errors.As(err, &r) {
+		if !errors.As(err, new(refusal)) {
 			return applied{}, err
 		}
 		if err := s.exec("ROLLBACK TO command"); err != nil {
 			return applied{}, err
 		}
-		a.result = applied{Index: e.Index, Err: r}
+		a.result = applied{Index: e.Index, Err: err}
 	}
 	return a.result, s.exec("RELEASE command")
 }
@@ -746,6 +774,8 @@ type command struct {
 
 	Found            *founding     `json:"found,omitempty"`
 	Put              []jobPut      `json:"put,omitempty"` // all or none
+	Stage            *staging      `json:"stage,omitempty"`
+	Restore          *restoring    `json:"restore,omitempty"`
 	Delete           *jobVersion   `json:"delete,omitempty"`
 	DeleteExecutions *jobVersion   `json:"delete_executions,omitempty"` // one slice
 	SetPaused        *bool         `json:"set_paused,omitempty"`
@@ -778,6 +808,26 @@ type jobPut struct {
 	Job  job        `json:"job"`
 	Keep bool       `json:"keep,omitempty"` // next stays as it is
 	Next int64      `json:"next,omitempty"`
+}
+
+// A staging is one slice of a restore: jobs for later, and new next ticks for
+// jobs staged before.
+type staging struct {
+	Restore int64       `json:"restore,omitempty"` // log index of its first slice; 0: this is it
+	Jobs    []stagedJob `json:"jobs,omitempty"`
+	Moved   []stagedJob `json:"moved,omitempty"` // ID and Next only
+}
+
+type stagedJob struct {
+	ID   int64 `json:"id,omitempty"` // of the row; 0: to be made
+	Job  job   `json:"job,omitzero"`
+	Next int64 `json:"next,omitempty"`
+}
+
+// A restoring makes the jobs of a restore visible, all or none.
+type restoring struct {
+	Restore int64 `json:"restore"`
+	Jobs    int   `json:"jobs"` // that were staged
 }
 
 // A decision says what becomes of one due tick of a job, or of a range of
@@ -851,10 +901,11 @@ type trimming struct {
 	Jobs       []int64 `json:"jobs,omitempty"`     // deleted ones
 	Requests   uint64  `json:"requests,omitempty"` // up to this log index
 	Day        int64   `json:"day,omitempty"`      // daily counts before this day; 0: none
+	Restore    int64   `json:"restore,omitempty"`  // staged jobs of this restore; 0: none
 }
 
 func (t *trimming) empty() bool {
-	return len(t.Executions)+len(t.Ticks)+len(t.Jobs) == 0 && t.Requests == 0 && t.Day == 0
+	return len(t.Executions)+len(t.Ticks)+len(t.Jobs) == 0 && t.Requests == 0 && t.Day == 0 && t.Restore == 0
 }
 
 // cut is the end of what is dropped of a job: rows with ids up to Upto.
@@ -987,6 +1038,10 @@ func (a *applying) change() error {
 			}
 		}
 		return nil
+	case c.Stage != nil:
+		return a.stage(c.Stage)
+	case c.Restore != nil:
+		return a.restore(*c.Restore)
 	case c.Delete != nil:
 		return a.delete(*c.Delete)
 	case c.DeleteExecutions != nil:
@@ -1057,6 +1112,13 @@ func (a *applying) parent(p jobPut) (int64, error) {
 	return parent, err
 }
 
+// jobExcluded replaces the definition of a job by the row that met it.
+const jobExcluded = `rev = excluded.rev, displayname = excluded.displayname, schedule = excluded.schedule, timezone = excluded.timezone,
+	owner = excluded.owner, owner_email = excluded.owner_email, disabled = excluded.disabled, tags = excluded.tags,
+	metadata = excluded.metadata, executor_config = excluded.executor_config, processors = excluded.processors,
+	executor = excluded.executor, retries = excluded.retries, parent = excluded.parent, concurrency = excluded.concurrency,
+	ephemeral = excluded.ephemeral, starts_at = excluded.starts_at, expires_at = excluded.expires_at`
+
 // store writes the rows of a job. It has been checked.
 func (a *applying) store(p jobPut, parent int64) error {
 	j, rev := &p.Job, int64(a.result.Index)
@@ -1065,12 +1127,7 @@ func (a *applying) store(p jobPut, parent int64) error {
 		id = a.key()
 	}
 	a.result.Jobs = append(a.result.Jobs, id)
-	err := a.s.exec(`INSERT INTO jobs VALUES (?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET
-		rev = excluded.rev, displayname = excluded.displayname, schedule = excluded.schedule, timezone = excluded.timezone,
-		owner = excluded.owner, owner_email = excluded.owner_email, disabled = excluded.disabled, tags = excluded.tags,
-		metadata = excluded.metadata, executor_config = excluded.executor_config, processors = excluded.processors,
-		executor = excluded.executor, retries = excluded.retries, parent = excluded.parent, concurrency = excluded.concurrency,
-		ephemeral = excluded.ephemeral, starts_at = excluded.starts_at, expires_at = excluded.expires_at`,
+	err := a.s.exec(`INSERT INTO jobs VALUES (?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET `+jobExcluded,
 		id, rev, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
 		jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
 		j.Executor, int64(j.Retries), parent, j.Concurrency, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt))
@@ -1083,6 +1140,106 @@ func (a *applying) store(p jobPut, parent int64) error {
 		return nil
 	}
 	return a.s.exec("UPDATE job_state SET next = ? WHERE job = ?", p.Next, id)
+}
+
+// stage keeps a slice of a restore.
+func (a *applying) stage(st *staging) error {
+	restore := st.Restore
+	if restore == 0 {
+		restore = int64(a.result.Index)
+	}
+	for _, p := range st.Jobs {
+		j := &p.Job
+		err := a.s.exec("INSERT INTO staged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+			a.key(), restore, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
+			jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
+			j.Executor, int64(j.Retries), j.ParentJob, j.Concurrency, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt), p.Next)
+		if err != nil {
+			return err
+		}
+	}
+	for _, p := range st.Moved {
+		if err := a.s.exec("UPDATE staged SET next = ? WHERE id = ? AND restore = ?", p.Next, p.ID, restore); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sameTicksSQL holds for a staged job st that falls due when the job j of its
+// name does: the twin of sameTicks.
+const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone AND st.disabled = j.disabled AND st.starts_at = j.starts_at AND st.expires_at = j.expires_at
+	AND st.parent = iif(j.parent = 0, '', (SELECT name FROM jobs p WHERE p.id = j.parent)))`
+
+// restoreChecks find what forbids a restore: each selects the name of a job
+// that does. The last two pass by themselves, or once the leader has looked at
+// the clock again.
+var restoreChecks = []struct {
+	err   error
+	query string
+}{
+	{badInput{refusal("the name stands more than once in the file")}, `SELECT name FROM staged WHERE restore = ?1 GROUP BY name HAVING count(*) > 1`},
+	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent <> '' AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent)
+		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = st.parent AND p.deleted = 0)`},
+	{errUndecided, `SELECT st.name FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
+		WHERE restore = ?1 AND j.disabled = 0 AND j.parent = 0 AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
+	{errConflict, `SELECT st.name FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
+		WHERE restore = ?1 AND st.disabled = 0 AND st.parent = '' AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
+}
+
+// restore moves the staged jobs into jobs. It does so by a few statements over
+// whole tables, because all of it is one transaction: measured, 10 µs a job.
+// Jobs that exist keep their id, counters and status, and their next tick
+// unless what decides it has changed.
+func (a *applying) restore(r restoring) error {
+	var n int
+	if err := a.s.get("SELECT count(*) FROM staged WHERE restore = ?", []any{r.Restore}, &n); err != nil {
+		return err
+	}
+	if n != r.Jobs {
+		return errBrokenOff
+	}
+	for _, c := range restoreChecks {
+		var name string
+		err := a.s.get(c.query+" LIMIT 1", []any{r.Restore, a.c.Now}, &name)
+		if err == nil {
+			return fmt.Errorf("%s: %w", name, c.err)
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+	}
+	for _, query := range []string{
+		`UPDATE job_state SET next = st.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
+			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
+		`INSERT INTO jobs SELECT id, ?2, 0, name, displayname, schedule, timezone, owner, owner_email, disabled, tags, metadata, executor_config, processors,
+			executor, retries, 0, concurrency, ephemeral, starts_at, expires_at FROM staged WHERE id >= ?1 << 16 AND +restore = ?1 ORDER BY id
+			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET ` + jobExcluded,
+		`INSERT INTO job_state SELECT st.id, st.next, 0, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
+		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent AND p.deleted = 0
+			WHERE st.restore = ?1 AND st.parent <> '' AND jobs.name = st.name AND jobs.deleted = 0`,
+	} {
+		if err := a.s.exec(query, r.Restore, int64(a.result.Index)); err != nil {
+			return err
+		}
+	}
+	return a.acyclic()
+}
+
+// acyclic refuses jobs that are their own ancestors: those that cannot be
+// reached from the jobs without a parent.
+func (a *applying) acyclic() error {
+	var name string
+	err := a.s.get(`WITH RECURSIVE reached(id) AS (SELECT id FROM jobs WHERE parent = 0 AND deleted = 0
+		UNION ALL SELECT j.id FROM reached r JOIN jobs j ON j.parent = r.id AND j.parent <> 0 AND j.deleted = 0)
+		SELECT name FROM jobs WHERE parent <> 0 AND deleted = 0 AND id NOT IN reached LIMIT 1`, nil, &name)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		err = fmt.Errorf("%s: %w", name, badInput{errParentCycle})
+	}
+	return err
 }
 
 // jsonMap is how the tables hold a map, with its keys in order: null if it is
@@ -1653,6 +1810,9 @@ func (a *applying) trim(t *trimming) error {
 			return err
 		}
 	}
+	if err := a.s.exec("DELETE FROM staged WHERE id IN (SELECT id FROM staged WHERE restore = ? LIMIT ?)", t.Restore, stagedRows); err != nil {
+		return err
+	}
 	if err := a.s.exec("DELETE FROM requests WHERE idx <= ?", int64(t.Requests)); err != nil {
 		return err
 	}
@@ -2093,6 +2253,55 @@ func (s *store) trimmable(keep int, requests uint64, day int64, whole bool) (t t
 		err = s.view("SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1), ?1, 0)", []any{day}, &t.Day)
 	}
 	return t, err
+}
+
+// stagedRestore returns the oldest restore of which something is staged, 0 if
+// there is none.
+func (s *store) stagedRestore() (restore int64, err error) {
+	err = s.view("SELECT coalesce(min(restore), 0) FROM staged", nil, &restore)
+	return restore, err
+}
+
+// stagedDue returns staged jobs behind an id whose next tick is not ahead of
+// now, and of each when the last tick of the job it replaces was decided.
+func (s *store) stagedDue(restore, after, now int64) (list []stagedJob, fired []int64, err error) {
+	err = s.viewEach(`SELECT st.id, st.name, st.schedule, st.timezone, st.starts_at, st.expires_at, coalesce(s.fired, 0)
+		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
+		WHERE +st.restore = ?1 AND st.id > max(?2, (?1 << 16) - 1) AND st.next BETWEEN -9223372036854775807 AND ?3 AND st.disabled = 0 AND st.parent = '' ORDER BY st.id LIMIT ?4`,
+		[]any{restore, after, now, ticksMax}, func(scan scanner) error {
+			var p stagedJob
+			var last int64
+			err := scan(&p.ID, &p.Job.Name, &p.Job.Schedule, &p.Job.Timezone, &p.Job.StartsAt, &p.Job.ExpiresAt, &last)
+			list, fired = append(list, p), append(fired, last)
+			return err
+		})
+	return list, fired, err
+}
+
+// restored calls fn for each job of a restore that is done and has a next tick
+// to decide.
+func (s *store) restored(restore int64, fn func(job, next int64)) error {
+	return s.viewEach(`SELECT j.id, s.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
+		WHERE st.restore = ? AND j.disabled = 0 AND j.parent = 0 AND s.next <> ?`, []any{restore, int64(never)}, func(scan scanner) error {
+		var job, next int64
+		err := scan(&job, &next)
+		fn(job, next)
+		return err
+	})
+}
+
+// stagedNames calls fn for the name of each job of a restore, in the order of
+// its file, and returns how many there were.
+func (s *store) stagedNames(restore int64, fn func(name string) error) (n int, err error) {
+	err = s.viewEach("SELECT name FROM staged WHERE id >= ?1 << 16 AND +restore = ?1 ORDER BY id", []any{restore}, func(scan scanner) error {
+		var name string
+		if err := scan(&name); err != nil {
+			return err
+		}
+		n++
+		return fn(name)
+	})
+	return n, err
 }
 
 // policies returns all policies, by name.
