@@ -281,7 +281,7 @@ func (a *api) problem(err error) problem {
 // is done once. Keys are the client's, for one method and path (the IETF draft
 // on Idempotency-Key); without one the write gets an id of its own.
 func (a *api) request(r *http.Request) (request, error) {
-	req := request{Actor: actorAnonymous, ID: crand.Text()}
+	req := request{Actor: actorAnonymous, ID: newRequestID()}
 	key := r.Header.Get("Idempotency-Key")
 	if len(key) > keyBytesMax {
 		return req, badRequest("Idempotency-Key: must not be longer than %d bytes", keyBytesMax)
@@ -297,6 +297,12 @@ func (a *api) request(r *http.Request) (request, error) {
 		}
 	}
 	return req, nil
+}
+
+// newRequestID returns an id that nobody else has. It begins with the time, so
+// that the ids of one moment lie together in the store's index.
+func newRequestID() string {
+	return strconv.FormatInt(time.Now().UnixMicro(), 36) + crand.Text()
 }
 
 // jobResponse answers a write with its job, or with what it was answered when
@@ -395,7 +401,7 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 	if res.Refused != "" {
 		return nil, problem{http.StatusConflict, res.Refused}
 	}
-	header := jobLocation(row.Name)
+	header := jobLocation(r.PathValue("job"))
 	header["Belfry-Group"] = strconv.FormatInt(key(res.Index, 0), 10)
 	return jobResponse(http.StatusAccepted, row, res, header), nil
 }
