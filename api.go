@@ -56,8 +56,13 @@ type api struct {
 	members   func() []member
 	leader    func() (member, bool)
 	leading   func() bool
-	leave     func() // stops this node
-	log       *slog.Logger
+	leave     func()        // stops this node
+	gauges    func() gauges // what the node's own numbers are
+
+	// output writes what a running execution has printed, and with follow what
+	// it goes on to print; errUnknownExecution if its node knows it no more.
+	output func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error
+	log    *slog.Logger
 }
 
 // routes is the API: pattern and handler.
@@ -80,6 +85,10 @@ func (a *api) routes() map[string]func(*http.Request) (*response, error) {
 		"DELETE /v1/jobs/{job}/executions":          a.deleteExecutions,
 		"GET /v1/jobs/{job}/executions/{execution}": a.showExecution,
 
+		"GET /v1/jobs/{job}/executions/{execution}/output": a.showOutput,
+		"POST /v1/jobs/{job}/executions/{execution}/kill":  a.killExecution,
+		"GET /v1/jobs/{job}/ticks":                         a.listTicks,
+
 		"GET /v1/busy":     a.busy,
 		"GET /v1/pause":    a.showPause,
 		"POST /v1/pause":   a.pause,
@@ -92,6 +101,9 @@ func (a *api) routes() map[string]func(*http.Request) (*response, error) {
 		"GET /v1/isleader": a.isLeader,
 		"POST /v1/leave":   a.leaveCluster,
 		"GET /health":      a.health,
+		"GET /metrics":     a.metrics,
+
+		"GET /v1/openapi.yaml": a.openapi,
 
 		"GET /v1/acl/policies":           a.listPolicies,
 		"GET /v1/acl/policies/{name}":    a.showPolicy,
@@ -265,7 +277,7 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusNotFound, ""}
 	case errors.Is(err, errParent), errors.Is(err, errParentCycle):
 		return problem{http.StatusBadRequest, err.Error()}
-	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errConflict), errors.Is(err, errUndecided):
+	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errConflict), errors.Is(err, errUndecided):
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errTooLarge):
 		return problem{http.StatusRequestEntityTooLarge, err.Error()}
@@ -674,23 +686,186 @@ func (a *api) zoneOf(row *jobRow) *time.Location {
 }
 
 func (a *api) showExecution(r *http.Request) (*response, error) {
+	e, err := a.execution(r)
+	return &response{status: http.StatusOK, body: e.view(time.UTC)}, err
+}
+
+// execution returns the execution that the path names.
+func (a *api) execution(r *http.Request) (executionRow, error) {
 	row, err := a.store.job(r.PathValue("job"))
 	if err != nil {
-		return nil, err
+		return executionRow{}, err
 	}
 	id, node, _ := strings.Cut(r.PathValue("execution"), "-")
 	n, err := strconv.ParseInt(id, 10, 64)
 	if err != nil {
-		return nil, errNoExecution
+		return executionRow{}, errNoExecution
 	}
 	e, err := a.store.execution(row.version.ID, n)
 	if err == nil && e.Node != node {
 		err = errNoExecution
 	}
+	return e, err
+}
+
+// showOutput answers with an output as it is: with ranges once the execution
+// has finished, and before with what there is so far or, if the query has
+// follow, all that comes until it ends.
+func (a *api) showOutput(r *http.Request) (*response, error) {
+	e, err := a.execution(r)
 	if err != nil {
 		return nil, err
 	}
-	return &response{status: http.StatusOK, body: e.view(time.UTC)}, nil
+	return &response{serve: func(w http.ResponseWriter) error {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if e.Finished == 0 {
+			err := a.runningOutput(w, r, e)
+			if !errors.Is(err, errUnknownExecution) {
+				return err
+			}
+			// Its node reported it since, or has lost it.
+			if e, err = a.execution(r); err != nil {
+				return err
+			}
+		}
+		http.ServeContent(w, r, "", timeOf(e.Finished), bytes.NewReader(e.Output))
+		return nil
+	}}, nil
+}
+
+// runningOutput asks the node of an execution. Errors are those from before
+// the first byte.
+func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionRow) error {
+	control := http.NewResponseController(w)
+	follow := r.URL.Query().Has("follow")
+	if follow {
+		// It may go on for days. Where there is no deadline none is lifted.
+		_ = control.SetReadDeadline(time.Time{})
+	}
+	out := &flushing{w: w, control: control}
+	err := a.output(r.Context(), e.Node, e.ID, follow, out)
+	if out.began {
+		return nil
+	}
+	return err
+}
+
+// flushing sends on at once what is written to it.
+type flushing struct {
+	w       io.Writer
+	control *http.ResponseController
+	began   bool
+}
+
+func (f *flushing) Write(p []byte) (int, error) {
+	f.began = true
+	n, err := f.w.Write(p)
+	if err == nil {
+		err = f.control.Flush()
+	}
+	return n, err
+}
+
+// killExecution ends an execution and answers at once, with the execution as
+// it is then: a process gets TERM, and KILL if that does not help.
+func (a *api) killExecution(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	e, err := a.execution(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.scheduler.kill(r.Context(), req, e); err != nil {
+		return nil, err
+	}
+	e, err = a.execution(r)
+	return &response{status: http.StatusAccepted, body: e.view(time.UTC)}, err
+}
+
+// tickView is a tick as clients see it.
+type tickView struct {
+	Due        time.Time  `json:"due"`             // of a range the first
+	Until      *time.Time `json:"until,omitempty"` // of a range the last
+	Count      int64      `json:"count,omitempty"` // of a range
+	Outcome    string     `json:"outcome"`
+	Reason     string     `json:"reason,omitempty"`
+	Executions []string   `json:"executions,omitempty"`
+}
+
+// tickDayView counts the ticks of a day that are no longer kept one by one.
+type tickDayView struct {
+	Date    time.Time `json:"date"`
+	Ran     int64     `json:"ran"`
+	Late    int64     `json:"late"`
+	Skipped int64     `json:"skipped"`
+	Missed  int64     `json:"missed"`
+}
+
+// listTicks answers what became of every tick of a job that fell due in a
+// range of time, newest first, and how many there were of each outcome. due is
+// the sum of the others. Days whose ticks are kept as counts count as a whole.
+func (a *api) listTicks(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	end := time.Now()
+	if err := timeParam(q, "end", &end); err != nil {
+		return nil, err
+	}
+	start := end.Add(-24 * time.Hour)
+	if err := timeParam(q, "start", &start); err != nil {
+		return nil, err
+	}
+	if start.After(end) {
+		return nil, badRequest("end: must not lie before start")
+	}
+	first, last, err := page(q)
+	if err != nil {
+		return nil, err
+	}
+	row, err := a.store.job(r.PathValue("job"))
+	if err != nil {
+		return nil, err
+	}
+	list, total, err := a.store.ticks(row.version.ID, nanosOf(start), nanosOf(end), first, last)
+	if err != nil {
+		return nil, err
+	}
+	sum, days, err := a.store.tickCounts(row.version.ID, nanosOf(start), nanosOf(end))
+	if err != nil {
+		return nil, err
+	}
+	views := make([]tickView, len(list))
+	for i, t := range list {
+		views[i] = tickView{Due: timeOf(t.Due), Outcome: t.Outcome, Reason: t.Reason, Executions: t.Started}
+		if t.Count > 1 {
+			until := timeOf(t.Until)
+			views[i].Until, views[i].Count = &until, t.Count
+		}
+	}
+	older := make([]tickDayView, len(days))
+	for i, d := range days {
+		older[i] = tickDayView{timeOf(d.Day * nanosPerDay), d.Ran, d.Late, d.Skipped, d.Missed}
+		sum.Ran, sum.Late, sum.Skipped, sum.Missed = sum.Ran+d.Ran, sum.Late+d.Late, sum.Skipped+d.Skipped, sum.Missed+d.Missed
+	}
+	return &response{status: http.StatusOK, header: count(total), body: map[string]any{
+		"due": sum.Ran + sum.Late + sum.Skipped + sum.Missed, "ran": sum.Ran, "late": sum.Late, "skipped": sum.Skipped, "missed": sum.Missed,
+		"ticks": views, "days": older,
+	}}, nil
+}
+
+// timeParam reads a time of the query into t, if it is there.
+func timeParam(q url.Values, name string, t *time.Time) error {
+	if !q.Has(name) {
+		return nil
+	}
+	given, err := time.Parse(time.RFC3339Nano, q.Get(name))
+	if err != nil {
+		return badRequest("%s: %q is no time, write it as in \"2030-01-31T12:00:00Z\"", name, q.Get(name))
+	}
+	*t = given
+	return nil
 }
 
 func (a *api) deleteExecutions(r *http.Request) (*response, error) {
@@ -801,10 +976,8 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 		return nil, badRequest("schedule: %v", err)
 	}
 	from, n := time.Now(), 5
-	if text := q.Get("from"); text != "" {
-		if from, err = time.Parse(time.RFC3339Nano, text); err != nil {
-			return nil, badRequest("from: %q is no time, write it as in \"2030-01-31T12:00:00Z\"", text)
-		}
+	if err := timeParam(q, "from", &from); err != nil {
+		return nil, err
 	}
 	if text := q.Get("count"); text != "" {
 		if n, err = strconv.Atoi(text); err != nil || n < 1 || n > upcomingMax {
@@ -877,6 +1050,31 @@ func (a *api) isLeader(r *http.Request) (*response, error) {
 
 func (a *api) health(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: map[string]string{"status": "healthy"}}, nil
+}
+
+// metrics answers in the text format of Prometheus.
+func (a *api) metrics(r *http.Request) (*response, error) {
+	g := a.gauges()
+	g.Leading, g.Lag = a.leading(), a.scheduler.lag(time.Now())
+	var err error
+	if g.Jobs, err = a.store.countJobs(); err != nil {
+		return nil, err
+	}
+	return &response{serve: func(w http.ResponseWriter) error {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		a.scheduler.stats.write(w, g) // an error is the client's, who has gone
+		return nil
+	}}, nil
+}
+
+// openapi answers with the contract of this API.
+func (a *api) openapi(r *http.Request) (*response, error) {
+	doc, err := web.ReadFile("web/openapi.yaml")
+	return &response{serve: func(w http.ResponseWriter) error {
+		w.Header().Set("Content-Type", "application/yaml; charset=utf-8")
+		w.Write(doc) // an error is the client's, who has gone
+		return nil
+	}}, err
 }
 
 func (a *api) status(r *http.Request) (*response, error) {

@@ -299,10 +299,18 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 		return err
 	}
 	self := cfg.self()
-	sched.propose = clu.propose
+	sched.propose = func(ctx context.Context, c *command) (applied, error) {
+		began := time.Now()
+		res, err := clu.propose(ctx, c)
+		if res.Index != 0 {
+			sched.stats.commits.observe(time.Since(began))
+		}
+		return res, err
+	}
 	sched.nodes = func() []node { return []node{{cfg.NodeName, exec.incarnation(), self.Tags}} }
 	sched.start = func(_ string, d dispatch) error { return exec.start(d) }
 	sched.ask = func(_ string, q question) (answer, error) { return exec.ask(q) }
+	sched.end = func(_ string, k kill) error { return exec.kill(k) }
 	web := &http.Server{
 		Handler: (&api{
 			node: cfg.NodeName, hosts: []string{cfg.NodeName}, store: st, scheduler: sched, log: log,
@@ -310,6 +318,10 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 			leader:  func() (member, bool) { return self, clu.leading() },
 			leading: clu.leading,
 			leave:   leave,
+			gauges:  func() gauges { return gauges{Running: exec.running(), Undelivered: exec.undelivered()} },
+			output: func(ctx context.Context, _ string, execution int64, follow bool, w io.Writer) error {
+				return exec.output(ctx, execution, follow, 0, w)
+			},
 		}).handler(),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),

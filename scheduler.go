@@ -494,6 +494,8 @@ type scheduler struct {
 	nodes   func() []node                                 // alive, in the order of their names
 	start   func(node string, d dispatch) error           // hands a node its orders
 	ask     func(node string, q question) (answer, error) // what became of executions
+	end     func(node string, k kill) error               // has an execution ended
+	stats   stats
 
 	mu          sync.Mutex // guards what follows
 	term        uint64     // that it leads in; 0: it does not
@@ -786,12 +788,36 @@ func (s *scheduler) decide(ctx context.Context, m moment, rows []*jobRow, list [
 			s.addOrders(orders, byID[d.Job], d.Targets, res.Started[i], order{Attempt: 1, ScheduledAt: d.Due})
 			if at = d.Next; !res.Accepted[i] {
 				at = m.now
+			} else {
+				s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
 			}
 		}
 		s.enqueue(queueItem{at: at, id: d.Job})
 	}
 	s.dispatch(orders)
 	return s.excuse(ctx, err)
+}
+
+// became returns the outcome of a tick whose decision was accepted. A run that
+// apply did not start was forbidden by then.
+func (d decision) became(started bool) string {
+	switch {
+	case started && d.Late:
+		return outcomeLate
+	case started:
+		return outcomeRan
+	}
+	return cmp.Or(d.Outcome, outcomeSkipped)
+}
+
+// lag returns how long the earliest due tick has been waiting, 0 if none is due.
+func (s *scheduler) lag(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) == 0 {
+		return 0
+	}
+	return max(0, now.Sub(timeOf(s.queue[0].at)))
 }
 
 // jobsByKey returns the rows by the ids of the jobs.
@@ -1012,6 +1038,9 @@ func (s *scheduler) closeAll(ctx context.Context, list []closing) error {
 		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: time.Now().UnixNano(), Close: part}); err != nil {
 			return err
 		}
+		for _, c := range part {
+			s.stats.ran(c.Outcome)
+		}
 		if err := s.queuePending(); err != nil {
 			return err
 		}
@@ -1032,6 +1061,9 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 	}
 	if _, err := s.propose(ctx, c); err != nil {
 		return nil, err
+	}
+	for _, r := range results {
+		s.stats.ran(r.Outcome)
 	}
 	return taken, s.queuePending()
 }
@@ -1466,6 +1498,46 @@ func (s *scheduler) deletePolicy(ctx context.Context, r request, name string) (p
 	})
 	return p, err
 }
+
+// kill ends an execution by hand, and nothing follows from it. Its node is told
+// to; one that does not know it, or does not answer, has it taken from it: the
+// row is closed. It does not wait for the end of a process.
+func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
+	if e.Finished != 0 {
+		return errFinished
+	}
+	now := time.Now().UnixNano()
+	why := fmt.Sprintf("killed by %s at %s", r.Actor, timeOf(now).Format(time.RFC3339))
+	err := s.tellKill(e, why)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errNotLeader), errors.Is(err, errStaleTerm):
+		return errNotLeader
+	}
+	s.log.Warn("an execution is closed by hand: its node did not take the kill", "execution", executionName(e.ID, e.Node), "err", err)
+	closed := closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeKilled, Why: fmt.Sprintf("%s; its node did not end it: %v\n", why, err)}
+	_, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Close: []closing{closed}}, nil })
+	return err
+}
+
+// tellKill asks the node of an execution to end it.
+func (s *scheduler) tellKill(e executionRow, why string) error {
+	for _, n := range s.nodes() {
+		if n.Name == e.Node && n.Incarnation == e.incarnation {
+			k := kill{Execution: e.ID, Why: why}
+			k.Term, k.Number = s.nextNumber()
+			if k.Term == 0 {
+				return errNotLeader
+			}
+			return s.end(e.Node, k)
+		}
+	}
+	return errors.New("the process of the node that it was given to is gone")
+}
+
+// errFinished refuses to end what has ended.
+const errFinished = refusal("the execution has finished")
 
 // runNow starts a job by hand and returns it as it was before. res.Refused
 // says why nothing was started; else res.Started holds the executions.

@@ -19,6 +19,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -56,6 +57,7 @@ const (
 	ticksKept   = 1_000 // newest skipped and missed ticks of a job that are kept one by one
 	sliceRows   = 1_000 // rows that one command deletes at the most
 	stagedRows  = 200   // the same of staged jobs, which may be large
+	tailBytes   = 4_000 // of an output, what can be read without the rest
 	daysKept    = 366   // of daily statistics and daily tick counts
 	nanosPerDay = int64(24 * time.Hour)
 
@@ -181,9 +183,12 @@ CREATE INDEX executions_job ON executions (job, id);
 CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
 CREATE INDEX executions_unfinished ON executions (id) WHERE finished = 0;
 
+-- An output in two parts. The end, at most 4,000 bytes, stands first in the
+-- row, so that a list reads it without the pages of the rest.
 CREATE TABLE outputs (
 	execution INTEGER PRIMARY KEY,
-	output    BLOB NOT NULL
+	tail      BLOB NOT NULL,
+	head      BLOB NOT NULL -- what comes before
 ) STRICT;
 
 -- What must still follow from something that ended.
@@ -1644,7 +1649,8 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 		return err
 	}
 	if len(r.output) > 0 {
-		if err := a.s.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?)", e.ID, r.output); err != nil {
+		cut := max(0, len(r.output)-tailBytes)
+		if err := a.s.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", e.ID, r.output[cut:], nonNil(r.output[:cut])); err != nil {
 			return err
 		}
 	}
@@ -1931,6 +1937,12 @@ func timeOf(nanos int64) time.Time {
 	return time.Unix(0, nanos).UTC()
 }
 
+// countJobs returns the number of jobs that are not deleted.
+func (s *store) countJobs() (n int, err error) {
+	err = s.view("SELECT count(*) FROM jobs WHERE deleted = 0", nil, &n)
+	return n, err
+}
+
 // job returns the job of that name, or errNoJob.
 func (s *store) job(name string) (*jobRow, error) {
 	var j *jobRow
@@ -2011,7 +2023,7 @@ func (f jobFilter) where() (string, []any) {
 
 // sortedKeys returns the keys of m in order, for what must not depend on the
 // order of a map.
-func sortedKeys[V any](m map[string]V) []string {
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
 	return slices.Sorted(maps.Keys(m))
 }
 
@@ -2158,7 +2170,7 @@ type executionRow struct {
 
 // executionColumns ask for the last ?1 bytes of the output.
 const executionColumns = `e.id, e.job, j.name, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.cause, e.due, e.late, e.started, e.finished, e.outcome, e.dropped,
-	coalesce(length(o.output), 0), coalesce(substr(o.output, -?1), x'')`
+	coalesce(length(o.tail) + length(o.head), 0), CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1) ELSE substr(o.head || o.tail, -?1) END`
 
 const executionTables = ` FROM executions e JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id`
 
@@ -2186,7 +2198,7 @@ func (s *store) collectExecutions(outputMax int, tail string, args ...any) ([]ex
 // executionOrder maps the fields that executions can be sorted by to columns.
 var executionOrder = map[string]string{
 	"": "e.started", "started_at": "e.started", "finished_at": "e.finished", "id": "e.id", "attempt": "e.attempt",
-	"group": "e.grp", "success": "e.outcome = 'success'", "node_name": "e.node", "job_name": "e.job", "output": "o.output",
+	"group": "e.grp", "success": "e.outcome = 'success'", "node_name": "e.node", "job_name": "e.job", "output": "o.head || o.tail",
 }
 
 // executions returns rows [start, end) of the executions of a job and the
@@ -2393,6 +2405,85 @@ func (s *store) stagedNames(restore int64, fn func(name string) error) (n int, e
 		return fn(name)
 	})
 	return n, err
+}
+
+// A tickRow is what became of one tick that fell due, or of a range of missed
+// ones.
+type tickRow struct {
+	Due     int64
+	Until   int64 // last of a range, Due if it is none
+	Count   int64
+	Outcome string // ran, late, skipped or missed
+	Reason  string
+	Started []string // names of the executions of one that ran
+	group   int64
+}
+
+// Outcomes of a tick that ran.
+const (
+	outcomeRan  = "ran"
+	outcomeLate = "late" // caught up after an outage
+)
+
+// A tickCount counts the ticks of a job by outcome, of one UTC day if Day says so.
+type tickCount struct {
+	Day                        int64 // since 1970
+	Ran, Late, Skipped, Missed int64
+}
+
+// tickTable is every tick of the job ?1 that is kept by itself and fell due in
+// [?2, ?3).
+const tickTable = `(SELECT due, until, count, outcome, reason, 0 AS grp FROM ticks WHERE job = ?1 AND cause = 'tick' AND until >= ?2 AND due < ?3
+	UNION ALL SELECT due, due, 1, iif(late, 'late', 'ran'), '', id FROM executions WHERE job = ?1 AND cause = 'tick' AND id = grp AND due >= ?2 AND due < ?3)`
+
+// ticks returns rows [start, end) of the ticks of a job that fell due in
+// [from, to), newest first, and the number of all of these rows.
+func (s *store) ticks(job, from, to int64, start, end int) (list []tickRow, total int, err error) {
+	args := []any{job, from, to}
+	if err := s.view("SELECT count(*) FROM "+tickTable, args, &total); err != nil {
+		return nil, 0, err
+	}
+	list = []tickRow{}
+	groups := map[int64]int{} // group → place in list
+	err = s.viewEach("SELECT due, until, count, outcome, reason, grp FROM "+tickTable+" ORDER BY due DESC LIMIT ?4 OFFSET ?5", append(args, end-start, start), func(scan scanner) error {
+		var t tickRow
+		err := scan(&t.Due, &t.Until, &t.Count, &t.Outcome, &t.Reason, &t.group)
+		if t.group != 0 {
+			groups[t.group] = len(list)
+		}
+		list = append(list, t)
+		return err
+	})
+	if err != nil || len(groups) == 0 {
+		return list, total, err
+	}
+	err = s.viewEach("SELECT id, grp, node FROM executions WHERE job = ? AND grp IN (SELECT value FROM json_each(?)) ORDER BY id", []any{job, jsonInts(sortedKeys(groups))}, func(scan scanner) error {
+		var id, group int64
+		var node string
+		err := scan(&id, &group, &node)
+		t := &list[groups[group]]
+		t.Started = append(t.Started, executionName(id, node))
+		return err
+	})
+	return list, total, err
+}
+
+// tickCounts returns how many ticks of a job fell due in [from, to): those
+// kept by themselves, and those of older days that the range touches, day by
+// day, newest first. A day may have some of both.
+func (s *store) tickCounts(job, from, to int64) (single tickCount, days []tickCount, err error) {
+	err = s.view("SELECT coalesce(sum(iif(outcome = 'ran', count, 0)), 0), coalesce(sum(iif(outcome = 'late', count, 0)), 0), coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM "+tickTable,
+		[]any{job, from, to}, &single.Ran, &single.Late, &single.Skipped, &single.Missed)
+	if err != nil {
+		return single, nil, err
+	}
+	err = s.viewEach("SELECT day, ran, late, skipped, missed FROM tick_days WHERE job = ? AND day >= ? AND day * 86400000000000 < ? ORDER BY day DESC", []any{job, from / nanosPerDay, to}, func(scan scanner) error {
+		var c tickCount
+		err := scan(&c.Day, &c.Ran, &c.Late, &c.Skipped, &c.Missed)
+		days = append(days, c)
+		return err
+	})
+	return single, days, err
 }
 
 // policies returns all policies, by name.
