@@ -27,6 +27,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"maps"
 	"math"
 	"math/bits"
 	"math/rand/v2"
@@ -496,22 +497,26 @@ type scheduler struct {
 	ask     func(node string, q question) (answer, error) // what became of executions
 	end     func(node string, k kill) error               // has an execution ended
 	stats   stats
+	now     func() time.Time // the wall clock
+	chance  func() uint64    // seeds of the choice of nodes
 
 	mu          sync.Mutex // guards what follows
 	term        uint64     // that it leads in; 0: it does not
 	number      uint64     // of the last dispatch or question of the term
 	since       int64      // from when on it has led and been awake
 	queue       dueQueue
-	lastPending int64 // id of the newest pending row in queue
-	quiet       bool  // starts nothing any more
-	restoring   bool
-	restored    time.Time // when the last restore ended
+	lastPending int64          // id of the newest pending row in queue
+	doubts      map[int64]bool // unfinished executions that the nodes must be asked about
+	asked       []target       // the processes of the nodes when they were asked last
+	quiet       bool           // starts nothing any more
+	restoring   bool           // a restore is under way
+	restored    time.Time      // when the last restore ended
 	zone        string
 	poke        chan struct{} // something earlier is due; holds one
 }
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
-	return &scheduler{cfg: cfg, store: s, log: log, zone: cfg.Timezone, poke: make(chan struct{}, 1)}
+	return &scheduler{cfg: cfg, store: s, log: log, zone: cfg.Timezone, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1)}
 }
 
 // lead does the leader's work for one term, until ctx ends. The caller has
@@ -523,15 +528,11 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 	}
 	// One round of questions comes first: most answers come at once, and a run
 	// that ended with its process must not pass for an overlap.
-	doubts, err := s.store.unfinishedExecutions()
-	if err == nil {
-		doubts, err = s.askNodes(ctx, doubts)
-	}
-	if err != nil {
+	if err := s.askNodes(ctx); err != nil {
 		return s.excuse(ctx, err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.settleDoubts(ctx, doubts) })
+	g.Go(func() error { return s.settleDoubts(ctx) })
 	g.Go(func() error { return s.fireLoop(ctx) })
 	g.Go(func() error { return s.trimLoop(ctx) })
 	return g.Wait()
@@ -540,10 +541,13 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 // takeOffice makes the leader's memory from the store.
 func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 	s.mu.Lock()
-	s.term, s.number, s.since, s.queue, s.lastPending = term, 0, time.Now().UnixNano(), nil, 0
+	s.term, s.number, s.since, s.queue, s.lastPending, s.doubts, s.asked = term, 0, s.now().UnixNano(), nil, 0, map[int64]bool{}, nil
 	s.mu.Unlock()
 	m, err := s.store.meta()
 	if err != nil {
+		return err
+	}
+	if err := s.doubtAll(nil); err != nil {
 		return err
 	}
 	if m.ClusterID == "" {
@@ -551,26 +555,33 @@ func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 			return err
 		}
 	}
-	// Writes of others may come in from here on; what they enqueue may also be
-	// found below, and an item that comes twice does no harm.
-	var armed dueQueue
-	if err := s.store.armed(func(job, next int64) { armed = append(armed, queueItem{at: next, id: job}) }); err != nil {
-		return err
-	}
 	s.mu.Lock()
 	s.zone = m.Timezone
-	s.queue = append(s.queue, armed...)
-	heap.Init(&s.queue)
 	s.mu.Unlock()
-	if err := s.queuePending(); err != nil {
+	if err := s.queueAll(); err != nil {
 		return err
 	}
 	return s.resetFuture(ctx)
 }
 
+// queueAll makes the queue from the store. Writes of others may come in
+// meanwhile; what they enqueue may also be found, and an item that comes twice
+// does no harm.
+func (s *scheduler) queueAll() error {
+	s.mu.Lock()
+	s.queue, s.lastPending = nil, 0
+	s.mu.Unlock()
+	var armed []queueItem
+	if err := s.store.armed(func(job, next int64) { armed = append(armed, queueItem{at: next, id: job}) }); err != nil {
+		return err
+	}
+	s.enqueue(armed...)
+	return s.queuePending()
+}
+
 // found makes a cluster of a server that has none.
 func (s *scheduler) found(ctx context.Context) (meta, error) {
-	_, err := s.propose(ctx, &command{Actor: actorScheduler, Now: time.Now().UnixNano(), Found: &founding{ID: crand.Text(), Timezone: s.cfg.Timezone}})
+	_, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Found: &founding{ID: crand.Text(), Timezone: s.cfg.Timezone}})
 	if err != nil {
 		return meta{}, err
 	}
@@ -623,8 +634,9 @@ func (s *scheduler) queuePending() error {
 		return err
 	}
 	items := make([]queueItem, len(rows))
+	latest := s.now().Add(retryWaitMax).UnixNano() // what lies behind it was computed by a wrong clock
 	for i, p := range rows {
-		items[i] = queueItem{at: p.Due, id: p.ID, pending: true}
+		items[i] = queueItem{at: min(p.Due, latest), id: p.ID, pending: true}
 	}
 	s.mu.Lock()
 	s.lastPending = max(s.lastPending, rows[len(rows)-1].ID)
@@ -637,11 +649,11 @@ func (s *scheduler) queuePending() error {
 func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return moment{now: time.Now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, zone: s.zone, nodes: s.nodes(), rnd: newRand()}
+	return moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, zone: s.zone, nodes: s.nodes(), rnd: s.newRand()}
 }
 
 // newRand returns a source of chance for one goroutine.
-func newRand() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }
+func (s *scheduler) newRand() *rand.Rand { return rand.New(rand.NewPCG(s.chance(), s.chance())) }
 
 // fireLoop waits for the earliest item and fires all that are due. It looks at
 // the clock each tickSlack: a gap is time in which nobody fired.
@@ -649,14 +661,16 @@ func (s *scheduler) fireLoop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		slept := time.Now()
+		slept := s.now()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.poke:
 		case <-timer.C:
 		}
-		s.noticeGap(slept, time.Now())
+		if err := s.noticeGap(ctx, slept, s.now()); err != nil {
+			return err
+		}
 		wait, err := s.fireDue(ctx)
 		if err != nil {
 			return err
@@ -667,16 +681,27 @@ func (s *scheduler) fireLoop(ctx context.Context) error {
 
 // noticeGap starts the leader's time in office anew if it slept for longer
 // than it meant to, by the monotonic or by the wall clock, whichever went on:
-// a suspended machine stops the first, a stopped process neither.
-func (s *scheduler) noticeGap(slept, woke time.Time) {
-	gap := max(woke.Sub(slept), woke.Round(0).Sub(slept.Round(0)))
-	if gap < 2*tickSlack {
-		return
+// a suspended machine stops the first, a stopped process neither. A wall clock
+// that went back is the end of a wrong one: what that had carried into the future
+// is brought back, and what was to be looked at by it is looked at anew.
+func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error {
+	wall := woke.Round(0).Sub(slept.Round(0))
+	gap := max(woke.Sub(slept), wall)
+	if wall >= 0 && gap < 2*tickSlack {
+		return nil
 	}
 	s.mu.Lock()
 	s.since = woke.UnixNano()
 	s.mu.Unlock()
-	s.log.Warn("the leader was not awake; ticks that fell due meanwhile are caught up", "gap", gap)
+	if wall >= 0 {
+		s.log.Warn("the leader was not awake; ticks that fell due meanwhile are caught up", "gap", gap)
+		return nil
+	}
+	s.log.Warn("the clock was set back", "by", -wall)
+	if err := s.queueAll(); err != nil {
+		return err
+	}
+	return s.excuse(ctx, s.resetFuture(ctx))
 }
 
 // fireDue decides and starts all that is due, and returns how long nothing
@@ -687,11 +712,11 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(decidesMax)
 	for ids := range slices.Chunk(jobs, ticksMax) {
-		m.rnd = newRand()
+		m.rnd = s.newRand()
 		g.Go(func() error { return s.fireTicks(ctx, m, ids) })
 	}
 	for ids := range slices.Chunk(pending, ticksMax) {
-		m.rnd = newRand()
+		m.rnd = s.newRand()
 		g.Go(func() error { return s.firePending(ctx, m, ids) })
 	}
 	return wait, g.Wait()
@@ -777,7 +802,7 @@ func (s *scheduler) decide(ctx context.Context, m moment, rows []*jobRow, list [
 		return nil
 	}
 	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Decide: list})
-	orders := map[string][]order{}
+	orders := map[target][]order{}
 	byID := jobsByKey(rows)
 	for i, d := range list {
 		// One that was not accepted finds the job changed, or was not
@@ -840,7 +865,7 @@ func (s *scheduler) excuse(ctx context.Context, err error) error {
 
 // addOrders adds what the targets of a job's run are told. started are the
 // executions that apply made, in the order of targets.
-func (s *scheduler) addOrders(orders map[string][]order, r *jobRow, targets []target, started []int64, o order) {
+func (s *scheduler) addOrders(orders map[target][]order, r *jobRow, targets []target, started []int64, o order) {
 	if len(started) == 0 {
 		return
 	}
@@ -855,25 +880,33 @@ func (s *scheduler) addOrders(orders map[string][]order, r *jobRow, targets []ta
 	}
 	for i, id := range started {
 		o.Execution = id
-		node := targets[i].Node
-		orders[node] = append(orders[node], o)
+		orders[targets[i]] = append(orders[targets[i]], o)
 	}
 }
 
-// dispatch hands the nodes their orders. One that cannot be reached leaves its
-// executions in doubt.
-func (s *scheduler) dispatch(orders map[string][]order) {
-	for _, name := range sortedKeys(orders) {
-		d := dispatch{Orders: orders[name]}
+// dispatch hands the nodes their orders, each the process that apply accepted:
+// one that came after it has nothing to do with them. Orders that are not taken
+// leave their executions in doubt.
+func (s *scheduler) dispatch(orders map[target][]order) {
+	byNode := func(a, b target) int {
+		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Incarnation, b.Incarnation))
+	}
+	for _, t := range slices.SortedFunc(maps.Keys(orders), byNode) {
+		d := dispatch{Incarnation: t.Incarnation, Orders: orders[t]}
 		d.Term, d.Number = s.nextNumber()
-		for _, n := range s.nodes() {
-			if n.Name == name {
-				d.Incarnation = n.Incarnation
-			}
+		if err := s.start(t.Node, d); err != nil {
+			s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
+			s.doubt(d.Orders)
 		}
-		if err := s.start(name, d); err != nil {
-			s.log.Warn("a node did not take its orders", "node", name, "orders", len(d.Orders), "err", err)
-		}
+	}
+}
+
+// doubt has the nodes asked about executions whose orders were not taken.
+func (s *scheduler) doubt(orders []order) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range orders {
+		s.doubts[o.Execution] = true
 	}
 }
 
@@ -927,7 +960,7 @@ func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jo
 		return nil
 	}
 	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Run: list})
-	orders := map[string][]order{}
+	orders := map[target][]order{}
 	for i, p := range rows {
 		if err == nil && res.Accepted[i] {
 			s.addOrders(orders, jobs[p.JobID], list[i].Targets, res.Started[i], order{Group: p.Group, Attempt: p.Attempt, ScheduledAt: p.Asked})
@@ -967,75 +1000,175 @@ func (m moment) planPending(p pendingRow, r *jobRow) (runDecision, error) {
 	return d, nil
 }
 
-// settleDoubts asks the nodes about executions that the leader knows of from
-// the store only, until each is known to run or has ended: those that it found
-// when it took office, and those whose orders were not taken.
-func (s *scheduler) settleDoubts(ctx context.Context, doubts []executionRow) (err error) {
-	for len(doubts) > 0 {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(doubtPause):
-		}
-		if doubts, err = s.askNodes(ctx, doubts); err != nil {
-			return s.excuse(ctx, err)
+// doubtAll puts what is unfinished in doubt, except what was given to one of
+// the processes in spared.
+func (s *scheduler) doubtAll(spared []target) error {
+	rows, err := s.store.unfinishedExecutions()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range rows {
+		if !slices.Contains(spared, target{e.Node, e.incarnation}) {
+			s.doubts[e.ID] = true
 		}
 	}
 	return nil
 }
 
-// askNodes asks once and returns what is still in doubt.
-func (s *scheduler) askNodes(ctx context.Context, doubts []executionRow) (left []executionRow, err error) {
-	byNode := map[string][]executionRow{}
-	for _, e := range doubts {
-		byNode[e.Node] = append(byNode[e.Node], e)
+// doubtOthers puts in doubt what was given to processes that are not there any
+// more, when others are there than before.
+func (s *scheduler) doubtOthers() error {
+	var there []target
+	for _, n := range s.nodes() {
+		there = append(there, target{n.Name, n.Incarnation})
 	}
-	for _, name := range sortedKeys(byNode) {
+	s.mu.Lock()
+	same := slices.Equal(s.asked, there)
+	s.asked = there
+	s.mu.Unlock()
+	if same {
+		return nil
+	}
+	return s.doubtAll(there)
+}
+
+// settleDoubts asks the nodes about executions in doubt until each is known to
+// run or has ended.
+func (s *scheduler) settleDoubts(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(doubtPause):
+		}
+		if err := s.askNodes(ctx); err != nil {
+			return s.excuse(ctx, err)
+		}
+	}
+}
+
+// askNodes asks once about all that is in doubt.
+func (s *scheduler) askNodes(ctx context.Context) error {
+	if err := s.doubtOthers(); err != nil {
+		return err
+	}
+	doubts, err := s.inDoubt()
+	if err != nil {
+		return err
+	}
+	for _, name := range sortedKeys(doubts) {
 		q := question{}
-		for _, e := range byNode[name] {
+		for _, e := range doubts[name] {
 			q.Executions = append(q.Executions, e.ID)
 		}
 		q.Term, q.Number = s.nextNumber()
 		a, err := s.ask(name, q)
 		if err != nil {
 			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(q.Executions), "err", err)
-			left = append(left, byNode[name]...)
 			continue
 		}
 		if _, err := s.report(ctx, a.Held); err != nil {
-			return nil, err
+			return err
 		}
-		var gone []closing
-		for _, e := range byNode[name] {
-			if c, ok := resolve(e, a); ok {
-				gone = append(gone, c)
-			}
-		}
-		if err := s.closeAll(ctx, gone); err != nil {
-			return nil, err
+		if err := s.settle(ctx, doubts[name], a); err != nil {
+			return err
 		}
 	}
-	return left, nil
+	return nil
+}
+
+// inDoubt returns the executions in doubt that are still unfinished, by node,
+// and forgets the others.
+func (s *scheduler) inDoubt() (byNode map[string][]executionRow, err error) {
+	s.mu.Lock()
+	n := len(s.doubts)
+	s.mu.Unlock()
+	if n == 0 {
+		return nil, nil
+	}
+	rows, err := s.store.unfinishedExecutions()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	byNode, unfinished := map[string][]executionRow{}, map[int64]bool{}
+	for _, e := range rows {
+		if s.doubts[e.ID] {
+			byNode[e.Node], unfinished[e.ID] = append(byNode[e.Node], e), true
+		}
+	}
+	s.doubts = unfinished
+	return byNode, nil
+}
+
+// settle does what a node's answer asks for. An execution that is ordered
+// again, or closed, stays in doubt until the next answer, or its row, says so.
+func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer) error {
+	ids := make([]int64, len(doubts))
+	for i, e := range doubts {
+		ids[i] = e.JobID
+	}
+	rows, err := s.store.jobsByID(ids)
+	if err != nil {
+		return err
+	}
+	m, jobs, orders := s.moment(), jobsByKey(rows), map[target][]order{}
+	var gone []closing
+	for _, e := range doubts {
+		c, again := m.resolve(e, a, jobs[e.JobID])
+		switch {
+		case again:
+			to := target{e.Node, e.incarnation}
+			s.addOrders(orders, jobs[e.JobID], []target{to}, []int64{e.ID}, order{Group: e.Group, Attempt: e.Attempt, ScheduledAt: e.Due})
+		case c.Outcome != "":
+			gone = append(gone, c)
+		default:
+			s.mu.Lock()
+			delete(s.doubts, e.ID)
+			s.mu.Unlock()
+		}
+	}
+	s.dispatch(orders)
+	return s.closeAll(ctx, gone)
 }
 
 // resolve says what a node's answer means for an execution that was given to
-// it: nothing if the node runs it or holds its result, else the end of it. A
-// process that is gone may have begun it, so it is not started again; that is
-// for the retries to do.
-func resolve(e executionRow, a answer) (c closing, ok bool) {
+// it, r being its job, nil if that is deleted: nothing if the node runs it or
+// holds its result. If it is unknown to the very process that it was given to,
+// it never started and is ordered again, unless it is too late for that. A
+// process that is gone may have begun it, so it has ended; what follows is for
+// the retries to say.
+func (m moment) resolve(e executionRow, a answer, r *jobRow) (c closing, again bool) {
 	if slices.Contains(a.Running, e.ID) || slices.ContainsFunc(a.Held, func(r result) bool { return r.Execution == e.ID }) {
 		return closing{}, false
 	}
-	return closing{
-		Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeInterrupted,
-		Why: fmt.Sprintf("interrupted: the belfry process on %s that it was given to has ended\n", e.Node),
-	}, true
+	c = closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeInterrupted}
+	switch {
+	case a.Incarnation != e.incarnation:
+		c.Why = fmt.Sprintf("interrupted: the belfry process on %s that it was given to has ended\n", e.Node)
+	case r == nil:
+		c.Why = "interrupted: the job was deleted before the run began\n"
+	case e.Cause == causeTick && e.Due < m.now-int64(m.catchup) && !m.once(r):
+		c.Outcome, c.Why = outcomeMissed, fmt.Sprintf("missed: the order did not reach %s in time\n", e.Node)
+	default:
+		return closing{}, true
+	}
+	return c, false
+}
+
+// once reports whether a job has a single tick.
+func (m moment) once(r *jobRow) bool {
+	j := job{Name: r.Name, Schedule: r.Schedule, Timezone: r.Timezone}
+	return j.schedule(m.zone).once()
 }
 
 // closeAll ends executions that no node will report.
 func (s *scheduler) closeAll(ctx context.Context, list []closing) error {
 	for part := range slices.Chunk(list, ticksMax) {
-		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: time.Now().UnixNano(), Close: part}); err != nil {
+		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Close: part}); err != nil {
 			return err
 		}
 		for _, c := range part {
@@ -1054,7 +1187,7 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 	if len(results) == 0 {
 		return nil, nil
 	}
-	c := &command{Actor: actorScheduler, Now: time.Now().UnixNano()}
+	c := &command{Actor: actorScheduler, Now: s.now().UnixNano()}
 	for _, r := range results {
 		taken = append(taken, r.Execution)
 		c.Done = append(c.Done, report{Execution: r.Execution, Started: r.Started, Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, output: r.Output})
@@ -1150,10 +1283,19 @@ func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, wh
 // has carried away.
 func (s *scheduler) resetFuture(ctx context.Context) error {
 	m := s.moment()
-	ids, err := s.store.firedAfter(m.now + int64(futureMax))
-	if err != nil || len(ids) == 0 {
-		return err
+	for after := int64(0); ; {
+		ids, err := s.store.firedBehind(m.now+int64(futureMax), after)
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		if err := s.resetJobs(ctx, m, ids); err != nil {
+			return err
+		}
+		after = ids[len(ids)-1]
 	}
+}
+
+func (s *scheduler) resetJobs(ctx context.Context, m moment, ids []int64) error {
 	rows, err := s.store.jobsByID(ids)
 	if err != nil {
 		return err
@@ -1166,6 +1308,9 @@ func (s *scheduler) resetFuture(ctx context.Context) error {
 		}
 		list = append(list, reset{Job: r.version.ID, Rev: r.version.Rev, Fired: r.fired, Next: j.firstTick(m.zone, m.now, 0),
 			Reason: fmt.Sprintf("ticks up to %s had been decided by a clock ahead of its time; the schedule goes on from now", timeOf(r.fired).Format(time.RFC3339))})
+	}
+	if len(list) == 0 {
+		return nil
 	}
 	if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Reset: list}); err != nil {
 		return err
@@ -1203,7 +1348,7 @@ func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	for range writeTries {
-		now := time.Now().UnixNano()
+		now := s.now().UnixNano()
 		c, err := compute(now)
 		if err != nil {
 			return applied{}, err
@@ -1327,7 +1472,7 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 			}
 			slice, size = staging{Restore: done.ID}, 0
 		}
-		slice.Jobs = append(slice.Jobs, stagedJob{Job: j, Next: j.firstTick(s.timezone(), time.Now().UnixNano(), 0)})
+		slice.Jobs = append(slice.Jobs, stagedJob{Job: j, Next: j.firstTick(s.timezone(), s.now().UnixNano(), 0)})
 		size += len(doc)
 		done.Jobs++
 	}
@@ -1343,7 +1488,7 @@ func (s *scheduler) stage(ctx context.Context, r request, slice staging) (int64,
 	if len(slice.Jobs)+len(slice.Moved) == 0 {
 		return slice.Restore, nil
 	}
-	res, err := s.propose(ctx, &command{Actor: r.Actor, Now: time.Now().UnixNano(), Stage: &slice})
+	res, err := s.propose(ctx, &command{Actor: r.Actor, Now: s.now().UnixNano(), Stage: &slice})
 	if slice.Restore == 0 {
 		slice.Restore = int64(res.Index)
 	}
@@ -1402,7 +1547,7 @@ func (s *scheduler) beginRestore() bool {
 func (s *scheduler) endRestore() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.restoring, s.restored = false, time.Now()
+	s.restoring, s.restored = false, s.now()
 }
 
 // abandoned returns a restore of which rows are left that nobody needs.
@@ -1506,7 +1651,7 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	if e.Finished != 0 {
 		return errFinished
 	}
-	now := time.Now().UnixNano()
+	now := s.now().UnixNano()
 	why := fmt.Sprintf("killed by %s at %s", r.Actor, timeOf(now).Format(time.RFC3339))
 	err := s.tellKill(e, why)
 	switch {
@@ -1566,7 +1711,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 	if err != nil || res.Repeated || res.Refused != "" {
 		return row, res, err
 	}
-	orders := map[string][]order{}
+	orders := map[target][]order{}
 	s.addOrders(orders, row, d.Targets, res.Started[0], order{Attempt: 1, ScheduledAt: asked})
 	s.dispatch(orders)
 	return row, res, nil

@@ -1083,18 +1083,19 @@ func (a *applying) change() error {
 }
 
 // put refuses a base that no longer holds, a parent that is not there or would
-// close a circle, and a new next while the old one is due and undecided: that
-// tick would have no outcome.
+// close a circle, a new next while the old one is due and undecided: that tick
+// would have no outcome; and a new next that is not behind the last decided
+// tick, one of which was decided since it was computed: the job would be stuck.
 func (a *applying) put(p jobPut) error {
 	parent, err := a.parent(p)
 	if err != nil {
 		return err
 	}
 	var base jobVersion
-	var next int64
+	var next, fired int64
 	var armed bool
-	err = a.s.get(`SELECT id, rev, next, disabled = 0 AND parent = 0 FROM jobs JOIN job_state ON job = id WHERE name = ? AND deleted = 0`,
-		[]any{p.Job.Name}, &base.ID, &base.Rev, &next, &armed)
+	err = a.s.get(`SELECT id, rev, next, fired, disabled = 0 AND parent = 0 FROM jobs JOIN job_state ON job = id WHERE name = ? AND deleted = 0`,
+		[]any{p.Job.Name}, &base.ID, &base.Rev, &next, &fired, &armed)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
@@ -1103,6 +1104,9 @@ func (a *applying) put(p jobPut) error {
 	}
 	if base.ID != 0 && !p.Keep && armed && next != never && next <= a.c.Now {
 		return errUndecided
+	}
+	if !p.Keep && p.Job.armed() && p.Next != never && p.Next <= fired {
+		return errConflict
 	}
 	return a.store(p, parent)
 }
@@ -1596,7 +1600,7 @@ func (a *applying) finish(reports []report, with map[int64]uint64) error {
 	deltas := map[int64]*jobDelta{}
 	days := map[int64]*[2]int64{}
 	var groups []*ended
-	seen := map[int64]bool{} // groups
+	place := map[int64]int{} // of a group in groups
 	for _, r := range reports {
 		e := rows[r.Execution]
 		if e == nil || with != nil && (e.Outcome != "" || with[e.ID] != e.incarnation) {
@@ -1606,9 +1610,12 @@ func (a *applying) finish(reports []report, with map[int64]uint64) error {
 		if err := a.end(e, r, deltas, days); err != nil {
 			return err
 		}
-		if e.alive && !seen[e.Group] {
-			seen[e.Group] = true
+		switch i, ok := place[e.Group]; {
+		case e.alive && !ok:
+			place[e.Group] = len(groups)
 			groups = append(groups, e)
+		case e.alive && groups[i].Outcome == outcomeLost:
+			groups[i] = e // from one that was lost nothing follows, from this one it may
 		}
 	}
 	for _, e := range groups {
@@ -1684,12 +1691,15 @@ func (d *jobDelta) add(r report, days map[int64]*[2]int64) {
 		d.success++
 		d.lastSuccess = max(d.lastSuccess, r.Finished)
 		days[day][0]++
-	case r.Outcome != outcomeLost: // which is neither
+	case !undecided(r.Outcome):
 		d.failed++
 		d.lastError = max(d.lastError, r.Finished)
 		days[day][1]++
 	}
 }
+
+// undecided reports whether an outcome is neither a success nor a failure.
+func undecided(outcome string) bool { return outcome == outcomeLost || outcome == outcomeMissed }
 
 // settle gives the job the status of the group that e has just ended in, and
 // lets follow what follows when the last attempt on every node has succeeded:
@@ -1708,7 +1718,7 @@ func (a *applying) settle(e *ended, d *jobDelta) error {
 				unfinished++
 			case outcome == outcomeSuccess:
 				success++
-			case outcome != outcomeLost:
+			case !undecided(outcome):
 				failed++
 			}
 			return err
@@ -2269,10 +2279,11 @@ func (s *store) armed(fn func(job, next int64)) error {
 	})
 }
 
-// firedAfter returns the ids of jobs whose last decided tick lies behind a time.
-func (s *store) firedAfter(t int64) ([]int64, error) {
+// firedBehind returns the ids, above a given one and in order, of jobs whose
+// last decided tick lies behind a time: as many as fit in a command.
+func (s *store) firedBehind(t, above int64) ([]int64, error) {
 	var ids []int64
-	err := s.viewEach("SELECT job FROM job_state WHERE fired > ? LIMIT ?", []any{t, ticksMax}, func(scan scanner) error {
+	err := s.viewEach("SELECT job FROM job_state WHERE fired > ? AND job > ? ORDER BY job LIMIT ?", []any{t, above, ticksMax}, func(scan scanner) error {
 		var id int64
 		err := scan(&id)
 		ids = append(ids, id)
@@ -2321,7 +2332,12 @@ func (s *store) collectPending(tail string, arg any) ([]pendingRow, error) {
 func (s *store) trimmable(keep int, requests uint64, day int64, whole bool) (t trimming, err error) {
 	slack := max(10, keep/10) // few large deletions cost less than many small ones
 	rows := 0
-	err = s.viewEach(`SELECT job, kept - ?1, (SELECT id FROM executions e WHERE e.job = s.job AND +finished <> 0 ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM job_state s WHERE kept >= ?2 LIMIT ?3`,
+	// Of groups that are not over nothing is dropped: who asked for that would
+	// ask for it for ever.
+	err = s.viewEach(`SELECT job, surplus, upto FROM (
+		SELECT job, kept - ?1 AS surplus, (SELECT id FROM executions e WHERE e.job = s.job AND +finished <> 0 ORDER BY id DESC LIMIT 1 OFFSET ?1) AS upto FROM job_state s WHERE kept >= ?2) t
+		WHERE EXISTS (SELECT * FROM executions e WHERE e.job = t.job AND e.id <= t.upto AND +finished <> 0 AND grp NOT IN (
+			SELECT grp FROM executions WHERE job = t.job AND +finished = 0 UNION ALL SELECT grp FROM pending WHERE job = t.job)) LIMIT ?3`,
 		[]any{keep, keep + slack, sliceRows}, func(scan scanner) error {
 			var c cut
 			var n int
@@ -2651,7 +2667,7 @@ var checks = []struct{ rule, query string }{
 	{"an execution has an outcome if it is finished, and only then", "SELECT id FROM executions WHERE (finished = 0) <> (outcome = '')"},
 	{"an execution and a pending row have a job", "SELECT id FROM executions WHERE job NOT IN (SELECT id FROM jobs) UNION ALL SELECT id FROM pending WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
 	{"an attempt of a slot exists once", "SELECT min(id) FROM executions GROUP BY grp, slot, attempt HAVING count(*) > 1"},
-	{"a tick has one outcome", "SELECT min(job) FROM (SELECT job, due FROM executions WHERE cause = 'tick' AND id = grp UNION ALL SELECT job, due FROM ticks WHERE cause = 'tick') GROUP BY job, due HAVING count(*) > 1"},
+	{"a tick has one outcome, unless a wrong clock was set back in between", "SELECT min(job) FROM (SELECT id, job, due FROM executions WHERE cause = 'tick' AND id = grp UNION ALL SELECT id, job, due FROM ticks WHERE cause = 'tick') t GROUP BY job, due, (SELECT count(*) FROM ticks c WHERE c.job = t.job AND c.cause = 'clock' AND c.id < t.id) HAVING count(*) > 1"},
 	{"an output has an execution", "SELECT execution FROM outputs WHERE execution NOT IN (SELECT id FROM executions)"},
 	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent <> 0 AND parent NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
 	{"the log reaches from its base to beyond what is applied", "SELECT applied_index FROM cluster, server WHERE applied_index < base_index OR base_index + (SELECT count(*) FROM log) < applied_index OR (SELECT min(idx) FROM log) <> base_index + 1"},
