@@ -250,13 +250,18 @@ func (w *world) propose(ctx context.Context, c *command) (applied, error) {
 	if err := w.ctx.Err(); err != nil {
 		return applied{}, errNotLeader
 	}
-	if c.Put != nil && !w.nested && w.chance(20) {
+	if c.Put != nil && w.chance(40) {
 		// A tick is decided between the moment a write was computed and the
 		// moment it is appended.
-		w.nested = true
-		w.elapsed += w.rnd.Int64N(int64(time.Second))
-		w.fire()
-		w.nested = false
+		w.meanwhile(func() {
+			if wait := w.nextDue() - w.now(); wait > 0 && wait < int64(2*time.Second) {
+				w.elapsed += wait
+			}
+			w.fire()
+		})
+	}
+	for _, cl := range c.Close {
+		w.checkClosing(cl)
 	}
 	if c.Trim != nil && c.Trim.Requests > 0 {
 		w.requests = nil // jumps of the only clock here make ten minutes of nothing
@@ -283,12 +288,38 @@ func (w *world) propose(ctx context.Context, c *command) (applied, error) {
 	if w.chance(0.7) {
 		panic(crash{"before an answer"})
 	}
-	if res.Err == errUndecided && !w.nested {
-		w.nested = true
-		w.fire() // as the leader does at the same time
-		w.nested = false
+	if res.Err == errUndecided {
+		w.meanwhile(w.fire)
+	}
+	if c.Close == nil && c.Done == nil && w.chance(5) {
+		// The nodes are asked between the moment a run was accepted and the
+		// moment it is dispatched.
+		w.meanwhile(func() { w.excuse(w.sched.askNodes(w.ctx)) })
 	}
 	return res, res.Err
+}
+
+// meanwhile does what another goroutine of the leader may do at this moment.
+func (w *world) meanwhile(do func()) {
+	if !w.nested {
+		w.nested = true
+		defer func() { w.nested = false }()
+		do()
+	}
+}
+
+// checkClosing expects that nothing is closed which its node may still start:
+// the process that it was given to is gone, or it is too late or in vain to
+// order it again.
+func (w *world) checkClosing(c closing) {
+	r := w.ledger.started[c.Execution]
+	gone := w.ledger.gone(w.store, r.job)
+	switch i := slices.IndexFunc(w.nodes, func(n *simNode) bool { return n.incarnation == c.Incarnation }); {
+	case i < 0 || gone || r.ended:
+	case c.Outcome == outcomeMissed && r.cause == causeTick && r.due < w.now()-int64(time.Minute):
+	default:
+		w.fatalf("execution %d is closed as %s, and the process of %s that it was given to lives", c.Execution, c.Outcome, w.nodes[i].name)
+	}
 }
 
 // applyAll applies what is persisted, entry by entry, and has the ledger look
