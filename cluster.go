@@ -1252,6 +1252,7 @@ const (
 
 var (
 	errUnknown  = errors.New("nobody can tell whether the write was done; repeat it with the same Idempotency-Key")
+	errRefused  = errors.New("refused") // wraps errors of a call after which the node has surely done nothing
 	errTooLarge = fmt.Errorf("the change is larger than %d bytes; make it smaller", commandBytesMax)
 )
 

@@ -106,6 +106,7 @@ type config struct {
 	Timezone        string        // zone of jobs that name none, when the cluster is made
 	CatchupWindow   time.Duration // age up to which a missed tick still runs
 	ExecutionsKept  int           // newest finished executions of a job that are kept
+	LostAfter       time.Duration // of silence of its node, after which an execution is lost
 	ShutdownGrace   time.Duration // that running executions have to end when the node stops
 }
 
@@ -145,6 +146,7 @@ func parseConfig(args, environ []string, stderr io.Writer) (config, error) {
 	fs.StringVar(&cfg.Timezone, "timezone", localZone(environ), "`zone` of jobs that name none; it is fixed when the cluster is made")
 	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute, "`age` up to which ticks that nobody could fire run late; older ones are recorded as missed")
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions that are kept of each job")
+	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute, "`time` after which an execution is given up whose node does not answer")
 	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second, "`time` that running executions have to end when the node stops")
 	if err := fs.Parse(args); err != nil {
 		return cfg, err
@@ -211,6 +213,9 @@ func (c *config) validate() error {
 	}
 	if c.ExecutionsKept < 1 {
 		return errors.New("--executions-keep: must be at least 1")
+	}
+	if c.LostAfter < 2*nodeFailed {
+		return fmt.Errorf("--lost-after: must be at least %s", 2*nodeFailed)
 	}
 	if c.ShutdownGrace < 0 {
 		return errors.New("--shutdown-grace: must not be negative")
@@ -289,7 +294,7 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	if err != nil {
 		return err
 	}
-	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone}, st, log)
+	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
 	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Report: sched.report})
 	if err != nil {
 		return err
@@ -308,7 +313,12 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 		return res, err
 	}
 	sched.nodes = func() []node { return []node{{cfg.NodeName, exec.incarnation(), self.Tags}} }
-	sched.start = func(_ string, d dispatch) error { return exec.start(d) }
+	sched.start = func(_ string, d dispatch) error {
+		if err := exec.start(d); err != nil {
+			return fmt.Errorf("%w: %w", errRefused, err)
+		}
+		return nil
+	}
 	sched.ask = func(_ string, q question) (answer, error) { return exec.ask(q) }
 	sched.end = func(_ string, k kill) error { return exec.kill(k) }
 	web := &http.Server{

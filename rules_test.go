@@ -224,10 +224,11 @@ func (w *world) restart() {
 			w.fatalf("check after a restart: %v", err)
 		}
 	}
-	w.sched = newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 15, Timezone: "Europe/Berlin"}, w.store, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	w.sched = newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 15, Timezone: "Europe/Berlin", LostAfter: 30 * time.Second}, w.store, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	w.sched.propose, w.sched.nodes, w.sched.start, w.sched.ask = w.propose, w.alive, w.start, w.ask
 	w.sched.now = func() time.Time { return timeOf(w.now()) }
 	w.sched.chance = w.rnd.Uint64
+	w.sched.spawn = func(task func()) { task() }
 	w.recoverOffice()
 	w.verify()
 }
@@ -315,7 +316,8 @@ func (w *world) checkClosing(c closing) {
 	r := w.ledger.started[c.Execution]
 	gone := w.ledger.gone(w.store, r.job)
 	switch i := slices.IndexFunc(w.nodes, func(n *simNode) bool { return n.incarnation == c.Incarnation }); {
-	case i < 0 || gone || r.ended:
+	case i < 0 || gone || r.ended || c.Outcome == outcomeLost:
+	case c.Outcome == outcomeMissed && !w.nodes[i].up: // it took no connection
 	case c.Outcome == outcomeMissed && r.cause == causeTick && r.due < w.now()-int64(time.Minute):
 	default:
 		w.fatalf("execution %d is closed as %s, and the process of %s that it was given to lives", c.Execution, c.Outcome, w.nodes[i].name)
@@ -627,17 +629,27 @@ func (w *world) start(name string, d dispatch) error {
 	case w.chance(0.5):
 		panic(crash{"before a dispatch"})
 	case n.local:
-		return n.take(w, d)
-	case !n.up || !n.reached || w.chance(3):
+		return n.refuse(w, d)
+	case !n.up:
+		return fmt.Errorf("%w: no connection", errRefused)
+	case !n.reached || w.chance(3):
 		return errUnreached
 	case w.chance(3):
 		w.late = append(w.late, lateDispatch{n, d})
 		return errUnreached
 	}
-	if err := n.take(w, d); err != nil || !w.chance(3) {
+	if err := n.refuse(w, d); err != nil || !w.chance(3) {
 		return err
 	}
 	return errUnreached
+}
+
+// refuse is take with errors that say so.
+func (n *simNode) refuse(w *world, d dispatch) error {
+	if err := n.take(w, d); err != nil {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	return nil
 }
 
 func (w *world) deliverLate() {

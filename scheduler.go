@@ -305,19 +305,11 @@ type node struct {
 // of nodes. All tags must match; a value that ends in ":N" limits how many
 // nodes are taken, at random, and the lowest limit counts. No tags: every node.
 func chooseNodes(tags map[string]string, nodes []node, rnd *rand.Rand) []target {
-	limit := len(nodes)
-	wanted := map[string]string{}
-	for _, k := range sortedKeys(tags) {
-		value, n, ok := cutCount(tags[k])
-		if ok {
+	matching := matchingNodes(tags, nodes)
+	limit := len(matching)
+	for _, value := range tags {
+		if _, n, ok := cutCount(value); ok {
 			limit = min(limit, n)
-		}
-		wanted[k] = value
-	}
-	var matching []target
-	for _, n := range nodes {
-		if hasTags(n.Tags, wanted) {
-			matching = append(matching, target{n.Name, n.Incarnation})
 		}
 	}
 	for len(matching) > limit {
@@ -325,6 +317,31 @@ func chooseNodes(tags map[string]string, nodes []node, rnd *rand.Rand) []target 
 		matching = slices.Delete(matching, i, i+1)
 	}
 	return matching
+}
+
+// matchingNodes returns the nodes that have all the tags, whatever the limits.
+func matchingNodes(tags map[string]string, nodes []node) []target {
+	wanted := map[string]string{}
+	for k, value := range tags {
+		wanted[k], _, _ = cutCount(value)
+	}
+	var matching []target
+	for _, n := range nodes {
+		if hasTags(n.Tags, wanted) {
+			matching = append(matching, target{n.Name, n.Incarnation})
+		}
+	}
+	return matching
+}
+
+// counted reports whether a tag limits on how many nodes the job runs.
+func (j *job) counted() bool {
+	for _, value := range j.Tags {
+		if _, _, ok := cutCount(value); ok {
+			return true
+		}
+	}
+	return false
 }
 
 // cutCount splits "web:2" into the value and the count.
@@ -351,12 +368,13 @@ func hasTags(has, wanted map[string]string) bool {
 
 // moment is what the leader knows when it decides.
 type moment struct {
-	now     int64
-	since   int64         // from when on it has led and been awake without a gap
-	catchup time.Duration // how old a tick may be that still runs
-	zone    string        // the cluster's
-	nodes   []node
-	rnd     *rand.Rand
+	now       int64
+	since     int64         // from when on it has led and been awake without a gap
+	catchup   time.Duration // how old a tick may be that still runs
+	lostAfter time.Duration // how long a pending retry waits for a node
+	zone      string        // the cluster's
+	nodes     []node
+	rnd       *rand.Rand
 }
 
 // settled reports whether the leader has led for long enough to say that a
@@ -483,6 +501,13 @@ type schedulerConfig struct {
 	Catchup        time.Duration // how old a missed tick may be that still runs
 	ExecutionsKept int           // newest finished executions of a job that are kept
 	Timezone       string        // of a new cluster
+	LostAfter      time.Duration // of unanswered questions, after which an execution is lost
+}
+
+// A doubt is how long the node of an execution has not answered for it.
+type doubt struct {
+	since  time.Time     // when it was last asked, or the doubt arose
+	silent time.Duration // the gaps before that, each as at most nodeFailed
 }
 
 // scheduler is the leader's side of a server. Its writing methods may be
@@ -505,23 +530,30 @@ type scheduler struct {
 	number      uint64     // of the last dispatch or question of the term
 	since       int64      // from when on it has led and been awake
 	queue       dueQueue
-	lastPending int64          // id of the newest pending row in queue
-	doubts      map[int64]bool // unfinished executions that the nodes must be asked about
-	asked       []target       // the processes of the nodes when they were asked last
-	quiet       bool           // starts nothing any more
-	restoring   bool           // a restore is under way
-	restored    time.Time      // when the last restore ended
+	lastPending int64           // id of the newest pending row in queue
+	doubts      map[int64]doubt // unfinished executions that the nodes must be asked about
+	asked       []target        // the processes of the nodes when they were asked last
+	mute        map[string]bool // nodes that were sent orders and did not answer
+	quiet       bool            // starts nothing any more
+	restoring   bool            // a restore is under way
+	restored    time.Time       // when the last restore ended
 	zone        string
 	poke        chan struct{} // something earlier is due; holds one
+
+	tasks sync.WaitGroup // what is under way beside the loops, such as orders on their way to a node
+	spawn func(func())   // begins such a task
 }
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
-	return &scheduler{cfg: cfg, store: s, log: log, zone: cfg.Timezone, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1)}
+	sched := &scheduler{cfg: cfg, store: s, log: log, zone: cfg.Timezone, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1)}
+	sched.spawn = func(task func()) { sched.tasks.Go(task) }
+	return sched
 }
 
 // lead does the leader's work for one term, until ctx ends. The caller has
 // applied the term's first entry, so that the store is as the last leader left it.
 func (s *scheduler) lead(ctx context.Context, term uint64) error {
+	defer s.tasks.Wait()
 	defer s.leaveOffice()
 	if err := s.takeOffice(ctx, term); err != nil {
 		return s.excuse(ctx, err)
@@ -541,7 +573,8 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 // takeOffice makes the leader's memory from the store.
 func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 	s.mu.Lock()
-	s.term, s.number, s.since, s.queue, s.lastPending, s.doubts, s.asked = term, 0, s.now().UnixNano(), nil, 0, map[int64]bool{}, nil
+	s.term, s.number, s.since, s.queue, s.lastPending, s.doubts, s.asked = term, 0, s.now().UnixNano(), nil, 0, map[int64]doubt{}, nil
+	s.mute = map[string]bool{}
 	s.mu.Unlock()
 	m, err := s.store.meta()
 	if err != nil {
@@ -645,11 +678,13 @@ func (s *scheduler) queuePending() error {
 	return nil
 }
 
-// moment returns what the leader knows now.
+// moment returns what the leader knows now. A node that did not answer for its
+// last orders is not chosen until it has answered a question.
 func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, zone: s.zone, nodes: s.nodes(), rnd: s.newRand()}
+	nodes := slices.DeleteFunc(slices.Clone(s.nodes()), func(n node) bool { return s.mute[n.Name] })
+	return moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.zone, nodes: nodes, rnd: s.newRand()}
 }
 
 // newRand returns a source of chance for one goroutine.
@@ -786,7 +821,7 @@ func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 		}
 		overlap = "a retry of an earlier run is pending"
 		if ok {
-			overlap = "overlap with " + executionName(e.ID, e.Node)
+			overlap = "overlap with " + executionName(e.ID, e.Node) + s.silence(e.ID)
 		}
 	}
 	ds, err := m.plan(r, overlap)
@@ -794,6 +829,18 @@ func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 		s.enqueue(queueItem{at: m.now + int64(tickSlack), id: r.version.ID})
 	}
 	return ds, err
+}
+
+// silence says since when the node of an execution has not answered for it, ”
+// if it is not in doubt.
+func (s *scheduler) silence(execution int64) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, ok := s.doubts[execution]
+	if !ok || d.silent == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", whose node has not answered for %s", d.silent.Round(time.Second))
 }
 
 // decide proposes decisions and dispatches what came of them.
@@ -819,7 +866,7 @@ func (s *scheduler) decide(ctx context.Context, m moment, rows []*jobRow, list [
 		}
 		s.enqueue(queueItem{at: at, id: d.Job})
 	}
-	s.dispatch(orders)
+	s.dispatch(orders, firstTry)
 	return s.excuse(ctx, err)
 }
 
@@ -885,29 +932,138 @@ func (s *scheduler) addOrders(orders map[target][]order, r *jobRow, targets []ta
 }
 
 // dispatch hands the nodes their orders, each the process that apply accepted:
-// one that came after it has nothing to do with them. Orders that are not taken
-// leave their executions in doubt.
-func (s *scheduler) dispatch(orders map[target][]order) {
+// one that came after it has nothing to do with them. It does not wait for the
+// answers.
+func (s *scheduler) dispatch(orders map[target][]order, try try) {
 	byNode := func(a, b target) int {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Incarnation, b.Incarnation))
 	}
 	for _, t := range slices.SortedFunc(maps.Keys(orders), byNode) {
 		d := dispatch{Incarnation: t.Incarnation, Orders: orders[t]}
 		d.Term, d.Number = s.nextNumber()
-		if err := s.start(t.Node, d); err != nil {
-			s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
-			s.doubt(d.Orders)
-		}
+		s.spawn(func() { s.send(t, d, try) })
 	}
 }
 
-// doubt has the nodes asked about executions whose orders were not taken.
-func (s *scheduler) doubt(orders []order) {
+// A try says what is known of the dispatches of an execution before this one.
+type try int
+
+const (
+	firstTry  try = iota // it was accepted in this term and nobody can have sent it
+	secondTry            // the same for the node that it was reassigned to
+	againTry             // it may have been sent
+)
+
+// send hands one node its orders. What a first try was refused never started,
+// and goes elsewhere; what nobody can tell about is left in doubt.
+func (s *scheduler) send(t target, d dispatch, try try) {
+	err := s.start(t.Node, d)
+	if err == nil {
+		return
+	}
+	s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
+	if !errors.Is(err, errRefused) {
+		s.mu.Lock()
+		s.mute[t.Node] = true
+		s.mu.Unlock()
+	} else if try != againTry && processGone(err) {
+		err := s.reassign(t, d.Orders, try)
+		if err == nil {
+			return
+		}
+		s.log.Warn("orders that were refused stay in doubt", "node", t.Node, "orders", len(d.Orders), "err", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, o := range orders {
-		s.doubts[o.Execution] = true
+	for _, o := range d.Orders {
+		s.doubts[o.Execution] = doubt{since: s.now()}
 	}
+}
+
+// processGone reports whether a refusal says that the process which the orders
+// were for takes none any more. Another one will take them when they are sent
+// again: a later question or leader had overtaken them, or the queue was full.
+func processGone(err error) bool {
+	return !errors.Is(err, errStaleTerm) && !errors.Is(err, errStaleNumber) && !errors.Is(err, errQueueFull)
+}
+
+// reassign gives executions that surely never started to another node if a
+// count chose this one, else to the node's new process; where neither is
+// there, they are missed.
+func (s *scheduler) reassign(from target, orders []order, try try) error {
+	m := s.moment()
+	var moves []reassignment
+	var gone []closing
+	byID := map[int64]order{}
+	for _, o := range orders {
+		byID[o.Execution] = o
+		to, ok, err := s.otherTarget(m, from, o)
+		if err != nil {
+			return err
+		}
+		if ok && try == firstTry {
+			moves = append(moves, reassignment{Execution: o.Execution, Incarnation: from.Incarnation, To: to})
+		} else {
+			gone = append(gone, closing{Execution: o.Execution, Incarnation: from.Incarnation, Outcome: outcomeMissed,
+				Why: fmt.Sprintf("missed: %s did not take the order, and no other node could\n", from.Node)})
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
+	defer cancel()
+	if err := s.closeAll(ctx, gone); err != nil || len(moves) == 0 {
+		return err
+	}
+	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Reassign: moves})
+	if err != nil {
+		return err
+	}
+	moved := map[target][]order{}
+	for i, r := range moves {
+		if res.Accepted[i] {
+			moved[r.To] = append(moved[r.To], byID[r.Execution])
+		}
+	}
+	s.dispatch(moved, secondTry)
+	return nil
+}
+
+// otherTarget returns where an execution goes that its node did not take.
+func (s *scheduler) otherTarget(m moment, from target, o order) (to target, ok bool, err error) {
+	row, err := s.store.job(o.Job)
+	if err != nil {
+		return target{}, false, err
+	}
+	j, err := row.definition()
+	if err != nil {
+		return target{}, false, err
+	}
+	used, err := s.store.groupNodes(o.Group)
+	if err != nil {
+		return target{}, false, err
+	}
+	to, ok = m.elsewhere(&j, from.Node, used)
+	return to, ok && to != from, nil
+}
+
+// elsewhere returns another matching node for a run of j, none of used, if a
+// count of its tags leaves a choice; else the same node, if it is there.
+func (m moment) elsewhere(j *job, name string, used []string) (target, bool) {
+	var same, others []target
+	for _, t := range matchingNodes(j.Tags, m.nodes) {
+		switch {
+		case t.Node == name:
+			same = append(same, t)
+		case j.counted() && !slices.Contains(used, t.Node):
+			others = append(others, t)
+		}
+	}
+	if len(others) > 0 {
+		return others[m.rnd.IntN(len(others))], true
+	}
+	if len(same) > 0 {
+		return same[0], true
+	}
+	return target{}, false
 }
 
 // nextNumber returns the term and a number larger than all before in it.
@@ -968,7 +1124,7 @@ func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jo
 		}
 		s.enqueue(queueItem{at: m.now + int64(tickSlack), id: p.ID, pending: true})
 	}
-	s.dispatch(orders)
+	s.dispatch(orders, firstTry)
 	return s.excuse(ctx, err)
 }
 
@@ -981,17 +1137,23 @@ func (m moment) planPending(p pendingRow, r *jobRow) (runDecision, error) {
 		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
 		return d, nil
 	}
+	j, err := r.definition()
+	if err != nil {
+		return d, err
+	}
 	if p.Cause == causeRetry {
 		for _, n := range m.nodes {
 			if n.Name == p.Node {
 				d.Targets = []target{{n.Name, n.Incarnation}}
+				return d, nil
 			}
 		}
+		if to, ok := m.elsewhere(&j, p.Node, nil); ok && m.settled() {
+			d.Targets = []target{to}
+		} else if m.now-max(p.Due, m.since) > int64(m.lostAfter) {
+			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the retry waited %s for node %s", m.lostAfter, p.Node)
+		}
 		return d, nil
-	}
-	j, err := r.definition()
-	if err != nil {
-		return d, err
 	}
 	d.Targets = chooseNodes(j.Tags, m.nodes, m.rnd)
 	if len(d.Targets) == 0 && m.settled() {
@@ -1010,8 +1172,8 @@ func (s *scheduler) doubtAll(spared []target) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range rows {
-		if !slices.Contains(spared, target{e.Node, e.incarnation}) {
-			s.doubts[e.ID] = true
+		if _, ok := s.doubts[e.ID]; !ok && !slices.Contains(spared, target{e.Node, e.incarnation}) {
+			s.doubts[e.ID] = doubt{since: s.now()}
 		}
 	}
 	return nil
@@ -1058,25 +1220,83 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range sortedKeys(doubts) {
-		q := question{}
+	names := sortedKeys(doubts)
+	answers, errs := make([]answer, len(names)), make([]error, len(names))
+	var asking sync.WaitGroup
+	for i, name := range names {
+		q := question{All: true}
 		for _, e := range doubts[name] {
 			q.Executions = append(q.Executions, e.ID)
 		}
 		q.Term, q.Number = s.nextNumber()
-		a, err := s.ask(name, q)
+		asking.Add(1)
+		s.spawn(func() {
+			defer asking.Done()
+			answers[i], errs[i] = s.ask(name, q)
+		})
+	}
+	asking.Wait()
+	for i, name := range names {
+		if errs[i] != nil {
+			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(doubts[name]), "err", errs[i])
+			err = s.countSilence(ctx, doubts[name])
+		} else {
+			err = s.takeAnswer(ctx, name, doubts[name], answers[i])
+		}
 		if err != nil {
-			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(q.Executions), "err", err)
-			continue
-		}
-		if _, err := s.report(ctx, a.Held); err != nil {
-			return err
-		}
-		if err := s.settle(ctx, doubts[name], a); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// countSilence adds the time since the last question to that for which the
+// node of the executions has not answered, and gives them up when that is long
+// enough. A gap counts as at most nodeFailed, so that neither a clock that
+// jumps nor a leader that slept makes it long.
+func (s *scheduler) countSilence(ctx context.Context, list []executionRow) error {
+	now := s.now()
+	var lost []closing
+	s.mu.Lock()
+	for _, e := range list {
+		d := s.doubts[e.ID]
+		d.silent += min(max(0, now.Sub(d.since), now.Round(0).Sub(d.since.Round(0))), nodeFailed)
+		d.since = now
+		s.doubts[e.ID] = d
+		if d.silent >= s.cfg.LostAfter {
+			lost = append(lost, closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeLost,
+				Why: fmt.Sprintf("lost: %s has not answered for %s; the run may or may not have ended\n", e.Node, d.silent.Round(time.Second))})
+		}
+	}
+	s.mu.Unlock()
+	return s.closeAll(ctx, lost)
+}
+
+// takeAnswer does what a node's answer asks for.
+func (s *scheduler) takeAnswer(ctx context.Context, name string, list []executionRow, a answer) error {
+	s.mu.Lock()
+	delete(s.mute, name)
+	s.mu.Unlock()
+	if _, err := s.report(ctx, a.Held); err != nil {
+		return err
+	}
+	if err := s.endKilled(name, a.Running); err != nil {
+		return err
+	}
+	return s.settle(ctx, list, a)
+}
+
+// endKilled ends what a node still runs although it was closed by hand.
+func (s *scheduler) endKilled(name string, running []int64) error {
+	killed, err := s.store.killed(running)
+	for _, id := range killed {
+		k := kill{Execution: id, Why: "killed by hand while its node did not answer"}
+		k.Term, k.Number = s.nextNumber()
+		if err := s.end(name, k); err != nil {
+			s.log.Warn("a run that was closed by hand goes on", "execution", executionName(id, name), "err", err)
+		}
+	}
+	return err
 }
 
 // inDoubt returns the executions in doubt that are still unfinished, by node,
@@ -1094,10 +1314,10 @@ func (s *scheduler) inDoubt() (byNode map[string][]executionRow, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	byNode, unfinished := map[string][]executionRow{}, map[int64]bool{}
+	byNode, unfinished := map[string][]executionRow{}, map[int64]doubt{}
 	for _, e := range rows {
-		if s.doubts[e.ID] {
-			byNode[e.Node], unfinished[e.ID] = append(byNode[e.Node], e), true
+		if d, ok := s.doubts[e.ID]; ok {
+			byNode[e.Node], unfinished[e.ID] = append(byNode[e.Node], e), d
 		}
 	}
 	s.doubts = unfinished
@@ -1131,7 +1351,7 @@ func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer)
 			s.mu.Unlock()
 		}
 	}
-	s.dispatch(orders)
+	s.dispatch(orders, againTry)
 	return s.closeAll(ctx, gone)
 }
 
@@ -1713,7 +1933,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 	}
 	orders := map[target][]order{}
 	s.addOrders(orders, row, d.Targets, res.Started[0], order{Attempt: 1, ScheduledAt: asked})
-	s.dispatch(orders)
+	s.dispatch(orders, firstTry)
 	return row, res, nil
 }
 

@@ -664,7 +664,7 @@ type applied struct {
 	Answer   string    // that the command asked to be kept for its request
 	Refused  string    // a run by hand: why it was not started
 	Jobs     []int64   // put: the ids of the jobs
-	Accepted []bool    // decide and run: whether each decision is done with
+	Accepted []bool    // decide, run and reassign: whether each decision is done with
 	Started  [][]int64 // decide and run: the executions of each decision, in the order of its targets
 	More     bool      // delete_executions: more than one slice
 }
@@ -785,21 +785,22 @@ type command struct {
 	Answer  string `json:"answer,omitempty"`  // what a repetition of the request is answered
 	Submit  bool   `json:"submit,omitempty"`  // creates or updates jobs: refused while submissions are paused
 
-	Found            *founding     `json:"found,omitempty"`
-	Put              []jobPut      `json:"put,omitempty"` // all or none
-	Stage            *staging      `json:"stage,omitempty"`
-	Restore          *restoring    `json:"restore,omitempty"`
-	Delete           *jobVersion   `json:"delete,omitempty"`
-	DeleteExecutions *jobVersion   `json:"delete_executions,omitempty"` // one slice
-	SetPaused        *bool         `json:"set_paused,omitempty"`
-	PutPolicy        *policy       `json:"put_policy,omitempty"`
-	DeletePolicy     string        `json:"delete_policy,omitempty"` // its name
-	Decide           []decision    `json:"decide,omitempty"`
-	Run              []runDecision `json:"run,omitempty"`
-	Done             []report      `json:"done,omitempty"`
-	Close            []closing     `json:"close,omitempty"`
-	Reset            []reset       `json:"reset,omitempty"`
-	Trim             *trimming     `json:"trim,omitempty"`
+	Found            *founding      `json:"found,omitempty"`
+	Put              []jobPut       `json:"put,omitempty"` // all or none
+	Stage            *staging       `json:"stage,omitempty"`
+	Restore          *restoring     `json:"restore,omitempty"`
+	Delete           *jobVersion    `json:"delete,omitempty"`
+	DeleteExecutions *jobVersion    `json:"delete_executions,omitempty"` // one slice
+	SetPaused        *bool          `json:"set_paused,omitempty"`
+	PutPolicy        *policy        `json:"put_policy,omitempty"`
+	DeletePolicy     string         `json:"delete_policy,omitempty"` // its name
+	Decide           []decision     `json:"decide,omitempty"`
+	Run              []runDecision  `json:"run,omitempty"`
+	Done             []report       `json:"done,omitempty"`
+	Reassign         []reassignment `json:"reassign,omitempty"`
+	Close            []closing      `json:"close,omitempty"`
+	Reset            []reset        `json:"reset,omitempty"`
+	Trim             *trimming      `json:"trim,omitempty"`
 }
 
 // founding makes a new cluster.
@@ -886,6 +887,13 @@ type report struct {
 	Dropped    int64  `json:"dropped,omitempty"`
 	OutputSize int    `json:"output_size,omitempty"`
 	output     []byte
+}
+
+// A reassignment gives an execution that never started to another process.
+type reassignment struct {
+	Execution   int64  `json:"execution"`
+	Incarnation uint64 `json:"incarnation"` // that it is with
+	To          target `json:"to"`
 }
 
 // A closing ends an execution without its node's word, if it is still with
@@ -1072,6 +1080,8 @@ func (a *applying) change() error {
 		return a.run(c.Run)
 	case c.Done != nil:
 		return a.finish(c.Done, nil)
+	case c.Reassign != nil:
+		return a.reassign(c.Reassign)
 	case c.Close != nil:
 		return a.close(c.Close)
 	case c.Reset != nil:
@@ -1561,6 +1571,20 @@ func (a *applying) launch(i int, d runDecision, e executionRow, freed int64) err
 		}
 	}
 	return a.s.exec("UPDATE job_state SET open = open + ? WHERE job = ?", int64(len(d.Targets))-freed, e.JobID)
+}
+
+// reassign moves those executions that are unfinished and still with the
+// process that did not take them.
+func (a *applying) reassign(list []reassignment) error {
+	a.result.Accepted = make([]bool, len(list))
+	for i, r := range list {
+		n, err := a.s.execRows("UPDATE executions SET node = ?, incarnation = ? WHERE id = ? AND incarnation = ? AND finished = 0", r.To.Node, int64(r.To.Incarnation), r.Execution, int64(r.Incarnation))
+		if err != nil {
+			return err
+		}
+		a.result.Accepted[i] = n == 1
+	}
+	return nil
 }
 
 // close finishes executions that nobody will report any more, those of them
@@ -2265,6 +2289,30 @@ func (s *store) request(id string) (r applied, ok bool, err error) {
 		return applied{}, false, nil
 	}
 	return r, err == nil, err
+}
+
+// groupNodes returns the nodes that a group was given to.
+func (s *store) groupNodes(group int64) ([]string, error) {
+	var names []string
+	err := s.viewEach("SELECT node FROM executions WHERE id = ?1 UNION SELECT node FROM executions WHERE grp = ?1 AND grp <> id", []any{group}, func(scan scanner) error {
+		var name string
+		err := scan(&name)
+		names = append(names, name)
+		return err
+	})
+	return names, err
+}
+
+// killed returns those of the executions that were ended by hand.
+func (s *store) killed(ids []int64) ([]int64, error) {
+	var killed []int64
+	err := s.viewEach("SELECT e.id FROM json_each(?) v JOIN executions e ON e.id = v.value WHERE e.outcome = ?", []any{jsonInts(ids), outcomeKilled}, func(scan scanner) error {
+		var id int64
+		err := scan(&id)
+		killed = append(killed, id)
+		return err
+	})
+	return killed, err
 }
 
 // armed calls fn for each job that has a next tick to decide.
