@@ -49,15 +49,18 @@ var web embed.FS
 
 // api answers HTTP. Its fields are fixed once it serves.
 type api struct {
-	node      string
-	hosts     []string // names in Host that are this server's, besides loopback and addresses
-	store     *store
-	scheduler *scheduler
-	members   func() []member
-	leader    func() (member, bool)
-	leading   func() bool
-	leave     func()        // stops this node
-	gauges    func() gauges // what the node's own numbers are
+	node       string
+	hosts      []string // names in Host that are this server's, besides loopback and addresses
+	store      *store
+	scheduler  *scheduler
+	members    func() []member
+	leader     func() (member, bool)
+	leading    func() bool
+	leave      func(context.Context) error // takes this node out of its cluster, and stops it
+	peers      func() []raftPeer
+	removePeer func(ctx context.Context, id string) error
+	relay      func(w http.ResponseWriter, r *http.Request, actor, request string) error // of a node without state: to a server
+	gauges     func() gauges                                                             // what the node's own numbers are
 
 	// output writes what a running execution has printed, and with follow what
 	// it goes on to print; errUnknownExecution if its node knows it no more.
@@ -100,8 +103,12 @@ func (a *api) routes() map[string]func(*http.Request) (*response, error) {
 		"GET /v1/leader":   a.showLeader,
 		"GET /v1/isleader": a.isLeader,
 		"POST /v1/leave":   a.leaveCluster,
-		"GET /health":      a.health,
-		"GET /metrics":     a.metrics,
+
+		"GET /v1/raft/peers":         a.listPeers,
+		"DELETE /v1/raft/peers/{id}": a.dropPeer,
+
+		"GET /health":  a.health,
+		"GET /metrics": a.metrics,
 
 		"GET /v1/openapi.yaml": a.openapi,
 
@@ -273,11 +280,12 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
 	case errors.As(err, &bad):
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
-	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution), errors.Is(err, errNoPolicy):
+	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution), errors.Is(err, errNoPolicy), errors.Is(err, errNoServer):
 		return problem{http.StatusNotFound, ""}
 	case errors.Is(err, errParent), errors.Is(err, errParentCycle):
 		return problem{http.StatusBadRequest, err.Error()}
-	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errConflict), errors.Is(err, errUndecided):
+	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errConflict), errors.Is(err, errUndecided),
+		errors.Is(err, errAliveVoter), errors.Is(err, errLastVoter):
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errTooLarge):
 		return problem{http.StatusRequestEntityTooLarge, err.Error()}
@@ -1029,8 +1037,42 @@ func (a *api) listMembers(r *http.Request) (*response, error) {
 // were. The answer is still sent: the node drains its requests first.
 func (a *api) leaveCluster(r *http.Request) (*response, error) {
 	a.log.Info("leaving, as a request asked for", "from", r.RemoteAddr)
-	defer a.leave()
-	return a.listMembers(r)
+	res, err := a.listMembers(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.leave(r.Context()); err != nil {
+		return nil, problem{http.StatusServiceUnavailable, err.Error()}
+	}
+	return res, nil
+}
+
+// listPeers shows the servers that vote, or wish to. Ours.
+func (a *api) listPeers(r *http.Request) (*response, error) {
+	return &response{status: http.StatusOK, body: a.peers()}, nil
+}
+
+// dropPeer takes a server that is gone out of those that vote. Ours.
+func (a *api) dropPeer(r *http.Request) (*response, error) {
+	return &response{status: http.StatusOK, body: struct{}{}}, a.removePeer(r.Context(), r.PathValue("id"))
+}
+
+// relayHandler is the HTTP side of a node without state: what it is asked, a
+// server answers.
+func (a *api) relayHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/leave", func(w http.ResponseWriter, r *http.Request) {
+		if err := a.leave(r.Context()); err != nil {
+			a.fail(w, r, err)
+		}
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if err := a.relay(w, r, actorAnonymous, newRequestID()); err != nil {
+			a.fail(w, r, err)
+		}
+	})
+	var guard http.CrossOriginProtection
+	return a.checkHost(guard.Handler(mux))
 }
 
 func (a *api) showLeader(r *http.Request) (*response, error) {

@@ -10,18 +10,41 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"crypto/ed25519"
+	"crypto/hkdf"
+	crand "crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
+	"maps"
+	"math/big"
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"os"
+	"path/filepath"
 	"slices"
 	"sort"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -1242,18 +1265,22 @@ func (l *raftLog) forgetVoters(commit uint64) {
 // The driver: the goroutine that owns the value, and the one that writes for it
 
 const (
-	tickTime       = 20 * time.Millisecond // of the protocol
+	tickTime       = 20 * time.Millisecond // of the protocol, times --raft-multiplier
 	heartbeatTicks = 5                     // 100 ms
 	electionTicks  = 25                    // 500 ms
 	stepTicks      = 5                     // the second in rank stands 100 ms after the first
 	snapshotTicks  = 500                   // 10 s
 	proposalsMax   = 4096                  // waiting for the driver; more callers wait in propose
+	inboxMax       = 64                    // packets that wait for the driver; each peer has two under way at the most
+	failuresMax    = 64                    // peers that could not be reached; the next message finds it again
+	removalPause   = 50 * time.Millisecond // between two looks at whether a voter is gone
 )
 
 var (
-	errUnknown  = errors.New("nobody can tell whether the write was done; repeat it with the same Idempotency-Key")
-	errRefused  = errors.New("refused") // wraps errors of a call after which the node has surely done nothing
-	errTooLarge = fmt.Errorf("the change is larger than %d bytes; make it smaller", commandBytesMax)
+	errUnknown    = errors.New("nobody can tell whether the write was done; repeat it with the same Idempotency-Key")
+	errTooLarge   = fmt.Errorf("the change is larger than %d bytes; make it smaller", commandBytesMax)
+	errAliveVoter = errors.New("that server is alive and would be taken in again: let it leave with \"belfry leave\", or stop it first") // removePeer
+	errNoServer   = errors.New("no such server; \"belfry raft list-peers\" shows their ids")                                             // removePeer
 )
 
 // A proposal is a command on its way, and where its caller waits.
@@ -1269,11 +1296,21 @@ type outcome struct {
 	err error
 }
 
+// A delivery is what came from a peer: messages, or a snapshot and the file
+// that holds it.
+type delivery struct {
+	cluster  string
+	messages []message
+	image    string // path, "": none; who takes the delivery removes it
+}
+
 // A diskJob is what the writer does next: first it applies, because callers
 // wait for that, then it makes durable.
 type diskJob struct {
-	commit uint64 // 0: nothing to apply
-	ready  *ready // nil: nothing to write
+	commit uint64      // 0: nothing to apply
+	ready  *ready      // nil: nothing to write
+	image  string      // path of the snapshot that ready names
+	enlist *enlistment // nil: none
 }
 
 // A diskResult is what came of a diskJob.
@@ -1284,56 +1321,86 @@ type diskResult struct {
 	err  error // fatal: nothing is known about the disk any more
 }
 
-// cluster drives the protocol. propose and leading may be called by anybody.
+// cluster drives the protocol on a server. Its methods may be called by
+// anybody, those below drive only by run.
 type cluster struct {
-	self      server
+	plane     *plane
 	store     *store
 	log       *slog.Logger
 	lead      func(ctx context.Context, term uint64) error // the leader's work, for one term
+	tickTime  time.Duration
 	proposals chan *proposal
+	calls     chan func()   // for run to execute
+	inbox     chan delivery // of messages from peers
+	failures  chan string   // ids of servers that a message did not reach
+	jobs      chan diskJob  // to the writer
+	results   chan diskResult
+	stopped   chan struct{} // closed when run has ended
 	office    atomic.Uint64 // term that this server leads in, 0: it does not
+	term      atomic.Uint64 // in force, at least that of the log on disk
+	view      atomic.Pointer[raftStatus]
+	reached   watermark // what is applied
 
 	// Owned by run.
-	raft    *raft
-	waiting []*proposal // appended, in order of their indexes
-	queued  []diskJob   // for the writer, in order; the first is with it
-	applied uint64
-	leave   context.CancelFunc // ends the leader's work; nil: there is none
-	left    chan error         // what the leader's work returned
+	raft      *raft
+	waiting   []*proposal // appended, in order of their indexes
+	queued    []diskJob   // for the writer, in order; the first is with it
+	applied   uint64
+	enlisting bool // an enlistment is on its way to the disk
+	own       ownRow
+	retire    context.CancelFunc // ends the leader's work; nil: there is none
+	retired   chan error         // what the leader's work returned
+	links     map[linkKey]*link
+	carriers  sync.WaitGroup      // goroutines of links
+	images    map[position]string // paths of snapshots that are to be installed
 }
 
-// newCluster returns a driver for the server whose disk s is. A server that
-// belongs to no cluster founds one of its own.
-func newCluster(self server, s *store, log *slog.Logger, lead func(context.Context, uint64) error) (*cluster, error) {
+// newCluster returns a driver for the server whose disk s is, which talks to
+// the others through p. tick is one unit of the protocol's time.
+func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Context, uint64) error) (*cluster, error) {
+	own, err := s.own()
+	if err != nil {
+		return nil, err
+	}
 	disk, err := s.saved()
 	if err != nil {
 		return nil, err
 	}
-	if len(disk.Voters[len(disk.Voters)-1].Voters) == 0 {
-		state, first := bootstrap([]server{self})
-		state.Term = max(state.Term, disk.State.Term)
-		first.Index, first.Term = disk.Last+1, state.Term
-		if err := s.persist(&state, []entry{first}); err != nil {
-			return nil, err
-		}
-		if disk, err = s.saved(); err != nil {
-			return nil, err
-		}
-	}
+	self := server{p.cfg.Name, own.ID}
 	for _, v := range disk.Voters[len(disk.Voters)-1].Voters {
 		if v.ID == self.ID && v.Name != self.Name {
 			return nil, fmt.Errorf("--node-name: this data directory belongs to %q; start it under that name", v.Name)
 		}
 	}
-	cfg := raftConfig{self: self, heartbeatTicks: heartbeatTicks, electionTicks: electionTicks, stepTicks: stepTicks, snapshotTicks: snapshotTicks}
-	return &cluster{
-		self: self, store: s, log: log, lead: lead, proposals: make(chan *proposal, proposalsMax), left: make(chan error, 1),
-		raft: newRaft(cfg, disk, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))), applied: disk.Applied,
-	}, nil
+	if err := removeImages(p.cfg.Dir); err != nil {
+		return nil, err
+	}
+	c := &cluster{
+		plane: p, store: s, log: p.log, lead: lead, tickTime: tick, own: own, applied: disk.Applied,
+		proposals: make(chan *proposal, proposalsMax), calls: make(chan func()), inbox: make(chan delivery, inboxMax),
+		failures: make(chan string, failuresMax), jobs: make(chan diskJob, 1), results: make(chan diskResult, 1),
+		stopped: make(chan struct{}), retired: make(chan error, 1),
+		links: map[linkKey]*link{}, images: map[position]string{},
+	}
+	c.raft = c.newRaft(self, disk)
+	c.reached.raise(disk.Applied)
+	c.publish()
+	p.attach(c, own)
+	return c, nil
 }
+
+func (c *cluster) newRaft(self server, disk saved) *raft {
+	cfg := raftConfig{self: self, heartbeatTicks: heartbeatTicks, electionTicks: electionTicks, stepTicks: stepTicks, snapshotTicks: snapshotTicks}
+	return newRaft(cfg, disk, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+}
+
+func (c *cluster) electionTime() time.Duration { return electionTicks * c.tickTime }
 
 // leading reports whether this server leads, and knows all that ever was.
 func (c *cluster) leading() bool { return c.office.Load() != 0 }
+
+// status is what was known a moment ago. Nobody may change it.
+func (c *cluster) status() raftStatus { return *c.view.Load() }
 
 // propose has a command logged, committed and applied, and returns what apply
 // said of it; a refusal is an error too. errNotLeader and errBusy: it was not
@@ -1363,51 +1430,181 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	}
 }
 
+// waitApplied returns once this server has applied the log up to index, so that
+// who was told of that index by the leader reads here what it wrote there.
+func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
+	return c.reached.wait(ctx, index)
+}
+
+// call has run execute fn. An error says that it was not executed.
+func (c *cluster) call(ctx context.Context, fn func()) error {
+	done := make(chan struct{})
+	select {
+	case c.calls <- func() { fn(); close(done) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.stopped:
+		return errStopping
+	}
+}
+
+// handOver passes leadership on, and returns when another leads or this server
+// did not. If nobody has taken over within an election timeout, that is an
+// error, and this server goes on.
+func (c *cluster) handOver(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.electionTime())
+	defer cancel()
+	var err error
+	if err := c.call(ctx, func() { err = c.raft.transfer() }); err != nil {
+		return err
+	}
+	for err == nil {
+		if st := c.status(); !st.Leading && st.Leader != (server{}) {
+			return nil
+		}
+		err = pause(ctx, c.tickTime)
+	}
+	if errors.Is(err, errNotLeader) {
+		return nil
+	}
+	return fmt.Errorf("leadership was not handed over: %w", err)
+}
+
+// removeVoter returns when the server with that id is no voter, and that is
+// committed. errNotLeader: ask the leader. After any other error it may still
+// become so.
+func (c *cluster) removeVoter(ctx context.Context, id string) error {
+	for {
+		var st raftStatus
+		var err error
+		if err := c.call(ctx, func() { st, err = c.raft.status(), c.raft.removeVoter(id) }); err != nil {
+			return err
+		}
+		gone := !slices.ContainsFunc(st.Voters, func(v server) bool { return v.ID == id })
+		switch {
+		case gone && st.VotersIndex <= st.Commit:
+			return nil
+		case err != nil && !errors.Is(err, errBusy):
+			return err
+		}
+		if err := pause(ctx, removalPause); err != nil {
+			return err
+		}
+	}
+}
+
+// setLearners tells the protocol which servers wish to be voters, and drops the
+// links to servers that are neither known nor voters.
+func (c *cluster) setLearners(ctx context.Context, list []server) error {
+	return c.call(ctx, func() {
+		c.raft.setLearners(list)
+		keep := slices.Concat(list, c.raft.status().Voters)
+		for k, l := range c.links {
+			if !slices.ContainsFunc(keep, func(s server) bool { return s.ID == k.id }) {
+				close(l.queue)
+				delete(c.links, k)
+			}
+		}
+	})
+}
+
+// pause waits, or returns ctx's error.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // run drives the protocol until ctx ends, the disk fails, or the leader's work
 // does. Whoever waits in propose is answered.
 func (c *cluster) run(ctx context.Context) error {
-	jobs, results := make(chan diskJob, 1), make(chan diskResult, 1)
+	linksCtx, unlink := context.WithCancel(ctx)
 	var writer sync.WaitGroup
-	writer.Go(func() { c.writeLoop(jobs, results) })
-	err := c.drive(ctx, jobs, results)
-	close(jobs)
+	writer.Go(c.writeLoop)
+	err := c.drive(ctx, linksCtx)
+	close(c.stopped)
+	unlink()
+	close(c.jobs)
 	writer.Wait()
+	c.carriers.Wait()
 	c.resign()
-	if c.leave != nil {
-		err = errors.Join(err, <-c.left)
+	if c.retire != nil {
+		err = errors.Join(err, <-c.retired)
 	}
-	return err
+	return errors.Join(err, removeImages(c.plane.cfg.Dir))
 }
 
-func (c *cluster) drive(ctx context.Context, jobs chan<- diskJob, results <-chan diskResult) error {
-	ticker := time.NewTicker(tickTime)
+// drive is the loop of run. Links end with linksCtx.
+func (c *cluster) drive(ctx, linksCtx context.Context) error {
+	ticker := time.NewTicker(c.tickTime)
 	defer ticker.Stop()
-	for {
+	for awake := time.Now(); ; {
+		var event func() error
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			c.raft.tick()
+			event = c.tick
+		case d := <-c.inbox:
+			event = func() error { return c.receive(d) }
+		case id := <-c.failures:
+			event = func() error { c.raft.unreachable(id); return nil }
 		case p := <-c.proposals:
-			c.append(p)
-		case r := <-results:
-			if err := c.written(r); err != nil {
-				return err
-			}
-			if c.queued = c.queued[1:]; len(c.queued) > 0 {
-				jobs <- c.queued[0]
-			}
-		case err := <-c.left:
-			c.leave = nil
-			if err != nil {
-				return err
-			}
+			event = func() error { c.append(p); return nil }
+		case fn := <-c.calls:
+			event = func() error { fn(); return nil }
+		case r := <-c.results:
+			event = func() error { return c.written(r) }
+		case err := <-c.retired:
+			event = func() error { c.retire = nil; return err }
 		}
+		awake = c.noticePause(awake, time.Now())
+		if err := event(); err != nil {
+			return err
+		}
+		c.publish()
 		if rd, ok := c.raft.ready(); ok {
-			c.queue(rd, jobs)
+			c.send(linksCtx, rd.Messages)
+			c.queueReady(rd)
 		}
 		c.takeOffice(ctx)
 	}
+}
+
+// noticePause tells the protocol if the loop has not come round for an election
+// timeout, because the process or the machine stood still: by the monotonic
+// clock, or by the other one, which a suspended machine does not stop.
+func (c *cluster) noticePause(last, now time.Time) time.Time {
+	gap := max(now.Sub(last), now.Round(0).Sub(last.Round(0)))
+	if gap >= c.electionTime() {
+		c.log.Warn("this server stood still; it looks for the leader anew", "gap", gap)
+		c.raft.stalled()
+	}
+	return now
+}
+
+// publish shows others what this server knows now. The term is out before an
+// entry of a later leader can be written: see link.fill.
+func (c *cluster) publish() {
+	st := c.raft.status()
+	c.term.Store(st.Term)
+	c.view.Store(&st)
+}
+
+// tick is time for a server that may take part: one whose data directory
+// another live process has a copy of must not vote.
+func (c *cluster) tick() error {
+	if c.plane.admitted.Load() {
+		c.raft.tick()
+	}
+	return nil
 }
 
 // append gives the protocol all proposals that have gathered.
@@ -1439,45 +1636,159 @@ func fail(batch []*proposal, err error) {
 	}
 }
 
-// queue hands the writer what ready asks for, when it is free.
-func (c *cluster) queue(rd ready, jobs chan<- diskJob) {
+// receive takes what a peer sent. Only messages of this server's own cluster
+// reach the protocol; one that belongs to none joins the first leader's.
+func (c *cluster) receive(d delivery) error {
+	taken := d.cluster == c.own.Cluster && c.plane.admitted.Load()
+	if c.own.Cluster == "" {
+		c.adopt(d)
+	}
+	for _, m := range d.messages {
+		if !taken {
+			break
+		}
+		switch err := c.raft.step(m); {
+		case errors.Is(err, errMalformed):
+			c.plane.refused.malformed.Add(1)
+		case errors.Is(err, errMisdirected):
+			c.plane.refused.misdirected.Add(1)
+		case err != nil:
+			return fmt.Errorf("the server ends, because its data contradicts the cluster's; give it an empty --data-dir: %w", err)
+		}
+	}
+	if d.image == "" {
+		return nil
+	}
+	if at := d.messages[0].Prev; taken && c.raft.snap != nil && c.raft.snap.position == at && c.images[at] == "" {
+		c.images[at] = d.image
+		return nil
+	}
+	return os.Remove(d.image)
+}
+
+// adopt writes down that a leader takes this server into its cluster. What the
+// leader sent is dropped, it comes again. A server that has accepted a list of
+// founders is bound to their cluster.
+func (c *cluster) adopt(d delivery) {
+	leader := slices.ContainsFunc(d.messages, func(m message) bool {
+		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
+	})
+	bound := c.own.Accepted != nil && c.own.Accepted.Cluster != d.cluster
+	if leader && !bound && c.own.Empty {
+		c.enlist(enlistment{Cluster: d.cluster})
+	}
+}
+
+// accept binds this server to a list of founders, once in its life.
+func (c *cluster) accept(list *founders) {
+	if c.own.Accepted == nil && c.own.Cluster == "" {
+		c.enlist(enlistment{Accept: list})
+	}
+}
+
+// found makes this server a member of the cluster whose founders have all
+// accepted the list. Each writes the same first entry. A server that was
+// restored from a backup has a log already, which goes on; it founds alone.
+func (c *cluster) found(list *founders) error {
+	if c.own.Cluster != "" || c.enlisting {
+		return nil
+	}
+	disk, err := c.store.saved()
+	if err != nil {
+		return err
+	}
+	state, first := bootstrap(list.Voters)
+	state.Term = max(state.Term, disk.State.Term)
+	first.Index, first.Term = disk.Last+1, state.Term
+	c.enlist(enlistment{Cluster: list.Cluster, State: &state, Entries: []entry{first}})
+	return nil
+}
+
+func (c *cluster) enlist(e enlistment) {
+	if !c.enlisting {
+		c.enlisting = true
+		c.queue(diskJob{enlist: &e})
+	}
+}
+
+// enlisted takes note of an enlistment that is durable.
+func (c *cluster) enlisted(e *enlistment) error {
+	c.enlisting = false
+	if e.Accept != nil {
+		c.own.Accepted = e.Accept
+	}
+	if e.Cluster != "" {
+		c.own.Cluster, c.own.Empty = e.Cluster, false
+		c.log.Info("this server belongs to a cluster now", "cluster", e.Cluster)
+	}
+	c.plane.setOwn(c.own)
+	if len(e.Entries) == 0 {
+		return nil
+	}
+	disk, err := c.store.saved()
+	if err != nil {
+		return err
+	}
+	c.raft = c.newRaft(c.raft.cfg.self, disk)
+	return nil
+}
+
+// queueReady hands the writer what ready asks for.
+func (c *cluster) queueReady(rd ready) {
 	job := diskJob{commit: rd.Commit}
 	if rd.writes() {
 		job.ready = &rd
 	}
-	if job == (diskJob{}) {
-		return
+	if rd.Snapshot != nil {
+		job.image = c.images[rd.Snapshot.position]
 	}
+	if job != (diskJob{}) {
+		c.queue(job)
+	}
+}
+
+// queue hands the writer a job as soon as it is free.
+func (c *cluster) queue(job diskJob) {
 	if c.queued = append(c.queued, job); len(c.queued) == 1 {
-		jobs <- job
+		c.jobs <- job
 	}
 }
 
 // writeLoop owns the store's writing side.
-func (c *cluster) writeLoop(jobs <-chan diskJob, results chan<- diskResult) {
-	for job := range jobs {
+func (c *cluster) writeLoop() {
+	for job := range c.jobs {
 		r := diskResult{job: job}
 		r.done, r.err = c.store.applyUpTo(job.commit)
-		r.base = c.store.logFirst - 1
-		if r.err == nil && job.ready != nil {
-			r.err = c.store.persist(job.ready.State, job.ready.Entries)
+		if r.err == nil {
+			r.err = c.write(job)
 		}
-		results <- r
+		r.base = c.store.logFirst - 1
+		c.results <- r
 		if r.err != nil {
 			return
 		}
 	}
 }
 
-// written takes note of what the writer did, and answers whose commands were
-// applied.
+func (c *cluster) write(job diskJob) error {
+	switch rd := job.ready; {
+	case job.enlist != nil:
+		return c.store.enlist(*job.enlist)
+	case rd == nil:
+		return nil
+	case rd.Snapshot != nil:
+		return c.store.install(job.image, rd.Snapshot.position, rd.State, rd.Entries)
+	default:
+		return c.store.persist(rd.State, rd.Entries)
+	}
+}
+
+// written takes note of what the writer did, answers whose commands were
+// applied, and gives the writer its next job.
 func (c *cluster) written(r diskResult) error {
 	if r.err != nil {
 		c.log.Error("the disk does not do what it should; the server ends, so that a restart finds out what is there", "err", r.err)
 		return fmt.Errorf("the database failed, look at the disk and restart: %w", r.err)
-	}
-	if r.job.ready != nil {
-		c.raft.persisted(*r.job.ready)
 	}
 	for _, a := range r.done {
 		c.applied = a.Index
@@ -1486,7 +1797,39 @@ func (c *cluster) written(r diskResult) error {
 			c.waiting = c.waiting[1:]
 		}
 	}
+	if rd := r.job.ready; rd != nil {
+		if rd.Snapshot != nil {
+			c.applied = rd.Snapshot.Index
+			if err := c.dropImages(rd.Snapshot.Index); err != nil {
+				return err
+			}
+		}
+		c.raft.persisted(*rd)
+	}
+	c.reached.raise(c.applied)
 	c.raft.compacted(r.base)
+	if r.job.enlist != nil {
+		if err := c.enlisted(r.job.enlist); err != nil {
+			return err
+		}
+	}
+	if c.queued = c.queued[1:]; len(c.queued) > 0 {
+		c.jobs <- c.queued[0]
+	}
+	return nil
+}
+
+// dropImages removes the snapshots that end at index or before.
+func (c *cluster) dropImages(index uint64) error {
+	for at, path := range c.images {
+		if at.Index > index {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+		delete(c.images, at)
+	}
 	return nil
 }
 
@@ -1496,13 +1839,14 @@ func (c *cluster) takeOffice(ctx context.Context) {
 	st := c.raft.status()
 	switch office := c.office.Load(); {
 	case office != 0 && (!st.Leading || st.Term != office):
+		c.log.Info("this server leads no more", "term", office, "leader", st.Leader.Name)
 		c.resign()
-	case office == 0 && c.leave == nil && st.Established && c.applied >= c.raft.first:
+	case office == 0 && c.retire == nil && st.Established && c.applied >= c.raft.first:
 		c.log.Info("this server leads", "term", st.Term)
-		ctx, leave := context.WithCancel(ctx)
-		c.leave = leave
+		ctx, retire := context.WithCancel(ctx)
+		c.retire = retire
 		c.office.Store(st.Term)
-		go func() { c.left <- c.lead(ctx, st.Term) }()
+		go func() { c.retired <- c.lead(ctx, st.Term) }()
 	}
 }
 
@@ -1510,8 +1854,8 @@ func (c *cluster) takeOffice(ctx context.Context) {
 // is under way.
 func (c *cluster) resign() {
 	c.office.Store(0)
-	if c.leave != nil {
-		c.leave()
+	if c.retire != nil {
+		c.retire()
 	}
 	fail(c.waiting, errUnknown)
 	c.waiting = nil
@@ -1524,3 +1868,1998 @@ func (c *cluster) resign() {
 		}
 	}
 }
+
+// A watermark is a number that grows, and that others wait for.
+type watermark struct {
+	mu    sync.Mutex
+	at    uint64        // guarded by mu
+	grown chan struct{} // guarded by mu: closed when at grows, nil if nobody waits
+}
+
+func (w *watermark) raise(to uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if to <= w.at {
+		return
+	}
+	w.at = to
+	if w.grown != nil {
+		close(w.grown)
+		w.grown = nil
+	}
+}
+
+func (w *watermark) wait(ctx context.Context, until uint64) error {
+	for {
+		w.mu.Lock()
+		if w.at >= until {
+			w.mu.Unlock()
+			return nil
+		}
+		if w.grown == nil {
+			w.grown = make(chan struct{})
+		}
+		grown := w.grown
+		w.mu.Unlock()
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Messages between servers
+
+const (
+	packetFormat      = 1                                    // of encodePacket
+	packetMessagesMax = 64                                   // in one packet
+	packetBytesMax    = 2*appendBytesMax + 2*commandBytesMax // of one packet: the largest append and the heads of its entries fit
+	quickQueueMax     = packetMessagesMax                    // heartbeats and answers: older than a few seconds they are of no use
+	bulkQueueMax      = 8                                    // appends with entries: the protocol has one under way
+	bulkTimeout       = 10 * time.Second                     // of an append with entries
+	imageBytesMax     = int64(64 << 30)                      // of a snapshot
+	imageChunkTime    = 30 * time.Second                     // for the next part of a snapshot or an output
+)
+
+// packet is the head of a batch of messages: what its JSON says. The data of
+// the entries follows it as it is.
+type packet struct {
+	Cluster  string          `json:"cluster"`
+	Messages []packedMessage `json:"messages"`
+}
+
+type packedMessage struct {
+	message               // without Entries
+	Packed  []packedEntry `json:",omitempty"`
+}
+
+// packedEntry is an entry whose data stands behind the head.
+type packedEntry struct {
+	Index, Term uint64
+	Kind        entryKind
+	Size        int
+}
+
+// encodePacket returns messages as they travel: the format number, the length
+// of the head, the head, the data of all entries in order.
+func encodePacket(cluster string, messages []message) ([]byte, error) {
+	p := packet{Cluster: cluster}
+	size := 0
+	for _, m := range messages {
+		packed := packedMessage{message: m}
+		packed.Entries = nil
+		for _, e := range m.Entries {
+			packed.Packed = append(packed.Packed, packedEntry{e.Index, e.Term, e.Kind, len(e.Data)})
+			size += len(e.Data)
+		}
+		p.Messages = append(p.Messages, packed)
+	}
+	head, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, 0, 1+binary.MaxVarintLen64+len(head)+size)
+	data = binary.AppendUvarint(append(data, packetFormat), uint64(len(head)))
+	data = append(data, head...)
+	for _, m := range messages {
+		for _, e := range m.Entries {
+			data = append(data, e.Data...)
+		}
+	}
+	return data, nil
+}
+
+// decodePacket is the inverse of encodePacket. The entries alias data.
+// errFormat and errMalformed are its errors.
+func decodePacket(data []byte) (cluster string, messages []message, err error) {
+	if len(data) == 0 || data[0] != packetFormat {
+		return "", nil, errFormat
+	}
+	size, n := binary.Uvarint(data[1:])
+	if n <= 0 || size > uint64(len(data)-1-n) {
+		return "", nil, errMalformed
+	}
+	head, rest := data[1+n:][:size], data[1+n:][size:]
+	var p packet
+	if json.Unmarshal(head, &p) != nil || p.Cluster == "" || len(p.Messages) > packetMessagesMax {
+		return "", nil, errMalformed
+	}
+	for _, packed := range p.Messages {
+		m := packed.message
+		m.Entries = nil
+		if len(packed.Packed) > appendEntriesMax {
+			return "", nil, errMalformed
+		}
+		for _, e := range packed.Packed {
+			if e.Size < 0 || e.Size > len(rest) {
+				return "", nil, errMalformed
+			}
+			m.Entries = append(m.Entries, entry{e.Index, e.Term, e.Kind, rest[:e.Size:e.Size]})
+			rest = rest[e.Size:]
+		}
+		messages = append(messages, m)
+	}
+	if len(rest) > 0 {
+		return "", nil, errMalformed
+	}
+	return p.Cluster, messages, nil
+}
+
+// linkKey names one of the two links to a server. What is large has its own,
+// so that it never delays a heartbeat.
+type linkKey struct {
+	id   string
+	bulk bool
+}
+
+// A link carries messages to one server, in order, over a connection of its
+// own. Its goroutine ends when queue is closed or its context ends.
+type link struct {
+	to      server
+	queue   chan message
+	client  *http.Client
+	timeout time.Duration
+}
+
+// isBulk reports whether a message carries entries or a snapshot.
+func (m *message) isBulk() bool {
+	return m.Kind == msgSnapshot || m.Kind == msgAppend && m.Last > m.Prev.Index
+}
+
+// send puts messages on their links. What does not fit is dropped; the
+// protocol says it again.
+func (c *cluster) send(ctx context.Context, messages []message) {
+	for _, m := range messages {
+		select {
+		case c.link(ctx, &m).queue <- m:
+		default:
+			c.plane.refused.dropped.Add(1)
+			c.raft.unreachable(m.To.ID)
+		}
+	}
+}
+
+func (c *cluster) link(ctx context.Context, m *message) *link {
+	k := linkKey{m.To.ID, m.isBulk()}
+	l := c.links[k]
+	if l == nil {
+		l = &link{to: m.To, queue: make(chan message, quickQueueMax), timeout: c.electionTime(), client: c.plane.newClient(1)}
+		if k.bulk {
+			l.queue, l.timeout = make(chan message, bulkQueueMax), bulkTimeout
+		}
+		c.links[k] = l
+		c.carriers.Go(func() { c.carry(ctx, l) })
+	}
+	return l
+}
+
+// carry is a link's goroutine.
+func (c *cluster) carry(ctx context.Context, l *link) {
+	defer l.client.CloseIdleConnections()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m, ok := <-l.queue:
+			if !ok {
+				return
+			}
+			err := c.deliver(ctx, l, m)
+			if err == nil || ctx.Err() != nil {
+				continue
+			}
+			c.log.Debug("a message to another server did not get through", "server", l.to.Name, "err", err)
+			select {
+			case c.failures <- l.to.ID:
+			default:
+			}
+		}
+	}
+}
+
+// deliver sends a message, and with it those that wait behind it.
+func (c *cluster) deliver(ctx context.Context, l *link, m message) error {
+	to, ok := c.plane.byID(l.to.ID)
+	if !ok {
+		return errNoAddress
+	}
+	if m.Kind == msgSnapshot {
+		return c.sendImage(ctx, l, to, m)
+	}
+	batch, ok, err := []message{m}, true, error(nil)
+	for more := !m.isBulk(); more && len(batch) < packetMessagesMax; {
+		select {
+		case m, more = <-l.queue:
+			if more {
+				batch = append(batch, m)
+			}
+		default:
+			more = false
+		}
+	}
+	if m.isBulk() {
+		if batch[0], ok, err = c.fill(batch[0]); err != nil || !ok {
+			return err
+		}
+	}
+	data, err := encodePacket(c.plane.clusterID(), batch)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	return c.plane.post(ctx, l.client, to, "/raft", bytes.NewReader(data), int64(len(data)))
+}
+
+// fill reads the entries that an append is to carry, if the protocol left that
+// to us. ok is false if they are not there any more: they were trimmed, or this
+// server has heard of a later term, whose leader may have replaced them.
+func (c *cluster) fill(m message) (filled message, ok bool, err error) {
+	if len(m.Entries) > 0 {
+		return m, true, nil
+	}
+	list, err := c.store.entries(m.Prev.Index+1, appendBytesMax)
+	if err != nil {
+		return m, false, err
+	}
+	if n := m.Last - m.Prev.Index; uint64(len(list)) > n {
+		list = list[:n]
+	}
+	m.Entries = list
+	ok = len(list) > 0 && list[0].Index == m.Prev.Index+1 && c.term.Load() == m.Term
+	return m, ok, nil
+}
+
+// takePacket is where the messages of peers come in. They wait for the driver
+// in its inbox; if that is full they are lost, as on the way.
+func (c *cluster) takePacket(w http.ResponseWriter, r *http.Request) error {
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, packetBytesMax))
+	if err != nil {
+		return err
+	}
+	cluster, messages, err := decodePacket(data)
+	if err != nil {
+		return err
+	}
+	return c.takeDelivery(r.Context(), delivery{cluster: cluster, messages: messages})
+}
+
+func (c *cluster) takeDelivery(ctx context.Context, d delivery) error {
+	if own := c.plane.clusterID(); own != "" && own != d.cluster {
+		return errForeign
+	}
+	select {
+	case c.inbox <- d:
+		return nil
+	case <-c.stopped:
+		return errStopping
+	default:
+		c.plane.refused.dropped.Add(1)
+		return errBusy
+	}
+}
+
+// Snapshots
+
+const imagePattern = "image-*" // files in the data directory: snapshots on their way
+
+// removeImages removes what a former process left of snapshots.
+func removeImages(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, imagePattern))
+	for _, path := range paths {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
+// sendImage sends a follower a copy of this server's state: the length of a
+// packet with the message that names it, the packet, the file.
+func (c *cluster) sendImage(ctx context.Context, l *link, to record, m message) error {
+	path := filepath.Join(c.plane.cfg.Dir, "image-"+crand.Text())
+	defer os.Remove(path) // what stays is removed at the next start
+	if err := c.store.snapshot(ctx, path); err != nil {
+		c.log.Error("a server that is far behind gets no snapshot; look at this server's disk", "server", to.Name, "err", err)
+		return err
+	}
+	snap, err := readImage(path)
+	if err != nil {
+		return err
+	}
+	m.Prev, m.Voters = snap.position, snap.Voters
+	head, err := encodePacket(c.plane.clusterID(), []message{m})
+	if err != nil {
+		return err
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	c.log.Info("sending a snapshot to a server that is far behind", "server", to.Name, "bytes", info.Size(), "index", snap.Index)
+	head = append(binary.BigEndian.AppendUint32(nil, uint32(len(head))), head...)
+	return c.plane.post(ctx, l.client, to, "/snapshot", io.MultiReader(bytes.NewReader(head), file), int64(len(head))+info.Size())
+}
+
+// takeImage receives a snapshot into a file and hands it to the driver.
+func (c *cluster) takeImage(w http.ResponseWriter, r *http.Request) error {
+	if r.ContentLength < 0 || r.ContentLength > imageBytesMax {
+		return errMalformed
+	}
+	body := &patientReader{r.Body, http.NewResponseController(w)}
+	var length [4]byte
+	if _, err := io.ReadFull(body, length[:]); err != nil {
+		return err
+	}
+	size := binary.BigEndian.Uint32(length[:])
+	if size > packetBytesMax {
+		return errMalformed
+	}
+	head := make([]byte, size)
+	if _, err := io.ReadFull(body, head); err != nil {
+		return err
+	}
+	cluster, messages, err := decodePacket(head)
+	switch {
+	case err != nil:
+		return err
+	case len(messages) != 1 || messages[0].Kind != msgSnapshot:
+		return errMalformed
+	case cluster != c.plane.clusterID():
+		return errForeign // a new server is taken in by an append first
+	}
+	d := delivery{cluster: cluster, messages: messages}
+	if d.image, err = c.storeImage(body, messages[0]); err == nil {
+		err = c.takeDelivery(r.Context(), d)
+	}
+	if err != nil && d.image != "" {
+		err = errors.Join(err, os.Remove(d.image))
+	}
+	return err
+}
+
+// storeImage writes a snapshot to a file, and looks whether it is what the
+// message says. The path is to be removed even if there is an error.
+func (c *cluster) storeImage(body io.Reader, m message) (path string, err error) {
+	file, err := os.CreateTemp(c.plane.cfg.Dir, imagePattern)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(file, body)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return file.Name(), err
+	}
+	snap, err := readImage(file.Name())
+	if err == nil && (snap.position != m.Prev || !slices.Equal(snap.Voters, m.Voters)) {
+		err = errMalformed
+	}
+	return file.Name(), err
+}
+
+// patientReader reads a long body: it gives each part its time, where the
+// server's limit is for the whole.
+type patientReader struct {
+	io.Reader
+	control *http.ResponseController
+}
+
+func (p *patientReader) Read(b []byte) (int, error) {
+	if err := p.control.SetReadDeadline(time.Now().Add(imageChunkTime)); err != nil {
+		return 0, err
+	}
+	return p.Reader.Read(b)
+}
+
+// The cluster plane: how nodes talk to each other
+
+const (
+	planeFormat       = "1"              // of requests and their answers
+	rpcBytesMax       = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
+	greetingBytesMax  = 8 << 20          // of a heartbeat: the table of 10,000 nodes
+	planeHeaderTime   = 5 * time.Second  // for a handshake and a request's head
+	planeReadTime     = 30 * time.Second // for a request's body
+	planeWriteTime    = time.Minute      // for an answer, longer than any call waits for one
+	planeIdleTime     = 2 * time.Minute  // of a kept-alive connection
+	planeConnsPerNode = 16               // of calls to one node; more wait for each other
+	dialTimeout       = 2 * time.Second  // includes the handshake
+	dispatchTimeout   = 5 * time.Second
+	questionTimeout   = 5 * time.Second
+	killTimeout       = 5 * time.Second
+	reportTimeout     = 10 * time.Second // a result is taken when it is committed
+	leaveTimeout      = 10 * time.Second // to be taken out of the voters
+	keyBytesMin       = 16               // of a cluster key; "belfry keygen" makes 32
+)
+
+var (
+	errFormat    = errors.New("a format that this version does not know; run the same version on all nodes")
+	errForeign   = errors.New("a message of another cluster")
+	errNoAddress = errors.New("no node of that name or id is known")
+
+	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
+	// nothing: it said so, or no connection to it came about. After all others nobody can tell.
+	errRefused = errors.New("refused")
+)
+
+// refusalCodes are the errors that a node can answer with, and how they travel.
+var refusalCodes = map[string]error{
+	"stale-term": errStaleTerm, "other-incarnation": errOtherIncarnation, "stale-number": errStaleNumber, "stopping": errStopping,
+	"queue-full": errQueueFull, "unknown-execution": errUnknownExecution, "not-leader": errNotLeader, "busy": errBusy,
+	"format": errFormat, "malformed": errMalformed, "foreign": errForeign, "misdirected": errMisdirected,
+	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer,
+}
+
+// counters count what the plane refused or dropped.
+type counters struct {
+	format      atomic.Int64 // of a format that this version does not know
+	malformed   atomic.Int64
+	tooLarge    atomic.Int64
+	foreign     atomic.Int64 // of another cluster
+	misdirected atomic.Int64 // for another node
+	dropped     atomic.Int64 // for want of room in a queue
+}
+
+// planeConfig is what main knows about the node.
+type planeConfig struct {
+	Name        string
+	ID          string
+	Incarnation uint64
+	Server      bool
+	Bind        string // host:port to listen on
+	Advertise   string // host:port that others are told; "": where it listens
+	HTTPAddr    string // host:port of API and page
+	Key         []byte // nil: no TLS, and Bind must be a loopback address
+	Tags        map[string]string
+	Dir         string // data directory
+	Cluster     string // of an agent: the cluster that it belongs to, "" none yet
+	Join        []string
+	JoinPause   time.Duration // between two tries of an address that did not answer
+	JoinTries   int           // without any answer until the node gives up, 0: never
+	Expect      int           // servers that found the cluster together, 0: it waits to be taken in
+	Beat        time.Duration // between two heartbeats; a node that is silent for five counts as failed
+}
+
+// planeHooks is what the plane calls for what comes in. All are fixed before run.
+type planeHooks struct {
+	start  func(dispatch) error
+	ask    func(question) (answer, error)
+	kill   func(kill) error
+	output func(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error
+	report func(ctx context.Context, results []result) (taken []int64, err error) // the leader's
+	api    http.Handler                                                           // of a server; forwardedFrom tells who asks
+	joined func(cluster string) error                                             // of an agent: it belongs to that cluster from now on
+}
+
+// A record is what a node says of itself in its heartbeats.
+type record struct {
+	Name        string
+	ID          string // of its data directory
+	Incarnation uint64
+	Beat        uint64 // grows with each heartbeat of an incarnation
+	Addr        string // host:port of its plane
+	HTTPAddr    string
+	Tags        map[string]string
+	Server      bool
+	Status      int    // memberAlive, memberLeaving or memberLeft
+	Cluster     string // "": none yet
+	Leads       bool
+
+	// Of a server that belongs to no cluster.
+	Expect   int       // --bootstrap-expect
+	Empty    bool      // its database holds nothing
+	Accepted *founders // nil: none
+}
+
+// member.Status and record.Status, as Serf numbers them.
+const (
+	memberAlive   = 1
+	memberLeaving = 2
+	memberLeft    = 3
+	memberFailed  = 4 // nobody says that of itself
+)
+
+const (
+	silentBeats   = 5              // heartbeats that are missed until a node counts as failed
+	forgetAfter   = 24 * time.Hour // since a node was heard
+	beatTimeout   = time.Second    // of one heartbeat and its answer
+	peersFile     = "peers.json"   // in the data directory: addresses of servers, for the next start
+	nodeFile      = "node.json"    // in an agent's data directory
+	memberNameMax = 255            // of a node's name or id
+)
+
+// A contact is a record and when its node was last heard, by this node or by
+// one that told of it.
+type contact struct {
+	record
+	heard time.Time
+}
+
+// A sighting is a contact as it travels. Ages need no common clock.
+type sighting struct {
+	record
+	AgeMillis int64
+}
+
+// A greeting is a heartbeat, and the answer to one.
+type greeting struct {
+	From   record
+	Others []sighting
+}
+
+// A rejection is the answer to a heartbeat that is not taken.
+type rejection struct {
+	Why   string // one sentence
+	Clash bool   // somebody else has this name or this id: the node must not take part
+}
+
+func (r rejection) Error() string { return r.Why }
+
+// plane is a node's side towards the other nodes: the listener, the table of
+// members and the calls. Its methods may be called by anybody.
+type plane struct {
+	cfg      planeConfig
+	log      *slog.Logger
+	hooks    planeHooks // fixed before run
+	server   *cluster   // nil: an agent. Fixed before run
+	listener net.Listener
+	scheme   string      // of URLs: http or https
+	tls      *tls.Config // nil without a key
+	client   *http.Client
+	refused  counters
+	admitted atomic.Bool   // nobody has said that this node's name or id is another's
+	hurry    chan struct{} // the next heartbeat is due now; holds one
+	written  []string      // owned by beatLoop: what the file of peers says
+
+	mu       sync.Mutex
+	self     record              // guarded by mu
+	known    map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
+	joinedTo map[string]string   // guarded by mu: join address → id of the node that answers there
+	trouble  map[string]string   // guarded by mu: subject → what is wrong and what to do
+}
+
+// newPlane listens on the cluster plane. Nothing is served until run.
+func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
+	p := &plane{cfg: cfg, hooks: hooks, log: log, scheme: "http", hurry: make(chan struct{}, 1),
+		known: map[string]*contact{}, joinedTo: map[string]string{}, trouble: map[string]string{}}
+	if cfg.Key == nil && !isLoopback(cfg.Bind) {
+		return nil, fmt.Errorf("--bind-addr %s: other machines could take over this node; make a cluster key with \"belfry keygen\" and give it to all nodes as --encrypt, or use a loopback address", cfg.Bind)
+	}
+	if cfg.Key != nil {
+		var err error
+		if p.tls, err = clusterTLS(cfg.Key); err != nil {
+			return nil, err
+		}
+		p.scheme = "https"
+	}
+	p.client = p.newClient(planeConnsPerNode)
+	var err error
+	if p.listener, err = net.Listen("tcp", cfg.Bind); err != nil {
+		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)
+	}
+	addr := cfg.Advertise
+	if addr == "" {
+		addr, err = reachable(p.listener.Addr().String())
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.listener.Close())
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("--advertise-addr: %q must be host:port", addr), p.listener.Close())
+	}
+	tags := maps.Clone(cfg.Tags)
+	if tags == nil {
+		tags = map[string]string{}
+	}
+	tags["rpc_addr"], tags["port"] = addr, port
+	p.self = record{Name: cfg.Name, ID: cfg.ID, Incarnation: cfg.Incarnation, Addr: addr, HTTPAddr: cfg.HTTPAddr, Tags: tags,
+		Server: cfg.Server, Status: memberAlive, Cluster: cfg.Cluster, Expect: cfg.Expect}
+	return p, nil
+}
+
+// attach makes a node a server. Called before run.
+func (p *plane) attach(c *cluster, own ownRow) {
+	p.server = c
+	p.setOwn(own)
+}
+
+// setOwn notes what stands in the server's database about itself, and tells
+// the others soon.
+func (p *plane) setOwn(own ownRow) {
+	p.mu.Lock()
+	p.self.Cluster, p.self.Accepted, p.self.Empty = own.Cluster, own.Accepted, own.Empty
+	p.mu.Unlock()
+	p.beatSoon()
+}
+
+func (p *plane) beatSoon() {
+	select {
+	case p.hurry <- struct{}{}:
+	default:
+	}
+}
+
+// reachable turns a listener's address into one that others can use: on all
+// addresses means on the first that is not loopback.
+func reachable(addr string) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", err
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsUnspecified() {
+		return addr, nil
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && !n.IP.IsLoopback() {
+			return net.JoinHostPort(n.IP.String(), port), nil
+		}
+	}
+	return "", errors.New("--advertise-addr: this machine has no address but loopback; say where other nodes reach it")
+}
+
+// clusterTLS makes of the cluster key what serves and dials TLS 1.3: one
+// Ed25519 key, the same on every node, and the rule that the other side proves
+// to have it too. So nothing is issued, and no clock can be wrong.
+func clusterTLS(key []byte) (*tls.Config, error) {
+	seed, err := hkdf.Key(sha256.New, key, nil, "belfry cluster plane, format 1", ed25519.SeedSize)
+	if err != nil {
+		return nil, err
+	}
+	private := ed25519.NewKeyFromSeed(seed)
+	public := private.Public().(ed25519.PublicKey)
+	form := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)}
+	der, err := x509.CreateCertificate(crand.Reader, form, form, public, private)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: private}},
+		NextProtos:   []string{"http/1.1"},
+		ClientAuth:   tls.RequireAnyClientCert,
+		// The chain is not looked at, the key is: VerifyConnection runs for every handshake.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if len(s.PeerCertificates) == 0 || !public.Equal(s.PeerCertificates[0].PublicKey) {
+				return errors.New("the other node has another cluster key; give the same --encrypt to all")
+			}
+			return nil
+		},
+	}, nil
+}
+
+// decodeKey reads a cluster key as --encrypt and keygen write it.
+func decodeKey(text string) ([]byte, error) {
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
+	if err != nil || len(key) < keyBytesMin {
+		return nil, fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
+	}
+	return key, nil
+}
+
+// newClient returns a client whose kept-alive connections, at most conns to a
+// node, are its own.
+func (p *plane) newClient(conns int) *http.Client {
+	dialer := &net.Dialer{Timeout: dialTimeout}
+	return &http.Client{Transport: &http.Transport{
+		DialContext: dialer.DialContext, TLSClientConfig: p.tls, TLSHandshakeTimeout: dialTimeout,
+		MaxConnsPerHost: conns, MaxIdleConnsPerHost: conns, IdleConnTimeout: planeIdleTime,
+		ResponseHeaderTimeout: planeWriteTime, MaxResponseHeaderBytes: 64 << 10, DisableCompression: true,
+	}}
+}
+
+// run serves the plane and sends heartbeats until ctx ends; the last one says
+// that this node has left.
+func (p *plane) run(ctx context.Context) error {
+	web := &http.Server{
+		Handler: p.handler(), ReadHeaderTimeout: planeHeaderTime, ReadTimeout: planeReadTime, WriteTimeout: planeWriteTime,
+		IdleTimeout: planeIdleTime, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+	}
+	listener := p.listener
+	if p.tls != nil {
+		listener = tls.NewListener(listener, p.tls)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		defer web.Close()
+		return p.beatLoop(ctx)
+	})
+	err := g.Wait()
+	p.client.CloseIdleConnections()
+	return err
+}
+
+// Members
+
+// beatLoop sends heartbeats. When ctx ends it sends a last one.
+func (p *plane) beatLoop(ctx context.Context) error {
+	ticker := time.NewTicker(p.cfg.Beat)
+	defer ticker.Stop()
+	joins := joining{addrs: p.cfg.Join, tries: p.cfg.JoinTries, pause: p.cfg.JoinPause}
+	remembered, err := p.readPeers()
+	if err != nil {
+		p.log.Warn("the addresses of the other servers are not known from the last time", "err", err)
+	}
+	for {
+		answered, clash := p.beat(ctx, append(joins.due(time.Now()), remembered...))
+		if ctx.Err() == nil {
+			if err := errors.Join(joins.note(answered), p.afterBeat(ctx, clash)); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			p.setStatus(memberLeft)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatTimeout)
+			defer cancel()
+			p.beat(ctx, nil)
+			return nil
+		case <-ticker.C:
+		case <-p.hurry:
+		}
+	}
+}
+
+// joining decides when join addresses are tried. Owned by beatLoop.
+type joining struct {
+	addrs []string
+	tries int // until it is given up, 0: never
+	pause time.Duration
+	tried int
+	last  time.Time
+	done  bool // one has answered
+}
+
+// due returns the addresses that are to be tried at now.
+func (j *joining) due(now time.Time) []string {
+	if !j.last.IsZero() && now.Sub(j.last) < j.pause {
+		return nil
+	}
+	j.last = now
+	j.tried++
+	return slices.Clone(j.addrs)
+}
+
+// note takes how many nodes answered. Its error ends the node.
+func (j *joining) note(answered int) error {
+	j.done = j.done || answered > 0
+	if !j.done && len(j.addrs) > 0 && j.tries > 0 && j.tried >= j.tries {
+		return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or raise --retry-max", strings.Join(j.addrs, ", "))
+	}
+	return nil
+}
+
+// beat sends a heartbeat to every known server, and to addresses at which no
+// node is known to be, and waits for the answers. It returns how many came, and
+// why somebody said that this node's name or id is another's.
+func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash string) {
+	p.mu.Lock()
+	p.self.Beat++
+	p.self.Leads = p.server != nil && p.server.leading()
+	targets := p.targetsLocked(addrs, time.Now())
+	g := p.greetingLocked(p.cfg.Server, time.Now())
+	p.mu.Unlock()
+	var wait sync.WaitGroup
+	answers := make([]error, len(targets))
+	for i, addr := range targets {
+		wait.Go(func() { answers[i] = p.greet(ctx, addr, g) })
+	}
+	wait.Wait()
+	for i, err := range answers {
+		var no rejection
+		switch {
+		case err == nil:
+			answered++
+			p.setTrouble("join "+targets[i], "")
+		case errors.As(err, &no) && no.Clash:
+			clash = no.Why
+		case errors.As(err, &no):
+			p.setTrouble("join "+targets[i], no.Why)
+		default:
+			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
+		}
+	}
+	return answered, clash
+}
+
+// targetsLocked returns where a heartbeat goes, sorted.
+func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
+	var list []string
+	for _, c := range p.known {
+		if c.Server && c.Status != memberLeft {
+			list = append(list, c.Addr)
+		}
+	}
+	for _, addr := range addrs {
+		id := p.joinedTo[addr]
+		if c := p.known[id]; id != p.self.ID && (c == nil || p.statusLocked(c, now) == memberFailed) {
+			list = append(list, addr)
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// greetingLocked is what this node says now. Only servers hear of all the
+// others: a thousand agents need not know each other.
+func (p *plane) greetingLocked(all bool, now time.Time) greeting {
+	g := greeting{From: p.self}
+	for _, c := range p.known {
+		if all || p.cfg.Server && c.Server {
+			g.Others = append(g.Others, sighting{c.record, now.Sub(c.heard).Milliseconds()})
+		}
+	}
+	return g
+}
+
+// greet sends a heartbeat to an address and learns from the answer.
+func (p *plane) greet(ctx context.Context, addr string, g greeting) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	var answer greeting
+	if err := p.exchange(ctx, http.MethodPost, record{Addr: addr}, "/members", g, &answer); err != nil {
+		return err
+	}
+	p.learn(answer, addr)
+	return nil
+}
+
+// learn takes what another node has said.
+func (p *plane) learn(g greeting, addr string) {
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if addr != "" {
+		p.joinedTo[addr] = g.From.ID
+	}
+	p.hearLocked(g.From, 0, now)
+	for _, o := range g.Others {
+		p.hearLocked(o.record, time.Duration(max(o.AgeMillis, 0))*time.Millisecond, now)
+	}
+}
+
+// hearLocked takes note of a node that was heard a while ago. A heartbeat
+// counts once, by whatever way it comes. Of two processes of one node, and of
+// two nodes of one name, the one that was heard last counts: the other is gone,
+// or rejectLocked would have kept this one out.
+func (p *plane) hearLocked(r record, age time.Duration, now time.Time) {
+	heard := now.Add(-age)
+	foreign := r.Cluster != "" && p.self.Cluster != "" && r.Cluster != p.self.Cluster
+	if !r.valid() || foreign || r.ID == p.self.ID || r.Name == p.self.Name || age > forgetAfter || !r.Server && !p.cfg.Server {
+		return
+	}
+	c := p.known[r.ID]
+	switch {
+	case c != nil && c.Incarnation == r.Incarnation && r.Beat <= c.Beat, c != nil && c.Incarnation != r.Incarnation && !heard.After(c.heard):
+		return
+	case c == nil || c.Name != r.Name:
+		if other := p.byNameLocked(r.Name); other != nil && other.ID != r.ID {
+			if other.heard.After(heard) {
+				return
+			}
+			delete(p.known, other.ID)
+		}
+	}
+	if c == nil {
+		p.log.Info("another node is known now", "node", r.Name, "addr", r.Addr, "server", r.Server)
+	}
+	p.known[r.ID] = &contact{r, heard}
+}
+
+func (r *record) valid() bool {
+	return r.Name != "" && r.ID != "" && len(r.Name) <= memberNameMax && len(r.ID) <= memberNameMax && r.Status >= memberAlive && r.Status <= memberLeft
+}
+
+func (p *plane) byNameLocked(name string) *contact {
+	for _, c := range p.known {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+func (p *plane) statusLocked(c *contact, now time.Time) int {
+	if c.Status != memberLeft && now.Sub(c.heard) > silentBeats*p.cfg.Beat {
+		return memberFailed
+	}
+	return c.Status
+}
+
+// serveGreeting answers a heartbeat.
+func (p *plane) serveGreeting(w http.ResponseWriter, r *http.Request) error {
+	var g greeting
+	if err := readJSON(w, r, greetingBytesMax, &g); err != nil {
+		return err
+	}
+	if !g.From.valid() {
+		return errMalformed
+	}
+	if err := p.reject(r.Context(), g.From); err != nil {
+		return err
+	}
+	p.learn(g, "")
+	p.mu.Lock()
+	answer := p.greetingLocked(g.From.Server, time.Now())
+	p.mu.Unlock()
+	return writeJSON(w, answer)
+}
+
+// reject says why a node that presents itself is not taken: it is of another
+// cluster, or its name or its id is a live node's.
+func (p *plane) reject(ctx context.Context, r record) error {
+	p.mu.Lock()
+	self, now := p.self, time.Now()
+	var twin, namesake contact
+	if c := p.known[r.ID]; c != nil && c.Incarnation != r.Incarnation && p.statusLocked(c, now) <= memberLeaving {
+		twin = *c
+	}
+	if c := p.byNameLocked(r.Name); c != nil && c.ID != r.ID && p.statusLocked(c, now) <= memberLeaving {
+		namesake = *c
+	}
+	p.mu.Unlock()
+	if r.ID == self.ID && r.Incarnation != self.Incarnation {
+		twin.record = self
+	}
+	if r.Name == self.Name && r.ID != self.ID {
+		namesake.record = self
+	}
+	switch {
+	case r.Cluster != "" && self.Cluster != "" && r.Cluster != self.Cluster:
+		p.refused.foreign.Add(1)
+		return rejection{Why: fmt.Sprintf("%s belongs to cluster %s, %s to %s; two clusters are never merged: take its address out of --join and --retry-join, or give %s an empty --data-dir", self.Name, self.Cluster, r.Name, r.Cluster, r.Name)}
+	case twin.ID != "" && p.isAlive(ctx, twin.record):
+		return rejection{Why: fmt.Sprintf("another process with the id of this node's data directory runs as %s at %s; stop it, or give this node an empty --data-dir", twin.Name, twin.Addr), Clash: true}
+	case namesake.ID != "" && p.isAlive(ctx, namesake.record):
+		return rejection{Why: fmt.Sprintf("the name %s is in use by a live node at %s; give this node another --node-name, or stop that one", r.Name, namesake.Addr), Clash: true}
+	}
+	return nil
+}
+
+// isAlive asks a process that was alive a moment ago whether it still is. A
+// node that starts again, perhaps elsewhere, need not wait until the one that
+// it was counts as failed.
+func (p *plane) isAlive(ctx context.Context, r record) bool {
+	if r.Incarnation == p.cfg.Incarnation {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout/2)
+	defer cancel()
+	var there record
+	err := p.exchange(ctx, http.MethodGet, record{Addr: r.Addr}, "/self", nil, &there)
+	return err == nil && there.ID == r.ID && there.Incarnation == r.Incarnation
+}
+
+// afterBeat does what follows from what the heartbeats brought. A node takes
+// part once a round has passed in which nobody said that its name or id is
+// another's; what is said later is only reported, for then this node was first.
+func (p *plane) afterBeat(ctx context.Context, clash string) error {
+	p.setTrouble("name", clash)
+	if clash == "" {
+		p.admitted.Store(true)
+	}
+	self, servers, peers := p.servers(time.Now())
+	if err := p.writePeers(peers); err != nil {
+		p.setTrouble("peers", fmt.Sprintf("the addresses of the other servers cannot be written to the data directory and will not be known after a restart; look at its disk: %v", err))
+	}
+	switch {
+	case !p.admitted.Load():
+		return nil
+	case p.server == nil:
+		return p.adoptAgent(self, servers)
+	}
+	if err := p.negotiate(ctx, self, servers); err != nil {
+		return err
+	}
+	return ignoreStop(ctx, p.server.setLearners(ctx, learners(self, servers)))
+}
+
+// servers returns the live ones in order of their names, and the addresses of
+// all. It forgets who was not heard for a day.
+func (p *plane) servers(now time.Time) (self record, alive []record, addrs []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, c := range p.known {
+		switch {
+		case now.Sub(c.heard) > forgetAfter:
+			delete(p.known, id)
+			continue
+		case !c.Server:
+			continue
+		case p.statusLocked(c, now) == memberAlive:
+			alive = append(alive, c.record)
+		}
+		addrs = append(addrs, c.Addr)
+	}
+	slices.SortFunc(alive, func(a, b record) int { return cmp.Compare(a.Name, b.Name) })
+	slices.Sort(addrs)
+	return p.self, alive, addrs
+}
+
+// ignoreStop makes nil of errors that only say that this node stops.
+func ignoreStop(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, errStopping) {
+		return nil
+	}
+	return err
+}
+
+// learners are the servers that wish to be voters: live ones of this cluster,
+// and new ones. One that was restored from a backup has a history of its own.
+func learners(self record, servers []record) []server {
+	var list []server
+	for _, r := range servers {
+		bound := r.Accepted != nil && r.Accepted.Cluster != self.Cluster
+		if self.Cluster != "" && (r.Cluster == self.Cluster || r.Cluster == "" && r.Empty && !bound) {
+			list = append(list, server{r.Name, r.ID})
+		}
+	}
+	return list
+}
+
+// adoptAgent binds an agent to the first cluster that it meets: what it runs is
+// named by numbers of that cluster.
+func (p *plane) adoptAgent(self record, servers []record) error {
+	i := slices.IndexFunc(servers, func(r record) bool { return r.Cluster != "" })
+	if self.Cluster != "" || i < 0 {
+		return nil
+	}
+	if err := p.hooks.joined(servers[i].Cluster); err != nil {
+		return fmt.Errorf("--data-dir: cannot write down which cluster this agent belongs to: %w", err)
+	}
+	p.mu.Lock()
+	p.self.Cluster = servers[i].Cluster
+	p.mu.Unlock()
+	p.beatSoon()
+	return nil
+}
+
+// readPeers returns the addresses that the former process knew.
+func (p *plane) readPeers() (addrs []string, err error) {
+	doc, err := os.ReadFile(filepath.Join(p.cfg.Dir, peersFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = json.Unmarshal(doc, &addrs)
+	p.written = addrs
+	return addrs, err
+}
+
+// writePeers keeps addresses for the next process. They are a hint: what a
+// crash loses, --join or the others bring back.
+func (p *plane) writePeers(addrs []string) error {
+	if len(addrs) == 0 || slices.Equal(addrs, p.written) {
+		return nil
+	}
+	doc, err := json.Marshal(addrs)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(p.cfg.Dir, peersFile)
+	if err := os.WriteFile(path+".new", doc, 0o600); err != nil {
+		return err
+	}
+	p.written = addrs
+	return os.Rename(path+".new", path)
+}
+
+// setTrouble notes what is wrong with a subject, "" for nothing, and logs what
+// is new.
+func (p *plane) setTrouble(subject, why string) {
+	p.mu.Lock()
+	before := p.trouble[subject]
+	if p.trouble[subject] = why; why == "" {
+		delete(p.trouble, subject)
+	}
+	p.mu.Unlock()
+	if why != "" && why != before {
+		p.log.Warn(why)
+	}
+}
+
+// troubles returns what keeps this node from its place in the cluster, each in
+// one sentence that says what to do, sorted.
+func (p *plane) troubles() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Values(p.trouble))
+}
+
+// setStatus changes what this node says of itself.
+func (p *plane) setStatus(status int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.self.Status = status
+}
+
+// leaving tells the others that this node takes nothing more.
+func (p *plane) leaving() {
+	p.setStatus(memberLeaving)
+	p.beatSoon()
+}
+
+// members returns all nodes in order of their names.
+func (p *plane) members() []member {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	list := []member{p.self.member(p.self.Status)}
+	for _, c := range p.known {
+		list = append(list, c.member(p.statusLocked(c, now)))
+	}
+	slices.SortFunc(list, func(a, b member) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+func (r *record) member(status int) member {
+	host, port, _ := net.SplitHostPort(r.Addr)
+	n, _ := strconv.Atoi(port) // 0 if a node says nonsense of itself
+	return member{Name: r.Name, Addr: host, Port: n, Tags: r.Tags, Status: status}
+}
+
+// nodes returns those that can be given something to run, in order of their names.
+func (p *plane) nodes() []node {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	var list []node
+	if p.self.Status == memberAlive {
+		list = append(list, node{p.self.Name, p.self.Incarnation, p.self.Tags})
+	}
+	for _, c := range p.known {
+		if c.Cluster == p.self.Cluster && p.statusLocked(c, now) == memberAlive {
+			list = append(list, node{c.Name, c.Incarnation, c.Tags})
+		}
+	}
+	slices.SortFunc(list, func(a, b node) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+func (p *plane) clusterID() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.self.Cluster
+}
+
+// byID returns what is known of another node.
+func (p *plane) byID(id string) (record, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c := p.known[id]; c != nil {
+		return c.record, true
+	}
+	return record{}, false
+}
+
+func (p *plane) byName(name string) (record, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c := p.byNameLocked(name); c != nil {
+		return c.record, true
+	}
+	return record{}, false
+}
+
+// leader returns the server that leads, as far as this node knows.
+func (p *plane) leader() (member, bool) {
+	r, ok := p.leaderRecord()
+	return r.member(memberAlive), ok
+}
+
+func (p *plane) leaderRecord() (record, bool) {
+	if p.server != nil {
+		id := p.server.status().Leader.ID
+		if id == p.cfg.ID {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.self, true
+		}
+		return p.byID(id)
+	}
+	_, servers, _ := p.servers(time.Now())
+	for _, r := range servers {
+		if r.Leads {
+			return r, true
+		}
+	}
+	return record{}, false
+}
+
+// leading reports whether this node is a server that leads.
+func (p *plane) leading() bool { return p.server != nil && p.server.leading() }
+
+// Founding a cluster
+
+// founders is a list of servers that make a cluster together. Each server
+// accepts one list in its life, durably, and the cluster is made when all have:
+// two lists that share a server cannot both become clusters.
+type founders struct {
+	Cluster string   // random id
+	Voters  []server // in order of names
+}
+
+// A founding step is what a server that belongs to no cluster does next, and
+// what it waits for or what somebody must do.
+type foundingStep struct {
+	accept, found *founders
+	why           string
+}
+
+// negotiate takes the next step towards a new cluster.
+func (p *plane) negotiate(ctx context.Context, self record, servers []record) error {
+	step := nextStep(self, servers, crand.Text())
+	p.setTrouble("cluster", step.why)
+	var err error
+	switch {
+	case step.accept != nil:
+		err = p.server.call(ctx, func() { p.server.accept(step.accept) })
+	case step.found != nil:
+		var failed error
+		err = p.server.call(ctx, func() { failed = p.server.found(step.found) })
+		err = errors.Join(err, failed)
+	}
+	return ignoreStop(ctx, err)
+}
+
+// nextStep decides it from what the servers say of themselves; others are the
+// live ones besides self, in order of names, random the id of a new cluster.
+func nextStep(self record, others []record, random string) foundingStep {
+	switch {
+	case self.Cluster != "":
+		return foundingStep{}
+	case self.Accepted != nil:
+		return awaitFounders(self, others)
+	}
+	var rivals []record // that want to found one as well
+	for _, r := range others {
+		switch {
+		case r.Accepted != nil && slices.Contains(r.Accepted.Voters, server{self.Name, self.ID}) && len(r.Accepted.Voters) == self.Expect && self.Empty:
+			return foundingStep{accept: r.Accepted}
+		case (r.Cluster != "" || r.Accepted != nil) && self.Empty:
+			return foundingStep{why: "this server waits to be taken in by the cluster of " + r.Name}
+		case r.Cluster != "":
+			return foundingStep{why: fmt.Sprintf("this server was restored from a backup and cannot join the cluster of %s: give it an empty --data-dir, or start it without --join and --retry-join and with --bootstrap-expect=1", r.Name)}
+		case r.Expect > 0:
+			rivals = append(rivals, r)
+		}
+	}
+	if self.Expect == 0 {
+		return foundingStep{why: "this server waits to be taken in by a cluster, and knows none: name a server that belongs to one with --retry-join, or make one with --bootstrap-expect"}
+	}
+	return propose(self, rivals, random)
+}
+
+// propose makes a list of exactly as many servers as are expected. The first
+// of them by name does it.
+func propose(self record, rivals []record, random string) foundingStep {
+	list := &founders{random, []server{{self.Name, self.ID}}}
+	for _, r := range rivals {
+		if r.Expect != self.Expect {
+			return foundingStep{why: fmt.Sprintf("%s was started with --bootstrap-expect=%d, this server with %d: start both with the same number", r.Name, r.Expect, self.Expect)}
+		}
+		if !r.Empty || !self.Empty {
+			return foundingStep{why: fmt.Sprintf("%s and this server cannot found a cluster together, because one was restored from a backup: start that one with --bootstrap-expect=1, and the other with an empty --data-dir and without --bootstrap-expect", r.Name)}
+		}
+		list.Voters = append(list.Voters, server{r.Name, r.ID})
+	}
+	slices.SortFunc(list.Voters, compareServers)
+	switch n := len(list.Voters); {
+	case !self.Empty && self.Expect > 1:
+		return foundingStep{why: "this server was restored from a backup and founds a cluster alone: start it with --bootstrap-expect=1, and the others without"}
+	case n < self.Expect:
+		return foundingStep{why: fmt.Sprintf("this server waits for %d more servers with --bootstrap-expect=%d", self.Expect-n, self.Expect)}
+	case n > self.Expect:
+		return foundingStep{why: fmt.Sprintf("%d servers were started with --bootstrap-expect=%d: stop one and start it without; it will be taken in when there is a cluster", n, self.Expect)}
+	case list.Voters[0].ID == self.ID:
+		return foundingStep{accept: list}
+	}
+	return foundingStep{why: "this server waits for a list of founders from " + list.Voters[0].Name}
+}
+
+// awaitFounders looks whether all have accepted the list that this server has.
+func awaitFounders(self record, others []record) foundingStep {
+	for _, v := range self.Accepted.Voters {
+		i := slices.IndexFunc(others, func(r record) bool { return r.ID == v.ID })
+		switch {
+		case v.ID == self.ID:
+		case i < 0 || others[i].Cluster == "" && others[i].Accepted == nil:
+			return foundingStep{why: fmt.Sprintf("the cluster is made when %s agrees too; if that server is gone for good, stop all servers, empty their data directories and start them again", v.Name)}
+		case others[i].Cluster != self.Accepted.Cluster && (others[i].Accepted == nil || others[i].Accepted.Cluster != self.Accepted.Cluster):
+			return foundingStep{why: fmt.Sprintf("%s has agreed to found another cluster: empty the data directory of this server and start it again, to be taken in there", v.Name)}
+		}
+	}
+	return foundingStep{found: self.Accepted}
+}
+
+// Calls between nodes
+
+const (
+	headerFormat  = "Belfry-Format"
+	headerCluster = "Belfry-Cluster" // of the caller
+	headerTo      = "Belfry-To"      // id of the node that is meant
+	headerRefused = "Belfry-Refused" // in answers: a key of refusalCodes
+	headerActor   = "Belfry-Actor"   // of a forwarded request: who asks
+	headerRequest = "Belfry-Request" // of a forwarded request: under which id it is done once
+	headerFinal   = "Belfry-Final"   // it was passed on as often as it may be
+	headerIndex   = "Belfry-Index"   // in answers of the API: log index that the write was applied at
+)
+
+type taken struct{ Taken []int64 }
+
+// handler is the plane's HTTP side.
+func (p *plane) handler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, open bool, fn func(http.ResponseWriter, *http.Request) error) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			err := p.check(r, open)
+			if err == nil {
+				err = fn(w, r)
+			}
+			if err != nil {
+				p.fail(w, err)
+			}
+		})
+	}
+	// These say themselves which cluster they are of.
+	handle("POST /members", true, p.serveGreeting)
+	handle("GET /self", true, func(w http.ResponseWriter, r *http.Request) error {
+		p.mu.Lock()
+		self := p.self
+		p.mu.Unlock()
+		return writeJSON(w, self)
+	})
+	handle("POST /dispatch", false, serveCall(p.hooks.start))
+	handle("POST /kill", false, serveCall(p.hooks.kill))
+	handle("POST /question", false, p.serveQuestion)
+	handle("GET /output", false, p.serveOutput)
+	if p.server != nil {
+		handle("POST /raft", true, p.server.takePacket)
+		handle("POST /snapshot", true, p.server.takeImage)
+		handle("POST /results", false, p.serveResults)
+		handle("POST /remove", false, p.serveRemove)
+		handle("/api/", false, p.serveForwarded)
+	}
+	return mux
+}
+
+// check refuses what no node of this cluster sends. Without TLS a browser on
+// this machine could be made to call us: it cannot send our headers to another
+// origin, and a foreign name in Host gives away one that was made to look like
+// its own (DNS rebinding).
+func (p *plane) check(r *http.Request, open bool) error {
+	host, _, err := net.SplitHostPort(r.Host)
+	local := err == nil && (host == "localhost" || net.ParseIP(host) != nil)
+	switch cluster := p.clusterID(); {
+	case r.Header.Get(headerFormat) != planeFormat:
+		return errFormat
+	case p.tls == nil && !local:
+		return errMisdirected
+	case r.Header.Get(headerTo) != "" && r.Header.Get(headerTo) != p.cfg.ID:
+		return errMisdirected
+	case !open && (cluster == "" || r.Header.Get(headerCluster) != cluster):
+		return errForeign
+	}
+	return nil
+}
+
+// fail answers an error, and counts it if it speaks of the sender.
+func (p *plane) fail(w http.ResponseWriter, err error) {
+	var large *http.MaxBytesError
+	var no rejection
+	status := http.StatusConflict
+	switch {
+	case errors.As(err, &no):
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		json.NewEncoder(w).Encode(no) // an error is the caller's, who has gone
+		return
+	case errors.As(err, &large):
+		p.refused.tooLarge.Add(1)
+		status = http.StatusRequestEntityTooLarge
+	case errors.Is(err, errFormat):
+		p.refused.format.Add(1)
+	case errors.Is(err, errMalformed):
+		p.refused.malformed.Add(1)
+	case errors.Is(err, errForeign):
+		p.refused.foreign.Add(1)
+	case errors.Is(err, errMisdirected):
+		p.refused.misdirected.Add(1)
+	}
+	for code, e := range refusalCodes {
+		if errors.Is(err, e) {
+			w.Header().Set(headerRefused, code)
+		}
+	}
+	http.Error(w, err.Error(), status)
+}
+
+func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(data) // an error is the caller's, who has gone
+	return nil
+}
+
+// serveCall has fn take what a call carries.
+func serveCall[T any](fn func(T) error) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		var v T
+		if err := readJSON(w, r, rpcBytesMax, &v); err != nil {
+			return err
+		}
+		if err := fn(v); err != nil {
+			return err
+		}
+		return writeJSON(w, struct{}{})
+	}
+}
+
+func (p *plane) serveQuestion(w http.ResponseWriter, r *http.Request) error {
+	var q question
+	if err := readJSON(w, r, rpcBytesMax, &q); err != nil {
+		return err
+	}
+	a, err := p.hooks.ask(q)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, a)
+}
+
+// serveOutput streams an output for as long as somebody reads it. What ends in
+// the middle breaks the connection, so that nobody takes it for the whole.
+func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	execution, err1 := strconv.ParseInt(q.Get("execution"), 10, 64)
+	from, err2 := strconv.ParseInt(q.Get("from"), 10, 64)
+	if err1 != nil || err2 != nil {
+		return errMalformed
+	}
+	out := &patientWriter{w: w, control: http.NewResponseController(w)}
+	err := p.hooks.output(r.Context(), execution, q.Get("follow") == "true", from, out)
+	if err != nil && out.begun {
+		panic(http.ErrAbortHandler)
+	}
+	return err
+}
+
+// patientWriter writes a long answer part by part: each is sent at once and has
+// its time, where the server's limit is for the whole.
+type patientWriter struct {
+	w       io.Writer
+	control *http.ResponseController
+	begun   bool
+}
+
+func (p *patientWriter) Write(b []byte) (int, error) {
+	p.begun = true
+	if err := p.control.SetWriteDeadline(time.Now().Add(imageChunkTime)); err != nil {
+		return 0, err
+	}
+	n, err := p.w.Write(b)
+	if err == nil {
+		err = p.control.Flush()
+	}
+	return n, err
+}
+
+// serveResults takes results of another node, or passes them on to the leader.
+func (p *plane) serveResults(w http.ResponseWriter, r *http.Request) error {
+	var results []result
+	if err := readJSON(w, r, rpcBytesMax, &results); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), reportTimeout)
+	defer cancel()
+	var ids []int64
+	err := errNotLeader
+	switch {
+	case p.leading():
+		ids, err = p.hooks.report(ctx, results)
+	case r.Header.Get(headerFinal) == "":
+		ids, err = p.reportOnce(ctx, results)
+	}
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, taken{ids})
+}
+
+func (p *plane) serveRemove(w http.ResponseWriter, r *http.Request) error {
+	var id string
+	if err := readJSON(w, r, rpcBytesMax, &id); err != nil {
+		return err
+	}
+	if !p.leading() {
+		return errNotLeader
+	}
+	if err := p.dropPeer(r.Context(), id); err != nil {
+		return err
+	}
+	return writeJSON(w, struct{}{})
+}
+
+// post sends a body and wants nothing back.
+func (p *plane) post(ctx context.Context, client *http.Client, to record, path string, body io.Reader, size int64) error {
+	resp, err := p.do(ctx, client, http.MethodPost, to, path, body, size, false)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, rpcBytesMax)) // so that the connection can be used again
+	return errors.Join(err, resp.Body.Close())
+}
+
+// exchange sends in as JSON and reads the answer into out.
+func (p *plane) exchange(ctx context.Context, method string, to record, path string, in, out any) error {
+	return p.exchangeFinal(ctx, method, to, path, in, out, false)
+}
+
+func (p *plane) exchangeFinal(ctx context.Context, method string, to record, path string, in, out any, final bool) error {
+	data, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	resp, err := p.do(ctx, p.client, method, to, path, bytes.NewReader(data), int64(len(data)), final)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, rpcBytesMax))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(answer, out)
+}
+
+// do makes a request. An answer other than success is an error, and so is none;
+// errRefused says that nothing was done.
+func (p *plane) do(ctx context.Context, client *http.Client, method string, to record, path string, body io.Reader, size int64, final bool) (*http.Response, error) {
+	var connected atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	r, err := http.NewRequestWithContext(ctx, method, p.scheme+"://"+to.Addr+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	r.ContentLength = size
+	p.sign(r.Header, to, final)
+	resp, err := client.Do(r)
+	if err != nil {
+		if !connected.Load() {
+			err = fmt.Errorf("%w: no connection: %w", errRefused, err)
+		}
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		defer resp.Body.Close()
+		return nil, readRefusal(resp)
+	}
+	return resp, nil
+}
+
+// sign says who calls whom.
+func (p *plane) sign(h http.Header, to record, final bool) {
+	h.Set(headerFormat, planeFormat)
+	h.Set(headerCluster, p.clusterID())
+	if to.ID != "" {
+		h.Set(headerTo, to.ID)
+	}
+	if final {
+		h.Set(headerFinal, "true")
+	}
+}
+
+// readRefusal makes an error of an answer that is no success.
+func readRefusal(resp *http.Response) error {
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return err
+	}
+	if e := refusalCodes[resp.Header.Get(headerRefused)]; e != nil {
+		return fmt.Errorf("%w: %w", errRefused, e)
+	}
+	var no rejection
+	if json.Unmarshal(text, &no) == nil && no.Why != "" {
+		return no
+	}
+	return fmt.Errorf("the node answered %s: %s", resp.Status, bytes.TrimSpace(text))
+}
+
+// refuse wraps what this node itself says to a call.
+func refuse(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errRefused, err)
+}
+
+// callNode makes a call to a node by its name.
+func (p *plane) callNode(ctx context.Context, name string, timeout time.Duration, path string, in, out any) error {
+	to, ok := p.byName(name)
+	if !ok {
+		return fmt.Errorf("%w: %s: %w", errRefused, name, errNoAddress)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return p.exchange(ctx, http.MethodPost, to, path, in, out)
+}
+
+// dispatchTo gives a node, perhaps this one, its orders. After an error that
+// wraps errRefused it has surely started none of them; after another it may have.
+func (p *plane) dispatchTo(ctx context.Context, node string, d dispatch) error {
+	if node == p.cfg.Name {
+		return refuse(p.hooks.start(d))
+	}
+	return p.callNode(ctx, node, dispatchTimeout, "/dispatch", d, &struct{}{})
+}
+
+// askNode asks a node what became of executions.
+func (p *plane) askNode(ctx context.Context, node string, q question) (a answer, err error) {
+	if node == p.cfg.Name {
+		a, err = p.hooks.ask(q)
+		return a, refuse(err)
+	}
+	err = p.callNode(ctx, node, questionTimeout, "/question", q, &a)
+	return a, err
+}
+
+// killOn tells a node to end an execution.
+func (p *plane) killOn(ctx context.Context, node string, k kill) error {
+	if node == p.cfg.Name {
+		return refuse(p.hooks.kill(k))
+	}
+	return p.callNode(ctx, node, killTimeout, "/kill", k, &struct{}{})
+}
+
+// outputFrom writes to w what an execution has printed, from the byte with the
+// offset from on, and with follow goes on until the run ends. The time is the
+// caller's to limit. errUnknownExecution: the node does not have it.
+func (p *plane) outputFrom(ctx context.Context, node string, execution int64, follow bool, from int64, w io.Writer) error {
+	if node == p.cfg.Name {
+		return p.hooks.output(ctx, execution, follow, from, w)
+	}
+	to, ok := p.byName(node)
+	if !ok {
+		return fmt.Errorf("%w: %s: %w", errRefused, node, errNoAddress)
+	}
+	path := fmt.Sprintf("/output?execution=%d&from=%d&follow=%t", execution, from, follow)
+	resp, err := p.do(ctx, p.client, http.MethodGet, to, path, http.NoBody, 0, false)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
+// reportToLeader has the leader record results, and returns those that it has
+// taken. A server passes them on; an agent tries one server after the other.
+func (p *plane) reportToLeader(ctx context.Context, results []result) (ids []int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	if p.leading() {
+		return p.hooks.report(ctx, results)
+	}
+	return p.reportOnce(ctx, results)
+}
+
+// reportOnce asks the leader, if it is known, and an agent then the others.
+func (p *plane) reportOnce(ctx context.Context, results []result) (ids []int64, err error) {
+	var to []record
+	leader, ok := p.leaderRecord()
+	if ok && leader.ID != p.cfg.ID {
+		to = append(to, leader)
+	}
+	if p.server == nil {
+		_, servers, _ := p.servers(time.Now())
+		to = append(to, slices.DeleteFunc(servers, func(r record) bool { return r.ID == leader.ID })...)
+	}
+	err = fmt.Errorf("%w: %w", errRefused, errNotLeader)
+	for _, r := range to {
+		var t taken
+		if err = p.exchangeFinal(ctx, http.MethodPost, r, "/results", results, &t, p.server != nil); err == nil {
+			return t.Taken, nil
+		}
+	}
+	return nil, err
+}
+
+// raftPeer is a server as "belfry raft list-peers" shows it.
+type raftPeer struct {
+	ID      string `json:"id"`
+	Node    string `json:"node"`
+	Address string `json:"address"` // "": unknown
+	Leader  bool   `json:"leader"`
+	Voter   bool   `json:"voter"` // false: it is being taken in, or has left
+}
+
+// peers returns the voters and the servers that wish to be, in order of names.
+func (p *plane) peers() []raftPeer {
+	st := p.server.status()
+	var list []raftPeer
+	for _, v := range st.Voters {
+		list = append(list, raftPeer{ID: v.ID, Node: v.Name, Leader: v == st.Leader, Voter: true})
+	}
+	p.mu.Lock()
+	servers := []record{p.self}
+	for _, c := range p.known {
+		if c.Server {
+			servers = append(servers, c.record)
+		}
+	}
+	p.mu.Unlock()
+	for _, r := range servers {
+		i := slices.IndexFunc(list, func(l raftPeer) bool { return l.ID == r.ID })
+		if i < 0 {
+			list, i = append(list, raftPeer{ID: r.ID, Node: r.Name}), len(list)
+		}
+		list[i].Address = r.Addr
+	}
+	slices.SortFunc(list, func(a, b raftPeer) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID)) })
+	return list
+}
+
+// removePeer takes a server that is gone, or is leaving, out of the voters. Any
+// server can be asked.
+func (p *plane) removePeer(ctx context.Context, id string) error {
+	if p.leading() {
+		return p.dropPeer(ctx, id)
+	}
+	to, ok := p.leaderRecord()
+	if !ok || to.ID == p.cfg.ID {
+		return errNotLeader
+	}
+	return p.exchangeFinal(ctx, http.MethodPost, to, "/remove", id, &struct{}{}, true)
+}
+
+// dropPeer is removePeer on the leader.
+func (p *plane) dropPeer(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	self, servers, _ := p.servers(time.Now())
+	stays := func(r record) bool { return r.ID == id && r.Status == memberAlive }
+	isVoter := slices.ContainsFunc(p.server.status().Voters, func(v server) bool { return v.ID == id })
+	_, known := p.byID(id)
+	switch {
+	case stays(self) || slices.ContainsFunc(servers, stays):
+		return errAliveVoter
+	case !isVoter && !known:
+		return errNoServer
+	}
+	return p.server.removeVoter(ctx, id)
+}
+
+// leave takes this node out of its cluster: no more is given to it, and a
+// server is a voter no more when this returns nil. The last voter of a cluster
+// just stops. After an error the node is as before.
+func (p *plane) leave(ctx context.Context) error {
+	p.leaving()
+	if p.server == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	for {
+		p.beat(ctx, nil) // the leader must know, or it would take this server in again
+		err := p.removePeer(ctx, p.cfg.ID)
+		if err == nil || errors.Is(err, errLastVoter) || p.clusterID() == "" {
+			return nil
+		}
+		if pause(ctx, removalPause) != nil {
+			p.setStatus(memberAlive)
+			return fmt.Errorf("this server has not left, as a majority of the servers must agree: start others, or just stop it; %w", err)
+		}
+	}
+}
+
+// forwarded is what comes with a request that another node has passed on. That
+// node has seen to it that the client may ask this.
+type forwarded struct {
+	Actor   string // who asks
+	Request string // id under which a write is done once
+	Final   bool   // it must not be passed on again
+}
+
+type forwardedKey struct{}
+
+// forwardedFrom returns what came with a request over the plane; false means
+// that it came from a client.
+func forwardedFrom(ctx context.Context) (forwarded, bool) {
+	f, ok := ctx.Value(forwardedKey{}).(forwarded)
+	return f, ok
+}
+
+// serveForwarded gives the API a request that another node passed on.
+func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
+	f := forwarded{r.Header.Get(headerActor), r.Header.Get(headerRequest), r.Header.Get(headerFinal) != ""}
+	r = r.WithContext(context.WithValue(r.Context(), forwardedKey{}, f))
+	r.Host = "localhost" // the client's Host was looked at where it came in
+	http.StripPrefix("/api", p.hooks.api).ServeHTTP(w, r)
+	return nil
+}
+
+// forward passes a client's request on: a server to the leader, an agent to a
+// server. The answer, whatever it is, goes to w, after this server has applied
+// what the request changed. An error means that nothing was written to w:
+// errNotLeader, nothing was done; errUnknown, nobody can tell.
+func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request string) error {
+	to, ok := p.leaderRecord()
+	if _, servers, _ := p.servers(time.Now()); !ok && p.server == nil && len(servers) > 0 {
+		to, ok = servers[0], true
+	}
+	if !ok || to.ID == p.cfg.ID {
+		return errNotLeader
+	}
+	var connected atomic.Bool
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }}
+	var failed error
+	proxy := httputil.ReverseProxy{
+		Transport: p.client.Transport, FlushInterval: -1, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.Out = pr.Out.WithContext(httptrace.WithClientTrace(pr.Out.Context(), trace))
+			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") })
+			u := *pr.In.URL
+			u.Scheme, u.Host, u.Path = p.scheme, to.Addr, "/api"+u.Path
+			if u.RawPath != "" {
+				u.RawPath = "/api" + u.RawPath
+			}
+			pr.Out.URL, pr.Out.Host = &u, ""
+			p.sign(pr.Out.Header, to, p.server != nil)
+			pr.Out.Header.Set(headerActor, actor)
+			pr.Out.Header.Set(headerRequest, request)
+		},
+		ModifyResponse: p.awaitWrite,
+		ErrorHandler:   func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
+	}
+	proxy.ServeHTTP(w, r)
+	switch {
+	case failed == nil:
+		return nil
+	case errors.Is(failed, errRefused) || !connected.Load():
+		return fmt.Errorf("%w: %w", errNotLeader, failed)
+	}
+	return fmt.Errorf("%w: %w", errUnknown, failed)
+}
+
+// awaitWrite holds back the answer to a write until this server has applied it,
+// so that its client reads its own writes here.
+func (p *plane) awaitWrite(resp *http.Response) error {
+	if resp.Header.Get(headerRefused) != "" {
+		return readRefusal(resp)
+	}
+	text := resp.Header.Get(headerIndex)
+	if text == "" || p.server == nil {
+		return nil
+	}
+	index, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return fmt.Errorf("the leader names an index that is no number: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(resp.Request.Context(), reportTimeout)
+	defer cancel()
+	if err := p.server.waitApplied(ctx, index); err != nil {
+		return fmt.Errorf("the leader has done it, this server has not seen it yet: %w", err)
+	}
+	return nil
+}
+
+// An agent's data directory
+
+// agentDir is the data directory of a node without a database.
+type agentDir struct {
+	path string
+	lock *os.File // held while the node runs
+	node agentNode
+}
+
+// agentNode is what an agent must not forget.
+type agentNode struct {
+	ID      string `json:"id"`      // random, made with the data directory
+	Cluster string `json:"cluster"` // that it belongs to, "": none yet
+}
+
+// openAgentDir opens or makes an agent's data directory.
+func openAgentDir(path string) (*agentDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("--data-dir: cannot make the directory: %w", err)
+	}
+	lock, err := lockDir(path)
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir %s: %w", path, err)
+	}
+	d := &agentDir{path: path, lock: lock}
+	if err := d.read(); err != nil {
+		return nil, errors.Join(fmt.Errorf("--data-dir %s: %w", path, err), d.close())
+	}
+	return d, nil
+}
+
+func (d *agentDir) read() error {
+	doc, err := os.ReadFile(filepath.Join(d.path, nodeFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		d.node.ID = crand.Text()
+		return d.write()
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(doc, &d.node); err != nil || d.node.ID == "" {
+		return fmt.Errorf("%s is damaged; give this agent an empty directory: %w", nodeFile, err)
+	}
+	return nil
+}
+
+// write replaces the file in one step: a crash leaves the old or the new one.
+func (d *agentDir) write() error {
+	doc, err := json.Marshal(d.node)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(d.path, nodeFile)
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(doc)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// join binds the agent to a cluster. Called by one goroutine.
+func (d *agentDir) join(cluster string) error {
+	d.node.Cluster = cluster
+	return d.write()
+}
+
+func (d *agentDir) close() error { return d.lock.Close() }

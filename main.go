@@ -9,7 +9,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	crand "crypto/rand"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -17,12 +21,15 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -41,8 +48,15 @@ const usage = `belfry: a job scheduler, cron for a cluster.
 
   belfry                 run one server: API and page on 127.0.0.1:8080, data in ./belfry.data
   belfry agent [flags]   run a node; "belfry agent -h" lists the flags
+  belfry keygen          print a random cluster key for --encrypt
   belfry version         print the version
   belfry help            print this text
+
+These act on a running node, --http-addr says on which (127.0.0.1:8080):
+
+  belfry leave                            take the node out of its cluster and stop it
+  belfry raft list-peers                  list the servers that vote
+  belfry raft remove-peer --peer-id ID    take a server that is gone for good out of the voters
 `
 
 func main() {
@@ -57,6 +71,13 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	switch args[0] {
 	case "agent":
 		return runAgent(ctx, args[1:], environ, stdout, stderr)
+	case "leave", "raft":
+		return runRemote(ctx, args, environ, stdout, stderr)
+	case "keygen":
+		key := make([]byte, 32)
+		crand.Read(key) // never fails
+		fmt.Fprintln(stdout, base64.StdEncoding.EncodeToString(key))
+		return exitOK
 	case "version", "--version", "-version":
 		fmt.Fprintln(stdout, "belfry", version)
 		return exitOK
@@ -96,8 +117,15 @@ type config struct {
 	BootstrapExpect int // servers that found a cluster together
 	NodeName        string
 	BindAddr        string // host:port of the cluster plane
-	HTTPAddr        string // host:port of API and page
-	Insecure        bool   // API on an address that others can reach, without access control
+	AdvertiseAddr   string // host:port that others are told, "": BindAddr
+	Encrypt         string // cluster key, base64; "": none
+	Join            []string
+	RetryJoin       []string
+	RetryInterval   time.Duration // between two tries of an address that did not answer
+	RetryMax        int           // tries without any answer until the node gives up, 0: never
+	RaftMultiplier  int           // of all times of an election
+	HTTPAddr        string        // host:port of API and page
+	Insecure        bool          // API on an address that others can reach, without access control
 	DataDir         string
 	LogLevel        slog.Level
 	Tags            map[string]string
@@ -116,6 +144,7 @@ const catchupWindowMax = 24 * time.Hour // all ticks in it are looked at one by 
 // or, for who comes from Dkron, DKRON_ before the flag's name in capitals.
 func parseConfig(args, environ []string, stderr io.Writer) (config, error) {
 	var cfg config
+	var encryptFile string
 	host, err := os.Hostname()
 	if err != nil {
 		host = "localhost"
@@ -126,6 +155,14 @@ func parseConfig(args, environ []string, stderr io.Writer) (config, error) {
 	fs.IntVar(&cfg.BootstrapExpect, "bootstrap-expect", 0, "`number` of servers that found the cluster together")
 	fs.StringVar(&cfg.NodeName, "node-name", host, "unique `name` of this node")
 	fs.StringVar(&cfg.BindAddr, "bind-addr", "127.0.0.1:8946", "`address` of the cluster plane")
+	fs.StringVar(&cfg.AdvertiseAddr, "advertise-addr", "", "`address` at which other nodes reach the cluster plane, if it is not --bind-addr")
+	fs.StringVar(&cfg.Encrypt, "encrypt", "", "cluster `key`, the same on all nodes; \"belfry keygen\" makes one")
+	fs.StringVar(&encryptFile, "encrypt-file", "", "`file` that holds the cluster key")
+	fs.Func("join", "`address` of another node's cluster plane; may be given several times. If none answers, the node does not start", list(&cfg.Join))
+	fs.Func("retry-join", "`address` as in --join, that is tried again and again", list(&cfg.RetryJoin))
+	fs.DurationVar(&cfg.RetryInterval, "retry-interval", time.Second, "`time` between two tries of an address that does not answer")
+	fs.IntVar(&cfg.RetryMax, "retry-max", 0, "`number` of tries after which the node gives up, 0: never")
+	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1, "`factor` of the times of an election, 1 to 10: more for slow networks")
 	fs.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "`address` of API and page")
 	fs.BoolVar(&cfg.Insecure, "insecure", false, "serve the API without access control on an address that others can reach: whoever can reach it can run commands here")
 	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of results on their way")
@@ -157,7 +194,27 @@ func parseConfig(args, environ []string, stderr io.Writer) (config, error) {
 	if err := fromEnvironment(fs, environ); err != nil {
 		return cfg, err
 	}
+	if encryptFile != "" {
+		key, err := os.ReadFile(encryptFile)
+		if err != nil {
+			return cfg, fmt.Errorf("--encrypt-file: %w", err)
+		}
+		cfg.Encrypt = strings.TrimSpace(string(key))
+	}
 	return cfg, cfg.validate()
+}
+
+// list is a flag that may be given several times; one value may hold several,
+// with commas between them, as a variable of the environment must.
+func list(values *[]string) func(string) error {
+	return func(s string) error {
+		for _, v := range strings.Split(s, ",") {
+			if v = strings.TrimSpace(v); v != "" {
+				*values = append(*values, v)
+			}
+		}
+		return nil
+	}
 }
 
 // fromEnvironment sets the flags that were not given from their variables.
@@ -188,19 +245,26 @@ func fromEnvironment(fs *flag.FlagSet, environ []string) error {
 
 // validate names the flag that is wrong, and what would be right.
 func (c *config) validate() error {
-	if !c.Server {
-		return errors.New("--server: is required, this version has no nodes that only run jobs")
+	if c.BootstrapExpect < 0 || c.BootstrapExpect > 0 && !c.Server {
+		return errors.New("--bootstrap-expect: is the number of servers that found a cluster, for nodes with --server only")
 	}
-	if c.BootstrapExpect != 1 {
-		return errors.New("--bootstrap-expect: must be 1, this version runs one server")
+	if !c.Server && len(c.Join)+len(c.RetryJoin) == 0 {
+		return errors.New("--retry-join: a node without --server must know a server; name the address of its cluster plane")
 	}
-	if c.NodeName == "" {
-		return errors.New("--node-name: must not be empty")
+	if c.NodeName == "" || len(c.NodeName) > memberNameMax {
+		return fmt.Errorf("--node-name: must have 1 to %d bytes", memberNameMax)
 	}
-	for flag, addr := range map[string]string{"--http-addr": c.HTTPAddr, "--bind-addr": c.BindAddr} {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			return fmt.Errorf("%s: %q must be host:port", flag, addr)
-		}
+	if err := c.validateAddrs(); err != nil {
+		return err
+	}
+	if _, err := c.key(); err != nil {
+		return fmt.Errorf("--encrypt: %w", err)
+	}
+	if c.RetryInterval <= 0 || c.RetryMax < 0 {
+		return errors.New("--retry-interval, --retry-max: the first must be more than 0, the second at least 0")
+	}
+	if c.RaftMultiplier < 1 || c.RaftMultiplier > 10 {
+		return errors.New("--raft-multiplier: must lie between 1 and 10")
 	}
 	if !c.Insecure && !isLoopback(c.HTTPAddr) {
 		return fmt.Errorf("--http-addr %s: others could run commands here; use a loopback address such as 127.0.0.1:8080, or say --insecure", c.HTTPAddr)
@@ -221,6 +285,29 @@ func (c *config) validate() error {
 		return errors.New("--shutdown-grace: must not be negative")
 	}
 	return nil
+}
+
+func (c *config) validateAddrs() error {
+	addrs := map[string][]string{"--http-addr": {c.HTTPAddr}, "--bind-addr": {c.BindAddr}, "--join": c.Join, "--retry-join": c.RetryJoin}
+	if c.AdvertiseAddr != "" {
+		addrs["--advertise-addr"] = []string{c.AdvertiseAddr}
+	}
+	for _, flag := range sortedKeys(addrs) {
+		for _, addr := range addrs[flag] {
+			if _, _, err := net.SplitHostPort(addr); err != nil {
+				return fmt.Errorf("%s: %q must be host:port", flag, addr)
+			}
+		}
+	}
+	return nil
+}
+
+// key returns the cluster key, nil if there is none.
+func (c *config) key() ([]byte, error) {
+	if c.Encrypt == "" {
+		return nil, nil
+	}
+	return decodeKey(c.Encrypt)
 }
 
 // isLoopback reports whether only this machine can reach a host:port.
@@ -254,12 +341,11 @@ func localZone(environ []string) string {
 }
 
 // tags returns all tags of the node: the operator's, and those that Dkron's
-// nodes have.
+// nodes have. Those that tell its address are set when it listens.
 func (c *config) tags() map[string]string {
-	_, port, _ := net.SplitHostPort(c.BindAddr) // validated
 	tags := map[string]string{
 		"role": "dkron", "dc": c.Datacenter, "region": c.Region, "version": version, "server": strconv.FormatBool(c.Server),
-		"rpc_addr": c.BindAddr, "port": port, "expect": strconv.Itoa(c.BootstrapExpect),
+		"expect": strconv.Itoa(c.BootstrapExpect),
 	}
 	for k, v := range c.Tags {
 		tags[k] = v
@@ -267,43 +353,68 @@ func (c *config) tags() map[string]string {
 	return tags
 }
 
-// self returns the node as a member.
-func (c *config) self() member {
-	host, port, _ := net.SplitHostPort(c.BindAddr) // validated
-	n, _ := strconv.Atoi(port)
-	return member{Name: c.NodeName, Addr: host, Port: n, Tags: c.tags(), Status: 1}
+// plane returns what the cluster plane must know of the node. A node that has
+// only --join tries once.
+func (c *config) plane(id string, incarnation uint64) planeConfig {
+	key, _ := c.key() // validated
+	p := planeConfig{
+		Name: c.NodeName, ID: id, Incarnation: incarnation, Server: c.Server, Bind: c.BindAddr, Advertise: c.AdvertiseAddr, HTTPAddr: c.HTTPAddr,
+		Key: key, Tags: c.tags(), Dir: c.DataDir, Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
+		Expect: c.BootstrapExpect, Beat: time.Second,
+	}
+	if len(c.RetryJoin) == 0 {
+		p.JoinTries = 1
+	}
+	return p
 }
 
-// serve runs a node: it starts from the bottom up, and stops from the top down
-// so that nothing loses what it stands on.
+// serve runs a node until ctx ends.
 func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error) {
-	ctx, leave := context.WithCancel(ctx)
-	defer leave()
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 	listener, err := net.Listen("tcp", cfg.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("--http-addr %s: cannot listen there, choose another address: %w", cfg.HTTPAddr, err)
 	}
 	defer listener.Close()
+	cfg.HTTPAddr = listener.Addr().String()
+	greet := func() {
+		fmt.Fprintf(stdout, "belfry %s: API and page at http://%s, data in %s\n", version, cfg.HTTPAddr, cfg.DataDir)
+	}
+	if cfg.Server {
+		return runServer(ctx, cfg, listener, greet, log)
+	}
+	return runWorker(ctx, cfg, listener, greet, log)
+}
+
+// runServer runs a server: it starts from the bottom up, and stops from the top
+// down so that nothing loses what it stands on.
+func runServer(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) (err error) {
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
 	st, err := openStore(cfg.DataDir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.close()) }()
-	id, err := st.nodeID()
+	own, err := st.own()
 	if err != nil {
 		return err
 	}
 	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
-	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Report: sched.report})
+	var p *plane // the executor is ready before it, and reports only when all runs
+	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: own.ID, DataDir: cfg.DataDir, Log: log,
+		Report: func(ctx context.Context, results []result) ([]int64, error) { return p.reportToLeader(ctx, results) }})
 	if err != nil {
 		return err
 	}
-	clu, err := newCluster(server{cfg.NodeName, id}, st, log, sched.lead)
+	if p, err = newPlane(cfg.plane(own.ID, exec.incarnation()), planeHooks{start: exec.start, ask: exec.ask, kill: exec.kill, output: exec.output, report: sched.report}, log); err != nil {
+		return err
+	}
+	defer p.listener.Close()
+	clu, err := newCluster(p, st, time.Duration(cfg.RaftMultiplier)*tickTime, sched.lead)
 	if err != nil {
 		return err
 	}
-	self := cfg.self()
 	sched.propose = func(ctx context.Context, c *command) (applied, error) {
 		began := time.Now()
 		res, err := clu.propose(ctx, c)
@@ -312,43 +423,35 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 		}
 		return res, err
 	}
-	sched.nodes = func() []node { return []node{{cfg.NodeName, exec.incarnation(), self.Tags}} }
-	sched.start = func(_ string, d dispatch) error {
-		if err := exec.start(d); err != nil {
-			return fmt.Errorf("%w: %w", errRefused, err)
-		}
-		return nil
-	}
-	sched.ask = func(_ string, q question) (answer, error) { return exec.ask(q) }
-	sched.end = func(_ string, k kill) error { return exec.kill(k) }
-	web := &http.Server{
-		Handler: (&api{
-			node: cfg.NodeName, hosts: []string{cfg.NodeName}, store: st, scheduler: sched, log: log,
-			members: func() []member { return []member{self} },
-			leader:  func() (member, bool) { return self, clu.leading() },
-			leading: clu.leading,
-			leave:   leave,
-			gauges:  func() gauges { return gauges{Running: exec.running(), Undelivered: exec.undelivered()} },
-			output: func(ctx context.Context, _ string, execution int64, follow bool, w io.Writer) error {
-				return exec.output(ctx, execution, follow, 0, w)
-			},
-		}).handler(),
-		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
+	sched.nodes = p.nodes
+	sched.start = func(node string, d dispatch) error { return p.dispatchTo(context.Background(), node, d) }
+	sched.ask = func(node string, q question) (answer, error) { return p.askNode(context.Background(), node, q) }
+	sched.end = func(node string, k kill) error { return p.killOn(context.Background(), node, k) }
+	front := (&api{
+		node: cfg.NodeName, hosts: []string{cfg.NodeName}, store: st, scheduler: sched, log: log,
+		members: p.members, leader: p.leader, leading: p.leading,
+		leave: func(ctx context.Context) error {
+			err := p.leave(ctx)
+			if err == nil {
+				quit()
+			}
+			return err
+		},
+		peers: p.peers, removePeer: p.removePeer,
+		gauges: func() gauges { return gauges{Running: exec.running(), Undelivered: exec.undelivered()} },
+		output: func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error {
+			return p.outputFrom(ctx, node, execution, follow, 0, w)
+		},
+	}).handler()
+	p.hooks.api = front
 
 	// Everything below runs until it is stopped in its turn; what fails stops
 	// the rest at once.
 	var g errgroup.Group
 	failed := make(chan struct{})
-	stopDriver, stopReports := spawn(&g, failed, clu.run), spawn(&g, failed, exec.run)
-	g.Go(func() error {
-		if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
-	fmt.Fprintf(stdout, "belfry %s: API and page at http://%s, data in %s\n", version, listener.Addr(), cfg.DataDir)
+	stopPlane, stopDriver := spawn(&g, failed, p.run), spawn(&g, failed, clu.run)
+	stopReports, stopWeb := spawn(&g, failed, exec.run), spawn(&g, failed, webServer(listener, front, log))
+	greet()
 	select {
 	case <-ctx.Done():
 		log.Info("stopping", "grace", cfg.ShutdownGrace)
@@ -356,20 +459,94 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	}
 
 	// 1. Take no more requests, and answer those that are here.
-	drain, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if web.Shutdown(drain) != nil {
-		web.Close()
-	}
-	// 2. Start nothing more.
+	stopWeb()
+	// 2. Start nothing more, here or elsewhere.
+	p.leaving()
 	sched.stopFiring()
-	// 3. Let what runs end, and then end it.
+	// 3. Let another lead, if there is one. If not, this server leads until it stops.
+	if err := clu.handOver(context.Background()); err != nil && len(clu.status().Voters) > 1 {
+		log.Warn("the others will elect a leader when this server is silent", "err", err)
+	}
+	// 4. Let what runs end, and then end it.
 	exec.stop(cfg.ShutdownGrace)
-	// 4. Deliver the results; what nobody takes is on disk.
+	// 5. Deliver the results; what nobody takes is on disk.
 	stopReports()
-	// 5. Stop writing, then close the store.
+	// 6. Stop writing, say good-bye, then close the store.
 	stopDriver()
+	stopPlane()
 	return g.Wait()
+}
+
+// runWorker runs a node that keeps no state: its API passes everything on to a
+// server.
+func runWorker(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) (err error) {
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
+	dir, err := openAgentDir(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.close()) }()
+	var p *plane
+	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: dir.node.ID, DataDir: cfg.DataDir, Log: log,
+		Report: func(ctx context.Context, results []result) ([]int64, error) { return p.reportToLeader(ctx, results) }})
+	if err != nil {
+		return err
+	}
+	pc := cfg.plane(dir.node.ID, exec.incarnation())
+	pc.Cluster = dir.node.Cluster
+	if p, err = newPlane(pc, planeHooks{start: exec.start, ask: exec.ask, kill: exec.kill, output: exec.output, joined: dir.join}, log); err != nil {
+		return err
+	}
+	defer p.listener.Close()
+	front := (&api{
+		node: cfg.NodeName, hosts: []string{cfg.NodeName}, log: log,
+		leave: func(ctx context.Context) error { defer quit(); return p.leave(ctx) },
+		relay: p.forward,
+	}).relayHandler()
+
+	var g errgroup.Group
+	failed := make(chan struct{})
+	stopPlane, stopReports := spawn(&g, failed, p.run), spawn(&g, failed, exec.run)
+	stopWeb := spawn(&g, failed, webServer(listener, front, log))
+	greet()
+	select {
+	case <-ctx.Done():
+		log.Info("stopping", "grace", cfg.ShutdownGrace)
+	case <-failed:
+	}
+	// The order is that of a server.
+	stopWeb()
+	p.leaving()
+	exec.stop(cfg.ShutdownGrace)
+	stopReports()
+	stopPlane()
+	return g.Wait()
+}
+
+// webServer returns what serves API and page until its context ends, and then
+// answers the requests that are there.
+func webServer(listener net.Listener, handler http.Handler, log *slog.Logger) func(context.Context) error {
+	web := &http.Server{
+		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return func(ctx context.Context) error {
+		ended := make(chan error, 1)
+		go func() { ended <- web.Serve(listener) }()
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+		}
+		drain, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if web.Shutdown(drain) != nil {
+			web.Close()
+		}
+		<-ended // says only that it was closed
+		return nil
+	}
 }
 
 // spawn runs fn in g and returns what ends it. If fn fails, failed is closed.
@@ -392,4 +569,99 @@ func spawn(g *errgroup.Group, failed chan struct{}, fn func(context.Context) err
 		cancel()
 		<-ended
 	}
+}
+
+const remoteTimeout = 30 * time.Second // of a command that acts on a running node
+
+// runRemote executes a command that acts on a running node: leave, raft
+// list-peers, raft remove-peer.
+func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	name := args[0]
+	if args = args[1:]; name == "raft" {
+		if len(args) == 0 || args[0] != "list-peers" && args[0] != "remove-peer" {
+			fmt.Fprintln(stderr, "belfry: write \"belfry raft list-peers\" or \"belfry raft remove-peer --peer-id ID\"")
+			return exitUsage
+		}
+		name, args = "raft "+args[0], args[1:]
+	}
+	fs := flag.NewFlagSet("belfry "+name, flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	addr := fs.String("http-addr", "127.0.0.1:8080", "`address` of the node's API")
+	var peer string
+	if name == "raft remove-peer" {
+		fs.StringVar(&peer, "peer-id", "", "`id` of the server, as list-peers shows it")
+	}
+	err := fs.Parse(args)
+	if err == nil {
+		err = fromEnvironment(fs, environ)
+	}
+	if errors.Is(err, flag.ErrHelp) {
+		return exitOK
+	}
+	if err == nil && name == "raft remove-peer" && peer == "" {
+		err = errors.New("--peer-id: is required; \"belfry raft list-peers\" shows the ids")
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "belfry: %v\n", err)
+		return exitUsage
+	}
+	ctx, cancel := context.WithTimeout(ctx, remoteTimeout)
+	defer cancel()
+	switch name {
+	case "leave":
+		_, err = callAPI(ctx, http.MethodPost, *addr, "/v1/leave")
+	case "raft list-peers":
+		err = listPeers(ctx, *addr, stdout)
+	case "raft remove-peer":
+		_, err = callAPI(ctx, http.MethodDelete, *addr, "/v1/raft/peers/"+url.PathEscape(peer))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "belfry: %v\n", err)
+		return exitError
+	}
+	return exitOK
+}
+
+// callAPI makes a request to a running node and returns the body of the answer.
+func callAPI(ctx context.Context, method, addr, path string) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+addr+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, fmt.Errorf("--http-addr %s: no node answers there: %w", addr, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, rpcBytesMax))
+	switch {
+	case err != nil:
+		return nil, err
+	case resp.StatusCode == http.StatusNotFound:
+		return nil, errNoServer
+	case resp.StatusCode/100 != 2:
+		return nil, fmt.Errorf("the node answered %s: %s", resp.Status, bytes.TrimSpace(body))
+	}
+	return body, nil
+}
+
+func listPeers(ctx context.Context, addr string, stdout io.Writer) error {
+	body, err := callAPI(ctx, http.MethodGet, addr, "/v1/raft/peers")
+	if err != nil {
+		return err
+	}
+	var peers []raftPeer
+	if err := json.Unmarshal(body, &peers); err != nil {
+		return fmt.Errorf("the answer is not that of a belfry: %w", err)
+	}
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NODE\tID\tADDRESS\tSTATE\tVOTER")
+	for _, p := range peers {
+		state := "follower"
+		if p.Leader {
+			state = "leader"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%t\n", p.Node, p.ID, p.Address, state, p.Voter)
+	}
+	return w.Flush()
 }

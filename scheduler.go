@@ -20,7 +20,6 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
-	crand "crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -612,9 +611,14 @@ func (s *scheduler) queueAll() error {
 	return s.queuePending()
 }
 
-// found makes a cluster of a server that has none.
+// found writes into the state what cluster this is: the servers have agreed on
+// that before they had a leader.
 func (s *scheduler) found(ctx context.Context) (meta, error) {
-	_, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Found: &founding{ID: crand.Text(), Timezone: s.cfg.Timezone}})
+	own, err := s.store.own()
+	if err != nil {
+		return meta{}, err
+	}
+	_, err = s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Found: &founding{ID: own.Cluster, Timezone: s.cfg.Timezone}})
 	if err != nil {
 		return meta{}, err
 	}

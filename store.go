@@ -98,6 +98,8 @@ const (
 const schema = `
 CREATE TABLE server (
 	id         TEXT    NOT NULL, -- random, made with the data directory
+	cluster    TEXT    NOT NULL, -- id of the cluster that this server belongs to, '': none yet
+	accepted   TEXT    NOT NULL, -- JSON list of founders that it accepted, once in its life; '': none
 	term       INTEGER NOT NULL,
 	vote       TEXT    NOT NULL, -- server voted for in term, '' for none
 	base_index INTEGER NOT NULL, -- last entry that was dropped from the log
@@ -311,6 +313,14 @@ type store struct {
 	listed    bool   // the transaction has such a change
 	logFirst  uint64 // first index in the log table
 	logBytes  []int32
+	kept      logRetention // fixed once the writer runs
+}
+
+// logRetention is how much of the log is kept behind the applied index.
+type logRetention struct {
+	entries int
+	bytes   int
+	slack   int // trimmed in steps of this many entries
 }
 
 // openStore opens or makes the database in dir, which it creates with mode
@@ -324,7 +334,8 @@ func openStore(dir string) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--data-dir %s: %w", dir, err)
 	}
-	s := &store{path: filepath.Join(dir, "belfry.db"), lock: lock, stmts: map[string]*sql.Stmt{}, readStmts: map[string]*sql.Stmt{}}
+	s := &store{path: filepath.Join(dir, "belfry.db"), lock: lock, stmts: map[string]*sql.Stmt{}, readStmts: map[string]*sql.Stmt{},
+		kept: logRetention{logEntriesKept, logBytesKept, logTrimSlack}}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("--data-dir %s: %w", dir, err), s.close())
 	}
@@ -422,7 +433,7 @@ func (s *store) enrol() error {
 	if err := s.exec("UPDATE cluster SET id = '', voters = '[]'"); err != nil {
 		return err
 	}
-	return s.exec("INSERT INTO server SELECT ?, applied_term, '', applied_index, applied_term FROM cluster", rand.Text())
+	return s.exec("INSERT INTO server SELECT ?, '', '', applied_term, '', applied_index, applied_term FROM cluster", rand.Text())
 }
 
 // loadLog reads the sizes of the log's entries and those not yet applied.
@@ -594,14 +605,69 @@ func (s *store) viewEach(query string, args []any, fn func(scanner) error) error
 // from the first of them on. state is nil if term and vote are as they were.
 // When it returns nil all of it survives a power cut.
 func (s *store) persist(state *hardState, entries []entry) error {
-	return s.update("FULL", func() error {
-		if state != nil {
-			if err := s.exec("UPDATE server SET term = ?, vote = ?", int64(state.Term), state.Vote); err != nil {
+	return s.update("FULL", func() error { return s.write(state, entries) })
+}
+
+func (s *store) write(state *hardState, entries []entry) error {
+	if state != nil {
+		if err := s.exec("UPDATE server SET term = ?, vote = ?", int64(state.Term), state.Vote); err != nil {
+			return err
+		}
+	}
+	return s.appendLog(entries)
+}
+
+// install puts the image of another server's state, a file that snapshot
+// wrote, in the place of everything that is replicated, and then does what
+// persist does, all in one transaction: a crash leaves the old state or the new
+// one. Term, vote and the ids of this server are not in an image. The log
+// begins anew behind at, where the image ends; the caller has seen to it that
+// this is ahead of what was applied.
+func (s *store) install(path string, at position, state *hardState, entries []entry) error {
+	if err := s.exec("ATTACH ? AS image", path); err != nil {
+		return fmt.Errorf("cannot open the snapshot: %w", err)
+	}
+	err := s.update("FULL", func() error {
+		for _, table := range replicated {
+			if err := s.exec("DELETE FROM main." + table); err != nil {
+				return err
+			}
+			if err := s.exec("INSERT INTO main." + table + " SELECT * FROM image." + table); err != nil {
 				return err
 			}
 		}
-		return s.appendLog(entries)
+		if err := s.exec("DELETE FROM log"); err != nil {
+			return err
+		}
+		if err := s.exec("UPDATE server SET base_index = ?, base_term = ?", int64(at.Index), int64(at.Term)); err != nil {
+			return err
+		}
+		var paused bool
+		if err := s.get("SELECT paused FROM main.cluster", nil, &paused); err != nil {
+			return err
+		}
+		s.paused.Store(paused)
+		s.unapplied, s.logBytes = nil, nil
+		s.applied, s.logFirst = at.Index, at.Index+1
+		return s.write(state, entries)
 	})
+	if err != nil {
+		return err // fatal: whoever restarts reads everything again
+	}
+	return s.detach()
+}
+
+// detach lets go of an image. The statements that name it would keep it open.
+func (s *store) detach() error {
+	for query, st := range s.stmts {
+		if strings.Contains(query, "image") {
+			if err := st.Close(); err != nil {
+				return err
+			}
+			delete(s.stmts, query)
+		}
+	}
+	return s.exec("DETACH image")
 }
 
 func (s *store) appendLog(entries []entry) error {
@@ -724,13 +790,13 @@ func (s *store) applyUpTo(commit uint64) ([]applied, error) {
 // for followers that were away.
 func (s *store) trimLog(applied uint64) error {
 	behind := int(applied + 1 - s.logFirst)
-	drop, size := behind-logEntriesKept, 0
+	drop, size := behind-s.kept.entries, 0
 	for i := behind - 1; i >= 0 && i >= drop; i-- {
-		if size += int(s.logBytes[i]); size > logBytesKept {
+		if size += int(s.logBytes[i]); size > s.kept.bytes {
 			drop = i + 1
 		}
 	}
-	if drop < logTrimSlack {
+	if drop < s.kept.slack {
 		return nil
 	}
 	last := s.logFirst + uint64(drop) - 1
@@ -803,9 +869,10 @@ type command struct {
 	Trim             *trimming      `json:"trim,omitempty"`
 }
 
-// founding makes a new cluster.
+// founding makes a new cluster. It is written again by whoever recovers one
+// that has lost its majority.
 type founding struct {
-	ID       string `json:"id"`       // random
+	ID       string `json:"id"`       // random, the same as in the servers' own tables
 	Timezone string `json:"timezone"` // of jobs that name none
 }
 
@@ -1052,7 +1119,7 @@ func (a *applying) change() error {
 	a.s.listed = a.s.listed || c.Put != nil || c.Restore != nil || c.Delete != nil || c.DeleteExecutions != nil
 	switch {
 	case c.Found != nil:
-		return a.s.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone) WHERE id = ''", c.Found.ID, c.Found.Timezone)
+		return a.s.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone)", c.Found.ID, c.Found.Timezone)
 	case c.Put != nil:
 		for _, p := range c.Put {
 			if err := a.put(p); err != nil {
@@ -2646,24 +2713,92 @@ func (s *store) saved() (disk saved, err error) {
 	return disk, err
 }
 
-// nodeID returns the random id that was made with this data directory.
-func (s *store) nodeID() (id string, err error) {
-	err = s.view("SELECT id FROM server", nil, &id)
-	return id, err
+// ownRow is what a server's database says of the server itself.
+type ownRow struct {
+	ID       string    // random, made with the data directory
+	Cluster  string    // '': none yet
+	Accepted *founders // nil: none yet
+	Empty    bool      // there is no state, and never was
+}
+
+func (s *store) own() (o ownRow, err error) {
+	var accepted string
+	err = s.view("SELECT server.id, server.cluster, accepted, applied_index = 0 AND NOT EXISTS (SELECT * FROM log) FROM server, cluster", nil,
+		&o.ID, &o.Cluster, &accepted, &o.Empty)
+	if err == nil && accepted != "" {
+		if err = json.Unmarshal([]byte(accepted), &o.Accepted); err != nil {
+			err = fmt.Errorf("the list of founders is damaged: %w", err)
+		}
+	}
+	return o, err
+}
+
+// An enlistment is a step of a server on its way into a cluster. Each is taken
+// at most once in the life of a data directory.
+type enlistment struct {
+	Accept  *founders // nil: as before
+	Cluster string    // "": as before
+	State   *hardState
+	Entries []entry
+}
+
+// enlist writes an enlistment. When it returns nil that survives a power cut.
+func (s *store) enlist(e enlistment) error {
+	return s.update("FULL", func() error {
+		if e.Accept != nil {
+			doc, err := json.Marshal(e.Accept)
+			if err != nil {
+				return err
+			}
+			if err := s.exec("UPDATE server SET accepted = ?", string(doc)); err != nil {
+				return err
+			}
+		}
+		if e.Cluster != "" {
+			if err := s.exec("UPDATE server SET cluster = ?", e.Cluster); err != nil {
+				return err
+			}
+		}
+		return s.write(e.State, e.Entries)
+	})
 }
 
 // snapshot writes a consistent copy of the replicated state to a new file. It
 // is a backup: a server started on it has a node id and a cluster of its own.
-func (s *store) snapshot(path string) error {
-	if _, err := s.read.Exec("VACUUM INTO ?", path); err != nil {
+func (s *store) snapshot(ctx context.Context, path string) error {
+	if _, err := s.read.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
 		return fmt.Errorf("cannot write a snapshot: %w", err)
 	}
 	db, err := sql.Open("sqlite", (&store{path: path}).dsn())
 	if err != nil {
 		return err
 	}
-	_, err = db.Exec("DELETE FROM log; DELETE FROM server; VACUUM")
+	_, err = db.ExecContext(ctx, "DELETE FROM log; DELETE FROM server; VACUUM")
 	return errors.Join(err, db.Close())
+}
+
+// readImage returns where the state in a file that snapshot wrote ends, and
+// who its voters are. It refuses what install could not take.
+func readImage(path string) (snap snapshot, err error) {
+	db, err := sql.Open("sqlite", (&store{path: path}).dsn("query_only(1)"))
+	if err != nil {
+		return snap, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	var version, rows int
+	var voters string
+	if err := db.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
+		return snap, fmt.Errorf("cannot read the snapshot: %w", err)
+	}
+	if version != len(migrations) {
+		return snap, fmt.Errorf("the snapshot is of database version %d, this belfry knows version %d; run the same version on all servers", version, len(migrations))
+	}
+	err = db.QueryRow("SELECT applied_index, applied_term, voters, count(*) FROM cluster").Scan(&snap.Index, &snap.Term, &voters, &rows)
+	if err != nil || rows != 1 {
+		return snap, fmt.Errorf("the snapshot is damaged: %w", err)
+	}
+	snap.Voters, err = decodeVoters([]byte(voters))
+	return snap, err
 }
 
 // dump returns a digest of each replicated table, one line a table: equal
