@@ -59,7 +59,7 @@ type api struct {
 	leave      func(context.Context) error // takes this node out of its cluster, and stops it
 	peers      func() []raftPeer
 	removePeer func(ctx context.Context, id string) error
-	relay      func(w http.ResponseWriter, r *http.Request, actor, request string) error // of a node without state: to a server
+	relay      func(w http.ResponseWriter, r *http.Request, actor, request string) error // to the leader; of a node without state, to a server
 	gauges     func() gauges                                                             // what the node's own numbers are
 
 	// output writes what a running execution has printed, and with follow what
@@ -67,6 +67,9 @@ type api struct {
 	output func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error
 	log    *slog.Logger
 }
+
+// leaveRoute is the one write that is about the node itself, not the cluster.
+const leaveRoute = "POST /v1/leave"
 
 // routes is the API: pattern and handler.
 func (a *api) routes() map[string]func(*http.Request) (*response, error) {
@@ -102,7 +105,7 @@ func (a *api) routes() map[string]func(*http.Request) (*response, error) {
 		"GET /v1/members":  a.listMembers,
 		"GET /v1/leader":   a.showLeader,
 		"GET /v1/isleader": a.isLeader,
-		"POST /v1/leave":   a.leaveCluster,
+		leaveRoute:         a.leaveCluster,
 
 		"GET /v1/raft/peers":         a.listPeers,
 		"DELETE /v1/raft/peers/{id}": a.dropPeer,
@@ -123,7 +126,11 @@ func (a *api) routes() map[string]func(*http.Request) (*response, error) {
 func (a *api) handler() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, handle := range a.routes() {
-		mux.Handle(pattern, a.answer(handle))
+		answer := a.answer(handle)
+		if write := !strings.HasPrefix(pattern, "GET "); write && pattern != leaveRoute {
+			answer = a.atLeader(answer)
+		}
+		mux.Handle(pattern, answer)
 	}
 	files, _ := fs.Sub(web, "web") // the name is valid
 	mux.Handle("GET /{$}", http.FileServerFS(files))
@@ -235,6 +242,50 @@ func (a *api) answer(handle func(*http.Request) (*response, error)) http.Handler
 	})
 }
 
+// atLeader has a write done by the leader, wherever it came in. Where another
+// server passed it on, the answer says up to which log index that one must
+// have applied before its client sees it.
+func (a *api) atLeader(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, passedOn := forwardedFrom(r.Context())
+		switch {
+		case a.leading() && passedOn:
+			next.ServeHTTP(&indexWriter{ResponseWriter: w, store: a.store}, r)
+		case a.leading():
+			next.ServeHTTP(w, r)
+		case from.Final:
+			a.fail(w, r, errNotLeader)
+		default:
+			req, err := a.request(r)
+			if err == nil {
+				w.Header().Del("X-Whom") // the leader says who it is
+				err = a.relay(w, r, req.Actor, req.ID)
+			}
+			if err != nil {
+				w.Header().Set("X-Whom", a.node)
+				a.fail(w, r, err)
+			}
+		}
+	})
+}
+
+// indexWriter adds to an answer the log index that is applied when its head is
+// written, which is not before that of the write.
+type indexWriter struct {
+	http.ResponseWriter
+	store *store
+}
+
+// Unwrap implements what http.ResponseController looks for.
+func (w *indexWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *indexWriter) WriteHeader(status int) {
+	if m, err := w.store.meta(); err == nil {
+		w.Header().Set(headerIndex, strconv.FormatUint(m.AppliedIndex, 10))
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // problem is an error that the caller can do something about.
 type problem struct {
 	status  int
@@ -302,6 +353,9 @@ func (a *api) problem(err error) problem {
 // on Idempotency-Key); without one the write gets an id of its own.
 func (a *api) request(r *http.Request) (request, error) {
 	req := request{Actor: actorAnonymous, ID: newRequestID()}
+	if from, ok := forwardedFrom(r.Context()); ok {
+		req.Actor, req.ID = from.Actor, from.Request
+	}
 	key := r.Header.Get("Idempotency-Key")
 	if len(key) > keyBytesMax {
 		return req, badRequest("Idempotency-Key: must not be longer than %d bytes", keyBytesMax)
