@@ -91,7 +91,7 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 
 // runAgent runs a node until ctx ends or a signal comes.
 func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	cfg, err := parseConfig(args, environ, stderr)
+	cfg, err := parseConfig(args, environ, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return exitOK
 	}
@@ -141,8 +141,9 @@ type config struct {
 const catchupWindowMax = 24 * time.Hour // all ticks in it are looked at one by one
 
 // parseConfig reads flags, and for those not given the environment: BELFRY_
-// or, for who comes from Dkron, DKRON_ before the flag's name in capitals.
-func parseConfig(args, environ []string, stderr io.Writer) (config, error) {
+// or, for who comes from Dkron, DKRON_ before the flag's name in capitals. Who
+// asks for help gets it on help, and flag.ErrHelp.
+func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	var cfg config
 	var encryptFile string
 	host, err := os.Hostname()
@@ -150,7 +151,7 @@ func parseConfig(args, environ []string, stderr io.Writer) (config, error) {
 		host = "localhost"
 	}
 	fs := flag.NewFlagSet("belfry agent", flag.ContinueOnError)
-	fs.SetOutput(stderr)
+	fs.SetOutput(io.Discard) // it says everything twice, and all flags for one that is wrong
 	fs.BoolVar(&cfg.Server, "server", false, "keep state and lead; without it the node only runs jobs")
 	fs.IntVar(&cfg.BootstrapExpect, "bootstrap-expect", 0, "`number` of servers that found the cluster together")
 	fs.StringVar(&cfg.NodeName, "node-name", host, "unique `name` of this node")
@@ -185,8 +186,12 @@ func parseConfig(args, environ []string, stderr io.Writer) (config, error) {
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions that are kept of each job")
 	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute, "`time` after which an execution is given up whose node does not answer")
 	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second, "`time` that running executions have to end when the node stops")
-	if err := fs.Parse(args); err != nil {
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fs.SetOutput(help)
+		fs.Usage()
 		return cfg, err
+	} else if err != nil {
+		return cfg, fmt.Errorf("%w; \"belfry agent -h\" lists the flags", err)
 	}
 	if fs.NArg() > 0 {
 		return cfg, fmt.Errorf("%q is no flag; all settings are flags, see \"belfry agent -h\"", fs.Arg(0))
@@ -236,7 +241,7 @@ func fromEnvironment(fs *flag.FlagSet, environ []string) error {
 			}
 			given[f.Name] = true
 			if e := fs.Set(f.Name, v); e != nil {
-				err = fmt.Errorf("%s: %w", key, e)
+				err = fmt.Errorf("%s: invalid value %q: %w", key, v, e)
 			}
 		}
 	})

@@ -61,6 +61,9 @@ const (
 	daysKept    = 366   // of daily statistics and daily tick counts
 	nanosPerDay = int64(24 * time.Hour)
 
+	lockPatience = time.Second // see lockDir
+	lockPause    = 10 * time.Millisecond
+
 	readerConns = 4 // SQLite readers do not share a connection; more than the cores brings nothing
 
 	never = math.MinInt64 // as a time: no next tick. It sorts first, as Dkron's zero time does
@@ -343,13 +346,20 @@ func openStore(dir string) (*store, error) {
 }
 
 // lockDir takes the lock that keeps a second process out of dir. The kernel
-// gives it back when the process ends, however it ends.
+// gives it back when the process ends, however it ends; but a child that it had
+// just forked has the lock too until it becomes another program. Who starts
+// right behind a crash must wait for that.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot write there, choose a directory that this user may write: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	for since := time.Now(); errors.Is(err, syscall.EWOULDBLOCK) && time.Since(since) < lockPatience; {
+		time.Sleep(lockPause)
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, errLocked

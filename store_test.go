@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"testing"
@@ -86,4 +87,16 @@ func BenchmarkStore_page(b *testing.B) {
 func BenchmarkStore_put(b *testing.B) {
 	s := newStore(b)
 	fill(b, s, b.N)
+}
+
+// writeNewerStore makes a database that a later version has written.
+func writeNewerStore(t testing.TB, dir string) {
+	t.Helper()
+	s, err := openStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.exec(fmt.Sprintf("PRAGMA user_version = %d", len(migrations)+1)), s.close()); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -1,0 +1,880 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"go/parser"
+	"go/token"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var (
+	update     = flag.Bool("update", false, "write the golden files instead of comparing with them")
+	rounds     = flag.Int("rounds", 20, "lives of a real server that end with SIGKILL")
+	roundsSeed = flag.Uint64("rounds.seed", 0, "seed of the rounds; 0 takes one from the clock")
+)
+
+// asProgram makes the test binary the program.
+const asProgram = "TEST_BINARY_IS_BELFRY"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// golden compares got with testdata/<name>.txt, or writes it there.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", filepath.FromSlash(name)+".txt")
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v; run the test with -update to write it", err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
+	}
+}
+
+// ---- Borders between the files
+
+// TestFiles_Imports: what a file is not about, it cannot reach. The compiler
+// does not see these borders, because all files are one package.
+func TestFiles_Imports(t *testing.T) {
+	only := map[string][]string{ // package → files that may import it
+		"database/sql":       {"store.go"},
+		"modernc.org/sqlite": {"store.go"},
+		"os/exec":            {"executor.go"},
+		"os/signal":          {"main.go"},
+		"flag":               {"main.go"},
+	}
+	never := map[string][]string{ // file → packages that it must not import
+		"scheduler.go": {"net/http"},
+		"store.go":     {"net/http"},
+		"acl.go":       {"net/http"},
+		"stats.go":     {"net/http"},
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, spec := range f.Imports {
+			pkg, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if allowed, ok := only[pkg]; ok && !slices.Contains(allowed, file) {
+				t.Errorf("%s imports %s, which belongs to %v alone", file, pkg, allowed)
+			}
+			if slices.Contains(never[file], pkg) {
+				t.Errorf("%s imports %s, which is none of its business", file, pkg)
+			}
+		}
+	}
+}
+
+// ---- The command line
+
+// TestCommandLine: what an operator types, and what comes of it, to the letter.
+func TestCommandLine(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { taken.Close() })
+	locked := t.TempDir()
+	s, err := openStore(filepath.Join(locked, "data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.close() })
+	newer := t.TempDir()
+	writeNewerStore(t, filepath.Join(newer, "data"))
+	agent := []string{"agent", "--server", "--bootstrap-expect=1", "--http-addr=127.0.0.1:0", "--data-dir=data"}
+
+	for _, c := range []struct {
+		name string
+		dir  string // '': an empty one
+		env  []string
+		args []string
+	}{
+		{name: "version", args: []string{"version"}},
+		{name: "help", args: []string{"help"}},
+		{name: "agent-help", args: []string{"agent", "-h"}},
+		{name: "unknown-command", args: []string{"serve"}},
+		{name: "unknown-flag", args: []string{"agent", "--sever"}},
+		{name: "not-a-flag", args: append(slices.Clone(agent), "now")},
+		{name: "bad-number", args: []string{"agent", "--bootstrap-expect=one"}},
+		{name: "bad-duration", args: append(slices.Clone(agent), "--shutdown-grace=10")},
+		{name: "bad-level", args: append(slices.Clone(agent), "--log-level=loud")},
+		{name: "bad-tag", args: append(slices.Clone(agent), "--tag=web")},
+		{name: "bad-zone", args: append(slices.Clone(agent), "--timezone=Mars/Base")},
+		{name: "bad-catchup", args: append(slices.Clone(agent), "--catchup-window=25h")},
+		{name: "bad-keep", args: append(slices.Clone(agent), "--executions-keep=0")},
+		{name: "bad-grace", args: append(slices.Clone(agent), "--shutdown-grace=-1s")},
+		{name: "bad-address", args: append(slices.Clone(agent), "--http-addr=8080")},
+		{name: "no-node-name", args: append(slices.Clone(agent), "--node-name=")},
+		{name: "no-server", args: []string{"agent"}},
+		{name: "three-servers", args: []string{"agent", "--server", "--bootstrap-expect=3"}},
+		{name: "not-loopback", args: append(slices.Clone(agent), "--http-addr=0.0.0.0:0")},
+		{name: "not-loopback-all", args: append(slices.Clone(agent), "--http-addr=:0")},
+		{name: "port-in-use", args: append(slices.Clone(agent), "--http-addr="+taken.Addr().String())},
+		{name: "locked", dir: locked, args: agent},
+		{name: "newer", dir: newer, args: agent},
+		{name: "read-only", args: append(slices.Clone(agent), "--data-dir="+readOnlyDir(t))},
+		{name: "environment-bad", env: []string{"BELFRY_EXECUTIONS_KEEP=many"}, args: agent},
+		{name: "environment-belfry-first", env: []string{"DKRON_EXECUTIONS_KEEP=7", "BELFRY_EXECUTIONS_KEEP=0"}, args: agent},
+		{name: "environment-dkron", env: []string{"DKRON_EXECUTIONS_KEEP=0"}, args: agent},
+		{name: "environment-flag-first", env: []string{"BELFRY_EXECUTIONS_KEEP=0"}, args: append(slices.Clone(agent), "--executions-keep=-1", "--shutdown-grace=-1s")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := c.dir
+			if dir == "" {
+				dir = t.TempDir()
+			}
+			cmd := program(t, dir, c.env, c.args...)
+			var stdout, stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			overdue := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+			defer overdue.Stop()
+			err := cmd.Run()
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				t.Fatal(err)
+			}
+			text := transcript(c.env, c.args, stdout.String(), stderr.String(), cmd.ProcessState.ExitCode())
+			host, _ := os.Hostname()
+			for from, to := range map[string]string{taken.Addr().String(): "<taken address>", readOnlyDir(t): "<read-only directory>", strconv.Quote(host): `"<host>"`} {
+				text = strings.ReplaceAll(text, from, to)
+			}
+			golden(t, "cli/"+c.name, text)
+		})
+	}
+}
+
+// transcript is what a terminal would show, with ! before lines of stderr.
+func transcript(env, args []string, stdout, stderr string, status int) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "$ %s\n", strings.Join(slices.Concat(env, []string{"belfry"}, args), " "))
+	for line := range strings.Lines(stdout) {
+		b.WriteString(line)
+	}
+	for line := range strings.Lines(stderr) {
+		b.WriteString("! " + line)
+	}
+	fmt.Fprintf(&b, "exit status %d\n", status)
+	return b.String()
+}
+
+// readOnlyDir is a directory that nobody may write into, not even root.
+func readOnlyDir(t *testing.T) string {
+	const dir = "/proc/sys"
+	if _, err := os.Stat(dir); err != nil {
+		t.Skip("needs a file system that cannot be written")
+	}
+	return dir
+}
+
+// TestConfig_Environment: a flag wins over BELFRY_, that over DKRON_, and that
+// over the default.
+func TestConfig_Environment(t *testing.T) {
+	server := []string{"--server", "--bootstrap-expect=1"}
+	for _, c := range []struct {
+		name string
+		args []string
+		env  []string
+		want int
+	}{
+		{"Default", server, nil, 100},
+		{"Dkron", server, []string{"DKRON_EXECUTIONS_KEEP=7"}, 7},
+		{"BelfryOverDkron", server, []string{"DKRON_EXECUTIONS_KEEP=7", "BELFRY_EXECUTIONS_KEEP=8"}, 8},
+		{"FlagOverAll", append(slices.Clone(server), "--executions-keep=9"), []string{"DKRON_EXECUTIONS_KEEP=7", "BELFRY_EXECUTIONS_KEEP=8"}, 9},
+		{"AllFromEnvironment", nil, []string{"DKRON_SERVER=true", "DKRON_BOOTSTRAP_EXPECT=1", "DKRON_EXECUTIONS_KEEP=7"}, 7},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg, err := parseConfig(c.args, c.env, io.Discard)
+			if err != nil || cfg.ExecutionsKept != c.want {
+				t.Errorf("parseConfig(%q, %q) keeps %d executions, %v, want %d", c.args, c.env, cfg.ExecutionsKept, err, c.want)
+			}
+		})
+	}
+}
+
+// ---- Real processes
+
+// program is the command that runs this program in a directory.
+func program(t *testing.T, dir string, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self, args...)
+	cmd.Dir = dir
+	cmd.Env = append([]string{asProgram + "=1", "TZ=UTC", "PATH=" + os.Getenv("PATH"), "GOCOVERDIR=" + t.TempDir()}, env...)
+	return cmd
+}
+
+// process is a server that runs.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	url  string
+	log  lockedBuffer
+	done chan struct{} // closed when it has ended
+}
+
+// lockedBuffer collects what a process writes.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+var firstLine = regexp.MustCompile(`^belfry [0-9.]+: API and page at (http://[0-9.:]+), data in (.*)\n$`)
+
+// startServer starts a server in a directory and waits until it leads. It is
+// killed when the test ends.
+func startServer(t *testing.T, dir string, args ...string) *process {
+	t.Helper()
+	args = append([]string{"agent", "--server", "--bootstrap-expect=1", "--node-name=n1", "--http-addr=127.0.0.1:0", "--data-dir=data"}, args...)
+	p := &process{t: t, cmd: program(t, dir, nil, args...), done: make(chan struct{})}
+	stdout, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdout.Close()
+	p.cmd.Stdout, p.cmd.Stderr = w, &p.log
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	go func() {
+		p.cmd.Wait() // its status is in ProcessState
+		close(p.done)
+	}()
+	t.Cleanup(p.kill)
+	line := make([]byte, 4096)
+	n, err := stdout.Read(line)
+	m := firstLine.FindStringSubmatch(string(line[:n]))
+	if m == nil || m[2] != "data" {
+		p.kill()
+		t.Fatalf("the server's first line is %q, %v, want the URL and the data directory\n%s", line[:n], err, &p.log)
+	}
+	p.url = m[1]
+	p.eventually("a leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
+	return p
+}
+
+// eventually polls until ok, or fails.
+func (p *process) eventually(what string, ok func() bool) {
+	p.t.Helper()
+	waitFor(p.t, what, func() string { return p.log.String() }, ok)
+}
+
+func waitFor(t *testing.T, what string, more func() string, ok func() bool) {
+	t.Helper()
+	deadline, tick := time.After(30*time.Second), time.NewTicker(10*time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("no %s within half a minute\n%s", what, more())
+		}
+	}
+}
+
+// kill ends the process as a power cut would end it.
+func (p *process) kill() {
+	p.cmd.Process.Kill() // fails if it has ended
+	<-p.done
+}
+
+// end sends SIGTERM and waits for the end.
+func (p *process) end() {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		p.t.Fatal(err)
+	}
+	p.ended()
+}
+
+func (p *process) ended() {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(30 * time.Second):
+		p.t.Fatalf("the server does not end\n%s", &p.log)
+	}
+}
+
+var client = &http.Client{Timeout: 20 * time.Second}
+
+// get reads a document; status 0 means that there was no answer.
+func (p *process) get(path string, doc any) (status int, body string) {
+	return p.send("GET", path, nil, doc)
+}
+
+func (p *process) send(method, path string, in, out any) (status int, text string) {
+	var body io.Reader
+	if in != nil {
+		doc, err := json.Marshal(in)
+		if err != nil {
+			p.t.Error(err)
+		}
+		body = bytes.NewReader(doc)
+	}
+	req, err := http.NewRequest(method, p.url+path, body)
+	if err != nil {
+		p.t.Error(err)
+		return 0, err.Error()
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer res.Body.Close()
+	doc, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	if out != nil && res.StatusCode < 300 {
+		if err := json.Unmarshal(doc, out); err != nil {
+			p.t.Errorf("%s %s answers %q: %v", method, path, doc, err)
+		}
+	}
+	return res.StatusCode, string(doc)
+}
+
+// must is send for what has to succeed.
+func (p *process) must(method, path string, in, out any) {
+	p.t.Helper()
+	if status, text := p.send(method, path, in, out); status < 200 || status > 299 {
+		p.t.Fatalf("%s %s %v: status %d, %s\n%s", method, path, in, status, text, &p.log)
+	}
+}
+
+func shellJob(name, schedule, command string) *job {
+	return &job{Name: name, Schedule: schedule, Executor: executorShell, ExecutorConfig: map[string]string{"shell": "true", "command": command}}
+}
+
+// begun waits until a job's run has written its first line.
+func begun(p *process, path string) {
+	p.t.Helper()
+	p.eventually("sign of life of the run", func() bool { doc, _ := os.ReadFile(path); return len(doc) > 0 })
+}
+
+// outcomes are those of the executions of a job, oldest first.
+func outcomes(p *process, name string) (list []string) {
+	p.t.Helper()
+	var views []executionView
+	p.must("GET", "/v1/jobs/"+name+"/executions?_sort=id&_order=ASC", nil, &views)
+	for _, v := range views {
+		list = append(list, v.Outcome)
+	}
+	return list
+}
+
+// TestServe_Stop: the first signal lets runs end for as long as the grace time,
+// then ends them; their results are there after a restart.
+func TestServe_Stop(t *testing.T) {
+	for _, c := range []struct {
+		name, command, grace, want string
+	}{
+		{"WaitsForRuns", "echo > begun; while [ ! -e go ]; do sleep 0.05; done", "20s", outcomeSuccess},
+		{"EndsRuns", "echo > begun; exec sleep 600", "100ms", outcomeInterrupted},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			p := startServer(t, dir, "--shutdown-grace="+c.grace)
+			p.must("POST", "/v1/jobs", shellJob("long", "@manually", "cd "+dir+"; "+c.command), nil)
+			p.must("POST", "/v1/jobs/long/run", nil, nil)
+			begun(p, filepath.Join(dir, "begun"))
+			if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			p.eventually("closed door", func() bool { status, _ := p.get("/health", nil); return status == 0 })
+			if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p.ended()
+			if got := p.cmd.ProcessState.ExitCode(); got != exitOK {
+				t.Errorf("exit status %d, want %d\n%s", got, exitOK, &p.log)
+			}
+			p = startServer(t, dir)
+			if diff := cmp.Diff([]string{c.want}, outcomes(p, "long")); diff != "" {
+				t.Errorf("outcomes after the restart (-want +got):\n%s", diff)
+			}
+			p.end()
+			checkDir(t, filepath.Join(dir, "data"))
+		})
+	}
+}
+
+// TestServe_SecondSignal: a second signal ends the process at once, whatever
+// runs; the next process says what became of it.
+func TestServe_SecondSignal(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startServer(t, dir, "--shutdown-grace=10m")
+	p.must("POST", "/v1/jobs", shellJob("long", "@manually", "cd "+dir+"; echo > begun; exec sleep 600"), nil)
+	p.must("POST", "/v1/jobs/long/run", nil, nil)
+	begun(p, filepath.Join(dir, "begun"))
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("closed door", func() bool { status, _ := p.get("/health", nil); return status == 0 })
+	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	p.ended()
+	if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() {
+		t.Errorf("the process ended with %v, want the second signal", p.cmd.ProcessState)
+	}
+	p = startServer(t, dir)
+	p.eventually("outcome", func() bool { return slices.Equal(outcomes(p, "long"), []string{outcomeInterrupted}) })
+	p.end()
+	checkDir(t, filepath.Join(dir, "data"))
+}
+
+// checkDir checks the database of a server that has ended.
+func checkDir(t *testing.T, dir string) {
+	t.Helper()
+	s, err := openStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.check(), s.close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// ---- Rounds of real lives
+
+const (
+	roundMax     = 2500 * time.Millisecond // of a life, after its leader is there
+	roundClients = 3                       // that write at the same time, each its own jobs
+	roundJobs    = 3                       // of a client
+	roundKeep    = 1 << 20                 // executions kept: all
+)
+
+// TestRounds_Kill: a server is killed at random moments while clients write and
+// jobs fire each second. After each restart nothing that was acknowledged is
+// missing, no attempt at a scheduled time has started twice by what the jobs
+// themselves wrote down, nothing counts as running that does not run, and every
+// due tick has exactly one outcome.
+func TestRounds_Kill(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute")
+	}
+	seed := *roundsSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("repeat it with -run TestRounds_Kill -rounds=%d -rounds.seed=%d", *rounds, seed)
+	r := newLives(t, seed)
+	for range *rounds {
+		r.live()
+	}
+	r.rest()
+	t.Logf("%d log entries, %d executions, %d of them seen to start, %d ticks decided", r.replica.applied, len(r.ledger.started), len(r.seen), len(r.ledger.decisions))
+}
+
+// lives is one data directory through all its servers.
+type lives struct {
+	t       *testing.T
+	dir     string
+	rnd     *rand.Rand
+	url     string // of a target for http jobs
+	replica *store // has applied the same log
+	ledger  *ledger
+	orphans map[int64]bool // unfinished when the last process was killed
+	seen    map[string]bool
+
+	clients []*roundClient
+
+	mu   sync.Mutex
+	http []string // evidence of http jobs; guarded by mu
+}
+
+// roundClient writes its own jobs and remembers what was acknowledged.
+type roundClient struct {
+	lives  *lives
+	rnd    *rand.Rand
+	prefix string
+	serial int
+	model  map[string]*job // nil: not there
+	unsure map[string]*job // what may be there instead, of the last write
+	doubt  map[string]bool // the last write got no answer
+	ran    []int64         // groups of runs that were acknowledged
+}
+
+func newLives(t *testing.T, seed uint64) *lives {
+	r := &lives{t: t, dir: t.TempDir(), rnd: rand.New(rand.NewPCG(seed, 0)), ledger: newLedger(), orphans: map[int64]bool{}, seen: map[string]bool{}}
+	target := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.http = append(r.http, strings.Join([]string{q.Header.Get("Belfry-Execution"), q.Header.Get("Belfry-Scheduled-At"), q.Header.Get("Belfry-Attempt"), q.Header.Get("Belfry-Job")}, " "))
+	}))
+	t.Cleanup(target.Close)
+	r.url = target.URL
+	var err error
+	if r.replica, err = openStore(simTempDir(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.replica.close() })
+	for i := range roundClients {
+		r.clients = append(r.clients, &roundClient{lives: r, rnd: rand.New(rand.NewPCG(seed, uint64(i+1))), prefix: fmt.Sprintf("c%d-", i),
+			model: map[string]*job{}, unsure: map[string]*job{}, doubt: map[string]bool{}})
+	}
+	return r
+}
+
+func (r *lives) evidence() string { return filepath.Join(r.dir, "evidence") }
+
+func (r *lives) start() *process {
+	return startServer(r.t, r.dir, "--executions-keep="+strconv.Itoa(roundKeep), "--timezone=Europe/Berlin")
+}
+
+// live is one life: it starts, all is compared, clients write, it is killed.
+func (r *lives) live() {
+	r.t.Helper()
+	p := r.start()
+	r.afterRestart(p)
+	var writing sync.WaitGroup
+	for _, c := range r.clients {
+		writing.Go(func() { c.write(p) })
+	}
+	moment := time.NewTimer(time.Duration(r.rnd.Int64N(int64(roundMax))))
+	defer moment.Stop()
+	select {
+	case <-moment.C:
+	case <-p.done:
+		r.t.Errorf("the server ended by itself: %v\n%s", p.cmd.ProcessState, &p.log)
+	}
+	p.kill()
+	writing.Wait()
+	r.examine()
+	if r.t.Failed() {
+		r.t.FailNow()
+	}
+}
+
+// afterRestart expects all that was acknowledged, and an end of all that the
+// former process left running.
+func (r *lives) afterRestart(p *process) {
+	r.t.Helper()
+	for _, c := range r.clients {
+		c.verify(p)
+	}
+	p.eventually("end of what the former process ran", func() bool {
+		var busy []executionView
+		p.must("GET", "/v1/busy", nil, &busy)
+		return !slices.ContainsFunc(busy, func(v executionView) bool {
+			id, _, _ := strings.Cut(v.ID, "-")
+			n, err := strconv.ParseInt(id, 10, 64)
+			return err != nil || r.orphans[n]
+		})
+	})
+}
+
+// examine looks into the database of a dead server: its own invariants, the
+// log against the ledger, and the evidence of the jobs against both.
+func (r *lives) examine() {
+	r.t.Helper()
+	s, err := openStore(filepath.Join(r.dir, "data"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() {
+		if err := s.close(); err != nil {
+			r.t.Error(err)
+		}
+	}()
+	if err := s.check(); err != nil {
+		r.t.Error(err)
+	}
+	r.replay(s)
+	rows, err := s.unfinishedExecutions()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.orphans = map[int64]bool{}
+	for _, e := range rows {
+		r.orphans[e.ID] = true
+	}
+	for _, c := range r.clients {
+		for _, group := range c.ran {
+			if _, ok := r.ledger.started[group]; !ok {
+				r.t.Errorf("group %d of a run by hand was acknowledged and is not on record", group)
+			}
+		}
+	}
+	r.compareEvidence()
+}
+
+// replay has the replica and the ledger follow what the log has since the last
+// time. Equal logs must make equal states.
+func (r *lives) replay(s *store) {
+	r.t.Helper()
+	list, err := s.entries(r.replica.applied+1, 1<<40)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, e := range list {
+		if e.Index > s.applied {
+			break
+		}
+		if err := r.replica.persist(nil, []entry{e}); err != nil {
+			r.t.Fatal(err)
+		}
+		results, err := r.replica.apply(e.Index)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if err := r.ledger.observe(r.replica, e, results[0]); err != nil {
+			r.t.Error(err)
+		}
+	}
+	got, err := s.dump()
+	want, err2 := r.replica.dump()
+	if diff := cmp.Diff(want, got); diff != "" || err != nil || err2 != nil {
+		r.t.Errorf("the server's state is not what its log makes (-log +server): %v, %v\n%s", err, err2, diff)
+	}
+}
+
+// compareEvidence expects that what jobs wrote down is on record as it was
+// accepted, and that nothing was written down twice.
+func (r *lives) compareEvidence() {
+	r.t.Helper()
+	doc, err := os.ReadFile(r.evidence())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		r.t.Fatal(err)
+	}
+	r.mu.Lock()
+	lines := append(strings.Split(strings.TrimSuffix(string(doc), "\n"), "\n"), r.http...)
+	r.mu.Unlock()
+	executions, attempts := map[string]bool{}, map[string]bool{}
+	for _, line := range lines {
+		f := strings.Fields(line)
+		if len(f) != 4 {
+			if line != "" {
+				r.t.Errorf("evidence %q is no line of a job", line)
+			}
+			continue
+		}
+		id, err := strconv.ParseInt(strings.TrimSuffix(f[0], "-n1"), 10, 64)
+		on, ok := r.ledger.started[id]
+		due, err2 := time.Parse(time.RFC3339Nano, f[1])
+		if err != nil || err2 != nil || !ok || due.UnixNano() != on.due || f[2] != strconv.Itoa(on.attempt) {
+			r.t.Errorf("evidence %q is on record as %+v (%v), %v, %v", line, on, ok, err, err2)
+		}
+		attempt := fmt.Sprint(on.job, " ", f[1], " ", f[2], " ", on.cause)
+		if executions[f[0]] || attempts[attempt] && on.cause == causeTick {
+			r.t.Errorf("evidence %q comes twice", line)
+		}
+		executions[f[0]], attempts[attempt] = true, true
+	}
+	r.seen = executions
+}
+
+// rest lets the last server come to rest with all jobs disabled, and expects
+// that nothing is left over.
+func (r *lives) rest() {
+	r.t.Helper()
+	p := r.start()
+	r.afterRestart(p)
+	for _, c := range r.clients {
+		for _, name := range sortedKeys(c.model) {
+			if j := c.model[name]; j != nil && !j.Disabled {
+				p.must("POST", "/v1/jobs/"+name+"/toggle", nil, nil)
+			}
+		}
+	}
+	p.eventually("rest", func() bool {
+		var busy []executionView
+		p.must("GET", "/v1/busy", nil, &busy)
+		return len(busy) == 0
+	})
+	p.end()
+	if got := p.cmd.ProcessState.ExitCode(); got != exitOK {
+		r.t.Errorf("exit status %d, want %d\n%s", got, exitOK, &p.log)
+	}
+	r.examine()
+	if err := r.ledger.settled(r.replica, time.Now().UnixNano()); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// write sends writes until the server is gone.
+func (c *roundClient) write(p *process) {
+	for c.writeOne(p) {
+	}
+}
+
+// writeOne sends one write and reports whether it was answered.
+func (c *roundClient) writeOne(p *process) bool {
+	name := c.prefix + strconv.Itoa(c.rnd.IntN(roundJobs))
+	have := c.model[name]
+	switch n := c.rnd.IntN(20); {
+	case have == nil || n < 9:
+		return c.change(p, name, "POST", "/v1/jobs", c.randomJob(name))
+	case n < 12:
+		same := *have
+		c.serial++
+		same.Metadata = map[string]string{"version": strconv.Itoa(c.serial)}
+		return c.change(p, name, "PUT", "/v1/jobs/"+name, &same)
+	case n < 14:
+		turned := *have
+		turned.Disabled = !turned.Disabled
+		return c.change(p, name, "POST", "/v1/jobs/"+name+"/toggle", &turned)
+	case n < 15:
+		return c.change(p, name, "DELETE", "/v1/jobs/"+name, nil)
+	}
+	return c.run(p, name)
+}
+
+// change sends a write after which a job is to be as given.
+func (c *roundClient) change(p *process, name, method, path string, after *job) bool {
+	c.unsure[name], c.doubt[name] = after, true
+	var body any
+	if method != "DELETE" && !strings.HasSuffix(path, "/toggle") {
+		body = after
+	}
+	status, text := p.send(method, path, body, nil)
+	switch {
+	case status == 0:
+		return false
+	case status >= 200 && status < 300:
+		c.model[name] = after
+	case status == http.StatusConflict && method == "DELETE": // it has children
+	default:
+		p.t.Errorf("%s %s %+v: status %d, %s", method, path, after, status, text)
+		return false
+	}
+	c.doubt[name] = false
+	return true
+}
+
+func (c *roundClient) run(p *process, name string) bool {
+	req, err := http.NewRequest("POST", p.url+"/v1/jobs/"+name+"/run", nil)
+	if err != nil {
+		p.t.Error(err)
+		return false
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	defer res.Body.Close()
+	switch text, _ := io.ReadAll(res.Body); res.StatusCode {
+	case http.StatusAccepted:
+		group, err := strconv.ParseInt(res.Header.Get("Belfry-Group"), 10, 64)
+		if err != nil {
+			p.t.Error(err)
+		}
+		c.ran = append(c.ran, group)
+	case http.StatusConflict: // disabled, or forbidden for now
+	default:
+		p.t.Errorf("run %s: status %d, %s", name, res.StatusCode, text)
+	}
+	return true
+}
+
+func (c *roundClient) randomJob(name string) *job {
+	c.serial++
+	note := `echo "$BELFRY_EXECUTION $BELFRY_SCHEDULED_AT $BELFRY_ATTEMPT $BELFRY_JOB" >> ` + c.lives.evidence()
+	j := shellJob(name, pick(c.rnd, "@every 1s", "* * * * * *", "*/2 * * * * *", "@every 2s"), note+pick(c.rnd, "", "; sleep 0.4", "; sleep 3", "; exit 1"))
+	if c.rnd.IntN(3) == 0 {
+		j.Executor, j.ExecutorConfig = executorHTTP, map[string]string{"method": "GET", "url": c.lives.url}
+	}
+	j.Metadata = map[string]string{"version": strconv.Itoa(c.serial)}
+	j.Concurrency = pick(c.rnd, concurrencyAllow, concurrencyForbid)
+	j.Retries = pick[uint](c.rnd, 0, 1, 2)
+	if first := c.prefix + "0"; name != first && c.model[first] != nil && !c.doubt[first] && c.rnd.IntN(6) == 0 {
+		j.ParentJob, j.Schedule = first, ""
+	}
+	return j
+}
+
+// verify compares the jobs of the client with what it was told.
+func (c *roundClient) verify(p *process) {
+	for i := range roundJobs {
+		name := c.prefix + strconv.Itoa(i)
+		var row *jobRow
+		status, text := p.get("/v1/jobs/"+name, &row)
+		if status != http.StatusOK && status != http.StatusNotFound {
+			p.t.Fatalf("GET %s: status %d, %s", name, status, text)
+		}
+		switch {
+		case sameJob(row, c.model[name]):
+		case c.doubt[name] && sameJob(row, c.unsure[name]):
+			c.model[name] = c.unsure[name]
+		default:
+			p.t.Errorf("after a restart %s is %s, want %+v, or (in doubt: %v) %+v", name, text, c.model[name], c.doubt[name], c.unsure[name])
+		}
+		c.doubt[name] = false
+	}
+}
+
+// sameJob compares what the API shows with a definition.
+func sameJob(row *jobRow, j *job) bool {
+	if row == nil || j == nil {
+		return row == nil && j == nil
+	}
+	have, err := row.definition()
+	return err == nil && cmp.Equal(&have, j, cmpopts.EquateEmpty())
+}
