@@ -1580,10 +1580,11 @@ func (c *cluster) drive(ctx, linksCtx context.Context) error {
 
 // noticePause tells the protocol if the loop has not come round for an election
 // timeout, because the process or the machine stood still: by the monotonic
-// clock, or by the other one, which a suspended machine does not stop.
+// clock, or by the other one, which a suspended machine does not stop. Nobody
+// can have taken over meanwhile from a server that is alone.
 func (c *cluster) noticePause(last, now time.Time) time.Time {
 	gap := max(now.Sub(last), now.Round(0).Sub(last.Round(0)))
-	if gap >= c.electionTime() {
+	if gap >= c.electionTime() && len(c.raft.status().Voters) > 1 {
 		c.log.Warn("this server stood still; it looks for the leader anew", "gap", gap)
 		c.raft.stalled()
 	}

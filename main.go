@@ -138,6 +138,11 @@ type config struct {
 	ShutdownGrace   time.Duration // that running executions have to end when the node stops
 }
 
+const (
+	deliverPatience = 2 * time.Second // that a node which stops has for the last results
+	deliverPause    = 5 * time.Millisecond
+)
+
 const catchupWindowMax = 24 * time.Hour // all ticks in it are looked at one by one
 
 // parseConfig reads flags, and for those not given the environment: BELFRY_
@@ -474,7 +479,8 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	}
 	// 4. Let what runs end, and then end it.
 	exec.stop(cfg.ShutdownGrace)
-	// 5. Deliver the results; what nobody takes is on disk.
+	// 5. Deliver the results; what nobody takes in time is on disk.
+	waitUntil(deliverPatience, func() bool { return exec.undelivered() == 0 })
 	stopReports()
 	// 6. Stop writing, say good-bye, then close the store.
 	stopDriver()
@@ -551,6 +557,19 @@ func webServer(listener net.Listener, handler http.Handler, log *slog.Logger) fu
 		}
 		<-ended // says only that it was closed
 		return nil
+	}
+}
+
+// waitUntil returns when done is true, or after patience.
+func waitUntil(patience time.Duration, done func() bool) {
+	ticker := time.NewTicker(deliverPause)
+	defer ticker.Stop()
+	for end := time.After(patience); !done(); {
+		select {
+		case <-ticker.C:
+		case <-end:
+			return
+		}
 	}
 }
 
