@@ -532,7 +532,7 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 		src := &jobReader{src: file, progress: progress}
 		d := json.NewDecoder(src)
 		if t, err := d.Token(); err != nil || t != json.Delim('[') {
-			yield(job{}, uploadError(err, "the file must hold a JSON array of jobs"))
+			yield(job{}, uploadError(err, "must hold a JSON array of jobs"))
 			return
 		}
 		for n := 0; d.More(); n++ {
@@ -543,33 +543,36 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 				return
 			}
 			if err := d.Decode(&doc); err != nil {
-				yield(job{}, uploadError(err, "no JSON"))
+				yield(job{}, uploadError(err, fmt.Sprintf("is no JSON at job %d", n+1)))
 				return
 			}
-			if j, err := decodeJob(doc, job{}); !yield(j, err) || err != nil {
+			j, err := decodeJob(doc, job{})
+			if err != nil {
+				err = badInput{fmt.Errorf("job %d of the file: %w", n+1, err)}
+			}
+			if !yield(j, err) || err != nil {
 				return
 			}
 		}
 		if _, err := d.Token(); err != nil {
-			yield(job{}, uploadError(err, "the array is not closed"))
+			yield(job{}, uploadError(err, "must end with the end of the array"))
 			return
 		}
 		if _, err := d.Token(); err != io.EOF {
-			yield(job{}, uploadError(err, "something follows the array"))
+			yield(job{}, uploadError(err, "must hold nothing behind the array"))
 		}
 	}
 }
 
-// uploadError is what to answer where reading a file of jobs ended early; why
-// is said if there is no error that says more.
+// uploadError is what to answer where reading a file of jobs ended early.
 func uploadError(err error, why string) error {
 	switch {
 	case errors.As(err, new(*http.MaxBytesError)), errors.As(err, new(problem)):
 		return err
 	case err == nil:
-		return errors.New(why)
+		return badRequest("file: %s", why)
 	}
-	return fmt.Errorf("%s: %w", why, err)
+	return badRequest("file: %s: %v", why, err)
 }
 
 // jobReader reads a file of jobs and ends a job that goes on for too long.

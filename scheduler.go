@@ -82,7 +82,7 @@ func (i instant) MarshalJSON() ([]byte, error) {
 func (i *instant) UnmarshalJSON(doc []byte) error {
 	var text *string
 	if err := json.Unmarshal(doc, &text); err != nil {
-		return errors.New("a time must be a string as in \"2030-01-31T12:00:00Z\", or null")
+		return badTime("a time must be a string as in \"2030-01-31T12:00:00Z\", or null")
 	}
 	*i = 0
 	if text == nil {
@@ -93,11 +93,16 @@ func (i *instant) UnmarshalJSON(doc []byte) error {
 		t, err = time.Parse("2006-01-02T15:04", *text)
 	}
 	if err != nil {
-		return fmt.Errorf("%q is no time, write it as in \"2030-01-31T12:00:00Z\"", *text)
+		return badTime(fmt.Sprintf("%q is no time, write it as in \"2030-01-31T12:00:00Z\"", *text))
 	}
 	*i = instant(nanosOf(t))
 	return nil
 }
+
+// badTime is an error of what should be an instant.
+type badTime string
+
+func (b badTime) Error() string { return string(b) }
 
 // nanosOf returns t in nanoseconds. What they cannot tell is the nearest
 // that they can.
@@ -148,6 +153,8 @@ func decodeJob(doc []byte, j job) (job, error) {
 	err := d.Decode(&j)
 	var typ *json.UnmarshalTypeError
 	switch {
+	case errors.As(err, new(badTime)):
+		return job{}, fmt.Errorf("starts_at, expires_at: %w", err)
 	case errors.As(err, &typ) && typ.Field != "":
 		return job{}, fmt.Errorf("%s: a JSON %s does not fit here", typ.Field, typ.Value)
 	case errors.As(err, &typ):
@@ -1680,10 +1687,10 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 	var done restored
 	slice, size := staging{}, 0
 	for j, err := range jobs {
-		if err == nil {
-			err = j.validate(s.timezone())
-		}
 		if err != nil {
+			return restored{}, err
+		}
+		if err := j.validate(s.timezone()); err != nil {
 			return restored{}, badInput{fmt.Errorf("job %d of the file: %w", done.Jobs+1, err)}
 		}
 		doc, err := json.Marshal(j)

@@ -1,0 +1,451 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares got with the file testdata/<name>, or with -update writes it.
+func golden(t testing.TB, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gotLines, wantLines := strings.Split(got, "\n"), strings.Split(string(want), "\n")
+	for i := range max(len(gotLines), len(wantLines)) {
+		g, w := "(nothing)", "(nothing)"
+		if i < len(gotLines) {
+			g = gotLines[i]
+		}
+		if i < len(wantLines) {
+			w = wantLines[i]
+		}
+		if g != w {
+			t.Fatalf("%s:%d: got\n%s\nwant\n%s\n(-update writes what was got)", file, i+1, g, w)
+		}
+	}
+}
+
+// fakeNode runs nothing: what it was ordered ends when the test says so.
+type fakeNode struct {
+	inc uint64
+
+	mu     sync.Mutex
+	orders []order          // not ended, oldest first; guarded by mu
+	killed map[int64]string // why; guarded by mu
+	output map[int64]*tail  // guarded by mu
+}
+
+func newFakeNode(inc uint64) *fakeNode {
+	return &fakeNode{inc: inc, killed: map[int64]string{}, output: map[int64]*tail{}}
+}
+
+func (n *fakeNode) start(d dispatch) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, o := range d.Orders {
+		n.orders = append(n.orders, o)
+		n.output[o.Execution] = &tail{}
+	}
+	return nil
+}
+
+// ask answers that all that it was ordered goes on.
+func (n *fakeNode) ask(q question) (answer, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a := answer{Incarnation: n.inc}
+	for _, o := range n.orders {
+		a.Running = append(a.Running, o.Execution)
+	}
+	return a, nil
+}
+
+func (n *fakeNode) end(k kill) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.output[k.Execution] == nil {
+		return errUnknownExecution
+	}
+	n.killed[k.Execution] = k.Why
+	return nil
+}
+
+func (n *fakeNode) copyOutput(ctx context.Context, _ string, execution int64, follow bool, w io.Writer) error {
+	n.mu.Lock()
+	out := n.output[execution]
+	n.mu.Unlock()
+	if out == nil {
+		return errUnknownExecution
+	}
+	return out.copyTo(ctx, w, 0, follow)
+}
+
+// print adds a line to the output of the oldest execution.
+func (n *fakeNode) print(line string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.output[n.orders[0].Execution].Write([]byte(line + "\n"))
+}
+
+// finish ends the oldest execution.
+func (n *fakeNode) finish(outcome string) result {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	o := n.orders[0]
+	n.orders = n.orders[1:]
+	reason := ""
+	if why, ok := n.killed[o.Execution]; ok {
+		outcome, reason = outcomeKilled, why+"\n"
+	}
+	out := n.output[o.Execution]
+	delete(n.output, o.Execution)
+	out.close()
+	r := result{Execution: o.Execution, Started: time.Now().UnixNano(), Finished: time.Now().UnixNano(), Outcome: outcome}
+	r.Output, r.Dropped = out.final(reason)
+	return r
+}
+
+// forget has the node lose all that it was ordered.
+func (n *fakeNode) forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.orders = nil
+	clear(n.output)
+}
+
+// testServer is a whole server but for its listener and its node. It lives in
+// a synctest bubble, so that its clock stands still unless a test waits.
+type testServer struct {
+	t       testing.TB
+	api     *api
+	handler http.Handler
+	node    *fakeNode
+	stop    func()
+	left    bool
+}
+
+// newTestServer starts a server on the data directory dir.
+func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	st, err := openStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := st.nodeID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, Timezone: "UTC"}, st, log)
+	clu, err := newCluster(server{"node1", id}, st, log, sched.lead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &testServer{t: t, node: newFakeNode(incarnation)}
+	self := member{Name: "node1", Addr: "127.0.0.1", Port: 8946, Tags: map[string]string{"role": "dkron"}, Status: 1}
+	sched.propose = clu.propose
+	sched.nodes = func() []node { return []node{{"node1", incarnation, self.Tags}} }
+	sched.start = func(_ string, d dispatch) error { return s.node.start(d) }
+	sched.ask = func(_ string, q question) (answer, error) { return s.node.ask(q) }
+	sched.end = func(_ string, k kill) error { return s.node.end(k) }
+	s.api = &api{
+		node: "node1", store: st, scheduler: sched, log: log, leading: clu.leading,
+		members: func() []member { return []member{self} },
+		leader:  func() (member, bool) { return self, s.api.leading() },
+		leave:   func() { s.left = true },
+		gauges:  func() gauges { return gauges{} },
+		output:  s.node.copyOutput,
+	}
+	s.handler = s.api.handler()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- clu.run(ctx) }()
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(st.check(), st.close()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(s.stop)
+	for !clu.leading() {
+		wait(tickTime)
+	}
+	return s
+}
+
+// wait lets the time of the bubble pass.
+func wait(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+// finish ends the oldest execution and has it recorded.
+func (s *testServer) finish(outcome string) {
+	s.t.Helper()
+	if _, err := s.api.scheduler.report(s.t.Context(), []result{s.node.finish(outcome)}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// do sends a request.
+func (s *testServer) do(method, target, body string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest(method, target, strings.NewReader(body))
+	r.Host = "localhost"
+	s.handler.ServeHTTP(w, r)
+	return w
+}
+
+// The API files hold blocks between lines of "===". A block is a request, a
+// line of "---", and the answer; or lines of directives to the server:
+//
+//	@ wait 2s            the clock moves
+//	@ print TEXT         the oldest execution prints a line
+//	@ finish OUTCOME     the oldest execution ends
+//	@ forget             the node loses its executions
+//	@ follow             the server does not lead any more
+//
+// Lines that begin with # are comments. ${x*1000} in a request is a thousand
+// x; the pseudo header "Broken: yes" breaks the body off at its end.
+
+// exchange is a block of an API file, with the answer that it got.
+type exchange struct {
+	method, target string
+	status         int
+	text           string // of the whole block
+}
+
+// apiFiles returns the API files without their extensions.
+func apiFiles(t testing.TB) []string {
+	t.Helper()
+	files, err := filepath.Glob("testdata/api/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no API files", err)
+	}
+	return files
+}
+
+// TestAPI_Golden plays each file against a server of its own.
+func TestAPI_Golden(t *testing.T) {
+	for _, file := range apiFiles(t) {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				text, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s := newTestServer(t, t.TempDir(), 7)
+				var blocks []string
+				for _, b := range strings.Split(strings.TrimSuffix(string(text), "\n"), "\n===\n") {
+					blocks = append(blocks, s.play(b).text)
+				}
+				golden(t, strings.TrimPrefix(file, "testdata/"), strings.Join(blocks, "\n===\n")+"\n")
+			})
+		})
+	}
+}
+
+// play plays one block and returns it with the answer that it got.
+func (s *testServer) play(block string) exchange {
+	request, _, _ := strings.Cut(block, "\n---")
+	var lines []string
+	for line := range strings.SplitSeq(request, "\n") {
+		if !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	if strings.HasPrefix(lines[0], "@ ") {
+		for _, line := range lines {
+			s.direct(strings.Fields(strings.TrimPrefix(line, "@ ")))
+		}
+		return exchange{text: block}
+	}
+	r := s.parseRequest(strings.Join(lines, "\n"))
+	w := httptest.NewRecorder()
+	s.handler.ServeHTTP(w, r)
+	var out strings.Builder
+	fmt.Fprintf(&out, "%s\n--- %d %s\n", request, w.Code, http.StatusText(w.Code))
+	for _, name := range sortedKeys(w.Header()) {
+		fmt.Fprintf(&out, "%s: %s\n", name, strings.Join(w.Header()[name], ", "))
+	}
+	if w.Body.Len() > 0 {
+		fmt.Fprintf(&out, "\n%s", shorten(w.Body.String()))
+	}
+	return exchange{method: r.Method, target: r.URL.Path, status: w.Code, text: strings.TrimRight(out.String(), "\n")}
+}
+
+// shorten keeps what is too long for a reader out of a golden file.
+func shorten(text string) string {
+	const most = 4000
+	if len(text) <= most {
+		return text
+	}
+	return fmt.Sprintf("%s\n… %d bytes in all …", text[:most/20], len(text))
+}
+
+func (s *testServer) direct(words []string) {
+	switch words[0] {
+	case "wait":
+		d, err := time.ParseDuration(words[1])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		wait(d)
+	case "print":
+		s.node.print(strings.Join(words[1:], " "))
+	case "finish":
+		s.finish(words[1])
+	case "forget":
+		s.node.forget()
+	case "follow":
+		s.api.leading = func() bool { return false }
+	default:
+		s.t.Fatalf("no directive %q", words)
+	}
+}
+
+var repeated = regexp.MustCompile(`\$\{(.)\*(\d+)\}`)
+
+// parseRequest reads a request: a line with method and target, headers, an
+// empty line, a body.
+func (s *testServer) parseRequest(text string) *http.Request {
+	text = repeated.ReplaceAllStringFunc(text, func(m string) string {
+		part := repeated.FindStringSubmatch(m)
+		n, err := strconv.Atoi(part[2])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return strings.Repeat(part[1], n)
+	})
+	head, body, _ := strings.Cut(text, "\n\n")
+	lines := strings.Split(head, "\n")
+	method, target, _ := strings.Cut(lines[0], " ")
+	r := httptest.NewRequest(method, target, strings.NewReader(body))
+	r.Host = "localhost"
+	for _, line := range lines[1:] {
+		k, v, _ := strings.Cut(line, ": ")
+		r.Header.Set(k, v)
+		if k == "Host" {
+			r.Host = v
+		}
+	}
+	if r.Header.Get("Broken") != "" {
+		r.Body = io.NopCloser(io.MultiReader(strings.NewReader(body), brokenReader{}))
+	}
+	return r
+}
+
+type brokenReader struct{}
+
+func (brokenReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// contract returns the operations of the OpenAPI document, as patterns of the
+// route table, with the statuses that each may answer.
+func contract(t *testing.T) map[string][]int {
+	t.Helper()
+	doc, err := web.ReadFile("web/openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ops := map[string][]int{}
+	var path, op string
+	for line := range strings.SplitSeq(string(doc), "\n") {
+		word := strings.TrimSuffix(strings.TrimLeft(line, " "), ":")
+		switch indent := len(line) - len(strings.TrimLeft(line, " ")); {
+		case indent == 0:
+			path = ""
+		case indent == 2 && strings.HasPrefix(word, "/"):
+			path = "/v1" + strings.ReplaceAll(word, "{job_name}", "{job}")
+			if word == "/health" || word == "/metrics" {
+				path = word
+			}
+			if word == "/" {
+				path = "/v1/{$}"
+			}
+		case path != "" && indent == 4 && slices.Contains([]string{"get", "put", "post", "patch", "delete"}, word):
+			op = strings.ToUpper(word) + " " + path
+			ops[op] = nil
+		case path != "" && indent == 8 && strings.HasPrefix(word, `"`):
+			status, err := strconv.Atoi(word[1:4])
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			ops[op] = append(ops[op], status)
+		}
+	}
+	return ops
+}
+
+// TestAPI_Contract holds the route table and the golden files against the
+// OpenAPI document: an operation has a route, and a recorded answer of each
+// status that it may have, other than those that say that no leader was there.
+// The metrics differ from run to run and have a test of their own.
+func TestAPI_Contract(t *testing.T) {
+	ops := contract(t)
+	routes := (&api{}).routes()
+	mux := http.NewServeMux()
+	for pattern := range routes {
+		if ops[pattern] == nil && pattern != "GET /v1" {
+			t.Errorf("%s: not in the document", pattern)
+		}
+		mux.HandleFunc(pattern, func(http.ResponseWriter, *http.Request) {})
+	}
+	recorded := map[string]bool{}
+	request := regexp.MustCompile(`(?m)^(GET|PUT|POST|PATCH|DELETE) (\S+)$`)
+	status := regexp.MustCompile(`(?m)^--- (\d+)`)
+	for _, file := range apiFiles(t) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for block := range strings.SplitSeq(string(text), "\n===\n") {
+			asked, answered := request.FindStringSubmatch(block), status.FindStringSubmatch(block)
+			if asked == nil || answered == nil {
+				continue
+			}
+			target := repeated.ReplaceAllString(asked[2], "$1")
+			_, pattern := mux.Handler(httptest.NewRequest(asked[1], target, nil))
+			recorded[pattern+" "+answered[1]] = true
+		}
+	}
+	for _, op := range sortedKeys(ops) {
+		if routes[op] == nil {
+			t.Errorf("%s: no route", op)
+		}
+		for _, status := range ops[op] {
+			if status < 503 && op != "GET /metrics" && !recorded[fmt.Sprint(op, " ", status)] {
+				t.Errorf("%s: no golden case answers %d", op, status)
+			}
+		}
+	}
+}
