@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -197,13 +200,15 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 		}
 	})
 	t.Cleanup(s.stop)
-	for !clu.leading() {
-		wait(tickTime)
+	// In a bubble every test begins at the same time, and between two ticks.
+	<-time.After(time.Until(time.Now().Truncate(time.Second).Add(1500 * time.Millisecond)))
+	if !clu.leading() {
+		t.Fatal("the server does not lead")
 	}
 	return s
 }
 
-// wait lets the time of the bubble pass.
+// wait lets the time of the bubble pass, and what it brings be done.
 func wait(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
@@ -448,4 +453,322 @@ func TestAPI_Contract(t *testing.T) {
 			}
 		}
 	}
+}
+
+// tickSums is what listTicks answers.
+type tickSums struct {
+	Due, Ran, Late, Skipped, Missed int64
+	Ticks                           []struct {
+		Due     time.Time
+		Until   time.Time
+		Count   int64
+		Outcome string
+	}
+}
+
+// TestAPI_Ticks holds that every tick that falls due has exactly one outcome,
+// through an overlap and an outage.
+func TestAPI_Ticks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, dir, 1)
+		if w := s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@every 1s","concurrency":"forbid"}`); w.Code != http.StatusCreated {
+			t.Fatal(w.Body)
+		}
+		began := time.Now()
+		for i := range 30 {
+			wait(time.Second)
+			if i != 10 { // this one takes two seconds
+				s.finish(outcomeSuccess)
+			}
+		}
+		s.stop()
+		wait(75 * time.Second)
+		s = newTestServer(t, dir, 2)
+		for range 30 {
+			wait(time.Second)
+			s.finish(outcomeSuccess)
+		}
+		var got tickSums
+		if err := json.Unmarshal(s.do("GET", "/v1/jobs/a/ticks", "").Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		want := time.Now().Unix() - began.Unix()
+		if sum := got.Ran + got.Late + got.Skipped + got.Missed; got.Due != sum || got.Due != want {
+			t.Errorf("due %d, of which ran %d, late %d, skipped %d, missed %d; want %d in all", got.Due, got.Ran, got.Late, got.Skipped, got.Missed, want)
+		}
+		if got.Ran == 0 || got.Late != 1 || got.Skipped == 0 || got.Missed == 0 {
+			t.Errorf("ran %d, late %d, skipped %d, missed %d; want some of each, and one late", got.Ran, got.Late, got.Skipped, got.Missed)
+		}
+		end := time.Now()
+		for _, tick := range got.Ticks {
+			if tick.Until.IsZero() {
+				tick.Until, tick.Count = tick.Due, 1
+			}
+			if !tick.Until.Before(end) || tick.Until.Sub(tick.Due) != time.Duration(tick.Count-1)*time.Second {
+				t.Errorf("%+v does not lie right before %s", tick, end)
+			}
+			end = tick.Due
+		}
+	})
+}
+
+// TestAPI_RestoreBrokenOff holds that a restore which is broken off leaves
+// nothing: nothing that is seen, and in time no rows either.
+func TestAPI_RestoreBrokenOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, dir, 1)
+		file := "["
+		for i := range 2 * sliceRows {
+			file += fmt.Sprintf(`{"name":"job-%d","schedule":"@every 1s"},`, i)
+		}
+		r := s.parseRequest("POST /v1/restore\nContent-Type: multipart/form-data; boundary=XX\n\n--XX\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\n\n" + file + "\n--XX--\n")
+		w := httptest.NewRecorder()
+		s.handler.ServeHTTP(w, r)
+		if w.Code != http.StatusBadRequest {
+			t.Fatal(w.Code, w.Body)
+		}
+		if restore, err := s.api.store.stagedRestore(); err != nil || restore == 0 {
+			t.Fatal("nothing was staged", err)
+		}
+		s.stop() // as a crash in the middle would
+		s = newTestServer(t, dir, 2)
+		wait(time.Minute)
+		if w := s.do("GET", "/v1/jobs", ""); w.Header().Get("X-Total-Count") != "0" {
+			t.Error("jobs of a restore that was broken off are visible")
+		}
+		wait(stagedKept)
+		if restore, err := s.api.store.stagedRestore(); err != nil || restore != 0 {
+			t.Error("rows of a restore that was broken off are left", restore, err)
+		}
+	})
+}
+
+// TestAPI_Paused holds that a pause outlives a restart.
+func TestAPI_Paused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, dir, 1)
+		s.do("POST", "/v1/pause", "")
+		s.stop()
+		s = newTestServer(t, dir, 2)
+		if w := s.do("POST", "/v1/jobs", "{"); w.Code != http.StatusServiceUnavailable {
+			t.Error(w.Code, w.Body)
+		}
+	})
+}
+
+// TestAPI_Follow holds that a followed output goes on as it comes and ends
+// with the run.
+func TestAPI_Follow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		group := s.do("POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
+		s.node.print("one")
+		done := make(chan *httptest.ResponseRecorder)
+		go func() { done <- s.do("GET", "/v1/jobs/a/executions/"+group+"-node1/output?follow", "") }()
+		wait(time.Hour)
+		s.node.print("two")
+		s.finish(outcomeSuccess)
+		if w := <-done; w.Body.String() != "one\ntwo\n" || !w.Flushed {
+			t.Errorf("got %q, flushed %t", w.Body, w.Flushed)
+		}
+	})
+}
+
+// TestAPI_Lists holds that a list shows at once what an API call has changed,
+// and within a second what a run has, in every order.
+func TestAPI_Lists(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		for i := range 5 {
+			s.do("POST", "/v1/jobs", fmt.Sprintf(`{"name":"job-%d","schedule":"@manually","displayname":"%d"}`, i, 9-i))
+		}
+		names := func(query string) string {
+			t.Helper()
+			var list []struct{ Name string }
+			if err := json.Unmarshal(s.do("GET", "/v1/jobs?"+query, "").Body.Bytes(), &list); err != nil {
+				t.Fatal(err)
+			}
+			text := ""
+			for _, j := range list {
+				text += strings.TrimPrefix(j.Name, "job-")
+			}
+			return text
+		}
+		for field := range jobOrder {
+			up, down := names("_sort="+field), names("_order=DESC&_sort="+field)
+			if len(up) != 5 || len(down) != 5 || up[0] != down[4] {
+				t.Errorf("sorted by %q: %s and %s", field, up, down)
+			}
+		}
+		check := func(query, want string) {
+			t.Helper()
+			if got := names(query); got != want {
+				t.Errorf("%s: got %s, want %s", query, got, want)
+			}
+		}
+		check("_sort=displayname", "43210")
+		s.do("POST", "/v1/jobs", `{"name":"job-4","schedule":"@manually","displayname":"99"}`)
+		check("_sort=displayname", "32104")
+		s.do("DELETE", "/v1/jobs/job-2", "")
+		check("_sort=displayname", "3104")
+		check("status=untriggered", "0134")
+		s.do("POST", "/v1/jobs/job-1", "")
+		s.finish(outcomeSuccess)
+		wait(listAge)
+		check("status=untriggered", "034")
+		check("status=success", "1")
+		s.do("DELETE", "/v1/jobs/job-1/executions", "")
+		check("_sort=success_count", "0134")
+	})
+}
+
+// TestAPI_Metrics holds the numbers against what was done.
+func TestAPI_Metrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@every 1m","concurrency":"forbid"}`)
+		wait(121 * time.Second)
+		s.finish(outcomeFailed)
+		text := s.do("GET", "/metrics", "").Body.String()
+		for _, line := range []string{"belfry_jobs 1", "belfry_leader 1", `belfry_ticks_total{outcome="ran"} 1`, `belfry_ticks_total{outcome="skipped"} 1`, `belfry_runs_total{outcome="failed"} 1`, "belfry_due_lag_seconds 0"} {
+			if !strings.Contains(text, "\n"+line+"\n") {
+				t.Errorf("no line %q in\n%s", line, text)
+			}
+		}
+		form := regexp.MustCompile(`^(# (HELP|TYPE) \S+ .+|[a-z_]+(\{[a-z]+="[^"]*"\})? \S+)$`)
+		for line := range strings.Lines(text) {
+			if !form.MatchString(strings.TrimSuffix(line, "\n")) {
+				t.Errorf("%q is no line of Prometheus' format", line)
+			}
+		}
+	})
+}
+
+// FuzzQuery holds that no query of a list fails but with a 4xx.
+func FuzzQuery(f *testing.F) {
+	for _, q := range []string{"", "_sort=name&_order=DESC", "_start=-1", "_end=x", "metadata[a]=b&metadata[=&metadata[]=", "q=%zz", "status=untriggered&disabled=maybe", "_sort=next&_start=5&_end=2", "pretty", "days=0", "start=x&end=y", "output_size_limit=-1", "schedule=@every+1s&count=1e9"} {
+		f.Add(q)
+	}
+	st := newStore(f)
+	fill(f, st, 10)
+	sched := newScheduler(schedulerConfig{Timezone: "UTC"}, st, slog.New(slog.DiscardHandler))
+	handler := (&api{store: st, scheduler: sched, log: slog.New(slog.DiscardHandler)}).handler()
+	f.Fuzz(func(t *testing.T, query string) {
+		for _, path := range []string{"/v1/jobs", "/v1/jobs/job-000001/executions", "/v1/jobs/job-000001/ticks", "/v1/stats", "/v1/schedule"} {
+			r := httptest.NewRequest("GET", path, nil)
+			r.Host, r.URL.RawQuery = "localhost", query
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, r)
+			if w.Code >= 500 {
+				t.Errorf("%s?%s: %d %s", path, query, w.Code, w.Body)
+			}
+		}
+	})
+}
+
+// FuzzUploadedJobs holds that the reader of a restore yields what a plain
+// decoder of the whole file does, or an error.
+func FuzzUploadedJobs(f *testing.F) {
+	for _, file := range []string{"", "[]", "[{}]", `[{"name":"a"},{"name":"b","schedule":"@daily"}]`, "[1]", "[{", "[{}", "[{}] x", "null", `[null]`, `[{"name":1}]`, `[{},]`} {
+		f.Add([]byte(file))
+	}
+	f.Fuzz(func(t *testing.T, file []byte) {
+		var got []job
+		var failed error
+		for j, err := range uploadedJobs(bytes.NewReader(file), func() {}) {
+			if failed != nil {
+				t.Fatal("a job follows an error")
+			}
+			if failed = err; err == nil {
+				got = append(got, j)
+			}
+		}
+		var want []job
+		err := json.Unmarshal(file, &want)
+		if failed == nil && (err != nil || len(got) != len(want)) {
+			t.Errorf("%q: %d jobs, want %d and %v", file, len(got), len(want), err)
+		}
+	})
+}
+
+// newBenchAPI returns the API of a server that leads, with n jobs.
+func newBenchAPI(b *testing.B, n int) http.Handler {
+	s := newTestServer(b, b.TempDir(), 1)
+	for i := 0; i < n; i += 1000 {
+		var put []jobPut
+		for j := i; j < min(n, i+1000); j++ {
+			put = append(put, jobPut{Job: job{Name: fmt.Sprintf("job-%06d", j), Schedule: "0 0 0 1 1 *", DisplayName: fmt.Sprint(n - j), Metadata: map[string]string{"team": fmt.Sprint(j % 7)},
+				Executor: "shell", ExecutorConfig: map[string]string{"command": "true"}}, Next: testStart + int64(j)})
+		}
+		if _, err := s.api.scheduler.propose(b.Context(), &command{Put: put}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return s.handler
+}
+
+// hit sends requests from several clients.
+func hit(b *testing.B, handler http.Handler, request func(i int) *http.Request) {
+	var n atomic.Int64
+	b.ReportAllocs()
+	b.SetParallelism(8)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			r := request(int(n.Add(1)))
+			r.Host = "localhost"
+			w := httptest.NewRecorder()
+			if handler.ServeHTTP(w, r); w.Code >= 300 {
+				b.Error(w.Code, w.Body)
+				return
+			}
+		}
+	})
+}
+
+func BenchmarkAPI_list(b *testing.B) {
+	handler := newBenchAPI(b, 100_000)
+	for _, query := range []string{"_sort=name", "_sort=next", "_sort=displayname&_order=DESC", "metadata[team]=3"} {
+		b.Run(query, func(b *testing.B) {
+			hit(b, handler, func(i int) *http.Request {
+				start := i * 7919 % 14_000
+				return httptest.NewRequest("GET", fmt.Sprintf("/v1/jobs?%s&_start=%d&_end=%d", query, start, start+50), nil)
+			})
+		})
+	}
+}
+
+func BenchmarkAPI_get(b *testing.B) {
+	handler := newBenchAPI(b, 10_000)
+	hit(b, handler, func(i int) *http.Request {
+		return httptest.NewRequest("GET", fmt.Sprintf("/v1/jobs/job-%06d", i*7919%10_000), nil)
+	})
+}
+
+func BenchmarkAPI_create(b *testing.B) {
+	handler := newBenchAPI(b, 0)
+	hit(b, handler, func(i int) *http.Request {
+		return httptest.NewRequest("POST", "/v1/jobs", strings.NewReader(fmt.Sprintf(`{"name":"new-%d","schedule":"0 0 0 1 1 *","executor":"shell","executor_config":{"command":"true"}}`, i)))
+	})
+}
+
+// BenchmarkAPI_executions lists 100 executions whose outputs are long, with
+// the end of each.
+func BenchmarkAPI_executions(b *testing.B) {
+	s := newTestServer(b, b.TempDir(), 1)
+	if w := s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`); w.Code != http.StatusCreated {
+		b.Fatal(w.Body)
+	}
+	for range 100 {
+		s.do("POST", "/v1/jobs/a", "")
+		s.node.print(strings.Repeat("x", outputBytesMax))
+		s.finish(outcomeSuccess)
+	}
+	b.ResetTimer()
+	hit(b, s.handler, func(int) *http.Request {
+		return httptest.NewRequest("GET", "/v1/jobs/a/executions?output_size_limit=200", nil)
+	})
 }
