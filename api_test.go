@@ -716,6 +716,7 @@ func hit(b *testing.B, handler http.Handler, request func(i int) *http.Request) 
 	var n atomic.Int64
 	b.ReportAllocs()
 	b.SetParallelism(8)
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			r := request(int(n.Add(1)))
