@@ -2576,8 +2576,7 @@ func (p *plane) newClient(conns int) *http.Client {
 	}}
 }
 
-// run serves the plane and sends heartbeats until ctx ends; the last one says
-// that this node has left.
+// run serves the plane and sends heartbeats until ctx ends.
 func (p *plane) run(ctx context.Context) error {
 	web := &http.Server{
 		Handler: p.handler(), ReadHeaderTimeout: planeHeaderTime, ReadTimeout: planeReadTime, WriteTimeout: planeWriteTime,
@@ -2605,7 +2604,8 @@ func (p *plane) run(ctx context.Context) error {
 
 // Members
 
-// beatLoop sends heartbeats. When ctx ends it sends a last one.
+// beatLoop sends heartbeats. If leaving was called before ctx ends, a last one
+// says good-bye.
 func (p *plane) beatLoop(ctx context.Context) error {
 	ticker := time.NewTicker(p.cfg.Beat)
 	defer ticker.Stop()
@@ -2623,14 +2623,23 @@ func (p *plane) beatLoop(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			p.setStatus(memberLeft)
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatTimeout)
-			defer cancel()
-			p.beat(ctx, nil)
+			p.goodbye(context.WithoutCancel(ctx))
 			return nil
 		case <-ticker.C:
 		case <-p.hurry:
 		}
+	}
+}
+
+func (p *plane) goodbye(ctx context.Context) {
+	p.mu.Lock()
+	announced := p.self.Status == memberLeaving
+	if announced {
+		p.self.Status = memberLeft
+	}
+	p.mu.Unlock()
+	if announced {
+		p.beat(ctx, nil)
 	}
 }
 
@@ -3052,6 +3061,13 @@ func (p *plane) nodes() []node {
 	return list
 }
 
+// own returns what this node says of itself.
+func (p *plane) own() record {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.self
+}
+
 func (p *plane) clusterID() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -3087,9 +3103,7 @@ func (p *plane) leaderRecord() (record, bool) {
 	if p.server != nil {
 		id := p.server.status().Leader.ID
 		if id == p.cfg.ID {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			return p.self, true
+			return p.own(), true
 		}
 		return p.byID(id)
 	}
@@ -3239,12 +3253,7 @@ func (p *plane) handler() http.Handler {
 	}
 	// These say themselves which cluster they are of.
 	handle("POST /members", true, p.serveGreeting)
-	handle("GET /self", true, func(w http.ResponseWriter, r *http.Request) error {
-		p.mu.Lock()
-		self := p.self
-		p.mu.Unlock()
-		return writeJSON(w, self)
-	})
+	handle("GET /self", true, func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, p.own()) })
 	handle("POST /dispatch", false, serveCall(p.hooks.start))
 	handle("POST /kill", false, serveCall(p.hooks.kill))
 	handle("POST /question", false, p.serveQuestion)

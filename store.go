@@ -2776,14 +2776,20 @@ func (s *store) enlist(e enlistment) error {
 // snapshot writes a consistent copy of the replicated state to a new file. It
 // is a backup: a server started on it has a node id and a cluster of its own.
 func (s *store) snapshot(ctx context.Context, path string) error {
-	if _, err := s.read.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
+	// Not a reader's connection: query_only forbids the copy as well.
+	if err := execFile(ctx, s.path, "VACUUM INTO ?", path); err != nil {
 		return fmt.Errorf("cannot write a snapshot: %w", err)
 	}
+	return execFile(ctx, path, "DELETE FROM log; DELETE FROM server; VACUUM")
+}
+
+// execFile runs statements on a database file over a connection of its own.
+func execFile(ctx context.Context, path, query string, args ...any) error {
 	db, err := sql.Open("sqlite", (&store{path: path}).dsn())
 	if err != nil {
 		return err
 	}
-	_, err = db.ExecContext(ctx, "DELETE FROM log; DELETE FROM server; VACUUM")
+	_, err = db.ExecContext(ctx, query, args...)
 	return errors.Join(err, db.Close())
 }
 

@@ -1,0 +1,612 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Servers and agents with real disks and connections, in this process
+
+const (
+	testBeat = 100 * time.Millisecond
+	testTick = 2 * tickTime // an election timeout of a second: the race detector is slow, and so are busy machines
+)
+
+var testKey = bytes.Repeat([]byte{7}, 32)
+
+// peerNode is a server or an agent. It runs from start to stop or kill, and
+// can be started again.
+type peerNode struct {
+	t   *testing.T
+	cfg planeConfig
+	log *slog.Logger
+
+	plane   *plane
+	store   *store   // nil: an agent
+	cluster *cluster // nil: an agent
+	dir     *agentDir
+	cancel  context.CancelFunc
+	ended   sync.WaitGroup
+	errs    [2]error // of plane and cluster, after ended
+	kept    logRetention
+
+	mu       sync.Mutex
+	orders   []order  // guarded by mu: what it was given
+	reported []result // guarded by mu: what it took as leader
+	refusal  error    // guarded by mu: what it answers to dispatches
+}
+
+// newPeer makes a node of a test; join are nodes that run.
+func newPeer(t *testing.T, name string, expect int, join ...*peerNode) *peerNode {
+	t.Helper()
+	n := &peerNode{t: t, log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("on", name)}
+	n.cfg = planeConfig{Name: name, Server: true, Bind: "127.0.0.1:0", Key: testKey, Dir: t.TempDir(), JoinPause: testBeat, Expect: expect, Beat: testBeat}
+	n.join(join...)
+	t.Cleanup(n.stop)
+	return n
+}
+
+// join adds the addresses of nodes that run to those that this one tries.
+func (n *peerNode) join(nodes ...*peerNode) {
+	for _, other := range nodes {
+		n.cfg.Join = append(n.cfg.Join, other.plane.own().Addr)
+	}
+}
+
+func startServer(t *testing.T, name string, expect int, join ...*peerNode) *peerNode {
+	t.Helper()
+	n := newPeer(t, name, expect, join...)
+	n.start()
+	return n
+}
+
+func startAgent(t *testing.T, name string, join ...*peerNode) *peerNode {
+	t.Helper()
+	n := newPeer(t, name, 0, join...)
+	n.cfg.Server = false
+	n.start()
+	return n
+}
+
+// start runs the node in its directory. Its address is a new one each time.
+func (n *peerNode) start() {
+	n.t.Helper()
+	n.cfg.Incarnation = newIncarnation()
+	hooks := planeHooks{start: n.take, ask: n.answer, kill: func(k kill) error { return errUnknownExecution }, output: n.output, report: n.report, api: http.HandlerFunc(n.serveAPI)}
+	var err error
+	if n.cfg.Server {
+		n.store, err = openStore(n.cfg.Dir)
+		n.must(err)
+		if n.kept != (logRetention{}) {
+			n.store.kept = n.kept
+		}
+		own, err := n.store.own()
+		n.must(err)
+		n.cfg.ID = own.ID
+	} else {
+		n.dir, err = openAgentDir(n.cfg.Dir)
+		n.must(err)
+		n.cfg.ID, n.cfg.Cluster, hooks.joined = n.dir.node.ID, n.dir.node.Cluster, n.dir.join
+	}
+	n.plane, err = newPlane(n.cfg, hooks, n.log)
+	n.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel = cancel
+	if n.cfg.Server {
+		n.cluster, err = newCluster(n.plane, n.store, testTick, func(ctx context.Context, _ uint64) error { <-ctx.Done(); return nil })
+		n.must(err)
+		n.ended.Go(func() { n.errs[1] = n.cluster.run(ctx) })
+	}
+	n.ended.Go(func() { n.errs[0] = n.plane.run(ctx) })
+}
+
+func (n *peerNode) must(err error) {
+	n.t.Helper()
+	if err != nil {
+		n.t.Fatalf("%s: %v", n.cfg.Name, err)
+	}
+}
+
+// kill ends the node without a word to the others, as a crash does. The
+// database is checked.
+func (n *peerNode) kill() {
+	n.t.Helper()
+	if n.cancel == nil {
+		return
+	}
+	n.cancel()
+	n.ended.Wait()
+	n.cancel = nil
+	if err := errors.Join(n.errs[:]...); err != nil {
+		n.t.Errorf("%s ended: %v", n.cfg.Name, err)
+	}
+	if n.dir != nil {
+		n.must(n.dir.close())
+		return
+	}
+	if err := n.store.check(); err != nil {
+		n.t.Errorf("%s: %v", n.cfg.Name, err)
+	}
+	n.must(n.store.close())
+}
+
+// stop ends the node in good order, but for the hand-over.
+func (n *peerNode) stop() {
+	n.t.Helper()
+	if n.cancel != nil {
+		n.plane.leaving()
+	}
+	n.kill()
+}
+
+func (n *peerNode) take(d dispatch) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if d.Incarnation != n.cfg.Incarnation {
+		return errOtherIncarnation
+	}
+	if n.refusal != nil {
+		return n.refusal
+	}
+	n.orders = append(n.orders, d.Orders...)
+	return nil
+}
+
+func (n *peerNode) answer(q question) (answer, error) {
+	return answer{Incarnation: n.cfg.Incarnation, Running: q.Executions, Held: []result{{Execution: 7, Outcome: outcomeSuccess, Output: []byte("held by " + n.cfg.Name)}}}, nil
+}
+
+func (n *peerNode) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
+	if execution != 7 {
+		return errUnknownExecution
+	}
+	_, err := io.WriteString(w, "printed on "+n.cfg.Name)
+	if follow && err == nil {
+		<-ctx.Done()
+		err = ctx.Err()
+	}
+	return err
+}
+
+func (n *peerNode) report(ctx context.Context, results []result) (ids []int64, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range results {
+		n.reported, ids = append(n.reported, r), append(ids, r.Execution)
+	}
+	return ids, nil
+}
+
+// serveAPI is a tiny API: it stores a job under the name that is posted.
+func (n *peerNode) serveAPI(w http.ResponseWriter, r *http.Request) {
+	f, ok := forwardedFrom(r.Context())
+	if !n.plane.leading() && ok && !f.Final {
+		if err := n.plane.forward(w, r, f.Actor, f.Request); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+		return
+	}
+	name, err := io.ReadAll(r.Body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	res, err := n.cluster.propose(r.Context(), putCommand(string(name)))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set(headerIndex, fmt.Sprint(res.Index))
+	fmt.Fprintf(w, "%s asked %s %s, id %s", f.Actor, r.Method, r.URL.RequestURI(), f.Request)
+}
+
+func putCommand(name string) *command {
+	return &command{Now: testStart, Request: "put " + name, Put: []jobPut{{
+		Job: job{Name: name, Schedule: "0 0 0 1 1 *", Executor: "http", ExecutorConfig: map[string]string{"method": "GET", "url": "http://127.0.0.1/"}}, Next: never}}}
+}
+
+// leaderOf waits until one of nodes leads and all others follow it.
+func leaderOf(t *testing.T, nodes ...*peerNode) *peerNode {
+	t.Helper()
+	var leader *peerNode
+	eventually(t, "one leader that all follow", func() bool {
+		leader = nil
+		for _, n := range nodes {
+			if n.cluster.leading() {
+				leader = n
+			}
+		}
+		return leader != nil && !slices.ContainsFunc(nodes, func(n *peerNode) bool { return n.cluster.status().Leader.ID != leader.cfg.ID })
+	})
+	return leader
+}
+
+// put stores a job through whichever of nodes leads.
+func put(t *testing.T, name string, nodes ...*peerNode) applied {
+	t.Helper()
+	var res applied
+	eventually(t, "stored job "+name, func() bool {
+		var err error
+		res, err = leaderOf(t, nodes...).cluster.propose(t.Context(), putCommand(name))
+		return err == nil
+	})
+	return res
+}
+
+// same waits until all nodes have the same state.
+func same(t *testing.T, nodes ...*peerNode) {
+	t.Helper()
+	var dumps []string
+	eventually(t, "equal states", func() bool {
+		dumps = nil
+		for _, n := range nodes {
+			dump, err := n.store.dump()
+			n.must(err)
+			dumps = append(dumps, dump)
+		}
+		return len(slices.Compact(slices.Clone(dumps))) == 1
+	})
+}
+
+func voterNames(n *peerNode) string {
+	var names []string
+	st := n.cluster.status()
+	for _, v := range st.Voters {
+		names = append(names, v.Name)
+	}
+	if st.VotersIndex > st.Commit {
+		return "not committed"
+	}
+	return strings.Join(names, " ")
+}
+
+// voters waits until the committed voters are those named.
+func voters(t *testing.T, names string, nodes ...*peerNode) {
+	t.Helper()
+	for _, n := range nodes {
+		eventually(t, n.cfg.Name+" knows the voters "+names, func() bool { return voterNames(n) == names })
+	}
+}
+
+// trio founds a cluster of three.
+func trio(t *testing.T) []*peerNode {
+	t.Helper()
+	a := startServer(t, "a", 3)
+	nodes := []*peerNode{a, startServer(t, "b", 3, a), startServer(t, "c", 3, a)}
+	voters(t, "a b c", nodes...)
+	return nodes
+}
+
+func hasTrouble(n *peerNode, text string) bool {
+	return slices.ContainsFunc(n.plane.troubles(), func(s string) bool { return strings.Contains(s, text) })
+}
+
+// A server alone makes a cluster at once; two more are taken in one after the
+// other, with nothing but its address.
+func TestCluster_Grow(t *testing.T) {
+	a := startServer(t, "a", 1)
+	voters(t, "a", a)
+	put(t, "first", a)
+	b, c := startServer(t, "b", 0, a), startServer(t, "c", 0, a)
+	voters(t, "a b c", a, b, c)
+	if l := leaderOf(t, a, b, c); l != a {
+		t.Errorf("%s leads, want a: a leader that works stays", l.cfg.Name)
+	}
+	put(t, "second", a, b, c)
+	same(t, a, b, c)
+	for _, n := range []*peerNode{a, b, c} {
+		if own, err := n.store.own(); err != nil || own.Cluster != a.plane.clusterID() || own.Cluster == "" {
+			t.Errorf("%s belongs to cluster %q, %v; want that of a", n.cfg.Name, own.Cluster, err)
+		}
+		eventually(t, "three members", func() bool { return len(n.plane.members()) == 3 })
+		if !reflect.DeepEqual(n.plane.members(), a.plane.members()) {
+			t.Errorf("members on %s: %v, on a: %v", n.cfg.Name, n.plane.members(), a.plane.members())
+		}
+	}
+}
+
+// What was acknowledged survives the death of the leader, and of all servers at
+// once; who comes back, at another address, catches up.
+func TestCluster_KillAndRestart(t *testing.T) {
+	nodes := trio(t)
+	put(t, "one", nodes...)
+	leader := leaderOf(t, nodes...)
+	leader.kill()
+	rest := slices.DeleteFunc(slices.Clone(nodes), func(n *peerNode) bool { return n == leader })
+	put(t, "two", rest...)
+	leader.start()
+	put(t, "three", nodes...)
+	same(t, nodes...)
+
+	for _, n := range nodes {
+		n.kill()
+	}
+	for _, n := range nodes { // the addresses are new, those in the files are stale: only --join is left
+		n.cfg.Join = nil
+	}
+	nodes[0].start()
+	nodes[1].join(nodes[0])
+	nodes[2].join(nodes[0])
+	nodes[1].start()
+	nodes[2].start()
+	put(t, "four", nodes...)
+	same(t, nodes...)
+	if _, err := nodes[2].store.job("one"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Five servers work with three, and stop with two: the leader says so.
+func TestCluster_Five(t *testing.T) {
+	a := startServer(t, "a", 5)
+	nodes := []*peerNode{a}
+	for _, name := range []string{"b", "c", "d", "e"} {
+		nodes = append(nodes, startServer(t, name, 5, a))
+	}
+	voters(t, "a b c d e", nodes...)
+	put(t, "one", nodes...)
+	for range 2 {
+		leader := leaderOf(t, nodes...)
+		leader.kill()
+		nodes = slices.DeleteFunc(nodes, func(n *peerNode) bool { return n == leader })
+	}
+	put(t, "two", nodes...)
+	leader := leaderOf(t, nodes...)
+	other := nodes[(slices.Index(nodes, leader)+1)%3]
+	other.kill()
+	eventually(t, "the leader steps down", func() bool { return !leader.cluster.leading() })
+	if _, err := leader.cluster.propose(t.Context(), putCommand("three")); !errors.Is(err, errNotLeader) {
+		t.Errorf("propose without a majority: %v, want %v", err, errNotLeader)
+	}
+	other.start()
+	other.plane.learn(greeting{From: leader.plane.own()}, "") // it knows only stale addresses
+	put(t, "four", nodes...)
+	same(t, nodes...)
+}
+
+// A follower whose next entry is gone from the leader's log gets a snapshot; so
+// does a new server. Its term, vote and id stay its own.
+func TestCluster_Snapshot(t *testing.T) {
+	small := logRetention{entries: 10, bytes: 1 << 20, slack: 5}
+	var nodes []*peerNode
+	for _, name := range []string{"a", "b", "c"} {
+		n := newPeer(t, name, 3, nodes[:min(1, len(nodes))]...)
+		n.kept = small
+		n.start()
+		nodes = append(nodes, n)
+	}
+	voters(t, "a b c", nodes...)
+	leader := leaderOf(t, nodes...)
+	behind := nodes[(slices.Index(nodes, leader)+1)%3]
+	before := behind.cfg.ID
+	behind.kill()
+	rest := slices.DeleteFunc(slices.Clone(nodes), func(n *peerNode) bool { return n == behind })
+	for i := range 60 {
+		put(t, fmt.Sprint("job-", i), rest...)
+	}
+	behind.cfg.Join = nil
+	behind.join(leader)
+	behind.start()
+	fresh := newPeer(t, "d", 0, leader)
+	fresh.kept = small
+	fresh.start()
+	nodes = append(nodes, fresh)
+	voters(t, "a b c d", nodes...)
+	same(t, nodes...)
+	put(t, "last", nodes...)
+	same(t, nodes...)
+	for _, n := range []*peerNode{behind, fresh} {
+		disk, err := n.store.saved()
+		n.must(err)
+		if disk.Base.Index < 20 {
+			t.Errorf("the log of %s begins behind %v: it got no snapshot", n.cfg.Name, disk.Base)
+		}
+		if left, _ := filepath.Glob(filepath.Join(n.cfg.Dir, imagePattern)); len(left) > 0 {
+			t.Errorf("left in the directory of %s: %v", n.cfg.Name, left)
+		}
+	}
+	if behind.cfg.ID != before {
+		t.Errorf("the snapshot changed the node's id from %s to %s", before, behind.cfg.ID)
+	}
+}
+
+// A new disk under the name of a dead server takes its place among the voters.
+func TestCluster_ReplacedDisk(t *testing.T) {
+	nodes := trio(t)
+	put(t, "one", nodes...)
+	leader := leaderOf(t, nodes...)
+	dead := nodes[(slices.Index(nodes, leader)+1)%3]
+	old := dead.cfg.ID
+	dead.kill()
+	dead.cfg.Dir = t.TempDir()
+	dead.cfg.Join = nil
+	dead.join(leader)
+	dead.start()
+	for _, n := range nodes {
+		eventually(t, n.cfg.Name+" counts the new disk as a voter", func() bool {
+			v := n.cluster.status().Voters
+			return voterNames(n) == "a b c" && slices.Contains(v, server{dead.cfg.Name, dead.cfg.ID})
+		})
+	}
+	if old == dead.cfg.ID {
+		t.Fatal("the new disk has the old id")
+	}
+	put(t, "two", nodes...)
+	same(t, nodes...)
+}
+
+// A leader that is asked to hands over within moments; alone it cannot, and
+// goes on.
+func TestCluster_HandOver(t *testing.T) {
+	nodes := trio(t)
+	leader := leaderOf(t, nodes...)
+	eventually(t, "a hand-over", func() bool { return leader.cluster.handOver(t.Context()) == nil })
+	if next := leaderOf(t, nodes...); next == leader {
+		t.Error("the leader still leads after it has handed over")
+	}
+	alone := startServer(t, "z", 1)
+	put(t, "one", alone)
+	if err := alone.cluster.handOver(t.Context()); !errors.Is(err, errBusy) {
+		t.Errorf("handing over without another server: %v, want %v", err, errBusy)
+	}
+	put(t, "two", alone)
+}
+
+// A server that leaves is no voter any more when it says so, and it is taken in
+// again when it comes back. One that lives cannot be removed, one that is dead can.
+func TestCluster_Leave(t *testing.T) {
+	nodes := trio(t)
+	leader := leaderOf(t, nodes...)
+	follower, third := nodes[(slices.Index(nodes, leader)+1)%3], nodes[(slices.Index(nodes, leader)+2)%3]
+	if err := follower.plane.removePeer(t.Context(), third.cfg.ID); !errors.Is(err, errAliveVoter) {
+		t.Errorf("removing a live server: %v, want %v", err, errAliveVoter)
+	}
+	if err := follower.plane.removePeer(t.Context(), "nobody"); !errors.Is(err, errNoServer) {
+		t.Errorf("removing nobody: %v, want %v", err, errNoServer)
+	}
+	leader.must(leader.plane.leave(t.Context()))
+	leader.stop()
+	rest := []*peerNode{follower, third}
+	slices.SortFunc(rest, func(a, b *peerNode) int { return strings.Compare(a.cfg.Name, b.cfg.Name) })
+	voters(t, rest[0].cfg.Name+" "+rest[1].cfg.Name, rest...)
+	for _, m := range rest[0].plane.members() {
+		if m.Name == leader.cfg.Name && m.Status != memberLeft {
+			t.Errorf("%s has status %d, want %d: left", m.Name, m.Status, memberLeft)
+		}
+	}
+	leader.cfg.Join = nil
+	leader.join(rest...)
+	leader.start()
+	voters(t, "a b c", nodes...)
+
+	third.kill()
+	live := []*peerNode{leader, follower}
+	eventually(t, "the dead server is removed", func() bool { return leaderOf(t, live...).plane.removePeer(t.Context(), third.cfg.ID) == nil })
+	for _, p := range follower.plane.peers() {
+		if p.ID == third.cfg.ID && p.Voter {
+			t.Errorf("%s still votes", p.Node)
+		}
+	}
+}
+
+// Servers of which one is too many, or that were told different numbers, found
+// nothing, and say what to do. When that is done, they do.
+func TestCluster_BootstrapRefusals(t *testing.T) {
+	a := startServer(t, "a", 2)
+	b := startServer(t, "b", 3, a)
+	eventually(t, "a says that b expects another number", func() bool { return hasTrouble(a, "--bootstrap-expect=3") })
+	b.kill()
+	b.cfg.Expect = 2
+	b.cfg.Join = append(b.cfg.Join, a.plane.own().Addr)
+	c := newPeer(t, "c", 2, a)
+	// Both at once would be a race that either may win; so b waits until c is seen.
+	c.start()
+	voters(t, "a c", a, c)
+	b.start()
+	voters(t, "a b c", a, b, c) // one too many is taken in
+	if len(a.plane.troubles())+len(b.plane.troubles())+len(c.plane.troubles()) > 0 {
+		eventually(t, "no trouble", func() bool {
+			return len(a.plane.troubles())+len(b.plane.troubles())+len(c.plane.troubles()) == 0
+		})
+	}
+}
+
+// The rules of founding, one by one.
+func TestNextStep(t *testing.T) {
+	empty := func(name string, expect int) record {
+		return record{Name: name, ID: "id-" + name, Expect: expect, Empty: true, Server: true}
+	}
+	list := &founders{"x", []server{{"a", "id-a"}, {"b", "id-b"}}}
+	accepted := func(name string, l *founders) record {
+		r := empty(name, 2)
+		r.Accepted = l
+		return r
+	}
+	member := empty("m", 0)
+	member.Cluster, member.Empty = "y", false
+	restored := empty("r", 2)
+	restored.Empty = false
+	for _, test := range []struct {
+		name   string
+		self   record
+		others []record
+		accept *founders
+		found  *founders
+		why    string
+	}{
+		{name: "Alone", self: empty("a", 1), accept: &founders{"new", []server{{"a", "id-a"}}}},
+		{name: "FirstProposes", self: empty("a", 2), others: []record{empty("b", 2)}, accept: &founders{"new", list.Voters}},
+		{name: "SecondWaits", self: empty("b", 2), others: []record{empty("a", 2)}, why: "waits for a list of founders from a"},
+		{name: "SecondAccepts", self: empty("b", 2), others: []record{accepted("a", list)}, accept: list},
+		{name: "NotWithoutAll", self: accepted("a", list), others: []record{empty("b", 2)}, why: "when b agrees too"},
+		{name: "GoneForGood", self: accepted("a", list), why: "empty their data directories"},
+		{name: "AllAccepted", self: accepted("a", list), others: []record{accepted("b", list)}, found: list},
+		{name: "AcceptedAnother", self: accepted("a", list), others: []record{accepted("b", &founders{"z", nil})}, why: "has agreed to found another cluster"},
+		{name: "OthersHaveFounded", self: accepted("a", list), others: []record{func() record { r := member; r.ID, r.Cluster = "id-b", "x"; return r }()}, found: list},
+		{name: "TooFew", self: empty("a", 3), others: []record{empty("b", 3)}, why: "waits for 1 more"},
+		{name: "TooMany", self: empty("a", 2), others: []record{empty("b", 2), empty("c", 2)}, why: "3 servers were started with --bootstrap-expect=2: stop one"},
+		{name: "OtherNumber", self: empty("a", 2), others: []record{empty("b", 3)}, why: "start both with the same number"},
+		{name: "WithoutExpect", self: empty("a", 0), others: []record{empty("b", 0)}, why: "knows none"},
+		{name: "DoesNotCount", self: empty("a", 1), others: []record{empty("b", 0)}, accept: &founders{"new", []server{{"a", "id-a"}}}},
+		{name: "ClusterIsThere", self: empty("a", 2), others: []record{empty("b", 2), member}, why: "waits to be taken in by the cluster of m"},
+		{name: "NotOnTheList", self: empty("c", 2), others: []record{accepted("a", list)}, why: "waits to be taken in by the cluster of a"},
+		{name: "RestoredOther", self: empty("a", 2), others: []record{restored}, why: "restored from a backup"},
+		{name: "RestoredMeetsCluster", self: restored, others: []record{member}, why: "cannot join the cluster of m"},
+		{name: "RestoredWaits", self: restored, why: "founds a cluster alone"},
+		{name: "Member", self: member, others: []record{empty("b", 2)}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := nextStep(test.self, test.others, "new")
+			if !reflect.DeepEqual(got.accept, test.accept) || !reflect.DeepEqual(got.found, test.found) || !strings.Contains(got.why, test.why) || test.why == "" && got.why != "" {
+				t.Errorf("got accept %v, found %v, %q; want %v, %v, %q", got.accept, got.found, got.why, test.accept, test.found, test.why)
+			}
+		})
+	}
+}
+
+// Who does not have the cluster key gets no connection, in either direction.
+func TestPlane_Key(t *testing.T) {
+	a := startServer(t, "a", 1)
+	voters(t, "a", a)
+	b := newPeer(t, "b", 0, a)
+	b.cfg.Key = bytes.Repeat([]byte{8}, 32)
+	b.start()
+	err := b.plane.greet(t.Context(), a.plane.own().Addr, greeting{From: b.plane.own()})
+	if !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "--encrypt") {
+		t.Errorf("a heartbeat with another key: %v, want a refusal that names --encrypt", err)
+	}
+	conn, err := net.Dial("tcp", a.plane.own().Addr)
+	a.must(err)
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET /self HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n\r\n", headerFormat, planeFormat)
+	a.must(conn.SetReadDeadline(time.Now().Add(patience)))
+	if text, _ := io.ReadAll(conn); bytes.Contains(text, []byte("200 OK")) {
+		t.Errorf("without TLS the plane answers %q", text)
+	}
+	if n := len(a.plane.members()); n != 1 {
+		t.Errorf("%d members, want 1", n)
+	}
+
+	for addr, ok := range map[string]bool{"127.0.0.1:0": true, "0.0.0.0:0": false} {
+		p, err := newPlane(planeConfig{Name: "x", Bind: addr}, planeHooks{}, a.log)
+		if err == nil {
+			a.must(p.listener.Close())
+		}
+		if (err == nil) != ok {
+			t.Errorf("a plane without a key on %s: %v", addr, err)
+		}
+	}
+}
