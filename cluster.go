@@ -2433,6 +2433,7 @@ type plane struct {
 	admitted atomic.Bool   // nobody has said that this node's name or id is another's
 	hurry    chan struct{} // the next heartbeat is due now; holds one
 	written  []string      // owned by beatLoop: what the file of peers says
+	clashed  bool          // owned by beatLoop: somebody said that this node's name or id is another's, and nobody else since
 
 	mu       sync.Mutex
 	self     record              // guarded by mu
@@ -2617,7 +2618,7 @@ func (p *plane) beatLoop(ctx context.Context) error {
 	for {
 		answered, clash := p.beat(ctx, append(joins.due(time.Now()), remembered...))
 		if ctx.Err() == nil {
-			if err := errors.Join(joins.note(answered), p.afterBeat(ctx, clash)); err != nil {
+			if err := errors.Join(joins.note(answered), p.afterBeat(ctx, answered, clash)); err != nil {
 				return err
 			}
 		}
@@ -2874,11 +2875,15 @@ func (p *plane) isAlive(ctx context.Context, r record) bool {
 }
 
 // afterBeat does what follows from what the heartbeats brought. A node takes
-// part once a round has passed in which nobody said that its name or id is
-// another's; what is said later is only reported, for then this node was first.
-func (p *plane) afterBeat(ctx context.Context, clash string) error {
-	p.setTrouble("name", clash)
-	if clash == "" {
+// part if in the first round nobody says that its name or id is another's, or
+// else once somebody answers and nobody says so any more. What is said after
+// that is only reported, for then this node was first.
+func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error {
+	if clash != "" || answered > 0 {
+		p.setTrouble("name", clash)
+		p.clashed = clash != ""
+	}
+	if !p.clashed {
 		p.admitted.Store(true)
 	}
 	self, servers, peers := p.servers(time.Now())

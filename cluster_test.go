@@ -3,17 +3,22 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -588,13 +593,22 @@ func TestPlane_Key(t *testing.T) {
 	if !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "--encrypt") {
 		t.Errorf("a heartbeat with another key: %v, want a refusal that names --encrypt", err)
 	}
-	conn, err := net.Dial("tcp", a.plane.own().Addr)
+	// One that would talk to anybody is not talked to, and neither is one without TLS.
+	loose, err := clusterTLS(b.cfg.Key)
 	a.must(err)
-	defer conn.Close()
-	fmt.Fprintf(conn, "GET /self HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n\r\n", headerFormat, planeFormat)
-	a.must(conn.SetReadDeadline(time.Now().Add(patience)))
-	if text, _ := io.ReadAll(conn); bytes.Contains(text, []byte("200 OK")) {
-		t.Errorf("without TLS the plane answers %q", text)
+	loose.VerifyConnection = nil
+	for name, dial := range map[string]func(string) (net.Conn, error){
+		"another key": func(addr string) (net.Conn, error) { return tls.Dial("tcp", addr, loose) },
+		"no TLS":      func(addr string) (net.Conn, error) { return net.Dial("tcp", addr) },
+	} {
+		conn, err := dial(a.plane.own().Addr)
+		a.must(err)
+		fmt.Fprintf(conn, "GET /self HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n\r\n", headerFormat, planeFormat)
+		a.must(conn.SetReadDeadline(time.Now().Add(patience)))
+		if text, err := io.ReadAll(conn); bytes.Contains(text, []byte("200 OK")) {
+			t.Errorf("%s: the plane answers %q, %v", name, text, err)
+		}
+		conn.Close()
 	}
 	if n := len(a.plane.members()); n != 1 {
 		t.Errorf("%d members, want 1", n)
@@ -609,4 +623,481 @@ func TestPlane_Key(t *testing.T) {
 			t.Errorf("a plane without a key on %s: %v", addr, err)
 		}
 	}
+}
+
+// What another cluster sends, what has an unknown format, is malformed or too
+// large is refused and counted, and nothing changes.
+func TestPlane_Refusals(t *testing.T) {
+	a := startServer(t, "a", 1)
+	voters(t, "a", a)
+	put(t, "one", a)
+	before, err := a.store.dump()
+	a.must(err)
+	term := a.cluster.status().Term
+	self := server{"a", a.cfg.ID}
+	vote := message{Kind: msgVote, From: server{"x", "id-x"}, To: self, Term: 99}
+	pack := func(cluster string, messages ...message) []byte {
+		data, err := encodePacket(cluster, messages)
+		a.must(err)
+		return data
+	}
+	own := a.plane.clusterID()
+	misdirected := vote
+	misdirected.To.ID = "id-y"
+	entries := message{Kind: msgAppend, From: vote.From, To: self, Term: 99, Entries: []entry{{Index: 5, Term: 1}}}
+	for _, test := range []struct {
+		name, path string
+		body       []byte
+		header     map[string]string
+		counter    *atomic.Int64
+	}{
+		{name: "Foreign", path: "/raft", body: pack("another", vote), counter: &a.plane.refused.foreign},
+		{name: "Format", path: "/raft", body: append([]byte{9}, pack(own, vote)[1:]...), counter: &a.plane.refused.format},
+		{name: "Malformed", path: "/raft", body: pack(own, vote)[:20], counter: &a.plane.refused.malformed},
+		{name: "MalformedForTheProtocol", path: "/raft", body: pack(own, entries), counter: &a.plane.refused.malformed},
+		{name: "Misdirected", path: "/raft", body: pack(own, misdirected), counter: &a.plane.refused.misdirected},
+		{name: "TooLarge", path: "/raft", body: make([]byte, packetBytesMax+1), counter: &a.plane.refused.tooLarge},
+		{name: "CallOfForeign", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerCluster: "another"}, counter: &a.plane.refused.foreign},
+		{name: "CallToAnother", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerTo: "id-y"}, counter: &a.plane.refused.misdirected},
+		{name: "CallFormat", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerFormat: "2"}, counter: &a.plane.refused.format},
+		{name: "CallMalformed", path: "/dispatch", body: []byte("[]"), counter: &a.plane.refused.malformed},
+		{name: "Greeting", path: "/members", body: []byte("{}"), counter: &a.plane.refused.malformed},
+		{name: "Snapshot", path: "/snapshot", body: append(binary.BigEndian.AppendUint32(nil, uint32(len(pack("another", vote)))), pack("another", vote)...), counter: &a.plane.refused.malformed},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			count := test.counter.Load()
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.plane.scheme+"://"+a.plane.own().Addr+test.path, bytes.NewReader(test.body))
+			a.must(err)
+			a.plane.sign(r.Header, a.plane.own(), false)
+			for k, v := range test.header {
+				r.Header.Set(k, v)
+			}
+			if resp, err := a.plane.client.Do(r); err == nil { // a body that is too large may break the connection
+				resp.Body.Close()
+			}
+			eventually(t, "it is counted", func() bool { return test.counter.Load() == count+1 })
+		})
+	}
+	after, err := a.store.dump()
+	a.must(err)
+	if after != before || a.cluster.status().Term != term || !a.cluster.leading() {
+		t.Errorf("something changed: term %d, before %d; state\n%s\nbefore\n%s", a.cluster.status().Term, term, after, before)
+	}
+}
+
+// Without a cluster key the plane refuses what a browser on this machine can
+// be made to send.
+func TestPlane_Browser(t *testing.T) {
+	p, err := newPlane(planeConfig{Name: "x", ID: "id-x", Bind: "127.0.0.1:0"}, planeHooks{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.listener.Close()
+	for name, test := range map[string]struct {
+		host   string
+		format string
+		want   int
+	}{
+		"OK":           {"127.0.0.1:8946", planeFormat, http.StatusOK},
+		"ErrNoHeaders": {"127.0.0.1:8946", "", http.StatusConflict},
+		"ErrRebinding": {"evil.example:8946", planeFormat, http.StatusConflict},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest(http.MethodGet, "/self", nil)
+			r.Host = test.host
+			r.Header.Set(headerFormat, test.format)
+			w := httptest.NewRecorder()
+			p.handler().ServeHTTP(w, r)
+			if w.Code != test.want {
+				t.Errorf("got %d, want %d", w.Code, test.want)
+			}
+		})
+	}
+}
+
+// Two clusters that meet stay two, and each says what to do.
+func TestPlane_ForeignCluster(t *testing.T) {
+	a, b := startServer(t, "a", 1), startServer(t, "b", 1)
+	voters(t, "a", a)
+	voters(t, "b", b)
+	b.kill()
+	b.join(a)
+	b.start()
+	eventually(t, "b says that a belongs to another cluster", func() bool { return hasTrouble(b, "two clusters are never merged") })
+	put(t, "of-a", a)
+	put(t, "of-b", b)
+	if _, err := a.store.job("of-b"); !errors.Is(err, errNoJob) {
+		t.Errorf("a job of b on a: %v", err)
+	}
+	if len(a.plane.members())+len(b.plane.members()) != 2 {
+		t.Errorf("members: %v and %v", a.plane.members(), b.plane.members())
+	}
+	// An agent that has served one cluster does not serve another.
+	w := startAgent(t, "w", a)
+	eventually(t, "w belongs to a's cluster", func() bool { return w.plane.clusterID() == a.plane.clusterID() })
+	w.kill()
+	w.cfg.Join = nil
+	w.join(b)
+	w.start()
+	eventually(t, "w says that b belongs to another cluster", func() bool { return hasTrouble(w, "empty --data-dir") })
+}
+
+// The name of a live node cannot be taken, and neither can its id: the newcomer
+// takes no part, and says why. When the first is gone, the newcomer is in.
+func TestPlane_Clash(t *testing.T) {
+	a := startServer(t, "a", 1)
+	voters(t, "a", a)
+	first := startAgent(t, "w", a)
+	eventually(t, "w is a member", func() bool { return len(a.plane.nodes()) == 2 })
+	second := startAgent(t, "w", a)
+	eventually(t, "the second w is told that its name is taken", func() bool { return hasTrouble(second, "--node-name") })
+	self := startServer(t, "a", 0, a)
+	eventually(t, "the second a is told that its name is taken", func() bool { return hasTrouble(self, "--node-name") })
+	if second.plane.admitted.Load() || self.plane.admitted.Load() {
+		t.Error("a node whose name is taken takes part")
+	}
+	self.kill()
+
+	twin := newPeer(t, "w", 0, a)
+	twin.cfg.Server = false
+	for _, name := range []string{nodeFile, peersFile} {
+		doc, err := os.ReadFile(filepath.Join(first.cfg.Dir, name))
+		if !errors.Is(err, os.ErrNotExist) {
+			twin.must(err)
+			twin.must(os.WriteFile(filepath.Join(twin.cfg.Dir, name), doc, 0o600))
+		}
+	}
+	twin.start()
+	eventually(t, "the twin is told that its id is taken", func() bool { return hasTrouble(twin, "empty --data-dir") })
+	if got := a.plane.nodes()[1].Incarnation; got != first.cfg.Incarnation {
+		t.Errorf("w has incarnation %d, want that of the first process, %d", got, first.cfg.Incarnation)
+	}
+	twin.kill()
+
+	first.kill()
+	eventually(t, "the second w is in", func() bool {
+		nodes := a.plane.nodes()
+		return len(nodes) == 2 && nodes[1].Incarnation == second.cfg.Incarnation && second.plane.admitted.Load()
+	})
+}
+
+// A node that is silent counts as failed, one that comes back elsewhere is
+// itself at once, and one that was not heard for a day is forgotten.
+func TestPlane_Members(t *testing.T) {
+	a := startServer(t, "a", 1)
+	w := startAgent(t, "w", a)
+	status := func(name string) int {
+		for _, m := range a.plane.members() {
+			if m.Name == name {
+				return m.Status
+			}
+		}
+		return 0
+	}
+	eventually(t, "w is alive", func() bool { return status("w") == memberAlive })
+	w.kill()
+	eventually(t, "w has failed", func() bool { return status("w") == memberFailed })
+	w.start()
+	eventually(t, "w is back", func() bool { return status("w") == memberAlive })
+	addr := w.plane.own().Addr
+	w.kill() // and back before anybody counts it as failed
+	w.start()
+	eventually(t, "w is where it is now", func() bool {
+		r, ok := a.plane.byName("w")
+		return ok && r.Addr != addr && r.Addr == w.plane.own().Addr && r.Incarnation == w.cfg.Incarnation
+	})
+	w.plane.leaving()
+	eventually(t, "w is leaving", func() bool { return status("w") == memberLeaving })
+	w.kill()
+	eventually(t, "w has left", func() bool { return status("w") == memberLeft })
+	a.plane.servers(time.Now().Add(forgetAfter / 2))
+	if status("w") != memberLeft {
+		t.Error("w was forgotten within a day")
+	}
+	a.plane.servers(time.Now().Add(forgetAfter + time.Minute))
+	if status("w") != 0 {
+		t.Error("w was not forgotten after a day")
+	}
+}
+
+// A heartbeat counts once, by whatever way it comes: servers that tell each
+// other of a dead node do not keep it alive.
+func TestPlane_HearLocked(t *testing.T) {
+	now := time.Now()
+	r := func(incarnation, beat uint64) record {
+		return record{Name: "w", ID: "id-w", Incarnation: incarnation, Beat: beat, Status: memberAlive, Server: true}
+	}
+	other := record{Name: "w", ID: "id-v", Incarnation: 3, Beat: 1, Status: memberAlive, Server: true}
+	for _, test := range []struct {
+		name string
+		r    record
+		age  time.Duration // the first was heard four seconds ago, with beat 10 of incarnation 1
+		want bool
+	}{
+		{"Newer", r(1, 11), 0, true},
+		{"Echo", r(1, 10), time.Second, false},
+		{"Older", r(1, 9), 0, false},
+		{"NextProcess", r(2, 1), 3 * time.Second, true},
+		{"FormerProcess", r(2, 99), 5 * time.Second, false},
+		{"Namesake", other, 3 * time.Second, true},
+		{"FormerNamesake", other, 5 * time.Second, false},
+		{"LongAgo", r(1, 11), 2 * forgetAfter, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := &plane{cfg: planeConfig{Server: true, Beat: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
+			p.hearLocked(r(1, 10), 4*time.Second, now)
+			p.hearLocked(test.r, test.age, now)
+			c := p.byNameLocked("w")
+			if len(p.known) != 1 || c == nil {
+				t.Fatalf("known: %v", p.known)
+			}
+			if got := now.Sub(c.heard) == test.age && c.ID == test.r.ID; got != test.want {
+				t.Errorf("heard %v ago with %v, taken %t, want %t", now.Sub(c.heard), c.record, got, test.want)
+			}
+		})
+	}
+}
+
+// Orders, questions, kills, outputs and results travel between nodes, and their
+// errors say whether anything can have been done.
+func TestPlane_Calls(t *testing.T) {
+	a := startServer(t, "a", 1)
+	b := startServer(t, "b", 0, a)
+	w := startAgent(t, "w", a)
+	voters(t, "a b", a, b)
+	eventually(t, "all know each other", func() bool {
+		return len(a.plane.nodes()) == 3 && len(b.plane.nodes()) == 3 && len(w.plane.members()) == 3 && w.plane.clusterID() != ""
+	})
+	ctx := t.Context()
+	leader := leaderOf(t, a, b)
+
+	d := dispatch{Term: 1, Number: 1, Orders: []order{{Execution: 7, Job: "x"}}}
+	for _, n := range []*peerNode{a, b, w} {
+		d.Incarnation = n.cfg.Incarnation
+		if err := a.plane.dispatchTo(ctx, n.cfg.Name, d); err != nil || len(n.orders) != 1 {
+			t.Errorf("dispatch to %s: %v, it has %d orders", n.cfg.Name, err, len(n.orders))
+		}
+		answer, err := a.plane.askNode(ctx, n.cfg.Name, question{Executions: []int64{7}})
+		if err != nil || string(answer.Held[0].Output) != "held by "+n.cfg.Name || answer.Incarnation != n.cfg.Incarnation {
+			t.Errorf("question to %s: %v, %v", n.cfg.Name, answer, err)
+		}
+		if err := a.plane.killOn(ctx, n.cfg.Name, kill{Execution: 9}); !errors.Is(err, errRefused) || !errors.Is(err, errUnknownExecution) {
+			t.Errorf("kill on %s: %v, want refused: %v", n.cfg.Name, err, errUnknownExecution)
+		}
+		var out bytes.Buffer
+		if err := b.plane.outputFrom(ctx, n.cfg.Name, 7, false, 0, &out); err != nil || out.String() != "printed on "+n.cfg.Name {
+			t.Errorf("output from %s: %q, %v", n.cfg.Name, out.String(), err)
+		}
+		if err := b.plane.outputFrom(ctx, n.cfg.Name, 8, false, 0, &out); !errors.Is(err, errUnknownExecution) {
+			t.Errorf("output of an unknown execution from %s: %v", n.cfg.Name, err)
+		}
+		if ids, err := n.plane.reportToLeader(ctx, []result{{Execution: 5}, {Execution: 6}}); err != nil || !slices.Equal(ids, []int64{5, 6}) {
+			t.Errorf("results from %s: taken %v, %v", n.cfg.Name, ids, err)
+		}
+	}
+	leader.mu.Lock()
+	if len(leader.reported) != 6 {
+		t.Errorf("the leader has %d results, want 6", len(leader.reported))
+	}
+	leader.mu.Unlock()
+
+	// Output that is followed comes part by part, until its reader goes.
+	following, leave := context.WithCancel(ctx)
+	r, pipe := io.Pipe()
+	ended := make(chan error, 1)
+	go func() { ended <- a.plane.outputFrom(following, "w", 7, true, 0, pipe) }()
+	part := make([]byte, len("printed on w"))
+	if _, err := io.ReadFull(r, part); err != nil || string(part) != "printed on w" {
+		t.Errorf("followed output: %q, %v", part, err)
+	}
+	leave()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("followed output ended with %v, want %v", err, context.Canceled)
+	}
+
+	for _, refusal := range []error{errStaleTerm, errStaleNumber, errStopping, errQueueFull} {
+		w.mu.Lock()
+		w.refusal = refusal
+		w.mu.Unlock()
+		d.Incarnation = w.cfg.Incarnation
+		if err := a.plane.dispatchTo(ctx, "w", d); !errors.Is(err, errRefused) || !errors.Is(err, refusal) {
+			t.Errorf("dispatch: %v, want refused: %v", err, refusal)
+		}
+	}
+	d.Incarnation++
+	if err := a.plane.dispatchTo(ctx, "w", d); !errors.Is(err, errRefused) || !errors.Is(err, errOtherIncarnation) {
+		t.Errorf("dispatch to another incarnation: %v", err)
+	}
+	if err := a.plane.dispatchTo(ctx, "nobody", d); !errors.Is(err, errRefused) {
+		t.Errorf("dispatch to nobody: %v, want %v", err, errRefused)
+	}
+	w.kill()
+	// A kept-alive connection may have to break first.
+	eventually(t, "a dispatch to a node that is gone is surely refused", func() bool { return errors.Is(a.plane.dispatchTo(ctx, "w", d), errRefused) })
+
+	// A node that takes a request and does not answer leaves us in doubt.
+	silent := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	silent.TLS = a.plane.tls.Clone()
+	silent.StartTLS()
+	defer silent.Close()
+	broken := record{Name: "s", ID: "id-s", Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive}
+	a.plane.learn(greeting{From: broken}, "")
+	if err := a.plane.dispatchTo(ctx, "s", d); err == nil || errors.Is(err, errRefused) {
+		t.Errorf("dispatch to a node that breaks off: %v, want an error that is no refusal", err)
+	}
+}
+
+// A client of any node writes through the leader, and reads its own write there.
+func TestPlane_Forward(t *testing.T) {
+	nodes := trio(t)
+	leader := leaderOf(t, nodes...)
+	follower := nodes[(slices.Index(nodes, leader)+1)%3]
+	agent := startAgent(t, "w", follower)
+	eventually(t, "the agent knows the servers", func() bool { return len(agent.plane.members()) == 4 })
+	for i, n := range []*peerNode{follower, agent} {
+		for try := range 10 {
+			name := fmt.Sprintf("job-%d-%d", i, try)
+			r := httptest.NewRequest(http.MethodPost, "/v1/jobs/a%2Fb?x=1", strings.NewReader(name))
+			r.Header.Set("Belfry-Actor", "somebody who only says so")
+			w := httptest.NewRecorder()
+			if err := n.plane.forward(w, r.WithContext(t.Context()), "me", "id-1"); err != nil || w.Code != http.StatusOK {
+				t.Fatalf("%v, status %d: %s", err, w.Code, w.Body)
+			}
+			if want := "me asked POST /v1/jobs/a%2Fb?x=1, id id-1"; w.Body.String() != want {
+				t.Errorf("the leader was asked %q, want %q", w.Body, want)
+			}
+			if n == follower {
+				if _, err := n.store.job(name); err != nil {
+					t.Errorf("%s is not there after the answer: %v", name, err)
+				}
+			}
+		}
+	}
+	for _, n := range nodes {
+		if n != follower {
+			n.kill()
+		}
+	}
+	eventually(t, "without a leader nothing is done", func() bool {
+		w := httptest.NewRecorder()
+		err := follower.plane.forward(w, httptest.NewRequest(http.MethodPost, "/v1/jobs", strings.NewReader("x")), "me", "id-2")
+		return errors.Is(err, errNotLeader)
+	})
+}
+
+// A server that starts again without --join finds the others by the addresses
+// that it wrote down.
+func TestPlane_Peers(t *testing.T) {
+	a := startServer(t, "a", 1)
+	w := startAgent(t, "w", a)
+	eventually(t, "w is bound", func() bool { return w.plane.clusterID() != "" })
+	eventually(t, "w has written where a is", func() bool {
+		_, err := os.Stat(filepath.Join(w.cfg.Dir, peersFile))
+		return err == nil
+	})
+	w.kill()
+	w.cfg.Join = nil
+	w.start()
+	eventually(t, "w knows a again", func() bool { return len(w.plane.members()) == 2 })
+}
+
+// Join addresses are tried at their own pace, and given up if so configured.
+func TestJoining(t *testing.T) {
+	start := time.Now()
+	j := joining{addrs: []string{"a", "b"}, tries: 2, pause: time.Second}
+	if got := j.due(start); len(got) != 2 {
+		t.Errorf("at the start %v is due", got)
+	}
+	if got := j.due(start.Add(time.Second / 2)); len(got) != 0 {
+		t.Errorf("too early %v is due", got)
+	}
+	if err := j.note(0); err != nil {
+		t.Errorf("given up after one try: %v", err)
+	}
+	if got := j.due(start.Add(time.Second)); len(got) != 2 {
+		t.Errorf("after a pause %v is due", got)
+	}
+	if err := j.note(0); err == nil {
+		t.Error("not given up after two tries")
+	}
+	if err := j.note(1); err != nil {
+		t.Errorf("an answer, and yet: %v", err)
+	}
+	if err := j.note(0); err != nil {
+		t.Errorf("given up after an answer: %v", err)
+	}
+}
+
+// A server that stood still for an election timeout does not believe that it
+// leads, whichever clock noticed.
+func TestCluster_NoticePause(t *testing.T) {
+	a := startServer(t, "a", 1)
+	leaderOf(t, a)
+	a.must(a.cluster.call(t.Context(), func() {
+		now := time.Now()
+		a.cluster.noticePause(now.Add(-a.cluster.electionTime()/2), now)
+		if !a.cluster.raft.status().Leading {
+			t.Error("half an election timeout ended the leadership")
+		}
+		a.cluster.noticePause(now.Add(-a.cluster.electionTime()), now)
+		if a.cluster.raft.status().Leading {
+			t.Error("a whole one did not")
+		}
+	}))
+	leaderOf(t, a)
+	a.must(a.cluster.call(t.Context(), func() {
+		now := time.Now()
+		a.cluster.noticePause(now, now.Add(time.Hour).Round(0)) // only the wall clock has gone on
+		if a.cluster.raft.status().Leading {
+			t.Error("an hour on the wall clock did not end the leadership")
+		}
+	}))
+	leaderOf(t, a)
+}
+
+// FuzzDecodePacket: whatever comes, decoding does not panic, and what it
+// accepts has one form.
+func FuzzDecodePacket(f *testing.F) {
+	data, err := encodePacket("cluster", []message{
+		{Kind: msgAppend, From: server{"a", "1"}, To: server{"b", "2"}, Term: 3, Prev: position{4, 2}, Last: 6, Commit: 4, Entries: []entry{{5, 3, entryCommand, []byte("five")}, {6, 3, entryNoop, nil}}},
+		{Kind: msgAppendReply, Match: 6, Hint: position{5, 3}, Reject: true},
+		{Kind: msgSnapshot, Voters: []server{{"a", "1"}}},
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add(data[:len(data)-1])
+	f.Add([]byte{packetFormat})
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		cluster, messages, err := decodePacket(data)
+		if err != nil {
+			if !errors.Is(err, errFormat) && !errors.Is(err, errMalformed) {
+				t.Errorf("unexpected error %v", err)
+			}
+			return
+		}
+		again, err := encodePacket(cluster, messages)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cluster2, messages2, err := decodePacket(again)
+		if err != nil || cluster2 != cluster || !reflect.DeepEqual(normal(messages2), normal(messages)) {
+			t.Errorf("%q became %q: %v, then %v, %v", data, again, messages, messages2, err)
+		}
+	})
+}
+
+// normal makes empty what is nil or empty.
+func normal(messages []message) []message {
+	for i := range messages {
+		for k := range messages[i].Entries {
+			messages[i].Entries[k].Data = nonNil(messages[i].Entries[k].Data)
+		}
+		if len(messages[i].Voters) == 0 {
+			messages[i].Voters = nil
+		}
+	}
+	return messages
 }
