@@ -71,14 +71,14 @@ func (n *peerNode) join(nodes ...*peerNode) {
 	}
 }
 
-func startServer(t *testing.T, name string, expect int, join ...*peerNode) *peerNode {
+func startPeer(t *testing.T, name string, expect int, join ...*peerNode) *peerNode {
 	t.Helper()
 	n := newPeer(t, name, expect, join...)
 	n.start()
 	return n
 }
 
-func startAgent(t *testing.T, name string, join ...*peerNode) *peerNode {
+func startWorker(t *testing.T, name string, join ...*peerNode) *peerNode {
 	t.Helper()
 	n := newPeer(t, name, 0, join...)
 	n.cfg.Server = false
@@ -289,8 +289,8 @@ func voters(t *testing.T, names string, nodes ...*peerNode) {
 // trio founds a cluster of three.
 func trio(t *testing.T) []*peerNode {
 	t.Helper()
-	a := startServer(t, "a", 3)
-	nodes := []*peerNode{a, startServer(t, "b", 3, a), startServer(t, "c", 3, a)}
+	a := startPeer(t, "a", 3)
+	nodes := []*peerNode{a, startPeer(t, "b", 3, a), startPeer(t, "c", 3, a)}
 	voters(t, "a b c", nodes...)
 	return nodes
 }
@@ -302,10 +302,10 @@ func hasTrouble(n *peerNode, text string) bool {
 // A server alone makes a cluster at once; two more are taken in one after the
 // other, with nothing but its address.
 func TestCluster_Grow(t *testing.T) {
-	a := startServer(t, "a", 1)
+	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
 	put(t, "first", a)
-	b, c := startServer(t, "b", 0, a), startServer(t, "c", 0, a)
+	b, c := startPeer(t, "b", 0, a), startPeer(t, "c", 0, a)
 	voters(t, "a b c", a, b, c)
 	if l := leaderOf(t, a, b, c); l != a {
 		t.Errorf("%s leads, want a: a leader that works stays", l.cfg.Name)
@@ -356,10 +356,10 @@ func TestCluster_KillAndRestart(t *testing.T) {
 
 // Five servers work with three, and stop with two: the leader says so.
 func TestCluster_Five(t *testing.T) {
-	a := startServer(t, "a", 5)
+	a := startPeer(t, "a", 5)
 	nodes := []*peerNode{a}
 	for _, name := range []string{"b", "c", "d", "e"} {
-		nodes = append(nodes, startServer(t, name, 5, a))
+		nodes = append(nodes, startPeer(t, name, 5, a))
 	}
 	voters(t, "a b c d e", nodes...)
 	put(t, "one", nodes...)
@@ -462,7 +462,7 @@ func TestCluster_HandOver(t *testing.T) {
 	if next := leaderOf(t, nodes...); next == leader {
 		t.Error("the leader still leads after it has handed over")
 	}
-	alone := startServer(t, "z", 1)
+	alone := startPeer(t, "z", 1)
 	put(t, "one", alone)
 	if err := alone.cluster.handOver(t.Context()); !errors.Is(err, errBusy) {
 		t.Errorf("handing over without another server: %v, want %v", err, errBusy)
@@ -510,8 +510,8 @@ func TestCluster_Leave(t *testing.T) {
 // Servers of which one is too many, or that were told different numbers, found
 // nothing, and say what to do. When that is done, they do.
 func TestCluster_BootstrapRefusals(t *testing.T) {
-	a := startServer(t, "a", 2)
-	b := startServer(t, "b", 3, a)
+	a := startPeer(t, "a", 2)
+	b := startPeer(t, "b", 3, a)
 	eventually(t, "a says that b expects another number", func() bool { return hasTrouble(a, "--bootstrap-expect=3") })
 	b.kill()
 	b.cfg.Expect = 2
@@ -584,7 +584,7 @@ func TestNextStep(t *testing.T) {
 
 // Who does not have the cluster key gets no connection, in either direction.
 func TestPlane_Key(t *testing.T) {
-	a := startServer(t, "a", 1)
+	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
 	b := newPeer(t, "b", 0, a)
 	b.cfg.Key = bytes.Repeat([]byte{8}, 32)
@@ -628,7 +628,7 @@ func TestPlane_Key(t *testing.T) {
 // What another cluster sends, what has an unknown format, is malformed or too
 // large is refused and counted, and nothing changes.
 func TestPlane_Refusals(t *testing.T) {
-	a := startServer(t, "a", 1)
+	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
 	put(t, "one", a)
 	before, err := a.store.dump()
@@ -717,7 +717,7 @@ func TestPlane_Browser(t *testing.T) {
 
 // Two clusters that meet stay two, and each says what to do.
 func TestPlane_ForeignCluster(t *testing.T) {
-	a, b := startServer(t, "a", 1), startServer(t, "b", 1)
+	a, b := startPeer(t, "a", 1), startPeer(t, "b", 1)
 	voters(t, "a", a)
 	voters(t, "b", b)
 	b.kill()
@@ -733,7 +733,7 @@ func TestPlane_ForeignCluster(t *testing.T) {
 		t.Errorf("members: %v and %v", a.plane.members(), b.plane.members())
 	}
 	// An agent that has served one cluster does not serve another.
-	w := startAgent(t, "w", a)
+	w := startWorker(t, "w", a)
 	eventually(t, "w belongs to a's cluster", func() bool { return w.plane.clusterID() == a.plane.clusterID() })
 	w.kill()
 	w.cfg.Join = nil
@@ -745,13 +745,13 @@ func TestPlane_ForeignCluster(t *testing.T) {
 // The name of a live node cannot be taken, and neither can its id: the newcomer
 // takes no part, and says why. When the first is gone, the newcomer is in.
 func TestPlane_Clash(t *testing.T) {
-	a := startServer(t, "a", 1)
+	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
-	first := startAgent(t, "w", a)
+	first := startWorker(t, "w", a)
 	eventually(t, "w is a member", func() bool { return len(a.plane.nodes()) == 2 })
-	second := startAgent(t, "w", a)
+	second := startWorker(t, "w", a)
 	eventually(t, "the second w is told that its name is taken", func() bool { return hasTrouble(second, "--node-name") })
-	self := startServer(t, "a", 0, a)
+	self := startPeer(t, "a", 0, a)
 	eventually(t, "the second a is told that its name is taken", func() bool { return hasTrouble(self, "--node-name") })
 	if second.plane.admitted.Load() || self.plane.admitted.Load() {
 		t.Error("a node whose name is taken takes part")
@@ -784,8 +784,8 @@ func TestPlane_Clash(t *testing.T) {
 // A node that is silent counts as failed, one that comes back elsewhere is
 // itself at once, and one that was not heard for a day is forgotten.
 func TestPlane_Members(t *testing.T) {
-	a := startServer(t, "a", 1)
-	w := startAgent(t, "w", a)
+	a := startPeer(t, "a", 1)
+	w := startWorker(t, "w", a)
 	status := func(name string) int {
 		for _, m := range a.plane.members() {
 			if m.Name == name {
@@ -861,9 +861,9 @@ func TestPlane_HearLocked(t *testing.T) {
 // Orders, questions, kills, outputs and results travel between nodes, and their
 // errors say whether anything can have been done.
 func TestPlane_Calls(t *testing.T) {
-	a := startServer(t, "a", 1)
-	b := startServer(t, "b", 0, a)
-	w := startAgent(t, "w", a)
+	a := startPeer(t, "a", 1)
+	b := startPeer(t, "b", 0, a)
+	w := startWorker(t, "w", a)
 	voters(t, "a b", a, b)
 	eventually(t, "all know each other", func() bool {
 		return len(a.plane.nodes()) == 3 && len(b.plane.nodes()) == 3 && len(w.plane.members()) == 3 && w.plane.clusterID() != ""
@@ -952,7 +952,7 @@ func TestPlane_Forward(t *testing.T) {
 	nodes := trio(t)
 	leader := leaderOf(t, nodes...)
 	follower := nodes[(slices.Index(nodes, leader)+1)%3]
-	agent := startAgent(t, "w", follower)
+	agent := startWorker(t, "w", follower)
 	eventually(t, "the agent knows the servers", func() bool { return len(agent.plane.members()) == 4 })
 	for i, n := range []*peerNode{follower, agent} {
 		for try := range 10 {
@@ -988,8 +988,8 @@ func TestPlane_Forward(t *testing.T) {
 // A server that starts again without --join finds the others by the addresses
 // that it wrote down.
 func TestPlane_Peers(t *testing.T) {
-	a := startServer(t, "a", 1)
-	w := startAgent(t, "w", a)
+	a := startPeer(t, "a", 1)
+	w := startWorker(t, "w", a)
 	eventually(t, "w is bound", func() bool { return w.plane.clusterID() != "" })
 	eventually(t, "w has written where a is", func() bool {
 		_, err := os.Stat(filepath.Join(w.cfg.Dir, peersFile))
@@ -1031,7 +1031,7 @@ func TestJoining(t *testing.T) {
 // A server that stood still for an election timeout does not believe that it
 // leads, whichever clock noticed.
 func TestCluster_NoticePause(t *testing.T) {
-	a := startServer(t, "a", 1)
+	a := startPeer(t, "a", 1)
 	leaderOf(t, a)
 	a.must(a.cluster.call(t.Context(), func() {
 		now := time.Now()
