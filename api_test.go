@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,37 +22,6 @@ import (
 	"testing/synctest"
 	"time"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-// golden compares got with the file testdata/<name>, or with -update writes it.
-func golden(t testing.TB, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	gotLines, wantLines := strings.Split(got, "\n"), strings.Split(string(want), "\n")
-	for i := range max(len(gotLines), len(wantLines)) {
-		g, w := "(nothing)", "(nothing)"
-		if i < len(gotLines) {
-			g = gotLines[i]
-		}
-		if i < len(wantLines) {
-			w = wantLines[i]
-		}
-		if g != w {
-			t.Fatalf("%s:%d: got\n%s\nwant\n%s\n(-update writes what was got)", file, i+1, g, w)
-		}
-	}
-}
 
 // fakeNode runs nothing: what it was ordered ends when the test says so.
 type fakeNode struct {
@@ -162,18 +130,25 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := st.nodeID()
+	own, err := st.own()
 	if err != nil {
 		t.Fatal(err)
 	}
+	p, err := newPlane(planeConfig{Name: "node1", ID: own.ID, Incarnation: incarnation, Server: true, Bind: "127.0.0.1:0", Dir: dir}, planeHooks{}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.listener.Close() })
+	p.admitted.Store(true)
 	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, Timezone: "UTC"}, st, log)
-	clu, err := newCluster(server{"node1", id}, st, log, sched.lead)
+	clu, err := newCluster(p, st, tickTime, sched.lead)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &testServer{t: t, node: newFakeNode(incarnation)}
 	self := member{Name: "node1", Addr: "127.0.0.1", Port: 8946, Tags: map[string]string{"role": "dkron"}, Status: 1}
 	sched.propose = clu.propose
+	sched.spawn = func(task func()) { task() } // what is ordered has arrived when the answer comes
 	sched.nodes = func() []node { return []node{{"node1", incarnation, self.Tags}} }
 	sched.start = func(_ string, d dispatch) error { return s.node.start(d) }
 	sched.ask = func(_ string, q question) (answer, error) { return s.node.ask(q) }
@@ -182,7 +157,7 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 		node: "node1", store: st, scheduler: sched, log: log, leading: clu.leading,
 		members: func() []member { return []member{self} },
 		leader:  func() (member, bool) { return self, s.api.leading() },
-		leave:   func() { s.left = true },
+		leave:   func(context.Context) error { s.left = true; return nil },
 		gauges:  func() gauges { return gauges{} },
 		output:  s.node.copyOutput,
 	}
@@ -190,6 +165,14 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- clu.run(ctx) }()
+	err = clu.call(ctx, func() {
+		if err := clu.found(&founders{"test-cluster", []server{{"node1", own.ID}}}); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -274,7 +257,7 @@ func TestAPI_Golden(t *testing.T) {
 				for _, b := range strings.Split(strings.TrimSuffix(string(text), "\n"), "\n===\n") {
 					blocks = append(blocks, s.play(b).text)
 				}
-				golden(t, strings.TrimPrefix(file, "testdata/"), strings.Join(blocks, "\n===\n")+"\n")
+				golden(t, strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".txt"), strings.Join(blocks, "\n===\n")+"\n")
 			})
 		})
 	}

@@ -111,14 +111,15 @@ type snapshot struct {
 type messageKind uint8
 
 const (
-	msgPreVote messageKind = iota + 1 // would you vote for me in Term?
-	msgPreVoteReply
-	msgVote // vote for me in Term
-	msgVoteReply
-	msgAppend // heartbeat, and entries behind Prev
-	msgAppendReply
-	msgSnapshot // for a follower that needs entries which are gone
-	msgStand    // the leader hands over: stand for election now
+	msgPreVote     messageKind = iota + 1 // would you vote for me in Term?
+	msgPreVoteYes                         // I would
+	msgVote                               // vote for me in Term
+	msgVoteYes                            // you have my vote
+	msgVoteNo                             // to either question; Term is the sender's own
+	msgAppend                             // heartbeat, and entries behind Prev
+	msgAppendReply                        // what the follower has
+	msgSnapshot                           // for a follower that needs entries which are gone
+	msgStand                              // the leader hands over: stand for election now
 )
 
 // A message goes from one server to another. It may be lost, repeated, late or
@@ -129,24 +130,24 @@ type message struct {
 	Term     uint64
 
 	// Prev is the entry before Entries (append), where the snapshot ends
-	// (snapshot), the candidate's last entry (votes), or the Prev that is
+	// (snapshot), the candidate's last entry (questions), or the Prev that is
 	// refused (reply).
 	Prev position
-	// Last is the last entry that an append is to carry. If Entries is empty
-	// and Last is behind Prev, the driver reads the range from disk, and may
-	// send fewer: at most about appendBytesMax. It drops an append whose range
-	// was trimmed meanwhile.
-	Last    uint64
-	Entries []entry
-	Commit  uint64
-	Voters  []server // snapshot
-	// Handover, in a vote, is the term of a leader that told this candidate to
-	// stand for the next one.
-	Handover uint64
 
-	Match  uint64   // reply to an append: equal to the leader's log and durable up to here
-	Hint   position // refused append: the highest entry that may be in both logs
-	Reject bool
+	// Append. If Entries is empty and Last is behind Prev, the driver reads the
+	// entries behind Prev up to Last from disk, fewer if they are more than
+	// about appendBytesMax. It drops the message if they were trimmed meanwhile.
+	Entries []entry
+	Last    uint64
+	Commit  uint64
+
+	Voters   []server // snapshot: as of its end. The driver fills in Prev and Voters
+	Handover uint64   // vote: term of the leader that told this candidate to stand for the next, or 0
+
+	// Append reply.
+	Match  uint64   // durable, and equal to the leader's log, up to here
+	Reject bool     // the append does not fit, or is of an old term
+	Hint   position // if it does not fit: the highest entry that may be in both logs
 }
 
 // raftConfig is fixed for the life of a raft. Durations are in ticks.
@@ -174,16 +175,18 @@ func bootstrap(voters []server) (hardState, entry) {
 	return hardState{Term: 1}, entry{Index: 1, Term: 1, Kind: entryVoters, Data: encodeVoters(voters)}
 }
 
-// ready is what the outside must do. Messages may leave at once: what must not
-// leave before a write is durable appears in a later ready. If writes reports
-// true, the driver installs Snapshot, then writes State and Entries, which
-// replace whatever the log holds from Entries[0].Index on, in one durable
-// transaction, and calls persisted; until then no other ready asks for a
-// write, while ticks, messages and proposals go on. Commit asks to apply the
-// log up to there; those entries are on this server's disk.
+// ready is what the outside must do now.
 //
-// A crash at any moment leaves either nothing or all of a write, and no
-// message that tells of it has left before.
+// Messages may leave at once. Whatever may not leave before a write is durable
+// is not among them: it comes with a later ready.
+//
+// If writes reports true, the driver makes durable, in this order or in one
+// transaction, State, Snapshot and Entries, and then calls persisted. Entries
+// replace all that the log holds from the first of them on. No other ready
+// asks for a write until then; ticks, messages and proposals go on. A crash
+// in between leaves a prefix of that, of which nobody was told.
+//
+// Commit asks to apply the log up to there. It is on this server's disk.
 type ready struct {
 	Messages []message
 	State    *hardState // nil: as before
@@ -198,14 +201,14 @@ func (rd *ready) writes() bool {
 
 // raftStatus is what others may know of a raft.
 type raftStatus struct {
-	Leading      bool   // in office: this server appends
-	Established  bool   // and an entry of its own term is committed, so it knows all that ever was
-	HandingOver  bool   // and waits for another to take over: it accepts no proposals
-	Leader       server // zero: unknown
-	Term, Commit uint64
-	Last         uint64 // entry in the log
-	Voters       []server
-	VotersIndex  uint64 // of the entry that made them
+	Leading     bool
+	First       uint64 // leading: its first entry. Once that is applied, so is all that was ever committed
+	HandingOver bool   // leading, but no longer taking proposals
+	Leader      server // zero: unknown
+	Term        uint64
+	Commit      uint64
+	Last        uint64 // entry in the log
+	voterSet           // in force; committed if Index <= Commit
 }
 
 type raftRole uint8
@@ -238,7 +241,7 @@ type peer struct {
 //  4. tail holds exactly the entries behind durable.
 //  5. Voter sets are in order of the log, and the first is committed.
 //  6. Only votes wait for the disk, only while it lags behind.
-//  7. Who stands is a voter; who leads has its own vote on disk.
+//  7. Who leads has its own vote on disk.
 //  8. match < next <= last+1 for every peer, and at most one voter change is
 //     not committed, none before the leader's first entry.
 //
@@ -262,19 +265,17 @@ type raft struct {
 
 	role    raftRole
 	leader  server // of this term, zero if unknown
-	elapsed int    // ticks since the leader was heard, a vote given or a round begun
-	timeout int    // elapsed at which to stand
+	elapsed int    // ticks since the leader was heard, a vote given, a round or an office begun
+	timeout int    // elapsed at which to stand, or a leader's heir has had its time
 
 	matched uint64   // follower: equal to the leader's log up to here
 	acked   uint64   // follower: what it told this leader
 	votes   []string // asking, candidate: ids that said yes
 
 	// Of the leader.
-	peers    []peer // other voters and learners, by name and id
-	first    uint64 // its first entry
-	beat     int    // ticks since the last heartbeat
-	heir     server // to whom it hands over, zero if nobody
-	heirWait int    // ticks since it began to
+	peers []peer // other voters and learners, by name and id
+	first uint64 // its first entry
+	heir  server // to whom it hands over, zero if nobody
 
 	learners []server // what setLearners said last
 
@@ -297,10 +298,9 @@ func newRaft(cfg raftConfig, disk saved, rnd *rand.Rand) *raft {
 }
 
 func (r *raft) status() raftStatus {
-	v := r.log.voterSet()
 	return raftStatus{
-		Leading: r.role == roleLeader, Established: r.role == roleLeader && r.commit >= r.first, HandingOver: r.heir != server{},
-		Leader: r.leader, Term: r.state.Term, Commit: r.commit, Last: r.log.last, Voters: v.Voters, VotersIndex: v.Index,
+		Leading: r.role == roleLeader, First: r.first, HandingOver: r.heir != server{}, Leader: r.leader,
+		Term: r.state.Term, Commit: r.commit, Last: r.log.last, voterSet: r.log.latestVoters(),
 	}
 }
 
@@ -314,7 +314,7 @@ func (r *raft) tick() {
 	}
 	if r.role == roleLeader {
 		r.tickLeader()
-	} else if r.elapsed >= r.timeout && !r.hung() {
+	} else if r.elapsed >= r.timeout && !r.hung() && len(r.voters()) > 0 {
 		r.ask()
 	}
 }
@@ -332,13 +332,10 @@ func (r *raft) tickLeader() {
 		r.become(roleFollower, server{}) // thesis 6.2: clients must not wait for a leader that cannot commit
 		return
 	}
-	if r.heir != (server{}) {
-		if r.heirWait++; r.heirWait >= r.cfg.electionTicks {
-			r.heir = server{}
-		}
+	if r.elapsed >= r.timeout {
+		r.heir = server{}
 	}
-	if r.beat++; r.beat >= r.cfg.heartbeatTicks {
-		r.beat = 0
+	if r.elapsed%r.cfg.heartbeatTicks == 0 {
 		for i := range r.peers {
 			r.sendHeartbeat(&r.peers[i])
 		}
@@ -357,13 +354,13 @@ func (r *raft) rest(wait int) { r.elapsed, r.timeout = 0, wait }
 // first and usually finds no rival. The heartbeat on top lets the others notice
 // the loss as well, as until then they would say no.
 func (r *raft) rankWait() int {
-	voters := r.log.voterSet().Voters
+	voters := r.voters()
 	rank := slices.Index(voters, r.cfg.self)
 	if len(voters) == 1 && rank == 0 {
 		return 1 // nobody else can lead
 	}
 	if rank < 0 {
-		rank = len(voters) // it was removed, and may be needed for that (mayStand)
+		rank = len(voters)
 	}
 	return r.cfg.electionTicks + r.cfg.heartbeatTicks + rank*r.cfg.stepTicks
 }
@@ -385,19 +382,21 @@ func (r *raft) become(role raftRole, leader server) {
 }
 
 // enterTerm moves to a later term. Votes that still wait for the disk are void.
-func (r *raft) enterTerm(term uint64, vote string) {
+func (r *raft) enterTerm(term uint64, vote string, role raftRole) {
 	r.state, r.held = hardState{term, vote}, nil
+	r.become(role, server{})
 }
 
 // ask begins a round with the question whether it can be won (thesis 9.6), so
 // that a server which was cut off does not come back with a higher term.
+//
+// A server that is no voter, or not yet or no longer, asks as well, after all
+// others: the only log with which the voters can go on may be its own (thesis
+// 4.2.2). It does not count itself, and retires when that log is committed.
 func (r *raft) ask() {
-	if !r.mayStand() {
-		return
-	}
 	r.become(roleAsking, server{})
 	r.rest(r.randomWait())
-	for _, v := range r.log.voterSet().Voters {
+	for _, v := range r.voters() {
 		if v != r.cfg.self {
 			r.send(message{Kind: msgPreVote, To: v, Term: r.state.Term + 1, Prev: r.log.end()})
 		}
@@ -408,13 +407,12 @@ func (r *raft) ask() {
 // stand asks for votes in the next term. The requests, and the server's own
 // vote, wait until term and vote are durable.
 func (r *raft) stand(handover uint64) {
-	r.enterTerm(r.state.Term+1, r.cfg.self.ID)
-	r.become(roleCandidate, server{})
+	r.enterTerm(r.state.Term+1, r.cfg.self.ID, roleCandidate)
 	r.rest(r.randomWait())
-	for _, v := range r.log.voterSet().Voters {
+	for _, v := range r.voters() {
 		m := message{Kind: msgVote, To: v, Term: r.state.Term, Prev: r.log.end(), Handover: handover}
 		if v == r.cfg.self {
-			m = message{Kind: msgVoteReply, To: v, Term: r.state.Term}
+			m = message{Kind: msgVoteYes, To: v, Term: r.state.Term}
 		}
 		r.hold(m)
 	}
@@ -436,7 +434,7 @@ func (r *raft) countVote(id string) {
 // earlier leaders left behind (thesis 3.6.2).
 func (r *raft) lead() {
 	r.become(roleLeader, r.cfg.self)
-	r.first, r.beat = r.log.last+1, 0
+	r.first = r.log.last + 1
 	r.append(entryNoop, nil)
 	r.setPeers()
 }
@@ -454,13 +452,13 @@ func (r *raft) step(m message) error {
 		return nil
 	}
 	if m.Term < r.state.Term {
-		r.refuseOld(m)
+		if m.Kind == msgAppend || m.Kind == msgSnapshot { // an old leader steps down when it hears of the new term
+			r.send(message{Kind: msgAppendReply, To: m.From, Term: r.state.Term, Prev: m.Prev, Reject: true})
+		}
 		return nil
 	}
-	// A yes to the question names the term that is asked for, in which nobody is yet.
-	if m.Term > r.state.Term && !(m.Kind == msgPreVoteReply && !m.Reject) {
-		r.enterTerm(m.Term, "")
-		r.become(roleFollower, server{})
+	if m.Term > r.state.Term && m.Kind != msgPreVoteYes { // that names a term in which nobody is yet
+		r.enterTerm(m.Term, "", roleFollower)
 	}
 	if r.role == roleLeader {
 		return r.stepLeader(m)
@@ -474,8 +472,8 @@ func (r *raft) stepLeader(m message) error {
 		r.onAppendReply(m)
 	case msgAppend, msgSnapshot:
 		return errSecondLeader
-	case msgPreVoteReply, msgVoteReply, msgStand:
-		// Answers that were not needed, or an order meant for the time before.
+	case msgPreVoteYes, msgVoteYes, msgVoteNo, msgStand:
+		// Answers that were not needed, or an order from the time before.
 	}
 	return nil
 }
@@ -488,49 +486,41 @@ func (r *raft) stepFollower(m message) error {
 	case msgSnapshot:
 		r.onSnapshot(m)
 	case msgStand:
-		if m.From == r.leader && r.mayStand() && !r.hung() {
+		if m.From == r.leader && !r.hung() {
 			r.stand(m.Term)
 		}
-	case msgPreVoteReply:
-		if r.role == roleAsking && !m.Reject && m.Term == r.state.Term+1 {
+	case msgPreVoteYes:
+		if r.role == roleAsking && m.Term == r.state.Term+1 {
 			r.countVote(m.From.ID)
 		}
-	case msgVoteReply:
-		if r.role == roleCandidate && !m.Reject {
+	case msgVoteYes:
+		if r.role == roleCandidate {
 			r.countVote(m.From.ID)
 		}
-	case msgAppendReply:
-		// To a leader that has stepped down.
+	case msgVoteNo, msgAppendReply:
+		// Another round may do better; a leader that has stepped down.
 	}
 	return nil
-}
-
-// refuseOld tells the sender of an old term which one it is now: an old leader
-// steps down.
-func (r *raft) refuseOld(m message) {
-	if m.Kind == msgAppend || m.Kind == msgSnapshot {
-		r.send(message{Kind: msgAppendReply, To: m.From, Term: r.state.Term, Prev: m.Prev, Reject: true})
-	}
 }
 
 // stepVote answers a vote or the question before it. A server answers whether
 // or not its own log makes it a voter: who needs its vote has the newer list
 // (thesis 4.1). A server with an empty disk has a new id, which is in nobody's.
 func (r *raft) stepVote(m message) {
-	if r.loyal(m) {
-		r.answerVote(m, false)
-		return
+	loyal := r.loyal(m)
+	if m.Kind == msgVote && m.Term > r.state.Term && !loyal {
+		r.enterTerm(m.Term, "", roleFollower)
 	}
-	if m.Kind == msgVote && m.Term > r.state.Term {
-		r.enterTerm(m.Term, "")
-		r.become(roleFollower, server{})
-	}
-	yes := r.mayVote(m) && r.upToDate(m.Prev)
-	if yes && m.Kind == msgVote {
+	switch {
+	case loyal || !r.mayVote(m) || !r.upToDate(m.Prev):
+		r.send(message{Kind: msgVoteNo, To: m.From, Term: r.state.Term})
+	case m.Kind == msgPreVote:
+		r.send(message{Kind: msgPreVoteYes, To: m.From, Term: m.Term})
+	default:
 		r.state.Vote = m.From.ID
 		r.become(roleFollower, server{})
+		r.hold(message{Kind: msgVoteYes, To: m.From, Term: m.Term})
 	}
-	r.answerVote(m, yes)
 }
 
 // loyal reports whether a working leader keeps this server from listening to a
@@ -556,23 +546,6 @@ func (r *raft) mayVote(m message) bool {
 func (r *raft) upToDate(last position) bool {
 	own := r.log.end()
 	return last.Term > own.Term || last.Term == own.Term && last.Index >= own.Index
-}
-
-// answerVote sends a yes only when it is durable. A no promises nothing.
-func (r *raft) answerVote(m message, yes bool) {
-	a := message{Kind: msgVoteReply, To: m.From, Term: r.state.Term, Reject: !yes}
-	if m.Kind == msgPreVote {
-		a.Kind = msgPreVoteReply
-	}
-	switch {
-	case !yes:
-		r.send(a)
-	case m.Kind == msgPreVote:
-		a.Term = m.Term
-		r.send(a)
-	default:
-		r.hold(a)
-	}
 }
 
 // Followers
@@ -744,7 +717,7 @@ func (r *raft) onAppendReply(m message) {
 // (thesis 3.6.2, figure 3.7).
 func (r *raft) countCopies() {
 	var copies []uint64
-	voters := r.log.voterSet().Voters
+	voters := r.voters()
 	for _, v := range voters {
 		n := r.log.durable
 		if v != r.cfg.self {
@@ -759,18 +732,15 @@ func (r *raft) countCopies() {
 	}
 }
 
-// commitTo raises the commit index. A leader that has committed its own
-// removal ends here (thesis 4.2.2).
+// commitTo raises the commit index. A leader that is no voter, by its own log
+// that now is everybody's, has done its part (thesis 4.2.2).
 func (r *raft) commitTo(index uint64) {
 	if index <= r.commit {
 		return
 	}
 	r.commit = index
 	r.log.forgetVoters(index)
-	if r.role == roleLeader && !r.isVoter(r.cfg.self.ID) && r.log.voterSet().Index <= index {
-		if heir := r.bestVoter(); heir != nil {
-			r.send(message{Kind: msgStand, To: heir.server, Term: r.state.Term})
-		}
+	if r.role == roleLeader && !r.isVoter(r.cfg.self.ID) && r.log.latestVoters().Index <= index {
 		r.become(roleFollower, server{})
 	}
 }
@@ -794,11 +764,12 @@ func (r *raft) transfer() error {
 	if heir == nil {
 		return errBusy
 	}
-	r.heir, r.heirWait = heir.server, 0
+	r.heir, r.timeout = heir.server, r.elapsed+r.cfg.electionTicks
 	r.handOver()
 	return nil
 }
 
+// handOver tells the heir to stand once it has all of the log.
 func (r *raft) handOver() {
 	if r.heir == (server{}) {
 		return
@@ -821,35 +792,31 @@ func (r *raft) bestVoter() *peer {
 	return best
 }
 
-// compacted says that the driver has dropped the log up to index, which is applied.
-func (r *raft) compacted(index uint64) {
-	if index > r.log.base.Index {
-		r.log.compact(index)
-	}
-}
+// compacted says that the driver has dropped the log up to index, which is
+// applied. An index that was dropped before changes nothing.
+func (r *raft) compacted(index uint64) { r.log.compact(index) }
 
 // Voters
 
 func majority(n int) int { return n/2 + 1 }
 
-func (r *raft) isVoter(id string) bool { return r.log.hasVoter(id) }
+// voters are those named last in the log, committed or not (thesis 4.1).
+func (r *raft) voters() []server { return r.log.latestVoters().Voters }
+
+func (r *raft) isVoter(id string) bool {
+	return slices.ContainsFunc(r.voters(), func(v server) bool { return v.ID == id })
+}
 
 // hasMajority counts voters, never servers: a learner, a removed server or a
 // new disk under an old name has no say.
 func (r *raft) hasMajority(yes func(id string) bool) bool {
-	n, voters := 0, r.log.voterSet().Voters
+	n, voters := 0, r.voters()
 	for _, v := range voters {
 		if yes(v.ID) {
 			n++
 		}
 	}
 	return n >= majority(len(voters))
-}
-
-// mayStand: a voter, or one whose removal may yet be undone. Only it may have
-// a log with which that can be settled (thesis 4.2.2).
-func (r *raft) mayStand() bool {
-	return slices.ContainsFunc(r.log.voters, func(v voterSet) bool { return slices.Contains(v.Voters, r.cfg.self) })
 }
 
 func (r *raft) peer(id string) *peer {
@@ -870,7 +837,7 @@ func (r *raft) alive(id string) bool {
 // setPeers makes peers what voters and learners are now.
 func (r *raft) setPeers() {
 	var peers []peer
-	for _, s := range slices.Concat(r.log.voterSet().Voters, r.learners) {
+	for _, s := range slices.Concat(r.voters(), r.learners) {
 		same := func(p peer) bool { return p.ID == s.ID }
 		if s.ID == r.cfg.self.ID || slices.ContainsFunc(peers, same) {
 			continue
@@ -906,7 +873,7 @@ func (r *raft) changeVoters() {
 	if !r.mayChangeVoters() {
 		return
 	}
-	voters := r.log.voterSet().Voters
+	voters := r.voters()
 	for _, s := range r.learners {
 		if r.isVoter(s.ID) || !r.caughtUp(s.ID) {
 			continue
@@ -927,7 +894,7 @@ func (r *raft) changeVoters() {
 // an entry of this term, or a change of an earlier leader could still come
 // between (Ongaro on raft-dev, 10 July 2015).
 func (r *raft) mayChangeVoters() bool {
-	return r.role == roleLeader && r.heir == server{} && r.commit >= r.first && r.commit >= r.log.voterSet().Index
+	return r.role == roleLeader && r.heir == server{} && r.commit >= r.first && r.commit >= r.log.latestVoters().Index
 }
 
 // caughtUp: at most one append behind, or the cluster might stand still until
@@ -941,7 +908,7 @@ func (r *raft) caughtUp(id string) bool {
 // shows a set without it at a committed index. A leader may remove itself: it
 // steps down once that is committed. errBusy: a change is under way, try later.
 func (r *raft) removeVoter(id string) error {
-	voters := r.log.voterSet().Voters
+	voters := r.voters()
 	switch {
 	case r.role != roleLeader:
 		return errNotLeader
@@ -983,8 +950,11 @@ func decodeVoters(data []byte) ([]server, error) {
 func checkVoters(list []server) error {
 	for i, v := range list {
 		if v.Name == "" || v.ID == "" || i > 0 && v.Name <= list[i-1].Name {
-			return fmt.Errorf("%w: voters: not a list in order of names", errMalformed)
+			return fmt.Errorf("%w: voters: not in order of names", errMalformed)
 		}
+	}
+	if len(list) == 0 {
+		return fmt.Errorf("%w: no voters", errMalformed)
 	}
 	return nil
 }
@@ -1093,27 +1063,33 @@ func (r *raft) validate(m message) error {
 		}
 		last = position{e.Index, e.Term}
 	}
-	return checkVoters(m.Voters)
+	if m.Kind == msgSnapshot {
+		return checkVoters(m.Voters)
+	}
+	return nil
 }
 
 // check tests invariants 1 to 8 of raft.
 func (r *raft) check() error {
-	last := r.log.end()
-	switch l := &r.log; {
+	l := &r.log
+	byTerm := func(a, b position) int { return cmp.Or(cmp.Compare(a.Term, b.Term), cmp.Compare(a.Index, b.Index)) }
+	byIndex := func(a, b voterSet) int { return cmp.Compare(a.Index, b.Index) }
+	mayWait := func(m message) bool { return m.Kind == msgVote || m.Kind == msgVoteYes }
+	switch {
 	case r.stored.Term > r.state.Term || r.stored.Term == r.state.Term && r.stored.Vote != "" && r.stored.Vote != r.state.Vote:
 		return fmt.Errorf("1: on disk %v, in memory %v", r.stored, r.state)
 	case l.base.Index > r.commit || r.commit > l.last:
 		return fmt.Errorf("2: base %d, commit %d, last %d", l.base.Index, r.commit, l.last)
-	case !slices.IsSortedFunc(l.runs, func(a, b position) int { return cmp.Or(cmp.Compare(a.Term, b.Term), cmp.Compare(a.Index, b.Index)) }) || last.Term > r.state.Term:
+	case !slices.IsSortedFunc(l.runs, byTerm) || l.end().Term > r.state.Term:
 		return fmt.Errorf("3: terms %v, own %d", l.runs, r.state.Term)
 	case l.durable+uint64(len(l.tail)) != l.last || len(l.tail) > 0 && l.tail[0].Index != l.durable+1:
 		return fmt.Errorf("4: durable %d, %d in memory, last %d", l.durable, len(l.tail), l.last)
-	case !slices.IsSortedFunc(l.voters, func(a, b voterSet) int { return cmp.Compare(a.Index, b.Index) }) || l.voters[0].Index > r.commit && len(l.voters) > 1:
+	case !slices.IsSortedFunc(l.voters, byIndex) || l.voters[0].Index > r.commit:
 		return fmt.Errorf("5: voters %v, commit %d", l.voters, r.commit)
-	case len(r.held) > 0 && r.stored == r.state || slices.ContainsFunc(r.held, func(m message) bool { return m.Kind != msgVote && m.Kind != msgVoteReply }):
+	case len(r.held) > 0 && (r.stored == r.state || !slices.ContainsFunc(r.held, mayWait)):
 		return fmt.Errorf("6: %d messages wait for the disk", len(r.held))
-	case (r.role == roleAsking || r.role == roleCandidate) && !r.mayStand() || r.role == roleLeader && r.stored != hardState{r.state.Term, r.cfg.self.ID}:
-		return fmt.Errorf("7: role %d, on disk %v, voters %v", r.role, r.stored, l.voterSet().Voters)
+	case r.role == roleLeader && r.stored != hardState{r.state.Term, r.cfg.self.ID}:
+		return fmt.Errorf("7: leads in term %d, on disk %v", r.state.Term, r.stored)
 	}
 	return r.checkLeader()
 }
@@ -1240,6 +1216,9 @@ func (l *raftLog) setTail(tail []entry) {
 }
 
 func (l *raftLog) compact(index uint64) {
+	if index <= l.base.Index {
+		return
+	}
 	l.base = position{index, l.term(index)}
 	n := sort.Search(len(l.runs), func(n int) bool { return l.runs[n].Index > index })
 	if index < l.last && (n == len(l.runs) || l.runs[n].Index > index+1) {
@@ -1249,11 +1228,7 @@ func (l *raftLog) compact(index uint64) {
 	l.runs = slices.Delete(l.runs, 0, n)
 }
 
-func (l *raftLog) voterSet() voterSet { return l.voters[len(l.voters)-1] }
-
-func (l *raftLog) hasVoter(id string) bool {
-	return slices.ContainsFunc(l.voterSet().Voters, func(v server) bool { return v.ID == id })
-}
+func (l *raftLog) latestVoters() voterSet { return l.voters[len(l.voters)-1] }
 
 // forgetVoters drops the sets that a committed one has replaced.
 func (l *raftLog) forgetVoters(commit uint64) {
@@ -1484,7 +1459,7 @@ func (c *cluster) removeVoter(ctx context.Context, id string) error {
 		}
 		gone := !slices.ContainsFunc(st.Voters, func(v server) bool { return v.ID == id })
 		switch {
-		case gone && st.VotersIndex <= st.Commit:
+		case gone && st.Index <= st.Commit:
 			return nil
 		case err != nil && !errors.Is(err, errBusy):
 			return err
@@ -1579,16 +1554,24 @@ func (c *cluster) drive(ctx, linksCtx context.Context) error {
 }
 
 // noticePause tells the protocol if the loop has not come round for an election
-// timeout, because the process or the machine stood still: by the monotonic
-// clock, or by the other one, which a suspended machine does not stop. Nobody
-// can have taken over meanwhile from a server that is alone.
+// timeout. Nobody can have taken over meanwhile from a server that is alone.
 func (c *cluster) noticePause(last, now time.Time) time.Time {
-	gap := max(now.Sub(last), now.Round(0).Sub(last.Round(0)))
-	if gap >= c.electionTime() && len(c.raft.status().Voters) > 1 {
+	if gap := stoodStill(last, now, c.electionTime()); gap > 0 && len(c.raft.status().Voters) > 1 {
 		c.log.Warn("this server stood still; it looks for the leader anew", "gap", gap)
 		c.raft.stalled()
 	}
 	return now
+}
+
+// stoodStill returns how long a loop did not come round, because the process or
+// the machine stood still, if that is at least limit: by the monotonic clock,
+// or by the other one, which a suspended machine does not stop.
+func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
+	gap := max(now.Sub(last), now.Round(0).Sub(last.Round(0)))
+	if gap < limit {
+		return 0
+	}
+	return gap
 }
 
 // publish shows others what this server knows now. The term is out before an
@@ -1842,7 +1825,7 @@ func (c *cluster) takeOffice(ctx context.Context) {
 	case office != 0 && (!st.Leading || st.Term != office):
 		c.log.Info("this server leads no more", "term", office, "leader", st.Leader.Name)
 		c.resign()
-	case office == 0 && c.retire == nil && st.Established && c.applied >= c.raft.first:
+	case office == 0 && c.retire == nil && st.Leading && c.applied >= st.First:
 		c.log.Info("this server leads", "term", st.Term)
 		ctx, retire := context.WithCancel(ctx)
 		c.retire = retire

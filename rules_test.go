@@ -34,7 +34,7 @@ var (
 )
 
 const (
-	simEvents  = 250 // of chaos, in one life
+	lifeEvents = 250 // of chaos, in one life
 	simJobs    = 7   // names of jobs
 	traceLines = 80  // of a trace, that a failure prints
 )
@@ -101,7 +101,7 @@ type world struct {
 	nested bool
 	marks  []requestMark
 
-	nodes  []*simNode
+	nodes  []*modelNode
 	late   []lateDispatch // dispatches that are still on their way
 	begun  map[int64]bool // executions that a node has started
 	ledger *ledger
@@ -112,8 +112,8 @@ type world struct {
 	idle     int               // numbers request ids and versions
 }
 
-// simNode is a node: what executor does, without running anything.
-type simNode struct {
+// modelNode is a node: what executor does, without running anything.
+type modelNode struct {
 	name        string
 	local       bool // it is part of the server's process
 	tags        map[string]string
@@ -123,19 +123,19 @@ type simNode struct {
 	up, reached bool
 	term, floor uint64
 	taken       map[int64]bool
-	running     map[int64]*simRun
-	held        map[int64]*simHeld
+	running     map[int64]*modelRun
+	held        map[int64]*modelHeld
 }
 
-type simRun struct{ started, until int64 } // elapsed
+type modelRun struct{ started, until int64 } // elapsed
 
-type simHeld struct {
+type modelHeld struct {
 	result
 	since int64 // elapsed; what is a second old is on disk
 }
 
 type lateDispatch struct {
-	node *simNode
+	node *modelNode
 	d    dispatch
 }
 
@@ -150,12 +150,12 @@ func simulate(t *testing.T, seed uint64) []string {
 			w.store.close()
 		}
 	}()
-	w.nodes = []*simNode{{name: "n0", local: true}, {name: "n1", tags: map[string]string{"role": "web"}}, {name: "n2", tags: map[string]string{"role": "web"}}}
+	w.nodes = []*modelNode{{name: "n0", local: true}, {name: "n1", tags: map[string]string{"role": "web"}}, {name: "n2", tags: map[string]string{"role": "web"}}}
 	for _, n := range w.nodes {
 		n.start(w)
 	}
 	w.restart()
-	for range simEvents {
+	for range lifeEvents {
 		w.step(w.event)
 	}
 	w.heal()
@@ -315,7 +315,7 @@ func (w *world) meanwhile(do func()) {
 func (w *world) checkClosing(c closing) {
 	r := w.ledger.started[c.Execution]
 	gone := w.ledger.gone(w.store, r.job)
-	switch i := slices.IndexFunc(w.nodes, func(n *simNode) bool { return n.incarnation == c.Incarnation }); {
+	switch i := slices.IndexFunc(w.nodes, func(n *modelNode) bool { return n.incarnation == c.Incarnation }); {
 	case i < 0 || gone || r.ended || c.Outcome == outcomeLost:
 	case c.Outcome == outcomeMissed && !w.nodes[i].up: // it took no connection
 	case c.Outcome == outcomeMissed && r.cause == causeTick && r.due < w.now()-int64(time.Minute):
@@ -615,8 +615,8 @@ func (w *world) alive() []node {
 	return list
 }
 
-func (w *world) node(name string) *simNode {
-	i := slices.IndexFunc(w.nodes, func(n *simNode) bool { return n.name == name })
+func (w *world) node(name string) *modelNode {
+	i := slices.IndexFunc(w.nodes, func(n *modelNode) bool { return n.name == name })
 	return w.nodes[i]
 }
 
@@ -645,7 +645,7 @@ func (w *world) start(name string, d dispatch) error {
 }
 
 // refuse is take with errors that say so.
-func (n *simNode) refuse(w *world, d dispatch) error {
+func (n *modelNode) refuse(w *world, d dispatch) error {
 	if err := n.take(w, d); err != nil {
 		return fmt.Errorf("%w: %w", errRefused, err)
 	}
@@ -685,7 +685,7 @@ func (w *world) ask(name string, q question) (answer, error) {
 	return a, nil
 }
 
-func (n *simNode) hear(term, floor uint64) {
+func (n *modelNode) hear(term, floor uint64) {
 	if term > n.term {
 		n.term, n.floor = term, 0
 	}
@@ -693,12 +693,12 @@ func (n *simNode) hear(term, floor uint64) {
 }
 
 // start begins a new process of the node. What it held on disk it holds again.
-func (n *simNode) start(w *world) {
+func (n *modelNode) start(w *world) {
 	n.incarnation = w.rnd.Uint64() | 1
 	n.up, n.reached, n.term, n.floor = true, true, 0, 0
-	n.taken, n.running = map[int64]bool{}, map[int64]*simRun{}
+	n.taken, n.running = map[int64]bool{}, map[int64]*modelRun{}
 	if n.held == nil {
-		n.held = map[int64]*simHeld{}
+		n.held = map[int64]*modelHeld{}
 	}
 	for id := range n.held {
 		n.taken[id] = true
@@ -707,7 +707,7 @@ func (n *simNode) start(w *world) {
 }
 
 // crash loses what runs, and results that had no time to reach the disk.
-func (n *simNode) crash(w *world) {
+func (n *modelNode) crash(w *world) {
 	n.up = false
 	for _, id := range slices.Sorted(maps.Keys(n.held)) {
 		if w.elapsed-n.held[id].since < int64(diskAfter) {
@@ -716,7 +716,7 @@ func (n *simNode) crash(w *world) {
 	}
 }
 
-func (n *simNode) disturb(w *world) {
+func (n *modelNode) disturb(w *world) {
 	switch {
 	case !n.up:
 		n.start(w)
@@ -733,7 +733,7 @@ func (n *simNode) disturb(w *world) {
 }
 
 // take is executor.start.
-func (n *simNode) take(w *world, d dispatch) error {
+func (n *modelNode) take(w *world, d dispatch) error {
 	switch {
 	case d.Term < n.term:
 		return errStaleTerm
@@ -756,7 +756,7 @@ func (n *simNode) take(w *world, d dispatch) error {
 
 // begin starts a run and expects that nobody has started it before, and that
 // it is on record as what its order says.
-func (n *simNode) begin(w *world, o order) {
+func (n *modelNode) begin(w *world, o order) {
 	w.logf("%s: begins %d of %s, attempt %d, due %d", n.name, o.Execution, o.Job, o.Attempt, o.ScheduledAt)
 	if w.begun[o.Execution] {
 		w.fatalf("execution %d of %s starts a second time, on %s", o.Execution, o.Job, n.name)
@@ -778,11 +778,11 @@ func (n *simNode) begin(w *world, o order) {
 	if !w.chaos {
 		length /= 20
 	}
-	n.running[o.Execution] = &simRun{started: w.elapsed, until: w.elapsed + length}
+	n.running[o.Execution] = &modelRun{started: w.elapsed, until: w.elapsed + length}
 }
 
 // work ends runs whose time has come, sends a heartbeat, and delivers.
-func (n *simNode) work(w *world) {
+func (n *modelNode) work(w *world) {
 	if !n.up {
 		return
 	}
@@ -796,7 +796,7 @@ func (n *simNode) work(w *world) {
 			outcome = outcomeFailed
 		}
 		delete(n.running, id)
-		n.held[id] = &simHeld{result{Execution: id, Started: r.started + w.skew, Finished: r.until + w.skew, Outcome: outcome, Output: []byte(outcome)}, w.elapsed}
+		n.held[id] = &modelHeld{result{Execution: id, Started: r.started + w.skew, Finished: r.until + w.skew, Outcome: outcome, Output: []byte(outcome)}, w.elapsed}
 		w.logf("%s: %d ends: %s", n.name, id, outcome)
 	}
 	if n.reached && !w.chance(20) {
@@ -808,7 +808,7 @@ func (n *simNode) work(w *world) {
 }
 
 // deliver hands some results to the leader. The acknowledgement may be lost.
-func (n *simNode) deliver(w *world) {
+func (n *modelNode) deliver(w *world) {
 	if !n.up || !n.reached && !n.local || len(n.held) == 0 || w.ctx.Err() != nil {
 		return
 	}

@@ -625,7 +625,7 @@ func (s *scheduler) found(ctx context.Context) (meta, error) {
 	if err != nil {
 		return meta{}, err
 	}
-	_, err = s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Found: &founding{ID: own.Cluster, Timezone: s.cfg.Timezone}})
+	_, err = s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Found: &foundation{ID: own.Cluster, Timezone: s.cfg.Timezone}})
 	if err != nil {
 		return meta{}, err
 	}

@@ -532,8 +532,8 @@ func (s randomSchedule) walk(loc *time.Location, from, to time.Time) []time.Time
 	return ticks
 }
 
-// chain returns the ticks in [from, to) by asking for one after the other.
-func chain(s schedule, from, to time.Time) []time.Time {
+// tickChain returns the ticks in [from, to) by asking for one after the other.
+func tickChain(s schedule, from, to time.Time) []time.Time {
 	var ticks []time.Time
 	for at := s.next(from.Add(-1)); !at.IsZero() && at.Before(to); at = s.next(at) {
 		ticks = append(ticks, at)
@@ -560,7 +560,7 @@ func TestSchedule_Next_Walk(t *testing.T) {
 		random := newRandomSchedule(rnd)
 		s := mustParseSchedule(t, random.spec(), zone, "job")
 		from, to := change.AddDate(0, 0, -3), change.AddDate(0, 0, 3)
-		want, got := random.walk(s.calendar.zone, from, to), chain(s, from, to)
+		want, got := random.walk(s.calendar.zone, from, to), tickChain(s, from, to)
 		if !slices.EqualFunc(want, got, time.Time.Equal) {
 			t.Fatalf("%q in %s around %v (-walked +next):\n%s", random.spec(), zone, change, cmp.Diff(want, got))
 		}
@@ -578,7 +578,7 @@ func TestSchedule_Count_Walk(t *testing.T) {
 		s := mustParseSchedule(t, spec, zone, "job")
 		from := change.Add(-time.Duration(rnd.Int64N(int64(5 * oneDay))))
 		to := from.Add(time.Duration(rnd.Int64N(int64(10 * oneDay))))
-		want := chain(s, from.Add(1), to.Add(1))
+		want := tickChain(s, from.Add(1), to.Add(1))
 		var wantLast time.Time
 		if len(want) > 0 {
 			wantLast = want[len(want)-1]

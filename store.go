@@ -861,7 +861,7 @@ type command struct {
 	Answer  string `json:"answer,omitempty"`  // what a repetition of the request is answered
 	Submit  bool   `json:"submit,omitempty"`  // creates or updates jobs: refused while submissions are paused
 
-	Found            *founding      `json:"found,omitempty"`
+	Found            *foundation    `json:"found,omitempty"`
 	Put              []jobPut       `json:"put,omitempty"` // all or none
 	Stage            *staging       `json:"stage,omitempty"`
 	Restore          *restoring     `json:"restore,omitempty"`
@@ -879,9 +879,9 @@ type command struct {
 	Trim             *trimming      `json:"trim,omitempty"`
 }
 
-// founding makes a new cluster. It is written again by whoever recovers one
+// foundation makes a new cluster. It is written again by whoever recovers one
 // that has lost its majority.
-type founding struct {
+type foundation struct {
 	ID       string `json:"id"`       // random, the same as in the servers' own tables
 	Timezone string `json:"timezone"` // of jobs that name none
 }
