@@ -3,7 +3,7 @@ package main
 // The node's side of a run: taking orders from the leader, running them, and answering for them. This file knows no
 // schedules, no SQL and no cluster; it is told what to run and hands back results.
 //
-// Rules that always hold (DESIGN 3.4 to 3.9):
+// Rules that always hold:
 //
 //  1. An execution id starts at most once in the life of a process: ids taken are remembered until it ends.
 //  2. A term below the highest seen is refused, and so is a dispatch for another incarnation. Within a term a dispatch is
@@ -12,23 +12,22 @@ package main
 //     the other in one step, so no question can fall between.
 //  4. What a former process left running is ended, and the results that it left on disk are held, before the first answer.
 //
-// Goroutines. A worker runs one execution after the other, and owns each from its start to its result: for a process it
-// reads the output, watches the limits and reaps it. Who wants a run to end only tells it so (run.end). Orders wait in a
-// lane, one for processes and one for requests; a lane starts few at a time, see lane. Two more goroutines live in run: one
-// delivers results, one writes to disk what nobody takes. stop waits for the workers, the caller of run for the other two.
+// The file follows an order: start takes it, launchLocked lets it begin, execute runs it by one of the two executors, and
+// deliver reports its result.
 //
-// Locks. executor.mu guards the books, run.mu how one run ends, tail.mu its output; tail.mu may be taken under executor.mu,
-// otherwise each stands alone. None is held over I/O. run.mu is held over signals and reaping, which must not interleave.
+// Goroutines. Each execution has one, from its beginning to its result. Who wants it to end before that cancels its
+// context, with the reason as the cause. Three more live in run: they deliver results, write to disk what nobody takes,
+// and watch memory. stop waits for the executions, run for the other three.
+//
+// Locks. executor.mu guards the books, tail.mu one output. Neither is held over I/O.
 
 import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +37,7 @@ import (
 	"log/syslog"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httputil"
 	"os"
@@ -55,73 +55,64 @@ import (
 )
 
 const (
-	// outputBytesMax is how much of an output is kept, its end; the same as in Dkron.
-	outputBytesMax = 256_000
-	// outputGapBytes is the room that a full output buffer has in addition, so that it can be read while it is written;
-	// also the size of the largest read.
-	outputGapBytes = 16 << 10
-
-	// reasonBytesMax bounds the reason in front of it; errors quote what the job says, which may be long.
+	// outputBytesMax is how much of an output is kept, its end; the same as in Dkron. Up to outputSlackBytes more gather
+	// before the oldest are dropped, so that not every write moves the others. One read takes outputReadBytes: every run
+	// has a buffer of that size.
+	outputBytesMax   = 256_000
+	outputSlackBytes = 64 << 10
+	outputReadBytes  = 4 << 10
+	// reasonBytesMax bounds the reason in front of an output; errors quote what the job says, which may be long.
 	reasonBytesMax = 4_000
+	// syslogBytesMax is the longest message given to syslog (RFC 5424 asks receivers for 2,048); longer lines are cut up.
+	syslogBytesMax = 1_900
 
 	// queuedMax bounds the orders that wait on a node: ten times the largest burst we design for, about 50 MB. A dispatch
 	// above it is refused as a whole, and the leader dispatches again after its next question.
 	queuedMax = 100_000
-	// processesMax and requestsMax bound what runs at once; more waits in the lane. A process costs two descriptors and
-	// one of the 32,768 process ids of a Linux host with default limits, a request one descriptor. Hosts that allow few
-	// descriptors get less, see newExecutor.
-	processesMax = 4_000
+	// processesMax and requestsMax bound what runs at once; more waits. A running process takes a thread of ours that waits
+	// for it, and 30 kB. A Go program that is refused a thread crashes, so processes, a child of each and our threads stay
+	// below the 4,915 tasks that systemd allows a service on a host with 32,768 process ids, and our threads far below the
+	// 10,000 of the Go runtime. Hosts that allow few descriptors get less, see newExecutor.
+	processesMax = 1_500
 	requestsMax  = 8_000
-	// A start slot is given back when the run ends, or this long after the process was started or the request begun. So slow
-	// runs start at a rate of slots by time: 10,700 requests a second; processes are forked one by one anyway.
-	requestStarts        = 64
-	requestStartTime     = 6 * time.Millisecond
-	processStartsPerCore = 4
-	processStartTime     = 3 * time.Millisecond
+	// So many runs may be in their beginning, which is over when they end or have lasted that long. Quick runs so follow
+	// each other on few connections and with few processes at a time, and slow ones hold nobody up.
+	processStarts    = 8
+	processStartTime = 4 * time.Millisecond
+	requestStarts    = 64
+	requestStartTime = 6 * time.Millisecond
 
 	// killGrace is the time between the signals TERM and KILL.
 	killGrace = 5 * time.Second
-	// lookFirst and lookMax are the first and the longest time between two looks at a process: whether its main process
-	// ended while children hold its output open, and whether a limit is passed. lookMax must stay below killGrace.
-	lookFirst = 5 * time.Millisecond
-	lookMax   = time.Second
-	// exitFirst is the first look after a process closed its output, which nearly always means that it is about to exit.
-	exitFirst = 20 * time.Microsecond
-	// drainMax is how long a reader waits for the rest of an output when the process group is gone: only a process that
-	// left the group can still hold it open.
+	// drainMax bounds the wait for the rest of an output when the process group is gone: only a process that left the
+	// group can still hold it open.
 	drainMax = 250 * time.Millisecond
-	// leftoverMax bounds the wait for processes that a former process left behind; one in an uninterruptible system call
-	// must not keep the node from starting.
-	leftoverMax = 5 * time.Second
-	// memoryAge is how old the table of resident memory may get before a look reads /proc again.
-	memoryAge = 500 * time.Millisecond
+	// memoryEvery is how often runs with a mem_limit are looked at, as upstream.
+	memoryEvery = time.Second
+	// leftoverMax bounds the wait for processes that a former process left behind: one in an uninterruptible system call
+	// must not keep the node from starting. leftoverEvery is how often they are looked for.
+	leftoverMax   = 5 * time.Second
+	leftoverEvery = 5 * time.Millisecond
 
-	// requestTimeout is the timeout of a request whose job does not say one, or none that can be read.
-	requestTimeout = 30 * time.Second
-	// requestTimeoutMax, 34 years in seconds, keeps a timeout from overflowing a time.Duration.
+	// requestTimeout is the timeout of a request whose job does not say one, or none that can be read; requestTimeoutMax,
+	// 34 years in seconds, keeps one from overflowing a time.Duration.
+	requestTimeout    = 30 * time.Second
 	requestTimeoutMax = 1 << 30
 	// idlePerHostMax and idleMax bound the connections kept open: twice what fast endpoints need at once, and so many hosts.
 	idlePerHostMax = 2 * requestStarts
 	idleMax        = 1_024
-	idleTime       = 30 * time.Second
-	// transportsMax bounds the cached sets of TLS settings; each has its own connections.
-	transportsMax = 32
 
 	// reportResultsMax and reportBytesMax bound one delivery, so that it fits a request body and an entry of the log; a
-	// single result may be larger than the second.
+	// single result may be larger than the second. reportPause is the least time between two: results of a burst share one.
 	reportResultsMax = 1_000
 	reportBytesMax   = 512_000
-	// reportPause is the least time between two deliveries: results of a burst share a call.
-	reportPause = 2 * time.Millisecond
+	reportPause      = 2 * time.Millisecond
 	// reportRetryFirst doubles up to reportRetryMax while nobody takes results.
 	reportRetryFirst = 100 * time.Millisecond
 	reportRetryMax   = 5 * time.Second
 	// diskAfter is the age at which a result that nobody took is written to disk; keepEvery how often that is looked at.
 	diskAfter = time.Second
 	keepEvery = 250 * time.Millisecond
-
-	// syslogBytesMax is the longest message given to syslog (RFC 5424 asks receivers for 2,048); longer lines are cut up.
-	syslogBytesMax = 1_900
 )
 
 // Outcomes of an execution, in results and in the store.
@@ -132,9 +123,6 @@ const (
 	outcomeInterrupted = "interrupted" // the node stopped or died under it: a failure
 	outcomeLost        = "lost"        // never said by a node: the leader gave up waiting
 )
-
-// stopReason is the reason of runs that stop interrupted.
-const stopReason = "the node stopped"
 
 // Executors that a job can name.
 const (
@@ -224,27 +212,54 @@ type executorConfig struct {
 
 // executor runs what the leader orders. Its methods may be called by any goroutine.
 type executor struct {
-	cfg     executorConfig // fixed
-	inc     uint64         // fixed: the incarnation
-	dir     string         // fixed: where results are kept
-	base    []string       // fixed: the environment that processes inherit
-	devNull *os.File       // fixed: standard input of processes without a payload
-	client  transports     // guards itself
-	memory  memoryTable    // guards itself
-	workers sync.WaitGroup // running workers; Add only under mu and while a worker lives or stopping is false
-	news    chan struct{}  // holds a token when results were added to due
-	drained chan struct{}  // closed when stopping and nothing runs
+	cfg       executorConfig  // fixed
+	inc       uint64          // fixed: the incarnation
+	dir       string          // fixed: where results are kept
+	base      []string        // fixed: the environment that processes inherit
+	transport *http.Transport // the connections of requests without TLS settings; guards itself
+	news      chan struct{}   // holds a token when results were added to due
+	drained   chan struct{}   // closed when stopping and nothing runs
+	working   sync.WaitGroup  // goroutines of executions; Add only under mu, while runs is not empty
 
 	mu        sync.Mutex
 	term      uint64          // highest term seen
 	floor     uint64          // number of the latest question or kill answered in term
 	taken     idSet           // every execution taken by this process
 	runs      map[int64]*run  // taken and not finished
+	limited   map[*run]limit  // processes with a mem_limit
 	held      map[int64]*held // finished and not acknowledged
 	due       []int64         // held executions to be delivered, oldest first; may name some that are no longer held
 	processes lane
 	requests  lane
 	stopping  bool
+}
+
+// run is one execution on this node, from the order to its result.
+type run struct {
+	order  order                   // fixed
+	lane   *lane                   // fixed
+	out    tail                    // guards itself
+	cancel context.CancelCauseFunc // nil while the run waits; set once, under executor.mu
+}
+
+// ending is why a run is ended before it is done: the cause of its context, and so the error of its executor. The first
+// that is given counts.
+type ending struct {
+	outcome string
+	why     string // the first line of the output
+}
+
+func (e *ending) Error() string { return e.why }
+
+// lane is where orders of one kind wait, and what lets them begin. All but the bounds is guarded by executor.mu.
+type lane struct {
+	startsMax  int
+	startTime  time.Duration
+	runningMax int
+
+	queue    []*run // oldest first; those that are not in executor.runs were killed
+	starting int    // runs that began less than startTime ago
+	running  int
 }
 
 // held is a finished execution that nobody has acknowledged. Its fields are guarded by executor.mu.
@@ -256,25 +271,32 @@ type held struct {
 }
 
 // newExecutor ends what a former process of this node left running, reads the results that it left on disk, and returns
-// an executor that is ready for orders. Results are delivered only while run runs.
+// an executor that is ready for orders. Results are delivered and memory is watched only while run runs.
 func newExecutor(cfg executorConfig) (*executor, error) {
 	if cfg.NodeID == "" {
 		return nil, errors.New("executor: the node has no id")
 	}
 	e := &executor{
 		cfg:     cfg,
-		inc:     newIncarnation(),
+		inc:     rand.Uint64() | 1,
 		dir:     filepath.Join(cfg.DataDir, "results"),
+		base:    inheritedEnvironment(os.Environ()),
 		news:    make(chan struct{}, 1),
 		drained: make(chan struct{}),
 		taken:   idSet{},
 		runs:    map[int64]*run{},
+		limited: map[*run]limit{},
 		held:    map[int64]*held{},
-		base:    inheritedEnvironment(os.Environ()),
 	}
-	files := descriptorLimit()
-	e.processes = lane{startsMax: processStartsPerCore * runtime.GOMAXPROCS(0), runningMax: int(min(processesMax, files/5))}
-	e.requests = lane{startsMax: requestStarts, runningMax: int(min(requestsMax, files*2/5))}
+	// A running process costs two descriptors and some more while it starts, a request one; the node needs others.
+	files := syscall.Rlimit{Cur: 1_024} // in case it is not known how many we may open
+	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
+	e.processes = lane{startsMax: processStarts, startTime: processStartTime, runningMax: int(min(processesMax, files.Cur/5))}
+	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: int(min(requestsMax, files.Cur*2/5))}
+	var err error
+	if e.transport, err = newTransport(nil); err != nil {
+		return nil, fmt.Errorf("executor: %w", err)
+	}
 
 	e.endLeftovers()
 	if err := os.MkdirAll(e.dir, 0o700); err != nil {
@@ -283,26 +305,7 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 	if err := e.readResults(); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
-	var err error
-	if e.devNull, err = os.Open(os.DevNull); err != nil {
-		return nil, fmt.Errorf("executor: %w", err)
-	}
 	return e, nil
-}
-
-func newIncarnation() uint64 {
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return binary.LittleEndian.Uint64(b[:]) | 1
-}
-
-// descriptorLimit returns how many files this process may have open.
-func descriptorLimit() uint64 {
-	var l syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
-		return 1_024
-	}
-	return uint64(l.Cur)
 }
 
 // incarnation is random, made at each start, never zero.
@@ -321,6 +324,52 @@ func (e *executor) undelivered() int {
 	defer e.mu.Unlock()
 	return len(e.held)
 }
+
+// run delivers results, keeps on disk those that nobody takes, and watches memory, until ctx ends. Then it writes to disk
+// what is still held, for the next process.
+func (e *executor) run(ctx context.Context) error {
+	var others sync.WaitGroup
+	others.Go(func() { e.keep(ctx) })
+	others.Go(func() { e.watchMemory(ctx) })
+	e.deliver(ctx)
+	others.Wait()
+	return e.storeOlderThan(0)
+}
+
+// stop refuses new orders, waits up to grace until nothing runs, then ends what still does as interrupted. It returns when
+// nothing runs. The results are delivered by run, which must go on until undelivered is zero or patience ends.
+func (e *executor) stop(grace time.Duration) {
+	e.mu.Lock()
+	if !e.stopping {
+		e.stopping = true
+		e.drainLocked()
+	}
+	e.mu.Unlock()
+
+	patience := time.NewTimer(grace)
+	defer patience.Stop()
+	select {
+	case <-e.drained:
+	case <-patience.C:
+		e.mu.Lock()
+		for _, r := range e.runs {
+			e.endLocked(r, &ending{outcomeInterrupted, "the node stopped"})
+		}
+		e.mu.Unlock()
+	}
+	<-e.drained
+	e.working.Wait()
+	e.transport.CloseIdleConnections()
+}
+
+// drainLocked closes drained if it is time.
+func (e *executor) drainLocked() {
+	if e.stopping && len(e.runs) == 0 {
+		close(e.drained)
+	}
+}
+
+// ---- From the order to the result
 
 // start takes all orders of d, or none if it returns an error: errStaleTerm, errOtherIncarnation, errStaleNumber,
 // errStopping or errQueueFull. An execution that was taken before is passed over. It does not wait for anything to run.
@@ -344,13 +393,15 @@ func (e *executor) start(d dispatch) error {
 		if !e.taken.add(o.Execution) {
 			continue
 		}
-		r := &run{order: o, waiting: true}
+		r := &run{order: o, lane: &e.requests} // what no executor runs fails at once and may wait anywhere
+		if o.Executor == executorShell {
+			r.lane = &e.processes
+		}
 		e.runs[o.Execution] = r
-		l := e.laneOf(o)
-		l.queue = append(l.queue, r)
+		r.lane.queue = append(r.lane.queue, r)
 	}
-	e.fillLocked(&e.processes)
-	e.fillLocked(&e.requests)
+	e.launchLocked(&e.processes)
+	e.launchLocked(&e.requests)
 	return nil
 }
 
@@ -366,6 +417,201 @@ func (e *executor) hearLocked(term, floor uint64) error {
 	return nil
 }
 
+// launchLocked begins the runs of a lane that may begin.
+func (e *executor) launchLocked(l *lane) {
+	for len(l.queue) > 0 && l.starting < l.startsMax && l.running < l.runningMax {
+		r := l.queue[0]
+		l.queue[0], l.queue = nil, l.queue[1:]
+		if e.runs[r.order.Execution] == nil {
+			continue // killed while it waited
+		}
+		l.starting++
+		l.running++
+		ctx, cancel := context.WithCancelCause(context.Background())
+		r.cancel = cancel
+		e.working.Go(func() { e.work(ctx, r) })
+	}
+}
+
+// work takes a run from its beginning to its held result. It is the goroutine of the run.
+func (e *executor) work(ctx context.Context, r *run) {
+	l := r.lane
+	beginning := time.AfterFunc(l.startTime, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		l.starting--
+		e.launchLocked(l)
+	})
+	res := e.execute(ctx, r)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r.cancel(nil)
+	l.running--
+	if beginning.Stop() {
+		l.starting--
+	}
+	e.finishLocked(r, res)
+	e.launchLocked(l)
+}
+
+// finishLocked turns a run into a held result that is to be delivered.
+func (e *executor) finishLocked(r *run, res result) {
+	delete(e.runs, res.Execution)
+	r.out.close()
+	e.held[res.Execution] = &held{result: res, size: len(res.Output), since: time.Now()}
+	e.due = append(e.due, res.Execution)
+	select {
+	case e.news <- struct{}{}:
+	default:
+	}
+	e.drainLocked()
+}
+
+// execute runs r to its end. Of a run that failed or was ended, the first line of the output is the reason.
+func (e *executor) execute(ctx context.Context, r *run) result {
+	started := time.Now()
+	var err error
+	switch r.order.Executor {
+	case executorShell:
+		err = e.runProcess(ctx, r)
+	case executorHTTP:
+		err = e.runRequest(ctx, r)
+	case "":
+		err = errors.New("the job has no executor: nothing to run")
+	case "grpc", "kafka", "nats", "rabbitmq", "gcppubsub", "docker", "ecs":
+		err = fmt.Errorf("the executor %q of Dkron is not part of belfry, which has shell and http", r.order.Executor)
+	default:
+		err = fmt.Errorf("there is no executor %q; belfry has shell and http", r.order.Executor)
+	}
+
+	res := result{Execution: r.order.Execution, Started: started.UnixNano(), Outcome: outcomeSuccess}
+	// The monotonic clock counts between the two times: a step of the wall clock makes no negative duration.
+	res.Finished = res.Started + int64(time.Since(started))
+	reason := ""
+	if err != nil {
+		reason = err.Error()
+		reason = reason[:min(len(reason), reasonBytesMax)] + "\n"
+		res.Outcome = outcomeFailed
+		if end, ok := errors.AsType[*ending](err); ok {
+			res.Outcome = end.outcome
+		}
+	}
+	res.Output, res.Dropped = r.out.final(reason)
+	if len(r.order.Processors) > 0 {
+		res.Output = e.process(r.order, res.Output)
+	}
+	return res
+}
+
+// deliver reports what is due, one batch after the other, until ctx ends.
+func (e *executor) deliver(ctx context.Context) {
+	retry := time.Duration(0) // zero while results are taken
+	for ctx.Err() == nil {
+		batch := e.nextBatch()
+		if len(batch) == 0 {
+			select {
+			case <-e.news:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		taken, err := e.cfg.Report(ctx, batch)
+		e.acknowledge(taken)
+		e.putBack(batch)
+		if err == nil && len(taken) > 0 {
+			retry = 0
+			sleep(ctx, reportPause)
+			continue
+		}
+		if retry == 0 && ctx.Err() == nil {
+			e.cfg.Log.Warn("results are not taken; they are kept", "results", len(batch), "err", err)
+		}
+		retry = min(max(2*retry, reportRetryFirst), reportRetryMax)
+		sleep(ctx, retry)
+	}
+}
+
+// sleep waits for d, and reports whether ctx holds until then.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// nextBatch takes results off the list of those that are due, as many as one delivery may carry.
+func (e *executor) nextBatch() []result {
+	var batch []held
+	size := 0
+	e.mu.Lock()
+	for len(e.due) > 0 && len(batch) < reportResultsMax {
+		if h := e.held[e.due[0]]; h != nil {
+			if len(batch) > 0 && size+h.size > reportBytesMax {
+				break
+			}
+			batch, size = append(batch, *h), size+h.size
+		}
+		e.due = e.due[1:]
+	}
+	e.mu.Unlock()
+	results := make([]result, len(batch))
+	for i, h := range batch {
+		results[i] = e.load(h)
+	}
+	return results
+}
+
+// putBack lists again what was not acknowledged, behind the others: what the leader does not take holds up nobody.
+func (e *executor) putBack(batch []result) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, res := range batch {
+		if e.held[res.Execution] != nil {
+			e.due = append(e.due, res.Execution)
+		}
+	}
+}
+
+// acknowledge forgets results that are durable with the leader, and their files.
+func (e *executor) acknowledge(executions []int64) {
+	var files []int64
+	e.mu.Lock()
+	for _, id := range executions {
+		if h := e.held[id]; h != nil && h.stored {
+			files = append(files, id)
+		}
+		delete(e.held, id)
+	}
+	e.mu.Unlock()
+	for _, id := range files {
+		e.removeFile(id)
+	}
+}
+
+// executionName is the text id of an execution, in the API and in the environment of a process.
+func executionName(id int64, node string) string { return strconv.FormatInt(id, 10) + "-" + node }
+
+// scheduledAt is an order's time as jobs see it: RFC 3339, UTC, with nanoseconds.
+func (o *order) scheduledAt() string {
+	return time.Unix(0, o.ScheduledAt).UTC().Format(time.RFC3339Nano)
+}
+
+// idSet is a set of ids, 64 neighbours to an entry. It only grows: a million runs a day take 0.4 MB a day if their ids are
+// neighbours, 4 MB if every tenth id is ours.
+type idSet map[int64]uint64
+
+// add reports whether id was not in the set before.
+func (s idSet) add(id int64) bool {
+	bit := uint64(1) << (id & 63)
+	old := s[id>>6]
+	s[id>>6] = old | bit
+	return old&bit == 0
+}
+
+// ---- Questions, kills, live output
+
 // ask answers a question. Held results come with their output as far as one delivery goes; a held result beyond that is
 // listed as running: the leader waits, and takes it from a delivery or a later answer. The only error is errStaleTerm.
 func (e *executor) ask(q question) (answer, error) {
@@ -378,9 +624,7 @@ func (e *executor) ask(q question) (answer, error) {
 	}
 	ids := q.Executions
 	if q.All {
-		ids = slices.Concat(ids, slices.Collect(maps.Keys(e.runs)), slices.Collect(maps.Keys(e.held)))
-		slices.Sort(ids)
-		ids = slices.Compact(ids)
+		ids = slices.AppendSeq(slices.Collect(maps.Keys(e.runs)), maps.Keys(e.held)) // what else was named is unknown
 	}
 	size := 0
 	for _, id := range ids {
@@ -407,357 +651,88 @@ func (e *executor) ask(q question) (answer, error) {
 // is on its way. Errors are errStaleTerm and errUnknownExecution.
 func (e *executor) kill(k kill) error {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	if err := e.hearLocked(k.Term, k.Number); err != nil {
-		e.mu.Unlock()
 		return err
 	}
-	r, isHeld := e.runs[k.Execution], e.held[k.Execution] != nil
-	if r != nil && r.waiting {
-		e.cancelLocked(r, outcomeKilled, k.Why)
-		r = nil
-		isHeld = true
-	}
-	e.mu.Unlock()
-	switch {
-	case r != nil:
-		r.end(outcomeKilled, k.Why, killGrace)
-	case !isHeld:
+	r := e.runs[k.Execution]
+	if r == nil && e.held[k.Execution] == nil {
 		return errUnknownExecution
+	}
+	if r != nil {
+		e.endLocked(r, &ending{outcomeKilled, k.Why})
 	}
 	return nil
 }
 
-// acknowledge forgets results that are durable with the leader, and their files.
-func (e *executor) acknowledge(executions []int64) {
-	var files []int64
-	e.mu.Lock()
-	for _, id := range executions {
-		if h := e.held[id]; h != nil && h.stored {
-			files = append(files, id)
-		}
-		delete(e.held, id)
+// endLocked tells a run to end. One that waits ends here; processors are not for it, as it has no output.
+func (e *executor) endLocked(r *run, end *ending) {
+	if r.cancel != nil {
+		r.cancel(end)
+		return
 	}
-	e.mu.Unlock()
-	for _, id := range files {
-		e.removeFile(id)
-	}
+	now := time.Now().UnixNano()
+	e.finishLocked(r, result{Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome, Output: []byte(end.why + "\n")})
 }
 
 // output writes what an execution has printed, from the byte with the offset from on, or from the oldest that is kept. With
 // follow it goes on until the run ends. Of a finished execution that is still held it writes the output of its result, whose
 // first line may be the reason of a failure. Errors are errUnknownExecution, that of ctx, and those of w.
 func (e *executor) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
+	var finished held
 	e.mu.Lock()
-	r := e.runs[execution]
-	var h held
-	found := e.held[execution]
-	if found != nil {
-		h = *found
+	r, h := e.runs[execution], e.held[execution]
+	if h != nil {
+		finished = *h
 	}
 	e.mu.Unlock()
-	switch {
-	case r != nil:
+	if r != nil {
 		return r.out.copyTo(ctx, w, from, follow)
-	case found == nil:
+	}
+	if h == nil {
 		return errUnknownExecution
 	}
-	res := e.load(h)
+	res := e.load(finished)
 	skip := min(max(from-res.Dropped, 0), int64(len(res.Output)))
 	_, err := w.Write(res.Output[skip:])
 	return err
 }
 
-// stop refuses new orders, waits up to grace until nothing runs, then ends what still does as interrupted. It returns when
-// nothing runs. The results are delivered by run, which must go on until undelivered is zero or patience ends.
-func (e *executor) stop(grace time.Duration) {
-	e.mu.Lock()
-	if !e.stopping {
-		e.stopping = true
-		e.drainLocked()
-	}
-	e.mu.Unlock()
-
-	patience := time.NewTimer(grace)
-	defer patience.Stop()
-	select {
-	case <-e.drained:
-	case <-patience.C:
-		for _, r := range e.interruptWaiting() {
-			r.end(outcomeInterrupted, stopReason, killGrace)
-		}
-	}
-	<-e.drained
-	e.workers.Wait()
-	e.client.close()
-	e.devNull.Close() // a second call of stop finds it closed, which is as well
-}
-
-// interruptWaiting ends the runs that wait and returns those that have begun.
-func (e *executor) interruptWaiting() (begun []*run) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, r := range e.runs {
-		if r.waiting {
-			e.cancelLocked(r, outcomeInterrupted, stopReason)
-		} else {
-			begun = append(begun, r)
-		}
-	}
-	return begun
-}
-
-// drainLocked closes drained if it is time.
-func (e *executor) drainLocked() {
-	if e.stopping && len(e.runs) == 0 {
-		close(e.drained)
-	}
-}
-
-// idSet is a set of ids, 64 neighbours to an entry. It only grows: a million runs a day take 0.4 MB a day if their ids are
-// neighbours, 4 MB if every tenth id is ours.
-type idSet map[int64]uint64
-
-// add reports whether id was not in the set before.
-func (s idSet) add(id int64) bool {
-	bit := uint64(1) << (id & 63)
-	old := s[id>>6]
-	s[id>>6] = old | bit
-	return old&bit == 0
-}
-
-// ---- Lanes and workers
-
-// lane is where orders of one kind wait. It hands out start slots, and a run keeps its slot until it ends, but only for a few
-// milliseconds. So quick runs follow each other on few slots, which keeps connections, memory and processes few and caches
-// warm, while slow ones hold nobody up. All but the bounds is guarded by executor.mu.
-type lane struct {
-	startsMax  int
-	runningMax int
-
-	queue   []*run // oldest first
-	starts  int    // slots in use
-	running int
-}
-
-// run is one execution on this node, from the order to its result.
-type run struct {
-	order   order       // fixed
-	waiting bool        // in a queue; guarded by executor.mu
-	out     tail        // guards itself
-	slot    *time.Timer // of its worker: gives the start slot away; reset when the run has begun
-
-	mu     sync.Mutex
-	ending *ending // why it is to end, nil if nobody said so
-	killAt time.Time
-	killed bool               // the group has had its KILL
-	pid    int                // of the main process and its group, zero before it starts and once it is reaped
-	cancel context.CancelFunc // of the request, nil before it starts
-	over   bool               // it ended by itself; nothing changes that any more
-}
-
-// ending is the outcome and the reason that somebody gave a run.
-type ending struct{ outcome, why string }
-
-// end tells a run to end; the first to say so determines its outcome. A process group gets TERM now, and KILL from its
-// owner once grace has passed. It does not wait.
-func (r *run) end(outcome, why string, grace time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ending != nil || r.over {
-		return
-	}
-	r.ending = &ending{outcome, why}
-	r.killAt = time.Now().Add(grace)
-	if r.pid != 0 && grace > 0 {
-		signalGroup(r.pid, syscall.SIGTERM)
-	}
-	if r.cancel != nil {
-		r.cancel()
-	}
-}
-
-// worker is one goroutine of a lane.
-type worker struct {
-	lane *lane
-	slot bool // it has a start slot of its lane; guarded by executor.mu
-}
-
-// laneOf returns the lane in which an order waits. What no executor runs fails at once and may wait anywhere.
-func (e *executor) laneOf(o order) *lane {
-	if o.Executor == executorShell {
-		return &e.processes
-	}
-	return &e.requests
-}
-
-// fillLocked starts workers for orders that may start.
-func (e *executor) fillLocked(l *lane) {
-	for l.starts < l.startsMax {
-		r := e.nextLocked(l)
-		if r == nil {
-			return
-		}
-		l.starts++
-		w := &worker{lane: l, slot: true}
-		e.workers.Go(func() { e.work(w, r) })
-	}
-}
-
-// nextLocked takes the next run out of the queue and counts it as running; nil if none may run now.
-func (e *executor) nextLocked(l *lane) *run {
-	for len(l.queue) > 0 && l.running < l.runningMax {
-		r := l.queue[0]
-		l.queue[0] = nil
-		l.queue = l.queue[1:]
-		if r.waiting { // else it was cancelled
-			r.waiting = false
-			l.running++
-			return r
-		}
-	}
-	return nil
-}
-
-// work runs r, then others of the lane for as long as the worker has its slot.
-func (e *executor) work(w *worker, r *run) {
-	slot := time.AfterFunc(math.MaxInt64, func() { e.yield(w) })
-	defer slot.Stop()
-	for r != nil {
-		r.slot = slot
-		res := e.execute(r)
-		slot.Stop() // if it is too late for that, the next run loses the slot early, which does no harm
-		r = e.finish(w, r, res)
-	}
-}
-
-// yield gives the start slot of a worker, whose run takes long, to another one.
-func (e *executor) yield(w *worker) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !w.slot {
-		return
-	}
-	w.slot = false
-	w.lane.starts--
-	e.fillLocked(w.lane)
-}
-
-// finish turns a run into a held result and returns the next run for the worker, nil if it is to end.
-func (e *executor) finish(w *worker, r *run, res result) (next *run) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.runs, r.order.Execution)
-	e.holdLocked(res)
-	w.lane.running--
-	if w.slot {
-		if next = e.nextLocked(w.lane); next == nil {
-			w.slot = false
-			w.lane.starts--
-		}
-	}
-	e.fillLocked(w.lane) // the lane may have been waiting for a run to end
-	e.drainLocked()
-	return next
-}
-
-// cancelLocked ends a run that waits. Processors are not for it: it has no output.
-func (e *executor) cancelLocked(r *run, outcome, why string) {
-	now := time.Now().UnixNano()
-	r.waiting = false
-	r.out.close()
-	delete(e.runs, r.order.Execution)
-	e.holdLocked(result{Execution: r.order.Execution, Started: now, Finished: now, Outcome: outcome, Output: []byte(why + "\n")})
-	e.drainLocked()
-}
-
-// execute runs r to its end.
-func (e *executor) execute(r *run) result {
-	started := time.Now()
-	var err error
-	switch r.order.Executor {
-	case executorShell:
-		err = e.runProcess(r)
-	case executorHTTP:
-		err = e.runRequest(r)
-	case "":
-		err = errors.New("the job has no executor: nothing to run")
-	case "grpc", "kafka", "nats", "rabbitmq", "gcppubsub", "docker", "ecs":
-		err = fmt.Errorf("the executor %q of Dkron is not part of belfry, which has shell and http", r.order.Executor)
-	default:
-		err = fmt.Errorf("there is no executor %q; belfry has shell and http", r.order.Executor)
-	}
-	r.mu.Lock()
-	r.over = true
-	end := r.ending
-	r.mu.Unlock()
-	r.out.close()
-
-	outcome, reason := outcomeSuccess, ""
-	switch {
-	case end != nil:
-		outcome, reason = end.outcome, end.why
-	case err != nil:
-		outcome, reason = outcomeFailed, err.Error()
-	}
-	if reason != "" {
-		reason = reason[:min(len(reason), reasonBytesMax)] + "\n"
-	}
-	// The monotonic clock counts between the two times: a step of the wall clock makes no negative duration.
-	res := result{Execution: r.order.Execution, Started: started.UnixNano(), Outcome: outcome}
-	res.Finished = res.Started + int64(time.Since(started))
-	res.Output, res.Dropped = r.out.final(reason)
-	if len(r.order.Processors) > 0 {
-		res.Output = e.process(r.order, res.Output)
-	}
-	return res
-}
-
-// executionName is the text id of an execution, in the API and in the environment of a process.
-func executionName(id int64, node string) string { return strconv.FormatInt(id, 10) + "-" + node }
-
-// scheduledAt is an order's time as jobs see it: RFC 3339, UTC, with nanoseconds.
-func (o *order) scheduledAt() string {
-	return time.Unix(0, o.ScheduledAt).UTC().Format(time.RFC3339Nano)
-}
-
-// ---- Output
-
-// tail is the output of a run: the newest outputBytesMax bytes of it. The byte with the absolute offset n is at
-// buf[n % (outputBytesMax+outputGapBytes)]; buf grows to that size as needed. Only the owner of the run writes, and
-// always into bytes that nobody may read, so it holds no lock while it fills them.
+// tail is the output of a run, of which it keeps the end.
 type tail struct {
 	mu     sync.Mutex
-	buf    []byte
+	kept   []byte        // the newest bytes: all, or at least outputBytesMax
 	total  int64         // bytes written since the beginning
 	closed bool          // no more will come
 	more   chan struct{} // closed at the next change; nil while nobody waits
 }
 
-// space returns room for the next bytes, never empty. Called by the owner, who says with commit how much of it he filled.
-func (t *tail) space() []byte {
-	const size = outputBytesMax + outputGapBytes
-	at := int(t.total % size)
-	if at == len(t.buf) {
-		grown := make([]byte, min(max(512, 2*len(t.buf)), size))
-		copy(grown, t.buf)
-		t.mu.Lock()
-		t.buf = grown
-		t.mu.Unlock()
-	}
-	return t.buf[at:min(len(t.buf), at+outputGapBytes)]
-}
-
-func (t *tail) commit(n int) {
+// Write adds p and drops what is too old.
+func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.total += int64(n)
+	t.total += int64(len(p))
+	t.kept = append(t.kept, p...)
+	if len(t.kept) > outputBytesMax+outputSlackBytes {
+		t.kept = append(t.kept[:0], t.kept[len(t.kept)-outputBytesMax:]...)
+	}
 	t.changedLocked()
+	return len(p), nil
 }
 
-func (t *tail) changedLocked() {
-	if t.more != nil {
-		close(t.more)
-		t.more = nil
+// ReadFrom adds what comes from src until it ends. io.Copy would take a buffer eight times as large.
+func (t *tail) ReadFrom(src io.Reader) (total int64, err error) {
+	buf := make([]byte, outputReadBytes)
+	for {
+		n, err := src.Read(buf)
+		t.Write(buf[:n]) // never fails
+		total += int64(n)
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
 	}
 }
 
@@ -769,147 +744,187 @@ func (t *tail) close() {
 	t.changedLocked()
 }
 
-// Write keeps the end of p. Called by the owner.
-func (t *tail) Write(p []byte) (int, error) {
-	for rest := p; len(rest) > 0; {
-		n := copy(t.space(), rest)
-		t.commit(n)
-		rest = rest[n:]
-	}
-	return len(p), nil
-}
-
-// ReadFrom reads until src ends. Called by the owner.
-func (t *tail) ReadFrom(src io.Reader) (total int64, err error) {
-	for {
-		n, err := src.Read(t.space())
-		t.commit(n)
-		total += int64(n)
-		if err == io.EOF {
-			return total, nil
-		}
-		if err != nil {
-			return total, err
-		}
+func (t *tail) changedLocked() {
+	if t.more != nil {
+		close(t.more)
+		t.more = nil
 	}
 }
 
-// readPipe reads until the pipe ends (io.EOF) or its deadline passes. It waits without a buffer, so a silent process
-// costs none. Called by the owner.
-func (t *tail) readPipe(pipe syscall.RawConn) error {
-	var n int
-	var err error
-	read := func(fd uintptr) bool {
-		n, err = syscall.Read(int(fd), t.space())
-		return err != syscall.EAGAIN
-	}
-	for {
-		if err := pipe.Read(read); err != nil {
-			return err
-		}
-		switch {
-		case err == syscall.EINTR:
-		case err != nil:
-			return err
-		case n == 0:
-			return io.EOF
-		default:
-			t.commit(n)
-		}
-	}
+// lastLocked returns the last n bytes, or what is kept of them. They are part of the buffer.
+func (t *tail) lastLocked(n int64) []byte {
+	n = max(0, min(n, outputBytesMax, int64(len(t.kept))))
+	return t.kept[int64(len(t.kept))-n:]
 }
 
-// appendFromLocked appends to dst what is kept from the offset from on, at most n bytes, and returns the offset behind it.
-func (t *tail) appendFromLocked(dst []byte, from int64, n int) ([]byte, int64) {
-	from = max(from, t.total-outputBytesMax, 0)
-	end := max(from, min(t.total, from+int64(n)))
-	for from < end {
-		at := from % (outputBytesMax + outputGapBytes)
-		part := t.buf[at:min(int64(len(t.buf)), at+end-from)]
-		dst = append(dst, part...)
-		from += int64(len(part))
-	}
-	return dst, end
-}
-
-// since returns what is kept from the offset from on.
+// since returns a copy of what is kept from the offset from on.
 func (t *tail) since(from int64) []byte {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	b, _ := t.appendFromLocked(nil, from, outputBytesMax)
-	return b
+	return bytes.Clone(t.lastLocked(t.total - from))
 }
 
-// final returns the reason and behind it as much of the output's end as fits, and the number of bytes left out. Called by
-// the owner at the end; the result may share the buffer.
+// final returns the reason and behind it as much of the output's end as fits, and the number of bytes left out. Nothing may
+// be written after it, as the result may share the buffer.
 func (t *tail) final(reason string) (output []byte, dropped int64) {
-	kept := int(min(t.total, int64(outputBytesMax-len(reason))))
-	if reason == "" && kept == int(t.total) {
-		return t.buf[:kept], 0
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	output = append(make([]byte, 0, len(reason)+kept), reason...)
-	output, _ = t.appendFromLocked(output, t.total-int64(kept), kept)
-	return output, t.total - int64(kept)
+	output = t.lastLocked(int64(outputBytesMax - len(reason)))
+	dropped = t.total - int64(len(output))
+	if reason != "" {
+		output = append([]byte(reason), output...)
+	}
+	return output, dropped
 }
 
 // copyTo writes what is kept from the offset from on to w, and with follow what comes, until the output is closed.
 func (t *tail) copyTo(ctx context.Context, w io.Writer, from int64, follow bool) error {
-	var buf []byte
 	for {
 		t.mu.Lock()
-		buf, from = t.appendFromLocked(buf[:0], from, outputGapBytes)
-		last := len(buf) == 0 && (t.closed || !follow)
-		if len(buf) == 0 && !last && t.more == nil {
+		part := bytes.Clone(t.lastLocked(t.total - from))
+		from = max(from, t.total)
+		last := t.closed || !follow
+		if t.more == nil && !last {
 			t.more = make(chan struct{})
 		}
 		more := t.more
 		t.mu.Unlock()
-		switch {
-		case len(buf) > 0:
-			if _, err := w.Write(buf); err != nil {
-				return err
-			}
-		case last:
-			return nil
-		default:
-			select {
-			case <-more:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+		if _, err := w.Write(part); err != nil || last {
+			return err
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
 
 // ---- The executor "shell"
 
-// limits of a process; zero is none.
-type limits struct {
-	timeout time.Duration
-	memory  int64 // bytes, resident, of the whole process group
+// runProcess runs the command of r in a process group of its own, and ends the group with it. The error is the reason of
+// a failure, or why the run was ended.
+func (e *executor) runProcess(ctx context.Context, r *run) error {
+	timeout, memoryBytes, err := parseLimits(r.order.Config)
+	if err != nil {
+		return err
+	}
+	if memoryBytes > 0 && runtime.GOOS != "linux" {
+		return errors.New("executor_config.mem_limit works on Linux only")
+	}
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("execution time exceeded the timeout of %s", timeout))
+		defer cancel()
+	}
+	cmd, err := e.command(ctx, &r.order)
+	if err != nil {
+		return err
+	}
+	// The pipe is ours and not one of exec.Cmd, whose Wait would wait for all that hold it open: those in the group are to
+	// be killed first.
+	out, in, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = in, in
+	err = cmd.Start()
+	in.Close()
+	if err != nil {
+		return cmp.Or(context.Cause(ctx), err)
+	}
+	var reader sync.WaitGroup
+	reader.Go(func() { r.out.ReadFrom(out) }) // ends with the last writer or the deadline; either is the end of the output
+
+	group := cmd.Process.Pid
+	if memoryBytes > 0 {
+		e.setLimit(r, limit{group, memoryBytes})
+		defer e.setLimit(r, limit{})
+	}
+	err = cmd.Wait()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // the process succeeded without having read its payload, which a child holds open
+	}
+	err = cmp.Or(context.Cause(ctx), err) // from here on it is too late to end the run
+	endGroup(group)
+	out.SetReadDeadline(time.Now().Add(drainMax))
+	reader.Wait()
+	return err
+}
+
+// command returns the command of an order, without its output. When ctx ends, its process group gets TERM, and its main
+// process KILL after killGrace.
+func (e *executor) command(ctx context.Context, o *order) (*exec.Cmd, error) {
+	words, err := commandWords(o.Config)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	cmd.Env = e.environment(o)
+	// Pdeathsig is left out: it is for Linux alone, follows the thread and not the process, and does not reach
+	// grandchildren. endLeftovers does what it is for.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = killGrace
+	cmd.Cancel = func() error { return signalGroup(cmd.Process.Pid, syscall.SIGTERM) }
+	if cmd.Dir = o.Config["cwd"]; cmd.Dir != "" {
+		if _, err := os.Stat(cmd.Dir); err != nil { // which Start would report as if the program were missing
+			return nil, fmt.Errorf("executor_config.cwd: %w", err)
+		}
+	}
+	if su := o.Config["su"]; su != "" {
+		if cmd.SysProcAttr.Credential, err = credential(su); err != nil {
+			return nil, fmt.Errorf("executor_config.su: %w", err)
+		}
+	}
+	if payload := o.Config["payload"]; payload != "" {
+		data, err := base64.StdEncoding.DecodeString(payload)
+		if err != nil {
+			return nil, fmt.Errorf("executor_config.payload: %w", err)
+		}
+		cmd.Stdin = bytes.NewReader(data)
+	}
+	return cmd, nil
+}
+
+// signalGroup signals a process group. It fails only if the group is gone, or if all in it became another user's by a
+// set-user-id program; neither leaves anything to do.
+//
+// The main process of the group may have been reaped a moment ago, and its id could by now be that of a new group; but ids
+// are given out in turn, so that takes thousands of new processes and not the microseconds in between.
+func signalGroup(group int, s syscall.Signal) error { return syscall.Kill(-group, s) }
+
+// endGroup kills what is left of a process group whose main process is reaped. If that leaves it to us, as to process 1 of
+// a container, it is reaped as well.
+func endGroup(group int) {
+	signalGroup(group, syscall.SIGKILL)
+	for {
+		if _, err := syscall.Wait4(-group, nil, 0, nil); err != nil && err != syscall.EINTR {
+			return // ECHILD: no child of ours is left
+		}
+	}
 }
 
 // checkShellConfig says what is wrong with the limits in the executor_config of a shell job. What else may be wrong shows
 // when it runs, as in Dkron.
 func checkShellConfig(config map[string]string) error {
-	_, err := parseLimits(config)
+	_, _, err := parseLimits(config)
 	return err
 }
 
-func parseLimits(config map[string]string) (l limits, err error) {
+// parseLimits returns the limits in executor_config, zero for none.
+func parseLimits(config map[string]string) (timeout time.Duration, memoryBytes int64, err error) {
 	if s := config["timeout"]; s != "" {
-		if l.timeout, err = time.ParseDuration(s); err != nil || l.timeout < 0 {
-			return limits{}, fmt.Errorf(`executor_config.timeout: %q is not a duration such as "90s" or "1h30m"`, s)
+		if timeout, err = time.ParseDuration(s); err != nil || timeout < 0 {
+			return 0, 0, fmt.Errorf(`executor_config.timeout: %q is not a duration such as "90s" or "1h30m"`, s)
 		}
 	}
 	if s := config["mem_limit"]; s != "" {
-		if l.memory, err = parseBytes(s); err != nil {
-			return limits{}, fmt.Errorf(`executor_config.mem_limit: %q is not a size such as "1048576" or "512MB"`, s)
+		if memoryBytes, err = parseBytes(s); err != nil {
+			return 0, 0, fmt.Errorf(`executor_config.mem_limit: %q is not a size such as "1048576" or "512MB"`, s)
 		}
 	}
-	return l, nil
+	return timeout, memoryBytes, nil
 }
 
 // parseBytes reads a positive size: a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T or
@@ -931,204 +946,6 @@ func parseBytes(s string) (int64, error) {
 	}
 	return int64(n), nil
 }
-
-// runProcess runs the command of r. The error is the reason of a failure, unless run.end was called.
-func (e *executor) runProcess(r *run) error {
-	lim, err := parseLimits(r.order.Config)
-	if err != nil {
-		return err
-	}
-	if lim.memory > 0 && runtime.GOOS != "linux" {
-		return errors.New("executor_config.mem_limit works on Linux only")
-	}
-	pipe, pid, err := e.startProcess(&r.order)
-	if err != nil {
-		return err
-	}
-	defer pipe.Close()
-
-	r.slot.Reset(processStartTime)
-	r.mu.Lock()
-	r.pid = pid
-	if r.ending != nil { // told while it started
-		signalGroup(pid, syscall.SIGTERM)
-	}
-	r.mu.Unlock()
-
-	status, err := e.supervise(r, pipe, lim)
-	switch {
-	case err != nil:
-		return err
-	case status.Signaled() && status.CoreDump():
-		return fmt.Errorf("signal: %v (core dumped)", status.Signal())
-	case status.Signaled():
-		return fmt.Errorf("signal: %v", status.Signal())
-	case status.ExitStatus() != 0:
-		return fmt.Errorf("exit status %d", status.ExitStatus())
-	}
-	return nil
-}
-
-// startProcess starts the command of o in a process group of its own, with standard output and error in one pipe.
-//
-// It uses fork and wait themselves: exec.Cmd blocks a thread of ours for each running process, of which the runtime allows
-// 10,000, and cannot look whether a process ended without waiting for it.
-func (e *executor) startProcess(o *order) (pipe *os.File, pid int, err error) {
-	argv, err := commandWords(o.Config)
-	if err != nil {
-		return nil, 0, err
-	}
-	path := argv[0]
-	if filepath.Base(path) == path {
-		if path, err = exec.LookPath(path); err != nil {
-			return nil, 0, err
-		}
-	}
-	attr := syscall.ProcAttr{
-		Dir: o.Config["cwd"],
-		Env: e.environment(o),
-		// Pdeathsig is left out: it is for Linux alone, follows the thread and not the process, and does not reach
-		// grandchildren. endLeftovers does what it is for.
-		Sys: &syscall.SysProcAttr{Setpgid: true},
-	}
-	if su := o.Config["su"]; su != "" {
-		if attr.Sys.Credential, err = credential(su); err != nil {
-			return nil, 0, fmt.Errorf("executor_config.su: %w", err)
-		}
-	}
-	stdin := e.devNull
-	if payload := o.Config["payload"]; payload != "" {
-		if stdin, err = payloadFile(payload); err != nil {
-			return nil, 0, fmt.Errorf("executor_config.payload: %w", err)
-		}
-		defer stdin.Close()
-	}
-	pipe, write, err := os.Pipe()
-	if err != nil {
-		return nil, 0, err
-	}
-	attr.Files = []uintptr{stdin.Fd(), write.Fd(), write.Fd()}
-	pid, err = syscall.ForkExec(path, argv, &attr)
-	write.Close()
-	if err != nil {
-		pipe.Close()
-		if _, statErr := os.Stat(attr.Dir); attr.Dir != "" && statErr != nil {
-			return nil, 0, fmt.Errorf("executor_config.cwd: %w", statErr)
-		}
-		return nil, 0, &fs.PathError{Op: "fork/exec", Path: path, Err: err}
-	}
-	return pipe, pid, nil
-}
-
-// supervise reads the output of the process and enforces its limits until its main process has ended; then it ends what
-// is left of the process group.
-func (e *executor) supervise(r *run, pipe *os.File, lim limits) (syscall.WaitStatus, error) {
-	conn, err := pipe.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	pid, started := r.pid, time.Now()
-	memoryAt := started.Add(lookMax)
-	for open, wait := true, lookFirst; ; wait = min(2*wait, lookMax) {
-		now := time.Now()
-		next := now.Add(wait)
-		switch timeoutAt := started.Add(lim.timeout); {
-		case lim.timeout == 0:
-		case now.Before(timeoutAt):
-			next = earlier(next, timeoutAt)
-		default:
-			r.end(outcomeFailed, fmt.Sprintf("execution time exceeded the timeout of %s", lim.timeout), killGrace)
-		}
-		if lim.memory > 0 && !now.Before(memoryAt) {
-			memoryAt = now.Add(lookMax)
-			if used := e.memory.resident(pid, now); used > lim.memory {
-				r.end(outcomeFailed, fmt.Sprintf("resident memory of %d bytes exceeded the mem_limit of %d bytes", used, lim.memory), 0)
-			}
-		}
-		next = r.killIfDue(now, next)
-
-		if !open {
-			time.Sleep(time.Until(next))
-		} else {
-			pipe.SetReadDeadline(next) // fails only on a closed file, and then so does the read
-			if err := r.out.readPipe(conn); !errors.Is(err, os.ErrDeadlineExceeded) {
-				open, wait = false, exitFirst
-			}
-		}
-		status, ended, err := r.reap()
-		if !ended {
-			continue
-		}
-		endGroup(pid)
-		if open {
-			pipe.SetReadDeadline(time.Now().Add(drainMax))
-			r.out.readPipe(conn) // ends with the last writer or the deadline; either is the end of the output
-		}
-		return status, err
-	}
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
-
-// killIfDue sends KILL to a group that was told to end and has had its time. If that lies ahead and before next, it
-// returns when it is, else next.
-func (r *run) killIfDue(now, next time.Time) time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case r.ending == nil || r.killed:
-	case now.Before(r.killAt):
-		return earlier(next, r.killAt)
-	default:
-		r.killed = true
-		signalGroup(r.pid, syscall.SIGKILL)
-	}
-	return next
-}
-
-// reap looks whether the main process has ended. From then on no signal goes to its id.
-func (r *run) reap() (status syscall.WaitStatus, ended bool, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for {
-		pid, err := syscall.Wait4(r.pid, &status, syscall.WNOHANG, nil)
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err != nil:
-			err = fmt.Errorf("how the process ended is not known: %w", os.NewSyscallError("wait4", err))
-		case pid == 0:
-			return 0, false, nil
-		}
-		r.pid, r.over = 0, true
-		return status, true, err
-	}
-}
-
-// endGroup kills what is left of a process group whose main process is reaped. The id could by now be that of a new group;
-// but ids are given out in turn, so that takes thousands of new processes and not the microseconds in between.
-func endGroup(pid int) {
-	signalGroup(pid, syscall.SIGKILL)
-	// As process 1, of a container, we are the new parent of what was left and have to reap it.
-	for deadline := time.Now().Add(drainMax); time.Now().Before(deadline); {
-		reaped, err := syscall.Wait4(-pid, nil, syscall.WNOHANG, nil)
-		if err == syscall.ECHILD {
-			return
-		}
-		if reaped == 0 {
-			time.Sleep(time.Millisecond)
-		}
-	}
-}
-
-// signalGroup signals a process group. It fails only if the group is gone, or if all in it became another user's by a
-// set-user-id program; neither leaves anything to do.
-func signalGroup(pid int, s syscall.Signal) { syscall.Kill(-pid, s) }
 
 // commandWords returns the program and its arguments.
 func commandWords(config map[string]string) ([]string, error) {
@@ -1202,60 +1019,27 @@ func splitWords(s string) ([]string, error) {
 // inheritedEnvironment returns what processes inherit of the node's environment: all but the settings of the node, which
 // may be secret, and what a process gets from its own order.
 func inheritedEnvironment(environ []string) []string {
-	return slices.DeleteFunc(environ, func(entry string) bool {
+	return slices.Clip(slices.DeleteFunc(environ, func(entry string) bool {
 		return strings.HasPrefix(entry, "BELFRY_") || strings.HasPrefix(entry, "DKRON_") || strings.HasPrefix(entry, "ENV_JOB_NAME=")
-	})
+	}))
 }
 
-// environment returns the environment of a process: the inherited one, what identifies the run, and the job's own entries
-// "K=V,K2=V2". These replace either, except for the two marks by which a leftover process is found.
+// environment returns the environment of a process, of which the last entry of a name counts: the inherited one, what
+// identifies the run, the job's own entries "K=V,K2=V2", and the two marks by which a leftover process is found.
 func (e *executor) environment(o *order) []string {
-	env := make([]string, len(e.base), len(e.base)+16)
-	copy(env, e.base)
-	env = append(env,
+	env := append(e.base,
 		"ENV_JOB_NAME="+o.Job,
 		"BELFRY_JOB="+o.Job,
 		"BELFRY_SCHEDULED_AT="+o.scheduledAt(),
 		"BELFRY_ATTEMPT="+strconv.Itoa(o.Attempt),
 		"BELFRY_NODE="+e.cfg.Node,
-		"BELFRY_EXECUTION="+executionName(o.Execution, e.cfg.Node),
-		nodeIDVariable+"="+e.cfg.NodeID,
 	)
 	for entry := range strings.SplitSeq(o.Config["env"], ",") {
-		name := entry[:strings.IndexByte(entry, '=')+1]
-		if name == "" || name == "BELFRY_EXECUTION=" || name == nodeIDVariable+"=" {
-			continue
-		}
-		// Few entries against few dozens: a map would cost more.
-		i := slices.IndexFunc(env, func(other string) bool { return strings.HasPrefix(other, name) })
-		if i < 0 {
+		if strings.IndexByte(entry, '=') > 0 {
 			env = append(env, entry)
-		} else {
-			env[i] = entry
 		}
 	}
-	return env
-}
-
-// payloadFile returns a file without a name that holds the decoded payload. A file needs no goroutine that feeds a pipe.
-func payloadFile(payload string) (*os.File, error) {
-	data, err := base64.StdEncoding.DecodeString(payload)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.CreateTemp("", "belfry-payload-")
-	if err != nil {
-		return nil, err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		_, err = f.Seek(0, io.SeekStart)
-	}
-	if err := cmp.Or(err, os.Remove(f.Name())); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return append(env, "BELFRY_EXECUTION="+executionName(o.Execution, e.cfg.Node), nodeIDVariable+"="+e.cfg.NodeID)
 }
 
 // credential returns whom to run as: "user" with all its groups, or "user:group" with that group alone.
@@ -1286,7 +1070,7 @@ func credential(su string) (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: numbers[0], Gid: numbers[1], Groups: numbers[2:]}, nil
 }
 
-// ---- Processes of this node in /proc
+// ---- Processes in /proc
 
 // nodeIDVariable marks the processes of a node, their children included.
 const nodeIDVariable = "BELFRY_NODE_ID"
@@ -1295,17 +1079,11 @@ const nodeIDVariable = "BELFRY_NODE_ID"
 // alone tells the environment of another process; elsewhere they go on. So does a process that hides its environment, or
 // that does not end within leftoverMax.
 func (e *executor) endLeftovers() {
-	deadline := time.Now().Add(leftoverMax)
-	logged := false
-	for {
-		found := leftovers(e.cfg.NodeID)
-		if len(found) == 0 {
-			return
-		}
-		if !logged {
-			logged = true
-			e.cfg.Log.Warn("ending processes that a former process of this node left running", "pids", found)
-		}
+	found := leftovers(e.cfg.NodeID)
+	if len(found) > 0 {
+		e.cfg.Log.Warn("ending processes that a former process of this node left running", "pids", found)
+	}
+	for deadline := time.Now().Add(leftoverMax); len(found) > 0; found = leftovers(e.cfg.NodeID) {
 		if time.Now().After(deadline) {
 			e.cfg.Log.Error("processes of a former process of this node do not end", "pids", found)
 			return
@@ -1317,74 +1095,84 @@ func (e *executor) endLeftovers() {
 			}
 			syscall.Kill(pid, syscall.SIGKILL) // fails if it is gone
 		}
-		time.Sleep(lookFirst)
+		time.Sleep(leftoverEvery)
 	}
 }
 
 // leftovers returns the processes, other than this one, whose environment names the node.
-func leftovers(nodeID string) []int {
-	var found []int
-	mark := []byte(nodeIDVariable + "=" + nodeID)
-	for _, pid := range processIDs() {
-		if pid == os.Getpid() {
+func leftovers(nodeID string) (pids []int) {
+	for _, dir := range processDirs() {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		environ, err := os.ReadFile(filepath.Join(dir, "environ"))
 		if err != nil {
 			continue // gone, or another user's
 		}
-		for entry := range bytes.SplitSeq(environ, []byte{0}) {
-			if bytes.Equal(entry, mark) {
-				found = append(found, pid)
-				break
+		if slices.Contains(strings.Split(string(environ), "\x00"), nodeIDVariable+"="+nodeID) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// processDirs returns the directories of all processes; none where there is no /proc.
+func processDirs() []string {
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only on a bad pattern
+	return dirs
+}
+
+// limit is how much resident memory a process group may have; the zero value is no limit. Memory that processes share
+// counts for each of them.
+type limit struct {
+	group int
+	bytes int64
+}
+
+// setLimit sets or removes the limit of a running process.
+func (e *executor) setLimit(r *run, l limit) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if l == (limit{}) {
+		delete(e.limited, r)
+	} else {
+		e.limited[r] = l
+	}
+}
+
+// watchMemory kills process groups that are above their limits, until ctx ends. One look at /proc serves all runs.
+func (e *executor) watchMemory(ctx context.Context) {
+	for sleep(ctx, memoryEvery) {
+		e.mu.Lock()
+		limited := maps.Clone(e.limited)
+		e.mu.Unlock()
+		if len(limited) == 0 {
+			continue
+		}
+		used := residentMemory()
+		for r, l := range limited {
+			if used[l.group] > l.bytes {
+				r.cancel(fmt.Errorf("resident memory of %d bytes exceeded the mem_limit of %d bytes", used[l.group], l.bytes))
+				signalGroup(l.group, syscall.SIGKILL) // TERM would leave it time to take more
 			}
 		}
 	}
-	return found
 }
 
-// processIDs returns the ids of all processes; none where there is no /proc.
-func processIDs() (ids []int) {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1) // processes come and go meanwhile; what was read counts
-	for _, name := range names {
-		if id, err := strconv.Atoi(name); err == nil {
-			ids = append(ids, id)
+// residentMemory returns the bytes of resident memory of each process group.
+func residentMemory() map[int]int64 {
+	used := map[int]int64{}
+	for _, dir := range processDirs() {
+		stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+		if err != nil {
+			continue // gone
+		}
+		if group, pages, ok := parseStat(stat); ok {
+			used[group] += pages * int64(os.Getpagesize())
 		}
 	}
-	return ids
-}
-
-// memoryTable is the resident memory of all process groups. All runs with a limit share it, so /proc is read twice a
-// second at most, however many they are.
-type memoryTable struct {
-	mu    sync.Mutex // held while /proc is read: whoever waits wants just that
-	at    time.Time
-	bytes map[int]int64 // process group → bytes
-}
-
-// resident returns the resident memory of a process group, at most memoryAge old. Memory that processes share counts for
-// each of them.
-func (m *memoryTable) resident(group int, now time.Time) int64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if now.Sub(m.at) > memoryAge {
-		m.at, m.bytes = now, map[int]int64{}
-		for _, pid := range processIDs() {
-			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-			if err != nil {
-				continue // gone
-			}
-			if group, pages, ok := parseStat(stat); ok {
-				m.bytes[group] += pages * int64(os.Getpagesize())
-			}
-		}
-	}
-	return m.bytes[group]
+	return used
 }
 
 // parseStat reads the process group and the resident pages from /proc/PID/stat, see proc_pid_stat(5): fields 5 and 24.
@@ -1401,30 +1189,26 @@ func parseStat(stat []byte) (group int, pages int64, ok bool) {
 
 // ---- The executor "http"
 
-// runRequest makes the request of r. The error is the reason of a failure, unless run.end was called.
-func (e *executor) runRequest(r *run) error {
+// runRequest makes the request of r. The error is the reason of a failure, or why the run was ended.
+func (e *executor) runRequest(ctx context.Context, r *run) error {
 	config := r.order.Config
 	timeout := requestTimeout
 	if n, err := strconv.Atoi(config["timeout"]); err == nil && n > 0 {
 		timeout = time.Duration(min(n, requestTimeoutMax)) * time.Second
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no complete answer within the timeout of %s", timeout))
 	defer cancel()
-	r.slot.Reset(requestStartTime)
-	r.mu.Lock()
-	r.cancel = cancel
-	if r.ending != nil { // told while it started
-		cancel()
-	}
-	r.mu.Unlock()
-
 	req, err := e.newRequest(ctx, &r.order)
 	if err != nil {
 		return err
 	}
-	transport, err := e.client.transport(config)
-	if err != nil {
-		return err
+	transport := e.transport
+	if config["tlsNoVerifyPeer"]+config["tlsCertificateFile"]+config["tlsCertificateKeyFile"]+config["tlsRootCAsFile"] != "" {
+		// Connections of its own for each run: few jobs have such settings, and a renewed file counts from the next run on.
+		if transport, err = newTransport(config); err != nil {
+			return err
+		}
+		defer transport.CloseIdleConnections()
 	}
 	debug := config["debug"] != ""
 	if debug {
@@ -1436,7 +1220,7 @@ func (e *executor) runRequest(r *run) error {
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
-		return explain(ctx, err, timeout)
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	defer resp.Body.Close()
 	if debug {
@@ -1446,19 +1230,11 @@ func (e *executor) runRequest(r *run) error {
 		}
 		r.out.Write(dump)
 	}
-	body := r.out.total // only the owner, which we are, changes it
+	body := r.out.total // nobody else writes
 	if _, err := r.out.ReadFrom(resp.Body); err != nil {
-		return explain(ctx, err, timeout)
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	return checkResponse(config, resp.StatusCode, func() []byte { return r.out.since(body) })
-}
-
-// explain makes an error of the standard library say which limit was passed.
-func explain(ctx context.Context, err error, timeout time.Duration) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("no complete answer within the timeout of %s", timeout)
-	}
-	return err
 }
 
 // newRequest makes the request that executor_config describes, and adds headers that identify the run, unless the job
@@ -1532,98 +1308,27 @@ func checkResponse(config map[string]string, code int, body func() []byte) error
 	return nil
 }
 
-// transports are the connections of all requests: one set for jobs without TLS settings, and one for each combination of
-// settings and versions of the files that they name. The zero value is ready.
-type transports struct {
-	mu     sync.Mutex
-	byKeys map[tlsSettings]*http.Transport
-}
-
-// tlsSettings is what makes connections differ. The versions of its files are part of it, so a renewed certificate is
-// used from the next request on.
-type tlsSettings struct {
-	noVerify                              bool
-	cert, key, roots                      string // paths
-	certVersion, keyVersion, rootsVersion int64  // modification times, Unix nanoseconds
-}
-
-// transport returns the connections for a job. It reads certificates when it meets them first.
-func (t *transports) transport(config map[string]string) (*http.Transport, error) {
-	noVerify, err := strconv.ParseBool(config["tlsNoVerifyPeer"])
-	s := tlsSettings{noVerify: noVerify && err == nil, cert: config["tlsCertificateFile"],
-		key: config["tlsCertificateKeyFile"], roots: config["tlsRootCAsFile"]}
-	s.certVersion, s.keyVersion, s.rootsVersion = fileVersion(s.cert), fileVersion(s.key), fileVersion(s.roots)
-	t.mu.Lock()
-	found := t.byKeys[s]
-	t.mu.Unlock()
-	if found != nil {
-		return found, nil
-	}
-	made, err := newTransport(s)
-	if err != nil {
-		return nil, err
-	}
-
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if found := t.byKeys[s]; found != nil { // somebody was faster; ours has no connections yet
-		return found, nil
-	}
-	if t.byKeys == nil {
-		t.byKeys = map[tlsSettings]*http.Transport{}
-	}
-	for old, transport := range t.byKeys {
-		if len(t.byKeys) < transportsMax {
-			break
-		}
-		// Which one goes does not matter: at worst the next request has to connect again.
-		transport.CloseIdleConnections()
-		delete(t.byKeys, old)
-	}
-	t.byKeys[s] = made
-	return made, nil
-}
-
-// close ends all connections that no request uses.
-func (t *transports) close() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, transport := range t.byKeys {
-		transport.CloseIdleConnections()
-	}
-}
-
-// fileVersion returns the modification time of a file; zero if there is none, whose reader will say why.
-func fileVersion(path string) int64 {
-	if path == "" {
-		return 0
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-	return info.ModTime().UnixNano()
-}
-
-func newTransport(s tlsSettings) (*http.Transport, error) {
+// newTransport returns the connections for a job with the TLS settings in config.
+func newTransport(config map[string]string) (*http.Transport, error) {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.IdleConnTimeout = idleMax, idlePerHostMax, idleTime
-	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: s.noVerify}
-	if s.cert != "" || s.key != "" {
-		pair, err := tls.LoadX509KeyPair(s.cert, s.key)
+	t.MaxIdleConns, t.MaxIdleConnsPerHost = idleMax, idlePerHostMax
+	noVerify, err := strconv.ParseBool(config["tlsNoVerifyPeer"])
+	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: err == nil && noVerify}
+	if cert, key := config["tlsCertificateFile"], config["tlsCertificateKeyFile"]; cert != "" || key != "" {
+		pair, err := tls.LoadX509KeyPair(cert, key)
 		if err != nil {
 			return nil, fmt.Errorf("executor_config.tlsCertificateFile: %w", err)
 		}
 		t.TLSClientConfig.Certificates = []tls.Certificate{pair}
 	}
-	if s.roots != "" {
-		pem, err := os.ReadFile(s.roots)
+	if roots := config["tlsRootCAsFile"]; roots != "" {
+		pem, err := os.ReadFile(roots)
 		if err != nil {
 			return nil, fmt.Errorf("executor_config.tlsRootCAsFile: %w", err)
 		}
 		t.TLSClientConfig.RootCAs = x509.NewCertPool()
 		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("executor_config.tlsRootCAsFile: %s holds no certificate", s.roots)
+			return nil, fmt.Errorf("executor_config.tlsRootCAsFile: %s holds no certificate", roots)
 		}
 	}
 	return t, nil
@@ -1696,104 +1401,12 @@ func writeSyslog(job string, output []byte) error {
 	return nil
 }
 
-// ---- Held results
+// ---- Results on disk
 
-// holdLocked adds a result to those that are to be delivered.
-func (e *executor) holdLocked(res result) {
-	e.held[res.Execution] = &held{result: res, size: len(res.Output), since: time.Now()}
-	e.due = append(e.due, res.Execution)
-	select {
-	case e.news <- struct{}{}:
-	default:
-	}
-}
-
-// run delivers results until ctx ends. Then it writes to disk what nobody took, for the next process.
-func (e *executor) run(ctx context.Context) error {
-	var keeper sync.WaitGroup
-	keeper.Go(func() { e.keep(ctx) })
-	e.deliver(ctx)
-	keeper.Wait()
-	return e.storeOlderThan(0)
-}
-
-// deliver reports what is due, one batch after the other.
-func (e *executor) deliver(ctx context.Context) {
-	retry := time.Duration(0)
-	for ctx.Err() == nil {
-		batch := e.nextBatch()
-		if len(batch) == 0 {
-			select {
-			case <-e.news:
-			case <-ctx.Done():
-			}
-			continue
-		}
-		taken, err := e.cfg.Report(ctx, batch)
-		e.acknowledge(taken)
-		e.putBack(batch)
-		pause := reportPause
-		if err != nil || len(taken) == 0 {
-			if retry == 0 && ctx.Err() == nil {
-				e.cfg.Log.Warn("results are not taken; they are kept", "results", len(batch), "err", err)
-			}
-			retry = min(max(2*retry, reportRetryFirst), reportRetryMax)
-			pause = retry
-		} else {
-			retry = 0
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
-	}
-}
-
-// nextBatch takes results off the list of those that are due, as many as one delivery may carry.
-func (e *executor) nextBatch() []result {
-	var batch []held
-	size := 0
-	e.mu.Lock()
-	for len(e.due) > 0 && len(batch) < reportResultsMax {
-		h := e.held[e.due[0]]
-		if h != nil {
-			if len(batch) > 0 && size+h.size > reportBytesMax {
-				break
-			}
-			batch, size = append(batch, *h), size+h.size
-		}
-		e.due = e.due[1:]
-	}
-	e.mu.Unlock()
-	results := make([]result, len(batch))
-	for i, h := range batch {
-		results[i] = e.load(h)
-	}
-	return results
-}
-
-// putBack lists again what was not acknowledged, behind the others: what the leader does not take holds up nobody.
-func (e *executor) putBack(batch []result) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, res := range batch {
-		if e.held[res.Execution] != nil {
-			e.due = append(e.due, res.Execution)
-		}
-	}
-}
-
-// keep writes results to disk that nobody takes in time.
+// keep writes results to disk that nobody takes in time, until ctx ends.
 func (e *executor) keep(ctx context.Context) {
-	ticks := time.NewTicker(keepEvery)
-	defer ticks.Stop()
 	failing := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticks.C:
-		}
+	for sleep(ctx, keepEvery) {
 		err := e.storeOlderThan(diskAfter)
 		if err != nil && !failing {
 			e.cfg.Log.Error("results cannot be kept on disk; they stay in memory", "err", err)
@@ -1889,8 +1502,9 @@ func (e *executor) readResults() error {
 		case ".json":
 			res, readErr := readResultFile(path)
 			if readErr == nil && path == e.path(res.Execution) {
-				e.held[res.Execution] = &held{result: res, size: len(res.Output), stored: true}
-				e.held[res.Execution].Output = nil
+				h := &held{result: res, size: len(res.Output), stored: true}
+				h.Output = nil
+				e.held[res.Execution] = h
 				e.taken.add(res.Execution)
 				e.due = append(e.due, res.Execution)
 				continue
