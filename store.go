@@ -394,7 +394,7 @@ func (s *store) open() (err error) {
 		return err
 	}
 	if s.conn, err = s.db.Conn(context.Background()); err != nil {
-		return err
+		return fmt.Errorf("cannot read the database; if belfry.db is damaged, restore a backup: %w", err)
 	}
 	s.sync = "FULL"
 	if err := s.migrate(); err != nil {
