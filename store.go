@@ -1192,7 +1192,7 @@ func (a *applying) put(p jobPut) error {
 	if base.ID != 0 && !p.Keep && armed && next != never && next <= a.c.Now {
 		return errUndecided
 	}
-	if !p.Keep && p.Job.armed() && p.Next != never && p.Next <= fired {
+	if base.ID != 0 && !p.Keep && p.Job.armed() && p.Next != never && p.Next <= fired {
 		return errConflict
 	}
 	return a.store(p, parent)

@@ -637,3 +637,650 @@ func FuzzDecodeCommand(f *testing.F) {
 		}
 	})
 }
+
+// ---- The rules of apply, one by one
+
+// stage is a store with jobs in a known state, to try commands on.
+type stage struct {
+	t    *testing.T
+	s    *store
+	jobs map[string]jobVersion
+}
+
+var stageNext = testStart + int64(time.Minute)
+
+// newStage stores jobs: all due at stageNext, except as they say themselves.
+func newStage(t *testing.T, jobs ...job) *stage {
+	t.Helper()
+	g := &stage{t: t, s: newStore(t), jobs: map[string]jobVersion{}}
+	for _, j := range jobs {
+		if j.Schedule == "" {
+			j.Schedule = "@every 1m"
+		}
+		g.put(jobPut{Job: j, Next: stageNext})
+	}
+	return g
+}
+
+// do applies one command, now is testStart if it says none.
+func (g *stage) do(c *command) applied {
+	g.t.Helper()
+	if c.Now == 0 {
+		c.Now = testStart
+	}
+	return commit(g.t, g.s, c)[0]
+}
+
+func (g *stage) put(p jobPut) applied {
+	g.t.Helper()
+	res := g.do(&command{Put: []jobPut{p}})
+	if res.Err == nil {
+		g.jobs[p.Job.Name] = jobVersion{res.Jobs[0], int64(res.Index)}
+	}
+	return res
+}
+
+func (g *stage) row(name string) *jobRow {
+	g.t.Helper()
+	row, err := g.s.job(name)
+	if err != nil {
+		g.t.Fatalf("%s: %v", name, err)
+	}
+	return row
+}
+
+// tick decides the next tick of a job to run on nodes.
+func (g *stage) tick(name string, nodes ...string) []int64 {
+	g.t.Helper()
+	row := g.row(name)
+	d := decision{Job: row.version.ID, Rev: row.version.Rev, Due: row.next, Next: row.next + int64(time.Minute)}
+	for _, n := range nodes {
+		d.Targets = append(d.Targets, target{n, 7})
+	}
+	res := g.do(&command{Now: row.next, Decide: []decision{d}})
+	if !res.Accepted[0] {
+		g.t.Fatalf("tick %d of %s was not accepted", row.next, name)
+	}
+	return res.Started[0]
+}
+
+// end reports outcomes of executions, in one command.
+func (g *stage) end(outcome string, executions ...int64) {
+	g.t.Helper()
+	c := &command{Now: stageNext + 5}
+	for _, id := range executions {
+		c.Done = append(c.Done, report{Execution: id, Started: stageNext, Finished: stageNext + 5, Outcome: outcome})
+	}
+	g.do(c)
+}
+
+// lose closes executions as lost.
+func (g *stage) lose(executions ...int64) {
+	g.t.Helper()
+	c := &command{Now: stageNext + 5}
+	for _, id := range executions {
+		c.Close = append(c.Close, closing{id, 7, outcomeLost, "gone\n"})
+	}
+	g.do(c)
+}
+
+// pending are the rows that wait, as "cause job attempt".
+func (g *stage) pending() (list []string, rows []pendingRow) {
+	g.t.Helper()
+	rows, err := g.s.pending(0)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, p := range rows {
+		for name, v := range g.jobs {
+			if v.ID == p.JobID {
+				list = append(list, fmt.Sprintf("%s %s %d", p.Cause, name, p.Attempt))
+			}
+		}
+	}
+	return list, rows
+}
+
+func (g *stage) wantPending(want ...string) {
+	g.t.Helper()
+	got, _ := g.pending()
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		g.t.Errorf("pending rows (-want +got):\n%s", diff)
+	}
+}
+
+// runPending decides the only pending row.
+func (g *stage) runPending(targets ...target) applied {
+	g.t.Helper()
+	_, rows := g.pending()
+	if len(rows) != 1 {
+		g.t.Fatalf("%d pending rows, want 1", len(rows))
+	}
+	jobs, err := g.s.jobsByID([]int64{rows[0].JobID})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	d := runDecision{Pending: rows[0].ID, Job: rows[0].JobID, Rev: jobs[0].version.Rev, Targets: targets}
+	if len(targets) == 0 {
+		d.Outcome, d.Reason = outcomeSkipped, "why"
+	}
+	return g.do(&command{Run: []runDecision{d}})
+}
+
+// skipped are the ticks that did not run, as "cause outcome count: reason".
+func (g *stage) skipped() (list []string) {
+	g.t.Helper()
+	err := g.s.viewEach("SELECT cause || ' ' || outcome || ' ' || count || ': ' || reason FROM ticks ORDER BY id", nil, func(scan scanner) error {
+		var text string
+		err := scan(&text)
+		list = append(list, text)
+		return err
+	})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return list
+}
+
+// TestApply_Put: a definition replaces only the one that it was computed from,
+// under a parent that is there, and never loses or repeats a tick.
+func TestApply_Put(t *testing.T) {
+	due := stageNext + 10 // the tick at stageNext is due then
+	for _, c := range []struct {
+		name    string
+		now     int64
+		put     func(g *stage) jobPut
+		want    error
+		decided bool // the tick at stageNext is, before the put comes
+	}{
+		{name: "OKNew", put: func(g *stage) jobPut { return jobPut{Job: job{Name: "new"}, Next: stageNext} }},
+		{name: "OKChanged", put: func(g *stage) jobPut { return jobPut{Base: g.jobs["a"], Job: job{Name: "a"}, Next: due} }},
+		{name: "OKChangedWhileDueIfKept", now: due, put: func(g *stage) jobPut { return jobPut{Base: g.jobs["a"], Job: job{Name: "a"}, Keep: true} }},
+		{name: "OKDisabledWhileDecided", now: due, decided: true, put: func(g *stage) jobPut { return jobPut{Base: g.jobs["a"], Job: job{Name: "a", Disabled: true}, Next: 1} }},
+		{name: "OKNever", now: due, decided: true, put: func(g *stage) jobPut { return jobPut{Base: g.jobs["a"], Job: job{Name: "a"}, Next: never} }},
+		{name: "OKParent", put: func(g *stage) jobPut { return jobPut{Job: job{Name: "new", ParentJob: "a"}} }},
+		{name: "ErrExists", put: func(g *stage) jobPut { return jobPut{Job: job{Name: "a"}, Next: stageNext} }, want: errConflict},
+		{name: "ErrGone", put: func(g *stage) jobPut { return jobPut{Base: g.jobs["a"], Job: job{Name: "new"}, Next: stageNext} }, want: errConflict},
+		{name: "ErrChanged", put: func(g *stage) jobPut {
+			return jobPut{Base: jobVersion{g.jobs["a"].ID, g.jobs["a"].Rev - 1}, Job: job{Name: "a"}, Next: due}
+		}, want: errConflict},
+		{name: "ErrUndecided", now: due, put: func(g *stage) jobPut {
+			return jobPut{Base: g.jobs["a"], Job: job{Name: "a", Disabled: true}, Next: due + 1}
+		}, want: errUndecided},
+		{name: "ErrNextNotBehindDecided", now: stageNext - 1, decided: true, put: func(g *stage) jobPut {
+			return jobPut{Base: g.jobs["a"], Job: job{Name: "a"}, Next: stageNext}
+		}, want: errConflict},
+		{name: "ErrParent", put: func(g *stage) jobPut { return jobPut{Job: job{Name: "new", ParentJob: "none"}} }, want: errParent},
+		{name: "ErrOwnParent", put: func(g *stage) jobPut { return jobPut{Job: job{Name: "new", ParentJob: "new"}} }, want: errParent},
+		{name: "ErrParentCycle", put: func(g *stage) jobPut {
+			return jobPut{Base: g.jobs["a"], Job: job{Name: "a", ParentJob: "grandchild"}}
+		}, want: errParentCycle},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newStage(t, job{Name: "a"}, job{Name: "child", ParentJob: "a"}, job{Name: "grandchild", ParentJob: "child"})
+			if c.decided {
+				g.tick("a", "n1")
+			}
+			before := mustDump(t, g.s)
+			p := c.put(g)
+			res := g.do(&command{Now: max(c.now, testStart), Put: []jobPut{p}})
+			if res.Err != c.want {
+				t.Fatalf("put %+v is answered %v, want %v", p, res.Err, c.want)
+			}
+			if c.want != nil {
+				if diff := cmp.Diff(withoutCluster(before), withoutCluster(mustDump(t, g.s))); diff != "" {
+					t.Errorf("a refused put changed the state (-want +got):\n%s", diff)
+				}
+				return
+			}
+			want := p.Next
+			if p.Keep {
+				want = stageNext
+			}
+			if row := g.row(p.Job.Name); row.next != want {
+				t.Errorf("next is %d, want %d", row.next, want)
+			}
+		})
+	}
+}
+
+// TestApply_PutAll: of several definitions in one command all are stored, or
+// none.
+func TestApply_PutAll(t *testing.T) {
+	g := newStage(t)
+	res := g.do(&command{Put: []jobPut{{Job: job{Name: "a"}}, {Job: job{Name: "b", ParentJob: "a"}}, {Job: job{Name: "c", ParentJob: "none"}}}})
+	if _, n, err := g.s.jobs(jobFilter{}, 0, 9); res.Err != errParent || n != 0 || err != nil {
+		t.Errorf("%d jobs, %v, %v, want none and %v", n, res.Err, err, errParent)
+	}
+	if res = g.do(&command{Put: []jobPut{{Job: job{Name: "a"}}, {Job: job{Name: "b", ParentJob: "a"}}}}); res.Err != nil || len(res.Jobs) != 2 {
+		t.Errorf("jobs %v, %v, want two", res.Jobs, res.Err)
+	}
+}
+
+// TestApply_Delete: a job goes only as the one that was looked at, and not
+// while others name it as parent; its name is free at once.
+func TestApply_Delete(t *testing.T) {
+	g := newStage(t, job{Name: "a", Retries: 1}, job{Name: "child", ParentJob: "a"})
+	a, child := g.jobs["a"], g.jobs["child"]
+	running := g.tick("a", "n1", "n2")
+	g.end(outcomeFailed, running[0])
+	for _, c := range []struct {
+		name string
+		v    jobVersion
+		want error
+	}{
+		{"ErrHasChildren", a, errHasChildren},
+		{"ErrChanged", jobVersion{child.ID, child.Rev + 1}, errConflict},
+		{"ErrNoJob", jobVersion{12345, 1}, errNoJob},
+		{"OKChild", child, nil},
+		{"OKParent", a, nil},
+		{"ErrDeleted", a, errNoJob},
+	} {
+		if res := g.do(&command{Delete: &c.v}); res.Err != c.want {
+			t.Errorf("%s: %v, want %v", c.name, res.Err, c.want)
+		}
+	}
+	g.wantPending()
+	if res := g.put(jobPut{Job: job{Name: "a"}, Next: stageNext}); res.Err != nil || res.Jobs[0] == a.ID {
+		t.Errorf("the name is answered %v and id %v, want a new id", res.Err, res.Jobs)
+	}
+	// What it still runs ends under the old id, and never counts for the new job.
+	g.end(outcomeSuccess, running[1])
+	if row := g.row("a"); row.SuccessCount != 0 || row.open != 0 {
+		t.Errorf("the new job has %d successes and %d open, want none", row.SuccessCount, row.open)
+	}
+}
+
+// TestApply_Decide: a tick is accepted once, for the job as the leader knew it,
+// enabled, and only as the one that is next.
+func TestApply_Decide(t *testing.T) {
+	to := []target{{"n1", 7}}
+	for _, c := range []struct {
+		name string
+		job  job
+		edit func(d *decision)
+		want bool
+	}{
+		{name: "OK", want: true},
+		{name: "OKSkip", edit: func(d *decision) { d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, "why" }, want: true},
+		{name: "OKRange", edit: func(d *decision) {
+			d.Targets, d.Outcome, d.Until, d.Count = nil, outcomeMissed, d.Due+int64(2*time.Minute), 3
+			d.Next = d.Until + 1
+		}, want: true},
+		{name: "RefusedChanged", edit: func(d *decision) { d.Rev-- }},
+		{name: "RefusedGone", edit: func(d *decision) { d.Job++ }},
+		{name: "RefusedNotNext", edit: func(d *decision) { d.Due++ }},
+		{name: "RefusedDisabled", job: job{Disabled: true}},
+		{name: "RefusedChild", job: job{ParentJob: "parent"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.job.Name = "a"
+			g := newStage(t, job{Name: "parent"}, c.job)
+			v := g.jobs["a"]
+			d := decision{Job: v.ID, Rev: v.Rev, Due: stageNext, Next: stageNext + int64(time.Minute), Targets: to}
+			if c.edit != nil {
+				c.edit(&d)
+			}
+			res := g.do(&command{Now: stageNext, Decide: []decision{d, d}}) // the second is stale by then
+			if diff := cmp.Diff([]bool{c.want, false}, res.Accepted); diff != "" {
+				t.Errorf("accepted (-want +got):\n%s", diff)
+			}
+			row := g.row("a")
+			want := []int64{stageNext, 0, 0}
+			if c.want {
+				want = []int64{d.Next, max(d.Due, d.Until), int64(len(d.Targets))}
+			}
+			if diff := cmp.Diff(want, []int64{row.next, row.fired, row.open}); diff != "" {
+				t.Errorf("next, fired and open (-want +got):\n%s", diff)
+			}
+			if got := len(res.Started[0]); c.want && got != len(d.Targets) || !c.want && got != 0 {
+				t.Errorf("%d executions started", got)
+			}
+		})
+	}
+}
+
+// TestApply_Forbid: where concurrency is forbidden, a run of any cause that the
+// leader let through becomes a skip with its reason; only a retry may start
+// beside its own group.
+func TestApply_Forbid(t *testing.T) {
+	forbidding := func(t *testing.T) (*stage, []int64) {
+		g := newStage(t, job{Name: "parent"}, job{Name: "a", Concurrency: concurrencyForbid, Retries: 1})
+		return g, g.tick("a", "n1", "n2")
+	}
+	t.Run("Tick", func(t *testing.T) {
+		g, _ := forbidding(t)
+		if started := g.tick("a", "n1"); len(started) != 0 {
+			t.Errorf("started %v beside an open group", started)
+		}
+		if diff := cmp.Diff([]string{"tick skipped 1: " + overlapReason}, g.skipped()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+	t.Run("Hand", func(t *testing.T) {
+		g, _ := forbidding(t)
+		c := &command{Request: "r", Run: []runDecision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}}
+		if res := g.do(c); res.Refused != overlapReason || len(res.Started[0]) != 0 {
+			t.Errorf("refused %q, started %v, want a refusal", res.Refused, res.Started)
+		}
+		if res := g.do(c); !res.Repeated || res.Refused != overlapReason {
+			t.Errorf("the same request again: %+v, want the same refusal", res)
+		}
+	})
+	t.Run("RetryOfOwnGroup", func(t *testing.T) {
+		g, running := forbidding(t)
+		g.end(outcomeFailed, running[0])
+		if res := g.runPending(target{"n1", 7}); len(res.Started[0]) != 1 {
+			t.Errorf("started %v, want the retry beside the other half of its group", res.Started)
+		}
+		if row := g.row("a"); row.open != 2 {
+			t.Errorf("open is %d, want 2", row.open)
+		}
+	})
+	t.Run("RetryBesideAnother", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Retries: 1})
+		first := g.tick("a", "n1")
+		g.tick("a", "n1")
+		g.end(outcomeFailed, first...)
+		g.put(jobPut{Base: g.jobs["a"], Job: job{Name: "a", Schedule: "@every 1m", Retries: 1, Concurrency: concurrencyForbid}, Keep: true})
+		if res := g.runPending(target{"n1", 7}); len(res.Started[0]) != 0 {
+			t.Errorf("started %v beside another group", res.Started)
+		}
+		g.wantPending()
+		if diff := cmp.Diff([]string{"retry skipped 1: " + overlapReason}, g.skipped()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+	t.Run("Child", func(t *testing.T) {
+		g := newStage(t, job{Name: "parent"}, job{Name: "a", ParentJob: "parent", Concurrency: concurrencyForbid})
+		g.do(&command{Run: []runDecision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}})
+		g.end(outcomeSuccess, g.tick("parent", "n1")...)
+		if res := g.runPending(target{"n1", 7}); len(res.Started[0]) != 0 {
+			t.Errorf("started %v beside an open group", res.Started)
+		}
+		g.wantPending()
+	})
+}
+
+// TestApply_Request: a write is done once for its request id, and a repetition
+// is answered what the first was.
+func TestApply_Request(t *testing.T) {
+	g := newStage(t, job{Name: "a"})
+	run := &command{Request: "r", Answer: "kept", Run: []runDecision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}}
+	first := g.do(run)
+	again := g.do(run)
+	if diff := cmp.Diff(applied{Index: first.Index, Repeated: true, Answer: "kept"}, again); diff != "" {
+		t.Errorf("the repetition is answered (-want +got):\n%s", diff)
+	}
+	if row := g.row("a"); row.open != 1 {
+		t.Errorf("%d runs, want 1", row.open)
+	}
+	// What was refused was not done, and may be tried again under its id.
+	refused := &command{Request: "p", Put: []jobPut{{Job: job{Name: "b", ParentJob: "c"}}}}
+	if res := g.do(refused); res.Err != errParent {
+		t.Fatalf("%v, want %v", res.Err, errParent)
+	}
+	g.put(jobPut{Job: job{Name: "c"}, Next: stageNext})
+	if res := g.do(refused); res.Err != nil || res.Repeated {
+		t.Errorf("the second try is answered %+v, want it done", res)
+	}
+	g.do(&command{Trim: &trimming{Requests: int64(first.Index)}})
+	if res := g.do(run); res.Repeated || len(res.Started[0]) != 1 {
+		t.Errorf("a request that was trimmed is answered %+v, want it done", res)
+	}
+}
+
+// TestApply_RunByHand: a run by hand needs the job as it was looked at, and
+// enabled.
+func TestApply_RunByHand(t *testing.T) {
+	g := newStage(t, job{Name: "a"}, job{Name: "off", Disabled: true})
+	a, off := g.jobs["a"], g.jobs["off"]
+	for _, c := range []struct {
+		name string
+		v    jobVersion
+		want error
+	}{{"OK", a, nil}, {"ErrDisabled", off, errJobDisabled}, {"ErrChanged", jobVersion{a.ID, a.Rev + 1}, errConflict}, {"ErrNoJob", jobVersion{1, 1}, errNoJob}} {
+		if res := g.do(&command{Run: []runDecision{{Job: c.v.ID, Rev: c.v.Rev, Targets: []target{{"n1", 7}}}}}); res.Err != c.want {
+			t.Errorf("%s: %v, want %v", c.name, res.Err, c.want)
+		}
+	}
+}
+
+// TestApply_Retry: a failure or an interruption is retried as often as the job
+// says, on its node, later each time; nothing else is.
+func TestApply_Retry(t *testing.T) {
+	for outcome, want := range map[string][]string{
+		outcomeFailed: {"retry a 2"}, outcomeInterrupted: {"retry a 2"}, outcomeSuccess: nil, outcomeKilled: nil, outcomeLost: nil, outcomeMissed: nil,
+	} {
+		g := newStage(t, job{Name: "a", Retries: 1})
+		running := g.tick("a", "n1")
+		g.end(outcome, running...)
+		if got, _ := g.pending(); !cmp.Equal(want, got, cmpopts.EquateEmpty()) {
+			t.Errorf("behind %s waits %q, want %q", outcome, got, want)
+		}
+	}
+	g := newStage(t, job{Name: "a", Retries: 2})
+	running := g.tick("a", "n1")
+	var waits []time.Duration
+	for range 3 {
+		g.end(outcomeFailed, running...)
+		if _, rows := g.pending(); len(rows) == 1 {
+			waits = append(waits, time.Duration(rows[0].Due-stageNext-5))
+			running = g.runPending(target{"n1", 7}).Started[0]
+		}
+	}
+	if diff := cmp.Diff([]time.Duration{time.Second, 2 * time.Second}, waits); diff != "" {
+		t.Errorf("retries wait (-want +got):\n%s", diff)
+	}
+	if row := g.row("a"); row.open != 0 || row.ErrorCount != 3 || row.Status != statusFailed {
+		t.Errorf("open %d, %d failures, status %q, want 0, 3, failed", row.open, row.ErrorCount, row.Status)
+	}
+}
+
+// TestRetryDelay: the wait doubles, up to a minute.
+func TestRetryDelay(t *testing.T) {
+	for attempt, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 6: 32 * time.Second, 7: time.Minute, 60: time.Minute, retriesMax: time.Minute} {
+		if got := retryDelay(attempt); got != want {
+			t.Errorf("retryDelay(%d) = %v, want %v", attempt, got, want)
+		}
+	}
+}
+
+// TestApply_Pending: a pending row is consumed once, by a run or by a skip, and
+// not by a decision for a job that has changed.
+func TestApply_Pending(t *testing.T) {
+	g := newStage(t, job{Name: "a", Retries: 1})
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	_, rows := g.pending()
+	d := runDecision{Pending: rows[0].ID, Job: rows[0].JobID, Rev: g.jobs["a"].Rev + 1, Targets: []target{{"n1", 7}}}
+	if res := g.do(&command{Run: []runDecision{d}}); res.Accepted[0] || len(res.Started[0]) != 0 {
+		t.Errorf("a decision for another revision: %+v, want it not accepted", res)
+	}
+	d.Rev--
+	res := g.do(&command{Run: []runDecision{d, d}})
+	if diff := cmp.Diff([]bool{true, true}, res.Accepted); diff != "" || len(res.Started[0]) != 1 || len(res.Started[1]) != 0 {
+		t.Errorf("decided twice: %+v, want one run, and nothing to do again", res)
+	}
+	if row := g.row("a"); row.open != 1 {
+		t.Errorf("open is %d, want 1", row.open)
+	}
+}
+
+// TestApply_Follow: the children start when the last attempt on every node has
+// succeeded, in whatever order and in however many commands the results come.
+func TestApply_Follow(t *testing.T) {
+	setup := func(t *testing.T) (*stage, []int64) {
+		g := newStage(t, job{Name: "a", Retries: 1}, job{Name: "child", ParentJob: "a"})
+		return g, g.tick("a", "n1", "n2")
+	}
+	child := "child child 1"
+	t.Run("OneByOne", func(t *testing.T) {
+		g, e := setup(t)
+		g.end(outcomeSuccess, e[1])
+		g.wantPending()
+		g.end(outcomeSuccess, e[0])
+		g.wantPending(child)
+	})
+	t.Run("AtOnce", func(t *testing.T) {
+		g, e := setup(t)
+		g.end(outcomeSuccess, e...)
+		g.wantPending(child)
+	})
+	t.Run("ReportedTwice", func(t *testing.T) {
+		g, e := setup(t)
+		g.end(outcomeSuccess, e[0], e[1], e[0], e[1])
+		g.end(outcomeSuccess, e...)
+		g.wantPending(child)
+		if row := g.row("a"); row.SuccessCount != 2 {
+			t.Errorf("%d successes, want 2", row.SuccessCount)
+		}
+	})
+	t.Run("BehindRetry", func(t *testing.T) {
+		g, e := setup(t)
+		g.end(outcomeFailed, e[0])
+		g.end(outcomeSuccess, e[1])
+		g.wantPending("retry a 2")
+		g.end(outcomeSuccess, g.runPending(target{"n1", 7}).Started[0]...)
+		g.wantPending(child)
+		if row := g.row("a"); row.Status != statusPartial {
+			t.Errorf("status %q, want %q", row.Status, statusPartial)
+		}
+	})
+	t.Run("NotBehindSkippedRetry", func(t *testing.T) {
+		g, e := setup(t)
+		g.end(outcomeFailed, e[0])
+		g.end(outcomeSuccess, e[1])
+		g.runPending()
+		g.wantPending()
+	})
+	t.Run("NotBehindLost", func(t *testing.T) {
+		g, e := setup(t)
+		g.lose(e[0])
+		g.end(outcomeSuccess, e[1])
+		g.wantPending()
+		g.end(outcomeSuccess, e[0]) // it is counted, and nothing follows from it
+		g.wantPending()
+		if row := g.row("a"); row.SuccessCount != 2 || row.open != 0 {
+			t.Errorf("%d successes, %d open, want 2 and 0", row.SuccessCount, row.open)
+		}
+	})
+	t.Run("BehindOneThatWasLost", func(t *testing.T) {
+		g, e := setup(t)
+		g.lose(e[0])
+		g.end(outcomeSuccess, e[0], e[1]) // one of them was not lost
+		g.wantPending(child)
+	})
+}
+
+// TestApply_Ephemeral: the success of its group deletes an ephemeral job, and
+// only that; one that others depend on stays.
+func TestApply_Ephemeral(t *testing.T) {
+	g := newStage(t, job{Name: "a", Ephemeral: true}, job{Name: "parent", Ephemeral: true}, job{Name: "child", ParentJob: "parent"})
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	g.row("a")
+	g.end(outcomeSuccess, g.tick("a", "n1")...)
+	if _, err := g.s.job("a"); err != errNoJob {
+		t.Errorf("the ephemeral job that succeeded: %v, want %v", err, errNoJob)
+	}
+	g.end(outcomeSuccess, g.tick("parent", "n1")...)
+	g.row("parent")
+	g.wantPending("child child 1")
+}
+
+// TestApply_Lost: what is lost is neither success nor failure, and nothing
+// follows; a result that comes after all finishes and counts it, once.
+func TestApply_Lost(t *testing.T) {
+	g := newStage(t, job{Name: "a", Retries: 3, Concurrency: concurrencyForbid})
+	e := g.tick("a", "n1")
+	g.lose(e...)
+	if row := g.row("a"); row.open != 0 || row.SuccessCount+row.ErrorCount != 0 || row.Status != "" {
+		t.Errorf("a lost run: %d open, %d successes, %d failures, status %q, want nothing", row.open, row.SuccessCount, row.ErrorCount, row.Status)
+	}
+	g.end(outcomeFailed, e...)
+	g.end(outcomeSuccess, e...)
+	g.wantPending()
+	row, err := g.s.execution(g.jobs["a"].ID, e[0])
+	if err != nil || row.Outcome != outcomeFailed || g.row("a").ErrorCount != 1 {
+		t.Errorf("outcome %q, %v, %d failures, want failed, 1", row.Outcome, err, g.row("a").ErrorCount)
+	}
+}
+
+// TestApply_Close: an execution is closed only if it is unfinished and still
+// with the process that was asked, and says why in its output.
+func TestApply_Close(t *testing.T) {
+	g := newStage(t, job{Name: "a"})
+	e := g.tick("a", "n1", "n2", "n3")
+	g.end(outcomeSuccess, e[2])
+	g.do(&command{Now: stageNext + 9, Close: []closing{{e[0], 7, outcomeInterrupted, "why\n"}, {e[1], 8, outcomeInterrupted, "why\n"}, {e[2], 7, outcomeInterrupted, "why\n"}, {12345, 7, outcomeLost, "why\n"}}})
+	var got []string
+	for _, id := range e {
+		row, err := g.s.execution(g.jobs["a"].ID, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, row.Outcome+" "+string(row.Output))
+	}
+	if diff := cmp.Diff([]string{"interrupted why\n", " ", "success "}, got); diff != "" {
+		t.Errorf("outcomes and outputs (-want +got):\n%s", diff)
+	}
+}
+
+// TestApply_Reset: a job that a wrong clock has carried away comes back, on
+// record, if it is still as it was found.
+func TestApply_Reset(t *testing.T) {
+	g := newStage(t, job{Name: "a"})
+	g.tick("a", "n1")
+	v := g.jobs["a"]
+	now := stageNext - int64(30*time.Minute)
+	r := reset{Job: v.ID, Rev: v.Rev, Fired: stageNext, Next: now + int64(time.Minute), Reason: "a wrong clock"}
+	for name, edit := range map[string]func(*reset){"Fired": func(r *reset) { r.Fired++ }, "Rev": func(r *reset) { r.Rev++ }, "Job": func(r *reset) { r.Job++ }} {
+		other := r
+		edit(&other)
+		if g.do(&command{Now: now, Reset: []reset{other}}); g.row("a").fired != stageNext {
+			t.Errorf("a reset of another %s was done", name)
+		}
+	}
+	g.do(&command{Now: now, Reset: []reset{r}})
+	if row := g.row("a"); row.fired != now || row.next != r.Next {
+		t.Errorf("fired %d, next %d, want %d and %d", row.fired, row.next, now, r.Next)
+	}
+	if diff := cmp.Diff([]string{"clock skipped 1: a wrong clock"}, g.skipped()); diff != "" {
+		t.Errorf("on record (-want +got):\n%s", diff)
+	}
+}
+
+// TestApply_Trim: the oldest finished executions go, and their ticks are
+// counted by the day; groups that are not over are spared, and are not asked
+// for again.
+func TestApply_Trim(t *testing.T) {
+	g := newStage(t, job{Name: "a", Retries: 1})
+	for range 30 {
+		g.end(outcomeSuccess, g.tick("a", "n1")...)
+	}
+	tr, ok, err := g.s.trimmable(5, 0)
+	if err != nil || !ok {
+		t.Fatalf("trimmable: %v, %v, want something", ok, err)
+	}
+	g.do(&command{Trim: &tr})
+	var left, counted int
+	if err := errors.Join(g.s.view("SELECT count(*) FROM executions", nil, &left), g.s.view("SELECT sum(ran + late) FROM tick_days", nil, &counted)); err != nil || left != 5 || counted != 25 {
+		t.Errorf("%d executions left, %d counted by the day, %v, want 5 and 25", left, counted, err)
+	}
+	nodes := make([]string, 40)
+	for i := range nodes {
+		nodes[i] = fmt.Sprint("n", i)
+	}
+	open := g.tick("a", nodes...)
+	g.end(outcomeSuccess, open[1:]...) // the group is not over
+	if tr, ok, err = g.s.trimmable(5, 0); err != nil || !ok {
+		t.Fatalf("trimmable: %v, %v, want those of older groups", ok, err)
+	}
+	g.do(&command{Trim: &tr})
+	if tr, ok, err = g.s.trimmable(5, 0); err != nil || ok {
+		t.Errorf("trimmable: %+v, %v, %v, want nothing as long as the group is not over", tr, ok, err)
+	}
+	g.end(outcomeSuccess, open[0])
+	if tr, ok, err = g.s.trimmable(5, 0); err != nil || !ok {
+		t.Errorf("trimmable: %+v, %v, %v, want those of the group that is over", tr, ok, err)
+	}
+}
