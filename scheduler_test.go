@@ -2,16 +2,21 @@ package main
 
 import (
 	"bufio"
+	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 var (
@@ -64,6 +69,452 @@ func goldenRows(t *testing.T, path string) [][]string {
 	}
 	return rows
 }
+
+// ---- The job
+
+// TestDecodeJob: what is no job is refused in one sentence that names the
+// field; what a job does not have is ignored, and null is the default.
+func TestDecodeJob(t *testing.T) {
+	for _, c := range []struct{ doc, err string }{
+		{`{"name":"a"}`, ""},
+		{`{"name":"a","unknown":{"x":1},"retries":null,"tags":null,"concurrency":null}`, ""},
+		{`{"name":"a","starts_at":"2030-01-31T12:00"}`, ""},
+		{``, "the body is no job: EOF"},
+		{`{`, "the body is no job: unexpected EOF"},
+		{`[]`, "a job must be a JSON object, not a JSON array"},
+		{`"a"`, "a job must be a JSON object, not a JSON string"},
+		{`{"name":1}`, "name: a JSON number does not fit here"},
+		{`{"name":"a","retries":-1}`, "retries: a JSON number -1 does not fit here"},
+		{`{"name":"a","retries":1.5}`, "retries: a JSON number 1.5 does not fit here"},
+		{`{"name":"a","retries":"1"}`, "retries: a JSON string does not fit here"},
+		{`{"name":"a","disabled":"yes"}`, "disabled: a JSON string does not fit here"},
+		{`{"name":"a","tags":{"x":1}}`, "tags: a JSON number does not fit here"},
+		{`{"name":"a","tags":["x"]}`, "tags: a JSON array does not fit here"},
+		{`{"name":"a","executor_config":{"command":["x"]}}`, "executor_config: a JSON array does not fit here"},
+		{`{"name":"a","expires_at":"tomorrow"}`, `"tomorrow" is no time`},
+		{`{"name":"a","expires_at":5}`, "a time must be a string"},
+		{`{"name":"a"}{}`, "the body must hold one JSON object and nothing behind it"},
+	} {
+		j, err := decodeJob([]byte(c.doc))
+		switch {
+		case c.err == "" && (err != nil || j.Name != "a" || j.Concurrency != concurrencyAllow && j.Concurrency != ""):
+			t.Errorf("decodeJob(%s) = %+v, %v, want the job a", c.doc, j, err)
+		case c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)):
+			t.Errorf("decodeJob(%s): %v, want %q", c.doc, err, c.err)
+		}
+	}
+}
+
+// FuzzDecodeJob: no body makes decodeJob panic, and what it accepts comes back
+// from its own JSON as it was.
+func FuzzDecodeJob(f *testing.F) {
+	f.Add([]byte(`{"name":"a","schedule":"@every 1s","retries":2,"tags":{"a":"b"},"starts_at":"2030-01-31T12:00:00Z","expires_at":null}`))
+	f.Add([]byte(`{"name":"a","processors":{"log":{"forward":"true"}}}`))
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		j, err := decodeJob(doc)
+		if err != nil {
+			return
+		}
+		j.validate("UTC")
+		again, err := json.Marshal(j)
+		if err != nil {
+			t.Skip() // a time that JSON cannot say
+		}
+		back, err := decodeJob(again)
+		if diff := cmp.Diff(j, back, cmpopts.EquateEmpty()); err != nil || diff != "" && j.Concurrency != "" {
+			t.Errorf("%s comes back as (-want +got): %v\n%s", doc, err, diff)
+		}
+	})
+}
+
+// TestJob_Validate: a bad field is refused in one sentence that begins with its
+// name; what only a run can find out is accepted.
+func TestJob_Validate(t *testing.T) {
+	ok := job{Name: "a", Schedule: "@every 1m"}
+	for _, c := range []struct {
+		name  string
+		edit  func(j *job)
+		field string // '': the job is good
+	}{
+		{"OK", func(j *job) {}, ""},
+		{"OKUnknownExecutor", func(j *job) { j.Executor = "perl" }, ""},
+		{"OKNoCommand", func(j *job) { j.Executor = executorShell }, ""},
+		{"OKChildWithoutSchedule", func(j *job) { j.Schedule, j.ParentJob = "", "b" }, ""},
+		{"OKLetters", func(j *job) { j.Name = "größe_2-ж" }, ""},
+		{"OKLocalZone", func(j *job) { j.Timezone = "Local" }, ""},
+		{"ErrNameEmpty", func(j *job) { j.Name = "" }, "name"},
+		{"ErrNameUpper", func(j *job) { j.Name = "A" }, "name"},
+		{"ErrNameSlash", func(j *job) { j.Name = "a/b" }, "name"},
+		{"ErrNameLong", func(j *job) { j.Name = strings.Repeat("a", nameBytesMax+1) }, "name"},
+		{"ErrNameNoText", func(j *job) { j.Name = "a\xff" }, "name"},
+		{"ErrConcurrency", func(j *job) { j.Concurrency = "some" }, "concurrency"},
+		{"ErrRetries", func(j *job) { j.Retries = retriesMax + 1 }, "retries"},
+		{"ErrParent", func(j *job) { j.ParentJob = "a" }, "parent_job"},
+		{"ErrParentWithSchedule", func(j *job) { j.ParentJob, j.Schedule = "b", "never" }, "schedule"},
+		{"ErrSchedule", func(j *job) { j.Schedule = "* * * * *" }, "schedule"},
+		{"ErrScheduleEmpty", func(j *job) { j.Schedule = "" }, "schedule"},
+		{"ErrTimezone", func(j *job) { j.Timezone = "Mars/Base" }, "timezone"},
+		{"ErrTimezoneOfChild", func(j *job) { j.Timezone, j.ParentJob, j.Schedule = "Mars/Base", "b", "" }, "timezone"},
+		{"ErrTimeout", func(j *job) { j.Executor, j.ExecutorConfig = executorShell, map[string]string{"timeout": "soon"} }, "executor_config"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			j := ok
+			c.edit(&j)
+			err := j.validate("UTC")
+			if (err == nil) != (c.field == "") || err != nil && !strings.HasPrefix(err.Error(), c.field) {
+				t.Errorf("validate %+v: %v, want a sentence about %q", j, err, c.field)
+			}
+		})
+	}
+}
+
+// TestJob_FirstTick: a job's first tick lies behind both the present and the
+// last decided tick, and inside its window; what the scheduler does not fire
+// shows what upstream shows.
+func TestJob_FirstTick(t *testing.T) {
+	at := func(text string) int64 { return rfc3339(t, text).UnixNano() }
+	now := at("2026-03-01T12:00:30.5Z")
+	for _, c := range []struct {
+		name  string
+		job   job
+		fired string
+		want  string // '': never, 0: 1970
+	}{
+		{"Calendar", job{Schedule: "0 * * * * *"}, "", "2026-03-01T12:01:00Z"},
+		{"CalendarBehindFired", job{Schedule: "0 * * * * *"}, "2026-03-01T12:05:00Z", "2026-03-01T12:06:00Z"},
+		{"Every", job{Schedule: "@every 10s"}, "", "2026-03-01T12:00:40Z"},
+		{"EveryBehindFired", job{Schedule: "@every 10s"}, "2026-03-01T12:00:35Z", "2026-03-01T12:00:45Z"},
+		{"Manually", job{Schedule: "@manually"}, "", ""},
+		{"At", job{Schedule: "@at 2026-03-01T13:00:00Z"}, "", "2026-03-01T13:00:00Z"},
+		{"AtPast", job{Schedule: "@at 2026-03-01T11:00:00Z"}, "", ""},
+		{"StartsAt", job{Schedule: "0 * * * * *", StartsAt: instant(at("2026-03-02T00:00:00Z"))}, "", "2026-03-02T00:00:00Z"},
+		{"StartsAtPast", job{Schedule: "0 * * * * *", StartsAt: instant(at("2026-02-02T00:00:00Z"))}, "", "2026-03-01T12:01:00Z"},
+		{"ExpiresAt", job{Schedule: "0 * * * * *", ExpiresAt: instant(at("2026-03-01T12:01:00Z"))}, "", "2026-03-01T12:01:00Z"},
+		{"ExpiresBefore", job{Schedule: "0 * * * * *", ExpiresAt: instant(at("2026-03-01T12:00:59Z"))}, "", ""},
+		{"OtherZone", job{Schedule: "0 0 0 * * *", Timezone: "Asia/Tokyo"}, "", "2026-03-01T15:00:00Z"},
+		{"ClusterZone", job{Schedule: "0 0 0 * * *"}, "", "2026-03-01T23:00:00Z"},
+		{"ChildWithoutSchedule", job{ParentJob: "b"}, "", "1970-01-01T00:00:00Z"},
+		{"DisabledShowsStart", job{Schedule: "0 * * * * *", Disabled: true, StartsAt: instant(at("2026-03-02T00:00:30Z"))}, "", "2026-03-02T00:00:30Z"},
+		{"DisabledShowsNext", job{Schedule: "0 * * * * *", Disabled: true}, "", "2026-03-01T12:01:00Z"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			fired, want := int64(0), int64(never)
+			if c.fired != "" {
+				fired = at(c.fired)
+			}
+			if c.want != "" {
+				want = at(c.want)
+			}
+			if got := c.job.firstTick("Europe/Berlin", now, fired); got != want {
+				t.Errorf("firstTick of %+v is %v, want %v", c.job, timeOf(got), timeOf(want))
+			}
+		})
+	}
+}
+
+// ---- The choices
+
+// TestChooseNodes: every tag must match, the lowest count limits, and no tags
+// mean every node.
+func TestChooseNodes(t *testing.T) {
+	nodes := []node{
+		{"n1", 1, map[string]string{"role": "web", "dc": "a"}},
+		{"n2", 2, map[string]string{"role": "web", "dc": "b"}},
+		{"n3", 3, map[string]string{"role": "web", "dc": "b", "port": "x:80"}},
+		{"n4", 4, map[string]string{"role": "db:1"}},
+	}
+	for _, c := range []struct {
+		tags map[string]string
+		from []string // any of
+		want int
+	}{
+		{nil, []string{"n1", "n2", "n3", "n4"}, 4},
+		{map[string]string{"role": "web"}, []string{"n1", "n2", "n3"}, 3},
+		{map[string]string{"role": "web:2"}, []string{"n1", "n2", "n3"}, 2},
+		{map[string]string{"role": "web:9"}, []string{"n1", "n2", "n3"}, 3},
+		{map[string]string{"role": "web:0"}, nil, 0},
+		{map[string]string{"role": "web", "dc": "b"}, []string{"n2", "n3"}, 2},
+		{map[string]string{"role": "web:2", "dc": "b:1"}, []string{"n2", "n3"}, 1},
+		{map[string]string{"role": "web:-1"}, nil, 0},
+		{map[string]string{"role": "db"}, nil, 0},
+		{map[string]string{"role": "db:1:1"}, []string{"n4"}, 1},
+		{map[string]string{"role": "none"}, nil, 0},
+	} {
+		for seed := range uint64(20) {
+			got := chooseNodes(c.tags, nodes, rand.New(rand.NewPCG(seed, 0)))
+			for i, x := range got {
+				if !slices.Contains(c.from, x.Node) || i > 0 && got[i-1].Node >= x.Node {
+					t.Errorf("chooseNodes(%v) = %v, want some of %v in order", c.tags, got, c.from)
+				}
+			}
+			if len(got) != c.want {
+				t.Errorf("chooseNodes(%v) = %v, want %d nodes", c.tags, got, c.want)
+			}
+		}
+	}
+}
+
+// planned is a decision as a table says it.
+func planned(base int64, list []decision) (text []string) {
+	second := func(at int64) string {
+		if at == never {
+			return "never"
+		}
+		return strconv.FormatInt((at-base)/int64(time.Second), 10)
+	}
+	for _, d := range list {
+		s := second(d.Due)
+		if d.Until != 0 || d.Count > 1 {
+			s += ".." + second(d.Until) + "x" + strconv.FormatInt(d.Count, 10)
+		}
+		if d.Outcome != "" {
+			s += " " + d.Outcome + " (" + d.Reason + ")"
+		}
+		if d.Late {
+			s += " late"
+		}
+		for _, x := range d.Targets {
+			s += " " + x.Node
+		}
+		text = append(text, s+", then "+second(d.Next))
+	}
+	return text
+}
+
+// TestMoment_Plan: every tick up to now gets an outcome, oldest first: it runs,
+// late or not, is skipped with its reason, or is missed with the range counted.
+func TestMoment_Plan(t *testing.T) {
+	base := rfc3339(t, "2026-03-01T12:00:00Z").UnixNano()
+	at := func(seconds int64) int64 { return base + seconds*int64(time.Second) }
+	every10 := jobRow{Schedule: "@every 10s", next: at(0)}
+	for _, c := range []struct {
+		name    string
+		row     jobRow
+		now     int64 // seconds behind base; so are all times here
+		since   int64
+		overlap string
+		tags    string
+		want    []string
+	}{
+		{name: "OnTime", row: every10, since: -100, want: []string{"0 n1 n2, then 10"}},
+		{name: "Late", row: every10, now: 5, since: 3, want: []string{"0 late n1 n2, then 10"}},
+		{name: "SeveralOldestFirst", row: every10, now: 25, since: 15, want: []string{"0 late n1 n2, then 10", "10 late n1 n2, then 20", "20 n1 n2, then 30"}},
+		{name: "MissedBehindWindow", row: every10, now: 125, since: 125,
+			want: []string{"0..60x7 missed (no leader until 2026-03-01T12:02:05Z), then 70", "70 late n1 n2, then 80", "80 late n1 n2, then 90", "90 late n1 n2, then 100", "100 late n1 n2, then 110", "110 late n1 n2, then 120", "120 late n1 n2, then 130"}},
+		{name: "MissedAllOfRare", row: jobRow{Schedule: "@every 1h", next: at(0)}, now: 500, since: 500, want: []string{"0..0x1 missed (no leader until 2026-03-01T12:08:20Z), then 3600"}},
+		{name: "MissedByLeaderItself", row: jobRow{Schedule: "@every 1h", next: at(0)}, now: 61, since: -100, want: []string{"0..0x1 missed (the leader was more than 1m0s behind), then 3600"}},
+		{name: "MissedManyByArithmetic", row: jobRow{Schedule: "@every 1s", next: at(-30 * 86400)}, now: 60, since: 60,
+			want: []string{"-2592000..0x2592001 missed (no leader until 2026-03-01T12:01:00Z), then 1", "1..50x50 skipped (later ticks were due at the same time, and only the newest 10 run), then 51",
+				"51 late n1 n2, then 52", "52 late n1 n2, then 53", "53 late n1 n2, then 54", "54 late n1 n2, then 55", "55 late n1 n2, then 56", "56 late n1 n2, then 57", "57 late n1 n2, then 58", "58 late n1 n2, then 59", "59 late n1 n2, then 60", "60 n1 n2, then 61"}},
+		{name: "ForbidRunsNewest", row: jobRow{Schedule: "@every 10s", Concurrency: concurrencyForbid, next: at(0)}, now: 25, since: 25,
+			want: []string{"0..10x2 skipped (later ticks were due at the same time, and only the newest 1 run), then 20", "20 late n1 n2, then 30"}},
+		{name: "Overlap", row: every10, since: -100, overlap: "overlap with 7-n1", want: []string{"0 skipped (overlap with 7-n1), then 10"}},
+		{name: "AtRunsHoweverLate", row: jobRow{Schedule: "@at 2026-03-01T12:00:00Z", next: at(0)}, now: 86400, since: 86400, want: []string{"0 late n1 n2, then never"}},
+		{name: "LastOfWindow", row: jobRow{Schedule: "@every 10s", ExpiresAt: instant(at(15)), next: at(0)}, now: 30, since: -100, want: []string{"0 n1 n2, then 10", "10 n1 n2, then never"}},
+		{name: "MissedToEndOfWindow", row: jobRow{Schedule: "@every 10s", ExpiresAt: instant(at(15)), next: at(0)}, now: 300, since: 300,
+			want: []string{"0..10x2 missed (no leader until 2026-03-01T12:05:00Z), then never"}},
+		{name: "NoNodeYet", row: every10, now: 4, since: 0, tags: `{"role":"none"}`, want: nil},
+		{name: "NoNodeAfterFailure", row: every10, now: 6, since: 0, tags: `{"role":"none"}`, want: []string{"0 skipped (no node has the tags that the job asks for), then 10"}},
+		{name: "NoNodeAndClockBack", row: every10, now: 6, since: 1000, tags: `{"role":"none"}`, want: nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := c.row
+			r.Name = "a"
+			r.Tags, r.Metadata, r.ExecutorConfig, r.Processors = rawJSON(orNull(c.tags)), rawJSON("null"), rawJSON("null"), rawJSON("{}")
+			m := moment{now: at(c.now), since: at(c.since), catchup: time.Minute, zone: "UTC", nodes: []node{{Name: "n1"}, {Name: "n2"}}, rnd: rand.New(rand.NewPCG(1, 1))}
+			list, err := m.plan(&r, c.overlap)
+			if diff := cmp.Diff(c.want, planned(base, list)); err != nil || diff != "" {
+				t.Errorf("plan of %s at %d (-want +got): %v\n%s", r.Schedule, c.now, err, diff)
+			}
+		})
+	}
+}
+
+// TestMoment_PlanPending: a retry goes to its node, a child to where its tags
+// say; who is not there is waited for, and a disabled job runs nothing.
+func TestMoment_PlanPending(t *testing.T) {
+	nodes := []node{{Name: "n1", Incarnation: 5}, {Name: "n2", Incarnation: 6, Tags: map[string]string{"role": "web"}}}
+	for _, c := range []struct {
+		name  string
+		p     pendingRow
+		row   jobRow
+		tags  string
+		awake int64 // seconds
+		want  runDecision
+	}{
+		{"Retry", pendingRow{Cause: causeRetry, Node: "n2"}, jobRow{}, "null", 0, runDecision{Targets: []target{{"n2", 6}}}},
+		{"RetryNodeGone", pendingRow{Cause: causeRetry, Node: "n3"}, jobRow{}, "null", 100, runDecision{}},
+		{"RetryDisabled", pendingRow{Cause: causeRetry, Node: "n2"}, jobRow{Disabled: true}, "null", 0, runDecision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
+		{"Child", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"web"}`, 0, runDecision{Targets: []target{{"n2", 6}}}},
+		{"ChildNoNodeYet", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 4, runDecision{}},
+		{"ChildNoNode", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 6, runDecision{Outcome: outcomeSkipped, Reason: noNodeReason}},
+		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{Disabled: true}, "null", 0, runDecision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.p.ID, c.p.JobID, c.row.version = 3, 4, jobVersion{4, 9}
+			c.row.Tags, c.row.Metadata, c.row.ExecutorConfig, c.row.Processors = rawJSON(c.tags), rawJSON("null"), rawJSON("null"), rawJSON("{}")
+			c.want.Pending, c.want.Job, c.want.Rev = 3, 4, 9
+			m := moment{now: testStart + c.awake*int64(time.Second), since: testStart, nodes: nodes, rnd: rand.New(rand.NewPCG(1, 1))}
+			got, err := m.planPending(c.p, &c.row)
+			if diff := cmp.Diff(c.want, got); err != nil || diff != "" {
+				t.Errorf("planPending(%+v) (-want +got): %v\n%s", c.p, err, diff)
+			}
+		})
+	}
+}
+
+// TestMoment_Resolve: the table of DESIGN 3.5, as far as a node answers.
+func TestMoment_Resolve(t *testing.T) {
+	every, once := &jobRow{Name: "a", Schedule: "@every 1m"}, &jobRow{Name: "a", Schedule: "@at 2026-01-01T00:00:00Z"}
+	fresh, old := testStart-int64(time.Second), testStart-int64(2*time.Minute)
+	for _, c := range []struct {
+		name   string
+		answer answer
+		cause  string
+		due    int64
+		row    *jobRow
+		want   string // outcome of the closing
+		again  bool
+	}{
+		{"Runs", answer{Incarnation: 7, Running: []int64{1, 5}}, causeTick, old, every, "", false},
+		{"Holds", answer{Incarnation: 7, Held: []result{{Execution: 5}}}, causeTick, old, every, "", false},
+		{"HoldsFromBefore", answer{Incarnation: 8, Held: []result{{Execution: 5}}}, causeTick, old, every, "", false},
+		{"NeverStarted", answer{Incarnation: 7, Running: []int64{1}}, causeTick, fresh, every, "", true},
+		{"NeverStartedTooOld", answer{Incarnation: 7}, causeTick, old, every, outcomeMissed, false},
+		{"NeverStartedOnce", answer{Incarnation: 7}, causeTick, old, once, "", true},
+		{"NeverStartedRetry", answer{Incarnation: 7}, causeRetry, old, every, "", true},
+		{"NeverStartedDeleted", answer{Incarnation: 7}, causeTick, fresh, nil, outcomeInterrupted, false},
+		{"ProcessGone", answer{Incarnation: 8, Running: []int64{1}}, causeTick, fresh, every, outcomeInterrupted, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := moment{now: testStart, catchup: time.Minute, zone: "UTC"}
+			got, again := m.resolve(executionRow{ID: 5, Node: "n1", incarnation: 7, Cause: c.cause, Due: c.due}, c.answer, c.row)
+			if got.Outcome != c.want || again != c.again || got.Outcome != "" && (got.Execution != 5 || got.Incarnation != 7 || got.Why == "") {
+				t.Errorf("resolve with %+v: %+v, again %v, want outcome %q, again %v", c.answer, got, again, c.want, c.again)
+			}
+		})
+	}
+}
+
+// newTestScheduler leads over a store whose log is one function call, on a
+// clock that the test sets; its one node takes everything.
+func newTestScheduler(t *testing.T, now *int64) (*scheduler, *[]dispatch) {
+	t.Helper()
+	s := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, Timezone: "UTC"}, newStore(t), slog.New(slog.DiscardHandler))
+	s.now = func() time.Time { return timeOf(*now) }
+	s.nodes = func() []node { return []node{{Name: "n1", Incarnation: 7}} }
+	s.propose = func(ctx context.Context, c *command) (applied, error) {
+		if err := ctx.Err(); err != nil {
+			return applied{}, err
+		}
+		res := commit(t, s.store, c)[0]
+		return res, res.Err
+	}
+	var sent []dispatch
+	s.start = func(_ string, d dispatch) error { sent = append(sent, d); return nil }
+	s.ask = func(string, question) (answer, error) { return answer{Incarnation: 7}, nil }
+	if err := s.takeOffice(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	return s, &sent
+}
+
+// TestScheduler_WriteMeetsChange: a write whose job changes under it is
+// computed again, and its caller sees nothing of it.
+func TestScheduler_WriteMeetsChange(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	propose, meet := s.propose, 3
+	s.propose = func(ctx context.Context, c *command) (applied, error) {
+		if c.Put != nil && meet > 0 {
+			meet--
+			other := job{Name: "a", Schedule: "@every 1m", Metadata: map[string]string{"other": fmt.Sprint(meet)}}
+			base, err := s.store.job("a")
+			if err != nil {
+				base = &jobRow{}
+			}
+			if res := commit(t, s.store, &command{Now: now, Put: []jobPut{{Base: base.version, Job: other, Next: now + 1e9}}}); res[0].Err != nil {
+				t.Fatal(res[0].Err)
+			}
+		}
+		return propose(ctx, c)
+	}
+	row, _, err := s.put(t.Context(), request{ID: "r"}, job{Name: "a", Schedule: "@every 1h"})
+	if err != nil || row.Schedule != "@every 1h" {
+		t.Fatalf("put: %+v, %v, want it done", row, err)
+	}
+	if got, err := s.store.job("a"); err != nil || got.Schedule != "@every 1h" || string(got.Metadata) != "null" {
+		t.Errorf("stored is %+v, %v, want what was put last", got, err)
+	}
+}
+
+// TestScheduler_CallerGoesAway: who hangs up during a write does not leave a
+// job that is stored and never fires, or a run that is accepted and never
+// dispatched.
+func TestScheduler_CallerGoesAway(t *testing.T) {
+	now := testStart
+	s, sent := newTestScheduler(t, &now)
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	if _, _, err := s.put(gone, request{ID: "p"}, job{Name: "a", Schedule: "@every 1m"}); err != nil {
+		t.Fatal(err)
+	}
+	row, res, err := s.runNow(gone, request{ID: "r"}, "a")
+	if err != nil || len(*sent) != 1 || (*sent)[0].Orders[0].Execution != res.Started[0][0] || (*sent)[0].Incarnation != 7 {
+		t.Errorf("a run is answered %v and dispatched as %+v", err, *sent)
+	}
+	jobs, _, _ := s.popDue(row.next)
+	if diff := cmp.Diff([]int64{row.version.ID}, jobs); diff != "" {
+		t.Errorf("due at its tick (-want +got):\n%s", diff)
+	}
+}
+
+// TestScheduler_ClockBack: jobs that a clock ahead of its time has carried into
+// the future come back when it is set right, however many they are.
+func TestScheduler_ClockBack(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	versions := fill(t, s.store, ticksMax+50)
+	ahead := testStart + int64(48*time.Hour)
+	for part := range slices.Chunk(versions, ticksMax) {
+		c := &command{Now: ahead}
+		rows, err := s.store.jobsByID(idsOf(part))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rows {
+			c.Decide = append(c.Decide, decision{Job: r.version.ID, Rev: r.version.Rev, Due: r.next, Until: ahead, Count: 2, Next: ahead + 1e9, Outcome: outcomeMissed, Reason: "why"})
+		}
+		commit(t, s.store, c)
+	}
+	now = testStart
+	if err := s.noticeGap(t.Context(), timeOf(ahead), timeOf(testStart)); err != nil {
+		t.Fatal(err)
+	}
+	left, err := s.store.firedBehind(testStart+int64(futureMax), 0)
+	if err != nil || len(left) != 0 {
+		t.Errorf("%d jobs are left in the future, %v", len(left), err)
+	}
+	if m := s.moment(); m.since > m.now {
+		t.Errorf("in office since %d, which is behind now, %d", m.since, m.now)
+	}
+}
+
+func idsOf(versions []jobVersion) (ids []int64) {
+	for _, v := range versions {
+		ids = append(ids, v.ID)
+	}
+	return ids
+}
+
+func orNull(tags string) string {
+	if tags == "" {
+		return "null"
+	}
+	return tags
+}
+
+// ---- The dialect
 
 // Every tick in the table of upstream's answers follows from the one before it.
 func TestSchedule_Next_Golden(t *testing.T) {
