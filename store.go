@@ -2773,14 +2773,26 @@ func (s *store) enlist(e enlistment) error {
 	})
 }
 
-// snapshot writes a consistent copy of the replicated state to a new file. It
-// is a backup: a server started on it has a node id and a cluster of its own.
+// snapshot writes a consistent copy of the replicated state to a new file,
+// which appears under its name when it is whole. It is a backup: a server
+// started on it has a node id and a cluster of its own.
 func (s *store) snapshot(ctx context.Context, path string) error {
-	// Not a reader's connection: query_only forbids the copy as well.
-	if err := execFile(ctx, s.path, "VACUUM INTO ?", path); err != nil {
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot write a snapshot: %s exists", path)
+	}
+	part := path + ".part" // still holds what makes this server the one that it is
+	err := os.Remove(part)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cannot write a snapshot: %w", err)
 	}
-	return execFile(ctx, path, "DELETE FROM log; DELETE FROM server; VACUUM")
+	// A reader's connection must not write, not even another file.
+	if err := execFile(ctx, s.path, "VACUUM INTO ?", part); err != nil {
+		return fmt.Errorf("cannot write a snapshot: %w", err)
+	}
+	if err := execFile(ctx, part, "DELETE FROM log; DELETE FROM server; VACUUM"); err != nil {
+		return fmt.Errorf("cannot write a snapshot: %w", err)
+	}
+	return os.Rename(part, path)
 }
 
 // execFile runs statements on a database file over a connection of its own.

@@ -377,6 +377,45 @@ func TestStore_RandomLog(t *testing.T) {
 	}
 }
 
+// TestStore_Snapshot: a snapshot is whole or not there, replaces nothing, and is
+// the start of another server in another cluster.
+func TestStore_Snapshot(t *testing.T) {
+	s := newStore(t)
+	commit(t, s, &command{Now: testStart, Found: &founding{ID: "cluster", Timezone: "Asia/Tokyo"}})
+	fill(t, s, 3)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "belfry.db")
+	if err := os.WriteFile(path+".part", []byte("of a snapshot that a crash has ended"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.snapshot(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.snapshot(path); err == nil {
+		t.Error("a snapshot replaced another one")
+	}
+	if files, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || !cmp.Equal(files, []string{path}) {
+		t.Errorf("left behind is %v, %v, want the snapshot alone", files, err)
+	}
+	copied := mustOpen(t, dir)
+	defer copied.close()
+	own, err1 := s.nodeID()
+	other, err2 := copied.nodeID()
+	if err := errors.Join(err1, err2); err != nil || own == other {
+		t.Errorf("the copy's node id is %q, %v, want another than %q", other, err, own)
+	}
+	m, err := copied.meta()
+	if want := (meta{AppliedIndex: 4, AppliedTerm: 1, Voters: "[]", Timezone: "Asia/Tokyo"}); err != nil || m != want {
+		t.Errorf("the copy is %+v, %v, want %+v", m, err, want)
+	}
+	if diff := cmp.Diff(withoutCluster(mustDump(t, s)), withoutCluster(mustDump(t, copied))); diff != "" {
+		t.Errorf("state of the copy (-want +got):\n%s", diff)
+	}
+	if err := copied.check(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestStore_Reopen: what is persisted and not applied when the process dies is
 // there when it is back, and makes the same state.
 func TestStore_Reopen(t *testing.T) {
