@@ -1607,7 +1607,7 @@ func startWorker(t *testing.T, name string, join ...*peerNode) *peerNode {
 // start runs the node in its directory. Its address is a new one each time.
 func (n *peerNode) start() {
 	n.t.Helper()
-	n.cfg.Incarnation = newIncarnation()
+	n.cfg.Incarnation = rand.Uint64() | 1
 	hooks := planeHooks{start: n.take, ask: n.answer, kill: func(k kill) error { return errUnknownExecution }, output: n.output, report: n.report, api: http.HandlerFunc(n.serveAPI)}
 	var err error
 	if n.cfg.Server {

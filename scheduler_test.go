@@ -95,7 +95,7 @@ func TestDecodeJob(t *testing.T) {
 		{`{"name":"a","expires_at":5}`, "a time must be a string"},
 		{`{"name":"a"}{}`, "the body must hold one JSON object and nothing behind it"},
 	} {
-		j, err := decodeJob([]byte(c.doc))
+		j, err := decodeJob([]byte(c.doc), job{Concurrency: concurrencyAllow})
 		switch {
 		case c.err == "" && (err != nil || j.Name != "a" || j.Concurrency != concurrencyAllow && j.Concurrency != ""):
 			t.Errorf("decodeJob(%s) = %+v, %v, want the job a", c.doc, j, err)
@@ -111,7 +111,7 @@ func FuzzDecodeJob(f *testing.F) {
 	f.Add([]byte(`{"name":"a","schedule":"@every 1s","retries":2,"tags":{"a":"b"},"starts_at":"2030-01-31T12:00:00Z","expires_at":null}`))
 	f.Add([]byte(`{"name":"a","processors":{"log":{"forward":"true"}}}`))
 	f.Fuzz(func(t *testing.T, doc []byte) {
-		j, err := decodeJob(doc)
+		j, err := decodeJob(doc, job{})
 		if err != nil {
 			return
 		}
@@ -120,7 +120,7 @@ func FuzzDecodeJob(f *testing.F) {
 		if err != nil {
 			t.Skip() // a time that JSON cannot say
 		}
-		back, err := decodeJob(again)
+		back, err := decodeJob(again, job{})
 		if diff := cmp.Diff(j, back, cmpopts.EquateEmpty()); err != nil || diff != "" && j.Concurrency != "" {
 			t.Errorf("%s comes back as (-want +got): %v\n%s", doc, err, diff)
 		}
@@ -387,7 +387,7 @@ func TestMoment_Resolve(t *testing.T) {
 		{"ProcessGone", answer{Incarnation: 8, Running: []int64{1}}, causeTick, fresh, every, outcomeInterrupted, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := moment{now: testStart, catchup: time.Minute, zone: "UTC"}
+			m := moment{now: testStart, catchup: time.Minute, lostAfter: time.Minute, zone: "UTC"}
 			got, again := m.resolve(executionRow{ID: 5, Node: "n1", incarnation: 7, Cause: c.cause, Due: c.due}, c.answer, c.row)
 			if got.Outcome != c.want || again != c.again || got.Outcome != "" && (got.Execution != 5 || got.Incarnation != 7 || got.Why == "") {
 				t.Errorf("resolve with %+v: %+v, again %v, want outcome %q, again %v", c.answer, got, again, c.want, c.again)

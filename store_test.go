@@ -250,11 +250,10 @@ func (l *randomLog) next() *command {
 		fired := row.fired
 		c.Reset = []reset{{Job: row.version.ID, Rev: row.version.Rev, Fired: fired, Next: l.now + int64(time.Minute), Reason: "a wrong clock"}}
 	case 11:
-		t, _, err := l.s.trimmable(3, l.now/nanosPerDay-1)
+		t, err := l.s.trimmable(3, uint64(l.rnd.IntN(l.n)), l.now/nanosPerDay-1, true)
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		t.Requests = int64(l.rnd.IntN(l.n))
 		c.Trim = &t
 	}
 	return c
@@ -332,7 +331,7 @@ func TestStore_RandomLog(t *testing.T) {
 		half := 20 + l.rnd.IntN(60)
 		var rest []entry
 		var behind *store
-		commit(t, s, &command{Now: testStart, Found: &founding{ID: "cluster", Timezone: "UTC"}})
+		commit(t, s, &command{Now: testStart, Found: &foundation{ID: "cluster", Timezone: "UTC"}})
 		for n := range 120 {
 			last := commit(t, s, l.next())[0]
 			if n%10 == 0 {
@@ -342,7 +341,7 @@ func TestStore_RandomLog(t *testing.T) {
 			}
 			if n == half {
 				dir := simTempDir(t)
-				if err := s.snapshot(filepath.Join(dir, "belfry.db")); err != nil {
+				if err := s.snapshot(t.Context(), filepath.Join(dir, "belfry.db")); err != nil {
 					t.Fatal(err)
 				}
 				behind = mustOpen(t, dir)
@@ -381,17 +380,17 @@ func TestStore_RandomLog(t *testing.T) {
 // the start of another server in another cluster.
 func TestStore_Snapshot(t *testing.T) {
 	s := newStore(t)
-	commit(t, s, &command{Now: testStart, Found: &founding{ID: "cluster", Timezone: "Asia/Tokyo"}})
+	commit(t, s, &command{Now: testStart, Found: &foundation{ID: "cluster", Timezone: "Asia/Tokyo"}})
 	fill(t, s, 3)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "belfry.db")
 	if err := os.WriteFile(path+".part", []byte("of a snapshot that a crash has ended"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.snapshot(path); err != nil {
+	if err := s.snapshot(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.snapshot(path); err == nil {
+	if err := s.snapshot(t.Context(), path); err == nil {
 		t.Error("a snapshot replaced another one")
 	}
 	if files, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || !cmp.Equal(files, []string{path}) {
@@ -399,10 +398,10 @@ func TestStore_Snapshot(t *testing.T) {
 	}
 	copied := mustOpen(t, dir)
 	defer copied.close()
-	own, err1 := s.nodeID()
-	other, err2 := copied.nodeID()
-	if err := errors.Join(err1, err2); err != nil || own == other {
-		t.Errorf("the copy's node id is %q, %v, want another than %q", other, err, own)
+	own, err1 := s.own()
+	other, err2 := copied.own()
+	if err := errors.Join(err1, err2); err != nil || own.ID == other.ID {
+		t.Errorf("the copy's node id is %q, %v, want another than %q", other.ID, err, own.ID)
 	}
 	m, err := copied.meta()
 	if want := (meta{AppliedIndex: 4, AppliedTerm: 1, Voters: "[]", Timezone: "Asia/Tokyo"}); err != nil || m != want {
@@ -544,17 +543,26 @@ func full(s *store, do func() error) error {
 // and ends; what it had acknowledged is there afterwards.
 func TestCluster_DiskFull(t *testing.T) {
 	s := mustOpen(t, t.TempDir())
-	id, err := s.nodeID()
+	own, err := s.own()
 	if err != nil {
 		t.Fatal(err)
 	}
 	lead := func(ctx context.Context, _ uint64) error { <-ctx.Done(); return nil }
-	c, err := newCluster(server{"n1", id}, s, slog.New(slog.DiscardHandler), lead)
+	p, err := newPlane(planeConfig{Name: "n1", ID: own.ID, Server: true, Bind: "127.0.0.1:0", Dir: t.TempDir()}, planeHooks{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.listener.Close()
+	p.admitted.Store(true)
+	c, err := newCluster(p, s, tickTime, lead)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- c.run(t.Context()) }()
+	if err := c.call(t.Context(), func() { err = c.found(&founders{"test-cluster", []server{{"n1", own.ID}}}) }); err != nil {
+		t.Fatal(err)
+	}
 	waitFor(t, "leader", func() string { return "" }, c.leading)
 	put := func(i int) error {
 		_, err := c.propose(t.Context(), &command{Now: testStart, Put: []jobPut{{Job: job{Name: fmt.Sprint("job-", i), Schedule: "@manually", DisplayName: strings.Repeat("x", 50_000)}, Next: never}}})
@@ -1063,7 +1071,7 @@ func TestApply_Request(t *testing.T) {
 	if res := g.do(refused); res.Err != nil || res.Repeated {
 		t.Errorf("the second try is answered %+v, want it done", res)
 	}
-	g.do(&command{Trim: &trimming{Requests: int64(first.Index)}})
+	g.do(&command{Trim: &trimming{Requests: first.Index}})
 	if res := g.do(run); res.Repeated || len(res.Started[0]) != 1 {
 		t.Errorf("a request that was trimmed is answered %+v, want it done", res)
 	}
@@ -1296,7 +1304,8 @@ func TestApply_Trim(t *testing.T) {
 	for range 30 {
 		g.end(outcomeSuccess, g.tick("a", "n1")...)
 	}
-	tr, ok, err := g.s.trimmable(5, 0)
+	tr, err := g.s.trimmable(5, 0, 0, true)
+	ok := !tr.empty()
 	if err != nil || !ok {
 		t.Fatalf("trimmable: %v, %v, want something", ok, err)
 	}
@@ -1311,15 +1320,15 @@ func TestApply_Trim(t *testing.T) {
 	}
 	open := g.tick("a", nodes...)
 	g.end(outcomeSuccess, open[1:]...) // the group is not over
-	if tr, ok, err = g.s.trimmable(5, 0); err != nil || !ok {
-		t.Fatalf("trimmable: %v, %v, want those of older groups", ok, err)
+	if tr, err = g.s.trimmable(5, 0, 0, true); err != nil || tr.empty() {
+		t.Fatalf("trimmable: %v, want those of older groups", err)
 	}
 	g.do(&command{Trim: &tr})
-	if tr, ok, err = g.s.trimmable(5, 0); err != nil || ok {
-		t.Errorf("trimmable: %+v, %v, %v, want nothing as long as the group is not over", tr, ok, err)
+	if tr, err = g.s.trimmable(5, 0, 0, true); err != nil || !tr.empty() {
+		t.Errorf("trimmable: %+v, %v, want nothing as long as the group is not over", tr, err)
 	}
 	g.end(outcomeSuccess, open[0])
-	if tr, ok, err = g.s.trimmable(5, 0); err != nil || !ok {
-		t.Errorf("trimmable: %+v, %v, %v, want those of the group that is over", tr, ok, err)
+	if tr, err = g.s.trimmable(5, 0, 0, true); err != nil || tr.empty() {
+		t.Errorf("trimmable: %+v, %v, want those of the group that is over", tr, err)
 	}
 }
