@@ -199,7 +199,7 @@ type response struct {
 	status int
 	header map[string]string
 	body   any             // encoded as JSON
-	kept   json.RawMessage // or the answer that was given before, as it was
+	kept   json.RawMessage // or JSON that is there already: the answer that was given before, or a list of what is held encoded
 
 	// serve writes the answer itself, status and all. What it returns before
 	// its first byte is answered like any error; after that it returns nil.
@@ -641,8 +641,24 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows, total, err := a.store.jobs(f, start, end)
-	return &response{status: http.StatusOK, header: count(total), body: rows}, err
+	docs, total, err := a.store.jobs(f, start, end)
+	return &response{status: http.StatusOK, header: count(total), kept: jsonArray(docs)}, err
+}
+
+// jsonArray joins documents. encoding/json would read all of them again.
+func jsonArray(docs []json.RawMessage) json.RawMessage {
+	size := len("[]")
+	for _, d := range docs {
+		size += len(d) + len(",")
+	}
+	list := append(make([]byte, 0, size), '[')
+	for i, d := range docs {
+		if i > 0 {
+			list = append(list, ',')
+		}
+		list = append(list, d...)
+	}
+	return append(list, ']')
 }
 
 // page reads which part of a list is asked for: rows [start, end). As

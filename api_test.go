@@ -111,15 +111,18 @@ func (n *fakeNode) forget() {
 	clear(n.output)
 }
 
-// testServer is a whole server but for its listener and its node. It lives in
-// a synctest bubble, so that its clock stands still unless a test waits.
+// testServer is a server but for its listeners, the cluster and its node: what
+// is proposed is committed and applied at once. It lives in a synctest bubble,
+// so that its clock stands still unless a test waits.
 type testServer struct {
 	t       testing.TB
 	api     *api
 	handler http.Handler
 	node    *fakeNode
 	stop    func()
-	left    bool
+
+	mu   sync.Mutex // held by the writer
+	last uint64     // index of the log; guarded by mu
 }
 
 // newTestServer starts a server on the data directory dir.
@@ -130,65 +133,72 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := st.own()
+	disk, err := st.saved()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := newPlane(planeConfig{Name: "node1", ID: own.ID, Incarnation: incarnation, Server: true, Bind: "127.0.0.1:0", Dir: dir}, planeHooks{}, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.listener.Close() })
-	p.admitted.Store(true)
-	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, Timezone: "UTC"}, st, log)
-	clu, err := newCluster(p, st, tickTime, sched.lead)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &testServer{t: t, node: newFakeNode(incarnation)}
+	s := &testServer{t: t, node: newFakeNode(incarnation), last: disk.Last}
 	self := member{Name: "node1", Addr: "127.0.0.1", Port: 8946, Tags: map[string]string{"role": "dkron"}, Status: 1}
-	sched.propose = clu.propose
-	sched.spawn = func(task func()) { task() } // what is ordered has arrived when the answer comes
+	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, Timezone: "UTC", LostAfter: 5 * time.Minute}, st, log)
+	sched.propose = s.propose
+	sched.spawn = func(task func()) { task() } // orders are with the node before the answer is with the client
 	sched.nodes = func() []node { return []node{{"node1", incarnation, self.Tags}} }
 	sched.start = func(_ string, d dispatch) error { return s.node.start(d) }
 	sched.ask = func(_ string, q question) (answer, error) { return s.node.ask(q) }
 	sched.end = func(_ string, k kill) error { return s.node.end(k) }
 	s.api = &api{
-		node: "node1", store: st, scheduler: sched, log: log, leading: clu.leading,
+		node: "node1", store: st, scheduler: sched, log: log,
+		leading: func() bool { return true },
 		members: func() []member { return []member{self} },
 		leader:  func() (member, bool) { return self, s.api.leading() },
-		leave:   func(context.Context) error { s.left = true; return nil },
-		gauges:  func() gauges { return gauges{} },
-		output:  s.node.copyOutput,
+		leave:   func(context.Context) error { return nil },
+		peers:   func() []raftPeer { return []raftPeer{{"id1", "node1", self.Addr, true, true}} },
+		removePeer: func(_ context.Context, id string) error {
+			if id != "id2" {
+				return badRequest("no server has the id %q", id)
+			}
+			return nil
+		},
+		relay:  func(http.ResponseWriter, *http.Request, string, string) error { return errNotLeader },
+		gauges: func() gauges { return gauges{} },
+		output: s.node.copyOutput,
 	}
 	s.handler = s.api.handler()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- clu.run(ctx) }()
-	err = clu.call(ctx, func() {
-		if err := clu.found(&founders{"test-cluster", []server{{"node1", own.ID}}}); err != nil {
-			t.Error(err)
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	go func() { ended <- sched.lead(ctx, s.last+1) }()
 	s.stop = sync.OnceFunc(func() {
 		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		if err := errors.Join(st.check(), st.close()); err != nil {
+		if err := errors.Join(<-ended, st.check(), st.close()); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Cleanup(s.stop)
 	// In a bubble every test begins at the same time, and between two ticks.
 	<-time.After(time.Until(time.Now().Truncate(time.Second).Add(1500 * time.Millisecond)))
-	if !clu.leading() {
-		t.Fatal("the server does not lead")
-	}
 	return s
+}
+
+// propose is the whole cluster.
+func (s *testServer) propose(_ context.Context, c *command) (applied, error) {
+	data, err := c.encode()
+	if err != nil {
+		return applied{}, err
+	}
+	if len(data) > commandBytesMax {
+		return applied{}, errTooLarge
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last++
+	if err := s.api.store.persist(nil, []entry{{Index: s.last, Term: 1, Kind: entryCommand, Data: data}}); err != nil {
+		return applied{}, err
+	}
+	results, err := s.api.store.applyUpTo(s.last)
+	if err != nil {
+		return applied{}, err
+	}
+	return results[0], results[0].Err
 }
 
 // wait lets the time of the bubble pass, and what it brings be done.
@@ -257,7 +267,7 @@ func TestAPI_Golden(t *testing.T) {
 				for _, b := range strings.Split(strings.TrimSuffix(string(text), "\n"), "\n===\n") {
 					blocks = append(blocks, s.play(b).text)
 				}
-				golden(t, strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".txt"), strings.Join(blocks, "\n===\n")+"\n")
+				golden(t, "api/"+strings.TrimSuffix(filepath.Base(file), ".txt"), strings.Join(blocks, "\n===\n")+"\n")
 			})
 		})
 	}
