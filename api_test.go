@@ -21,6 +21,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // fakeNode runs nothing: what it was ordered ends when the test says so.
@@ -659,6 +662,32 @@ func FuzzQuery(f *testing.F) {
 			if w.Code >= 500 {
 				t.Errorf("%s?%s: %d %s", path, query, w.Code, w.Body)
 			}
+		}
+	})
+}
+
+// FuzzDecodeJob holds that a job that was read is written and read again as it
+// was, and that its check ends.
+func FuzzDecodeJob(f *testing.F) {
+	for _, doc := range []string{`{}`, `null`, `{"name":"a","schedule":"@every 1s","tags":{"role":"web:2"},"starts_at":"2030-01-01T00:00"}`, `{"name":"a","expires_at":"9999-01-01T00:00:00Z","processors":{"log":null}}`, `{"retries":-1}`, `{"name":"a"} x`, `{"starts_at":1}`, `{"name":"~","schedule":"~ ~ ~ ~ ~ ~"}`} {
+		f.Add([]byte(doc))
+	}
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		j, err := decodeJob(doc, job{})
+		if err != nil {
+			return
+		}
+		_ = j.validate("UTC") // either is fine
+		written, err := json.Marshal(j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeJob(written, job{})
+		if err != nil {
+			t.Fatalf("%s: %v", written, err)
+		}
+		if diff := cmp.Diff(j, again, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%q was written as %s:\n%s", doc, written, diff)
 		}
 	})
 }
