@@ -99,16 +99,30 @@ func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Wri
 		fmt.Fprintf(stderr, "belfry: %v\n", err)
 		return exitUsage
 	}
-	// After the first signal the default is back in force: a second one ends
-	// the process at once.
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := firstSignal(ctx)
 	defer stop()
-	context.AfterFunc(ctx, stop)
 	if err := serve(ctx, cfg, stdout, stderr); err != nil {
 		fmt.Fprintf(stderr, "belfry: %v\n", err)
 		return exitError
 	}
 	return exitOK
+}
+
+// firstSignal returns a context that ends with the first SIGINT or SIGTERM. By
+// then the default is back in force: a second one ends the process at once.
+func firstSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-signals:
+		case <-ctx.Done():
+		}
+		signal.Stop(signals)
+		cancel()
+	}()
+	return ctx, cancel
 }
 
 // config is what an operator may say, by flag or by environment variable.

@@ -1426,6 +1426,7 @@ func (a *applying) bury(id int64) error {
 		return err
 	}
 	a.touch(id, parent)
+	a.s.listed = true // an ephemeral job goes without a call that asks for it
 	if err := a.s.exec("UPDATE jobs SET deleted = ?1, rev = ?1 WHERE id = ?2", int64(a.result.Index), id); err != nil {
 		return err
 	}
