@@ -107,6 +107,7 @@ func (a *api) routes() map[string]func(*http.Request) (*response, error) {
 		"GET /v1/isleader": a.isLeader,
 		leaveRoute:         a.leaveCluster,
 
+		"GET /v1/backup":             a.backup,
 		"GET /v1/raft/peers":         a.listPeers,
 		"DELETE /v1/raft/peers/{id}": a.dropPeer,
 
@@ -1118,6 +1119,22 @@ func (a *api) leaveCluster(r *http.Request) (*response, error) {
 		return nil, problem{http.StatusServiceUnavailable, err.Error()}
 	}
 	return res, nil
+}
+
+// backup sends a copy of the state as it is on this server: a database file
+// from which "belfry agent" starts, as a cluster of its own. Ours.
+func (a *api) backup(r *http.Request) (*response, error) {
+	file, _, err := a.store.image(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	return &response{serve: func(w http.ResponseWriter) error {
+		defer file.Close()
+		w.Header().Set("Content-Disposition", `attachment; filename="belfry.db"`)
+		w.Header().Set("Content-Type", "application/vnd.sqlite3")
+		http.ServeContent(w, r, "", time.Time{}, file)
+		return nil
+	}}, nil
 }
 
 // listPeers shows the servers that vote, or wish to. Ours.

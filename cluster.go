@@ -2146,40 +2146,20 @@ func (c *cluster) takeDelivery(ctx context.Context, d delivery) error {
 
 // Snapshots
 
-const imagePattern = "image-*" // files in the data directory: snapshots on their way
-
-// removeImages removes what a former process left of snapshots.
-func removeImages(dir string) error {
-	paths, err := filepath.Glob(filepath.Join(dir, imagePattern))
-	for _, path := range paths {
-		err = errors.Join(err, os.Remove(path))
-	}
-	return err
-}
-
 // sendImage sends a follower a copy of this server's state: the length of a
 // packet with the message that names it, the packet, the file.
 func (c *cluster) sendImage(ctx context.Context, l *link, to record, m message) error {
-	path := filepath.Join(c.plane.cfg.Dir, "image-"+crand.Text())
-	defer os.Remove(path) // what stays is removed at the next start
-	if err := c.store.snapshot(ctx, path); err != nil {
+	file, snap, err := c.store.image(ctx)
+	if err != nil {
 		c.log.Error("a server that is far behind gets no snapshot; look at this server's disk", "server", to.Name, "err", err)
 		return err
 	}
-	snap, err := readImage(path)
-	if err != nil {
-		return err
-	}
+	defer file.Close()
 	m.Prev, m.Voters = snap.position, snap.Voters
 	head, err := encodePacket(c.plane.clusterID(), []message{m})
 	if err != nil {
 		return err
 	}
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
 	info, err := file.Stat()
 	if err != nil {
 		return err

@@ -2621,3 +2621,76 @@ func normal(messages []message) []message {
 	}
 	return messages
 }
+
+// When two of three servers are lost for good, the third goes on as a cluster of
+// its own; what comes back of the old one stays out.
+func TestCluster_Recover(t *testing.T) {
+	nodes := trio(t)
+	put(t, "one", nodes...)
+	same(t, nodes...)
+	old := nodes[0].plane.clusterID()
+	for _, n := range nodes {
+		n.kill()
+	}
+	last, lost := nodes[0], nodes[1]
+	last.must(recoverServer(last.cfg.Dir, "new-cluster"))
+	last.cfg.Join, lost.cfg.Join = nil, nil
+	last.must(os.Remove(filepath.Join(last.cfg.Dir, peersFile)))
+	last.start()
+	voters(t, "a", last)
+	put(t, "two", last)
+	if _, err := last.store.job("one"); err != nil {
+		t.Errorf("a job of the old cluster: %v", err)
+	}
+	fresh := startPeer(t, "d", 0, last)
+	voters(t, "a d", last, fresh)
+	same(t, last, fresh)
+	m, err := fresh.store.meta()
+	if last.must(err); m.ClusterID != "new-cluster" || old == m.ClusterID {
+		t.Errorf("the new cluster is %s in the state, the old was %s", m.ClusterID, old)
+	}
+	lost.join(last)
+	lost.start()
+	eventually(t, "the lost server is told that it belongs to another cluster", func() bool { return hasTrouble(lost, "new-cluster") })
+	fresh.kill()
+	if err := recoverServer(t.TempDir(), "x"); err == nil {
+		t.Error("recovered an empty directory")
+	}
+	s := newStore(t)
+	if err := s.secede("x"); !errors.Is(err, errNotVoter) {
+		t.Errorf("recovering a server that votes nowhere: %v, want %v", err, errNotVoter)
+	}
+}
+
+// A server started from a backup founds a cluster of its own with all that was
+// in it, and takes in others.
+func TestCluster_Backup(t *testing.T) {
+	a := startPeer(t, "a", 1)
+	put(t, "one", a)
+	file, snap, err := a.store.image(t.Context())
+	a.must(err)
+	defer file.Close()
+	put(t, "two", a)
+	z := newPeer(t, "z", 1)
+	copied, err := os.Create(filepath.Join(z.cfg.Dir, "belfry.db"))
+	z.must(err)
+	_, err = io.Copy(copied, file)
+	z.must(errors.Join(err, copied.Close()))
+	z.start()
+	voters(t, "z", z)
+	put(t, "three", z)
+	y := startPeer(t, "y", 0, z)
+	voters(t, "y z", y, z)
+	same(t, y, z)
+	if z.cfg.ID == a.cfg.ID || z.plane.clusterID() == a.plane.clusterID() {
+		t.Error("the server that was started from a backup is the one that made it")
+	}
+	for name, want := range map[string]error{"one": nil, "two": errNoJob, "three": nil} {
+		if _, err := y.store.job(name); !errors.Is(err, want) {
+			t.Errorf("job %s: %v, want %v", name, err, want)
+		}
+	}
+	if disk, err := y.store.saved(); err != nil || disk.Base.Index < snap.Index {
+		t.Errorf("y has the log from %v on, %v; want from behind the backup at %v", disk.Base, err, snap.position)
+	}
+}

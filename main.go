@@ -49,6 +49,7 @@ const usage = `belfry: a job scheduler, cron for a cluster.
   belfry                 run one server: API and page on 127.0.0.1:8080, data in ./belfry.data
   belfry agent [flags]   run a node; "belfry agent -h" lists the flags
   belfry keygen          print a random cluster key for --encrypt
+  belfry recover         make a new cluster of one server, when the majority of the old one is lost for good
   belfry version         print the version
   belfry help            print this text
 
@@ -73,6 +74,8 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 		return runAgent(ctx, args[1:], environ, stdout, stderr)
 	case "leave", "raft":
 		return runRemote(ctx, args, environ, stdout, stderr)
+	case "recover":
+		return runRecover(args[1:], environ, stdout, stderr)
 	case "keygen":
 		key := make([]byte, 32)
 		crand.Read(key) // never fails
@@ -702,4 +705,47 @@ func listPeers(ctx context.Context, addr string, stdout io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%t\n", p.Node, p.ID, p.Address, state, p.Voter)
 	}
 	return w.Flush()
+}
+
+// runRecover makes a server that does not run the only voter of a new cluster.
+func runRecover(args, environ []string, stdout, stderr io.Writer) int {
+	fs := flag.NewFlagSet("belfry recover", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	dir := fs.String("data-dir", "belfry.data", "`directory` of the server")
+	sure := fs.Bool("yes-i-lost-a-majority", false, "the other servers never come back: what only they had acknowledged is lost")
+	err := fs.Parse(args)
+	if err == nil {
+		err = fromEnvironment(fs, environ)
+	}
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err == nil && !*sure:
+		err = errors.New("--yes-i-lost-a-majority: is required; while a majority of the servers can be started again, start them, for this gives up what only they had acknowledged")
+	case err == nil && fs.NArg() > 0:
+		err = fmt.Errorf("%q is no flag; see \"belfry recover -h\"", fs.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "belfry: %v\n", err)
+		return exitUsage
+	}
+	id := crand.Text()
+	if err := recoverServer(*dir, id); err != nil {
+		fmt.Fprintf(stderr, "belfry: %v\n", err)
+		return exitError
+	}
+	fmt.Fprintf(stdout, "This server is the only one of the new cluster %s. Start it, and then the other nodes,\nservers and agents, with empty data directories and --retry-join.\n", id)
+	return exitOK
+}
+
+func recoverServer(dir, cluster string) (err error) {
+	if _, err := os.Stat(filepath.Join(dir, "belfry.db")); err != nil {
+		return fmt.Errorf("--data-dir %s: there is no database: %w", dir, err)
+	}
+	st, err := openStore(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.close()) }()
+	return st.secede(cluster)
 }

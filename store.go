@@ -72,6 +72,7 @@ const (
 
 var (
 	errLocked       = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
+	errNotVoter     = errors.New("this server votes in no cluster, so there is nothing to recover; use the data directory of one that did")
 	errNewer        = errors.New("this database was written by a newer belfry; run that version, or restore a backup made by this one")
 	errUnknownEntry = errors.New("the log holds an entry of a format that this version does not know; run the version that wrote it")
 )
@@ -2906,6 +2907,41 @@ func (s *store) own() (o ownRow, err error) {
 	return o, err
 }
 
+// secede makes this server the only voter of a new cluster, for whoever has lost
+// the majority of the old one. All that is in the log counts as committed: what
+// the lost servers had acknowledged and this one never got is lost, and what
+// nobody had acknowledged may be done.
+func (s *store) secede(cluster string) error {
+	own, err := s.own()
+	if err != nil {
+		return err
+	}
+	disk, err := s.saved()
+	if err != nil {
+		return err
+	}
+	var self []server
+	for _, set := range disk.Voters {
+		for _, v := range set.Voters {
+			if v.ID == own.ID {
+				self = []server{v}
+			}
+		}
+	}
+	if own.Cluster == "" || self == nil {
+		return errNotVoter
+	}
+	found, err := (&command{Actor: actorScheduler, Found: &founding{ID: cluster}}).encode()
+	if err != nil {
+		return err
+	}
+	term := disk.State.Term + 1
+	return s.enlist(enlistment{Cluster: cluster, State: &hardState{Term: term}, Entries: []entry{
+		{Index: disk.Last + 1, Term: term, Kind: entryVoters, Data: encodeVoters(self)},
+		{Index: disk.Last + 2, Term: term, Kind: entryCommand, Data: found},
+	}})
+}
+
 // An enlistment is a step of a server on its way into a cluster. Each is taken
 // at most once in the life of a data directory.
 type enlistment struct {
@@ -2956,6 +2992,36 @@ func (s *store) snapshot(ctx context.Context, path string) error {
 		return fmt.Errorf("cannot write a snapshot: %w", err)
 	}
 	return os.Rename(part, path)
+}
+
+const imagePattern = "image-*" // files in the data directory: copies on their way
+
+// image returns a copy that snapshot made, and where it ends. The file is the
+// caller's to close; its name is gone already.
+func (s *store) image(ctx context.Context) (file *os.File, snap snapshot, err error) {
+	path := filepath.Join(filepath.Dir(s.path), strings.TrimSuffix(imagePattern, "*")+rand.Text())
+	defer func() {
+		if e := os.Remove(path); e != nil && !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}()
+	if err = s.snapshot(ctx, path); err != nil {
+		return nil, snap, err
+	}
+	if snap, err = readImage(path); err != nil {
+		return nil, snap, err
+	}
+	file, err = os.Open(path)
+	return file, snap, err
+}
+
+// removeImages removes the copies that a former process left in dir.
+func removeImages(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, imagePattern))
+	for _, path := range paths {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 // execFile runs statements on a database file over a connection of its own.
