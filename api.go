@@ -60,6 +60,7 @@ type api struct {
 	peers      func() []raftPeer
 	removePeer func(ctx context.Context, id string) error
 	relay      func(w http.ResponseWriter, r *http.Request, actor, request string) error // to the leader; of a node without state, to a server
+	troubles   func() []string                                                           // what keeps the node from its part, each with its remedy
 	gauges     func() gauges                                                             // what the node's own numbers are
 
 	// output writes what a running execution has printed, and with follow what
@@ -1180,7 +1181,12 @@ func (a *api) isLeader(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: "I am a leader"}, nil
 }
 
+// health answers 200 as upstream, or 503 and what is wrong, each in a sentence
+// that says what to do.
 func (a *api) health(r *http.Request) (*response, error) {
+	if troubles := a.troubles(); len(troubles) > 0 {
+		return &response{status: http.StatusServiceUnavailable, body: map[string]any{"status": "unhealthy", "troubles": troubles}}, nil
+	}
 	return &response{status: http.StatusOK, body: map[string]string{"status": "healthy"}}, nil
 }
 

@@ -2247,6 +2247,7 @@ const (
 	planeHeaderTime   = 5 * time.Second  // for a handshake and a request's head
 	planeReadTime     = 30 * time.Second // for a request's body
 	planeWriteTime    = time.Minute      // for an answer, longer than any call waits for one
+	planeDrainTime    = time.Second      // for answers under way when the node stops
 	planeIdleTime     = 2 * time.Minute  // of a kept-alive connection
 	planeConnsPerNode = 16               // of calls to one node; more wait for each other
 	dialTimeout       = 2 * time.Second  // includes the handshake
@@ -2284,6 +2285,14 @@ type counters struct {
 	foreign     atomic.Int64 // of another cluster
 	misdirected atomic.Int64 // for another node
 	dropped     atomic.Int64 // for want of room in a queue
+}
+
+// byReason returns the counts under the names that metrics have.
+func (c *counters) byReason() map[string]int64 {
+	return map[string]int64{
+		"format": c.format.Load(), "malformed": c.malformed.Load(), "too_large": c.tooLarge.Load(),
+		"foreign": c.foreign.Load(), "misdirected": c.misdirected.Load(), "dropped": c.dropped.Load(),
+	}
 }
 
 // planeConfig is what main knows about the node.
@@ -2330,6 +2339,7 @@ type record struct {
 	Status      int    // memberAlive, memberLeaving or memberLeft
 	Cluster     string // "": none yet
 	Leads       bool
+	Clock       int64 // Unix nanoseconds when the heartbeat was sent
 
 	// Of a server that belongs to no cluster.
 	Expect   int       // --bootstrap-expect
@@ -2346,12 +2356,13 @@ const (
 )
 
 const (
-	silentBeats   = 5              // heartbeats that are missed until a node counts as failed
-	forgetAfter   = 24 * time.Hour // since a node was heard
-	beatTimeout   = time.Second    // of one heartbeat and its answer
-	peersFile     = "peers.json"   // in the data directory: addresses of servers, for the next start
-	nodeFile      = "node.json"    // in an agent's data directory
-	memberNameMax = 255            // of a node's name or id
+	silentBeats   = 5               // heartbeats that are missed until a node counts as failed
+	forgetAfter   = 24 * time.Hour  // since a node was heard
+	beatTimeout   = time.Second     // of one heartbeat and its answer
+	clockSkewMax  = 2 * time.Second // between two servers; a heartbeat under way is younger than that
+	peersFile     = "peers.json"    // in the data directory: addresses of servers, for the next start
+	nodeFile      = "node.json"     // in an agent's data directory
+	memberNameMax = 255             // of a node's name or id
 )
 
 // A contact is a record and when its node was last heard, by this node or by
@@ -2551,6 +2562,7 @@ func (p *plane) run(ctx context.Context) error {
 		listener = tls.NewListener(listener, p.tls)
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	web.BaseContext = func(net.Listener) context.Context { return ctx } // outputs that are followed end with ctx
 	g.Go(func() error {
 		if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return err
@@ -2558,8 +2570,13 @@ func (p *plane) run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
-		defer web.Close()
-		return p.beatLoop(ctx)
+		err := p.beatLoop(ctx)
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), planeDrainTime)
+		defer cancel()
+		if web.Shutdown(drain) != nil {
+			web.Close()
+		}
+		return err
 	})
 	err := g.Wait()
 	p.client.CloseIdleConnections()
@@ -2642,6 +2659,7 @@ func (j *joining) note(answered int) error {
 func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash string) {
 	p.mu.Lock()
 	p.self.Beat++
+	p.self.Clock = time.Now().UnixNano()
 	p.self.Leads = p.server != nil && p.server.leading()
 	targets := p.targetsLocked(addrs, time.Now())
 	g := p.greetingLocked(p.cfg.Server, time.Now())
@@ -2850,9 +2868,12 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 		p.admitted.Store(true)
 	}
 	self, servers, peers := p.servers(time.Now())
+	p.setTrouble("clock", p.clockTrouble())
+	why := ""
 	if err := p.writePeers(peers); err != nil {
-		p.setTrouble("peers", fmt.Sprintf("the addresses of the other servers cannot be written to the data directory and will not be known after a restart; look at its disk: %v", err))
+		why = fmt.Sprintf("the addresses of the other servers cannot be written to the data directory and will not be known after a restart; look at its disk: %v", err)
 	}
+	p.setTrouble("peers", why)
 	switch {
 	case !p.admitted.Load():
 		return nil
@@ -2885,6 +2906,20 @@ func (p *plane) servers(now time.Time) (self record, alive []record, addrs []str
 	slices.SortFunc(alive, func(a, b record) int { return cmp.Compare(a.Name, b.Name) })
 	slices.Sort(addrs)
 	return p.self, alive, addrs
+}
+
+// clockTrouble says which server's clock differs from this node's, "" for none.
+func (p *plane) clockTrouble() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(p.known)) {
+		c := p.known[id]
+		skew := time.Duration(c.heard.UnixNano() - c.Clock)
+		if c.Server && p.statusLocked(c, time.Now()) == memberAlive && skew.Abs() > clockSkewMax {
+			return fmt.Sprintf("the clocks of %s and %s differ by about %s: set both by the same time server", p.self.Name, c.Name, skew.Abs().Round(time.Second))
+		}
+	}
+	return ""
 }
 
 // ignoreStop makes nil of errors that only say that this node stops.
@@ -2971,12 +3006,16 @@ func (p *plane) setTrouble(subject, why string) {
 	}
 }
 
-// troubles returns what keeps this node from its place in the cluster, each in
+// troubles returns what keeps this node from its part in the cluster, each in
 // one sentence that says what to do, sorted.
 func (p *plane) troubles() []string {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Sorted(maps.Values(p.trouble))
+	list := slices.Sorted(maps.Values(p.trouble))
+	p.mu.Unlock()
+	if _, ok := p.leaderRecord(); !ok && p.server != nil && p.clusterID() != "" {
+		list = append(list, "no leader is known: nothing fires and writes are refused until a majority of the servers reach each other; see \"belfry raft list-peers\"")
+	}
+	return list
 }
 
 // setStatus changes what this node says of itself.

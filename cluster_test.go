@@ -2338,6 +2338,22 @@ func TestPlane_Members(t *testing.T) {
 	}
 }
 
+// A server whose clock is off says so, and which other.
+func TestPlane_ClockTrouble(t *testing.T) {
+	now := time.Now()
+	p := &plane{cfg: planeConfig{Server: true, Beat: time.Second}, log: slog.New(slog.DiscardHandler), self: record{Name: "a"}, known: map[string]*contact{}}
+	r := record{Name: "b", ID: "id-b", Beat: 1, Status: memberAlive, Server: true, Clock: now.Add(-3 * time.Second).UnixNano()}
+	p.hearLocked(r, 2*time.Second, now)
+	if why := p.clockTrouble(); why != "" {
+		t.Errorf("one second apart: %s", why)
+	}
+	r.Beat, r.Clock = 2, now.Add(time.Hour).UnixNano()
+	p.hearLocked(r, 0, now)
+	if why := p.clockTrouble(); !strings.Contains(why, "a and b differ by about 1h0m0s") {
+		t.Errorf("an hour apart: %q", why)
+	}
+}
+
 // A heartbeat counts once, by whatever way it comes: servers that tell each
 // other of a dead node do not keep it alive.
 func TestPlane_HearLocked(t *testing.T) {

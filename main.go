@@ -465,7 +465,10 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 			return err
 		},
 		peers: p.peers, removePeer: p.removePeer, relay: p.forward,
-		gauges: func() gauges { return gauges{Running: exec.running(), Undelivered: exec.undelivered()} },
+		troubles: p.troubles,
+		gauges: func() gauges {
+			return gauges{Running: exec.running(), Undelivered: exec.undelivered(), Refused: p.refused.byReason()}
+		},
 		output: func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error {
 			return p.outputFrom(ctx, node, execution, follow, 0, w)
 		},

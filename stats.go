@@ -77,6 +77,7 @@ type gauges struct {
 	Undelivered int           // results on this node that no leader has acknowledged
 	Lag         time.Duration // how long the earliest due tick has been waiting for the leader; 0 on other servers
 	Leading     bool
+	Refused     map[string]int64 // messages of other nodes, by reason
 }
 
 // write writes all numbers in Prometheus' text format.
@@ -94,6 +95,10 @@ func (s *stats) write(w io.Writer, g gauges) {
 	p.counters("belfry_runs_total", "Executions that this leader has put on record as ended, by outcome.", runOutcomes, &s.runs)
 	p.counters("belfry_ticks_total", "Ticks that this leader has decided, by outcome.", tickOutcomes, &s.ticks)
 	p.histogram("belfry_commit_seconds", "From the proposal of a change by this leader to its application.", &s.commits)
+	p.head("belfry_plane_refused_total", "counter", "Messages of other nodes that this node refused or dropped, by reason.")
+	for _, reason := range sortedKeys(g.Refused) {
+		p.value("belfry_plane_refused_total", fmt.Sprintf("{reason=%q}", reason), float64(g.Refused[reason]))
+	}
 	p.runtime()
 }
 
