@@ -1553,7 +1553,7 @@ var testKey = bytes.Repeat([]byte{7}, 32)
 // peerNode is a server or an agent. It runs from start to stop or kill, and
 // can be started again.
 type peerNode struct {
-	t   *testing.T
+	t   testing.TB
 	cfg planeConfig
 	log *slog.Logger
 
@@ -1573,7 +1573,7 @@ type peerNode struct {
 }
 
 // newPeer makes a node of a test; join are nodes that run.
-func newPeer(t *testing.T, name string, expect int, join ...*peerNode) *peerNode {
+func newPeer(t testing.TB, name string, expect int, join ...*peerNode) *peerNode {
 	t.Helper()
 	n := &peerNode{t: t, log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("on", name)}
 	n.cfg = planeConfig{Name: name, Server: true, Bind: "127.0.0.1:0", Key: testKey, Dir: t.TempDir(), JoinPause: testBeat, Expect: expect, Beat: testBeat}
@@ -1589,14 +1589,14 @@ func (n *peerNode) join(nodes ...*peerNode) {
 	}
 }
 
-func startPeer(t *testing.T, name string, expect int, join ...*peerNode) *peerNode {
+func startPeer(t testing.TB, name string, expect int, join ...*peerNode) *peerNode {
 	t.Helper()
 	n := newPeer(t, name, expect, join...)
 	n.start()
 	return n
 }
 
-func startWorker(t *testing.T, name string, join ...*peerNode) *peerNode {
+func startWorker(t testing.TB, name string, join ...*peerNode) *peerNode {
 	t.Helper()
 	n := newPeer(t, name, 0, join...)
 	n.cfg.Server = false
@@ -1742,7 +1742,7 @@ func putCommand(name string) *command {
 }
 
 // leaderOf waits until one of nodes leads and all others follow it.
-func leaderOf(t *testing.T, nodes ...*peerNode) *peerNode {
+func leaderOf(t testing.TB, nodes ...*peerNode) *peerNode {
 	t.Helper()
 	var leader *peerNode
 	eventually(t, "one leader that all follow", func() bool {
@@ -1758,7 +1758,7 @@ func leaderOf(t *testing.T, nodes ...*peerNode) *peerNode {
 }
 
 // put stores a job through whichever of nodes leads.
-func put(t *testing.T, name string, nodes ...*peerNode) applied {
+func put(t testing.TB, name string, nodes ...*peerNode) applied {
 	t.Helper()
 	var res applied
 	eventually(t, "stored job "+name, func() bool {
@@ -1770,7 +1770,7 @@ func put(t *testing.T, name string, nodes ...*peerNode) applied {
 }
 
 // same waits until all nodes have the same state.
-func same(t *testing.T, nodes ...*peerNode) {
+func same(t testing.TB, nodes ...*peerNode) {
 	t.Helper()
 	var dumps []string
 	eventually(t, "equal states", func() bool {
@@ -1797,7 +1797,7 @@ func voterNames(n *peerNode) string {
 }
 
 // voters waits until the committed voters are those named.
-func voters(t *testing.T, names string, nodes ...*peerNode) {
+func voters(t testing.TB, names string, nodes ...*peerNode) {
 	t.Helper()
 	for _, n := range nodes {
 		eventually(t, n.cfg.Name+" knows the voters "+names, func() bool { return voterNames(n) == names })
@@ -1805,7 +1805,7 @@ func voters(t *testing.T, names string, nodes ...*peerNode) {
 }
 
 // trio founds a cluster of three.
-func trio(t *testing.T) []*peerNode {
+func trio(t testing.TB) []*peerNode {
 	t.Helper()
 	a := startPeer(t, "a", 3)
 	nodes := []*peerNode{a, startPeer(t, "b", 3, a), startPeer(t, "c", 3, a)}
@@ -2709,4 +2709,30 @@ func TestCluster_Backup(t *testing.T) {
 	if disk, err := y.store.saved(); err != nil || disk.Base.Index < snap.Index {
 		t.Errorf("y has the log from %v on, %v; want from behind the backup at %v", disk.Base, err, snap.position)
 	}
+}
+
+// BenchmarkCluster_Propose is what three servers on one machine take from 64
+// clients, each answered when its job is durable on two of them.
+func BenchmarkCluster_Propose(b *testing.B) {
+	nodes := trio(b)
+	leader := leaderOf(b, nodes...)
+	names := make(chan int)
+	var clients sync.WaitGroup
+	for range 64 {
+		clients.Go(func() {
+			for i := range names {
+				if _, err := leader.cluster.propose(b.Context(), putCommand(fmt.Sprint("job-", i))); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	b.ResetTimer()
+	for i := range b.N {
+		names <- i
+	}
+	close(names)
+	clients.Wait()
+	b.StopTimer()
+	same(b, nodes...)
 }
