@@ -162,9 +162,10 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 			}
 			return nil
 		},
-		relay:  func(http.ResponseWriter, *http.Request, string, string) error { return errNotLeader },
-		gauges: func() gauges { return gauges{} },
-		output: s.node.copyOutput,
+		relay:    func(http.ResponseWriter, *http.Request, string, string) error { return errNotLeader },
+		gauges:   func() gauges { return gauges{} },
+		troubles: func() []string { return nil },
+		output:   s.node.copyOutput,
 	}
 	s.handler = s.api.handler()
 	ctx, cancel := context.WithCancel(context.Background())

@@ -2931,7 +2931,7 @@ func (s *store) secede(cluster string) error {
 	if own.Cluster == "" || self == nil {
 		return errNotVoter
 	}
-	found, err := (&command{Actor: actorScheduler, Found: &founding{ID: cluster}}).encode()
+	found, err := (&command{Actor: actorScheduler, Found: &foundation{ID: cluster}}).encode()
 	if err != nil {
 		return err
 	}
