@@ -3001,8 +3001,10 @@ const imagePattern = "image-*" // files in the data directory: copies on their w
 func (s *store) image(ctx context.Context) (file *os.File, snap snapshot, err error) {
 	path := filepath.Join(filepath.Dir(s.path), strings.TrimSuffix(imagePattern, "*")+rand.Text())
 	defer func() {
-		if e := os.Remove(path); e != nil && !errors.Is(e, os.ErrNotExist) {
-			err = errors.Join(err, e)
+		for _, name := range []string{path, path + ".part"} { // a full disk must not fill up with what did not fit
+			if e := os.Remove(name); e != nil && !errors.Is(e, os.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
 		}
 	}()
 	if err = s.snapshot(ctx, path); err != nil {
