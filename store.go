@@ -1308,6 +1308,8 @@ var restoreChecks = []struct {
 	err   error
 	query string
 }{
+	// Its rows stay until a trim; who makes them visible once more gets no job twice.
+	{errBrokenOff, `SELECT st.name FROM staged st JOIN jobs j ON j.id = st.id WHERE restore = ?1`},
 	{badInput{refusal("the name stands more than once in the file")}, `SELECT name FROM staged WHERE restore = ?1 GROUP BY name HAVING count(*) > 1`},
 	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent <> '' AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent)
 		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = st.parent AND p.deleted = 0)`},

@@ -2,15 +2,18 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -192,21 +195,25 @@ func randomSeed(t testing.TB) uint64 {
 
 func (l *randomLog) job() *jobRow {
 	l.t.Helper()
-	var ids []int64
-	err := l.s.viewEach("SELECT job FROM job_state ORDER BY job", nil, func(scan scanner) error {
-		var id int64
-		err := scan(&id)
-		ids = append(ids, id)
-		return err
-	})
-	if err == nil && len(ids) == 0 {
-		return &jobRow{version: jobVersion{ID: 1, Rev: 1}, Name: "none"}
-	}
-	rows, err2 := l.s.jobsByID(ids)
-	if err := errors.Join(err, err2); err != nil {
+	rows, n, err := l.s.jobs(jobFilter{}, 0, 100)
+	if err != nil {
 		l.t.Fatal(err)
 	}
-	return rows[l.rnd.IntN(len(rows))]
+	if n != len(rows) {
+		l.t.Fatalf("%d jobs are counted and %d listed: %v", n, len(rows), l.s.check())
+	}
+	if n == 0 {
+		return &jobRow{version: jobVersion{ID: 1, Rev: 1}, Name: "none"}
+	}
+	var shown struct{ Name string }
+	if err := json.Unmarshal(rows[l.rnd.IntN(len(rows))], &shown); err != nil {
+		l.t.Fatal(err)
+	}
+	row, err := l.s.job(shown.Name)
+	if err != nil {
+		l.t.Fatalf("%s is listed, and %v", shown.Name, err)
+	}
+	return row
 }
 
 func (l *randomLog) targets() (list []target) {
@@ -224,8 +231,23 @@ func (l *randomLog) next() *command {
 		c.Request, c.Answer = fmt.Sprint("request ", l.rnd.IntN(l.n)), "{}"
 	}
 	row := l.job()
-	switch l.rnd.IntN(12) {
+	switch l.rnd.IntN(16) {
+	case 12:
+		paused := l.rnd.IntN(2) == 0
+		c.SetPaused = &paused
+	case 13:
+		name := fmt.Sprint("policy-", l.rnd.IntN(3))
+		if c.PutPolicy = (&policy{Name: name, Rules: `{"path":{}}`}); l.rnd.IntN(3) == 0 {
+			c.PutPolicy, c.DeletePolicy = nil, name
+		}
+	case 14:
+		l.restore(c)
+	case 15:
+		for _, e := range l.unended() {
+			c.Reassign = append(c.Reassign, reassignment{e.ID, e.incarnation + uint64(l.rnd.IntN(3)/2), target{"n9", 7}})
+		}
 	case 0, 1:
+		c.Submit = l.rnd.IntN(2) == 0
 		for range 1 + l.rnd.IntN(3) {
 			c.Put = append(c.Put, l.put())
 		}
@@ -308,12 +330,47 @@ func (l *randomLog) runs(row *jobRow) []runDecision {
 	return list
 }
 
-func (l *randomLog) ends(c *command) {
+// restore stages a slice of jobs, moves some that are staged, or makes a
+// restore visible.
+func (l *randomLog) restore(c *command) {
+	staged := map[int64][]int64{} // restore → rows
+	err := l.s.viewEach("SELECT restore, id FROM staged ORDER BY id", nil, func(scan scanner) error {
+		var restore, id int64
+		err := scan(&restore, &id)
+		staged[restore] = append(staged[restore], id)
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	st := &staging{}
+	for _, restore := range slices.Sorted(maps.Keys(staged)) {
+		if l.rnd.IntN(2) == 0 {
+			c.Restore = &restoring{restore, len(staged[restore]) + l.rnd.IntN(4)/3}
+			return
+		}
+		st.Restore = restore
+		st.Moved = append(st.Moved, stagedJob{ID: staged[restore][0], Next: l.now + int64(time.Hour)})
+	}
+	for range l.rnd.IntN(4) {
+		p := l.put()
+		p.Job.Name = pick(l.rnd, p.Job.Name, fmt.Sprint("restored-", l.n))
+		st.Jobs = append(st.Jobs, stagedJob{Job: p.Job, Next: p.Next})
+	}
+	c.Stage = st
+}
+
+// unended are the executions that a node may still report.
+func (l *randomLog) unended() []executionRow {
 	rows, err := l.s.collectExecutions(0, "WHERE e.finished = 0 OR e.outcome = 'lost' ORDER BY e.id")
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	for _, e := range rows {
+	return rows
+}
+
+func (l *randomLog) ends(c *command) {
+	for _, e := range l.unended() {
 		switch l.rnd.IntN(4) {
 		case 0:
 		case 1:
@@ -1232,13 +1289,33 @@ func TestApply_Ephemeral(t *testing.T) {
 	g := newStage(t, job{Name: "a", Ephemeral: true}, job{Name: "parent", Ephemeral: true}, job{Name: "child", ParentJob: "parent"})
 	g.end(outcomeFailed, g.tick("a", "n1")...)
 	g.row("a")
+	if _, n, err := g.s.jobs(jobFilter{}, 0, 9); n != 3 || err != nil {
+		t.Errorf("%d jobs in the list, %v, want 3", n, err)
+	}
 	g.end(outcomeSuccess, g.tick("a", "n1")...)
+	if rows, n, err := g.s.jobs(jobFilter{}, 0, 9); n != 2 || len(rows) != 2 || err != nil {
+		t.Errorf("%d jobs are counted and %d listed, %v, want 2: a list must not outlive what it lists", n, len(rows), err)
+	}
 	if _, err := g.s.job("a"); err != errNoJob {
 		t.Errorf("the ephemeral job that succeeded: %v, want %v", err, errNoJob)
 	}
 	g.end(outcomeSuccess, g.tick("parent", "n1")...)
 	g.row("parent")
 	g.wantPending("child child 1")
+}
+
+// TestApply_RestoreTwice: a restore that has been made visible is refused when
+// it comes again, and is no reason for apply to fail.
+func TestApply_RestoreTwice(t *testing.T) {
+	g := newStage(t)
+	staged := g.do(&command{Stage: &staging{Jobs: []stagedJob{{Job: job{Name: "a", Schedule: "@manually"}, Next: never}}}})
+	c := &command{Restore: &restoring{Restore: int64(staged.Index), Jobs: 1}}
+	if res := g.do(c); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	if res := g.do(c); !errors.Is(res.Err, errBrokenOff) {
+		t.Errorf("the second time is answered %v, want %v", res.Err, errBrokenOff)
+	}
 }
 
 // TestApply_Lost: what is lost is neither success nor failure, and nothing
