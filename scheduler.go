@@ -60,9 +60,10 @@ const (
 	decidesMax   = 4                // decide commands under way at once
 	writeTries   = 100              // of a write whose job changes under it
 	writePause   = 5 * time.Millisecond
-	sliceBytes   = 256_000          // of jobs that are staged in one command, or one larger job
-	stagedKept   = 10 * time.Minute // behind the last restore: a slow client may still read what came of it
-	writeTimeout = time.Minute      // that a write is waited for, whoever asked for it
+	recordPause  = 50 * time.Millisecond // between looks for a request on record
+	sliceBytes   = 256_000               // of jobs that are staged in one command, or one larger job
+	stagedKept   = 10 * time.Minute      // behind the last restore: a slow client may still read what came of it
+	writeTimeout = time.Minute           // that a write is waited for, whoever asked for it
 )
 
 // instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which
@@ -1734,6 +1735,11 @@ func (s *scheduler) showRestored(ctx context.Context, r request, done restored) 
 		}
 		return &command{Submit: true, Restore: &restoring{done.ID, done.Jobs}}, nil
 	})
+	// Moving many jobs, at about 10 µs each, keeps the writer for longer than an
+	// election timeout, and the leader may give up its office over it.
+	if errors.Is(err, errUnknown) {
+		err = s.awaitRequest(ctx, r.ID)
+	}
 	if err != nil {
 		return err
 	}
@@ -1743,6 +1749,25 @@ func (s *scheduler) showRestored(ctx context.Context, r request, done restored) 
 	}
 	s.enqueue(items...)
 	return nil
+}
+
+// awaitRequest waits until a request whose fate is unknown is on record as
+// done. It returns errUnknown if it is not within writeTimeout.
+func (s *scheduler) awaitRequest(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	ticker := time.NewTicker(recordPause)
+	defer ticker.Stop()
+	for {
+		if _, ok, err := s.store.request(id); ok || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errUnknown
+		case <-ticker.C:
+		}
+	}
 }
 
 // moveStaged computes the ticks anew that fell due while their jobs were
