@@ -312,7 +312,7 @@ func shorten(text string) string {
 	if len(text) <= most {
 		return text
 	}
-	return fmt.Sprintf("%s\n… %d bytes in all …", text[:most/20], len(text))
+	return text[:most/20] + "\n… and more …"
 }
 
 func (s *testServer) direct(words []string) {
