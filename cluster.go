@@ -319,9 +319,11 @@ func (r *raft) tick() {
 	}
 }
 
-// hung reports whether the disk has kept a write for so long that this server
-// had better not lead.
-func (r *raft) hung() bool { return r.writing && r.writeAge >= r.cfg.electionTicks }
+// hung reports whether the disk has kept a write for so long that another
+// server had better lead. One that is alone leads with the disk that it has.
+func (r *raft) hung() bool {
+	return r.writing && r.writeAge >= r.cfg.electionTicks && len(r.voters()) > 1
+}
 
 func (r *raft) tickLeader() {
 	for i := range r.peers {

@@ -58,6 +58,7 @@ const (
 	requestsKept = 10 * time.Minute // that a repeated request is recognised
 	futureMax    = time.Hour        // that a decided tick may lie ahead of the clock
 	decidesMax   = 4                // decide commands under way at once
+	targetsMax   = 5_000            // of the decisions in one command: some 300 kB
 	writeTries   = 100              // of a write whose job changes under it
 	writePause   = 5 * time.Millisecond
 	recordPause  = 50 * time.Millisecond // between looks for a request on record
@@ -803,18 +804,23 @@ func (s *scheduler) fireTicks(ctx context.Context, m moment, ids []int64) error 
 		return err
 	}
 	var list []decision
+	targets := 0
 	for _, r := range rows {
 		ds, err := s.planJob(m, r)
 		if err != nil {
 			return err
 		}
-		if len(list)+len(ds) > ticksMax {
+		n := 0
+		for _, d := range ds {
+			n += len(d.Targets)
+		}
+		if len(list)+len(ds) > ticksMax || targets+n > targetsMax {
 			if err := s.decide(ctx, m, rows, list); err != nil {
 				return err
 			}
-			list = nil
+			list, targets = nil, 0
 		}
-		list = append(list, ds...)
+		list, targets = append(list, ds...), targets+n
 	}
 	return s.decide(ctx, m, rows, list)
 }

@@ -1089,14 +1089,19 @@ func decodeCommand(data []byte) (*command, error) {
 	return &c, nil
 }
 
+// keyBits are the bits of a key that tell the rows of one command apart: a
+// million, for a thousand results whose jobs have a thousand children each.
+const keyBits = 20
+
+// firstStaged is key(?1, 0) in SQL, ?1 being a restore: where its rows begin.
+var firstStaged = fmt.Sprintf("(?1 << %d)", keyBits)
+
 // key returns the n-th key that the command at a log index may use. Keys grow
 // with the log, differ between commands, and are exact in a JSON number up to
-// index 2^37.
+// index 2^33.
 func key(index uint64, n int) int64 {
-	return int64(index)<<16 | int64(n)
+	return int64(index)<<keyBits | int64(n)
 }
-
-const keysMax = 1 << 16 // keys of one command
 
 // applying is one command on its way into the state.
 type applying struct {
@@ -1346,7 +1351,7 @@ func (a *applying) restore(r restoring) error {
 		`UPDATE job_state SET next = st.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
 		`INSERT INTO jobs SELECT id, ?2, 0, name, displayname, schedule, timezone, owner, owner_email, disabled, tags, metadata, executor_config, processors,
-			executor, retries, 0, concurrency, ephemeral, starts_at, expires_at FROM staged WHERE id >= ?1 << 16 AND +restore = ?1 ORDER BY id
+			executor, retries, 0, concurrency, ephemeral, starts_at, expires_at FROM staged WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET ` + jobExcluded,
 		`INSERT INTO job_state SELECT st.id, st.next, 0, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent AND p.deleted = 0
@@ -2677,7 +2682,7 @@ func (s *store) stagedRestore() (restore int64, err error) {
 func (s *store) stagedDue(restore, after, now int64) (list []stagedJob, fired []int64, err error) {
 	err = s.viewEach(`SELECT st.id, st.name, st.schedule, st.timezone, st.starts_at, st.expires_at, coalesce(s.fired, 0)
 		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
-		WHERE +st.restore = ?1 AND st.id > max(?2, (?1 << 16) - 1) AND st.next BETWEEN -9223372036854775807 AND ?3 AND st.disabled = 0 AND st.parent = '' ORDER BY st.id LIMIT ?4`,
+		WHERE +st.restore = ?1 AND st.id > max(?2, ` + firstStaged + ` - 1) AND st.next BETWEEN -9223372036854775807 AND ?3 AND st.disabled = 0 AND st.parent = '' ORDER BY st.id LIMIT ?4`,
 		[]any{restore, after, now, ticksMax}, func(scan scanner) error {
 			var p stagedJob
 			var last int64
@@ -2703,7 +2708,7 @@ func (s *store) restored(restore int64, fn func(job, next int64)) error {
 // stagedNames calls fn for the name of each job of a restore, in the order of
 // its file, and returns how many there were.
 func (s *store) stagedNames(restore int64, fn func(name string) error) (n int, err error) {
-	err = s.viewEach("SELECT name FROM staged WHERE id >= ?1 << 16 AND +restore = ?1 ORDER BY id", []any{restore}, func(scan scanner) error {
+	err = s.viewEach("SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id", []any{restore}, func(scan scanner) error {
 		var name string
 		if err := scan(&name); err != nil {
 			return err
