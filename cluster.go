@@ -2404,7 +2404,9 @@ type plane struct {
 	listener net.Listener
 	scheme   string      // of URLs: http or https
 	tls      *tls.Config // nil without a key
-	client   *http.Client
+	calls    *http.Client
+	streams  *http.Client // for what may take long, so that it never keeps a call from its connection
+	beats    *http.Client // for heartbeats, which must not wait for either
 	refused  counters
 	admitted atomic.Bool   // nobody has said that this node's name or id is another's
 	hurry    chan struct{} // the next heartbeat is due now; holds one
@@ -2414,7 +2416,7 @@ type plane struct {
 	mu       sync.Mutex
 	self     record              // guarded by mu
 	known    map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
-	joinedTo map[string]string   // guarded by mu: join address → id of the node that answers there
+	joinedTo map[string]string   // guarded by mu: join address → id of the node that answers there, if it gives another address
 	trouble  map[string]string   // guarded by mu: subject → what is wrong and what to do
 }
 
@@ -2432,7 +2434,7 @@ func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, erro
 		}
 		p.scheme = "https"
 	}
-	p.client = p.newClient(planeConnsPerNode)
+	p.calls, p.streams, p.beats = p.newClient(planeConnsPerNode), p.newClient(planeConnsPerNode), p.newClient(1)
 	var err error
 	if p.listener, err = net.Listen("tcp", cfg.Bind); err != nil {
 		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)
@@ -2581,7 +2583,9 @@ func (p *plane) run(ctx context.Context) error {
 		return err
 	})
 	err := g.Wait()
-	p.client.CloseIdleConnections()
+	for _, client := range []*http.Client{p.calls, p.streams, p.beats} {
+		client.CloseIdleConnections()
+	}
 	return err
 }
 
@@ -2686,6 +2690,12 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
 		}
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.trouble, func(subject, _ string) bool {
+		addr, ok := strings.CutPrefix(subject, "join ")
+		return ok && !slices.Contains(targets, addr) && !slices.Contains(p.cfg.Join, addr)
+	})
 	return answered, clash
 }
 
@@ -2699,7 +2709,7 @@ func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
 	}
 	for _, addr := range addrs {
 		id := p.joinedTo[addr]
-		if c := p.known[id]; id != p.self.ID && (c == nil || p.statusLocked(c, now) == memberFailed) {
+		if c := p.known[id]; addr != p.self.Addr && id != p.self.ID && (c == nil || p.statusLocked(c, now) == memberFailed) {
 			list = append(list, addr)
 		}
 	}
@@ -2724,7 +2734,7 @@ func (p *plane) greet(ctx context.Context, addr string, g greeting) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	var answer greeting
-	if err := p.exchange(ctx, http.MethodPost, record{Addr: addr}, "/members", g, &answer); err != nil {
+	if err := p.exchange(ctx, p.beats, record{Addr: addr}, "/members", g, &answer, false); err != nil {
 		return err
 	}
 	p.learn(answer, addr)
@@ -2736,8 +2746,8 @@ func (p *plane) learn(g greeting, addr string) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if addr != "" {
-		p.joinedTo[addr] = g.From.ID
+	if addr != "" && addr != g.From.Addr {
+		p.joinedTo[addr] = g.From.ID // a join address, of which there are few
 	}
 	p.hearLocked(g.From, 0, now)
 	for _, o := range g.Others {
@@ -2853,7 +2863,7 @@ func (p *plane) isAlive(ctx context.Context, r record) bool {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout/2)
 	defer cancel()
 	var there record
-	err := p.exchange(ctx, http.MethodGet, record{Addr: r.Addr}, "/self", nil, &there)
+	err := p.exchange(ctx, p.calls, record{Addr: r.Addr}, "/self", nil, &there, false)
 	return err == nil && there.ID == r.ID && there.Incarnation == r.Incarnation
 }
 
@@ -3262,7 +3272,7 @@ func (p *plane) handler() http.Handler {
 	}
 	// These say themselves which cluster they are of.
 	handle("POST /members", true, p.serveGreeting)
-	handle("GET /self", true, func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, p.own()) })
+	handle("POST /self", true, func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, p.own()) })
 	handle("POST /dispatch", false, serveCall(p.hooks.start))
 	handle("POST /kill", false, serveCall(p.hooks.kill))
 	handle("POST /question", false, p.serveQuestion)
@@ -3384,7 +3394,7 @@ func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
 	if err1 != nil || err2 != nil {
 		return errMalformed
 	}
-	out := &patientWriter{w: w, control: http.NewResponseController(w)}
+	out := &patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}
 	err := p.hooks.output(r.Context(), execution, q.Get("follow") == "true", from, out)
 	if err != nil && out.begun {
 		panic(http.ErrAbortHandler)
@@ -3395,17 +3405,20 @@ func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
 // patientWriter writes a long answer part by part: each is sent at once and has
 // its time, where the server's limit is for the whole.
 type patientWriter struct {
-	w       io.Writer
+	http.ResponseWriter
 	control *http.ResponseController
 	begun   bool
 }
+
+// Unwrap implements what http.ResponseController looks for.
+func (p *patientWriter) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
 func (p *patientWriter) Write(b []byte) (int, error) {
 	p.begun = true
 	if err := p.control.SetWriteDeadline(time.Now().Add(imageChunkTime)); err != nil {
 		return 0, err
 	}
-	n, err := p.w.Write(b)
+	n, err := p.ResponseWriter.Write(b)
 	if err == nil {
 		err = p.control.Flush()
 	}
@@ -3458,17 +3471,14 @@ func (p *plane) post(ctx context.Context, client *http.Client, to record, path s
 	return errors.Join(err, resp.Body.Close())
 }
 
-// exchange sends in as JSON and reads the answer into out.
-func (p *plane) exchange(ctx context.Context, method string, to record, path string, in, out any) error {
-	return p.exchangeFinal(ctx, method, to, path, in, out, false)
-}
-
-func (p *plane) exchangeFinal(ctx context.Context, method string, to record, path string, in, out any, final bool) error {
+// exchange sends in as JSON and reads the answer into out. What is final must
+// not be passed on.
+func (p *plane) exchange(ctx context.Context, client *http.Client, to record, path string, in, out any, final bool) error {
 	data, err := json.Marshal(in)
 	if err != nil {
 		return err
 	}
-	resp, err := p.do(ctx, p.client, method, to, path, bytes.NewReader(data), int64(len(data)), final)
+	resp, err := p.do(ctx, client, http.MethodPost, to, path, bytes.NewReader(data), int64(len(data)), final)
 	if err != nil {
 		return err
 	}
@@ -3549,7 +3559,7 @@ func (p *plane) callNode(ctx context.Context, name string, timeout time.Duration
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return p.exchange(ctx, http.MethodPost, to, path, in, out)
+	return p.exchange(ctx, p.calls, to, path, in, out, false)
 }
 
 // dispatchTo gives a node, perhaps this one, its orders. After an error that
@@ -3591,7 +3601,7 @@ func (p *plane) outputFrom(ctx context.Context, node string, execution int64, fo
 		return fmt.Errorf("%w: %s: %w", errRefused, node, errNoAddress)
 	}
 	path := fmt.Sprintf("/output?execution=%d&from=%d&follow=%t", execution, from, follow)
-	resp, err := p.do(ctx, p.client, http.MethodGet, to, path, http.NoBody, 0, false)
+	resp, err := p.do(ctx, p.streams, http.MethodGet, to, path, http.NoBody, 0, false)
 	if err != nil {
 		return err
 	}
@@ -3625,7 +3635,7 @@ func (p *plane) reportOnce(ctx context.Context, results []result) (ids []int64, 
 	err = fmt.Errorf("%w: %w", errRefused, errNotLeader)
 	for _, r := range to {
 		var t taken
-		if err = p.exchangeFinal(ctx, http.MethodPost, r, "/results", results, &t, p.server != nil); err == nil {
+		if err = p.exchange(ctx, p.calls, r, "/results", results, &t, p.server != nil); err == nil {
 			return t.Taken, nil
 		}
 	}
@@ -3677,7 +3687,7 @@ func (p *plane) removePeer(ctx context.Context, id string) error {
 	if !ok || to.ID == p.cfg.ID {
 		return errNotLeader
 	}
-	return p.exchangeFinal(ctx, http.MethodPost, to, "/remove", id, &struct{}{}, true)
+	return p.exchange(ctx, p.calls, to, "/remove", id, &struct{}{}, true)
 }
 
 // dropPeer is removePeer on the leader.
@@ -3742,7 +3752,12 @@ func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
 	f := forwarded{r.Header.Get(headerActor), r.Header.Get(headerRequest), r.Header.Get(headerFinal) != ""}
 	r = r.WithContext(context.WithValue(r.Context(), forwardedKey{}, f))
 	r.Host = "localhost" // the client's Host was looked at where it came in
-	http.StripPrefix("/api", p.hooks.api).ServeHTTP(w, r)
+	control := http.NewResponseController(w)
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{&patientReader{r.Body, control}, r.Body}
+	http.StripPrefix("/api", p.hooks.api).ServeHTTP(&patientWriter{ResponseWriter: w, control: control}, r)
 	return nil
 }
 
@@ -3762,7 +3777,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }}
 	var failed error
 	proxy := httputil.ReverseProxy{
-		Transport: p.client.Transport, FlushInterval: -1, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		Transport: p.streams.Transport, FlushInterval: -1, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out = pr.Out.WithContext(httptrace.WithClientTrace(pr.Out.Context(), trace))
 			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") })

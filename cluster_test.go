@@ -2121,7 +2121,7 @@ func TestPlane_Key(t *testing.T) {
 	} {
 		conn, err := dial(a.plane.own().Addr)
 		a.must(err)
-		fmt.Fprintf(conn, "GET /self HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n\r\n", headerFormat, planeFormat)
+		fmt.Fprintf(conn, "POST /self HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n\r\n", headerFormat, planeFormat)
 		a.must(conn.SetReadDeadline(time.Now().Add(patience)))
 		if text, err := io.ReadAll(conn); bytes.Contains(text, []byte("200 OK")) {
 			t.Errorf("%s: the plane answers %q, %v", name, text, err)
@@ -2190,7 +2190,7 @@ func TestPlane_Refusals(t *testing.T) {
 			for k, v := range test.header {
 				r.Header.Set(k, v)
 			}
-			if resp, err := a.plane.client.Do(r); err == nil { // a body that is too large may break the connection
+			if resp, err := a.plane.calls.Do(r); err == nil { // a body that is too large may break the connection
 				resp.Body.Close()
 			}
 			eventually(t, "it is counted", func() bool { return test.counter.Load() == count+1 })
@@ -2221,7 +2221,7 @@ func TestPlane_Browser(t *testing.T) {
 		"ErrRebinding": {"evil.example:8946", planeFormat, http.StatusConflict},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := httptest.NewRequest(http.MethodGet, "/self", nil)
+			r := httptest.NewRequest(http.MethodPost, "/self", nil)
 			r.Host = test.host
 			r.Header.Set(headerFormat, test.format)
 			w := httptest.NewRecorder()
