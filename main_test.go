@@ -141,6 +141,16 @@ func TestCommandLine(t *testing.T) {
 		{name: "help", args: []string{"help"}},
 		{name: "agent-help", args: []string{"agent", "-h"}},
 		{name: "unknown-command", args: []string{"serve"}},
+		{name: "raft-alone", args: []string{"raft"}},
+		{name: "remove-nobody", args: []string{"raft", "remove-peer"}},
+		{name: "leave-nobody", args: []string{"leave", "--http-addr=127.0.0.1:1"}},
+		{name: "recover-unsure", args: []string{"recover"}},
+		{name: "recover-nothing", args: []string{"recover", "--yes-i-lost-a-majority", "--data-dir=nowhere"}},
+		{name: "bad-key", args: append(slices.Clone(agent), "--encrypt=c2hvcnQ=")},
+		{name: "bad-key-file", args: append(slices.Clone(agent), "--encrypt-file=nowhere")},
+		{name: "bad-join", args: append(slices.Clone(agent), "--retry-join=127.0.0.1:8946,db1")},
+		{name: "bad-multiplier", args: append(slices.Clone(agent), "--raft-multiplier=11")},
+		{name: "expect-without-server", args: []string{"agent", "--bootstrap-expect=3"}},
 		{name: "unknown-flag", args: []string{"agent", "--sever"}},
 		{name: "not-a-flag", args: append(slices.Clone(agent), "now")},
 		{name: "bad-number", args: []string{"agent", "--bootstrap-expect=one"}},
@@ -212,6 +222,24 @@ func readOnlyDir(t *testing.T) string {
 		t.Skip("needs a file system that cannot be written")
 	}
 	return dir
+}
+
+// keygen prints a key that --encrypt takes, another each time.
+func TestKeygen(t *testing.T) {
+	var texts []string
+	for range 2 {
+		var out bytes.Buffer
+		if status := commandLine(t.Context(), []string{"keygen"}, nil, &out, io.Discard); status != exitOK {
+			t.Fatalf("exit status %d", status)
+		}
+		if key, err := decodeKey(out.String()); err != nil || len(key) != 32 {
+			t.Errorf("%q is a key of %d bytes, %v", out.String(), len(key), err)
+		}
+		texts = append(texts, out.String())
+	}
+	if texts[0] == texts[1] {
+		t.Error("two keys are the same")
+	}
 }
 
 // TestConfig_Environment: a flag wins over BELFRY_, that over DKRON_, and that
