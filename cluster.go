@@ -7,6 +7,17 @@
 // messages, proposals and finished writes, and says in ready what the outside
 // must do. So any history can be replayed from a seed, and the simulation in
 // cluster_test.go does. One goroutine, the driver below, owns the value.
+//
+// The lower half does what the value says: the driver (cluster) with the
+// writer and the links to its peers, and then the plane, which every node has:
+// the listener, the table of members, the founding of a cluster, and the calls
+// between nodes. The plane decides nothing that the log must agree on: what it
+// knows of others is a hint, and whoever acts on it must bear that it is wrong.
+//
+// Goroutines. cluster.run owns the value and has as children the writer, a
+// carrier for each link, and the leader's work while this server leads.
+// plane.run has the HTTP server and the loop that sends heartbeats. Each waits
+// for its children.
 package main
 
 import (
