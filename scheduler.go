@@ -385,6 +385,13 @@ type moment struct {
 	rnd       *rand.Rand
 }
 
+// withRand returns the moment for another goroutine: a source of chance belongs
+// to one.
+func (m moment) withRand(rnd *rand.Rand) moment {
+	m.rnd = rnd
+	return m
+}
+
 // settled reports whether the leader has led for long enough to say that a
 // node which it does not see is not there.
 func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
@@ -760,12 +767,12 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(decidesMax)
 	for ids := range slices.Chunk(jobs, ticksMax) {
-		m.rnd = s.newRand()
-		g.Go(func() error { return s.fireTicks(ctx, m, ids) })
+		own := m.withRand(s.newRand())
+		g.Go(func() error { return s.fireTicks(ctx, own, ids) })
 	}
 	for ids := range slices.Chunk(pending, ticksMax) {
-		m.rnd = s.newRand()
-		g.Go(func() error { return s.firePending(ctx, m, ids) })
+		own := m.withRand(s.newRand())
+		g.Go(func() error { return s.firePending(ctx, own, ids) })
 	}
 	return wait, g.Wait()
 }
