@@ -1511,6 +1511,9 @@ func plant(t *testing.T, file, dir string) (seeds string) {
 	for _, name := range append(sources, "go.mod", "go.sum") {
 		copyFile(t, name, filepath.Join(dir, name))
 	}
+	if err := os.CopyFS(filepath.Join(dir, "web"), os.DirFS("web")); err != nil { // it is embedded
+		t.Fatal(err)
+	}
 	head, rest, _ := strings.Cut(strings.TrimSuffix(string(text), "\n"), "\n--- ")
 	_, seeds, _ = strings.Cut(head, "\nseeds: ")
 	for _, section := range strings.Split(rest, "\n--- ") {
