@@ -134,6 +134,7 @@ type job struct {
 	ParentJob      string                       `json:"parent_job,omitempty"`
 	Processors     map[string]map[string]string `json:"processors,omitempty"`
 	Concurrency    string                       `json:"concurrency,omitempty"`
+	Delivery       string                       `json:"delivery,omitempty"` // ours
 	Executor       string                       `json:"executor,omitempty"`
 	ExecutorConfig map[string]string            `json:"executor_config,omitempty"`
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
@@ -145,6 +146,13 @@ type job struct {
 const (
 	concurrencyAllow  = "allow"
 	concurrencyForbid = "forbid"
+)
+
+// Values of a job's delivery; ” is at most once. At least once lets retries
+// follow a run that was lost, although it may have ended well.
+const (
+	deliveryAtMostOnce  = "at-most-once"
+	deliveryAtLeastOnce = "at-least-once"
 )
 
 // decodeJob reads a job as clients send it, over the values in j. Fields that
@@ -180,6 +188,11 @@ func (j *job) validate(zone string) error {
 	case "", concurrencyAllow, concurrencyForbid:
 	default:
 		return fmt.Errorf("concurrency: %q must be %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid)
+	}
+	switch j.Delivery {
+	case "", deliveryAtMostOnce, deliveryAtLeastOnce:
+	default:
+		return fmt.Errorf("delivery: %q must be %q or %q", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
 	}
 	if j.Retries > retriesMax {
 		return fmt.Errorf("retries: %d is more than %d", j.Retries, retriesMax)
@@ -277,7 +290,7 @@ func (j *job) within(t time.Time) int64 {
 func (r *jobRow) definition() (job, error) {
 	j := job{
 		Name: r.Name, DisplayName: r.DisplayName, Schedule: r.Schedule, Timezone: r.Timezone, Owner: r.Owner, OwnerEmail: r.OwnerEmail,
-		Disabled: r.Disabled, Retries: uint(r.Retries), ParentJob: r.ParentJob, Concurrency: r.Concurrency, Executor: r.Executor,
+		Disabled: r.Disabled, Retries: uint(r.Retries), ParentJob: r.ParentJob, Concurrency: r.Concurrency, Delivery: r.Delivery, Executor: r.Executor,
 		Ephemeral: r.Ephemeral, StartsAt: r.StartsAt, ExpiresAt: r.ExpiresAt,
 	}
 	for _, m := range []struct {
@@ -1662,7 +1675,7 @@ func sameTicks(r *jobRow, j *job) bool {
 // with returns the row as it is when j is stored over it.
 func (r jobRow) with(j *job, next int64) *jobRow {
 	r.ID, r.Name, r.DisplayName, r.Schedule, r.Timezone, r.Owner, r.OwnerEmail = j.Name, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail
-	r.Disabled, r.Retries, r.ParentJob, r.Concurrency, r.Executor = j.Disabled, int64(j.Retries), j.ParentJob, j.Concurrency, j.Executor
+	r.Disabled, r.Retries, r.ParentJob, r.Concurrency, r.Delivery, r.Executor = j.Disabled, int64(j.Retries), j.ParentJob, j.Concurrency, j.Delivery, j.Executor
 	r.Ephemeral, r.StartsAt, r.ExpiresAt, r.next, r.Next = j.Ephemeral, j.StartsAt, j.ExpiresAt, next, timeOf(next)
 	r.Tags, r.Metadata, r.ExecutorConfig, r.Processors = rawJSON(jsonMap(j.Tags)), rawJSON(jsonMap(j.Metadata)), rawJSON(jsonMap(j.ExecutorConfig)), rawJSON(processorsJSON(j.Processors))
 	return &r

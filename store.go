@@ -146,6 +146,7 @@ CREATE TABLE jobs (
 	retries         INTEGER NOT NULL,
 	parent          INTEGER NOT NULL, -- jobs.id, 0: none
 	concurrency     TEXT    NOT NULL,
+	delivery        TEXT    NOT NULL,
 	ephemeral       INTEGER NOT NULL,
 	starts_at       INTEGER NOT NULL, -- 0: no bound
 	expires_at      INTEGER NOT NULL  -- 0: no bound
@@ -258,6 +259,7 @@ CREATE TABLE staged (
 	retries         INTEGER NOT NULL,
 	parent          TEXT    NOT NULL, -- its name, '': none
 	concurrency     TEXT    NOT NULL,
+	delivery        TEXT    NOT NULL,
 	ephemeral       INTEGER NOT NULL,
 	starts_at       INTEGER NOT NULL,
 	expires_at      INTEGER NOT NULL,
@@ -1250,7 +1252,7 @@ func (a *applying) parent(p jobPut) (int64, error) {
 const jobExcluded = `rev = excluded.rev, displayname = excluded.displayname, schedule = excluded.schedule, timezone = excluded.timezone,
 	owner = excluded.owner, owner_email = excluded.owner_email, disabled = excluded.disabled, tags = excluded.tags,
 	metadata = excluded.metadata, executor_config = excluded.executor_config, processors = excluded.processors,
-	executor = excluded.executor, retries = excluded.retries, parent = excluded.parent, concurrency = excluded.concurrency,
+	executor = excluded.executor, retries = excluded.retries, parent = excluded.parent, concurrency = excluded.concurrency, delivery = excluded.delivery,
 	ephemeral = excluded.ephemeral, starts_at = excluded.starts_at, expires_at = excluded.expires_at`
 
 // store writes the rows of a job. It has been checked.
@@ -1262,10 +1264,10 @@ func (a *applying) store(p jobPut, parent int64) error {
 	}
 	a.result.Jobs = append(a.result.Jobs, id)
 	a.touch(id)
-	err := a.s.exec(`INSERT INTO jobs VALUES (?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET `+jobExcluded,
+	err := a.s.exec(`INSERT INTO jobs VALUES (?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET `+jobExcluded,
 		id, rev, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
 		jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
-		j.Executor, int64(j.Retries), parent, j.Concurrency, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt))
+		j.Executor, int64(j.Retries), parent, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt))
 	switch {
 	case err != nil:
 		return err
@@ -1285,10 +1287,10 @@ func (a *applying) stage(st *staging) error {
 	}
 	for _, p := range st.Jobs {
 		j := &p.Job
-		err := a.s.exec("INSERT INTO staged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+		err := a.s.exec("INSERT INTO staged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
 			a.key(), restore, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
 			jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
-			j.Executor, int64(j.Retries), j.ParentJob, j.Concurrency, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt), p.Next)
+			j.Executor, int64(j.Retries), j.ParentJob, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt), p.Next)
 		if err != nil {
 			return err
 		}
@@ -1351,7 +1353,7 @@ func (a *applying) restore(r restoring) error {
 		`UPDATE job_state SET next = st.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
 		`INSERT INTO jobs SELECT id, ?2, 0, name, displayname, schedule, timezone, owner, owner_email, disabled, tags, metadata, executor_config, processors,
-			executor, retries, 0, concurrency, ephemeral, starts_at, expires_at FROM staged WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
+			executor, retries, 0, concurrency, delivery, ephemeral, starts_at, expires_at FROM staged WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET ` + jobExcluded,
 		`INSERT INTO job_state SELECT st.id, st.next, 0, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent AND p.deleted = 0
@@ -1721,6 +1723,7 @@ func (a *applying) close(list []closing) error {
 type ended struct {
 	executionRow
 	retries int64
+	again   bool // the job would rather run twice than not at all
 	alive   bool // the job is not deleted
 }
 
@@ -1775,12 +1778,12 @@ func (a *applying) unfinished(reports []report) (map[int64]*ended, error) {
 		ids[i] = r.Execution
 	}
 	rows := map[int64]*ended{}
-	err := a.s.each(`SELECT e.id, e.job, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.due, e.started, e.outcome, j.retries, j.deleted = 0
+	err := a.s.each(`SELECT e.id, e.job, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.due, e.started, e.outcome, j.retries, j.delivery = 'at-least-once', j.deleted = 0
 		FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job WHERE e.finished = 0 OR e.outcome = 'lost'`,
 		[]any{jsonInts(ids)}, func(scan scanner) error {
 			var e ended
 			var incarnation int64
-			err := scan(&e.ID, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Due, &e.Started, &e.Outcome, &e.retries, &e.alive)
+			err := scan(&e.ID, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Due, &e.Started, &e.Outcome, &e.retries, &e.again, &e.alive)
 			e.incarnation = uint64(incarnation)
 			rows[e.ID] = &e
 			return err
@@ -1814,7 +1817,7 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	}
 	d.open--
 	d.kept++
-	if !e.alive || !retried(r.Outcome) || int64(e.Attempt) > e.retries {
+	if !e.alive || !retried(r.Outcome) && !(e.again && r.Outcome == outcomeLost) || int64(e.Attempt) > e.retries {
 		return nil
 	}
 	d.open++
@@ -2044,6 +2047,7 @@ type jobRow struct {
 	ParentJob      string          `json:"parent_job"`
 	Processors     json.RawMessage `json:"processors"`
 	Concurrency    string          `json:"concurrency"`
+	Delivery       string          `json:"delivery,omitempty"` // ours
 	Executor       string          `json:"executor"`
 	ExecutorConfig json.RawMessage `json:"executor_config"`
 	Status         string          `json:"status"`
@@ -2059,7 +2063,7 @@ type jobRow struct {
 }
 
 const jobColumns = `j.id, j.rev, j.name, j.displayname, j.schedule, j.timezone, j.owner, j.owner_email, j.disabled, j.tags, j.metadata, j.executor_config, j.processors,
-	j.executor, j.retries, j.concurrency, j.ephemeral, j.starts_at, j.expires_at, s.next, s.fired, s.open, s.success_count, s.error_count, s.last_success, s.last_error, s.status,
+	j.executor, j.retries, j.concurrency, j.delivery, j.ephemeral, j.starts_at, j.expires_at, s.next, s.fired, s.open, s.success_count, s.error_count, s.last_success, s.last_error, s.status,
 	iif(j.parent = 0, '', (SELECT p.name FROM jobs p WHERE p.id = j.parent)),
 	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0 ORDER BY c.name))`
 
@@ -2067,7 +2071,7 @@ func scanJob(scan scanner) (*jobRow, error) {
 	var j jobRow
 	var tags, metadata, config, processors, dependents sql.RawBytes
 	err := scan(&j.version.ID, &j.version.Rev, &j.Name, &j.DisplayName, &j.Schedule, &j.Timezone, &j.Owner, &j.OwnerEmail, &j.Disabled, &tags, &metadata, &config, &processors,
-		&j.Executor, &j.Retries, &j.Concurrency, &j.Ephemeral, &j.StartsAt, &j.ExpiresAt, &j.next, &j.fired, &j.open, &j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status,
+		&j.Executor, &j.Retries, &j.Concurrency, &j.Delivery, &j.Ephemeral, &j.StartsAt, &j.ExpiresAt, &j.next, &j.fired, &j.open, &j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status,
 		&j.ParentJob, &dependents)
 	j.ID, j.Next = j.Name, timeOf(j.next)
 	j.Tags, j.Metadata, j.ExecutorConfig, j.Processors = rawJSON(tags), rawJSON(metadata), rawJSON(config), rawJSON(processors)

@@ -1170,7 +1170,12 @@ func TestApply_Retry(t *testing.T) {
 			t.Errorf("behind %s waits %q, want %q", outcome, got, want)
 		}
 	}
-	g := newStage(t, job{Name: "a", Retries: 2})
+	g := newStage(t, job{Name: "a", Retries: 1, Delivery: deliveryAtLeastOnce})
+	g.lose(g.tick("a", "n1")...)
+	if got, _ := g.pending(); !cmp.Equal([]string{"retry a 2"}, got) {
+		t.Errorf("behind a lost run that is to be delivered at least once waits %q, want a retry", got)
+	}
+	g = newStage(t, job{Name: "a", Retries: 2})
 	running := g.tick("a", "n1")
 	var waits []time.Duration
 	for range 3 {
