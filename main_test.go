@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -33,6 +34,10 @@ var (
 	update     = flag.Bool("update", false, "write the golden files instead of comparing with them")
 	rounds     = flag.Int("rounds", 20, "lives of a real server that end with SIGKILL")
 	roundsSeed = flag.Uint64("rounds.seed", 0, "seed of the rounds; 0 takes one from the clock")
+	faults     = flag.Int("faults", 10, "faults that a cluster of real servers meets")
+	faultsSeed = flag.Uint64("faults.seed", 0, "seed of the faults and partitions; 0 takes one from the clock")
+	netns      = flag.Bool("netns", false, "cut the network between real servers; needs root, and ip of iproute2")
+	kills      = flag.Int("kills", 0, "leaders to kill while the time to the next one is measured")
 )
 
 // asProgram makes the test binary the program.
@@ -316,7 +321,16 @@ var firstLine = regexp.MustCompile(`^belfry [0-9.]+: API and page at (http://[0-
 func startServer(t *testing.T, dir string, args ...string) *process {
 	t.Helper()
 	args = append([]string{"agent", "--server", "--bootstrap-expect=1", "--node-name=n1", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data"}, args...)
-	p := &process{t: t, cmd: program(t, dir, nil, args...), done: make(chan struct{})}
+	p := launch(t, program(t, dir, nil, args...))
+	p.eventually("a leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
+	return p
+}
+
+// launch starts a node and waits until it has said where its API is. It is
+// killed when the test ends.
+func launch(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, done: make(chan struct{})}
 	stdout, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -340,7 +354,6 @@ func startServer(t *testing.T, dir string, args ...string) *process {
 		t.Fatalf("the server's first line is %q, %v, want the URL and the data directory\n%s", line[:n], err, &p.log)
 	}
 	p.url = m[1]
-	p.eventually("a leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
 	return p
 }
 
@@ -912,3 +925,569 @@ func sameJob(row *jobRow, j *job) bool {
 	have, err := row.definition()
 	return err == nil && cmp.Equal(&have, j, cmpopts.EquateEmpty())
 }
+
+// ---- Clusters of real processes
+
+const (
+	fleetJobs     = 20 // that fire each second
+	fleetClients  = 3  // that write at the same time, each its own jobs
+	fleetPatience = time.Minute
+	fleetLost     = "10s" // the least that --lost-after takes
+)
+
+// fleet is a cluster of real servers, what was done to it, and what it said.
+type fleet struct {
+	t       *testing.T
+	dir     string
+	rnd     *rand.Rand
+	nodes   []*fleetNode
+	clients []*fleetClient
+	began   time.Time
+	history []string
+}
+
+type fleetNode struct {
+	name, bind, http string
+	netns            string // network namespace, "": the test's own
+	args             []string
+	proc             *process // the last one
+	down             bool
+}
+
+// newFleet starts servers that found a cluster together, in the network
+// namespaces of places if there are any.
+func newFleet(t *testing.T, seed uint64, size int, places []netPlace, args ...string) *fleet {
+	t.Helper()
+	f := &fleet{t: t, dir: t.ArtifactDir(), rnd: rand.New(rand.NewPCG(seed, 0)), began: time.Now()}
+	for i := range size {
+		n := &fleetNode{name: fmt.Sprintf("n%d", i+1), args: args}
+		if places != nil {
+			n.netns, n.bind, n.http = places[i].name, places[i].addr+":8946", places[i].addr+":8080"
+		} else {
+			n.bind, n.http = freeAddr(t), freeAddr(t)
+		}
+		f.nodes = append(f.nodes, n)
+	}
+	t.Cleanup(f.explain)
+	f.each(f.start)
+	for i := range fleetClients {
+		f.clients = append(f.clients, &fleetClient{fleet: f, rnd: rand.New(rand.NewPCG(seed, uint64(i+1))), prefix: fmt.Sprintf("c%d-", i), versions: map[string]int{}})
+	}
+	f.leader()
+	return f
+}
+
+// freeAddr is an address that nobody listened at a moment ago: servers that
+// must know each other's, and keep theirs when they start again, cannot each
+// take any.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// each calls fn for all nodes at once.
+func (f *fleet) each(fn func(*fleetNode)) {
+	var all sync.WaitGroup
+	for _, n := range f.nodes {
+		all.Go(func() { fn(n) })
+	}
+	all.Wait()
+}
+
+func (f *fleet) start(n *fleetNode) {
+	f.t.Helper()
+	args := append([]string{"agent", "--server", fmt.Sprintf("--bootstrap-expect=%d", len(f.nodes)), "--node-name=" + n.name, "--http-addr=" + n.http, "--bind-addr=" + n.bind,
+		"--data-dir=data", "--executions-keep=" + strconv.Itoa(roundKeep), "--lost-after=" + fleetLost}, n.args...)
+	for _, other := range f.nodes {
+		args = append(args, "--retry-join="+other.bind)
+	}
+	dir := filepath.Join(f.dir, n.name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		f.t.Error(err)
+	}
+	cmd := program(f.t, dir, nil, args...)
+	if n.netns != "" {
+		ip, err := exec.LookPath("ip")
+		if err != nil {
+			f.t.Error(err)
+		}
+		cmd.Path, cmd.Args = ip, append([]string{"ip", "netns", "exec", n.netns, cmd.Path}, cmd.Args[1:]...)
+	}
+	n.proc, n.down = launch(f.t, cmd), false
+}
+
+func (f *fleet) kill(n *fleetNode) {
+	n.down = true
+	n.proc.kill()
+}
+
+// did notes what was done.
+func (f *fleet) did(format string, args ...any) {
+	f.history = append(f.history, fmt.Sprintf("%6.2fs %s", time.Since(f.began).Seconds(), fmt.Sprintf(format, args...)))
+}
+
+// explain prints, after a failure, what was done and what the servers logged.
+func (f *fleet) explain() {
+	if !f.t.Failed() {
+		return
+	}
+	f.t.Logf("what was done:\n%s", strings.Join(f.history, "\n"))
+	for _, n := range f.nodes {
+		f.t.Logf("the last log of %s:\n%s", n.name, n.proc.log.tail(40))
+	}
+}
+
+// tail returns the last lines.
+func (b *lockedBuffer) tail(lines int) string {
+	list := strings.Split(b.String(), "\n")
+	return strings.Join(list[max(0, len(list)-lines):], "\n")
+}
+
+// await polls until ok, or fails.
+func (f *fleet) await(what string, patience time.Duration, ok func() bool) {
+	f.t.Helper()
+	deadline, tick := time.After(patience), time.NewTicker(10*time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			f.t.Fatalf("no %s within %s", what, patience)
+		}
+	}
+}
+
+// pass lets the cluster work for a while.
+func (f *fleet) pass(d time.Duration) { <-time.After(d) }
+
+// between is a random time.
+func (f *fleet) between(low, high time.Duration) time.Duration {
+	return low + time.Duration(f.rnd.Int64N(int64(high-low)))
+}
+
+// leader waits until one of the given nodes leads, of all if none is given.
+func (f *fleet) leader(among ...*fleetNode) (leader *fleetNode) {
+	f.t.Helper()
+	if len(among) == 0 {
+		among = f.nodes
+	}
+	f.await("leader", fleetPatience, func() bool {
+		i := slices.IndexFunc(among, func(n *fleetNode) bool { return !n.down && n.leads() })
+		if i >= 0 {
+			leader = among[i]
+		}
+		return i >= 0
+	})
+	return leader
+}
+
+func (n *fleetNode) leads() bool {
+	status, _, _ := n.call("GET", "/v1/isleader", "", nil)
+	return status == http.StatusOK
+}
+
+// impatient gives up on a server that is stopped or cut off.
+var impatient = &http.Client{Timeout: 4 * time.Second}
+
+// call makes a request; status 0 means that there was no answer.
+func (n *fleetNode) call(method, path, key string, in any) (status int, header http.Header, text string) {
+	doc, err := json.Marshal(in)
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	if in == nil {
+		doc = nil
+	}
+	req, err := http.NewRequest(method, "http://"+n.http+path, bytes.NewReader(doc))
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
+	}
+	res, err := impatient.Do(req)
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	return res.StatusCode, res.Header, string(body)
+}
+
+// write sends a write under one key, to one node after the other, until it is
+// done. It is not to fail.
+func (f *fleet) write(rnd *rand.Rand, method, path, key string, in any) (header http.Header, ok bool) {
+	deadline := time.Now().Add(fleetPatience)
+	for tries := 1; ; tries++ {
+		n := f.nodes[rnd.IntN(len(f.nodes))]
+		status, header, text := n.call(method, path, key, in)
+		switch {
+		case status >= 200 && status < 300:
+			return header, true
+		case status != 0 && status != http.StatusServiceUnavailable && status != http.StatusGatewayTimeout:
+			f.t.Errorf("%s %s at %s, try %d: status %d, %s; want it done, or 503, or 504", method, path, n.name, tries, status, text)
+			return nil, false
+		case time.Now().After(deadline):
+			f.t.Errorf("%s %s: not done after %d tries, the last at %s: status %d, %s", method, path, tries, n.name, status, text)
+			return nil, false
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+}
+
+// fleetClient writes its own jobs through all nodes and remembers what was
+// acknowledged.
+type fleetClient struct {
+	fleet    *fleet
+	rnd      *rand.Rand
+	prefix   string
+	serial   int
+	versions map[string]int // of each job, the last that was acknowledged
+	groups   []int64        // of runs by hand that were acknowledged
+}
+
+// writeUntil writes until stop is closed and the last write is acknowledged.
+func (c *fleetClient) writeUntil(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Duration(c.rnd.Int64N(int64(400 * time.Millisecond)))):
+		}
+		if !c.writeOne() {
+			return
+		}
+	}
+}
+
+// writeOne makes a new job, changes one, or runs one.
+func (c *fleetClient) writeOne() bool {
+	c.serial++
+	key := fmt.Sprint(c.prefix, c.serial)
+	name := c.prefix + strconv.Itoa(c.rnd.IntN(1+len(c.versions)))
+	if c.versions[name] != 0 && c.rnd.IntN(4) == 0 {
+		header, ok := c.fleet.write(c.rnd, "POST", "/v1/jobs/"+name+"/run", key, nil)
+		if !ok {
+			return false
+		}
+		group, err := strconv.ParseInt(header.Get("Belfry-Group"), 10, 64)
+		if err != nil {
+			c.fleet.t.Errorf("run %s: the group is %q: %v", name, header.Get("Belfry-Group"), err)
+		}
+		c.groups = append(c.groups, group)
+		return true
+	}
+	j := shellJob(name, "@manually", c.fleet.note(""))
+	j.Tags = map[string]string{"server": "true:1"}
+	j.Metadata = map[string]string{"version": strconv.Itoa(c.serial)}
+	if _, ok := c.fleet.write(c.rnd, "POST", "/v1/jobs", key, j); !ok {
+		return false
+	}
+	c.versions[name] = c.serial
+	return true
+}
+
+func (f *fleet) evidence() string { return filepath.Join(f.dir, "evidence") }
+
+// note is a command that writes down what runs.
+func (f *fleet) note(then string) string {
+	return `echo "$BELFRY_EXECUTION $BELFRY_SCHEDULED_AT $BELFRY_ATTEMPT $BELFRY_NODE" >> ` + f.evidence() + then
+}
+
+func tickJobName(i int) string { return fmt.Sprintf("tick-%d", i) }
+
+// load makes the jobs that fire each second, and starts the clients. What is
+// returned stops the clients and waits for their last write.
+func (f *fleet) load() (stop func()) {
+	f.t.Helper()
+	for i := range fleetJobs {
+		j := shellJob(tickJobName(i), []string{"* * * * * *", "@every 1s"}[i%2], f.note([]string{"", "; exit 1", "; sleep 0.4", "; sleep 2", ""}[i%5]))
+		j.Tags = map[string]string{"server": "true:1"}
+		if i%5 == 4 {
+			j.Tags["server"] = "true:2"
+		}
+		j.Retries = []uint{0, 1, 0, 0, 0}[i%5]
+		j.Concurrency = pick(f.rnd, concurrencyAllow, concurrencyForbid)
+		if _, ok := f.write(f.rnd, "POST", "/v1/jobs", "make "+j.Name, j); !ok {
+			f.t.FailNow()
+		}
+	}
+	quit := make(chan struct{})
+	var writing sync.WaitGroup
+	for _, c := range f.clients {
+		writing.Go(func() { c.writeUntil(quit) })
+	}
+	return func() {
+		close(quit)
+		writing.Wait()
+	}
+}
+
+// settle disables the jobs that fire, waits until nothing runs or waits, and
+// stops all servers at a moment when they have applied the same.
+func (f *fleet) settle() {
+	f.t.Helper()
+	f.leader()
+	f.did("disable all")
+	for i := range fleetJobs {
+		if _, ok := f.write(f.rnd, "POST", "/v1/jobs/"+tickJobName(i)+"/toggle", "stop "+tickJobName(i), nil); !ok {
+			f.t.FailNow()
+		}
+	}
+	f.await("empty /v1/busy on all nodes", fleetPatience, func() bool {
+		return !slices.ContainsFunc(f.nodes, func(n *fleetNode) bool {
+			status, _, text := n.call("GET", "/v1/busy", "", nil)
+			return status != http.StatusOK || text != "[]"
+		})
+	})
+	f.did("rest")
+	f.verify()
+	f.await("moment at which all servers have applied the same", fleetPatience, func() bool {
+		f.each(func(n *fleetNode) { n.signal(f.t, syscall.SIGSTOP) })
+		first, pending := f.applied(f.nodes[0])
+		for _, n := range f.nodes {
+			if at, _ := f.applied(n); at != first || pending > 0 {
+				f.each(func(n *fleetNode) { n.signal(f.t, syscall.SIGCONT) })
+				return false
+			}
+		}
+		f.each(f.kill)
+		return true
+	})
+}
+
+func (n *fleetNode) signal(t *testing.T, s syscall.Signal) {
+	if err := n.proc.cmd.Process.Signal(s); err != nil {
+		t.Errorf("%s to %s: %v", s, n.name, err)
+	}
+}
+
+// applied looks into the database of a server that stands still.
+func (f *fleet) applied(n *fleetNode) (index uint64, pending int) {
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(f.dir, n.name, "data", "belfry.db")+"?mode=ro")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRow("SELECT applied_index, (SELECT count(*) FROM pending) FROM cluster").Scan(&index, &pending); err != nil {
+		f.t.Fatal(err)
+	}
+	return index, pending
+}
+
+// verify asks each server for all that was acknowledged, and for what became
+// of each tick.
+func (f *fleet) verify() {
+	f.t.Helper()
+	for _, n := range f.nodes {
+		for _, c := range f.clients {
+			for _, name := range sortedKeys(c.versions) {
+				var row jobRow
+				status, _, text := n.call("GET", "/v1/jobs/"+name, "", nil)
+				err := json.Unmarshal([]byte(text), &row)
+				if want := strconv.Itoa(c.versions[name]); status != http.StatusOK || err != nil || !strings.Contains(string(row.Metadata), `"`+want+`"`) {
+					f.t.Errorf("GET %s at %s: status %d, %s, %v, want the acknowledged version %s", name, n.name, status, text, err, want)
+				}
+			}
+		}
+		for i := range fleetJobs {
+			f.verifyTicks(n, tickJobName(i))
+		}
+	}
+}
+
+// verifyTicks expects an outcome, and a reason if it did not run, for each
+// second from the first tick of a job to the last.
+func (f *fleet) verifyTicks(n *fleetNode, name string) {
+	f.t.Helper()
+	status, _, text := n.call("GET", "/v1/jobs/"+name+"/ticks?_end=100000", "", nil)
+	var doc struct{ Ticks []tickView }
+	if err := json.Unmarshal([]byte(text), &doc); status != http.StatusOK || err != nil || len(doc.Ticks) == 0 {
+		f.t.Errorf("the ticks of %s at %s: status %d, %.200s, %v", name, n.name, status, text, err)
+		return
+	}
+	expected := doc.Ticks[len(doc.Ticks)-1].Due
+	for _, t := range slices.Backward(doc.Ticks) {
+		if !t.Due.Equal(expected) {
+			f.t.Errorf("the ticks of %s at %s: %+v, want one of %s", name, n.name, t, expected)
+			return
+		}
+		expected = t.Due.Add(time.Second)
+		if t.Until != nil {
+			expected = t.Until.Add(time.Second)
+		}
+		if ran := t.Outcome == outcomeRan || t.Outcome == outcomeLate; ran != (len(t.Executions) > 0) || ran == (t.Reason != "") {
+			f.t.Errorf("a tick of %s at %s: %+v, want executions or a reason", name, n.name, t)
+		}
+	}
+}
+
+// compare opens the databases of all servers, which have ended: each in order,
+// all the same, and what their common log makes of an empty one, with one
+// outcome for each tick; and the evidence of the jobs fits it.
+func (f *fleet) compare() {
+	f.t.Helper()
+	r := &lives{t: f.t, dir: f.dir, ledger: newLedger()}
+	var err error
+	if r.replica, err = openStore(simTempDir(f.t)); err != nil {
+		f.t.Fatal(err)
+	}
+	defer r.replica.close()
+	for _, n := range f.nodes {
+		s, err := openStore(filepath.Join(f.dir, n.name, "data"))
+		if err != nil {
+			f.t.Fatalf("%s: %v", n.name, err)
+		}
+		if err := s.check(); err != nil {
+			f.t.Errorf("%s: %v", n.name, err)
+		}
+		r.replay(s)
+		if n == f.nodes[0] {
+			f.compareEvidence(s, r.ledger)
+		}
+		if err := s.close(); err != nil {
+			f.t.Error(err)
+		}
+	}
+	if err := r.ledger.settled(r.replica, time.Now().UnixNano()); err != nil {
+		f.t.Error(err)
+	}
+	f.t.Logf("%d log entries, %d executions, %d ticks decided", r.replica.applied, len(r.ledger.started), len(r.ledger.decisions))
+}
+
+// compareEvidence expects that what ran is on record, that nothing ran twice,
+// and that what is on record as run to its end has left its mark.
+func (f *fleet) compareEvidence(s *store, l *ledger) {
+	f.t.Helper()
+	doc, err := os.ReadFile(f.evidence())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	seen, attempts := map[int64]bool{}, map[string]string{}
+	for line := range strings.Lines(string(doc)) {
+		w := strings.Fields(line)
+		if len(w) != 4 {
+			f.t.Errorf("evidence %q is no line of a job", line)
+			continue
+		}
+		id, err := strconv.ParseInt(strings.TrimSuffix(w[0], "-"+w[3]), 10, 64)
+		on, ok := l.started[id]
+		due, err2 := time.Parse(time.RFC3339Nano, w[1])
+		if err != nil || err2 != nil || !ok || due.UnixNano() != on.due || w[2] != strconv.Itoa(on.attempt) {
+			f.t.Errorf("evidence %q is on record as %+v (%v), %v, %v", line, on, ok, err, err2)
+		}
+		attempt := fmt.Sprint(on.job, " ", on.group, " ", w[1], " ", w[2], " ", on.slot)
+		if seen[id] || attempts[attempt] != "" {
+			f.t.Errorf("evidence %q comes twice, before as %q", line, attempts[attempt])
+		}
+		seen[id], attempts[attempt] = true, line
+	}
+	outcomes := map[string]int{}
+	err = s.viewEach("SELECT id, node, outcome FROM executions", nil, func(scan scanner) error {
+		var id int64
+		var node, outcome string
+		err := scan(&id, &node, &outcome)
+		outcomes[outcome]++
+		if ran := outcome == outcomeSuccess || outcome == outcomeFailed; ran && !seen[id] {
+			f.t.Errorf("execution %s is on record as %s and left no evidence", executionName(id, node), outcome)
+		}
+		return err
+	})
+	if err != nil {
+		f.t.Error(err)
+	}
+	byHand := 0
+	for _, c := range f.clients {
+		for _, group := range c.groups {
+			if on, ok := l.started[group]; !ok || on.group != group {
+				f.t.Errorf("group %d of a run by hand was acknowledged and is not on record", group)
+			}
+			byHand++
+		}
+	}
+	for _, on := range l.started {
+		if on.cause == causeHand && on.attempt == 1 && on.slot == 0 {
+			byHand--
+		}
+	}
+	if byHand != 0 {
+		f.t.Errorf("%d more runs by hand were acknowledged than are on record", byHand)
+	}
+	f.t.Logf("%d lines of evidence; outcomes %v", len(seen), outcomes)
+}
+
+// seedOf returns the seed of a run, and says how to repeat it.
+func seedOf(t *testing.T) uint64 {
+	seed := *faultsSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("repeat it with -run '^%s$' -faults.seed=%d", t.Name(), seed)
+	return seed
+}
+
+// TestCluster_Faults: three real servers are killed, stopped, and started
+// again, while jobs fire each second and clients write through all of them.
+// Afterwards every due tick ran or has a reason, by the evidence of the jobs
+// none ran twice, nothing counts as running, what was acknowledged is there,
+// and the databases are equal.
+func TestCluster_Faults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes more than a minute")
+	}
+	f := newFleet(t, seedOf(t), 3, nil)
+	stop := f.load()
+	for range *faults {
+		f.pass(f.between(500*time.Millisecond, 2*time.Second))
+		f.fault()
+		f.leader()
+	}
+	f.pass(2 * time.Second)
+	stop()
+	f.settle()
+	f.compare()
+}
+
+// fault does one bad thing, and ends it.
+func (f *fleet) fault() {
+	leader := f.leader()
+	follower := pick(f.rnd, slices.DeleteFunc(slices.Clone(f.nodes), func(n *fleetNode) bool { return n == leader })...)
+	switch f.rnd.IntN(5) {
+	case 0, 1:
+		f.outage(leader)
+	case 2:
+		f.outage(follower)
+	case 3:
+		n := pick(f.rnd, leader, follower)
+		f.did("stop %s, leader is %s", n.name, leader.name)
+		n.signal(f.t, syscall.SIGSTOP)
+		f.pass(5 * time.Second)
+		n.signal(f.t, syscall.SIGCONT)
+	default:
+		f.outage(f.nodes...)
+	}
+}
+
+// outage kills nodes and starts them again a while later.
+func (f *fleet) outage(nodes ...*fleetNode) {
+	for _, n := range nodes {
+		f.did("kill %s, leads: %v", n.name, n.leads())
+		f.kill(n)
+	}
+	f.pass(f.between(100*time.Millisecond, 4*time.Second))
+	for _, n := range nodes {
+		f.did("start %s", n.name)
+		f.start(n)
+	}
+}
+
+// netPlace is a network namespace and its address.
+type netPlace struct{ name, addr string }
