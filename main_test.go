@@ -1489,5 +1489,237 @@ func (f *fleet) outage(nodes ...*fleetNode) {
 	}
 }
 
+// ---- Partitions
+
 // netPlace is a network namespace and its address.
 type netPlace struct{ name, addr string }
+
+// nowhere is a hardware address that no card has: what is sent there is lost
+// without a word, as in a network that is cut.
+const nowhere = "02:00:00:00:00:99"
+
+// newNet makes network namespaces on a bridge, which the test itself is on too.
+func newNet(t *testing.T, size int) (places []netPlace) {
+	t.Helper()
+	id := os.Getpid() % 100_000
+	bridge, net := fmt.Sprintf("bf%d", id), fmt.Sprintf("10.213.%d.", id%250)
+	undo := func(args ...string) { t.Cleanup(func() { exec.Command("ip", args...).Run() }) } // what fails is not there
+	undo("link", "del", bridge)
+	ip(t, "link add "+bridge+" type bridge")
+	ip(t, "addr add "+net+"254/24 dev "+bridge)
+	ip(t, "link set "+bridge+" up")
+	for i := range size {
+		p, port := netPlace{fmt.Sprintf("belfry-%d-%d", id, i+1), net + strconv.Itoa(i+1)}, fmt.Sprintf("%s-%d", bridge, i+1)
+		undo("netns", "del", p.name)
+		ip(t, "netns add "+p.name)
+		ip(t, "link add "+port+" type veth peer name eth0 netns "+p.name)
+		ip(t, "link set "+port+" master "+bridge+" up")
+		ip(t, "-n "+p.name+" addr add "+p.addr+"/24 dev eth0")
+		ip(t, "-n "+p.name+" link set eth0 up")
+		ip(t, "-n "+p.name+" link set lo up")
+		places = append(places, p)
+	}
+	return places
+}
+
+func ip(t *testing.T, args string) {
+	t.Helper()
+	if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %s: %v, %s", args, err, out)
+	}
+}
+
+func (n *fleetNode) addr() string {
+	host, _, _ := net.SplitHostPort(n.bind)
+	return host
+}
+
+// cut loses what nodes send to others, but not what those send to them.
+func (f *fleet) cut(from, to []*fleetNode) {
+	for _, a := range from {
+		for _, b := range to {
+			if a != b {
+				ip(f.t, fmt.Sprintf("-n %s neigh replace %s lladdr %s dev eth0 nud permanent", a.netns, b.addr(), nowhere))
+			}
+		}
+	}
+}
+
+func (f *fleet) cutBoth(a, b []*fleetNode) {
+	f.cut(a, b)
+	f.cut(b, a)
+}
+
+// heal ends all cuts.
+func (f *fleet) heal() {
+	for _, n := range f.nodes {
+		ip(f.t, "-n "+n.netns+" neigh flush dev eth0 nud permanent")
+	}
+}
+
+// TestCluster_Partitions: the network between real servers is cut in all the
+// ways that matter while jobs fire each second and clients write. Who is with a
+// majority goes on, who is not stops, and nobody else is deposed; afterwards
+// all is as in TestCluster_Faults.
+func TestCluster_Partitions(t *testing.T) {
+	if !*netns {
+		t.Skip("cuts the network between network namespaces of its own: run it as root with -netns, where ip of iproute2 is")
+	}
+	for _, size := range []int{3, 5} {
+		t.Run(strconv.Itoa(size), func(t *testing.T) {
+			key, err := program(t, t.TempDir(), nil, "keygen").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := newFleet(t, seedOf(t), size, newNet(t, size), "--insecure", "--encrypt="+strings.TrimSpace(string(key)))
+			stop := f.load()
+			for _, name := range sortedKeys(partitions) {
+				f.pass(f.between(time.Second, 2*time.Second))
+				f.partition(name)
+			}
+			f.pass(2 * time.Second)
+			stop()
+			f.settle()
+			f.compare()
+		})
+	}
+}
+
+// A partition cuts the network, given the leader and the followers in random
+// order. It returns who goes on as one: nobody, if there is no majority.
+type partition func(f *fleet, leader *fleetNode, others []*fleetNode) (majority []*fleetNode)
+
+var partitions = map[string]partition{
+	"the leader is cut off": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		f.cutBoth([]*fleetNode{leader}, others)
+		return others
+	},
+	"the leader reaches nobody": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		f.cut([]*fleetNode{leader}, others)
+		return others
+	},
+	"nobody reaches the leader": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		f.cut(others, []*fleetNode{leader})
+		return others
+	},
+	"the leader does not reach a follower": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		f.cut([]*fleetNode{leader}, others[:1])
+		return append(slices.Clone(others[1:]), leader)
+	},
+	"a follower does not reach the leader": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		f.cut(others[:1], []*fleetNode{leader})
+		return append(slices.Clone(others[1:]), leader)
+	},
+	"the leader is with the smaller part": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		n := (len(f.nodes) - 1) / 2 // of the smaller part
+		f.cutBoth(append(slices.Clone(others[:n-1]), leader), others[n-1:])
+		return others[n-1:]
+	},
+	"the leader is with the larger part": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		n := len(f.nodes) / 2 // of the followers that stay with it
+		larger := append(slices.Clone(others[:n]), leader)
+		f.cutBoth(larger, others[n:])
+		return larger
+	},
+	"two parts meet in one follower": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		n := len(others) / 2
+		f.cutBoth(append(slices.Clone(others[1:n]), leader), others[n:])
+		return f.nodes
+	},
+	"everybody is alone": func(f *fleet, leader *fleetNode, others []*fleetNode) []*fleetNode {
+		f.cut(f.nodes, f.nodes)
+		return nil
+	},
+}
+
+// partition cuts the network for a while.
+func (f *fleet) partition(name string) {
+	f.t.Helper()
+	leader := f.leader()
+	others := slices.DeleteFunc(slices.Clone(f.nodes), func(n *fleetNode) bool { return n == leader })
+	f.rnd.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+	majority := partitions[name](f, leader, others)
+	end := time.After(f.between(5*time.Second, 16*time.Second))
+	f.did("%s: leader %s, others %s", name, leader.name, others[0].name)
+	if !slices.Contains(majority, leader) {
+		f.await("end of the office of "+leader.name+", where "+name, fleetPatience, func() bool { return !leader.leads() })
+		f.did("%s leads no more", leader.name)
+	}
+	if majority != nil {
+		f.did("%s leads", f.leader(majority...).name)
+	}
+	<-end
+	switch leads := leader.leads(); {
+	case leads != slices.Contains(majority, leader) && len(majority) < len(f.nodes):
+		f.t.Errorf("%s: %s leads: %v, want %v", name, leader.name, leads, !leads)
+	case majority == nil && slices.ContainsFunc(f.nodes, (*fleetNode).leads):
+		f.t.Errorf("%s: somebody leads", name)
+	}
+	f.heal()
+	f.leader()
+	f.did("healed")
+}
+
+// ---- Failover
+
+// TestCluster_Failover: the leader is killed again and again, and it is
+// measured how long it takes until another leads, and until the first tick
+// after that has run.
+func TestCluster_Failover(t *testing.T) {
+	if *kills == 0 {
+		t.Skip("measures: run it with -kills=50 on a quiet machine")
+	}
+	f := newFleet(t, seedOf(t), 3, nil)
+	stop := f.load()
+	defer stop()
+	var elected, fired []time.Duration
+	for range *kills {
+		leader := f.leader()
+		f.await("three servers in touch", fleetPatience, func() bool {
+			return !slices.ContainsFunc(f.nodes, func(n *fleetNode) bool {
+				status, _, _ := n.call("GET", "/health", "", nil)
+				return status != http.StatusOK
+			})
+		})
+		f.pass(f.between(time.Second, 3*time.Second))
+		before := f.evidenceSize()
+		killed := time.Now()
+		f.kill(leader)
+		f.leader()
+		elected = append(elected, time.Since(killed))
+		f.await("tick", fleetPatience, func() bool { return f.ranSince(before, killed) })
+		fired = append(fired, time.Since(killed))
+		f.start(leader)
+	}
+	for what, list := range map[string][]time.Duration{"a new leader": elected, "the first tick after the kill": fired} {
+		slices.Sort(list)
+		t.Logf("%s: p50 %s, p90 %s, max %s of %d", what, list[len(list)/2].Round(time.Millisecond), list[len(list)*9/10].Round(time.Millisecond), list[len(list)-1].Round(time.Millisecond), len(list))
+	}
+	load, _ := os.ReadFile("/proc/loadavg") // not on every system
+	t.Logf("load of the machine: %s", load)
+}
+
+func (f *fleet) evidenceSize() int64 {
+	info, err := os.Stat(f.evidence())
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// ranSince reports whether the evidence behind an offset has a run that fell
+// due after a time.
+func (f *fleet) ranSince(offset int64, after time.Time) bool {
+	doc, err := os.ReadFile(f.evidence())
+	if err != nil || int64(len(doc)) < offset {
+		return false
+	}
+	for line := range strings.Lines(string(doc[offset:])) {
+		if w := strings.Fields(line); len(w) == 4 {
+			if due, err := time.Parse(time.RFC3339Nano, w[1]); err == nil && due.After(after) {
+				return true
+			}
+		}
+	}
+	return false
+}
