@@ -558,13 +558,14 @@ type scheduler struct {
 	number      uint64     // of the last dispatch or question of the term
 	since       int64      // from when on it has led and been awake
 	queue       dueQueue
-	lastPending int64           // id of the newest pending row in queue
-	doubts      map[int64]doubt // unfinished executions that the nodes must be asked about
-	asked       []target        // the processes of the nodes when they were asked last
-	mute        map[string]bool // nodes that were sent orders and did not answer
-	quiet       bool            // starts nothing any more
-	restoring   bool            // a restore is under way
-	restored    time.Time       // when the last restore ended
+	lastPending int64             // id of the newest pending row in queue
+	doubts      map[int64]doubt   // unfinished executions that the nodes must be asked about
+	placings    map[int64]placing // of executions that were placed anew in this term
+	asked       []target          // the processes of the nodes when they were asked last
+	mute        map[string]bool   // nodes that were sent orders and did not answer
+	quiet       bool              // starts nothing any more
+	restoring   bool              // a restore is under way
+	restored    time.Time         // when the last restore ended
 	zone        string
 	poke        chan struct{} // something earlier is due; holds one
 
@@ -602,7 +603,7 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 	s.mu.Lock()
 	s.term, s.number, s.since, s.queue, s.lastPending, s.doubts, s.asked = term, 0, s.now().UnixNano(), nil, 0, map[int64]doubt{}, nil
-	s.mute = map[string]bool{}
+	s.mute, s.placings = map[string]bool{}, map[int64]placing{}
 	s.mu.Unlock()
 	m, err := s.store.meta()
 	if err != nil {
@@ -992,6 +993,14 @@ const (
 	againTry             // it may have been sent
 )
 
+// A placing is what became of an execution in this term after it was accepted.
+// It keeps apart two who may each send an order on: whoever was refused a first
+// try, and whoever asks the nodes, for a try can be long on its way.
+type placing struct {
+	again bool     // it was ordered again, so that a refusal shows no more that it never started
+	left  []target // that it was taken from: none of them gets it again
+}
+
 // send hands one node its orders. What a first try was refused never started,
 // and goes elsewhere; what nobody can tell about is left in doubt.
 func (s *scheduler) send(t target, d dispatch, try try) {
@@ -1000,22 +1009,75 @@ func (s *scheduler) send(t target, d dispatch, try try) {
 		return
 	}
 	s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
+	doubtful := d.Orders
 	if !errors.Is(err, errRefused) {
 		s.mu.Lock()
 		s.mute[t.Node] = true
 		s.mu.Unlock()
 	} else if try != againTry && processGone(err) {
-		err := s.reassign(t, d.Orders, try)
-		if err == nil {
-			return
+		var free []order
+		free, doubtful = s.takeFrom(t, d.Orders)
+		if err := s.reassign(t, free, try); err != nil {
+			s.log.Warn("orders that were refused stay in doubt", "node", t.Node, "orders", len(free), "err", err)
+			s.giveBack(t, free, err)
+			doubtful = d.Orders
 		}
-		s.log.Warn("orders that were refused stay in doubt", "node", t.Node, "orders", len(d.Orders), "err", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, o := range d.Orders {
-		s.doubts[o.Execution] = doubt{since: s.now()}
+	for _, o := range doubtful {
+		if _, ok := s.doubts[o.Execution]; !ok {
+			s.doubts[o.Execution] = doubt{since: s.now()}
+		}
 	}
+}
+
+// takeFrom keeps a target from getting those orders that it was refused and
+// that nobody has sent to it again meanwhile, and returns these and the others.
+func (s *scheduler) takeFrom(t target, orders []order) (free, ordered []order) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range orders {
+		p := s.placings[o.Execution]
+		if p.again {
+			ordered = append(ordered, o)
+			continue
+		}
+		p.left = append(p.left, t)
+		s.placings[o.Execution] = p
+		free = append(free, o)
+	}
+	return free, ordered
+}
+
+// giveBack undoes takeFrom if err says that nothing was written. If nobody can
+// tell, the row will: the target is left, or this leader's term is over.
+func (s *scheduler) giveBack(t target, orders []order, err error) {
+	if !errors.Is(err, errBusy) && !errors.Is(err, errNotLeader) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range orders {
+		p := s.placings[o.Execution]
+		p.left = slices.DeleteFunc(p.left, func(l target) bool { return l == t })
+		s.placings[o.Execution] = p
+	}
+}
+
+// mayOrderAgain reports whether an execution still belongs to its target, and
+// notes that it is ordered again if so. e may be older than an answer that was
+// long in coming.
+func (s *scheduler) mayOrderAgain(e executionRow) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.placings[e.ID]
+	if slices.Contains(p.left, target{e.Node, e.incarnation}) {
+		return false
+	}
+	p.again = true
+	s.placings[e.ID] = p
+	return true
 }
 
 // processGone reports whether a refusal says that the process which the orders
@@ -1341,9 +1403,9 @@ func (s *scheduler) endKilled(name string, running []int64) error {
 // and forgets the others.
 func (s *scheduler) inDoubt() (byNode map[string][]executionRow, err error) {
 	s.mu.Lock()
-	n := len(s.doubts)
+	known := maps.Clone(s.doubts)
 	s.mu.Unlock()
-	if n == 0 {
+	if len(known) == 0 {
 		return nil, nil
 	}
 	rows, err := s.store.unfinishedExecutions()
@@ -1352,13 +1414,19 @@ func (s *scheduler) inDoubt() (byNode map[string][]executionRow, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	byNode, unfinished := map[string][]executionRow{}, map[int64]doubt{}
+	byNode = map[string][]executionRow{}
 	for _, e := range rows {
-		if d, ok := s.doubts[e.ID]; ok {
-			byNode[e.Node], unfinished[e.ID] = append(byNode[e.Node], e), d
+		if _, ok := known[e.ID]; ok {
+			byNode[e.Node] = append(byNode[e.Node], e)
+			delete(known, e.ID)
 		}
 	}
-	s.doubts = unfinished
+	for id := range known { // not what has come in doubt since: rows may be older
+		delete(s.doubts, id)
+	}
+	if len(rows) > 0 { // in the order of ids, which grow
+		maps.DeleteFunc(s.placings, func(id int64, _ placing) bool { return id < rows[0].ID })
+	}
 	return byNode, nil
 }
 
@@ -1378,6 +1446,7 @@ func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer)
 	for _, e := range doubts {
 		c, again := m.resolve(e, a, jobs[e.JobID])
 		switch {
+		case again && !s.mayOrderAgain(e):
 		case again:
 			to := target{e.Node, e.incarnation}
 			s.addOrders(orders, jobs[e.JobID], []target{to}, []int64{e.ID}, order{Group: e.Group, Attempt: e.Attempt, ScheduledAt: e.Due})

@@ -15,7 +15,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -2265,4 +2267,101 @@ func (l *ledger) settled(s *store, now int64) error {
 func (l *ledger) gone(s *store, id int64) bool {
 	var n int
 	return s.get("SELECT count(*) FROM jobs WHERE id = ? AND deleted = 0", []any{id}, &n) != nil || n == 0
+}
+
+// TestScheduler_SlowRefusal: a first try can be long on its way, until after
+// its node counts as failed and was asked. Whether it is refused before the
+// node answers that it knows nothing of the run, or after that, one node gets it.
+func TestScheduler_SlowRefusal(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		answerFirst bool
+		want        map[string]int // node → orders that it took
+	}{
+		{"BeforeTheAnswer", false, map[string]int{"n2": 1}},
+		{"AfterTheAnswer", true, map[string]int{"n1": 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { testSlowRefusal(t, c.answerFirst, c.want) })
+		})
+	}
+}
+
+func testSlowRefusal(t *testing.T, answerFirst bool, want map[string]int) {
+	st, err := openStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex // guards what follows
+	alive := []node{{"n1", 1, map[string]string{"role": "x"}}}
+	taken, tries := map[string]int{}, 0
+	refusal, answered := make(chan struct{}), make(chan struct{})
+
+	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, Timezone: "UTC", LostAfter: time.Minute}, st, slog.New(slog.DiscardHandler))
+	s := &testServer{t: t, api: &api{store: st, scheduler: sched, leading: func() bool { return true }, log: sched.log}}
+	s.handler = s.api.handler()
+	sched.propose = s.propose
+	sched.nodes = func() []node {
+		mu.Lock()
+		defer mu.Unlock()
+		return alive
+	}
+	sched.start = func(name string, d dispatch) error {
+		mu.Lock()
+		tries++
+		if first := tries == 1; first {
+			mu.Unlock()
+			<-refusal
+			return fmt.Errorf("%w: no connection", errRefused)
+		}
+		defer mu.Unlock()
+		taken[name] += len(d.Orders)
+		return nil
+	}
+	sched.ask = func(name string, q question) (answer, error) {
+		if name == "n1" {
+			<-answered
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		a := answer{Incarnation: map[string]uint64{"n1": 1, "n2": 2}[name]}
+		if taken[name] > 0 {
+			a.Running = q.Executions
+		}
+		return a, nil
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- sched.lead(ctx, 1) }()
+	synctest.Wait()
+
+	for _, w := range [][2]string{
+		{"/v1/jobs", `{"name":"a","schedule":"@manually","executor":"shell","executor_config":{"command":"true"},"tags":{"role":"x:1"}}`},
+		{"/v1/jobs/a/run", ""},
+	} {
+		if res := s.do("POST", w[0], w[1]); res.Code/100 != 2 {
+			t.Fatalf("POST %s %s: %d, %s", w[0], w[1], res.Code, res.Body)
+		}
+	}
+	mu.Lock()
+	alive = []node{{"n2", 2, map[string]string{"role": "x"}}}
+	mu.Unlock()
+	wait(2 * doubtPause) // n1 is asked
+	steps := []chan struct{}{refusal, answered}
+	if answerFirst {
+		slices.Reverse(steps)
+	}
+	for _, step := range steps {
+		close(step)
+		wait(2 * doubtPause)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if diff := cmp.Diff(want, taken); diff != "" {
+		t.Errorf("orders that the nodes took (-want +got):\n%s", diff)
+	}
+	cancel()
+	if err := errors.Join(<-ended, st.check(), st.close()); err != nil {
+		t.Error(err)
+	}
 }
