@@ -1501,7 +1501,7 @@ const nowhere = "02:00:00:00:00:99"
 // newNet makes network namespaces on a bridge, which the test itself is on too.
 func newNet(t *testing.T, size int) (places []netPlace) {
 	t.Helper()
-	id := os.Getpid() % 100_000
+	id := os.Getpid()%10_000*10 + size // a name is free again only a while after it was removed
 	bridge, net := fmt.Sprintf("bf%d", id), fmt.Sprintf("10.213.%d.", id%250)
 	undo := func(args ...string) { t.Cleanup(func() { exec.Command("ip", args...).Run() }) } // what fails is not there
 	undo("link", "del", bridge)
