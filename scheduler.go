@@ -48,18 +48,20 @@ const (
 	retriesMax   = 1 << 30 // of a job: far beyond sense, and safe to count with
 	jobBytesMax  = 512_000 // of a job's JSON
 
-	catchupMax   = 10               // newest missed ticks of a job that still run
-	nodeFailed   = 5 * time.Second  // after which a silent node counts as failed
-	retryWaitMax = time.Minute      // between attempts
-	tickSlack    = time.Second      // between looks at the clock; a longer gap is an outage
-	doubtPause   = time.Second      // between questions about executions in doubt
-	trimPause    = 5 * time.Second  // between looks for what need not be kept
-	reviewPause  = time.Minute      // between looks that read whole tables
-	requestsKept = 10 * time.Minute // that a repeated request is recognised
-	futureMax    = time.Hour        // that a decided tick may lie ahead of the clock
-	decidesMax   = 4                // decide commands under way at once
-	targetsMax   = 5_000            // of the decisions in one command: some 300 kB
-	writeTries   = 100              // of a write whose job changes under it
+	catchupMax   = 10                    // newest missed ticks of a job that still run
+	nodeFailed   = 5 * time.Second       // after which a silent node counts as failed
+	retryWaitMax = time.Minute           // between attempts
+	tickSlack    = time.Second           // between looks at the clock; a longer gap is an outage
+	doubtPause   = time.Second           // between questions about executions in doubt
+	firstAnswers = time.Second / 2       // that a new leader waits for them before it fires
+	officePause  = 50 * time.Millisecond // between tries to take office
+	trimPause    = 5 * time.Second       // between looks for what need not be kept
+	reviewPause  = time.Minute           // between looks that read whole tables
+	requestsKept = 10 * time.Minute      // that a repeated request is recognised
+	futureMax    = time.Hour             // that a decided tick may lie ahead of the clock
+	decidesMax   = 4                     // decide commands under way at once
+	targetsMax   = 5_000                 // of the decisions in one command: some 300 kB
+	writeTries   = 100                   // of a write whose job changes under it
 	writePause   = 5 * time.Millisecond
 	recordPause  = 50 * time.Millisecond // between looks for a request on record
 	sliceBytes   = 256_000               // of jobs that are staged in one command, or one larger job
@@ -398,9 +400,8 @@ type moment struct {
 	rnd       *rand.Rand
 }
 
-// withRand returns the moment for another goroutine: a source of chance belongs
-// to one.
-func (m moment) withRand(rnd *rand.Rand) moment {
+// alone returns what m knows for a goroutine of its own, to which rnd belongs.
+func (m moment) alone(rnd *rand.Rand) moment {
 	m.rnd = rnd
 	return m
 }
@@ -563,6 +564,7 @@ type scheduler struct {
 	placings    map[int64]placing // of executions that were placed anew in this term
 	asked       []target          // the processes of the nodes when they were asked last
 	mute        map[string]bool   // nodes that were sent orders and did not answer
+	unasked     map[string]bool   // nodes that must be asked even if nothing that they were given is in doubt
 	quiet       bool              // starts nothing any more
 	restoring   bool              // a restore is under way
 	restored    time.Time         // when the last restore ended
@@ -574,7 +576,8 @@ type scheduler struct {
 }
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
-	sched := &scheduler{cfg: cfg, store: s, log: log, zone: cfg.Timezone, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1)}
+	sched := &scheduler{cfg: cfg, store: s, log: log, zone: cfg.Timezone, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1),
+		doubts: map[int64]doubt{}, mute: map[string]bool{}, unasked: map[string]bool{}}
 	sched.spawn = func(task func()) { sched.tasks.Go(task) }
 	return sched
 }
@@ -584,17 +587,28 @@ func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 func (s *scheduler) lead(ctx context.Context, term uint64) error {
 	defer s.tasks.Wait()
 	defer s.leaveOffice()
-	if err := s.takeOffice(ctx, term); err != nil {
-		return s.excuse(ctx, err)
-	}
-	// One round of questions comes first: most answers come at once, and a run
-	// that ended with its process must not pass for an overlap.
-	if err := s.askNodes(ctx); err != nil {
-		return s.excuse(ctx, err)
+	for err := s.takeOffice(ctx, term); err != nil; err = s.takeOffice(ctx, term) {
+		if err = s.excuse(ctx, err); err == nil {
+			err = pause(ctx, officePause)
+		}
+		if err != nil {
+			return s.excuse(ctx, err)
+		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.settleDoubts(ctx) })
-	g.Go(func() error { return s.fireLoop(ctx) })
+	asked := make(chan struct{})
+	g.Go(func() error { return s.settleDoubts(ctx, asked) })
+	g.Go(func() error {
+		// One round of questions comes first: most answers come at once, and a
+		// run that ended with its process must not pass for an overlap. But a
+		// node that does not answer keeps nobody from firing.
+		select {
+		case <-ctx.Done():
+		case <-asked:
+		case <-time.After(firstAnswers):
+		}
+		return s.fireLoop(ctx)
+	})
 	g.Go(func() error { return s.trimLoop(ctx) })
 	return g.Wait()
 }
@@ -602,14 +616,17 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 // takeOffice makes the leader's memory from the store.
 func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 	s.mu.Lock()
-	s.term, s.number, s.since, s.queue, s.lastPending, s.doubts, s.asked = term, 0, s.now().UnixNano(), nil, 0, map[int64]doubt{}, nil
-	s.mute, s.placings = map[string]bool{}, map[int64]placing{}
+	if s.term != term {
+		s.term, s.number, s.placings = term, 0, map[int64]placing{}
+	}
+	s.since, s.queue, s.lastPending, s.doubts, s.asked = s.now().UnixNano(), nil, 0, map[int64]doubt{}, nil
+	s.mute, s.unasked = map[string]bool{}, map[string]bool{}
 	s.mu.Unlock()
 	m, err := s.store.meta()
 	if err != nil {
 		return err
 	}
-	if err := s.doubtAll(nil); err != nil {
+	if err := s.doubtIf(func(executionRow) bool { return true }); err != nil {
 		return err
 	}
 	if m.ClusterID == "" {
@@ -774,26 +791,36 @@ func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error 
 }
 
 // fireDue decides and starts all that is due, and returns how long nothing
-// more is.
+// more is: from the moment that it has done so, however long that took.
 func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 	m := s.moment()
-	jobs, pending, wait := s.popDue(m.now)
+	jobs, pending := s.popDue(m.now)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(decidesMax)
 	for ids := range slices.Chunk(jobs, ticksMax) {
-		own := m.withRand(s.newRand())
-		g.Go(func() error { return s.fireTicks(ctx, own, ids) })
+		m := m.alone(s.newRand())
+		g.Go(func() error { return s.fireTicks(ctx, m, ids) })
 	}
 	for ids := range slices.Chunk(pending, ticksMax) {
-		own := m.withRand(s.newRand())
-		g.Go(func() error { return s.firePending(ctx, own, ids) })
+		m := m.alone(s.newRand())
+		g.Go(func() error { return s.firePending(ctx, m, ids) })
 	}
-	return wait, g.Wait()
+	err := g.Wait()
+	return s.untilDue(), err
 }
 
-// popDue takes what is due at now out of the queue: each id once. wait is how
-// long nothing else is, at most tickSlack.
-func (s *scheduler) popDue(now int64) (jobs, pending []int64, wait time.Duration) {
+// untilDue returns how long nothing is due, at most tickSlack.
+func (s *scheduler) untilDue() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) == 0 {
+		return tickSlack
+	}
+	return min(tickSlack, timeOf(s.queue[0].at).Sub(s.now()))
+}
+
+// popDue takes what is due at now out of the queue: each id once.
+func (s *scheduler) popDue(now int64) (jobs, pending []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	seen := map[queueItem]bool{}
@@ -810,11 +837,7 @@ func (s *scheduler) popDue(now int64) (jobs, pending []int64, wait time.Duration
 			jobs = append(jobs, item.id)
 		}
 	}
-	wait = tickSlack
-	if len(s.queue) > 0 {
-		wait = min(wait, time.Until(timeOf(s.queue[0].at)))
-	}
-	return jobs, pending, wait
+	return jobs, pending
 }
 
 // fireTicks decides the due ticks of jobs, in as many commands as it takes,
@@ -888,6 +911,12 @@ func (s *scheduler) decide(ctx context.Context, m moment, rows []*jobRow, list [
 		return nil
 	}
 	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Decide: list})
+	if half := len(list) / 2; errors.Is(err, errTooLarge) && half > 0 {
+		if err := s.decide(ctx, m, rows, list[:half]); err != nil {
+			return err
+		}
+		return s.decide(ctx, m, rows, list[half:])
+	}
 	orders := map[target][]order{}
 	byID := jobsByKey(rows)
 	for i, d := range list {
@@ -1216,6 +1245,12 @@ func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jo
 		return nil
 	}
 	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Run: list})
+	if half := len(list) / 2; errors.Is(err, errTooLarge) && half > 0 {
+		if err := s.runPending(ctx, m, jobs, rows[:half], list[:half]); err != nil {
+			return err
+		}
+		return s.runPending(ctx, m, jobs, rows[half:], list[half:])
+	}
 	orders := map[target][]order{}
 	for i, p := range rows {
 		if err == nil && res.Accepted[i] {
@@ -1262,9 +1297,8 @@ func (m moment) planPending(p pendingRow, r *jobRow) (runDecision, error) {
 	return d, nil
 }
 
-// doubtAll puts what is unfinished in doubt, except what was given to one of
-// the processes in spared.
-func (s *scheduler) doubtAll(spared []target) error {
+// doubtIf puts in doubt what is unfinished and for which bad holds.
+func (s *scheduler) doubtIf(bad func(executionRow) bool) error {
 	rows, err := s.store.unfinishedExecutions()
 	if err != nil {
 		return err
@@ -1272,15 +1306,22 @@ func (s *scheduler) doubtAll(spared []target) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range rows {
-		if _, ok := s.doubts[e.ID]; !ok && !slices.Contains(spared, target{e.Node, e.incarnation}) {
+		if _, ok := s.doubts[e.ID]; !ok && bad(e) {
 			s.doubts[e.ID] = doubt{since: s.now()}
 		}
 	}
 	return nil
 }
 
-// doubtOthers puts in doubt what was given to processes that are not there any
-// more, when others are there than before.
+// doubtOld puts in doubt what has not ended for long, so that nothing runs for
+// ever in the books alone. Its dispatch is long over, see firstTry.
+func (s *scheduler) doubtOld(now time.Time) error {
+	return s.doubtIf(func(e executionRow) bool { return now.UnixNano()-e.Started > int64(reviewPause) })
+}
+
+// doubtOthers looks whether other processes of nodes are there than before. It
+// puts in doubt what was given to those that are not there any more, and has
+// the new ones asked: one of them may run what was ended by hand meanwhile.
 func (s *scheduler) doubtOthers() error {
 	var there []target
 	for _, n := range s.nodes() {
@@ -1288,25 +1329,64 @@ func (s *scheduler) doubtOthers() error {
 	}
 	s.mu.Lock()
 	same := slices.Equal(s.asked, there)
+	for _, t := range there {
+		if !slices.Contains(s.asked, t) {
+			s.unasked[t.Node] = true
+		}
+	}
 	s.asked = there
 	s.mu.Unlock()
 	if same {
 		return nil
 	}
-	return s.doubtAll(there)
+	return s.doubtIf(func(e executionRow) bool { return !slices.Contains(there, target{e.Node, e.incarnation}) })
 }
 
-// settleDoubts asks the nodes about executions in doubt until each is known to
-// run or has ended.
-func (s *scheduler) settleDoubts(ctx context.Context) error {
-	for {
+// toAsk returns the nodes that have something in doubt, and the live ones that
+// must be asked beside them, in order. A mute one is asked until it answers, or it would not be
+// chosen any more.
+func (s *scheduler) toAsk(doubts map[string][]executionRow) []string {
+	names := map[string]bool{}
+	for name := range doubts {
+		names[name] = true
+	}
+	nodes := s.nodes()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range nodes {
+		if s.unasked[n.Name] || s.mute[n.Name] {
+			names[n.Name] = true
+		}
+	}
+	for name := range names {
+		delete(s.unasked, name)
+	}
+	return sortedKeys(names)
+}
+
+// mustAsk has nodes asked, whatever is in doubt.
+func (s *scheduler) mustAsk(names ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range names {
+		s.unasked[name] = true
+	}
+}
+
+// settleDoubts asks the nodes about executions in doubt, again and again, for
+// as long as this server leads. asked is closed behind the first round.
+func (s *scheduler) settleDoubts(ctx context.Context, asked chan<- struct{}) error {
+	for first := true; ; first = false {
+		if err := s.excuse(ctx, s.askNodes(ctx)); err != nil {
+			return err
+		}
+		if first {
+			close(asked)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(doubtPause):
-		}
-		if err := s.askNodes(ctx); err != nil {
-			return s.excuse(ctx, err)
 		}
 	}
 }
@@ -1320,30 +1400,32 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	names := sortedKeys(doubts)
+	names := s.toAsk(doubts)
 	answers, errs := make([]answer, len(names)), make([]error, len(names))
-	var asking sync.WaitGroup
+	answered := make(chan int, len(names))
 	for i, name := range names {
 		q := question{All: true}
 		for _, e := range doubts[name] {
 			q.Executions = append(q.Executions, e.ID)
 		}
 		q.Term, q.Number = s.nextNumber()
-		asking.Add(1)
 		s.spawn(func() {
-			defer asking.Done()
 			answers[i], errs[i] = s.ask(name, q)
+			answered <- i
 		})
 	}
-	asking.Wait()
-	for i, name := range names {
+	for range names {
+		i := <-answered // a slow node keeps no other waiting
+		name := names[i]
 		if errs[i] != nil {
 			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(doubts[name]), "err", errs[i])
+			s.mustAsk(name)
 			err = s.countSilence(ctx, doubts[name])
 		} else {
 			err = s.takeAnswer(ctx, name, doubts[name], answers[i])
 		}
 		if err != nil {
+			s.mustAsk(names...) // some of them were not heard out
 			return err
 		}
 	}
@@ -1545,16 +1627,19 @@ func (s *scheduler) trimLoop(ctx context.Context) error {
 		whole := now.Sub(reviewed) >= reviewPause
 		if whole {
 			reviewed = now
-			if err := s.resetFuture(ctx); err != nil {
-				return s.excuse(ctx, err)
+			if err := s.excuse(ctx, s.resetFuture(ctx)); err != nil {
+				return err
+			}
+			if err := s.doubtOld(now); err != nil {
+				return err
 			}
 		}
 		var err error
 		if marks, err = s.markRequests(marks, now); err != nil {
 			return err
 		}
-		if err := s.trim(ctx, expired(marks, now), now, whole); err != nil {
-			return s.excuse(ctx, err)
+		if err := s.excuse(ctx, s.trim(ctx, expired(marks, now), now, whole)); err != nil {
+			return err
 		}
 	}
 }
@@ -2011,6 +2096,7 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	case errors.Is(err, errNotLeader), errors.Is(err, errStaleTerm):
 		return errNotLeader
 	}
+	s.mustAsk(e.Node) // it may come back and still run it
 	s.log.Warn("an execution is closed by hand: its node did not take the kill", "execution", executionName(e.ID, e.Node), "err", err)
 	closed := closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeKilled, Why: fmt.Sprintf("%s; its node did not end it: %v\n", why, err)}
 	_, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Close: []closing{closed}}, nil })

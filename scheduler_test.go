@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -447,9 +448,244 @@ func TestScheduler_CallerGoesAway(t *testing.T) {
 	if err != nil || len(*sent) != 1 || (*sent)[0].Orders[0].Execution != res.Started[0][0] || (*sent)[0].Incarnation != 7 {
 		t.Errorf("a run is answered %v and dispatched as %+v", err, *sent)
 	}
-	jobs, _, _ := s.popDue(row.next)
+	jobs, _ := s.popDue(row.next)
 	if diff := cmp.Diff([]int64{row.version.ID}, jobs); diff != "" {
 		t.Errorf("due at its tick (-want +got):\n%s", diff)
+	}
+}
+
+// putJobs stores jobs and returns the row of the last.
+func putJobs(t *testing.T, s *scheduler, jobs ...job) (row *jobRow) {
+	t.Helper()
+	for _, j := range jobs {
+		if _, _, err := s.put(t.Context(), request{ID: newRequestID()}, j); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if row, err = s.store.job(j.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return row
+}
+
+// TestScheduler_Busy: a leader whose log is full for a moment goes on with all
+// that it does.
+func TestScheduler_Busy(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	row := putJobs(t, s, job{Name: "a", Schedule: "@manually"})
+	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ask = func(string, question) (answer, error) { return answer{Incarnation: 8}, nil } // the process is gone
+	propose, busy := s.propose, 1
+	ended := make(chan struct{})
+	s.propose = func(ctx context.Context, c *command) (applied, error) {
+		if c.Close == nil {
+			return propose(ctx, c)
+		}
+		if busy--; busy >= 0 {
+			return applied{}, errBusy
+		}
+		defer close(ended)
+		return propose(ctx, c)
+	}
+	ctx, retire := context.WithCancel(t.Context())
+	led := make(chan error)
+	go func() { led <- s.lead(ctx, 2) }()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Error("what was in doubt when the log was full is not looked at again")
+	}
+	retire()
+	if err := <-led; err != nil {
+		t.Error(err)
+	}
+	if e, err := s.store.execution(row.version.ID, res.Started[0][0]); err != nil || e.Outcome != outcomeInterrupted {
+		t.Errorf("the run is %q, %v, want interrupted", e.Outcome, err)
+	}
+}
+
+// TestScheduler_Mute: a node that took its orders although nobody heard so is
+// asked, and chosen again, even if it had reported all results by then.
+func TestScheduler_Mute(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@manually"})
+	if err := s.askNodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.start = func(string, dispatch) error { return errors.New("the answer did not come") }
+	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if nodes := s.moment().nodes; len(nodes) != 0 {
+		t.Fatalf("%v are chosen, want none", nodes)
+	}
+	if _, err := s.report(t.Context(), []result{{Execution: res.Started[0][0], Started: now, Finished: now + 1, Outcome: outcomeSuccess}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.askNodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if nodes := s.moment().nodes; len(nodes) != 1 {
+		t.Errorf("%v are chosen after the node has answered, want it", nodes)
+	}
+}
+
+// TestScheduler_KilledUnheard: a process whose row was closed by hand, as its
+// node did not answer, is ended when the node does.
+func TestScheduler_KilledUnheard(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	row := putJobs(t, s, job{Name: "a", Schedule: "@manually"})
+	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := res.Started[0][0]
+	e, err := s.store.execution(row.version.ID, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silence := errors.New("no answer")
+	s.ask = func(string, question) (answer, error) { return answer{}, silence }
+	s.end = func(string, kill) error { return silence }
+	if err := s.askNodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.kill(t.Context(), request{ID: "k"}, e); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.askNodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var ended []int64
+	s.ask = func(string, question) (answer, error) { return answer{Incarnation: 7, Running: []int64{id}}, nil }
+	s.end = func(_ string, k kill) error { ended = append(ended, k.Execution); return nil }
+	if err := s.askNodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]int64{id}, ended); diff != "" {
+		t.Errorf("ended (-want +got):\n%s", diff)
+	}
+}
+
+// TestScheduler_SlowNode: a node that does not answer the questions of a new
+// leader keeps it neither from firing nor from hearing the others.
+func TestScheduler_SlowNode(t *testing.T) {
+	now := time.Now().UnixNano()
+	s, _ := newTestScheduler(t, &now)
+	s.now = time.Now
+	s.nodes = func() []node { return []node{{Name: "n1", Incarnation: 7}, {Name: "n2", Incarnation: 8}} }
+	putJobs(t, s, job{Name: "a", Schedule: "@manually"}, job{Name: "b", Schedule: "@every 1s"})
+	if _, _, err := s.runNow(t.Context(), request{ID: "r"}, "a"); err != nil {
+		t.Fatal(err)
+	}
+	s.spawn = func(task func()) { s.tasks.Go(task) }
+	slow, fired := make(chan struct{}), make(chan struct{}, 100)
+	s.ask = func(name string, _ question) (answer, error) {
+		if name == "n1" {
+			<-slow
+		}
+		return answer{Incarnation: 8}, nil
+	}
+	s.start = func(string, dispatch) error { fired <- struct{}{}; return nil }
+	ctx, retire := context.WithCancel(t.Context())
+	led := make(chan error)
+	go func() { led <- s.lead(ctx, 2) }()
+	select {
+	case <-fired:
+	case <-time.After(4 * time.Second):
+		t.Error("nothing is fired while a node does not answer")
+	}
+	close(slow)
+	retire()
+	if err := <-led; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestScheduler_ManyTargets: what is more than a command may hold goes in
+// several, and ends nobody's office.
+func TestScheduler_ManyTargets(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "parent", Schedule: "@manually"})
+	for i := range 30 {
+		putJobs(t, s, job{Name: fmt.Sprintf("child-%d", i), ParentJob: "parent"}, job{Name: fmt.Sprintf("job-%d", i), Schedule: "@every 1m"})
+	}
+	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "parent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var nodes []node
+	for i := range 150 {
+		nodes = append(nodes, node{Name: strings.Repeat("n", 240) + fmt.Sprint(i), Incarnation: math.MaxUint64})
+	}
+	s.nodes = func() []node { return nodes }
+	propose := s.propose
+	var one sync.Mutex
+	s.propose = func(ctx context.Context, c *command) (applied, error) {
+		one.Lock()
+		defer one.Unlock()
+		if data, err := c.encode(); err != nil || len(data) > commandBytesMax {
+			return applied{}, errTooLarge
+		}
+		return propose(ctx, c)
+	}
+	if _, err := s.report(t.Context(), []result{{Execution: res.Started[0][0], Started: now, Finished: now + 1, Outcome: outcomeSuccess}}); err != nil {
+		t.Fatal(err)
+	}
+	now += int64(time.Minute)
+	var runs atomic.Int64
+	s.start = func(_ string, d dispatch) error { runs.Add(int64(len(d.Orders))); return nil }
+	if _, err := s.fireDue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := int64(60 * len(nodes)); runs.Load() != want {
+		t.Errorf("%d runs are dispatched, want %d", runs.Load(), want)
+	}
+}
+
+// TestScheduler_SlowLog: a tick does not come late by the time that it took to
+// fire the ones before.
+func TestScheduler_SlowLog(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@every 1s"}, job{Name: "b", Schedule: "@every 2s"})
+	propose := s.propose
+	s.propose = func(ctx context.Context, c *command) (applied, error) {
+		res, err := propose(ctx, c)
+		now += int64(900 * time.Millisecond)
+		return res, err
+	}
+	now += int64(time.Second)
+	if wait, err := s.fireDue(t.Context()); err != nil || wait > 100*time.Millisecond {
+		t.Errorf("the next tick is waited for %s, %v, want what is left of a second", wait, err)
+	}
+}
+
+// TestScheduler_DoubtOld: what has run for long is asked about, even if nothing
+// says that its node does not run it.
+func TestScheduler_DoubtOld(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@manually"})
+	if _, _, err := s.runNow(t.Context(), request{ID: "r"}, "a"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		age  time.Duration
+		want int
+	}{{reviewPause, 0}, {reviewPause + 1, 1}} {
+		if err := s.doubtOld(timeOf(testStart).Add(c.age)); err != nil || len(s.doubts) != c.want {
+			t.Errorf("%d are in doubt after %s, %v, want %d", len(s.doubts), c.age, err, c.want)
+		}
 	}
 }
 
@@ -1459,7 +1695,7 @@ func (w *world) look() {
 // fire is fireDue, one part after the other.
 func (w *world) fire() {
 	m := w.sched.moment()
-	jobs, pending, _ := w.sched.popDue(m.now)
+	jobs, pending := w.sched.popDue(m.now)
 	for ids := range slices.Chunk(jobs, 1+w.rnd.IntN(5)) {
 		w.excuse(w.sched.fireTicks(w.ctx, m, ids))
 	}
