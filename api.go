@@ -23,6 +23,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -146,7 +147,8 @@ func (a *api) handler() http.Handler {
 func trimSlash(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		trimmed := strings.TrimRight(r.URL.Path, "/")
-		if _, pattern := mux.Handler(r); pattern != "" || trimmed == r.URL.Path || trimmed == "" {
+		// One that is not clean might lead elsewhere: "//name/" is a host to a browser.
+		if _, pattern := mux.Handler(r); pattern != "" || trimmed == r.URL.Path || path.Clean(trimmed) != trimmed {
 			mux.ServeHTTP(w, r)
 			return
 		}
@@ -340,6 +342,8 @@ func (a *api) problem(err error) problem {
 	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errConflict), errors.Is(err, errUndecided),
 		errors.Is(err, errAliveVoter), errors.Is(err, errLastVoter):
 		return problem{http.StatusConflict, err.Error()}
+	case errors.Is(err, errKeyUsed):
+		return problem{http.StatusUnprocessableEntity, err.Error()}
 	case errors.Is(err, errTooLarge):
 		return problem{http.StatusRequestEntityTooLarge, err.Error()}
 	case errors.Is(err, errPaused), errors.Is(err, errRestoring), errors.Is(err, errBrokenOff), errors.Is(err, errNotLeader), errors.Is(err, errBusy), errors.Is(err, context.Canceled):
@@ -602,6 +606,7 @@ func (r *jobReader) Read(p []byte) (int, error) {
 // breaks off, so that nobody takes a part for the whole.
 func (a *api) writeRestored(w http.ResponseWriter, r *http.Request, done restored) {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(http.StatusOK) // by itself it would not pass indexWriter
 	out := bufio.NewWriter(w)
 	begin, between, end := "[", ",", "]"
 	if _, pretty := r.URL.Query()["pretty"]; pretty && done.Jobs > 0 {
@@ -779,13 +784,23 @@ func (a *api) execution(r *http.Request) (executionRow, error) {
 	if err != nil {
 		return executionRow{}, err
 	}
+	e, err := a.anyExecution(r)
+	if err == nil && e.JobID != row.version.ID {
+		err = errNoExecution
+	}
+	return e, err
+}
+
+// anyExecution is execution, also of a job that was deleted: what such a job
+// still runs can be killed.
+func (a *api) anyExecution(r *http.Request) (executionRow, error) {
 	id, node, _ := strings.Cut(r.PathValue("execution"), "-")
 	n, err := strconv.ParseInt(id, 10, 64)
 	if err != nil {
 		return executionRow{}, errNoExecution
 	}
-	e, err := a.store.execution(row.version.ID, n)
-	if err == nil && e.Node != node {
+	e, err := a.store.execution(n)
+	if err == nil && (e.Node != node || e.JobName != r.PathValue("job")) {
 		err = errNoExecution
 	}
 	return e, err
@@ -828,8 +843,8 @@ func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionR
 	}
 	out := &flushing{w: w, control: control}
 	err := a.output(r.Context(), e.Node, e.ID, follow, out)
-	if out.began {
-		return nil
+	if err != nil && out.began {
+		panic(http.ErrAbortHandler) // nobody must take a part for the whole
 	}
 	return err
 }
@@ -857,14 +872,14 @@ func (a *api) killExecution(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := a.execution(r)
+	e, err := a.anyExecution(r)
 	if err != nil {
 		return nil, err
 	}
 	if err := a.scheduler.kill(r.Context(), req, e); err != nil {
 		return nil, err
 	}
-	e, err = a.execution(r)
+	e, err = a.anyExecution(r)
 	return &response{status: http.StatusAccepted, body: e.view(time.UTC)}, err
 }
 
@@ -1069,6 +1084,9 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 	}
 	next := []time.Time{}
 	for t := s.next(from); !t.IsZero() && len(next) < n; t = s.next(t) {
+		if t.Year() < 0 || t.Year() > 9999 {
+			break // what JSON has no form for
+		}
 		next = append(next, t)
 	}
 	return &response{status: http.StatusOK, body: map[string]any{"next": next}}, nil

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -794,5 +795,109 @@ func BenchmarkAPI_executions(b *testing.B) {
 	b.ResetTimer()
 	hit(b, s.handler, func(int) *http.Request {
 		return httptest.NewRequest("GET", "/v1/jobs/a/executions?output_size_limit=200", nil)
+	})
+}
+
+// TestAPI_Redirect: a redirect never leaves this server.
+func TestAPI_Redirect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		for _, target := range []string{"//elsewhere.example/../v1/jobs/", "//v1/jobs/", "/\\elsewhere.example/../v1/jobs/"} {
+			w := s.do("GET", "http://localhost"+target, "")
+			to, err := url.Parse(w.Header().Get("Location"))
+			if err != nil || to.Host != "" || strings.HasPrefix(to.Path, "//") {
+				t.Errorf("%s is answered %d and leads to %s, %v", target, w.Code, to, err)
+			}
+		}
+	})
+}
+
+// TestAPI_ScheduleEnd: times that JSON does not know end a list of ticks.
+func TestAPI_ScheduleEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		for _, from := range []string{"9999-12-31T23:30:00Z", "0000-01-01T00:00:00%2B23:00"} {
+			for _, schedule := range []string{"@every+1h", "@hourly"} {
+				if w := s.do("GET", "/v1/schedule?count=100&schedule="+schedule+"&from="+from, ""); w.Code != http.StatusOK {
+					t.Errorf("%s from %s: %d %s", schedule, from, w.Code, w.Body)
+				}
+			}
+		}
+	})
+}
+
+// TestAPI_KillDeleted: what a deleted job still runs can be killed.
+func TestAPI_KillDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		s.do("POST", "/v1/jobs/a/run", "")
+		if w := s.do("DELETE", "/v1/jobs/a", ""); w.Code != http.StatusOK {
+			t.Fatal(w.Code, w.Body)
+		}
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		var busy []executionView
+		if err := json.Unmarshal(s.do("GET", "/v1/busy", "").Body.Bytes(), &busy); err != nil || len(busy) != 1 {
+			t.Fatal(busy, err)
+		}
+		if w := s.do("POST", "/v1/jobs/a/executions/"+busy[0].ID+"/kill", ""); w.Code != http.StatusAccepted || len(s.node.killed) != 1 {
+			t.Errorf("kill: %d %s, told to the node %v", w.Code, w.Body, s.node.killed)
+		}
+	})
+}
+
+// TestAPI_KeyOfAnother: an Idempotency-Key that was used for something else is
+// refused: to its sender the old answer would say that the new thing was done.
+func TestAPI_KeyOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		send := func(method, target, body string) *httptest.ResponseRecorder {
+			r := httptest.NewRequest(method, target, strings.NewReader(body))
+			r.Host = "localhost"
+			r.Header.Set("Idempotency-Key", "k")
+			r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+			w := httptest.NewRecorder()
+			s.handler.ServeHTTP(w, r)
+			return w
+		}
+		file := func(jobs string) string {
+			return "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n" + jobs + "\r\n--x--\r\n"
+		}
+		for _, c := range []struct{ method, target, body, other string }{
+			{"POST", "/v1/jobs", `{"name":"a","schedule":"@hourly"}`, `{"name":"b","schedule":"@hourly"}`},
+			{"PUT", "/v1/jobs/a", `{"name":"a","schedule":"@daily","tags":{}}`, `{"name":"a","schedule":"@weekly"}`},
+			{"POST", "/v1/acl/policies/p", `{"Rules":"{}"}`, `{"Rules":"{\"path\":{}}"}`},
+			{"POST", "/v1/restore", file(`[{"name":"r","schedule":"@hourly"}]`), file(`[{"name":"s","schedule":"@hourly"}]`)},
+		} {
+			first, again, other := send(c.method, c.target, c.body), send(c.method, c.target, c.body), send(c.method, c.target, c.other)
+			if first.Code/100 != 2 || again.Code != first.Code || again.Body.String() != first.Body.String() || other.Code != http.StatusUnprocessableEntity {
+				t.Errorf("%s %s: %d %s, again %d %s, another body %d %s, want it refused", c.method, c.target,
+					first.Code, first.Body, again.Code, again.Body, other.Code, other.Body)
+			}
+		}
+		if w := s.do("GET", "/v1/jobs", ""); w.Header().Get("X-Total-Count") != "2" {
+			t.Errorf("jobs are %s", w.Body)
+		}
+		first, again := send("DELETE", "/v1/acl/policies/p", ""), send("DELETE", "/v1/acl/policies/p", "")
+		if first.Code != http.StatusOK || again.Body.String() != first.Body.String() {
+			t.Errorf("a policy is deleted: %d %s, again %d %s", first.Code, first.Body, again.Code, again.Body)
+		}
+	})
+}
+
+// TestAPI_RestoreIndex: the answer to a restore that was passed on says what
+// the other server must have applied.
+func TestAPI_RestoreIndex(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		r := httptest.NewRequest("POST", "/v1/restore", strings.NewReader("--x\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n[{\"name\":\"r\",\"schedule\":\"@hourly\"}]\r\n--x--\r\n"))
+		r.Host = "localhost"
+		r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+		r = r.WithContext(context.WithValue(r.Context(), forwardedKey{}, forwarded{Actor: "anonymous", Request: "r"}))
+		w := httptest.NewRecorder()
+		s.handler.ServeHTTP(w, r)
+		if index, err := strconv.ParseUint(w.Header().Get(headerIndex), 10, 64); err != nil || index != s.last {
+			t.Errorf("answered %d %s with index %q, want %d", w.Code, w.Body, w.Header().Get(headerIndex), s.last)
+		}
 	})
 }

@@ -20,6 +20,8 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -1787,6 +1789,15 @@ func (r request) keep(c *command, row *jobRow) *command {
 	return c
 }
 
+// keepText keeps what a repetition is answered, or recognised by, where that is
+// no job.
+func (r request) keepText(c *command, text string) *command {
+	if r.Keep != nil {
+		c.Answer = text
+	}
+	return c
+}
+
 // put stores a job, new or not, and returns it as it is then. Counters and
 // status stay, and so does the next tick unless what decides it has changed.
 func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied, error) {
@@ -1814,10 +1825,28 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 	if err != nil {
 		return nil, applied{}, err
 	}
+	if res.Repeated && !answeredFor(res.Answer, j) {
+		return nil, applied{}, errKeyUsed
+	}
 	if !res.Repeated && !kept && j.armed() {
 		s.enqueue(queueItem{at: row.next, id: res.Jobs[0]})
 	}
 	return row, res, nil
+}
+
+// errKeyUsed refuses a request whose key was used before, with another body.
+var errKeyUsed = errors.New("Idempotency-Key: was used before, for a request with another body; use a new key for each request")
+
+// answeredFor reports whether a put that was answered so, if its answer was kept,
+// was one of j.
+func answeredFor(answer string, j job) bool {
+	if answer == "" {
+		return true
+	}
+	was, err := decodeJob([]byte(answer), job{})
+	doc, _ := json.Marshal(was) // both always marshal
+	other, _ := json.Marshal(j)
+	return err == nil && bytes.Equal(doc, other)
 }
 
 // sameTicks reports whether j falls due when the stored job does.
@@ -1866,7 +1895,7 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 	}
 	defer s.endRestore()
 	var done restored
-	slice, size := staging{}, 0
+	slice, size, sum := staging{}, 0, sha256.New()
 	for j, err := range jobs {
 		if err != nil {
 			return restored{}, err
@@ -1886,13 +1915,14 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 		}
 		slice.Jobs = append(slice.Jobs, stagedJob{Job: j, Next: j.firstTick(s.timezone(), s.now().UnixNano(), 0)})
 		size += len(doc)
+		sum.Write(doc)
 		done.Jobs++
 	}
 	var err error
 	if done.ID, err = s.stage(ctx, r, slice); err != nil || done.Jobs == 0 {
 		return done, err
 	}
-	return done, s.showRestored(ctx, r, done)
+	return done, s.showRestored(ctx, r, done, hex.EncodeToString(sum.Sum(nil)))
 }
 
 // stage proposes one slice of a restore and returns the id of the restore.
@@ -1907,14 +1937,18 @@ func (s *scheduler) stage(ctx context.Context, r request, slice staging) (int64,
 	return slice.Restore, err
 }
 
-// showRestored moves what is staged into sight and queues its ticks.
-func (s *scheduler) showRestored(ctx context.Context, r request, done restored) error {
-	_, err := s.attempt(ctx, r, func(now int64) (*command, error) {
+// showRestored moves what is staged into sight and queues its ticks. sum is
+// that of the file.
+func (s *scheduler) showRestored(ctx context.Context, r request, done restored, sum string) error {
+	res, err := s.attempt(ctx, r, func(now int64) (*command, error) {
 		if err := s.moveStaged(ctx, r, done.ID, now); err != nil {
 			return nil, err
 		}
-		return &command{Submit: true, Restore: &restoring{done.ID, done.Jobs}}, nil
+		return r.keepText(&command{Submit: true, Restore: &restoring{done.ID, done.Jobs}}, sum), nil
 	})
+	if err == nil && res.Repeated && res.Answer != "" && res.Answer != sum {
+		return errKeyUsed
+	}
 	// Moving many jobs, at about 10 µs each, keeps the writer for longer than an
 	// election timeout, and the leader may give up its office over it.
 	if errors.Is(err, errUnknown) {
@@ -2065,18 +2099,24 @@ func (s *scheduler) setPaused(ctx context.Context, r request, paused bool) error
 
 // putPolicy stores a policy, new or not.
 func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
-	_, err := s.attempt(ctx, r, func(int64) (*command, error) { return &command{PutPolicy: &p}, nil })
+	res, err := s.attempt(ctx, r, func(int64) (*command, error) { return r.keepText(&command{PutPolicy: &p}, p.Rules), nil })
+	if err == nil && res.Repeated && res.Answer != "" && res.Answer != p.Rules {
+		err = errKeyUsed
+	}
 	return err
 }
 
 // deletePolicy removes a policy and returns it as it was.
 func (s *scheduler) deletePolicy(ctx context.Context, r request, name string) (p policy, err error) {
-	_, err = s.attempt(ctx, r, func(int64) (*command, error) {
+	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
 		if p, err = s.store.policy(name); err != nil {
 			return nil, err
 		}
-		return &command{DeletePolicy: name}, nil
+		return r.keepText(&command{DeletePolicy: name}, p.Rules), nil
 	})
+	if err == nil && res.Repeated && res.Answer != "" {
+		p = policy{Name: name, Rules: res.Answer}
+	}
 	return p, err
 }
 

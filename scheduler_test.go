@@ -474,7 +474,7 @@ func putJobs(t *testing.T, s *scheduler, jobs ...job) (row *jobRow) {
 func TestScheduler_Busy(t *testing.T) {
 	now := testStart
 	s, _ := newTestScheduler(t, &now)
-	row := putJobs(t, s, job{Name: "a", Schedule: "@manually"})
+	putJobs(t, s, job{Name: "a", Schedule: "@manually"})
 	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "a")
 	if err != nil {
 		t.Fatal(err)
@@ -504,7 +504,7 @@ func TestScheduler_Busy(t *testing.T) {
 	if err := <-led; err != nil {
 		t.Error(err)
 	}
-	if e, err := s.store.execution(row.version.ID, res.Started[0][0]); err != nil || e.Outcome != outcomeInterrupted {
+	if e, err := s.store.execution(res.Started[0][0]); err != nil || e.Outcome != outcomeInterrupted {
 		t.Errorf("the run is %q, %v, want interrupted", e.Outcome, err)
 	}
 }
@@ -542,13 +542,13 @@ func TestScheduler_Mute(t *testing.T) {
 func TestScheduler_KilledUnheard(t *testing.T) {
 	now := testStart
 	s, _ := newTestScheduler(t, &now)
-	row := putJobs(t, s, job{Name: "a", Schedule: "@manually"})
+	putJobs(t, s, job{Name: "a", Schedule: "@manually"})
 	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "a")
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := res.Started[0][0]
-	e, err := s.store.execution(row.version.ID, id)
+	e, err := s.store.execution(id)
 	if err != nil {
 		t.Fatal(err)
 	}

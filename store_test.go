@@ -1335,7 +1335,7 @@ func TestApply_Lost(t *testing.T) {
 	g.end(outcomeFailed, e...)
 	g.end(outcomeSuccess, e...)
 	g.wantPending()
-	row, err := g.s.execution(g.jobs["a"].ID, e[0])
+	row, err := g.s.execution(e[0])
 	if err != nil || row.Outcome != outcomeFailed || g.row("a").ErrorCount != 1 {
 		t.Errorf("outcome %q, %v, %d failures, want failed, 1", row.Outcome, err, g.row("a").ErrorCount)
 	}
@@ -1350,7 +1350,7 @@ func TestApply_Close(t *testing.T) {
 	g.do(&command{Now: stageNext + 9, Close: []closing{{e[0], 7, outcomeInterrupted, "why\n"}, {e[1], 8, outcomeInterrupted, "why\n"}, {e[2], 7, outcomeInterrupted, "why\n"}, {12345, 7, outcomeLost, "why\n"}}})
 	var got []string
 	for _, id := range e {
-		row, err := g.s.execution(g.jobs["a"].ID, id)
+		row, err := g.s.execution(id)
 		if err != nil {
 			t.Fatal(err)
 		}
