@@ -1800,6 +1800,11 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	if err := a.s.exec("UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ? WHERE id = ?", r.Started, r.Finished, r.Outcome, r.Dropped, e.ID); err != nil {
 		return err
 	}
+	if e.Outcome == outcomeLost { // what stood there said so
+		if err := a.s.exec("DELETE FROM outputs WHERE execution = ?", e.ID); err != nil {
+			return err
+		}
+	}
 	if len(r.output) > 0 {
 		cut := max(0, len(r.output)-tailBytes)
 		if err := a.s.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", e.ID, r.output[cut:], nonNil(r.output[:cut])); err != nil {
@@ -2230,6 +2235,7 @@ const (
 	listAge     = time.Second            // how old a list may get that runs of jobs change
 	listRefresh = 500 * time.Millisecond // from when on one caller renews it, while the others go on with it
 	listIDsMax  = 2 << 20                // held in all lists, 16 MiB; more than that and they are dropped
+	listCost    = 200                    // bytes that a list takes beside its ids and its key
 )
 
 // jobLists holds the ids of the jobs that filters select, in order, so that a
@@ -2238,7 +2244,7 @@ const (
 type jobLists struct {
 	mu     sync.Mutex
 	byKey  map[string]*jobList // guarded by mu
-	held   int                 // ids in all of them; guarded by mu
+	held   int                 // cost of all of them; guarded by mu
 	flight singleflight.Group
 }
 
@@ -2297,14 +2303,18 @@ func (l *jobLists) keep(key string, list *jobList) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if old := l.byKey[key]; old != nil {
-		l.held -= len(old.ids)
+		l.held -= old.cost(key)
 		delete(l.byKey, key)
 	}
-	if l.held += len(list.ids); l.held > listIDsMax || l.byKey == nil {
-		l.byKey, l.held = map[string]*jobList{}, len(list.ids)
+	if l.held += list.cost(key); l.held > listIDsMax || l.byKey == nil {
+		l.byKey, l.held = map[string]*jobList{}, list.cost(key)
 	}
 	l.byKey[key] = list
 }
+
+// cost is what a list takes under a key, as a number of ids: an empty one that
+// somebody's search has made is no gift either.
+func (l *jobList) cost(key string) int { return len(l.ids) + (len(key)+listCost)/8 }
 
 // docsBytesMax bounds the JSON that jobDocs holds, with what it costs to hold.
 const docsBytesMax = 32 << 20

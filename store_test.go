@@ -1336,8 +1336,8 @@ func TestApply_Lost(t *testing.T) {
 	g.end(outcomeSuccess, e...)
 	g.wantPending()
 	row, err := g.s.execution(e[0])
-	if err != nil || row.Outcome != outcomeFailed || g.row("a").ErrorCount != 1 {
-		t.Errorf("outcome %q, %v, %d failures, want failed, 1", row.Outcome, err, g.row("a").ErrorCount)
+	if err != nil || row.Outcome != outcomeFailed || g.row("a").ErrorCount != 1 || len(row.Output) > 0 {
+		t.Errorf("outcome %q, %v, %d failures, output %q, want failed, 1, none", row.Outcome, err, g.row("a").ErrorCount, row.Output)
 	}
 }
 
@@ -1419,5 +1419,23 @@ func TestApply_Trim(t *testing.T) {
 	g.end(outcomeSuccess, open[0])
 	if tr, err = g.s.trimmable(5, 0, 0, true); err != nil || tr.empty() {
 		t.Errorf("trimmable: %+v, %v, want those of the group that is over", tr, err)
+	}
+}
+
+// TestStore_ListsBound: searches that find nothing do not fill the memory.
+func TestStore_ListsBound(t *testing.T) {
+	var l jobLists
+	key := strings.Repeat("k", 8_000)
+	for i := range 20_000 {
+		l.keep(key+fmt.Sprint(i), &jobList{})
+	}
+	if n := len(l.byKey); n > 8*listIDsMax/len(key) {
+		t.Errorf("%d empty lists are held, under keys of %d bytes", n, len(key))
+	}
+	kept := l.held
+	l.keep("again", &jobList{ids: make([]int64, 10)})
+	l.keep("again", &jobList{})
+	if want := kept + (&jobList{}).cost("again"); l.held != want {
+		t.Errorf("lists cost %d, want %d", l.held, want)
 	}
 }
