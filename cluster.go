@@ -63,6 +63,7 @@ const (
 	appendBytesMax    = 1 << 20  // of data in one append, unless a single entry is larger
 	backlogEntriesMax = 10_000   // proposed and not yet committed
 	backlogBytesMax   = 16 << 20 // proposed and not yet on this server's disk: they are held in memory
+	waitingBytesMax   = 64 << 20 // proposed and not yet applied: the same, where the others are slow
 )
 
 var (
@@ -1323,24 +1324,26 @@ type cluster struct {
 	failures  chan string   // ids of servers that a message did not reach
 	jobs      chan diskJob  // to the writer
 	results   chan diskResult
-	stopped   chan struct{} // closed when run has ended
+	stopped   chan struct{} // closed when run drives no more
+	ended     chan struct{} // closed when it has answered all that was proposed
 	office    atomic.Uint64 // term that this server leads in, 0: it does not
 	term      atomic.Uint64 // in force, at least that of the log on disk
 	view      atomic.Pointer[raftStatus]
 	reached   watermark // what is applied
 
 	// Owned by run.
-	raft      *raft
-	waiting   []*proposal // appended, in order of their indexes
-	queued    []diskJob   // for the writer, in order; the first is with it
-	applied   uint64
-	enlisting bool // an enlistment is on its way to the disk
-	own       ownRow
-	retire    context.CancelFunc // ends the leader's work; nil: there is none
-	retired   chan error         // what the leader's work returned
-	links     map[linkKey]*link
-	carriers  sync.WaitGroup      // goroutines of links
-	images    map[position]string // paths of snapshots that are to be installed
+	raft         *raft
+	waiting      []*proposal // appended, in order of their indexes
+	waitingBytes int         // of their data
+	queued       []diskJob   // for the writer, in order; the first is with it
+	applied      uint64
+	enlisting    bool // an enlistment is on its way to the disk
+	own          ownRow
+	retire       context.CancelFunc // ends the leader's work; nil: there is none
+	retired      chan error         // what the leader's work returned
+	links        map[linkKey]*link
+	carriers     sync.WaitGroup      // goroutines of links
+	images       map[position]string // paths of snapshots that are to be installed
 }
 
 // newCluster returns a driver for the server whose disk s is, which talks to
@@ -1367,7 +1370,7 @@ func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Contex
 		plane: p, store: s, log: p.log, lead: lead, tickTime: tick, own: own, applied: disk.Applied,
 		proposals: make(chan *proposal, proposalsMax), calls: make(chan func()), inbox: make(chan delivery, inboxMax),
 		failures: make(chan string, failuresMax), jobs: make(chan diskJob, 1), results: make(chan diskResult, 1),
-		stopped: make(chan struct{}), retired: make(chan error, 1),
+		stopped: make(chan struct{}), ended: make(chan struct{}), retired: make(chan error, 1),
 		links: map[linkKey]*link{}, images: map[position]string{},
 	}
 	c.raft = c.newRaft(self, disk)
@@ -1409,10 +1412,20 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	case c.proposals <- p:
 	case <-ctx.Done():
 		return applied{}, ctx.Err()
+	case <-c.stopped:
+		return applied{}, errNotLeader
 	}
 	select {
 	case o := <-p.done:
 		return o.applied, o.err
+	case <-c.ended:
+		// It may have come too late for anybody to answer it.
+		select {
+		case o := <-p.done:
+			return o.applied, o.err
+		default:
+			return applied{}, errNotLeader
+		}
 	case <-ctx.Done():
 		return applied{}, ctx.Err()
 	}
@@ -1523,6 +1536,7 @@ func (c *cluster) run(ctx context.Context) error {
 	writer.Wait()
 	c.carriers.Wait()
 	c.resign()
+	close(c.ended)
 	if c.retire != nil {
 		err = errors.Join(err, <-c.retired)
 	}
@@ -1616,6 +1630,10 @@ func (c *cluster) append(p *proposal) {
 		}
 		batch, data, size = append(batch, p), append(data, p.data), size+len(p.data)
 	}
+	if c.waitingBytes >= waitingBytesMax {
+		fail(batch, errBusy)
+		return
+	}
 	first, err := c.raft.propose(data...)
 	if err != nil {
 		fail(batch, err)
@@ -1623,6 +1641,7 @@ func (c *cluster) append(p *proposal) {
 	}
 	for i, p := range batch {
 		p.index = first + uint64(i)
+		c.waitingBytes += len(p.data)
 	}
 	c.waiting = append(c.waiting, batch...)
 }
@@ -1791,7 +1810,8 @@ func (c *cluster) written(r diskResult) error {
 		c.applied = a.Index
 		if len(c.waiting) > 0 && c.waiting[0].index == a.Index {
 			c.waiting[0].done <- outcome{a, a.Err}
-			c.waiting = c.waiting[1:]
+			c.waitingBytes -= len(c.waiting[0].data)
+			c.waiting[0], c.waiting = nil, c.waiting[1:]
 		}
 	}
 	if rd := r.job.ready; rd != nil {
@@ -1855,7 +1875,7 @@ func (c *cluster) resign() {
 		c.retire()
 	}
 	fail(c.waiting, errUnknown)
-	c.waiting = nil
+	c.waiting, c.waitingBytes = nil, 0
 	for {
 		select {
 		case p := <-c.proposals:
@@ -2254,22 +2274,23 @@ func (p *patientReader) Read(b []byte) (int, error) {
 // The cluster plane: how nodes talk to each other
 
 const (
-	planeFormat       = "1"              // of requests and their answers
-	rpcBytesMax       = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
-	greetingBytesMax  = 8 << 20          // of a heartbeat: the table of 10,000 nodes
-	planeHeaderTime   = 5 * time.Second  // for a handshake and a request's head
-	planeReadTime     = 30 * time.Second // for a request's body
-	planeWriteTime    = time.Minute      // for an answer, longer than any call waits for one
-	planeDrainTime    = time.Second      // for answers under way when the node stops
-	planeIdleTime     = 2 * time.Minute  // of a kept-alive connection
-	planeConnsPerNode = 16               // of calls to one node; more wait for each other
-	dialTimeout       = 2 * time.Second  // includes the handshake
-	dispatchTimeout   = 5 * time.Second
-	questionTimeout   = 5 * time.Second
-	killTimeout       = 5 * time.Second
-	reportTimeout     = 10 * time.Second // a result is taken when it is committed
-	leaveTimeout      = 10 * time.Second // to be taken out of the voters
-	keyBytesMin       = 16               // of a cluster key; "belfry keygen" makes 32
+	planeFormat         = "1"              // of requests and their answers
+	rpcBytesMax         = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
+	greetingBytesMax    = 8 << 20          // of a heartbeat: the table of 10,000 nodes
+	planeHeaderTime     = 5 * time.Second  // for a handshake and a request's head
+	planeReadTime       = 30 * time.Second // for a request's body
+	planeWriteTime      = time.Minute      // for an answer, longer than any call waits for one
+	planeDrainTime      = time.Second      // for answers under way when the node stops
+	planeIdleTime       = 2 * time.Minute  // of a kept-alive connection
+	planeConnsPerNode   = 16               // of calls to one node; more wait for each other
+	planeStreamsPerNode = 1_000            // of requests passed on and outputs that are followed, which may take for ever
+	dialTimeout         = 2 * time.Second  // includes the handshake
+	dispatchTimeout     = 5 * time.Second
+	questionTimeout     = 5 * time.Second
+	killTimeout         = 5 * time.Second
+	reportTimeout       = 10 * time.Second // a result is taken when it is committed
+	leaveTimeout        = 10 * time.Second // to be taken out of the voters
+	keyBytesMin         = 16               // of a cluster key; "belfry keygen" makes 32
 )
 
 var (
@@ -2445,7 +2466,7 @@ func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, erro
 		}
 		p.scheme = "https"
 	}
-	p.calls, p.streams, p.beats = p.newClient(planeConnsPerNode), p.newClient(planeConnsPerNode), p.newClient(1)
+	p.calls, p.streams, p.beats = p.newClient(planeConnsPerNode), p.newClient(planeStreamsPerNode), p.newClient(1)
 	var err error
 	if p.listener, err = net.Listen("tcp", cfg.Bind); err != nil {
 		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)

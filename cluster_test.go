@@ -2739,3 +2739,82 @@ func BenchmarkCluster_Propose(b *testing.B) {
 	b.StopTimer()
 	same(b, nodes...)
 }
+
+// TestPlane_Streams: outputs that many follow keep nobody from a request that
+// is passed on, or from an output.
+func TestPlane_Streams(t *testing.T) {
+	a := startPeer(t, "a", 1)
+	leaderOf(t, a)
+	w := startWorker(t, "w", a)
+	eventually(t, "they know each other", func() bool { return w.plane.clusterID() != "" && len(a.plane.nodes()) == 2 })
+	ctx, leave := context.WithCancel(t.Context())
+	var following sync.WaitGroup
+	begun := make(chan struct{})
+	for range 2 * planeConnsPerNode {
+		r, pipe := io.Pipe()
+		following.Go(func() { a.plane.outputFrom(ctx, "w", 7, true, 0, pipe) })
+		following.Go(func() {
+			io.ReadFull(r, make([]byte, 1))
+			begun <- struct{}{}
+			io.Copy(io.Discard, r)
+		})
+		context.AfterFunc(ctx, func() { r.Close() })
+	}
+	for n := range 2 * planeConnsPerNode {
+		select {
+		case <-begun:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%d outputs are followed, and no more", n)
+		}
+	}
+	if err := a.plane.outputFrom(ctx, "w", 7, false, 0, io.Discard); err != nil {
+		t.Error(err)
+	}
+	leave()
+	following.Wait()
+}
+
+// TestCluster_WaitingBytes: what others are slow to take does not fill the
+// memory of a leader whose own disk is quick.
+func TestCluster_WaitingBytes(t *testing.T) {
+	r := newTestRaft(serverA, threeServers, 1)
+	elect(t, r)
+	c := &cluster{raft: r, proposals: make(chan *proposal)}
+	busy := 0
+	for range 100 {
+		p := &proposal{data: make([]byte, commandBytesMax), done: make(chan outcome, 1)}
+		c.append(p)
+		settle(r)
+		select {
+		case o := <-p.done:
+			if !errors.Is(o.err, errBusy) {
+				t.Fatal(o.err)
+			}
+			busy++
+		default:
+		}
+	}
+	if want := 100 - waitingBytesMax/commandBytesMax; busy != want {
+		t.Errorf("%d of 100 large proposals are put off, want %d", busy, want)
+	}
+	c.resign()
+	if c.waitingBytes != 0 {
+		t.Errorf("%d bytes wait although nobody does", c.waitingBytes)
+	}
+}
+
+// TestCluster_ProposeLate: a proposal that reaches a driver which has just
+// ended is answered.
+func TestCluster_ProposeLate(t *testing.T) {
+	n := startPeer(t, "a", 1)
+	leaderOf(t, n)
+	n.kill()
+	n.cluster.office.Store(1) // as it was a moment ago
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	for range 10 { // whichever way the first select goes
+		if _, err := n.cluster.propose(ctx, putCommand("x")); !errors.Is(err, errNotLeader) {
+			t.Fatalf("a late proposal: %v, want %v", err, errNotLeader)
+		}
+	}
+}
