@@ -1482,6 +1482,11 @@ func (a *applying) deletePolicy(name string) error {
 	return err
 }
 
+// ranSQL is what became of the tick whose group the execution e is the first
+// of: one of which no execution has started was missed after all.
+const ranSQL = `CASE WHEN e.outcome = 'missed' AND NOT EXISTS (SELECT * FROM executions m WHERE m.grp = e.id AND m.grp <> m.id AND m.outcome <> 'missed') THEN 'missed'
+	WHEN e.late THEN 'late' ELSE 'ran' END`
+
 // dropExecutions deletes the oldest finished executions of a job up to a cut,
 // at most sliceRows, sparing groups that are not over, and adds the ticks
 // among them to the daily counts. It returns how many.
@@ -1490,9 +1495,9 @@ func (a *applying) dropExecutions(c cut) (int64, error) {
 		SELECT grp FROM executions WHERE job = ?1 AND +finished = 0 UNION ALL SELECT grp FROM pending WHERE job = ?1)
 		ORDER BY id LIMIT ?3)`
 	args := []any{c.Job, c.Upto, sliceRows}
-	err := a.s.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(1 - late), sum(late), 0, 0 FROM executions
-		WHERE id`+doomed+` AND id = grp AND cause = 'tick' GROUP BY 2
-		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late`, args...)
+	err := a.s.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
+		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2
+		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late, missed = missed + excluded.missed`, args...)
 	if err != nil {
 		return 0, err
 	}
@@ -2760,7 +2765,8 @@ type tickCount struct {
 // tickTable is every tick of the job ?1 that is kept by itself and fell due in
 // [?2, ?3).
 const tickTable = `(SELECT due, until, count, outcome, reason, 0 AS grp FROM ticks WHERE job = ?1 AND cause = 'tick' AND until >= ?2 AND due < ?3
-	UNION ALL SELECT due, due, 1, iif(late, 'late', 'ran'), '', id FROM executions WHERE job = ?1 AND cause = 'tick' AND id = grp AND due >= ?2 AND due < ?3)`
+	UNION ALL SELECT due, due, 1, ` + ranSQL + `, iif(e.outcome = 'missed', coalesce((SELECT CAST(trim(tail, char(10)) AS TEXT) FROM outputs WHERE execution = e.id), ''), ''), id
+	FROM executions e WHERE job = ?1 AND cause = 'tick' AND id = grp AND due >= ?2 AND due < ?3)`
 
 // ticks returns rows [start, end) of the ticks of a job that fell due in
 // [from, to), newest first, and the number of all of these rows.

@@ -1439,3 +1439,49 @@ func TestStore_ListsBound(t *testing.T) {
 		t.Errorf("lists cost %d, want %d", l.held, want)
 	}
 }
+
+// TestStore_TickNeverStarted: a tick that was decided to run, and whose order
+// no node took, counts as missed, one by one and by day.
+func TestStore_TickNeverStarted(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		nodes []string
+		lost  int // so many of the executions never started
+		want  string
+	}{
+		{"All", []string{"n1", "n2"}, 2, outcomeMissed},
+		{"First", []string{"n1", "n2"}, 1, outcomeRan},
+		{"One", []string{"n1"}, 1, outcomeMissed},
+		{"None", []string{"n1"}, 0, outcomeRan},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newStage(t, job{Name: "a"})
+			e := g.tick("a", c.nodes...)
+			var closed []closing
+			for _, id := range e[:c.lost] {
+				closed = append(closed, closing{id, 7, outcomeMissed, "missed: n1 did not take the order\n"})
+			}
+			g.do(&command{Now: stageNext + 5, Close: closed})
+			g.end(outcomeSuccess, e[c.lost:]...)
+			id := g.jobs["a"].ID
+			list, _, err := g.s.ticks(id, 0, math.MaxInt64, 0, 10)
+			if err != nil || len(list) != 1 || list[0].Outcome != c.want || (list[0].Reason == "missed: n1 did not take the order") != (c.lost > 0) {
+				t.Errorf("ticks: %+v, %v, want one %s", list, err, c.want)
+			}
+			single, _, err := g.s.tickCounts(id, 0, math.MaxInt64)
+			if missed := c.want == outcomeMissed; err != nil || (single.Missed == 1) != missed || (single.Ran == 1) == missed {
+				t.Errorf("counted %+v, %v, want one %s", single, err, c.want)
+			}
+			version := g.jobs["a"]
+			g.do(&command{Now: stageNext + 9, DeleteExecutions: &version})
+			_, days, err := g.s.tickCounts(id, 0, math.MaxInt64)
+			if err != nil || len(days) != 1 {
+				t.Fatal(days, err)
+			}
+			single.Day = days[0].Day
+			if diff := cmp.Diff(single, days[0]); diff != "" {
+				t.Errorf("the day counts (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
