@@ -2895,8 +2895,10 @@ func (p *plane) isAlive(ctx context.Context, r record) bool {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout/2)
 	defer cancel()
 	var there record
-	err := p.exchange(ctx, p.calls, record{Addr: r.Addr}, "/self", nil, &there, false)
-	return err == nil && there.ID == r.ID && there.Incarnation == r.Incarnation
+	if err := p.exchange(ctx, p.calls, record{Addr: r.Addr}, "/self", nil, &there, false); err != nil {
+		return ctx.Err() != nil // it may only be slow, and counts as alive until it has been silent for long enough
+	}
+	return there.ID == r.ID && there.Incarnation == r.Incarnation
 }
 
 // afterBeat does what follows from what the heartbeats brought. A node takes
