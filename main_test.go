@@ -969,7 +969,9 @@ func newFleet(t *testing.T, seed uint64, size int, places []netPlace, args ...st
 		f.nodes = append(f.nodes, n)
 	}
 	t.Cleanup(f.explain)
-	f.each(f.start)
+	for _, n := range f.nodes {
+		f.start(n)
+	}
 	for i := range fleetClients {
 		f.clients = append(f.clients, &fleetClient{fleet: f, rnd: rand.New(rand.NewPCG(seed, uint64(i+1))), prefix: fmt.Sprintf("c%d-", i), versions: map[string]int{}})
 	}
