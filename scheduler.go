@@ -570,15 +570,14 @@ type scheduler struct {
 	quiet       bool              // starts nothing any more
 	restoring   bool              // a restore is under way
 	restored    time.Time         // when the last restore ended
-	zone        string
-	poke        chan struct{} // something earlier is due; holds one
+	poke        chan struct{}     // something earlier is due; holds one
 
 	tasks sync.WaitGroup // what is under way beside the loops, such as orders on their way to a node
 	spawn func(func())   // begins such a task
 }
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
-	sched := &scheduler{cfg: cfg, store: s, log: log, zone: cfg.Timezone, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1),
+	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1),
 		doubts: map[int64]doubt{}, mute: map[string]bool{}, unasked: map[string]bool{}}
 	sched.spawn = func(task func()) { sched.tasks.Go(task) }
 	return sched
@@ -632,13 +631,10 @@ func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 		return err
 	}
 	if m.ClusterID == "" {
-		if m, err = s.found(ctx); err != nil {
+		if err := s.found(ctx); err != nil {
 			return err
 		}
 	}
-	s.mu.Lock()
-	s.zone = m.Timezone
-	s.mu.Unlock()
 	if err := s.queueAll(); err != nil {
 		return err
 	}
@@ -662,16 +658,13 @@ func (s *scheduler) queueAll() error {
 
 // found writes into the state what cluster this is: the servers have agreed on
 // that before they had a leader.
-func (s *scheduler) found(ctx context.Context) (meta, error) {
+func (s *scheduler) found(ctx context.Context) error {
 	own, err := s.store.own()
 	if err != nil {
-		return meta{}, err
+		return err
 	}
 	_, err = s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Found: &foundation{ID: own.Cluster, Timezone: s.cfg.Timezone}})
-	if err != nil {
-		return meta{}, err
-	}
-	return s.store.meta()
+	return err
 }
 
 // stopFiring lets nothing start any more, although the leader stays in office:
@@ -737,7 +730,7 @@ func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	nodes := slices.DeleteFunc(slices.Clone(s.nodes()), func(n node) bool { return s.mute[n.Name] })
-	return moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.zone, nodes: nodes, rnd: s.newRand()}
+	return moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(), nodes: nodes, rnd: s.newRand()}
 }
 
 // newRand returns a source of chance for one goroutine.
@@ -1864,12 +1857,9 @@ func (r jobRow) with(j *job, next int64) *jobRow {
 	return &r
 }
 
-// timezone returns the cluster's.
-func (s *scheduler) timezone() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.zone
-}
+// timezone returns the cluster's, on any server of it; before there is one,
+// what it will be if this server makes it.
+func (s *scheduler) timezone() string { return cmp.Or(s.store.timezone(), s.cfg.Timezone) }
 
 // badInput is an error of whoever sent a definition.
 type badInput struct{ error }

@@ -670,6 +670,18 @@ func TestScheduler_SlowLog(t *testing.T) {
 	}
 }
 
+// TestScheduler_Zone: a server that never led reads schedules as the leader does.
+func TestScheduler_Zone(t *testing.T) {
+	follower := newScheduler(schedulerConfig{Timezone: "America/New_York"}, newStore(t), slog.New(slog.DiscardHandler))
+	if got := follower.timezone(); got != "America/New_York" {
+		t.Errorf("without a cluster the zone is %s", got)
+	}
+	commit(t, follower.store, &command{Now: testStart, Found: &foundation{ID: "c", Timezone: "Europe/Berlin"}})
+	if got := follower.timezone(); got != "Europe/Berlin" {
+		t.Errorf("the zone is %s, want the cluster's", got)
+	}
+}
+
 // TestScheduler_DoubtOld: what has run for long is asked about, even if nothing
 // says that its node does not run it.
 func TestScheduler_DoubtOld(t *testing.T) {

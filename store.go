@@ -303,6 +303,7 @@ type store struct {
 
 	// Set by the writer, read by anybody.
 	paused  atomic.Bool   // what the cluster table says, for those who ask with every request
+	zone    atomic.Value  // the same of the cluster's zone, a string
 	listing atomic.Uint64 // grows when something was committed that an API call asked for and lists show
 	changes atomic.Uint64 // grows when anything was committed that lists show
 
@@ -454,13 +455,29 @@ func (s *store) enrol() error {
 	return s.exec("INSERT INTO server SELECT ?, '', '', applied_term, '', applied_index, applied_term FROM cluster", rand.Text())
 }
 
-// loadLog reads the sizes of the log's entries and those not yet applied.
-func (s *store) loadLog() error {
+// loadSettings reads what readers ask for all the time.
+func (s *store) loadSettings() error {
 	var paused bool
-	if err := s.get("SELECT applied_index, paused FROM cluster", nil, &s.applied, &paused); err != nil {
+	var zone string
+	if err := s.get("SELECT paused, timezone FROM main.cluster", nil, &paused, &zone); err != nil {
 		return err
 	}
 	s.paused.Store(paused)
+	s.zone.Store(zone)
+	return nil
+}
+
+// timezone is the cluster's, "" if there is none yet.
+func (s *store) timezone() string { return s.zone.Load().(string) }
+
+// loadLog reads the sizes of the log's entries and those not yet applied.
+func (s *store) loadLog() error {
+	if err := s.get("SELECT applied_index FROM cluster", nil, &s.applied); err != nil {
+		return err
+	}
+	if err := s.loadSettings(); err != nil {
+		return err
+	}
 	if err := s.get("SELECT base_index + 1 FROM server", nil, &s.logFirst); err != nil {
 		return err
 	}
@@ -483,9 +500,11 @@ func (s *store) close() error {
 	for _, st := range s.stmts {
 		errs = append(errs, st.Close())
 	}
+	s.readMu.Lock() // who still reads finds everything closed
 	for _, st := range s.readStmts {
 		errs = append(errs, st.Close())
 	}
+	s.readMu.Unlock()
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())
 	}
@@ -660,11 +679,9 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 		if err := s.exec("UPDATE server SET base_index = ?, base_term = ?", int64(at.Index), int64(at.Term)); err != nil {
 			return err
 		}
-		var paused bool
-		if err := s.get("SELECT paused FROM main.cluster", nil, &paused); err != nil {
+		if err := s.loadSettings(); err != nil {
 			return err
 		}
-		s.paused.Store(paused)
 		s.unapplied, s.logBytes = nil, nil
 		s.applied, s.logFirst = at.Index, at.Index+1
 		return s.write(state, entries)
@@ -1155,7 +1172,7 @@ func (a *applying) change() error {
 	a.s.listed = a.s.listed || c.Put != nil || c.Restore != nil || c.Delete != nil || c.DeleteExecutions != nil
 	switch {
 	case c.Found != nil:
-		return a.s.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone)", c.Found.ID, c.Found.Timezone)
+		return a.found(*c.Found)
 	case c.Put != nil:
 		for _, p := range c.Put {
 			if err := a.put(p); err != nil {
@@ -1465,6 +1482,13 @@ func (a *applying) deleteExecutions(v jobVersion) error {
 	a.result.More = n == sliceRows
 	a.touch(v.ID)
 	return a.s.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID)
+}
+
+func (a *applying) found(f foundation) error {
+	if err := a.s.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone)", f.ID, f.Timezone); err != nil {
+		return err
+	}
+	return a.s.loadSettings()
 }
 
 // setPaused may tell the readers before the transaction ends: the entry is
