@@ -26,6 +26,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -48,7 +49,7 @@ const (
 //go:embed web
 var web embed.FS
 
-// api answers HTTP. Its fields are fixed once it serves.
+// api answers HTTP. Its fields are fixed once it serves, but for the last.
 type api struct {
 	node       string
 	hosts      []string // names in Host that are this server's, besides loopback and addresses
@@ -68,6 +69,8 @@ type api struct {
 	// it goes on to print; errUnknownExecution if its node knows it no more.
 	output func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error
 	log    *slog.Logger
+
+	copying atomic.Bool // a backup is under way
 }
 
 // leaveRoute is the one write that is about the node itself, not the cluster.
@@ -1141,14 +1144,21 @@ func (a *api) leaveCluster(r *http.Request) (*response, error) {
 }
 
 // backup sends a copy of the state as it is on this server: a database file
-// from which "belfry agent" starts, as a cluster of its own. Ours.
+// from which "belfry agent" starts, as a cluster of its own. Ours. One at a
+// time: each takes the disk another copy of all, for as long as its client reads.
 func (a *api) backup(r *http.Request) (*response, error) {
+	if !a.copying.CompareAndSwap(false, true) {
+		return nil, problem{http.StatusServiceUnavailable, "another backup is under way; try again when it is done"}
+	}
 	file, _, err := a.store.image(r.Context())
 	if err != nil {
+		a.copying.Store(false)
 		return nil, err
 	}
 	return &response{serve: func(w http.ResponseWriter) error {
+		defer a.copying.Store(false)
 		defer file.Close()
+		w = &patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}
 		w.Header().Set("Content-Disposition", `attachment; filename="belfry.db"`)
 		w.Header().Set("Content-Type", "application/vnd.sqlite3")
 		http.ServeContent(w, r, "", time.Time{}, file)

@@ -901,3 +901,34 @@ func TestAPI_RestoreIndex(t *testing.T) {
 		}
 	})
 }
+
+// TestAPI_OneBackup: backups that are asked for at the same time do not fill
+// the disk.
+func TestAPI_OneBackup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		s.mu.Lock()
+		s.last++
+		err := s.api.store.persist(nil, []entry{{Index: s.last, Term: 1, Kind: entryVoters, Data: encodeVoters([]server{{"node1", "id1"}})}})
+		if err == nil {
+			_, err = s.api.store.applyUpTo(s.last)
+		}
+		s.mu.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, err := s.api.backup(httptest.NewRequest("GET", "/v1/backup", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := s.do("GET", "/v1/backup", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+			t.Errorf("a second backup: %d %s", w.Code, w.Header())
+		}
+		if err := first.serve(httptest.NewRecorder()); err != nil {
+			t.Fatal(err)
+		}
+		if w := s.do("GET", "/v1/backup", ""); w.Code != http.StatusOK || w.Body.Len() == 0 {
+			t.Errorf("a backup after that: %d, %d bytes", w.Code, w.Body.Len())
+		}
+	})
+}

@@ -50,25 +50,27 @@ const (
 	retriesMax   = 1 << 30 // of a job: far beyond sense, and safe to count with
 	jobBytesMax  = 512_000 // of a job's JSON
 
-	catchupMax   = 10                    // newest missed ticks of a job that still run
-	nodeFailed   = 5 * time.Second       // after which a silent node counts as failed
-	retryWaitMax = time.Minute           // between attempts
-	tickSlack    = time.Second           // between looks at the clock; a longer gap is an outage
-	doubtPause   = time.Second           // between questions about executions in doubt
-	firstAnswers = time.Second / 2       // that a new leader waits for them before it fires
-	officePause  = 50 * time.Millisecond // between tries to take office
-	trimPause    = 5 * time.Second       // between looks for what need not be kept
-	reviewPause  = time.Minute           // between looks that read whole tables
-	requestsKept = 10 * time.Minute      // that a repeated request is recognised
-	futureMax    = time.Hour             // that a decided tick may lie ahead of the clock
-	decidesMax   = 4                     // decide commands under way at once
-	targetsMax   = 5_000                 // of the decisions in one command: some 300 kB
-	writeTries   = 100                   // of a write whose job changes under it
-	writePause   = 5 * time.Millisecond
-	recordPause  = 50 * time.Millisecond // between looks for a request on record
-	sliceBytes   = 256_000               // of jobs that are staged in one command, or one larger job
-	stagedKept   = 10 * time.Minute      // behind the last restore: a slow client may still read what came of it
-	writeTimeout = time.Minute           // that a write is waited for, whoever asked for it
+	catchupMax    = 10                    // newest missed ticks of a job that still run
+	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
+	retryWaitMax  = time.Minute           // between attempts
+	tickSlack     = time.Second           // between looks at the clock; a longer gap is an outage
+	doubtPause    = time.Second           // between questions about executions in doubt
+	firstAnswers  = time.Second / 2       // that a new leader waits for them before it fires
+	officePause   = 50 * time.Millisecond // between tries to take office
+	trimPause     = 5 * time.Second       // between looks for what need not be kept
+	reviewPause   = time.Minute           // between looks that read whole tables
+	requestsKept  = 10 * time.Minute      // that a repeated request is recognised
+	futureMax     = time.Hour             // that a decided tick may lie ahead of the clock
+	decidesMax    = 4                     // decide commands under way at once
+	dispatchBytes = rpcBytesMax / 8       // of orders in one dispatch: JSON makes up to six bytes of one
+	orderBytes    = 300                   // of an order, beside its texts
+	targetsMax    = 5_000                 // of the decisions in one command: some 300 kB
+	writeTries    = 100                   // of a write whose job changes under it
+	writePause    = 5 * time.Millisecond
+	recordPause   = 50 * time.Millisecond // between looks for a request on record
+	sliceBytes    = 256_000               // of jobs that are staged in one command, or one larger job
+	stagedKept    = 10 * time.Minute      // behind the last restore: a slow client may still read what came of it
+	writeTimeout  = time.Minute           // that a write is waited for, whoever asked for it
 )
 
 // instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which
@@ -1002,10 +1004,50 @@ func (s *scheduler) dispatch(orders map[target][]order, try try) {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Incarnation, b.Incarnation))
 	}
 	for _, t := range slices.SortedFunc(maps.Keys(orders), byNode) {
-		d := dispatch{Incarnation: t.Incarnation, Orders: orders[t]}
-		d.Term, d.Number = s.nextNumber()
-		s.spawn(func() { s.send(t, d, try) })
+		for part := range parcels(orders[t]) {
+			d := dispatch{Incarnation: t.Incarnation, Orders: part}
+			d.Term, d.Number = s.nextNumber()
+			s.spawn(func() { s.send(t, d, try) })
+		}
 	}
+}
+
+// parcels yields orders in parts that a node takes in one request: of what it
+// must refuse for its size nothing would ever start.
+func parcels(orders []order) iter.Seq[[]order] {
+	return func(yield func([]order) bool) {
+		begin, size := 0, 0
+		for i := range orders {
+			n := orders[i].size()
+			if size+n > dispatchBytes && i > begin {
+				if !yield(orders[begin:i]) {
+					return
+				}
+				begin, size = i, 0
+			}
+			size += n
+		}
+		if begin < len(orders) {
+			yield(orders[begin:])
+		}
+	}
+}
+
+// size is about what an order takes in a request, if nothing in it must be
+// escaped.
+func (o *order) size() int {
+	n := orderBytes + len(o.Job) + len(o.Executor)
+	count := func(m map[string]string) {
+		for k, v := range m {
+			n += len(k) + len(v)
+		}
+	}
+	count(o.Config)
+	for name, settings := range o.Processors {
+		n += len(name)
+		count(settings)
+	}
+	return n
 }
 
 // A try says what is known of the dispatches of an execution before this one.

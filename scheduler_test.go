@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -679,6 +680,33 @@ func TestScheduler_Zone(t *testing.T) {
 	commit(t, follower.store, &command{Now: testStart, Found: &foundation{ID: "c", Timezone: "Europe/Berlin"}})
 	if got := follower.timezone(); got != "Europe/Berlin" {
 		t.Errorf("the zone is %s, want the cluster's", got)
+	}
+}
+
+// TestScheduler_LargeOrders: what a node gets at a time is no more than it takes.
+func TestScheduler_LargeOrders(t *testing.T) {
+	now := testStart
+	s, sent := newTestScheduler(t, &now)
+	orders := map[target][]order{{"n1", 7}: make([]order, 400)}
+	for i := range orders[target{"n1", 7}] {
+		orders[target{"n1", 7}][i] = order{Execution: int64(i), Config: map[string]string{"body": strings.Repeat("<", 80_000)}, Processors: map[string]map[string]string{"files": {"log_dir": strings.Repeat("<", 4_000)}}}
+	}
+	s.dispatch(orders, firstTry)
+	next := int64(0)
+	for _, d := range *sent {
+		doc, err := json.Marshal(d)
+		if err != nil || len(doc) > rpcBytesMax {
+			t.Errorf("a dispatch has %d bytes, %v, want at most %d", len(doc), err, rpcBytesMax)
+		}
+		for _, o := range d.Orders {
+			if o.Execution != next {
+				t.Fatalf("order %d comes where %d should", o.Execution, next)
+			}
+			next++
+		}
+	}
+	if next != 400 {
+		t.Errorf("%d orders are sent, want 400", next)
 	}
 }
 
