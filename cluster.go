@@ -3449,7 +3449,7 @@ func (p *patientWriter) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
 func (p *patientWriter) Write(b []byte) (int, error) {
 	p.begun = true
-	if err := p.control.SetWriteDeadline(time.Now().Add(imageChunkTime)); err != nil {
+	if err := p.control.SetWriteDeadline(time.Now().Add(imageChunkTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return 0, err
 	}
 	n, err := p.ResponseWriter.Write(b)
