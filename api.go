@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	crand "crypto/rand"
+	"crypto/sha256"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -138,10 +139,53 @@ func (a *api) handler() http.Handler {
 		}
 		mux.Handle(pattern, answer)
 	}
-	files, _ := fs.Sub(web, "web") // the name is valid
-	mux.Handle("GET /{$}", http.FileServerFS(files))
+	servePage(mux)
 	var guard http.CrossOriginProtection
 	return a.checkHost(guard.Handler(trimSlash(mux)))
+}
+
+// pageTypes are the files of web/ that make the page, by their endings.
+var pageTypes = map[string]string{
+	".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
+}
+
+// servePage adds the page, and the addresses that Dkron's has. Where those
+// lead to is relative, so that it works behind a path prefix.
+func servePage(mux *http.ServeMux) {
+	files, _ := fs.ReadDir(web, "web") // it is embedded
+	for _, f := range files {
+		contentType, ok := pageTypes[path.Ext(f.Name())]
+		if !ok {
+			continue
+		}
+		doc, _ := fs.ReadFile(web, "web/"+f.Name())
+		mux.Handle("GET /"+f.Name(), pageFile(doc, contentType))
+		if f.Name() == "index.html" {
+			mux.Handle("GET /{$}", pageFile(doc, contentType))
+		}
+	}
+	for from, to := range map[string]string{"/dashboard": "./", "/ui": "./", "/ui/{$}": "../"} {
+		mux.HandleFunc("GET "+from, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", to) // http.Redirect would make it absolute
+			w.WriteHeader(http.StatusFound)
+		})
+	}
+}
+
+// pageFile serves a file of the page. Browsers ask each time whether it is
+// still the same, so that none mixes files of two versions.
+func pageFile(doc []byte, contentType string) http.Handler {
+	tag := fmt.Sprintf(`"%x"`, sha256.Sum256(doc))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Type", contentType)
+		h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-cache")
+		h.Set("ETag", tag)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(doc))
+	})
 }
 
 // trimSlash redirects a path with a slash too many to the one without, if that

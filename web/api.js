@@ -1,0 +1,79 @@
+// The one place that talks to the server, and that knows whether it answers.
+
+const patience = 10_000; // milliseconds that an answer may take
+
+// since is when the server last answered before it stopped, null while it does.
+export const connection = { since: null, why: "", answered: new Date() };
+
+// Refused is an answer that says no, in a sentence for people.
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message || (status === 404 ? "That does not exist (any more)." : `The server answered ${status}.`));
+    this.status = status;
+  }
+}
+
+function lost(why) {
+  connection.since ??= connection.answered;
+  connection.why = why;
+}
+
+function found() {
+  connection.since = null;
+  connection.answered = new Date();
+}
+
+// send does one request. URLs are relative, so that a path prefix works.
+// Errors are Refused, or those of fetch where nothing answers.
+async function send(method, path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch("v1/" + path, { method, signal: AbortSignal.timeout(patience), ...options });
+  } catch (err) {
+    if (err.name !== "AbortError") lost("");
+    throw err;
+  }
+  if (answer.status === 502 || answer.status === 504) lost(`a proxy answers ${answer.status}`);
+  else found();
+  if (!answer.ok) throw new Refused(answer.status, await answer.text());
+  return answer;
+}
+
+export async function get(path) {
+  return (await send("GET", path)).json();
+}
+
+// list returns rows and the number of all of them.
+export async function list(path) {
+  const answer = await send("GET", path);
+  return { rows: await answer.json(), total: Number(answer.headers.get("X-Total-Count")) };
+}
+
+export async function write(method, path, body) {
+  const options = { headers: { "Idempotency-Key": crypto.getRandomValues(new Uint32Array(4)).join("-") } };
+  if (body !== undefined) {
+    options.body = JSON.stringify(body);
+    options.headers["Content-Type"] = "application/json";
+  }
+  return (await send(method, path, options)).json();
+}
+
+// stream gives text to onText as it comes, until it ends or signal says so.
+export async function stream(path, signal, onText) {
+  const answer = await send("GET", path, { signal });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    onText(value);
+  }
+}
+
+// query writes what is set of an object as a query.
+export function query(fields) {
+  const set = Object.entries(fields).filter(([, v]) => v !== "" && v !== undefined && v !== null);
+  return set.length ? "?" + new URLSearchParams(set) : "";
+}
+
+export const jobPath = (name) => "jobs/" + encodeURIComponent(name);
+export const executionPath = (job, id) => `${jobPath(job)}/executions/${encodeURIComponent(id)}`;

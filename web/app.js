@@ -1,0 +1,195 @@
+// The page as a whole: which view the address names, when it is read again,
+// what buttons do, and what stands around the view.
+
+import { connection, get, jobPath, executionPath, write } from "./api.js";
+import { el, render } from "./dom.js";
+import { at } from "./time.js";
+import * as overview from "./overview.js";
+import * as jobs from "./jobs.js";
+import * as job from "./job.js";
+import * as execution from "./execution.js";
+
+// A view has load(route), which fetches; show(data, route), which says what
+// should be there; title(route); and may have enter(route) and leave().
+const routes = [
+  [/^\/?$/, "overview", overview],
+  [/^\/jobs\/?$/, "jobs", jobs],
+  [/^\/jobs\/([^/]+)(?:\/show)?$/, "jobs", job], // with /show as in the addresses of Dkron's page
+  [/^\/jobs\/([^/]+)\/executions\/([^/]+)$/, "jobs", execution],
+];
+
+const pause = 3_000; // milliseconds between two looks at the server
+const byId = (id) => document.getElementById(id);
+const main = byId("main");
+
+let route = null;
+let timer = 0;
+let turn = 0; // of the last refresh: what an older one brings is dropped
+
+// read says which view the address names, and with what.
+function read() {
+  const [path, search] = location.hash.slice(1).split("?");
+  for (const [pattern, page, view] of routes) {
+    const match = pattern.exec(path);
+    if (match) return { page, view, path, names: match.slice(1).map(decodeURIComponent), search: new URLSearchParams(search) };
+  }
+  return { page: "overview", view: overview, path: "/", names: [], search: new URLSearchParams() };
+}
+
+async function open() {
+  const before = route;
+  route = read();
+  const moved = before?.path !== route.path;
+  if (moved) {
+    before?.view.leave?.();
+    render(main, el("p", { class: "quiet" }, "Loading…"));
+    markPage();
+  }
+  await refresh();
+  if (moved) {
+    if (before) main.querySelector("h1")?.focus();
+    if (!document.hidden) route.view.enter?.(route);
+  }
+}
+
+function markPage() {
+  for (const link of document.querySelectorAll("[data-page]")) {
+    if (link.dataset.page === route.page) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = route.view.title(route) + " · belfry";
+  window.scrollTo(0, 0);
+}
+
+// refresh reads and shows everything, and then again after a pause, but not
+// while nobody sees it.
+async function refresh() {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  const mine = ++turn;
+  const now = route;
+  try {
+    const [data] = await Promise.all([now.view.load(now), around()]);
+    if (mine !== turn) return;
+    render(main, now.view.show(data, now));
+  } catch (err) {
+    if (mine !== turn) return;
+    if (connection.since === null) render(main, failure(err));
+  }
+  showConnection();
+  timer = setTimeout(refresh, pause);
+}
+
+function failure(err) {
+  return [el("h1", { tabindex: "-1" }, "This could not be shown"), el("p", null, err.message), el("p", null, el("a", { href: "#/" }, "Overview"))];
+}
+
+// around shows what every view has around it. Without a leader there is none to name.
+async function around() {
+  const [members, leader, paused] = await Promise.all([get("members"), get("leader").catch(() => null), get("pause")]);
+  render(byId("members"), members.map((m) => memberChip(m, leader)));
+  const bar = byId("paused");
+  bar.hidden = !paused.paused;
+  if (paused.paused) {
+    render(bar, "New and changed jobs are refused: somebody paused this cluster. ", el("button", { "data-action": "unpause" }, "Resume"));
+  }
+}
+
+function memberChip(member, leader) {
+  const alive = member.statusText === "alive";
+  const part = member.Name === leader?.Name ? " · leader" : alive ? "" : " · " + member.statusText;
+  const about = `${member.Name}: ${member.statusText}, version ${member.Tags?.version ?? "unknown"}, ${member.Addr}:${member.Port}`;
+  return el("li", { class: "chip", title: about }, el("span", { class: "dot " + (alive ? "good" : "bad") }), member.Name + part);
+}
+
+function showConnection() {
+  const bar = byId("connection");
+  bar.hidden = connection.since === null;
+  if (!bar.hidden) {
+    render(bar, "The server has not answered since ", at(connection.since), connection.why && ` (${connection.why})`, ". What stands below is from then.");
+  }
+}
+
+// say tells what came of an action, to eyes and to screen readers.
+let saidTimer = 0;
+export function say(text, bad = false) {
+  clearTimeout(saidTimer);
+  byId("said").className = bad ? "bad" : "";
+  byId("said").textContent = text;
+  saidTimer = setTimeout(() => { byId("said").textContent = ""; }, bad ? 15_000 : 5_000);
+}
+
+// confirmed asks before something that cannot be taken back.
+function confirmed(question, verb) {
+  const dialog = byId("confirm");
+  byId("confirm-question").textContent = question;
+  dialog.querySelector("[value=yes]").textContent = verb;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+// actions are what buttons do. One returns what to say, or nothing.
+const actions = {
+  skip() {
+    main.focus();
+  },
+  async run({ job }) {
+    await write("POST", jobPath(job));
+    return `${job} was started.`;
+  },
+  async toggle({ job }) {
+    const now = await write("POST", jobPath(job) + "/toggle");
+    return now.disabled ? `The schedule of ${job} is off.` : `The schedule of ${job} is on.`;
+  },
+  async delete({ job }) {
+    if (!await confirmed(`Delete the job ${job} and the record of its runs?`, "Delete")) return "";
+    await write("DELETE", jobPath(job));
+    if (route.view !== jobs) location.hash = "#/jobs";
+    return `${job} was deleted.`;
+  },
+  async kill({ job, execution }) {
+    if (!await confirmed(`End this run of ${job}?`, "End it")) return "";
+    await write("POST", executionPath(job, execution) + "/kill");
+    return `The run of ${job} was told to end.`;
+  },
+  async unpause() {
+    await write("POST", "unpause");
+    return "Jobs can be changed again.";
+  },
+};
+
+async function act(event) {
+  const button = event.target.closest("[data-action]");
+  if (!button) return;
+  event.preventDefault();
+  try {
+    const said = await (actions[button.dataset.action] ?? route.view.actions[button.dataset.action])(button.dataset, route);
+    if (said) say(said);
+    if (said !== undefined) refresh();
+  } catch (err) {
+    say(connection.since ? "The server does not answer; nothing is known to have changed." : err.message, true);
+    showConnection();
+  }
+}
+
+// wake goes on after the page was hidden, or stops.
+function wake() {
+  if (document.hidden) {
+    clearTimeout(timer);
+    route.view.leave?.();
+    return;
+  }
+  refresh().then(() => route.view.enter?.(route));
+}
+
+addEventListener("hashchange", open);
+document.addEventListener("visibilitychange", wake);
+document.addEventListener("click", act);
+document.addEventListener("input", (event) => route.view.typed?.(event, refresh));
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "dialog") event.preventDefault();
+});
+open();

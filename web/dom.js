@@ -1,0 +1,97 @@
+// The one place that writes to the document. Views describe what should be
+// there with el and svg; render changes only what differs, so that focus,
+// selection and scroll positions stay. Text becomes text nodes, never markup.
+
+function make(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === false || value === undefined || value === null) continue;
+    node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false));
+  return node;
+}
+
+// el makes an element. What happens on a click is said by data-action (see app.js).
+export const el = (tag, attributes, ...children) => make(document.createElement(tag), attributes, children);
+
+export const svg = (tag, attributes, ...children) =>
+  make(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+// render makes the children of target the given nodes.
+export function render(target, ...nodes) {
+  patchChildren(target, make(document.createDocumentFragment(), null, nodes));
+}
+
+function patchChildren(old, fresh) {
+  const wanted = [...fresh.childNodes];
+  wanted.forEach((node, i) => {
+    const present = old.childNodes[i];
+    if (present) patch(present, node);
+    else old.append(node);
+  });
+  while (old.childNodes.length > wanted.length) old.lastChild.remove();
+}
+
+function patch(old, fresh) {
+  if (!sameKind(old, fresh)) {
+    old.replaceWith(fresh);
+  } else if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+  } else {
+    patchAttributes(old, fresh);
+    if (!("keep" in fresh.dataset)) patchChildren(old, fresh);
+  }
+}
+
+// sameKind: data-key tells elements apart that must not become each other;
+// what stands in an element with data-keep is its view's business.
+function sameKind(a, b) {
+  return a.nodeName === b.nodeName && a.dataset?.key === b.dataset?.key;
+}
+
+function patchAttributes(old, fresh) {
+  for (const { name, value } of fresh.attributes) {
+    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+  for (const { name } of [...old.attributes]) {
+    const theirs = name === "open" && old.nodeName === "DETAILS"; // the reader's choice
+    if (!fresh.hasAttribute(name) && !theirs) old.removeAttribute(name);
+  }
+}
+
+// visible shows control characters and marks of writing direction, which would
+// hide or reorder what stands beside them.
+export function visible(text) {
+  return text
+    .replace(/\r\n/g, "\n")
+    .replace(/[\x00-\x08\x0b-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
+    .replace(/[\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, (c) => `⟨${c.charCodeAt(0).toString(16).padStart(4, "0")}⟩`);
+}
+
+const states = {
+  success: ["good", "good"], failed: ["bad", "failed"], partially_failed: ["bad", "partly failed"], running: ["busy", "running"],
+  killed: ["odd", "killed"], interrupted: ["bad", "interrupted"], lost: ["bad", "lost"], untriggered: ["none", "never ran"],
+  ran: ["good", "ran"], late: ["odd", "ran late"], skipped: ["odd", "skipped"], missed: ["bad", "missed"], disabled: ["none", "disabled"],
+};
+
+// badge shows an outcome or a state: in words, and by its colour.
+export function badge(state) {
+  const [kind, words] = states[state] ?? ["none", state];
+  return el("span", { class: "badge " + kind }, words);
+}
+
+// kind is the class of a state's colour.
+export const kind = (state) => (states[state] ?? ["none"])[0];
+
+// field is a label with what it labels.
+export const field = (label, control, ...more) => el("label", { class: "field" }, el("span", null, label), control, ...more);
+
+// choices is a select whose chosen value is value.
+export function choices(attributes, value, options) {
+  return el("select", attributes, options.map(([v, text]) => el("option", { value: v, selected: v === value }, text)));
+}
+
+export const heading = (...text) => el("h1", { tabindex: "-1" }, ...text);
+
+export const panel = (title, attributes, ...children) =>
+  el("section", { ...attributes, class: "panel " + (attributes?.class ?? "") }, el("h2", null, title), ...children);

@@ -1,0 +1,79 @@
+// An execution and its output, as text: what there is, or as it comes.
+
+import { connection, executionPath, get, jobPath, stream } from "./api.js";
+import { badge, el, heading, panel, visible } from "./dom.js";
+import { at, duration, parse } from "./time.js";
+import { lasted } from "./job.js";
+
+const shownMax = 500_000; // characters of an output that is followed
+
+export const title = ({ names }) => `${names[0]}, a run`;
+
+export async function load({ names: [job, id] }) {
+  const { output, ...execution } = await get(executionPath(job, id));
+  return execution;
+}
+
+export function show(e, { names: [job, id] }) {
+  const running = !e.outcome;
+  return [
+    el("p", { class: "crumbs" }, el("a", { href: "#/jobs" }, "Jobs"), " / ", el("a", { href: "#/" + jobPath(job) }, job), " / "),
+    el("div", { class: "title" }, heading("Run of ", job),
+      el("div", { class: "actions" },
+        el("a", { class: "button", href: `v1/${executionPath(job, id)}/output`, download: `${job}-${id}.txt` }, "Download"),
+        running && el("button", { "data-action": "kill", "data-job": job, "data-execution": id, class: "danger" }, "Kill"))),
+    panel("Run", null, facts(e)),
+    panel("Output", null,
+      e.output_dropped > 0 && el("p", { class: "quiet" }, `${e.output_dropped.toLocaleString()} bytes before this were not kept.`),
+      el("pre", { id: "output", class: "output", "data-keep": true, "data-key": id, tabindex: "0", "aria-label": "Output" }),
+      el("p", { class: "quiet", role: "status", "data-keep": true, id: "following" })),
+  ];
+}
+
+function facts(e) {
+  const rows = [
+    ["Outcome", badge(e.outcome || "running")],
+    ["Due", at(parse(e.scheduled_at))],
+    ["Started", at(parse(e.started_at))],
+    ["Ended", parse(e.finished_at) ? at(parse(e.finished_at)) : "–"],
+    ["Took", duration(lasted(e))],
+    ["Node", e.node_name],
+    ["Attempt", e.attempt],
+  ];
+  return el("dl", { class: "wide" }, rows.map(([k, v]) => el("div", null, el("dt", null, k), el("dd", null, v))));
+}
+
+let following = null; // the controller of the stream that is read
+
+// enter follows the output until the execution ends.
+export async function enter({ names: [job, id] }) {
+  leave();
+  const pre = document.getElementById("output");
+  const note = document.getElementById("following");
+  if (!pre) return;
+  pre.textContent = "";
+  note.textContent = "Following …";
+  const mine = following = new AbortController();
+  try {
+    await stream(`${executionPath(job, id)}/output?follow`, mine.signal, (text) => append(pre, visible(text)));
+    note.textContent = pre.textContent ? "That is all of it." : "It printed nothing.";
+  } catch (err) {
+    if (mine.signal.aborted) return;
+    note.textContent = connection.since ? "The server stopped answering; this may not be all." : `The output could not be read to its end: ${err.message}`;
+  }
+}
+
+export function leave() {
+  following?.abort();
+  following = null;
+}
+
+// append keeps to the end where the reader is at the end.
+function append(pre, text) {
+  const atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 40;
+  pre.append(text);
+  while (pre.childNodes.length > 1 && pre.textContent.length > shownMax) pre.firstChild.remove();
+  if (atEnd) pre.scrollTop = pre.scrollHeight;
+}
+
+export const actions = {};

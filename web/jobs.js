@@ -1,0 +1,126 @@
+// The list of jobs. What is searched, filtered, sorted and which page is shown
+// stands in the address, so that it can be kept and sent; the server does it.
+
+import { jobPath, list, query } from "./api.js";
+import { badge, choices, el, field, heading } from "./dom.js";
+import { ago, parse } from "./time.js";
+
+const pageRows = 50;
+const typingPause = 300; // milliseconds of quiet before a search is sent
+const columns = [["name", "Job"], ["status", "Last run"], ["next", "Next run"], ["schedule", "Schedule"]];
+
+export const title = () => "Jobs";
+
+// metadataFilter reads "k=v k2=v2" as the server wants it.
+function metadataFilter(text) {
+  const pairs = text.split(/\s+/).filter((p) => p.includes("="));
+  return Object.fromEntries(pairs.map((p) => [`metadata[${p.slice(0, p.indexOf("="))}]`, p.slice(p.indexOf("=") + 1)]));
+}
+
+const pageOf = (search) => Math.max(1, Number.parseInt(search.get("page"), 10) || 1);
+
+export function load({ search }) {
+  const start = (pageOf(search) - 1) * pageRows;
+  const asked = (name) => search.get(name) ?? "";
+  return list("jobs" + query({
+    q: asked("q"), status: asked("status"), disabled: asked("disabled"), ...metadataFilter(asked("metadata")),
+    _sort: asked("sort"), _order: asked("order"), _start: start, _end: start + pageRows,
+  }));
+}
+
+// address returns the address of the list with some things changed.
+function address(search, changes) {
+  const all = { ...Object.fromEntries(search), ...changes };
+  return "#/jobs" + query(all);
+}
+
+export function show({ rows, total }, { search }) {
+  return [
+    heading("Jobs"),
+    filters(search),
+    total === 0 ? el("p", { class: "quiet", role: "status" }, search.size ? "No job is like that." : "There are no jobs yet.") : table(rows, search),
+    pager(total, search),
+  ];
+}
+
+function filters(search) {
+  const value = (name) => search.get(name) ?? "";
+  return el("form", { class: "filters", role: "search" },
+    field("Search", el("input", { type: "search", name: "q", value: value("q"), placeholder: "part of a name" })),
+    field("State", choices({ name: "status" }, value("status"), [["", "any"], ["success", "good"], ["failed", "failed"], ["partially_failed", "partly failed"], ["untriggered", "never ran"]])),
+    field("Schedule", choices({ name: "disabled" }, value("disabled"), [["", "on or off"], ["false", "on"], ["true", "off"]])),
+    field("Metadata", el("input", { name: "metadata", value: value("metadata"), placeholder: "team=data" })),
+    search.size > 0 && el("a", { class: "button", href: "#/jobs" }, "Clear"));
+}
+
+// typed puts what is typed into the address, when the typing pauses.
+let typing = 0;
+export function typed(event, refresh) {
+  clearTimeout(typing);
+  const { name, value, form } = event.target;
+  if (!form?.matches(".filters")) return;
+  typing = setTimeout(() => {
+    const search = new URLSearchParams(location.hash.split("?")[1]);
+    history.replaceState(null, "", address(search, { [name]: value, page: "" }));
+    dispatchEvent(new HashChangeEvent("hashchange"));
+  }, typingPause);
+}
+
+function table(rows, search) {
+  return el("table", { class: "list" },
+    el("thead", null, el("tr", null, columns.map(([key, words]) => headCell(key, words, search)), el("th", null, el("span", { class: "unseen" }, "Actions")))),
+    el("tbody", null, rows.map(row)));
+}
+
+function headCell(key, words, search) {
+  const sorted = (search.get("sort") ?? "name") === key;
+  const descending = sorted && search.get("order") === "DESC";
+  const order = sorted && !descending ? "DESC" : "";
+  return el("th", { "aria-sort": sorted ? (descending ? "descending" : "ascending") : false },
+    el("a", { href: address(search, { sort: key, order, page: "" }) }, words, sorted && el("span", { "aria-hidden": "true" }, descending ? " ↓" : " ↑")));
+}
+
+// row has a key, so that a button never becomes that of another job.
+function row(j) {
+  return el("tr", { "data-key": j.name },
+    el("th", { scope: "row", "data-label": "Job" }, el("a", { href: "#/" + jobPath(j.name) }, j.displayname || j.name), j.displayname && el("small", null, j.name)),
+    el("td", { "data-label": "Last run" }, badge(j.status || "untriggered"), " ", lastRun(j)),
+    el("td", { "data-label": "Next run" }, nextRun(j)),
+    el("td", { "data-label": "Schedule" }, schedule(j)),
+    el("td", null, el("div", { class: "actions" }, buttons(j))));
+}
+
+export function lastRun(j) {
+  const last = Math.max(parse(j.last_success) ?? 0, parse(j.last_error) ?? 0);
+  return last ? ago(new Date(last)) : "";
+}
+
+export function nextRun(j) {
+  if (j.disabled) return badge("disabled");
+  return parse(j.next) ? ago(parse(j.next)) : el("span", { class: "quiet" }, j.parent_job ? "after its parent" : "–");
+}
+
+export function schedule(j) {
+  if (j.parent_job) return ["after ", el("a", { href: "#/" + jobPath(j.parent_job) }, j.parent_job)];
+  return [el("code", null, j.schedule), j.timezone && el("small", null, j.timezone)];
+}
+
+export function buttons(j) {
+  const button = (action, words, more) => el("button", { "data-action": action, "data-job": j.name, "aria-label": `${words} ${j.name}`, ...more }, words);
+  return [
+    button("run", "Run", { disabled: Boolean(j.disabled) }),
+    button("toggle", j.disabled ? "Enable" : "Disable"),
+    button("delete", "Delete", { class: "danger" }),
+  ];
+}
+
+function pager(total, search) {
+  const page = pageOf(search), pages = Math.max(1, Math.ceil(total / pageRows));
+  const link = (to, words) => to >= 1 && to <= pages
+    ? el("a", { class: "button", href: address(search, { page: to === 1 ? "" : to }) }, words)
+    : el("span", { class: "button off" }, words);
+  return el("nav", { class: "pager", "aria-label": "Pages of the list" },
+    link(page - 1, "Previous"), el("span", { role: "status" }, `${total.toLocaleString()} jobs, page ${page} of ${pages}`), link(page + 1, "Next"));
+}
+
+export const actions = {};
