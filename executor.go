@@ -1282,6 +1282,14 @@ func (e *executor) newRequest(ctx context.Context, o *order) (*http.Request, err
 			req.Header[h[0]] = []string{h[1]}
 		}
 	}
+	// net/http sends a request again, whose connection broke when the server may
+	// have begun it, if it finds such a header. It looks for this spelling.
+	for _, name := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if values, ok := req.Header[name]; ok {
+			delete(req.Header, name)
+			req.Header[strings.ToLower(name)] = values
+		}
+	}
 	return req, nil
 }
 

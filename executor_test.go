@@ -23,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -1252,5 +1253,35 @@ func BenchmarkBareProcess(b *testing.B) {
 			wg.Wait()
 			b.ReportMetric(float64(per*workers)/b.Elapsed().Seconds(), "runs/s")
 		})
+	}
+}
+
+// TestExecutor_HTTPOnce: a request that a server took, and died over, is not
+// sent again within its attempt.
+func TestExecutor_HTTPOnce(t *testing.T) {
+	for _, config := range []string{`{"method":"POST","url":"%s"}`, `{"method":"POST","url":"%s","body":"x"}`, `{"method":"DELETE","url":"%s","headers":"[\"X-Idempotency-Key: k\"]"}`} {
+		var requests, keys atomic.Int64
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Idempotency-Key") != "" {
+				keys.Add(1)
+			}
+			if requests.Add(1) > 1 { // the first one leaves a connection that is used again
+				panic(http.ErrAbortHandler)
+			}
+		}))
+		n := newNode(t, t.TempDir())
+		for _, want := range []string{outcomeSuccess, outcomeFailed} {
+			var c map[string]string
+			if err := json.Unmarshal(fmt.Appendf(nil, config, server.URL), &c); err != nil {
+				t.Fatal(err)
+			}
+			if res := n.leader.wait(t, n.order(t, order{Executor: executorHTTP, Config: c})); res.Outcome != want {
+				t.Errorf("%s: %s %s, want %s", config, res.Outcome, res.Output, want)
+			}
+		}
+		if requests.Load() != 2 || keys.Load() != 2 {
+			t.Errorf("%s: two runs made %d requests, %d with a key", config, requests.Load(), keys.Load())
+		}
+		server.Close()
 	}
 }
