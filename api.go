@@ -77,67 +77,75 @@ type api struct {
 // leaveRoute is the one write that is about the node itself, not the cluster.
 const leaveRoute = "POST /v1/leave"
 
-// routes is the API: pattern and handler.
-func (a *api) routes() map[string]func(*http.Request) (*response, error) {
-	return map[string]func(*http.Request) (*response, error){
-		"GET /v1/{$}": a.status,
-		"GET /v1":     a.status,
+// A route is an operation of the API.
+type route struct {
+	pattern    string // as http.ServeMux has it
+	capability string // what its caller needs on its path
+	handle     func(*http.Request) (*response, error)
+}
 
-		"GET /v1/jobs":                              a.listJobs,
-		"POST /v1/jobs":                             a.putJob,
-		"PATCH /v1/jobs":                            a.putJob,
-		"GET /v1/jobs/{job}":                        a.showJob,
-		"PUT /v1/jobs/{job}":                        a.putJob,
-		"POST /v1/jobs/{job}":                       a.runJob,
-		"POST /v1/jobs/{job}/run":                   a.runJob,
-		"DELETE /v1/jobs/{job}":                     a.deleteJob,
-		"POST /v1/jobs/{job}/toggle":                a.toggleJob,
-		"POST /v1/restore":                          a.restore,
-		"GET /v1/jobs/{job}/executions":             a.listExecutions,
-		"DELETE /v1/jobs/{job}/executions":          a.deleteExecutions,
-		"GET /v1/jobs/{job}/executions/{execution}": a.showExecution,
+// routes is the API. What is read as a whole is "read", what as rows is "list";
+// other methods are as in Dkron: POST creates, PUT and PATCH update.
+func (a *api) routes() []route {
+	return []route{
+		{"GET /v1/{$}", mayRead, a.status},
+		{"GET /v1", mayRead, a.status},
 
-		"GET /v1/jobs/{job}/executions/{execution}/output": a.showOutput,
-		"POST /v1/jobs/{job}/executions/{execution}/kill":  a.killExecution,
-		"GET /v1/jobs/{job}/ticks":                         a.listTicks,
+		{"GET /v1/jobs", mayList, a.listJobs},
+		{"POST /v1/jobs", mayCreate, a.putJob},
+		{"PATCH /v1/jobs", mayUpdate, a.putJob},
+		{"GET /v1/jobs/{job}", mayRead, a.showJob},
+		{"PUT /v1/jobs/{job}", mayUpdate, a.putJob},
+		{"POST /v1/jobs/{job}", mayCreate, a.runJob},
+		{"POST /v1/jobs/{job}/run", mayCreate, a.runJob},
+		{"DELETE /v1/jobs/{job}", mayDelete, a.deleteJob},
+		{"POST /v1/jobs/{job}/toggle", mayCreate, a.toggleJob},
+		{"POST /v1/restore", mayCreate, a.restore},
+		{"GET /v1/jobs/{job}/executions", mayList, a.listExecutions},
+		{"DELETE /v1/jobs/{job}/executions", mayDelete, a.deleteExecutions},
+		{"GET /v1/jobs/{job}/executions/{execution}", mayRead, a.showExecution},
 
-		"GET /v1/busy":     a.busy,
-		"GET /v1/pause":    a.showPause,
-		"POST /v1/pause":   a.pause,
-		"POST /v1/unpause": a.unpause,
-		"GET /v1/stats":    a.stats,
-		"GET /v1/schedule": a.nextTicks,
+		{"GET /v1/jobs/{job}/executions/{execution}/output", mayRead, a.showOutput},
+		{"POST /v1/jobs/{job}/executions/{execution}/kill", mayCreate, a.killExecution},
+		{"GET /v1/jobs/{job}/ticks", mayList, a.listTicks},
 
-		"GET /v1/members":  a.listMembers,
-		"GET /v1/leader":   a.showLeader,
-		"GET /v1/isleader": a.isLeader,
-		leaveRoute:         a.leaveCluster,
+		{"GET /v1/busy", mayList, a.busy},
+		{"GET /v1/pause", mayRead, a.showPause},
+		{"POST /v1/pause", mayCreate, a.pause},
+		{"POST /v1/unpause", mayCreate, a.unpause},
+		{"GET /v1/stats", mayRead, a.stats},
+		{"GET /v1/schedule", mayRead, a.nextTicks},
 
-		"GET /v1/backup":             a.backup,
-		"GET /v1/raft/peers":         a.listPeers,
-		"DELETE /v1/raft/peers/{id}": a.dropPeer,
+		{"GET /v1/members", mayList, a.listMembers},
+		{"GET /v1/leader", mayRead, a.showLeader},
+		{"GET /v1/isleader", mayRead, a.isLeader},
+		{leaveRoute, mayCreate, a.leaveCluster},
 
-		"GET /health":  a.health,
-		"GET /metrics": a.metrics,
+		{"GET /v1/backup", mayRead, a.backup},
+		{"GET /v1/raft/peers", mayList, a.listPeers},
+		{"DELETE /v1/raft/peers/{id}", mayDelete, a.dropPeer},
 
-		"GET /v1/openapi.yaml": a.openapi,
+		{"GET /health", mayRead, a.health},
+		{"GET /metrics", mayRead, a.metrics},
 
-		"GET /v1/acl/policies":           a.listPolicies,
-		"GET /v1/acl/policies/{name}":    a.showPolicy,
-		"POST /v1/acl/policies/{name}":   a.putPolicy,
-		"DELETE /v1/acl/policies/{name}": a.deletePolicy,
+		{"GET /v1/openapi.yaml", mayRead, a.openapi},
+
+		{"GET /v1/acl/policies", mayList, a.listPolicies},
+		{"GET /v1/acl/policies/{name}", mayRead, a.showPolicy},
+		{"POST /v1/acl/policies/{name}", mayCreate, a.putPolicy},
+		{"DELETE /v1/acl/policies/{name}", mayDelete, a.deletePolicy},
 	}
 }
 
 // handler returns the whole HTTP side of the server: the API and the page.
 func (a *api) handler() http.Handler {
 	mux := http.NewServeMux()
-	for pattern, handle := range a.routes() {
-		answer := a.answer(handle)
-		if write := !strings.HasPrefix(pattern, "GET "); write && pattern != leaveRoute {
+	for _, route := range a.routes() {
+		answer := a.answer(route.handle)
+		if write := !strings.HasPrefix(route.pattern, "GET "); write && route.pattern != leaveRoute {
 			answer = a.atLeader(answer)
 		}
-		mux.Handle(pattern, answer)
+		mux.Handle(route.pattern, answer)
 	}
 	servePage(mux)
 	var guard http.CrossOriginProtection
@@ -386,7 +394,7 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusNotFound, ""}
 	case errors.Is(err, errParent), errors.Is(err, errParentCycle):
 		return problem{http.StatusBadRequest, err.Error()}
-	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errConflict), errors.Is(err, errUndecided),
+	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errBuiltIn), errors.Is(err, errConflict), errors.Is(err, errUndecided),
 		errors.Is(err, errAliveVoter), errors.Is(err, errLastVoter):
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errKeyUsed):

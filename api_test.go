@@ -415,9 +415,11 @@ func contract(t *testing.T) map[string][]int {
 // The metrics differ from run to run, and a backup is no text; both have tests of their own.
 func TestAPI_Contract(t *testing.T) {
 	ops := contract(t)
-	routes := (&api{}).routes()
+	routes := map[string]bool{}
 	mux := http.NewServeMux()
-	for pattern := range routes {
+	for _, route := range (&api{}).routes() {
+		pattern := route.pattern
+		routes[pattern] = true
 		if ops[pattern] == nil && pattern != "GET /v1" {
 			t.Errorf("%s: not in the document", pattern)
 		}
@@ -442,7 +444,7 @@ func TestAPI_Contract(t *testing.T) {
 		}
 	}
 	for _, op := range sortedKeys(ops) {
-		if routes[op] == nil {
+		if !routes[op] {
 			t.Errorf("%s: no route", op)
 		}
 		for _, status := range ops[op] {
@@ -451,6 +453,19 @@ func TestAPI_Contract(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestAPI_Capabilities holds the route table against the list of who may what,
+// which is kept apart so that a change of one is looked at twice.
+func TestAPI_Capabilities(t *testing.T) {
+	var rows strings.Builder
+	for _, r := range (&api{}).routes() {
+		if !slices.Contains(capabilities, r.capability) {
+			t.Errorf("%s: capability %q, want one of %v", r.pattern, r.capability, capabilities)
+		}
+		fmt.Fprintf(&rows, "%-7s%s\n", r.capability, r.pattern)
+	}
+	golden(t, "acl/routes", rows.String())
 }
 
 // tickSums is what listTicks answers.

@@ -2129,8 +2129,11 @@ func (s *scheduler) setPaused(ctx context.Context, r request, paused bool) error
 	return err
 }
 
-// putPolicy stores a policy, new or not.
+// putPolicy stores a policy, new or not, unless it is built in.
 func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
+	if _, ok := builtInPolicy(p.Name); ok {
+		return errBuiltIn
+	}
 	res, err := s.attempt(ctx, r, func(int64) (*command, error) { return r.keepText(&command{PutPolicy: &p}, p.Rules), nil })
 	if err == nil && res.Repeated && res.Answer != "" && res.Answer != p.Rules {
 		err = errKeyUsed
@@ -2140,6 +2143,9 @@ func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
 
 // deletePolicy removes a policy and returns it as it was.
 func (s *scheduler) deletePolicy(ctx context.Context, r request, name string) (p policy, err error) {
+	if _, ok := builtInPolicy(name); ok {
+		return policy{}, errBuiltIn
+	}
 	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
 		if p, err = s.store.policy(name); err != nil {
 			return nil, err

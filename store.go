@@ -2842,20 +2842,26 @@ func (s *store) tickCounts(job, from, to int64) (single tickCount, days []tickCo
 	return single, days, err
 }
 
-// policies returns all policies, by name.
+// policies returns all policies, by name, those that are built in too.
 func (s *store) policies() ([]policy, error) {
-	list := []policy{}
-	err := s.viewEach("SELECT name, rules FROM policies ORDER BY name", nil, func(scan scanner) error {
+	list := slices.Clone(builtIn)
+	err := s.viewEach("SELECT name, rules FROM policies", nil, func(scan scanner) error {
 		var p policy
 		err := scan(&p.Name, &p.Rules)
-		list = append(list, p)
+		if _, ok := builtInPolicy(p.Name); !ok { // one of that name may have been stored before there were such
+			list = append(list, p)
+		}
 		return err
 	})
+	slices.SortFunc(list, func(a, b policy) int { return cmp.Compare(a.Name, b.Name) })
 	return list, err
 }
 
 // policy returns the policy of that name, or errNoPolicy.
 func (s *store) policy(name string) (p policy, err error) {
+	if p, ok := builtInPolicy(name); ok {
+		return p, nil
+	}
 	err = s.view("SELECT name, rules FROM policies WHERE name = ?", []any{name}, &p.Name, &p.Rules)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = errNoPolicy
