@@ -1,4 +1,5 @@
-// The acl owns policies: what they may say, and what they mean.
+// The acl owns policies and tokens: what they may say, what they mean, and who a
+// request is by the secret that it carries.
 //
 // Rules that always hold:
 //
@@ -6,16 +7,29 @@
 //  2. A path is that of a route with its names escaped, so that no name can
 //     reach over a slash into another path.
 //  3. To match a path takes time linear in the lengths of path and pattern.
+//  4. A secret is in memory while it is made or compared, and nowhere on disk:
+//     what is stored is its SHA-256, which for 256 random bits needs no salt.
 package main
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 	"unicode"
 )
 
@@ -24,6 +38,16 @@ const (
 	policyBytesMax     = 64_000 // of its JSON, rules included
 	policyPathBytesMax = 1_500  // of one path: the longest job name, and what may stand around it
 	policyStarsMax     = 8      // in one path; nobody can foresee what more would match
+
+	tokenBytesMax    = 16_000 // of the JSON that makes one
+	tokenPoliciesMax = 32     // they are read with every request
+	tokenAgeMax      = 10 * 365 * 24 * time.Hour
+	secretBytes      = 32
+
+	failuresBurst = 20          // of authentication, from one address at once
+	failuresPause = time.Second // after which one more is allowed
+	throttleSlots = 4096        // 32 KiB, however many addresses there are
+	throttleKnown = 4096        // 128 KiB of hashes
 )
 
 // What a route asks of its caller. The first five are what a policy can grant.
@@ -33,6 +57,11 @@ const (
 	mayUpdate = "update"
 	mayDelete = "delete"
 	mayList   = "list"
+
+	mayStoreJob = "store" // a job: create or update on /v1/jobs, or update on the job
+	mayListJobs = "jobs"  // those jobs that the caller may read or list
+	anyToken    = "any"   // nothing but a token
+	noToken     = "none"  // not even that
 )
 
 // capabilities are what a policy can grant on a path.
@@ -222,6 +251,308 @@ func builtInPolicy(name string) (policy, bool) {
 		return policy{}, false
 	}
 	return builtIn[i], true
+}
+
+// A token says who its bearer is and which policies hold for him.
+type token struct {
+	Accessor string   `json:"accessor"` // random; its public name
+	Name     string   `json:"name"`
+	Type     string   `json:"type"` // tokenManagement or tokenClient
+	Policies []string `json:"policies,omitempty"`
+	Hash     []byte   `json:"hash"`              // SHA-256 of the secret
+	Created  int64    `json:"created"`           // Unix nanoseconds, as the next
+	Expires  int64    `json:"expires,omitempty"` // 0: never
+}
+
+// Types of tokens: one may do everything, the other what its policies grant.
+const (
+	tokenManagement = "management"
+	tokenClient     = "client"
+)
+
+// decodeToken reads a token as clients ask for one. It has no accessor and no
+// secret yet. The error is one sentence that names the field.
+func decodeToken(doc []byte, now int64) (token, error) {
+	var asked struct {
+		Name          string
+		Type          string
+		Policies      []string
+		ExpirationTTL string
+	}
+	if err := decodeStrict(doc, &asked); err != nil {
+		return token{}, fmt.Errorf("the body is no token: %w", err)
+	}
+	t := token{Name: asked.Name, Type: asked.Type, Policies: asked.Policies, Created: now}
+	if asked.Type == "" {
+		t.Type = tokenClient
+	}
+	if asked.ExpirationTTL != "" {
+		age, err := time.ParseDuration(asked.ExpirationTTL)
+		if err != nil || age <= 0 || age > tokenAgeMax {
+			return token{}, fmt.Errorf("ExpirationTTL: %q must be a time such as \"24h\", and not more than ten years", asked.ExpirationTTL)
+		}
+		t.Expires = now + int64(age)
+	}
+	return t, t.validate()
+}
+
+func (t token) validate() error {
+	switch {
+	case t.Name == "" || len(t.Name) > policyNameBytesMax || strings.ContainsFunc(t.Name, unicode.IsControl):
+		return fmt.Errorf("Name: must have 1 to %d bytes and no control characters", policyNameBytesMax)
+	case t.Type != tokenManagement && t.Type != tokenClient:
+		return fmt.Errorf("Type: %q is none, want %s or %s", t.Type, tokenClient, tokenManagement)
+	case t.Type == tokenManagement && len(t.Policies) > 0:
+		return errors.New("Policies: a management token may do everything; leave them out, or make a client token")
+	case t.Type == tokenClient && len(t.Policies) == 0:
+		return errors.New("Policies: a client token needs at least one, such as \"viewer\"")
+	case len(t.Policies) > tokenPoliciesMax:
+		return fmt.Errorf("Policies: there may be %d at the most", tokenPoliciesMax)
+	}
+	return nil
+}
+
+// valid reports whether the token holds at a time.
+func (t token) valid(now int64) bool { return t.Expires == 0 || now < t.Expires }
+
+// newSecret returns a secret and what is stored of it.
+func newSecret() (secret string, hash [sha256.Size]byte) {
+	raw := make([]byte, secretBytes)
+	rand.Read(raw) // never fails
+	secret = base64.RawURLEncoding.EncodeToString(raw)
+	return secret, sha256.Sum256([]byte(secret))
+}
+
+// hashSecret returns the hash of what could be a secret; ok is false for what
+// could not.
+func hashSecret(secret string) (hash [sha256.Size]byte, ok bool) {
+	if len(secret) != base64.RawURLEncoding.EncodedLen(secretBytes) {
+		return hash, false
+	}
+	if _, err := base64.RawURLEncoding.Strict().DecodeString(secret); err != nil {
+		return hash, false
+	}
+	return sha256.Sum256([]byte(secret)), true
+}
+
+// sameHash compares in constant time.
+func sameHash(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
+
+// caller is who a request is, and what it may do. The zero caller has no token
+// and may do nothing.
+type caller struct {
+	token token
+	all   bool // everything is allowed: a management token, or no access control
+	rules []policyRules
+}
+
+// may reports whether the caller has a capability on a path.
+func (c *caller) may(path, capability string) bool {
+	return c.all || allow(c.rules, path, capability)
+}
+
+// mayStore reports whether the caller may say what a job does. Who may not is
+// not shown what secrets it works with.
+func (c *caller) mayStore(job string) bool {
+	return c.may("/v1/jobs", mayCreate) || c.may("/v1/jobs", mayUpdate) || c.may("/v1/jobs/"+job, mayUpdate)
+}
+
+// jobGlobs returns patterns of the names of all jobs that the caller may read or
+// list, sorted; "*" stands for any text. None: no job.
+func (c *caller) jobGlobs() []string {
+	if c.all {
+		return []string{"*"}
+	}
+	globs := []string{}
+	for _, p := range c.rules {
+		for path, rule := range p.Path {
+			if slices.Contains(rule.Capabilities, mayRead) || slices.Contains(rule.Capabilities, mayList) {
+				if glob, ok := jobGlob(path); ok {
+					globs = append(globs, glob)
+				}
+			}
+		}
+	}
+	slices.Sort(globs)
+	return slices.Compact(globs)
+}
+
+// jobGlob returns which names a path of a policy has at the place of the job in
+// /v1/jobs/{job}; false if it means no such path.
+func jobGlob(path string) (string, bool) {
+	path, rest := strings.CutSuffix(path, "**")
+	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	for i, want := range []string{"v1", "jobs"} {
+		last := i == len(segments)-1
+		switch {
+		case last && rest:
+			return "*", matchSegment(segments[i]+"*", want)
+		case last || !matchSegment(segments[i], want):
+			return "", false
+		}
+	}
+	if len(segments) != 3 {
+		return "", false // below a job
+	}
+	if rest {
+		return segments[2] + "*", true
+	}
+	return segments[2], true
+}
+
+// hiddenValue stands for a value of executor_config that looks secret.
+const hiddenValue = "<hidden>"
+
+// secretWords are what the keys of secrets contain.
+var secretWords = []string{"env", "header", "payload", "body", "pass", "secret", "token", "key", "auth", "cred", "cookie"}
+
+// hideSecrets replaces the values of executor_config that look secret in the
+// JSON of a job, and leaves everything else, its order too.
+func hideSecrets(doc []byte) ([]byte, error) {
+	d := json.NewDecoder(bytes.NewReader(doc))
+	if _, err := d.Token(); err != nil {
+		return nil, err
+	}
+	out := []byte{'{'}
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return nil, err
+		}
+		if name == "executor_config" {
+			if value, err = hideValues(value); err != nil {
+				return nil, err
+			}
+		}
+		key, err := json.Marshal(name)
+		if err != nil {
+			return nil, err
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		out = append(append(append(out, key...), ':'), value...)
+	}
+	return append(out, '}'), nil
+}
+
+func hideValues(doc []byte) ([]byte, error) {
+	var config map[string]string
+	if err := json.Unmarshal(doc, &config); err != nil || config == nil {
+		return doc, err
+	}
+	for k, v := range config {
+		lower := strings.ToLower(k)
+		isSecret := func(word string) bool { return strings.Contains(lower, word) }
+		// A URL can have a password before its host.
+		if slices.ContainsFunc(secretWords, isSecret) || lower == "url" && strings.Contains(v, "@") {
+			config[k] = hiddenValue
+		}
+	}
+	var out bytes.Buffer
+	e := json.NewEncoder(&out)
+	e.SetEscapeHTML(false) // for people: <hidden> and not \u003chidden\u003e
+	err := e.Encode(config)
+	return bytes.TrimSpace(out.Bytes()), err
+}
+
+// throttle limits failed authentications per address. A secret of 256 bits
+// cannot be guessed; what is limited is what guessing costs, so tokens that were
+// good before are still looked at: strangers behind the same proxy lock nobody
+// out. Its methods may be called by any goroutine.
+type throttle struct {
+	seed maphash.Seed // fixed: nobody can choose an address that shares another's slot
+
+	mu    sync.Mutex
+	paid  [throttleSlots]int64           // Unix nanoseconds up to which failures are counted; guarded by mu
+	known map[[sha256.Size]byte]struct{} // of secrets that were good; guarded by mu
+}
+
+func newThrottle() *throttle {
+	return &throttle{seed: maphash.MakeSeed(), known: map[[sha256.Size]byte]struct{}{}}
+}
+
+// slot returns the place of an address: of IPv6, where one client has 2^64 of
+// them, of its network.
+func (t *throttle) slot(addr string) *int64 {
+	if ip, err := netip.ParseAddr(addr); err == nil && ip.Is6() && !ip.Is4In6() {
+		if network, err := ip.WithZone("").Prefix(64); err == nil {
+			addr = network.String()
+		}
+	}
+	return &t.paid[maphash.String(t.seed, addr)%throttleSlots]
+}
+
+// blocked reports whether an address has failed too often for a secret that was
+// never good to be looked at.
+func (t *throttle) blocked(addr string, hash [sha256.Size]byte, now int64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.known[hash]; ok {
+		return false
+	}
+	return *t.slot(addr)-now > int64((failuresBurst-1)*failuresPause)
+}
+
+// failed counts a failure of an address.
+func (t *throttle) failed(addr string, now int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	slot := t.slot(addr)
+	*slot = max(*slot, now) + int64(failuresPause)
+}
+
+// passed keeps a secret that was good, by its hash.
+func (t *throttle) passed(hash [sha256.Size]byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.known) >= throttleKnown {
+		clear(t.known) // they are good again with their next request
+	}
+	t.known[hash] = struct{}{}
+}
+
+// bootstrapFile is, in the data directory, the secret with which the first
+// management token is made: who can read it could as well read the database.
+// An address would prove nothing, for behind a proxy everybody is loopback.
+const bootstrapFile = "acl-bootstrap"
+
+// writeBootstrapSecret makes the file, if it is not there.
+func writeBootstrapSecret(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, bootstrapFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	secret, _ := newSecret()
+	_, err = io.WriteString(f, secret+"\n")
+	return errors.Join(err, f.Close())
+}
+
+// readBootstrapSecret returns the hash of the secret. A file that a crash left
+// empty holds none; remove it and start again.
+func readBootstrapSecret(dir string) ([sha256.Size]byte, error) {
+	text, err := os.ReadFile(filepath.Join(dir, bootstrapFile))
+	hash, ok := hashSecret(strings.TrimSpace(string(text)))
+	if err == nil && !ok {
+		err = errors.New("the file holds no secret")
+	}
+	return hash, err
+}
+
+// removeBootstrapSecret removes the file, if it is there.
+func removeBootstrapSecret(dir string) error {
+	err := os.Remove(filepath.Join(dir, bootstrapFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // decodeStrict reads one JSON value with no unknown fields and nothing behind it.

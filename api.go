@@ -66,6 +66,10 @@ type api struct {
 	troubles   func() []string                                                           // what keeps the node from its part, each with its remedy
 	gauges     func() gauges                                                             // what the node's own numbers are
 
+	acl      bool      // requests need a token
+	throttle *throttle // of failed authentications; nil without acl
+	dir      string    // the data directory, which holds the bootstrap secret
+
 	// output writes what a running execution has printed, and with follow what
 	// it goes on to print; errUnknownExecution if its node knows it no more.
 	output func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error
@@ -77,10 +81,16 @@ type api struct {
 // leaveRoute is the one write that is about the node itself, not the cluster.
 const leaveRoute = "POST /v1/leave"
 
+const (
+	bootstrapRoute = "POST /v1/acl/bootstrap"
+	selfRoute      = "GET /v1/acl/self"
+	runRoute       = "POST /v1/jobs/{job}/run" // the other way to ask for POST /v1/jobs/{job}
+)
+
 // A route is an operation of the API.
 type route struct {
 	pattern    string // as http.ServeMux has it
-	capability string // what its caller needs on its path
+	capability string // what its caller needs on its path, or one of the four other answers in acl.go
 	handle     func(*http.Request) (*response, error)
 }
 
@@ -91,13 +101,13 @@ func (a *api) routes() []route {
 		{"GET /v1/{$}", mayRead, a.status},
 		{"GET /v1", mayRead, a.status},
 
-		{"GET /v1/jobs", mayList, a.listJobs},
-		{"POST /v1/jobs", mayCreate, a.putJob},
-		{"PATCH /v1/jobs", mayUpdate, a.putJob},
+		{"GET /v1/jobs", mayListJobs, a.listJobs},
+		{"POST /v1/jobs", mayStoreJob, a.putJob},
+		{"PATCH /v1/jobs", mayStoreJob, a.putJob},
 		{"GET /v1/jobs/{job}", mayRead, a.showJob},
-		{"PUT /v1/jobs/{job}", mayUpdate, a.putJob},
+		{"PUT /v1/jobs/{job}", mayStoreJob, a.putJob},
 		{"POST /v1/jobs/{job}", mayCreate, a.runJob},
-		{"POST /v1/jobs/{job}/run", mayCreate, a.runJob},
+		{runRoute, mayCreate, a.runJob},
 		{"DELETE /v1/jobs/{job}", mayDelete, a.deleteJob},
 		{"POST /v1/jobs/{job}/toggle", mayCreate, a.toggleJob},
 		{"POST /v1/restore", mayCreate, a.restore},
@@ -125,7 +135,7 @@ func (a *api) routes() []route {
 		{"GET /v1/raft/peers", mayList, a.listPeers},
 		{"DELETE /v1/raft/peers/{id}", mayDelete, a.dropPeer},
 
-		{"GET /health", mayRead, a.health},
+		{"GET /health", noToken, a.health},
 		{"GET /metrics", mayRead, a.metrics},
 
 		{"GET /v1/openapi.yaml", mayRead, a.openapi},
@@ -134,6 +144,12 @@ func (a *api) routes() []route {
 		{"GET /v1/acl/policies/{name}", mayRead, a.showPolicy},
 		{"POST /v1/acl/policies/{name}", mayCreate, a.putPolicy},
 		{"DELETE /v1/acl/policies/{name}", mayDelete, a.deletePolicy},
+		{"GET /v1/acl/tokens", mayList, a.listTokens},
+		{"POST /v1/acl/tokens", mayCreate, a.createToken},
+		{"GET /v1/acl/tokens/{accessor}", mayRead, a.showToken},
+		{"DELETE /v1/acl/tokens/{accessor}", mayDelete, a.deleteToken},
+		{bootstrapRoute, noToken, a.bootstrap},
+		{selfRoute, anyToken, a.self},
 	}
 }
 
@@ -145,7 +161,7 @@ func (a *api) handler() http.Handler {
 		if write := !strings.HasPrefix(route.pattern, "GET "); write && route.pattern != leaveRoute {
 			answer = a.atLeader(answer)
 		}
-		mux.Handle(route.pattern, answer)
+		mux.Handle(route.pattern, a.checked(route, answer))
 	}
 	servePage(mux)
 	var guard http.CrossOriginProtection
@@ -251,6 +267,219 @@ func (a *api) ownHost(host string) bool {
 		}
 	}
 	return false
+}
+
+// Why a request is not let in. The first says nothing of what was wrong with a
+// token, for that would tell who guesses that there is one.
+var (
+	errUnauthenticated = problem{http.StatusUnauthorized, "this needs a valid token, in the header X-Dkron-Token or Authorization: Bearer; \"belfry acl token create\" makes one"}
+	errThrottled       = problem{http.StatusTooManyRequests, "too many invalid tokens came from this address; try again in a minute"}
+	errNoACL           = problem{http.StatusConflict, "access control is off; start the servers with --acl"}
+)
+
+type callerKey struct{}
+
+// callerOf returns who a request is. Without access control everybody may do
+// everything.
+func (a *api) callerOf(r *http.Request) *caller {
+	if c, ok := r.Context().Value(callerKey{}).(*caller); ok {
+		return c
+	}
+	return &caller{all: !a.acl}
+}
+
+// checked lets through what a route's caller may ask. It stands before a write
+// is passed on to the leader, which looks again: a node whose access control is
+// off cannot speak for its clients.
+func (a *api) checked(route route, next http.Handler) http.Handler {
+	if !a.acl {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := a.authenticate(r)
+		if err == nil {
+			err = a.mayAsk(route, c, r)
+		}
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
+	})
+}
+
+// sentSecret returns the secret that a request carries, "" if none.
+func sentSecret(r *http.Request) string {
+	if secret := r.Header.Get("X-Dkron-Token"); secret != "" {
+		return secret
+	}
+	header := r.Header.Get("Authorization")
+	if scheme, secret, ok := strings.Cut(header, " "); ok && strings.EqualFold(scheme, "Bearer") {
+		return secret
+	}
+	return header
+}
+
+// clientAddr returns the address of a client, without its port.
+func clientAddr(r *http.Request) string {
+	addr, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return addr
+}
+
+// authenticate says who a request is; who sends no token is the zero caller.
+// Where another node has passed it on, that one has counted the failures of its
+// address.
+func (a *api) authenticate(r *http.Request) (*caller, error) {
+	secret := sentSecret(r)
+	if secret == "" {
+		return &caller{}, nil
+	}
+	_, passedOn := forwardedFrom(r.Context())
+	now := time.Now().UnixNano()
+	hash, ok := hashSecret(secret)
+	if !passedOn && a.throttle.blocked(clientAddr(r), hash, now) {
+		return nil, errThrottled
+	}
+	var t token
+	if ok {
+		var err error
+		if t, err = a.store.tokenByHash(hash[:]); err != nil && !errors.Is(err, errNoToken) {
+			return nil, err
+		}
+	}
+	if !ok || !sameHash(t.Hash, hash[:]) || !t.valid(now) {
+		if !passedOn {
+			a.throttle.failed(clientAddr(r), now)
+		}
+		return nil, errUnauthenticated
+	}
+	a.throttle.passed(hash)
+	return a.newCaller(t)
+}
+
+// newCaller returns what the bearer of a token may do. A policy that is gone
+// grants nothing.
+func (a *api) newCaller(t token) (*caller, error) {
+	c := &caller{token: t, all: t.Type == tokenManagement}
+	var policies []policy
+	for _, name := range t.Policies {
+		p, err := a.store.policy(name)
+		if err != nil && !errors.Is(err, errNoPolicy) {
+			return nil, err
+		}
+		if err == nil {
+			policies = append(policies, p)
+		}
+	}
+	c.rules = parsedRules(policies)
+	return c, nil
+}
+
+// mayAsk returns why a caller may not ask what a request asks, nil if it may.
+func (a *api) mayAsk(route route, c *caller, r *http.Request) error {
+	if route.capability == noToken {
+		if route.pattern == bootstrapRoute {
+			return a.checkBootstrap(c, r)
+		}
+		return nil
+	}
+	path := resource(route.pattern, r)
+	switch {
+	case c.token.Accessor == "":
+		return errUnauthenticated
+	case route.capability == anyToken:
+		return nil
+	case route.capability == mayListJobs:
+		if len(c.jobGlobs()) > 0 || c.may(path, mayList) {
+			return nil
+		}
+		return forbidden(path, mayList)
+	case route.capability == mayStoreJob:
+		return a.mayStoreJob(c, r)
+	case !c.may(path, route.capability):
+		return forbidden(path, route.capability)
+	}
+	return nil
+}
+
+func forbidden(path, capability string) error {
+	return problem{http.StatusForbidden, fmt.Sprintf("no policy of this token grants %q on %s", capability, path)}
+}
+
+// resource is the path of a request as policies name it: that of its route,
+// with names escaped. What ServeMux has made of the URL does not matter here.
+func resource(pattern string, r *http.Request) string {
+	if pattern == runRoute {
+		pattern = strings.TrimSuffix(pattern, "/run")
+	}
+	_, path, _ := strings.Cut(pattern, " ")
+	segments := strings.Split(strings.TrimSuffix(path, "/{$}"), "/")
+	for i, s := range segments {
+		if name, ok := strings.CutPrefix(s, "{"); ok {
+			segments[i] = url.PathEscape(r.PathValue(strings.TrimSuffix(name, "}")))
+		}
+	}
+	return strings.Join(segments, "/")
+}
+
+// mayStoreJob looks into the body for the job, reading it as putJob does, so
+// that both see the same name. To hang a job on a parent is to learn of it.
+func (a *api) mayStoreJob(c *caller, r *http.Request) error {
+	if c.all {
+		return nil
+	}
+	doc, err := body(r, jobBytesMax)
+	if err != nil {
+		return err
+	}
+	r.Body = io.NopCloser(bytes.NewReader(doc))
+	j, err := decodeJob(doc, job{Concurrency: concurrencyAllow})
+	if err != nil {
+		return badInput{err}
+	}
+	path := "/v1/jobs/" + url.PathEscape(j.Name)
+	switch parent := "/v1/jobs/" + url.PathEscape(j.ParentJob); {
+	case !c.mayStore(url.PathEscape(j.Name)):
+		return forbidden(path, mayUpdate)
+	case r.URL.Query().Has("runoncreate") && !c.may(path, mayCreate):
+		return forbidden(path, mayCreate)
+	case j.ParentJob != "" && !c.may(parent, mayRead):
+		return forbidden(parent, mayRead)
+	}
+	return nil
+}
+
+// checkBootstrap wants the secret of this server's data directory, unless a
+// node has looked at it that passed the request on. The caller is then one who
+// has it.
+func (a *api) checkBootstrap(c *caller, r *http.Request) error {
+	c.token.Accessor = actorBootstrap
+	if from, ok := forwardedFrom(r.Context()); ok && from.Actor == actorBootstrap {
+		return nil
+	}
+	now := time.Now().UnixNano()
+	doc, err := body(r, tokenBytesMax)
+	if err != nil {
+		return err
+	}
+	r.Body = io.NopCloser(bytes.NewReader(doc))
+	var sent struct{ Secret string }
+	if err := decodeStrict(doc, &sent); err != nil {
+		return badRequest("Secret: must be what the file %s in the server's data directory holds: %v", bootstrapFile, err)
+	}
+	got, ok := hashSecret(sent.Secret)
+	if a.throttle.blocked(clientAddr(r), got, now) {
+		return errThrottled
+	}
+	want, err := readBootstrapSecret(a.dir)
+	if err != nil || !ok || !sameHash(got[:], want[:]) {
+		a.throttle.failed(clientAddr(r), now)
+		return problem{http.StatusForbidden, fmt.Sprintf("Secret: is not what the file %s in this server's data directory holds; there is one while no management token exists and the server runs with --acl", bootstrapFile)}
+	}
+	return nil
 }
 
 // response is what a handler answers. A nil body is none.
@@ -366,8 +595,10 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case http.StatusInternalServerError:
 		a.log.Error("a request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 		p.message = "internal error; the server's log says more"
-	case http.StatusServiceUnavailable:
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		w.Header().Set("Retry-After", retryAfter)
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="belfry"`)
 	case http.StatusNotFound:
 		w.WriteHeader(p.status)
 		return
@@ -390,11 +621,11 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
 	case errors.As(err, &bad):
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
-	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution), errors.Is(err, errNoPolicy), errors.Is(err, errNoServer):
+	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution), errors.Is(err, errNoPolicy), errors.Is(err, errNoToken), errors.Is(err, errNoServer):
 		return problem{http.StatusNotFound, ""}
 	case errors.Is(err, errParent), errors.Is(err, errParentCycle):
 		return problem{http.StatusBadRequest, err.Error()}
-	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errBuiltIn), errors.Is(err, errConflict), errors.Is(err, errUndecided),
+	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errBuiltIn), errors.Is(err, errManaged), errors.Is(err, errTokenShown), errors.Is(err, errConflict), errors.Is(err, errUndecided),
 		errors.Is(err, errAliveVoter), errors.Is(err, errLastVoter):
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errKeyUsed):
@@ -417,14 +648,21 @@ func (a *api) request(r *http.Request) (request, error) {
 	if from, ok := forwardedFrom(r.Context()); ok {
 		req.Actor, req.ID = from.Actor, from.Request
 	}
+	c := a.callerOf(r)
+	if a.acl {
+		req.Actor = c.token.Accessor
+	}
 	key := r.Header.Get("Idempotency-Key")
 	if len(key) > keyBytesMax {
 		return req, badRequest("Idempotency-Key: must not be longer than %d bytes", keyBytesMax)
 	}
 	if key != "" {
 		req.ID = r.Method + " " + r.URL.Path + " " + key
+		if a.acl { // nobody is answered what was another's answer
+			req.ID = req.Actor + " " + req.ID
+		}
 		req.Keep = func(row *jobRow) string {
-			doc, err := json.Marshal(row)
+			doc, err := shown(c, row)
 			if err != nil {
 				return ""
 			}
@@ -440,14 +678,27 @@ func newRequestID() string {
 	return strconv.FormatInt(time.Now().UnixMicro(), 36) + crand.Text()
 }
 
+// shown is a job as a caller sees it: who may not change it is not shown what
+// looks secret.
+func shown(c *caller, row *jobRow) (json.RawMessage, error) {
+	doc, err := json.Marshal(row)
+	if err == nil && row != nil && !c.mayStore(row.Name) {
+		doc, err = hideSecrets(doc)
+	}
+	return doc, err
+}
+
 // jobResponse answers a write with its job, or with what it was answered when
 // it was sent before.
-func jobResponse(status int, row *jobRow, res applied, header map[string]string) *response {
-	out := &response{status: status, header: header, body: row}
+func (a *api) jobResponse(r *http.Request, status int, row *jobRow, res applied, header map[string]string) (*response, error) {
+	out := &response{status: status, header: header}
 	if res.Repeated && res.Answer != "" {
 		out.kept = json.RawMessage(res.Answer)
+		return out, nil
 	}
-	return out
+	var err error
+	out.kept, err = shown(a.callerOf(r), row)
+	return out, err
 }
 
 // body reads a whole request body of at most limit bytes. One that breaks off
@@ -490,7 +741,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 			return nil, fmt.Errorf("the job was stored, but not run: %w", err)
 		}
 	}
-	return jobResponse(http.StatusCreated, row, res, jobLocation(j.Name)), nil
+	return a.jobResponse(r, http.StatusCreated, row, res, jobLocation(j.Name))
 }
 
 // jobLocation is the header that says where a job is. Differs: upstream
@@ -501,7 +752,11 @@ func jobLocation(name string) map[string]string {
 
 func (a *api) showJob(r *http.Request) (*response, error) {
 	row, err := a.store.job(r.PathValue("job"))
-	return &response{status: http.StatusOK, body: row}, err
+	if err != nil {
+		return nil, err
+	}
+	doc, err := shown(a.callerOf(r), row)
+	return &response{status: http.StatusOK, kept: doc}, err
 }
 
 func (a *api) deleteJob(r *http.Request) (*response, error) {
@@ -510,7 +765,10 @@ func (a *api) deleteJob(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	row, res, err := a.scheduler.delete(r.Context(), req, r.PathValue("job"))
-	return jobResponse(http.StatusOK, row, res, nil), err
+	if err != nil {
+		return nil, err
+	}
+	return a.jobResponse(r, http.StatusOK, row, res, nil)
 }
 
 func (a *api) toggleJob(r *http.Request) (*response, error) {
@@ -519,7 +777,10 @@ func (a *api) toggleJob(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	row, res, err := a.scheduler.toggle(r.Context(), req, r.PathValue("job"))
-	return jobResponse(http.StatusOK, row, res, jobLocation(r.PathValue("job"))), err
+	if err != nil {
+		return nil, err
+	}
+	return a.jobResponse(r, http.StatusOK, row, res, jobLocation(r.PathValue("job")))
 }
 
 // runJob starts a job and answers at once, with the job as it was before and
@@ -538,7 +799,7 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 	}
 	header := jobLocation(r.PathValue("job"))
 	header["Belfry-Group"] = strconv.FormatInt(key(res.Index, 0), 10)
-	return jobResponse(http.StatusAccepted, row, res, header), nil
+	return a.jobResponse(r, http.StatusAccepted, row, res, header)
 }
 
 // restore stores the jobs of an uploaded file, all or none, and answers with a
@@ -703,8 +964,34 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
+	c := a.callerOf(r)
+	if !c.all {
+		f.Globs = c.jobGlobs()
+	}
 	docs, total, err := a.store.jobs(f, start, end)
+	if err == nil && !c.all {
+		docs, err = allShown(c, docs)
+	}
 	return &response{status: http.StatusOK, header: count(total), kept: jsonArray(docs)}, err
+}
+
+// allShown returns the documents of jobs as a caller sees them.
+func allShown(c *caller, docs []json.RawMessage) ([]json.RawMessage, error) {
+	out := make([]json.RawMessage, len(docs))
+	for i, doc := range docs {
+		var row struct {
+			Name string `json:"name"`
+		}
+		err := json.Unmarshal(doc, &row)
+		if err == nil && !c.mayStore(row.Name) {
+			doc, err = hideSecrets(doc)
+		}
+		if err != nil {
+			return nil, err
+		}
+		out[i] = doc
+	}
+	return out, nil
 }
 
 // jsonArray joins documents. encoding/json would read all of them again.
@@ -1027,7 +1314,10 @@ func (a *api) deleteExecutions(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	row, res, err := a.scheduler.deleteExecutions(r.Context(), req, r.PathValue("job"))
-	return jobResponse(http.StatusOK, row, res, nil), err
+	if err != nil {
+		return nil, err
+	}
+	return a.jobResponse(r, http.StatusOK, row, res, nil)
 }
 
 func (a *api) busy(r *http.Request) (*response, error) {
@@ -1035,11 +1325,14 @@ func (a *api) busy(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	views := make([]executionView, len(list))
-	for i, e := range list {
-		views[i] = e.view(time.UTC)
+	c := a.callerOf(r)
+	views := []executionView{}
+	for _, e := range list {
+		if c.may("/v1/jobs/"+e.JobName+"/executions", mayList) {
+			views = append(views, e.view(time.UTC))
+		}
 	}
-	return &response{status: http.StatusOK, header: count(len(list)), body: views}, nil
+	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
 }
 
 func (a *api) showPause(r *http.Request) (*response, error) {
@@ -1114,6 +1407,117 @@ func (a *api) deletePolicy(r *http.Request) (*response, error) {
 	}
 	p, err := a.scheduler.deletePolicy(r.Context(), req, r.PathValue("name"))
 	return &response{status: http.StatusOK, body: p}, err
+}
+
+// tokenView is a token as clients see it.
+type tokenView struct {
+	AccessorID     string
+	SecretID       string `json:",omitempty"` // once, when it is made
+	Name           string
+	Type           string
+	Policies       []string
+	CreateTime     time.Time
+	ExpirationTime *time.Time `json:",omitempty"`
+}
+
+func (t token) view(secret string) tokenView {
+	v := tokenView{AccessorID: t.Accessor, SecretID: secret, Name: t.Name, Type: t.Type, Policies: append([]string{}, t.Policies...), CreateTime: timeOf(t.Created)}
+	if t.Expires != 0 {
+		at := timeOf(t.Expires)
+		v.ExpirationTime = &at
+	}
+	return v
+}
+
+func (a *api) listTokens(r *http.Request) (*response, error) {
+	if !a.acl {
+		return nil, errNoACL
+	}
+	list, err := a.store.tokens()
+	views := make([]tokenView, len(list))
+	for i, t := range list {
+		views[i] = t.view("")
+	}
+	return &response{status: http.StatusOK, header: count(len(views)), body: views}, err
+}
+
+func (a *api) showToken(r *http.Request) (*response, error) {
+	if !a.acl {
+		return nil, errNoACL
+	}
+	t, err := a.store.token(r.PathValue("accessor"))
+	return &response{status: http.StatusOK, body: t.view("")}, err
+}
+
+// createToken answers with the secret, which is shown nowhere else and never again.
+func (a *api) createToken(r *http.Request) (*response, error) {
+	if !a.acl {
+		return nil, errNoACL
+	}
+	doc, err := body(r, tokenBytesMax)
+	if err != nil {
+		return nil, err
+	}
+	t, err := decodeToken(doc, time.Now().UnixNano())
+	if err != nil {
+		return nil, badRequest("the token is invalid: %v", err)
+	}
+	return a.makeToken(r, t, false)
+}
+
+// makeToken gives a token its accessor and its secret and stores it.
+func (a *api) makeToken(r *http.Request, t token, first bool) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	secret, hash := newSecret()
+	t.Accessor, t.Hash = crand.Text(), hash[:]
+	err = a.scheduler.putToken(r.Context(), req, t, first)
+	if errors.Is(err, errNoPolicy) {
+		return nil, badRequest("the token is invalid: Policies: %v", err)
+	}
+	return &response{status: http.StatusCreated, header: map[string]string{"Cache-Control": "no-store"}, body: t.view(secret)}, err
+}
+
+func (a *api) deleteToken(r *http.Request) (*response, error) {
+	if !a.acl {
+		return nil, errNoACL
+	}
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	t, err := a.scheduler.deleteToken(r.Context(), req, r.PathValue("accessor"))
+	return &response{status: http.StatusOK, body: t.view("")}, err
+}
+
+// bootstrap makes the first management token; mayAsk has seen the secret.
+func (a *api) bootstrap(r *http.Request) (*response, error) {
+	if !a.acl {
+		return nil, errNoACL
+	}
+	t := token{Name: "bootstrap", Type: tokenManagement, Created: time.Now().UnixNano()}
+	res, err := a.makeToken(r, t, true)
+	if err == nil || errors.Is(err, errManaged) {
+		if err := removeBootstrapSecret(a.dir); err != nil {
+			a.log.Warn("the used bootstrap secret stays", "err", err)
+		}
+	}
+	return res, err
+}
+
+// self answers with the caller's own token. With path and capability in the
+// query it is 403 if the token does not have that.
+func (a *api) self(r *http.Request) (*response, error) {
+	if !a.acl {
+		return nil, errNoACL
+	}
+	c, q := a.callerOf(r), r.URL.Query()
+	if path, capability := q.Get("path"), q.Get("capability"); path+capability != "" && !c.may(path, capability) {
+		return nil, forbidden(path, capability)
+	}
+	return &response{status: http.StatusOK, body: c.token.view("")}, nil
 }
 
 // nextTicks answers when a schedule falls due, for who is about to use it.
@@ -1229,22 +1633,95 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 }
 
 // relayHandler is the HTTP side of a node without state: what it is asked, a
-// server answers.
+// server answers, which looks at the token. This node counts the addresses that
+// send bad ones.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/leave", func(w http.ResponseWriter, r *http.Request) {
-		if err := a.leave(r.Context()); err != nil {
+		err := a.mayLeave(r)
+		if err == nil {
+			err = a.leave(r.Context())
+		}
+		if err != nil {
 			a.fail(w, r, err)
 		}
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		if err := a.relay(w, r, actorAnonymous, newRequestID()); err != nil {
+		if err := a.relayCounted(w, r); err != nil {
 			a.fail(w, r, err)
 		}
 	})
 	var guard http.CrossOriginProtection
 	return a.checkHost(guard.Handler(mux))
 }
+
+// relayCounted passes a request on, unless its address has sent too many bad
+// tokens.
+func (a *api) relayCounted(w http.ResponseWriter, r *http.Request) error {
+	if !a.acl {
+		return a.relay(w, r, actorAnonymous, newRequestID())
+	}
+	now := time.Now().UnixNano()
+	secret := sentSecret(r)
+	hash, _ := hashSecret(secret)
+	if secret != "" && a.throttle.blocked(clientAddr(r), hash, now) {
+		return errThrottled
+	}
+	answered := &statusWriter{ResponseWriter: w}
+	err := a.relay(answered, r, actorAnonymous, newRequestID())
+	switch {
+	case err != nil || secret == "" && !strings.HasSuffix(r.URL.Path, "/acl/bootstrap"):
+	case answered.status == http.StatusUnauthorized, answered.status == http.StatusForbidden && secret == "":
+		a.throttle.failed(clientAddr(r), now)
+	case secret != "" && answered.status != http.StatusNotFound:
+		a.throttle.passed(hash)
+	}
+	return err
+}
+
+// mayLeave has a server say whether the caller may take this node out.
+func (a *api) mayLeave(r *http.Request) error {
+	if !a.acl {
+		return nil
+	}
+	ask := r.Clone(r.Context())
+	ask.Method, ask.Body, ask.ContentLength = http.MethodGet, http.NoBody, 0
+	ask.URL = &url.URL{Path: "/v1/acl/self", RawQuery: url.Values{"path": {"/v1/leave"}, "capability": {mayCreate}}.Encode()}
+	answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
+	if err := a.relayCounted(answer, ask); err != nil {
+		return err
+	}
+	switch answer.status {
+	case http.StatusOK:
+		return nil
+	case http.StatusForbidden:
+		return forbidden("/v1/leave", mayCreate)
+	case http.StatusUnauthorized:
+		return errUnauthenticated
+	}
+	return problem{http.StatusServiceUnavailable, "no server can say whether this token may do that; try again later"}
+}
+
+// statusWriter remembers the status of an answer.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+// Unwrap implements what http.ResponseController looks for.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// discardWriter is where an answer goes of which only the status counts.
+type discardWriter struct{ header http.Header }
+
+func (w discardWriter) Header() http.Header         { return w.header }
+func (w discardWriter) Write(p []byte) (int, error) { return len(p), nil }
+func (w discardWriter) WriteHeader(int)             {}
 
 func (a *api) showLeader(r *http.Request) (*response, error) {
 	m, ok := a.leader()
@@ -1265,6 +1742,9 @@ func (a *api) isLeader(r *http.Request) (*response, error) {
 // that says what to do.
 func (a *api) health(r *http.Request) (*response, error) {
 	if troubles := a.troubles(); len(troubles) > 0 {
+		if !a.callerOf(r).may("/health", mayRead) {
+			return &response{status: http.StatusServiceUnavailable, body: map[string]string{"status": "unhealthy"}}, nil
+		}
 		return &response{status: http.StatusServiceUnavailable, body: map[string]any{"status": "unhealthy", "troubles": troubles}}, nil
 	}
 	return &response{status: http.StatusOK, body: map[string]string{"status": "healthy"}}, nil

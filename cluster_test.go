@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"go/ast"
 	"go/parser"
-	"go/token"
+	gotoken "go/token"
 	"hash/fnv"
 	"io"
 	"log/slog"
@@ -1409,7 +1409,7 @@ func TestSimulation_OnlyLog(t *testing.T) {
 // TestRaft_Source keeps the protocol a value: no clock, goroutine, lock,
 // socket or logger can be had without one of these.
 func TestRaft_Source(t *testing.T) {
-	fset := token.NewFileSet()
+	fset := gotoken.NewFileSet()
 	file, err := parser.ParseFile(fset, "cluster.go", nil, parser.SkipObjectResolution)
 	if err != nil {
 		t.Fatal(err)
@@ -1452,7 +1452,7 @@ func impure(n ast.Node) string {
 	case *ast.SelectStmt, *ast.SendStmt, *ast.ChanType:
 		return "a channel"
 	case *ast.UnaryExpr:
-		if n.Op == token.ARROW {
+		if n.Op == gotoken.ARROW {
 			return "a channel"
 		}
 	case *ast.SelectorExpr:

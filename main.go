@@ -58,6 +58,13 @@ These act on a running node, --http-addr says on which (127.0.0.1:8080):
   belfry leave                            take the node out of its cluster and stop it
   belfry raft list-peers                  list the servers that vote
   belfry raft remove-peer --peer-id ID    take a server that is gone for good out of the voters
+  belfry acl bootstrap                    make the first management token, on the server's machine
+  belfry acl policy apply --name N --rules-file F
+  belfry acl policy list|info|delete      show or delete policies
+  belfry acl token create --name N --type client|management --policy P
+  belfry acl token list|info|delete       show or delete tokens
+
+With access control they need a token: --token, --token-file, or BELFRY_TOKEN.
 `
 
 func main() {
@@ -72,6 +79,8 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	switch args[0] {
 	case "agent":
 		return runAgent(ctx, args[1:], environ, stdout, stderr)
+	case "acl":
+		return runACL(ctx, args[1:], environ, stdout, stderr)
 	case "leave", "raft":
 		return runRemote(ctx, args, environ, stdout, stderr)
 	case "recover":
@@ -142,6 +151,7 @@ type config struct {
 	RetryMax        int           // tries without any answer until the node gives up, 0: never
 	RaftMultiplier  int           // of all times of an election
 	HTTPAddr        string        // host:port of API and page
+	ACL             bool          // requests to the API need a token
 	Insecure        bool          // API on an address that others can reach, without access control
 	DataDir         string
 	LogLevel        slog.Level
@@ -187,6 +197,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.IntVar(&cfg.RetryMax, "retry-max", 0, "`number` of tries after which the node gives up, 0: never")
 	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1, "`factor` of the times of an election, 1 to 10: more for slow networks")
 	fs.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "`address` of API and page")
+	fs.BoolVar(&cfg.ACL, "acl", false, "requests to the API need a token; on all nodes or on none. \"belfry acl bootstrap\" makes the first")
 	fs.BoolVar(&cfg.Insecure, "insecure", false, "serve the API without access control on an address that others can reach: whoever can reach it can run commands here")
 	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of results on their way")
 	fs.TextVar(&cfg.LogLevel, "log-level", slog.LevelInfo, "least `level` that is logged: debug, info, warn or error")
@@ -293,8 +304,8 @@ func (c *config) validate() error {
 	if c.RaftMultiplier < 1 || c.RaftMultiplier > 10 {
 		return errors.New("--raft-multiplier: must lie between 1 and 10")
 	}
-	if !c.Insecure && !isLoopback(c.HTTPAddr) {
-		return fmt.Errorf("--http-addr %s: others could run commands here; use a loopback address such as 127.0.0.1:8080, or say --insecure", c.HTTPAddr)
+	if !c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr) {
+		return fmt.Errorf("--http-addr %s: others could run commands here; ask for tokens with --acl, use a loopback address such as 127.0.0.1:8080, or say --insecure", c.HTTPAddr)
 	}
 	if _, err := loadZone(c.Timezone); err != nil {
 		return fmt.Errorf("--timezone: %w", err)
@@ -427,6 +438,9 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	if err != nil {
 		return err
 	}
+	if err := prepareBootstrap(cfg, st, log); err != nil {
+		return err
+	}
 	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
 	var p *plane // the executor is ready before it, and reports only when all runs
 	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: own.ID, DataDir: cfg.DataDir, Log: log,
@@ -472,6 +486,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		output: func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error {
 			return p.outputFrom(ctx, node, execution, follow, 0, w)
 		},
+		acl: cfg.ACL, throttle: newThrottle(), dir: cfg.DataDir,
 	}).handler()
 	p.hooks.api = front
 
@@ -508,6 +523,23 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	return g.Wait()
 }
 
+// prepareBootstrap leaves a secret for the first management token, while there
+// is none, and takes it away when there is.
+func prepareBootstrap(cfg config, st *store, log *slog.Logger) error {
+	managed, err := st.managed(time.Now().UnixNano())
+	switch {
+	case err != nil:
+		return err
+	case managed || !cfg.ACL:
+		return removeBootstrapSecret(cfg.DataDir)
+	}
+	if err := writeBootstrapSecret(cfg.DataDir); err != nil {
+		return fmt.Errorf("--data-dir %s: cannot write the secret for \"belfry acl bootstrap\": %w", cfg.DataDir, err)
+	}
+	log.Info("there is no management token yet; make one here", "command", "belfry acl bootstrap --data-dir="+cfg.DataDir)
+	return nil
+}
+
 // runWorker runs a node that keeps no state: its API passes everything on to a
 // server.
 func runWorker(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) (err error) {
@@ -534,6 +566,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 		node: cfg.NodeName, hosts: []string{cfg.NodeName}, log: log,
 		leave: func(ctx context.Context) error { defer quit(); return p.leave(ctx) },
 		relay: p.forward,
+		acl:   cfg.ACL, throttle: newThrottle(),
 	}).relayHandler()
 
 	var g errgroup.Group
@@ -630,7 +663,8 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 	}
 	fs := flag.NewFlagSet("belfry "+name, flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	addr := fs.String("http-addr", "127.0.0.1:8080", "`address` of the node's API")
+	var node remoteNode
+	node.flags(fs)
 	var peer string
 	if name == "raft remove-peer" {
 		fs.StringVar(&peer, "peer-id", "", "`id` of the server, as list-peers shows it")
@@ -638,6 +672,9 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 	err := fs.Parse(args)
 	if err == nil {
 		err = fromEnvironment(fs, environ)
+	}
+	if err == nil {
+		err = node.readToken()
 	}
 	if errors.Is(err, flag.ErrHelp) {
 		return exitOK
@@ -653,11 +690,11 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 	defer cancel()
 	switch name {
 	case "leave":
-		_, err = callAPI(ctx, http.MethodPost, *addr, "/v1/leave")
+		_, err = callAPI(ctx, http.MethodPost, node, "/v1/leave")
 	case "raft list-peers":
-		err = listPeers(ctx, *addr, stdout)
+		err = listPeers(ctx, node, stdout)
 	case "raft remove-peer":
-		_, err = callAPI(ctx, http.MethodDelete, *addr, "/v1/raft/peers/"+url.PathEscape(peer))
+		_, err = callAPI(ctx, http.MethodDelete, node, "/v1/raft/peers/"+url.PathEscape(peer))
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "belfry: %v\n", err)
@@ -666,15 +703,55 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 	return exitOK
 }
 
-// callAPI makes a request to a running node and returns the body of the answer.
-func callAPI(ctx context.Context, method, addr, path string) ([]byte, error) {
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+addr+path, nil)
+// remoteNode is a running node that a command acts on.
+type remoteNode struct {
+	addr      string // host:port of its API
+	token     string // "": none
+	tokenFile string
+}
+
+func (n *remoteNode) flags(fs *flag.FlagSet) {
+	fs.StringVar(&n.addr, "http-addr", "127.0.0.1:8080", "`address` of the node's API")
+	fs.StringVar(&n.token, "token", "", "`secret` of a token, where there is access control; others can see it in the list of processes")
+	fs.StringVar(&n.tokenFile, "token-file", "", "`file` that holds the secret")
+}
+
+func (n *remoteNode) readToken() error {
+	if n.tokenFile == "" {
+		return nil
+	}
+	text, err := os.ReadFile(n.tokenFile)
+	if err != nil {
+		return fmt.Errorf("--token-file: %w", err)
+	}
+	n.token = strings.TrimSpace(string(text))
+	return nil
+}
+
+// errNotThere is returned for what the node does not know.
+var errNotThere = errors.New("there is no such thing; \"list\" shows what there is")
+
+// ask makes a request and returns the body of the answer. doc is JSON, nil for
+// no body.
+func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]byte, error) {
+	var sent io.Reader
+	if doc != nil {
+		text, err := json.Marshal(doc)
+		if err != nil {
+			return nil, err
+		}
+		sent = bytes.NewReader(text)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+n.addr+path, sent)
 	if err != nil {
 		return nil, err
 	}
+	if n.token != "" {
+		r.Header.Set("X-Dkron-Token", n.token)
+	}
 	resp, err := http.DefaultClient.Do(r)
 	if err != nil {
-		return nil, fmt.Errorf("--http-addr %s: no node answers there: %w", addr, err)
+		return nil, fmt.Errorf("--http-addr %s: no node answers there: %w", n.addr, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, rpcBytesMax))
@@ -682,15 +759,129 @@ func callAPI(ctx context.Context, method, addr, path string) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case resp.StatusCode == http.StatusNotFound:
-		return nil, errNoServer
+		return nil, errNotThere
 	case resp.StatusCode/100 != 2:
 		return nil, fmt.Errorf("the node answered %s: %s", resp.Status, bytes.TrimSpace(body))
 	}
 	return body, nil
 }
 
-func listPeers(ctx context.Context, addr string, stdout io.Writer) error {
-	body, err := callAPI(ctx, http.MethodGet, addr, "/v1/raft/peers")
+// callAPI makes a request about servers and returns the body of the answer.
+func callAPI(ctx context.Context, method string, node remoteNode, path string) ([]byte, error) {
+	body, err := node.ask(ctx, method, path, nil)
+	if errors.Is(err, errNotThere) {
+		err = errNoServer
+	}
+	return body, err
+}
+
+// aclCommands are the words behind "belfry acl", and the flags that each needs.
+var aclCommands = map[string][]string{
+	"bootstrap": {}, "policy apply": {"name", "rules-file"}, "policy list": {}, "policy info": {"name"}, "policy delete": {"name"},
+	"token create": {"name"}, "token list": {}, "token info": {"accessor-id"}, "token delete": {"accessor-id"},
+}
+
+// runACL executes "belfry acl …" on a running node. What it prints is what the
+// API answers, as JSON.
+func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	name := ""
+	for len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		name, args = strings.TrimSpace(name+" "+args[0]), args[1:]
+	}
+	needs, ok := aclCommands[name]
+	if !ok {
+		fmt.Fprintf(stderr, "belfry: there is no command %q; behind \"belfry acl\" stand: %s\n", strings.TrimSpace("acl "+name), strings.Join(sortedKeys(aclCommands), ", "))
+		return exitUsage
+	}
+	var node remoteNode
+	var policies []string
+	fs := flag.NewFlagSet("belfry acl "+name, flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	node.flags(fs)
+	given := map[string]*string{"name": new(string), "rules-file": new(string), "accessor-id": new(string)}
+	for _, f := range needs {
+		fs.StringVar(given[f], f, "", "required")
+	}
+	dir, kind, ttl := "belfry.data", tokenClient, ""
+	switch name {
+	case "bootstrap":
+		fs.StringVar(&dir, "data-dir", dir, "`directory` of the server, whose secret proves that you may")
+	case "token create":
+		fs.StringVar(&kind, "type", kind, "`type` of the token: client or management")
+		fs.StringVar(&ttl, "ttl", ttl, "`time` after which it is no longer valid, such as 24h")
+		fs.Func("policy", "`name` of a policy; may be given several times", list(&policies))
+	}
+	err := fs.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return exitOK
+	}
+	if err == nil && fs.NArg() > 0 {
+		err = fmt.Errorf("%q is no flag; see \"belfry acl %s -h\"", fs.Arg(0), name)
+	}
+	if err == nil {
+		err = fromEnvironment(fs, environ)
+	}
+	for _, f := range needs {
+		if err == nil && *given[f] == "" {
+			err = fmt.Errorf("--%s: is required", f)
+		}
+	}
+	if err == nil {
+		err = node.readToken()
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "belfry: %v\n", err)
+		return exitUsage
+	}
+	ctx, cancel := context.WithTimeout(ctx, remoteTimeout)
+	defer cancel()
+	noun, verb, _ := strings.Cut(name, " ")
+	paths := map[string]string{"policy": "/v1/acl/policies", "token": "/v1/acl/tokens", "bootstrap": "/v1/acl/bootstrap"}
+	path, id := paths[noun], "/"+url.PathEscape(*given["name"]+*given["accessor-id"])
+	var answer []byte
+	switch verb {
+	case "": // bootstrap
+		var secret []byte
+		if secret, err = os.ReadFile(filepath.Join(dir, bootstrapFile)); err != nil {
+			err = fmt.Errorf("--data-dir %s: the server keeps no secret there; start it with --acl, and ask who has a management token if there is one: %w", dir, err)
+			break
+		}
+		answer, err = node.ask(ctx, http.MethodPost, path, map[string]string{"Secret": strings.TrimSpace(string(secret))})
+	case "apply":
+		var rules []byte
+		if rules, err = os.ReadFile(*given["rules-file"]); err != nil {
+			err = fmt.Errorf("--rules-file: %w", err)
+			break
+		}
+		answer, err = node.ask(ctx, http.MethodPost, path+id, policy{*given["name"], string(rules)})
+	case "create":
+		asked := map[string]any{"Name": *given["name"], "Type": kind, "ExpirationTTL": ttl}
+		if policies != nil {
+			asked["Policies"] = policies
+		}
+		answer, err = node.ask(ctx, http.MethodPost, path, asked)
+	case "list":
+		answer, err = node.ask(ctx, http.MethodGet, path, nil)
+	case "info":
+		answer, err = node.ask(ctx, http.MethodGet, path+id, nil)
+	case "delete":
+		answer, err = node.ask(ctx, http.MethodDelete, path+id, nil)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "belfry: %v\n", err)
+		return exitError
+	}
+	var pretty bytes.Buffer
+	if json.Indent(&pretty, answer, "", "  ") != nil {
+		pretty.Reset()
+		pretty.Write(answer)
+	}
+	fmt.Fprintln(stdout, pretty.String())
+	return exitOK
+}
+
+func listPeers(ctx context.Context, node remoteNode, stdout io.Writer) error {
+	body, err := callAPI(ctx, http.MethodGet, node, "/v1/raft/peers")
 	if err != nil {
 		return err
 	}

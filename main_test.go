@@ -8,7 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"go/parser"
-	"go/token"
+	gotoken "go/token"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -98,7 +98,7 @@ func TestFiles_Imports(t *testing.T) {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}
-		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		f, err := parser.ParseFile(gotoken.NewFileSet(), file, nil, parser.ImportsOnly)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,6 +148,10 @@ func TestCommandLine(t *testing.T) {
 		{name: "unknown-command", args: []string{"serve"}},
 		{name: "raft-alone", args: []string{"raft"}},
 		{name: "remove-nobody", args: []string{"raft", "remove-peer"}},
+		{name: "acl-alone", args: []string{"acl"}},
+		{name: "acl-no-name", args: []string{"acl", "token", "create"}},
+		{name: "acl-no-secret", args: []string{"acl", "bootstrap", "--data-dir=nowhere"}},
+		{name: "acl-no-rules", args: []string{"acl", "policy", "apply", "--name=a", "--rules-file=nowhere"}},
 		{name: "leave-nobody", args: []string{"leave", "--http-addr=127.0.0.1:1"}},
 		{name: "recover-unsure", args: []string{"recover"}},
 		{name: "recover-nothing", args: []string{"recover", "--yes-i-lost-a-majority", "--data-dir=nowhere"}},

@@ -1774,6 +1774,7 @@ func (s *scheduler) resetJobs(ctx context.Context, m moment, ids []int64) error 
 const (
 	actorScheduler = "scheduler"
 	actorAnonymous = "anonymous"
+	actorBootstrap = "bootstrap" // who has the secret of a server's data directory
 )
 
 // A request is a write that somebody asked for.
@@ -2139,6 +2140,36 @@ func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
 		err = errKeyUsed
 	}
 	return err
+}
+
+// putToken stores a new token. first is for the one that no other token made:
+// errManaged if there is such.
+func (s *scheduler) putToken(ctx context.Context, r request, t token, first bool) error {
+	for _, name := range t.Policies {
+		if _, err := s.store.policy(name); err != nil {
+			return fmt.Errorf("policy %q: %w", name, err)
+		}
+	}
+	res, err := s.attempt(ctx, r, func(int64) (*command, error) { return &command{PutToken: &tokenPut{t, first}}, nil })
+	if err == nil && res.Repeated {
+		err = errTokenShown
+	}
+	return err
+}
+
+// errTokenShown is returned for a token that was made before under the same
+// key: its secret was told then and is not known any more.
+var errTokenShown = errors.New("the token was made before, and its secret shown then; make another, with another Idempotency-Key")
+
+// deleteToken removes a token and returns it as it was.
+func (s *scheduler) deleteToken(ctx context.Context, r request, accessor string) (t token, err error) {
+	_, err = s.attempt(ctx, r, func(int64) (*command, error) {
+		if t, err = s.store.token(accessor); err != nil {
+			return nil, err
+		}
+		return &command{DeleteToken: accessor}, nil
+	})
+	return t, err
 }
 
 // deletePolicy removes a policy and returns it as it was.

@@ -46,7 +46,7 @@ import (
 )
 
 const (
-	commandFormat   = 1       // what apply does with a command; raised whenever that changes
+	commandFormat   = 2       // what apply does with a command; raised whenever that changes
 	commandBytesMax = 1 << 20 // largest entry: a transaction stays well under 100 ms
 	applyBytesMax   = 1 << 20 // entries applied in one transaction, for the same reason
 	ticksMax        = 1000    // decisions in one command
@@ -94,6 +94,8 @@ const (
 	errJobDisabled = refusal("the job is disabled; enable it first")
 	errPaused      = refusal("submissions are paused: jobs can be created and updated again after POST /v1/unpause")
 	errNoPolicy    = refusal("no such policy")
+	errNoToken     = refusal("no such token")
+	errManaged     = refusal("there is a management token already; ask who has it for another")
 	errBrokenOff   = refusal("the restore was broken off; send the file again")
 )
 
@@ -286,13 +288,27 @@ CREATE TABLE stats (
 ) STRICT;
 `
 
+// tokensSchema adds the tokens of access control.
+const tokensSchema = `
+CREATE TABLE tokens (
+	accessor TEXT    PRIMARY KEY,
+	hash     BLOB    NOT NULL, -- SHA-256 of the secret
+	name     TEXT    NOT NULL,
+	type     TEXT    NOT NULL, -- management or client
+	policies TEXT    NOT NULL, -- JSON list of names
+	created  INTEGER NOT NULL,
+	expires  INTEGER NOT NULL  -- 0: never
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
+`
+
 // migrations[i] brings a database from version i to i+1, in one transaction.
 // They are only ever appended to.
-var migrations = []string{schema}
+var migrations = []string{schema, tokensSchema}
 
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
-var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "staged", "policies", "requests", "stats"}
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "staged", "policies", "tokens", "requests", "stats"}
 
 // store is one open database. Its methods are safe for readers at any time;
 // persist and apply belong to one goroutine.
@@ -908,6 +924,8 @@ type command struct {
 	SetPaused        *bool          `json:"set_paused,omitempty"`
 	PutPolicy        *policy        `json:"put_policy,omitempty"`
 	DeletePolicy     string         `json:"delete_policy,omitempty"` // its name
+	PutToken         *tokenPut      `json:"put_token,omitempty"`
+	DeleteToken      string         `json:"delete_token,omitempty"` // its accessor
 	Decide           []decision     `json:"decide,omitempty"`
 	Run              []runDecision  `json:"run,omitempty"`
 	Done             []report       `json:"done,omitempty"`
@@ -922,6 +940,12 @@ type command struct {
 type foundation struct {
 	ID       string `json:"id"`       // random, the same as in the servers' own tables
 	Timezone string `json:"timezone"` // of jobs that name none
+}
+
+// tokenPut makes a token.
+type tokenPut struct {
+	Token token `json:"token"`
+	First bool  `json:"first,omitempty"` // refused while a management token is valid
 }
 
 // jobVersion names one state of one job: the log indexes of its creation and of
@@ -1085,7 +1109,7 @@ func (c *command) encode() ([]byte, error) {
 
 // decodeCommand is the inverse of encode. The outputs alias data.
 func decodeCommand(data []byte) (*command, error) {
-	if len(data) == 0 || data[0] != commandFormat {
+	if len(data) == 0 || data[0] == 0 || data[0] > commandFormat {
 		return nil, errUnknownEntry
 	}
 	size, n := binary.Uvarint(data[1:])
@@ -1194,6 +1218,10 @@ func (a *applying) change() error {
 		return a.s.exec("INSERT OR REPLACE INTO policies VALUES (?, ?)", c.PutPolicy.Name, c.PutPolicy.Rules)
 	case c.DeletePolicy != "":
 		return a.deletePolicy(c.DeletePolicy)
+	case c.PutToken != nil:
+		return a.putToken(*c.PutToken)
+	case c.DeleteToken != "":
+		return a.deleteToken(c.DeleteToken)
 	case c.Decide != nil:
 		return a.decide(c.Decide)
 	case c.Run != nil:
@@ -1510,6 +1538,32 @@ func (a *applying) deletePolicy(name string) error {
 // of: one of which no execution has started was missed after all.
 const ranSQL = `CASE WHEN e.outcome = 'missed' AND NOT EXISTS (SELECT * FROM executions m WHERE m.grp = e.id AND m.grp <> m.id AND m.outcome <> 'missed') THEN 'missed'
 	WHEN e.late THEN 'late' ELSE 'ran' END`
+
+func (a *applying) putToken(p tokenPut) error {
+	if p.First {
+		var n int
+		if err := a.s.get(managedQuery, []any{tokenManagement, a.c.Now}, &n); err != nil {
+			return err
+		}
+		if n > 0 {
+			return errManaged
+		}
+	}
+	policies, err := json.Marshal(p.Token.Policies)
+	if err != nil {
+		return err
+	}
+	t := p.Token
+	return a.s.exec("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", t.Accessor, t.Hash, t.Name, t.Type, string(policies), t.Created, t.Expires)
+}
+
+func (a *applying) deleteToken(accessor string) error {
+	n, err := a.s.execRows("DELETE FROM tokens WHERE accessor = ?", accessor)
+	if err == nil && n == 0 {
+		return errNoToken
+	}
+	return err
+}
 
 // dropExecutions deletes the oldest finished executions of a job up to a cut,
 // at most sliceRows, sparing groups that are not over, and adds the ticks
@@ -2172,6 +2226,7 @@ type jobFilter struct {
 	Status   string            // a status, or "untriggered"
 	Disabled string            // "true" or "false"
 	Metadata map[string]string // all of them
+	Globs    []string          // one of these patterns for the name; nil: any name
 	Sort     string            // a field that jobOrder knows
 	Desc     bool
 }
@@ -2210,7 +2265,24 @@ func (f jobFilter) where() (string, []any) {
 	for _, k := range sortedKeys(f.Metadata) {
 		add("EXISTS (SELECT * FROM json_each(j.metadata) WHERE key = ? AND value = ?)", k, f.Metadata[k])
 	}
+	if f.Globs != nil {
+		// A name has no slash and none of the characters that GLOB knows besides
+		// the star, and checkGlob lets none of them into a pattern.
+		any := "0"
+		for range f.Globs {
+			any += " OR j.name GLOB ?"
+		}
+		add("("+any+")", anySlice(f.Globs)...)
+	}
 	return cond, args
+}
+
+func anySlice(list []string) []any {
+	out := make([]any, len(list))
+	for i, s := range list {
+		out[i] = s
+	}
+	return out
 }
 
 // sortedKeys returns the keys of m in order, for what must not depend on the
@@ -2867,6 +2939,53 @@ func (s *store) policy(name string) (p policy, err error) {
 		err = errNoPolicy
 	}
 	return p, err
+}
+
+const (
+	tokenColumns = "accessor, hash, name, type, policies, created, expires"
+	managedQuery = "SELECT count(*) FROM tokens WHERE type = ? AND (expires = 0 OR expires > ?)"
+)
+
+func scanToken(scan scanner) (t token, err error) {
+	var policies string
+	if err := scan(&t.Accessor, &t.Hash, &t.Name, &t.Type, &policies, &t.Created, &t.Expires); err != nil {
+		return token{}, err
+	}
+	return t, json.Unmarshal([]byte(policies), &t.Policies)
+}
+
+// tokens returns all tokens in the order of their making.
+func (s *store) tokens() ([]token, error) {
+	list := []token{}
+	err := s.viewEach("SELECT "+tokenColumns+" FROM tokens ORDER BY created, accessor", nil, func(scan scanner) error {
+		t, err := scanToken(scan)
+		list = append(list, t)
+		return err
+	})
+	return list, err
+}
+
+// token returns the token of that accessor, or errNoToken.
+func (s *store) token(accessor string) (token, error) { return s.oneToken("accessor = ?", accessor) }
+
+// tokenByHash returns the token whose secret has that hash, or errNoToken.
+func (s *store) tokenByHash(hash []byte) (token, error) { return s.oneToken("hash = ?", hash) }
+
+func (s *store) oneToken(where string, arg any) (token, error) {
+	t, err := scanToken(func(dest ...any) error {
+		return s.view("SELECT "+tokenColumns+" FROM tokens WHERE "+where, []any{arg}, dest...)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		err = errNoToken
+	}
+	return t, err
+}
+
+// managed reports whether there is a management token that holds.
+func (s *store) managed(now int64) (bool, error) {
+	var n int
+	err := s.view(managedQuery, []any{tokenManagement, now}, &n)
+	return n > 0, err
 }
 
 // A dayStats counts the executions that ended on one day.

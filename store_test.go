@@ -239,6 +239,10 @@ func (l *randomLog) next() *command {
 		name := fmt.Sprint("policy-", l.rnd.IntN(3))
 		if c.PutPolicy = (&policy{Name: name, Rules: `{"path":{}}`}); l.rnd.IntN(3) == 0 {
 			c.PutPolicy, c.DeletePolicy = nil, name
+		} else if n := l.rnd.IntN(3); n == 0 {
+			c.PutPolicy, c.PutToken = nil, &tokenPut{token{Accessor: name, Hash: []byte(name), Name: name, Type: tokenManagement, Expires: l.now + 1}, l.rnd.IntN(2) == 0}
+		} else if n == 1 {
+			c.PutPolicy, c.DeleteToken = nil, name
 		}
 	case 14:
 		l.restore(c)
