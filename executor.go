@@ -38,8 +38,11 @@ import (
 	"maps"
 	"math"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -204,10 +207,20 @@ type executorConfig struct {
 	NodeID  string // random id of the data directory: marks the processes of this node
 	DataDir string // results are kept in its subdirectory "results"
 	Log     *slog.Logger
+	Limits  nodeLimits // what the node's operator lets jobs do
 
 	// Report delivers results to the leader and returns the executions whose results are safe there. It must return when
 	// ctx ends. Called by one goroutine at a time; the results are shared and must not be changed.
 	Report func(ctx context.Context, results []result) (taken []int64, err error)
+}
+
+// nodeLimits is what a node's operator lets jobs do there, whoever stored them. The zero value runs both executors, as the
+// node's own user alone, and reaches all but metadata services.
+type nodeLimits struct {
+	Executors     []string // that run here, nil: all
+	AllowSu       []string // values of "su" that jobs may have, each as a whole
+	AllowMetadata bool     // http requests reach the metadata services of clouds
+	DenyPrivate   bool     // http requests do not reach private and loopback addresses
 }
 
 // executor runs what the leader orders. Its methods may be called by any goroutine.
@@ -294,7 +307,7 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 	e.processes = lane{startsMax: processStarts, startTime: processStartTime, runningMax: int(min(processesMax, files.Cur/5))}
 	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: int(min(requestsMax, files.Cur*2/5))}
 	var err error
-	if e.transport, err = newTransport(nil); err != nil {
+	if e.transport, err = newTransport(nil, cfg.Limits); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 
@@ -470,19 +483,7 @@ func (e *executor) finishLocked(r *run, res result) {
 // execute runs r to its end. Of a run that failed or was ended, the first line of the output is the reason.
 func (e *executor) execute(ctx context.Context, r *run) result {
 	started := time.Now()
-	var err error
-	switch r.order.Executor {
-	case executorShell:
-		err = e.runProcess(ctx, r)
-	case executorHTTP:
-		err = e.runRequest(ctx, r)
-	case "":
-		err = errors.New("the job has no executor: nothing to run")
-	case "grpc", "kafka", "nats", "rabbitmq", "gcppubsub", "docker", "ecs":
-		err = fmt.Errorf("the executor %q of Dkron is not part of belfry, which has shell and http", r.order.Executor)
-	default:
-		err = fmt.Errorf("there is no executor %q; belfry has shell and http", r.order.Executor)
-	}
+	err := e.runOrder(ctx, r)
 
 	res := result{Execution: r.order.Execution, Started: started.UnixNano(), Outcome: outcomeSuccess}
 	// The monotonic clock counts between the two times: a step of the wall clock makes no negative duration.
@@ -501,6 +502,25 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 		res.Output = e.process(r.order, res.Output)
 	}
 	return res
+}
+
+// runOrder runs what r is about. The error is the reason of a failure, or why the run was ended.
+func (e *executor) runOrder(ctx context.Context, r *run) error {
+	name := r.order.Executor
+	if here := e.cfg.Limits.Executors; here != nil && (name == executorShell || name == executorHTTP) && !slices.Contains(here, name) {
+		return fmt.Errorf("the executor %q is switched off on this node; choose another node with tags, or add it to --executors here", name)
+	}
+	switch name {
+	case executorShell:
+		return e.runProcess(ctx, r)
+	case executorHTTP:
+		return e.runRequest(ctx, r)
+	case "":
+		return errors.New("the job has no executor: nothing to run")
+	case "grpc", "kafka", "nats", "rabbitmq", "gcppubsub", "docker", "ecs":
+		return fmt.Errorf("the executor %q of Dkron is not part of belfry, which has shell and http", name)
+	}
+	return fmt.Errorf("there is no executor %q; belfry has shell and http", name)
 }
 
 // deliver reports what is due, one batch after the other, until ctx ends.
@@ -873,6 +893,10 @@ func (e *executor) command(ctx context.Context, o *order) (*exec.Cmd, error) {
 		}
 	}
 	if su := o.Config["su"]; su != "" {
+		// As a whole: "user" allows no "user:docker".
+		if !slices.Contains(e.cfg.Limits.AllowSu, su) {
+			return nil, fmt.Errorf("executor_config.su: this node does not run jobs as %q; add it to --allow-su there", su)
+		}
 		if cmd.SysProcAttr.Credential, err = credential(su); err != nil {
 			return nil, fmt.Errorf("executor_config.su: %w", err)
 		}
@@ -1205,7 +1229,7 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 	transport := e.transport
 	if config["tlsNoVerifyPeer"]+config["tlsCertificateFile"]+config["tlsCertificateKeyFile"]+config["tlsRootCAsFile"] != "" {
 		// Connections of its own for each run: few jobs have such settings, and a renewed file counts from the next run on.
-		if transport, err = newTransport(config); err != nil {
+		if transport, err = newTransport(config, e.cfg.Limits); err != nil {
 			return err
 		}
 		defer transport.CloseIdleConnections()
@@ -1316,9 +1340,26 @@ func checkResponse(config map[string]string, code int, body func() []byte) error
 	return nil
 }
 
-// newTransport returns the connections for a job with the TLS settings in config.
-func newTransport(config map[string]string) (*http.Transport, error) {
+// newTransport returns the connections for a job with the TLS settings in config. An address is looked at when it is
+// dialled, so that neither a name that resolves to something else the second time nor a redirect leads around the limits.
+// A proxy resolves names itself; only addresses that stand in the URL are looked at then.
+func newTransport(config map[string]string, limits nodeLimits) (*http.Transport, error) {
 	t := http.DefaultTransport.(*http.Transport).Clone()
+	dialer := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
+		addr, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return err
+		}
+		return limits.checkAddr(addr.Addr())
+	}}
+	t.DialContext = dialer.DialContext
+	t.Proxy = func(r *http.Request) (*url.URL, error) {
+		proxy, err := http.ProxyFromEnvironment(r)
+		if addr, e := netip.ParseAddr(r.URL.Hostname()); proxy != nil && err == nil && e == nil {
+			err = limits.checkAddr(addr)
+		}
+		return proxy, err
+	}
 	t.MaxIdleConns, t.MaxIdleConnsPerHost = idleMax, idlePerHostMax
 	noVerify, err := strconv.ParseBool(config["tlsNoVerifyPeer"])
 	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: err == nil && noVerify}
@@ -1340,6 +1381,40 @@ func newTransport(config map[string]string) (*http.Transport, error) {
 		}
 	}
 	return t, nil
+}
+
+// metadataAddrs are where clouds tell a machine who it is and what it may do. Credentials can be read there by whoever makes
+// the machine ask: link-local addresses, and those that some clouds took instead.
+var metadataAddrs = []netip.Prefix{
+	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"),
+	netip.MustParsePrefix("fd00:ec2::254/128"),  // AWS
+	netip.MustParsePrefix("fd20:ce::254/128"),   // Google
+	netip.MustParsePrefix("100.100.100.200/32"), // Alibaba
+	netip.MustParsePrefix("168.63.129.16/32"),   // Azure
+	netip.MustParsePrefix("192.0.0.192/32"),     // Oracle
+}
+
+// privateAddrs are private beyond what netip says.
+var privateAddrs = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("0.0.0.0/8")}
+
+// nat64 holds all IPv4 addresses in its last four bytes.
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// checkAddr says why a request must not reach an address, nil if it may.
+func (l nodeLimits) checkAddr(addr netip.Addr) error {
+	addr = addr.Unmap().WithZone("")
+	if nat64.Contains(addr) {
+		b := addr.As16()
+		addr = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	in := func(p netip.Prefix) bool { return p.Contains(addr) }
+	switch {
+	case !l.AllowMetadata && slices.ContainsFunc(metadataAddrs, in):
+		return fmt.Errorf("executor_config.url: %s is an address of a metadata service, which this node does not reach without --http-allow-metadata", addr)
+	case l.DenyPrivate && (addr.IsPrivate() || addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast() || slices.ContainsFunc(privateAddrs, in)):
+		return fmt.Errorf("executor_config.url: %s is a private address, which this node does not reach because of --http-deny-private", addr)
+	}
+	return nil
 }
 
 // ---- Processors

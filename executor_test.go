@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -107,7 +108,8 @@ const testNodeID = "node-id-of-the-test"
 func newNode(t testing.TB, dir string) *testNode {
 	t.Helper()
 	n := &testNode{leader: &leader{results: map[int64]result{}}, dir: dir, next: 1}
-	e, err := newExecutor(executorConfig{Node: "n1", NodeID: testNodeID + dir, DataDir: dir, Log: slog.New(slog.DiscardHandler), Report: n.leader.report})
+	e, err := newExecutor(executorConfig{Node: "n1", NodeID: testNodeID + dir, DataDir: dir, Log: slog.New(slog.DiscardHandler), Report: n.leader.report,
+		Limits: nodeLimits{AllowSu: []string{"nobody", "nobody:daemon", "oracle-no-such-user"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1283,5 +1285,96 @@ func TestExecutor_HTTPOnce(t *testing.T) {
 			t.Errorf("%s: two runs made %d requests, %d with a key", config, requests.Load(), keys.Load())
 		}
 		server.Close()
+	}
+}
+
+// ---- What a node's operator forbids
+
+func TestNodeLimits_CheckAddr(t *testing.T) {
+	for _, c := range []struct {
+		addr                  string
+		open, metadata, alone bool // reached with the zero limits, with AllowMetadata, with DenyPrivate
+	}{
+		{"169.254.169.254", false, true, false},
+		{"169.254.0.1", false, true, false},
+		{"::ffff:169.254.169.254", false, true, false},
+		{"64:ff9b::a9fe:a9fe", false, true, false},
+		{"fe80::1", false, true, false},
+		{"fe80::1%eth0", false, true, false},
+		{"fd00:ec2::254", false, true, false},
+		{"100.100.100.200", false, true, false},
+		{"168.63.129.16", false, true, false},
+		{"127.0.0.1", true, true, false},
+		{"::1", true, true, false},
+		{"::ffff:127.0.0.1", true, true, false},
+		{"0.0.0.0", true, true, false},
+		{"0.1.2.3", true, true, false},
+		{"10.1.2.3", true, true, false},
+		{"172.16.0.1", true, true, false},
+		{"192.168.1.1", true, true, false},
+		{"100.64.0.1", true, true, false},
+		{"fd12::1", true, true, false},
+		{"64:ff9b::0a00:0001", true, true, false},
+		{"192.0.2.1", true, true, true},
+		{"2001:db8::1", true, true, true},
+		{"169.253.255.255", true, true, true},
+	} {
+		addr := netip.MustParseAddr(c.addr)
+		for _, l := range []struct {
+			limits nodeLimits
+			want   bool
+		}{{nodeLimits{}, c.open}, {nodeLimits{AllowMetadata: true}, c.metadata}, {nodeLimits{DenyPrivate: true}, c.alone}} {
+			if err := l.limits.checkAddr(addr); (err == nil) != l.want {
+				t.Errorf("%s with %+v: %v, want reached %t", c.addr, l.limits, err, l.want)
+			}
+		}
+	}
+}
+
+// TestExecutor_Limits: neither a URL, nor a redirect, nor su, nor an executor
+// that is switched off leads around what the operator said.
+func TestExecutor_Limits(t *testing.T) {
+	srv := httptest.NewServer(http.RedirectHandler("http://169.254.169.254/latest/meta-data/", http.StatusFound))
+	defer srv.Close()
+	port := srv.URL[strings.LastIndex(srv.URL, ":"):]
+	request := func(target string) order {
+		return order{Executor: "http", Config: map[string]string{"method": "GET", "url": target, "timeout": "5"}}
+	}
+	tls := request("https://169.254.169.254/")
+	tls.Config["tlsNoVerifyPeer"] = "true"
+	shell := order{Executor: "shell", Config: map[string]string{"command": "true"}}
+	su := func(who string) order {
+		return order{Executor: "shell", Config: map[string]string{"command": "true", "su": who}}
+	}
+	for _, c := range []struct {
+		name   string
+		limits nodeLimits
+		order  order
+		want   string // part of the output
+	}{
+		{"Metadata", nodeLimits{}, request("http://169.254.169.254/"), "--http-allow-metadata"},
+		{"MetadataMapped", nodeLimits{}, request("http://[::ffff:a9fe:a9fe]/"), "--http-allow-metadata"},
+		{"MetadataTLS", nodeLimits{}, tls, "--http-allow-metadata"},
+		{"Redirect", nodeLimits{}, request(srv.URL), "--http-allow-metadata"},
+		{"Private", nodeLimits{DenyPrivate: true}, request(srv.URL), "--http-deny-private"},
+		{"PrivateName", nodeLimits{DenyPrivate: true}, request("http://localhost" + port), "--http-deny-private"},
+		{"ShellOff", nodeLimits{Executors: []string{"http"}}, shell, "--executors"},
+		{"HTTPOff", nodeLimits{Executors: []string{"shell"}}, request(srv.URL), "--executors"},
+		{"SuNobody", nodeLimits{}, su("root"), "--allow-su"},
+		{"SuGroup", nodeLimits{AllowSu: []string{"nobody"}}, su("nobody:root"), "--allow-su"},
+		{"SuOther", nodeLimits{AllowSu: []string{"nobody"}}, su("root"), "--allow-su"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNode(t, t.TempDir())
+			n.cfg.Limits = c.limits
+			var err error
+			if n.transport, err = newTransport(nil, c.limits); err != nil {
+				t.Fatal(err)
+			}
+			got := n.leader.wait(t, n.order(t, c.order))
+			if got.Outcome != outcomeFailed || !strings.Contains(string(got.Output), c.want) {
+				t.Errorf("got %s %q, want a failure that names %s", got.Outcome, got.Output, c.want)
+			}
+		})
 	}
 }

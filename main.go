@@ -162,6 +162,7 @@ type config struct {
 	CatchupWindow   time.Duration // age up to which a missed tick still runs
 	ExecutionsKept  int           // newest finished executions of a job that are kept
 	LostAfter       time.Duration // of silence of its node, after which an execution is lost
+	Limits          nodeLimits    // what jobs may do here
 	ShutdownGrace   time.Duration // that running executions have to end when the node stops
 }
 
@@ -219,6 +220,10 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions that are kept of each job")
 	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute, "`time` after which an execution is given up whose node does not answer")
 	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second, "`time` that running executions have to end when the node stops")
+	fs.Func("executors", "`names` of the executors that run here, shell and http, with commas between them; both if it is not given", list(&cfg.Limits.Executors))
+	fs.Func("allow-su", "`user` or user:group that shell jobs may run as with su, as a whole; may be given several times", list(&cfg.Limits.AllowSu))
+	fs.BoolVar(&cfg.Limits.AllowMetadata, "http-allow-metadata", false, "http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
+	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false, "http jobs do not reach private and loopback addresses")
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		fs.SetOutput(help)
 		fs.Usage()
@@ -306,6 +311,11 @@ func (c *config) validate() error {
 	}
 	if !c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr) {
 		return fmt.Errorf("--http-addr %s: others could run commands here; ask for tokens with --acl, use a loopback address such as 127.0.0.1:8080, or say --insecure", c.HTTPAddr)
+	}
+	for _, name := range c.Limits.Executors {
+		if name != executorShell && name != executorHTTP {
+			return fmt.Errorf("--executors: there is no executor %q; name %s, %s, or both", name, executorShell, executorHTTP)
+		}
 	}
 	if _, err := loadZone(c.Timezone); err != nil {
 		return fmt.Errorf("--timezone: %w", err)
@@ -443,7 +453,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	}
 	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
 	var p *plane // the executor is ready before it, and reports only when all runs
-	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: own.ID, DataDir: cfg.DataDir, Log: log,
+	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: own.ID, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
 		Report: func(ctx context.Context, results []result) ([]int64, error) { return p.reportToLeader(ctx, results) }})
 	if err != nil {
 		return err
@@ -551,7 +561,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	}
 	defer func() { err = errors.Join(err, dir.close()) }()
 	var p *plane
-	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: dir.node.ID, DataDir: cfg.DataDir, Log: log,
+	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: dir.node.ID, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
 		Report: func(ctx context.Context, results []result) ([]int64, error) { return p.reportToLeader(ctx, results) }})
 	if err != nil {
 		return err

@@ -148,6 +148,7 @@ func TestCommandLine(t *testing.T) {
 		{name: "unknown-command", args: []string{"serve"}},
 		{name: "raft-alone", args: []string{"raft"}},
 		{name: "remove-nobody", args: []string{"raft", "remove-peer"}},
+		{name: "bad-executor", args: append(slices.Clone(agent), "--executors=http,docker")},
 		{name: "acl-alone", args: []string{"acl"}},
 		{name: "acl-no-name", args: []string{"acl", "token", "create"}},
 		{name: "acl-no-secret", args: []string{"acl", "bootstrap", "--data-dir=nowhere"}},
