@@ -8,12 +8,15 @@ import * as overview from "./overview.js";
 import * as jobs from "./jobs.js";
 import * as job from "./job.js";
 import * as execution from "./execution.js";
+import * as form from "./form.js";
 
 // A view has load(route), which fetches; show(data, route), which says what
 // should be there; title(route); and may have enter(route) and leave().
 const routes = [
   [/^\/?$/, "overview", overview],
   [/^\/jobs\/?$/, "jobs", jobs],
+  [/^\/new$/, "new", form],
+  [/^\/jobs\/([^/]+)\/edit$/, "jobs", form],
   [/^\/jobs\/([^/]+)(?:\/show)?$/, "jobs", job], // with /show as in the addresses of Dkron's page
   [/^\/jobs\/([^/]+)\/executions\/([^/]+)$/, "jobs", execution],
 ];
@@ -112,7 +115,7 @@ function showConnection() {
 
 // say tells what came of an action, to eyes and to screen readers.
 let saidTimer = 0;
-export function say(text, bad = false) {
+function say(text, bad = false) {
   clearTimeout(saidTimer);
   byId("said").className = bad ? "bad" : "";
   byId("said").textContent = text;

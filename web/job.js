@@ -34,7 +34,7 @@ async function nextTicks(job) {
 export function show({ job, executions, ticks, next }) {
   return [
     el("p", { class: "crumbs" }, el("a", { href: "#/jobs" }, "Jobs"), " / "),
-    el("div", { class: "title" }, heading(job.displayname || job.name), el("div", { class: "actions" }, buttons(job))),
+    el("div", { class: "title" }, heading(job.displayname || job.name), el("div", { class: "actions" }, el("a", { class: "button", href: `#/${jobPath(job.name)}/edit` }, "Edit"), buttons(job))),
     el("div", { class: "columns" }, panel("Job", null, facts(job)), panel("Next runs", null, nextList(job, next))),
     panel("Runs", null, runs(job, executions)),
     panel("Every time it fell due, last 24 hours", null, tickList(job, ticks)),

@@ -38,7 +38,7 @@ export function show({ rows, total }, { search }) {
   return [
     heading("Jobs"),
     filters(search),
-    total === 0 ? el("p", { class: "quiet", role: "status" }, search.size ? "No job is like that." : "There are no jobs yet.") : table(rows, search),
+    total > 0 ? table(rows, search) : search.size ? el("p", { class: "quiet", role: "status" }, "No job is like that.") : firstJob(),
     pager(total, search),
   ];
 }
@@ -52,6 +52,12 @@ function filters(search) {
     field("Metadata", el("input", { name: "metadata", value: value("metadata"), placeholder: "team=data" })),
     search.size > 0 && el("a", { class: "button", href: "#/jobs" }, "Clear"));
 }
+
+// firstJob is for who has none yet.
+export const firstJob = () => el("section", { class: "panel first" },
+  el("h2", null, "There are no jobs yet"),
+  el("p", null, "A job is a command or a request with a schedule. An example is ready: it says hello every ten seconds."),
+  el("div", { class: "actions" }, el("a", { class: "button primary", href: "#/new?example=1" }, "Look at the example"), el("a", { class: "button", href: "#/new" }, "Start from nothing")));
 
 // typed puts what is typed into the address, when the typing pauses.
 let typing = 0;

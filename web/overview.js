@@ -2,6 +2,7 @@
 
 import { executionPath, get, jobPath, list, query } from "./api.js";
 import { badge, el, heading, panel, svg } from "./dom.js";
+import { firstJob } from "./jobs.js";
 import { ago, at, brief, parse } from "./time.js";
 
 const countAge = 15_000; // milliseconds after which counts are read again
@@ -42,6 +43,7 @@ export async function load() {
 export function show({ busy, counts: c, days, failed }) {
   return [
     heading("Overview"),
+    c.all === 0 && firstJob(),
     el("div", { class: "tiles" },
       tile(c.all, "jobs", "#/jobs"),
       tile(busy.length, "running now", "#running", busy.length && "busy"),
