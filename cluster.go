@@ -2300,7 +2300,8 @@ var (
 
 	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
 	// nothing: it said so, or no connection to it came about. After all others nobody can tell.
-	errRefused = errors.New("refused")
+	errRefused      = errors.New("refused")
+	errNoConnection = errors.New("no connection")
 )
 
 // refusalCodes are the errors that a node can answer with, and how they travel.
@@ -3538,7 +3539,7 @@ func (p *plane) do(ctx context.Context, client *http.Client, method string, to r
 	resp, err := client.Do(r)
 	if err != nil {
 		if !connected.Load() {
-			err = fmt.Errorf("%w: no connection: %w", errRefused, err)
+			err = fmt.Errorf("%w: %w: %w", errRefused, errNoConnection, err)
 		}
 		return nil, err
 	}

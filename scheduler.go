@@ -1076,11 +1076,12 @@ func (s *scheduler) send(t target, d dispatch, try try) {
 	}
 	s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
 	doubtful := d.Orders
-	if !errors.Is(err, errRefused) {
+	if !errors.Is(err, errRefused) || errors.Is(err, errNoConnection) {
 		s.mu.Lock()
 		s.mute[t.Node] = true
 		s.mu.Unlock()
-	} else if try != againTry && processGone(err) {
+	}
+	if errors.Is(err, errRefused) && try != againTry && processGone(err) {
 		var free []order
 		free, doubtful = s.takeFrom(t, d.Orders)
 		if err := s.reassign(t, free, try); err != nil {

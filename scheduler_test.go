@@ -2012,7 +2012,7 @@ func (w *world) start(name string, d dispatch) error {
 	case n.local:
 		return n.refuse(w, d)
 	case !n.up:
-		return fmt.Errorf("%w: no connection", errRefused)
+		return fmt.Errorf("%w: %w", errRefused, errNoConnection)
 	case !n.reached || w.chance(3):
 		return errUnreached
 	case w.chance(3):
@@ -2588,7 +2588,7 @@ func testSlowRefusal(t *testing.T, answerFirst bool, want map[string]int) {
 		if first := tries == 1; first {
 			mu.Unlock()
 			<-refusal
-			return fmt.Errorf("%w: no connection", errRefused)
+			return fmt.Errorf("%w: %w", errRefused, errNoConnection)
 		}
 		defer mu.Unlock()
 		taken[name] += len(d.Orders)
@@ -2629,6 +2629,12 @@ func testSlowRefusal(t *testing.T, answerFirst bool, want map[string]int) {
 	}
 	for _, step := range steps {
 		close(step)
+		synctest.Wait()
+		sched.mu.Lock()
+		if mute := sched.mute["n1"]; mute != (step == refusal) {
+			t.Errorf("n1 gave no connection: %v; it is kept from new orders: %v", step == refusal, mute)
+		}
+		sched.mu.Unlock()
 		wait(2 * doubtPause)
 	}
 	mu.Lock()
