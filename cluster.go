@@ -3879,7 +3879,7 @@ type agentNode struct {
 // openAgentDir opens or makes an agent's data directory.
 func openAgentDir(path string) (*agentDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("--data-dir: cannot make the directory: %w", err)
+		return nil, fmt.Errorf("--data-dir: cannot make the directory, choose one that this user may write: %w", err)
 	}
 	lock, err := lockDir(path)
 	if err != nil {

@@ -356,7 +356,7 @@ type logRetention struct {
 // Errors are one sentence that says what to do.
 func openStore(dir string) (*store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("--data-dir: cannot make the directory: %w", err)
+		return nil, fmt.Errorf("--data-dir: cannot make the directory, choose one that this user may write: %w", err)
 	}
 	lock, err := lockDir(dir)
 	if err != nil {
