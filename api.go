@@ -25,6 +25,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -54,6 +55,7 @@ var web embed.FS
 type api struct {
 	node       string
 	hosts      []string // names in Host that are this server's, besides loopback and addresses
+	origins    []string // whose pages may use the API, besides our own
 	store      *store
 	scheduler  *scheduler
 	members    func() []member
@@ -164,8 +166,53 @@ func (a *api) handler() http.Handler {
 		mux.Handle(route.pattern, a.checked(route, answer))
 	}
 	servePage(mux)
-	var guard http.CrossOriginProtection
-	return a.checkHost(guard.Handler(trimSlash(mux)))
+	return a.guard(trimSlash(mux))
+}
+
+// guard stands between browsers and everything else. What another node has
+// passed on was looked at where it came in.
+func (a *api) guard(next http.Handler) http.Handler {
+	var own http.CrossOriginProtection
+	for _, origin := range a.origins {
+		// An origin that the flag was refused for is not here; and one that is not trusted changes nothing.
+		_ = own.AddTrustedOrigin(origin)
+	}
+	fromClient := a.checkHost(a.cors(own.Handler(next)))
+	forwarded := a.checkHost(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := forwardedFrom(r.Context()); ok {
+			forwarded.ServeHTTP(w, r)
+			return
+		}
+		fromClient.ServeHTTP(w, r)
+	})
+}
+
+// cors lets pages of the origins in --cors-origin read answers and send what
+// the API takes. Cookies have no meaning here, so none are allowed. Pages of
+// other origins find no word of it.
+func (a *api) cors(next http.Handler) http.Handler {
+	if len(a.origins) == 0 {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Add("Vary", "Origin")
+		origin := r.Header.Get("Origin")
+		if !slices.Contains(a.origins, origin) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Access-Control-Allow-Origin", origin)
+		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+			w.Header().Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
+			w.Header().Set("Access-Control-Allow-Headers", "Authorization, X-Dkron-Token, Content-Type, Idempotency-Key")
+			w.Header().Set("Access-Control-Max-Age", "600")
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		w.Header().Set("Access-Control-Expose-Headers", "X-Total-Count, X-Whom, Location, Belfry-Group")
+		next.ServeHTTP(w, r)
+	})
 }
 
 // pageTypes are the files of web/ that make the page, by their endings.
@@ -245,7 +292,7 @@ func (a *api) checkHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Whom", a.node)
 		if !a.ownHost(r.Host) {
-			http.Error(w, fmt.Sprintf("this server is not called %q; use its address, or localhost", r.Host), http.StatusMisdirectedRequest)
+			http.Error(w, fmt.Sprintf("this server is not called %q; use its address, or localhost, or start it with that name in --allowed-host", r.Host), http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -1651,8 +1698,7 @@ func (a *api) relayHandler() http.Handler {
 			a.fail(w, r, err)
 		}
 	})
-	var guard http.CrossOriginProtection
-	return a.checkHost(guard.Handler(mux))
+	return a.guard(mux)
 }
 
 // relayCounted passes a request on, unless its address has sent too many bad

@@ -949,3 +949,46 @@ func TestAPI_OneBackup(t *testing.T) {
 		}
 	})
 }
+
+// TestAPI_Browsers: a page of another origin, or one whose name points here,
+// changes and reads nothing unless the operator has named it.
+func TestAPI_Browsers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		s.api.hosts, s.api.origins = []string{"belfry.example"}, []string{"https://ops.example"}
+		s.handler = s.api.handler()
+		for _, c := range []struct {
+			name, method, host string
+			header             map[string]string
+			status             int
+			reads              string // Access-Control-Allow-Origin
+		}{
+			{"Own", "POST", "localhost", nil, 200, ""},
+			{"OwnPage", "POST", "localhost", map[string]string{"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}, 200, ""},
+			{"AllowedHost", "POST", "belfry.example:8080", nil, 200, ""},
+			{"Rebinding", "GET", "evil.example", nil, 421, ""},
+			{"RebindingBelow", "GET", "evil.belfry.example", nil, 421, ""},
+			{"Foreign", "POST", "localhost", map[string]string{"Origin": "https://evil.example"}, 403, ""},
+			{"ForeignFetch", "POST", "localhost", map[string]string{"Sec-Fetch-Site": "cross-site"}, 403, ""},
+			{"ForeignRead", "GET", "localhost", map[string]string{"Origin": "https://evil.example"}, 200, ""},
+			{"Null", "POST", "localhost", map[string]string{"Origin": "null", "Sec-Fetch-Site": "cross-site"}, 403, ""},
+			{"Trusted", "POST", "localhost", map[string]string{"Origin": "https://ops.example", "Sec-Fetch-Site": "cross-site"}, 200, "https://ops.example"},
+			{"TrustedRead", "GET", "localhost", map[string]string{"Origin": "https://ops.example"}, 200, "https://ops.example"},
+			{"TrustedOtherScheme", "POST", "localhost", map[string]string{"Origin": "http://ops.example"}, 403, ""},
+			{"TrustedOtherHost", "POST", "evil.example", map[string]string{"Origin": "https://ops.example"}, 421, ""},
+			{"Preflight", "OPTIONS", "localhost", map[string]string{"Origin": "https://ops.example", "Access-Control-Request-Method": "POST"}, 204, "https://ops.example"},
+			{"ForeignPreflight", "OPTIONS", "localhost", map[string]string{"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}, 405, ""},
+		} {
+			r := httptest.NewRequest(c.method, "/v1/pause", nil)
+			r.Host = c.host
+			for k, v := range c.header {
+				r.Header.Set(k, v)
+			}
+			w := httptest.NewRecorder()
+			s.handler.ServeHTTP(w, r)
+			if got := w.Header().Get("Access-Control-Allow-Origin"); w.Code != c.status || got != c.reads {
+				t.Errorf("%s: %d, Access-Control-Allow-Origin %q, want %d, %q", c.name, w.Code, got, c.status, c.reads)
+			}
+		}
+	})
+}

@@ -162,6 +162,8 @@ type config struct {
 	CatchupWindow   time.Duration // age up to which a missed tick still runs
 	ExecutionsKept  int           // newest finished executions of a job that are kept
 	LostAfter       time.Duration // of silence of its node, after which an execution is lost
+	AllowedHosts    []string      // names of this node in Host, besides its own
+	CORSOrigins     []string      // whose pages may use the API
 	Limits          nodeLimits    // what jobs may do here
 	ShutdownGrace   time.Duration // that running executions have to end when the node stops
 }
@@ -220,6 +222,8 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions that are kept of each job")
 	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute, "`time` after which an execution is given up whose node does not answer")
 	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second, "`time` that running executions have to end when the node stops")
+	fs.Func("allowed-host", "`name` under which clients reach the API, besides the node's name and addresses; may be given several times", list(&cfg.AllowedHosts))
+	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be given several times", list(&cfg.CORSOrigins))
 	fs.Func("executors", "`names` of the executors that run here, shell and http, with commas between them; both if it is not given", list(&cfg.Limits.Executors))
 	fs.Func("allow-su", "`user` or user:group that shell jobs may run as with su, as a whole; may be given several times", list(&cfg.Limits.AllowSu))
 	fs.BoolVar(&cfg.Limits.AllowMetadata, "http-allow-metadata", false, "http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
@@ -311,6 +315,12 @@ func (c *config) validate() error {
 	}
 	if !c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr) {
 		return fmt.Errorf("--http-addr %s: others could run commands here; ask for tokens with --acl, use a loopback address such as 127.0.0.1:8080, or say --insecure", c.HTTPAddr)
+	}
+	for _, origin := range c.CORSOrigins {
+		var check http.CrossOriginProtection
+		if err := check.AddTrustedOrigin(origin); err != nil || origin != strings.ToLower(origin) {
+			return fmt.Errorf("--cors-origin: %q is none; write scheme and host in lower case, as in https://ops.example.com", origin)
+		}
 	}
 	for _, name := range c.Limits.Executors {
 		if name != executorShell && name != executorHTTP {
@@ -426,6 +436,9 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	defer listener.Close()
 	cfg.HTTPAddr = listener.Addr().String()
 	greet := func() {
+		if os.Geteuid() == 0 {
+			log.Warn("this node runs as root, and so do the commands of its jobs; run it as a user of its own")
+		}
 		fmt.Fprintf(stdout, "belfry %s: API and page at http://%s, data in %s\n", version, cfg.HTTPAddr, cfg.DataDir)
 	}
 	if cfg.Server {
@@ -479,7 +492,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	sched.ask = func(node string, q question) (answer, error) { return p.askNode(context.Background(), node, q) }
 	sched.end = func(node string, k kill) error { return p.killOn(context.Background(), node, k) }
 	front := (&api{
-		node: cfg.NodeName, hosts: []string{cfg.NodeName}, store: st, scheduler: sched, log: log,
+		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, store: st, scheduler: sched, log: log,
 		members: p.members, leader: p.leader, leading: p.leading,
 		leave: func(ctx context.Context) error {
 			err := p.leave(ctx)
@@ -573,7 +586,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	}
 	defer p.listener.Close()
 	front := (&api{
-		node: cfg.NodeName, hosts: []string{cfg.NodeName}, log: log,
+		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, log: log,
 		leave: func(ctx context.Context) error { defer quit(); return p.leave(ctx) },
 		relay: p.forward,
 		acl:   cfg.ACL, throttle: newThrottle(),

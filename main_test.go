@@ -149,6 +149,7 @@ func TestCommandLine(t *testing.T) {
 		{name: "raft-alone", args: []string{"raft"}},
 		{name: "remove-nobody", args: []string{"raft", "remove-peer"}},
 		{name: "bad-executor", args: append(slices.Clone(agent), "--executors=http,docker")},
+		{name: "bad-origin", args: append(slices.Clone(agent), "--cors-origin=*")},
 		{name: "acl-alone", args: []string{"acl"}},
 		{name: "acl-no-name", args: []string{"acl", "token", "create"}},
 		{name: "acl-no-secret", args: []string{"acl", "bootstrap", "--data-dir=nowhere"}},
