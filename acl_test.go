@@ -2,8 +2,16 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +19,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -628,4 +637,77 @@ func TestACL_Nodes(t *testing.T) {
 		t.Errorf("leave: %s, %v", out, err)
 	}
 	nodes[2].ended()
+}
+
+// writeCert writes a certificate for 127.0.0.1 that signs itself, and its key.
+func writeCert(t *testing.T, dir, name string, serial int64) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{name + ".pem": {Type: "CERTIFICATE", Bytes: cert}, name + ".key": {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestTLS: the API speaks to clients that the CA has signed, and to no others;
+// SIGHUP puts renewed files in force, and broken ones not.
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	for i, name := range []string{"node", "alice", "mallory"} {
+		writeCert(t, dir, name, int64(i+1))
+	}
+	p := launch(t, program(t, dir, nil, "agent", "--server", "--bootstrap-expect=1", "--node-name=n1", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data",
+		"--tls-cert=node.pem", "--tls-key=node.key", "--tls-ca=alice.pem"))
+	ask := func(who ...string) error {
+		args := append([]string{"raft", "list-peers", "--http-addr=" + p.url}, who...)
+		out, err := program(t, dir, nil, args...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%s: %w", out, err)
+		}
+		return err
+	}
+	alice := []string{"--tls-ca=node.pem", "--tls-cert=alice.pem", "--tls-key=alice.key"}
+	p.eventually("an answer to alice", func() bool { return ask(alice...) == nil })
+	if ask("--tls-ca=node.pem", "--tls-cert=mallory.pem", "--tls-key=mallory.key") == nil || ask("--tls-ca=node.pem") == nil {
+		t.Error("somebody without a certificate of the CA was answered")
+	}
+	if ask("--tls-ca=mallory.pem", "--tls-cert=alice.pem", "--tls-key=alice.key") == nil {
+		t.Error("a client spoke to a node that its CA has not signed")
+	}
+	hangup := func(logged string) {
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		p.eventually("reload", func() bool { return strings.Contains(p.log.String(), logged) })
+	}
+	writeCert(t, dir, "node", 4)
+	if ask(alice...) == nil {
+		t.Error("the new certificate is in force before SIGHUP")
+	}
+	hangup("read its certificate again")
+	if err := ask(alice...); err != nil {
+		t.Error("after SIGHUP:", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "node.key"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hangup("keeps its former certificate")
+	if err := ask(alice...); err != nil {
+		t.Error("after a SIGHUP with a broken file:", err)
+	}
 }

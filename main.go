@@ -12,6 +12,8 @@ import (
 	"bytes"
 	"context"
 	crand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -28,6 +30,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -162,6 +165,7 @@ type config struct {
 	CatchupWindow   time.Duration // age up to which a missed tick still runs
 	ExecutionsKept  int           // newest finished executions of a job that are kept
 	LostAfter       time.Duration // of silence of its node, after which an execution is lost
+	TLS             tlsFiles      // of the API
 	AllowedHosts    []string      // names of this node in Host, besides its own
 	CORSOrigins     []string      // whose pages may use the API
 	Limits          nodeLimits    // what jobs may do here
@@ -222,6 +226,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions that are kept of each job")
 	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute, "`time` after which an execution is given up whose node does not answer")
 	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second, "`time` that running executions have to end when the node stops")
+	cfg.TLS.flags(fs, "serve the API with the certificate in this `file`", "certificates in this `file` sign those that clients of the API must have")
 	fs.Func("allowed-host", "`name` under which clients reach the API, besides the node's name and addresses; may be given several times", list(&cfg.AllowedHosts))
 	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be given several times", list(&cfg.CORSOrigins))
 	fs.Func("executors", "`names` of the executors that run here, shell and http, with commas between them; both if it is not given", list(&cfg.Limits.Executors))
@@ -315,6 +320,9 @@ func (c *config) validate() error {
 	}
 	if !c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr) {
 		return fmt.Errorf("--http-addr %s: others could run commands here; ask for tokens with --acl, use a loopback address such as 127.0.0.1:8080, or say --insecure", c.HTTPAddr)
+	}
+	if (c.TLS.Cert == "") != (c.TLS.Key == "") || c.TLS.CA != "" && c.TLS.Cert == "" {
+		return errors.New("--tls-cert, --tls-key: belong together, and --tls-ca needs both")
 	}
 	for _, origin := range c.CORSOrigins {
 		var check http.CrossOriginProtection
@@ -435,16 +443,112 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	}
 	defer listener.Close()
 	cfg.HTTPAddr = listener.Addr().String()
+	scheme := "http"
+	if cfg.TLS.Cert != "" {
+		scheme = "https"
+		certs, err := newServerTLS(cfg.TLS)
+		if err != nil {
+			return err
+		}
+		defer certs.reloadOnHangup(log)()
+		listener = tls.NewListener(listener, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return certs.current.Load(), nil }})
+	}
 	greet := func() {
 		if os.Geteuid() == 0 {
 			log.Warn("this node runs as root, and so do the commands of its jobs; run it as a user of its own")
 		}
-		fmt.Fprintf(stdout, "belfry %s: API and page at http://%s, data in %s\n", version, cfg.HTTPAddr, cfg.DataDir)
+		fmt.Fprintf(stdout, "belfry %s: API and page at %s://%s, data in %s\n", version, scheme, cfg.HTTPAddr, cfg.DataDir)
 	}
 	if cfg.Server {
 		return runServer(ctx, cfg, listener, greet, log)
 	}
 	return runWorker(ctx, cfg, listener, greet, log)
+}
+
+// tlsFiles are PEM files of one side of a connection. "" is none.
+type tlsFiles struct {
+	Cert, Key string // its own
+	CA        string // that must have signed the other side's
+}
+
+func (f *tlsFiles) flags(fs *flag.FlagSet, cert, ca string) {
+	fs.StringVar(&f.Cert, "tls-cert", "", cert)
+	fs.StringVar(&f.Key, "tls-key", "", "`file` with the key of --tls-cert")
+	fs.StringVar(&f.CA, "tls-ca", "", ca)
+}
+
+// load reads the files. Errors name the flag.
+func (f *tlsFiles) load() (certs []tls.Certificate, roots *x509.CertPool, err error) {
+	if f.Cert != "" || f.Key != "" {
+		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
+		}
+		certs = []tls.Certificate{pair}
+	}
+	if f.CA == "" {
+		return certs, nil, nil
+	}
+	pem, err := os.ReadFile(f.CA)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--tls-ca: %w", err)
+	}
+	roots = x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, nil, fmt.Errorf("--tls-ca: %s holds no certificate; it must have them as PEM", f.CA)
+	}
+	return certs, roots, nil
+}
+
+// serverTLS is what the API proves itself with, and whom it talks to.
+type serverTLS struct {
+	files   tlsFiles                   // fixed
+	current atomic.Pointer[tls.Config] // for connections that begin
+}
+
+func newServerTLS(files tlsFiles) (*serverTLS, error) {
+	t := &serverTLS{files: files}
+	return t, t.reload()
+}
+
+// reload reads the files again. After an error those from before stay in force.
+func (t *serverTLS) reload() error {
+	certs, roots, err := t.files.load()
+	if err != nil {
+		return err
+	}
+	c := &tls.Config{Certificates: certs, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+	if roots != nil {
+		c.ClientCAs, c.ClientAuth = roots, tls.RequireAndVerifyClientCert
+	}
+	t.current.Store(c)
+	return nil
+}
+
+// reloadOnHangup reloads with every SIGHUP until stop is called, which waits.
+func (t *serverTLS) reloadOnHangup(log *slog.Logger) (stop func()) {
+	signals, end, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-end:
+				return
+			case <-signals:
+			}
+			if err := t.reload(); err != nil {
+				log.Error("the API keeps its former certificate", "err", err)
+				continue
+			}
+			log.Info("the API has read its certificate again")
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(end)
+		<-ended
+	}
 }
 
 // runServer runs a server: it starts from the bottom up, and stops from the top
@@ -731,12 +835,29 @@ type remoteNode struct {
 	addr      string // host:port of its API
 	token     string // "": none
 	tokenFile string
+	tls       tlsFiles
 }
 
 func (n *remoteNode) flags(fs *flag.FlagSet) {
 	fs.StringVar(&n.addr, "http-addr", "127.0.0.1:8080", "`address` of the node's API")
 	fs.StringVar(&n.token, "token", "", "`secret` of a token, where there is access control; others can see it in the list of processes")
 	fs.StringVar(&n.tokenFile, "token-file", "", "`file` that holds the secret")
+	n.tls.flags(fs, "`file` with a certificate for a node that wants one", "`file` with the certificates that sign the node's; with it the node is asked by https, as it is with https:// before --http-addr")
+}
+
+// client returns what asks the node, and the URL of its API.
+func (n *remoteNode) client() (*http.Client, string, error) {
+	addr, secure := strings.CutPrefix(n.addr, "https://")
+	if !secure && n.tls == (tlsFiles{}) {
+		return http.DefaultClient, "http://" + strings.TrimPrefix(addr, "http://"), nil
+	}
+	certs, roots, err := n.tls.load()
+	if err != nil {
+		return nil, "", err
+	}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig = &tls.Config{Certificates: certs, RootCAs: roots}
+	return &http.Client{Transport: t}, "https://" + addr, nil
 }
 
 func (n *remoteNode) readToken() error {
@@ -765,14 +886,18 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 		}
 		sent = bytes.NewReader(text)
 	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+n.addr+path, sent)
+	client, base, err := n.client()
+	if err != nil {
+		return nil, err
+	}
+	r, err := http.NewRequestWithContext(ctx, method, base+path, sent)
 	if err != nil {
 		return nil, err
 	}
 	if n.token != "" {
 		r.Header.Set("X-Dkron-Token", n.token)
 	}
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := client.Do(r)
 	if err != nil {
 		return nil, fmt.Errorf("--http-addr %s: no node answers there: %w", n.addr, err)
 	}

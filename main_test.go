@@ -150,6 +150,8 @@ func TestCommandLine(t *testing.T) {
 		{name: "remove-nobody", args: []string{"raft", "remove-peer"}},
 		{name: "bad-executor", args: append(slices.Clone(agent), "--executors=http,docker")},
 		{name: "bad-origin", args: append(slices.Clone(agent), "--cors-origin=*")},
+		{name: "bad-tls-alone", args: append(slices.Clone(agent), "--tls-cert=cert.pem")},
+		{name: "bad-tls-file", args: append(slices.Clone(agent), "--tls-cert=nowhere.pem", "--tls-key=nowhere.key")},
 		{name: "acl-alone", args: []string{"acl"}},
 		{name: "acl-no-name", args: []string{"acl", "token", "create"}},
 		{name: "acl-no-secret", args: []string{"acl", "bootstrap", "--data-dir=nowhere"}},
@@ -320,7 +322,7 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-var firstLine = regexp.MustCompile(`^belfry [0-9.]+: API and page at (http://[0-9.:]+), data in (.*)\n$`)
+var firstLine = regexp.MustCompile(`^belfry [0-9.]+: API and page at (https?://[0-9.:]+), data in (.*)\n$`)
 
 // startServer starts a server in a directory and waits until it leads. It is
 // killed when the test ends.
