@@ -33,9 +33,11 @@ import (
 )
 
 const (
-	keyBytesMax  = 255 // of an Idempotency-Key
-	upcomingMax  = 100 // ticks that /v1/schedule computes
-	statsDays    = 30  // days that /v1/stats shows, unless it is asked for up to
+	keyBytesMax     = 255   // of an Idempotency-Key
+	upcomingMax     = 100   // ticks that /v1/schedule computes
+	recentOutputMax = 4_000 // bytes of each output in a list over all jobs
+
+	statsDays    = 30 // days that /v1/stats shows, unless it is asked for up to
 	statsDaysMax = 365
 
 	restoreJobsMax  = 200_000
@@ -127,6 +129,10 @@ func (a *api) routes() []route {
 		{"POST /v1/unpause", mayCreate, a.unpause},
 		{"GET /v1/stats", mayRead, a.stats},
 		{"GET /v1/schedule", mayRead, a.nextTicks},
+
+		{"GET /v1/summary", mayRead, a.summary},
+		{"GET /v1/executions", mayList, a.recentExecutions},
+		{"GET /v1/upcoming", mayList, a.upcoming},
 
 		{"GET /v1/members", mayList, a.listMembers},
 		{"GET /v1/leader", mayRead, a.showLeader},
@@ -1282,6 +1288,15 @@ type tickView struct {
 	Executions []string   `json:"executions,omitempty"`
 }
 
+func (t *tickRow) view() tickView {
+	v := tickView{Due: timeOf(t.Due), Outcome: t.Outcome, Reason: t.Reason, Executions: t.Started}
+	if t.Count > 1 {
+		until := timeOf(t.Until)
+		v.Until, v.Count = &until, t.Count
+	}
+	return v
+}
+
 // tickDayView counts the ticks of a day that are no longer kept one by one.
 type tickDayView struct {
 	Date    time.Time `json:"date"`
@@ -1325,11 +1340,7 @@ func (a *api) listTicks(r *http.Request) (*response, error) {
 	}
 	views := make([]tickView, len(list))
 	for i, t := range list {
-		views[i] = tickView{Due: timeOf(t.Due), Outcome: t.Outcome, Reason: t.Reason, Executions: t.Started}
-		if t.Count > 1 {
-			until := timeOf(t.Until)
-			views[i].Until, views[i].Count = &until, t.Count
-		}
+		views[i] = t.view()
 	}
 	older := make([]tickDayView, len(days))
 	for i, d := range days {
@@ -1596,6 +1607,100 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 		next = append(next, t)
 	}
 	return &response{status: http.StatusOK, body: map[string]any{"next": next}}, nil
+}
+
+// summary answers in numbers how all jobs are, and which ticks did not run
+// last, of the jobs that the caller may see. Ours.
+func (a *api) summary(r *http.Request) (*response, error) {
+	sum, err := a.store.summary(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	type unrun struct {
+		Job string `json:"job_name"`
+		tickView
+	}
+	c := a.callerOf(r)
+	list := []unrun{}
+	for _, t := range sum.Unrun {
+		if c.may("/v1/jobs/"+t.Job+"/ticks", mayList) {
+			list = append(list, unrun{t.Job, t.view()})
+		}
+	}
+	return &response{status: http.StatusOK, body: map[string]any{
+		"jobs": map[string]int{
+			"total": sum.Jobs, "success": sum.Good, "failed": sum.Failed, "partially_failed": sum.Partly, "untriggered": sum.Never, "disabled": sum.Disabled,
+		},
+		"running": sum.Running,
+		"today":   map[string]int64{"success_count": sum.DayGood, "failed_count": sum.DayBad, "skipped": sum.DaySkipped, "missed": sum.DayMissed},
+		"unrun":   list,
+	}}, nil
+}
+
+// recentExecutions answers with the executions of all jobs that started in a
+// range of time, by default the last hour, newest first. Ours.
+func (a *api) recentExecutions(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	end := time.Now()
+	if err := timeParam(q, "end", &end); err != nil {
+		return nil, err
+	}
+	start := end.Add(-time.Hour)
+	if err := timeParam(q, "start", &start); err != nil {
+		return nil, err
+	}
+	limit, err := limitParam(q, recentMax)
+	if err != nil {
+		return nil, err
+	}
+	outputMax, err := strconv.Atoi(q.Get("output_size_limit"))
+	if err != nil || outputMax < 0 {
+		outputMax = 0
+	}
+	list, err := a.store.recentExecutions(nanosOf(start), nanosOf(end), q.Get("outcome"), limit, min(outputMax, recentOutputMax))
+	c := a.callerOf(r)
+	views := []executionView{}
+	for _, e := range list {
+		if c.may("/v1/jobs/"+e.JobName+"/executions", mayList) {
+			views = append(views, e.view(time.UTC))
+		}
+	}
+	return &response{status: http.StatusOK, body: views}, err
+}
+
+// limitParam reads how many rows a list may have.
+func limitParam(q url.Values, most int) (int, error) {
+	text := q.Get("limit")
+	if text == "" {
+		return most, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > most {
+		return 0, badRequest("limit: must be a number between 1 and %d", most)
+	}
+	return n, nil
+}
+
+// upcoming answers with the ticks that will fall due in a range of time, by
+// default the next hour, the earliest first. Ours.
+func (a *api) upcoming(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	start := time.Now()
+	if err := timeParam(q, "start", &start); err != nil {
+		return nil, err
+	}
+	end := start.Add(time.Hour)
+	if err := timeParam(q, "end", &end); err != nil {
+		return nil, err
+	}
+	limit, err := limitParam(q, comingMax)
+	if err != nil {
+		return nil, err
+	}
+	list, err := a.scheduler.coming(start, end, limit)
+	c := a.callerOf(r)
+	list = slices.DeleteFunc(list, func(t comingTick) bool { return !c.may("/v1/jobs/"+t.Job, mayRead) })
+	return &response{status: http.StatusOK, body: list}, err
 }
 
 // A member is a node as clients know it from Serf, whose field names these

@@ -529,6 +529,70 @@ func (q *dueQueue) Pop() any {
 	return x
 }
 
+// comingMax is how many ticks are looked at, and as many jobs at the most: of
+// a job whose next tick comes later than so many others, none is among them.
+const comingMax = 1_000
+
+// comingTick is a tick of a job that will fall due.
+type comingTick struct {
+	Job string    `json:"job_name"`
+	Due time.Time `json:"due"`
+
+	job      job
+	schedule schedule
+}
+
+// comingTicks is a heap of the next tick of each job, earliest first.
+type comingTicks []comingTick
+
+func (c comingTicks) Len() int           { return len(c) }
+func (c comingTicks) Less(i, j int) bool { return c[i].Due.Before(c[j].Due) }
+func (c comingTicks) Swap(i, j int)      { c[i], c[j] = c[j], c[i] }
+func (c *comingTicks) Push(x any)        { *c = append(*c, x.(comingTick)) }
+func (c *comingTicks) Pop() any {
+	last := len(*c) - 1
+	x := (*c)[last]
+	*c = (*c)[:last]
+	return x
+}
+
+// coming returns the ticks that will fall due in [from, to) if nothing
+// changes, the earliest first, at most limit, as far as the next comingMax
+// ticks of all jobs reach.
+func (s *scheduler) coming(from, to time.Time, limit int) ([]comingTick, error) {
+	rows, err := s.store.dueJobs(nanosOf(to), comingMax)
+	if err != nil {
+		return nil, err
+	}
+	zone := s.timezone()
+	var next comingTicks
+	for _, r := range rows {
+		j, err := r.definition()
+		if err != nil {
+			return nil, err
+		}
+		if j.armed() {
+			next = append(next, comingTick{Job: r.Name, Due: r.Next, job: j, schedule: j.schedule(zone)})
+		}
+	}
+	heap.Init(&next)
+	list := []comingTick{}
+	for n := 0; n < comingMax && len(list) < limit && len(next) > 0; n++ {
+		t := next[0]
+		if !t.Due.Before(from) {
+			list = append(list, t)
+		}
+		at := t.job.within(t.schedule.next(t.Due))
+		if at == never || at >= nanosOf(to) {
+			heap.Pop(&next)
+			continue
+		}
+		next[0].Due = timeOf(at)
+		heap.Fix(&next, 0)
+	}
+	return list, nil
+}
+
 // schedulerConfig is what an operator may choose.
 type schedulerConfig struct {
 	Catchup        time.Duration // how old a missed tick may be that still runs

@@ -324,6 +324,7 @@ type store struct {
 	changes atomic.Uint64 // grows when anything was committed that lists show
 
 	lists jobLists
+	sums  summaries
 	docs  jobDocs
 
 	readMu    sync.Mutex
@@ -2614,6 +2615,183 @@ func (s *store) executions(job int64, sort string, desc bool, start, end, output
 	}
 	list, err := s.collectExecutions(outputMax, "WHERE e.job = ?2 ORDER BY "+executionOrder[sort]+direction+", e.id"+direction+" LIMIT ?3 OFFSET ?4", job, end-start, start)
 	return list, total, err
+}
+
+const (
+	recentMax     = 5_000       // executions that a list over all jobs may have
+	recentScanMax = 20_000      // executions of the range that are looked at for it, newest first
+	startSlack    = time.Minute // by which the start of an execution may be out of the order of the ids
+)
+
+// recentExecutions returns at most limit executions of all jobs that started
+// in [from, to), newest first, with the last outputMax bytes of each output:
+// those with the outcome, where "" is any and "bad" any end but success. Ids rise with time, so that
+// no index of the times is needed.
+func (s *store) recentExecutions(from, to int64, outcome string, limit, outputMax int) ([]executionRow, error) {
+	low, err := s.firstStarted(from - int64(startSlack))
+	if err != nil {
+		return nil, err
+	}
+	high, err := s.firstStarted(to + int64(startSlack))
+	if err != nil {
+		return nil, err
+	}
+	return s.collectExecutions(outputMax, `WHERE e.id IN (SELECT id FROM executions WHERE id >= ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4)
+		AND e.started >= ?5 AND e.started < ?6 AND j.deleted = 0 AND CASE ?7 WHEN '' THEN 1 WHEN 'bad' THEN e.outcome NOT IN ('', 'success') ELSE e.outcome = ?7 END
+		ORDER BY e.id DESC LIMIT ?8`, low, high, recentScanMax, from, to, outcome, limit)
+}
+
+// firstStarted returns the id from which on executions started at t or later,
+// as far as ids tell.
+func (s *store) firstStarted(t int64) (int64, error) {
+	var before, from int64 // executions up to before started earlier, those from from on did not
+	if err := s.view("SELECT coalesce(min(id), 1) - 1, coalesce(max(id), 0) + 1 FROM executions", nil, &before, &from); err != nil {
+		return 0, err
+	}
+	for from-before > 1 {
+		mid := before + (from-before)/2
+		var started int64
+		err := s.view("SELECT started FROM executions WHERE id <= ? ORDER BY id DESC LIMIT 1", []any{mid}, &started)
+		switch {
+		case err != nil && !errors.Is(err, sql.ErrNoRows):
+			return 0, err
+		case err == nil && started >= t:
+			from = mid
+		default:
+			before = mid
+		}
+	}
+	return from, nil
+}
+
+// dueJobs returns the jobs that have a next tick before a time, the earliest
+// first, at most limit.
+func (s *store) dueJobs(before int64, limit int) ([]*jobRow, error) {
+	var ids []int64
+	err := s.viewEach("SELECT job FROM job_state WHERE next > ? AND next < ? ORDER BY next, job LIMIT ?", []any{int64(never), before, limit}, func(scan scanner) error {
+		var id int64
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.jobsByID(ids)
+}
+
+const (
+	summaryAge     = time.Second
+	summaryTickMax = 20_000 // newest skips and misses, among which those of today are counted
+	unrunMax       = 6      // of them that are shown
+)
+
+// A summary says in numbers how all jobs are. It counts jobs; Running are
+// executions, and what begins with Day is of the UTC day.
+type summary struct {
+	Jobs, Good, Failed, Partly, Never, Disabled int
+	Running                                     int
+	DayGood, DayBad                             int64 // executions that ended
+	DaySkipped, DayMissed                       int64 // ticks
+	Unrun                                       []unrunTick
+
+	made time.Time
+}
+
+// An unrunTick did not run.
+type unrunTick struct {
+	Job string
+	tickRow
+}
+
+// summaries holds the last summary, for all who look at it.
+type summaries struct {
+	mu     sync.Mutex
+	last   *summary // guarded by mu; itself immutable
+	flight singleflight.Group
+}
+
+// fresh returns the last summary if it is not too old, else nil.
+func (s *summaries) fresh(now time.Time) *summary {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last == nil || now.Sub(s.last.made).Abs() >= summaryAge {
+		return nil
+	}
+	return s.last
+}
+
+func (s *summaries) keep(sum *summary) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = sum
+}
+
+// summary returns how all jobs are, or were a second ago. Nobody changes it.
+func (s *store) summary(now time.Time) (*summary, error) {
+	if sum := s.sums.fresh(now); sum != nil {
+		return sum, nil
+	}
+	sum, err, _ := s.sums.flight.Do("", func() (any, error) {
+		sum := &summary{made: now}
+		for _, part := range []func(*summary) error{s.sumJobs, s.sumRuns, s.sumTicks} {
+			if err := part(sum); err != nil {
+				return nil, err
+			}
+		}
+		s.sums.keep(sum)
+		return sum, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sum.(*summary), nil
+}
+
+func (s *store) sumJobs(sum *summary) error {
+	byStatus := map[string]*int{statusSuccess: &sum.Good, statusFailed: &sum.Failed, statusPartial: &sum.Partly, "": &sum.Never}
+	err := s.viewEach("SELECT status, count(*) FROM job_state GROUP BY status", nil, func(scan scanner) error {
+		var status string
+		var n int
+		err := scan(&status, &n)
+		if place := byStatus[status]; place != nil {
+			*place = n
+		}
+		sum.Jobs += n
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	disabled, err := s.lists.ids(s, jobFilter{Disabled: "true"})
+	sum.Disabled = len(disabled)
+	return err
+}
+
+func (s *store) sumRuns(sum *summary) error {
+	if err := s.view("SELECT count(*) FROM executions WHERE finished = 0", nil, &sum.Running); err != nil {
+		return err
+	}
+	day := sum.made.UnixNano() / nanosPerDay
+	today, err := s.dailyStats(day, day)
+	if err == nil {
+		sum.DayGood, sum.DayBad = today[0].Success, today[0].Failed
+	}
+	return err
+}
+
+func (s *store) sumTicks(sum *summary) error {
+	err := s.view("SELECT coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) WHERE due >= ?",
+		[]any{summaryTickMax, sum.made.UnixNano() / nanosPerDay * nanosPerDay}, &sum.DaySkipped, &sum.DayMissed)
+	if err != nil {
+		return err
+	}
+	return s.viewEach("SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) t JOIN jobs j ON j.id = t.job WHERE j.deleted = 0 ORDER BY t.id DESC", []any{unrunMax}, func(scan scanner) error {
+		var t unrunTick
+		err := scan(&t.Job, &t.Due, &t.Until, &t.Count, &t.Outcome, &t.Reason)
+		sum.Unrun = append(sum.Unrun, t)
+		return err
+	})
 }
 
 // execution returns one execution with its whole output, or errNoExecution. Its

@@ -1,14 +1,16 @@
 // The overview: is everything running, what failed, what runs now.
 
 import { executionPath, get, jobPath, list, query } from "./api.js";
-import { badge, el, heading, panel, svg } from "./dom.js";
+import { badge, el, heading, panel, svg, visible } from "./dom.js";
 import { firstJob } from "./jobs.js";
+import { timeline } from "./timeline.js";
 import { ago, at, brief, parse } from "./time.js";
 
-const countAge = 15_000; // milliseconds after which counts are read again
-const statsAge = 60_000;
+const statsAge = 60_000; // milliseconds after which the bars are read again
+const rangeAge = 10_000; // the same of the last and the next hour
 const runningRows = 12;
-const failingRows = 6;
+const failureRows = 6;
+const marksMax = 1_000;
 
 export const title = () => "Overview";
 
@@ -21,41 +23,45 @@ function aged(read, age) {
   };
 }
 
-const count = async (filter) => (await list("jobs" + query({ ...filter, _start: 0, _end: 0 }))).total;
-
-const counts = aged(async () => {
-  const [all, failed, partly, good, never, disabled] = await Promise.all([
-    count({}), count({ status: "failed" }), count({ status: "partially_failed" }), count({ status: "success" }),
-    count({ status: "untriggered" }), count({ disabled: "true" }),
-  ]);
-  return { all, failed, partly, good, never, disabled };
-}, countAge);
-
 const stats = aged(async () => (await get("stats")).stats, statsAge);
 
-const failing = aged(async () => (await list("jobs" + query({ status: "failed", _sort: "last_error", _order: "DESC", _start: 0, _end: failingRows }))).rows, countAge);
+const ran = aged(() => get("executions" + query({ limit: marksMax })), rangeAge);
+
+const coming = aged(() => get("upcoming" + query({ limit: marksMax })), rangeAge);
+
+const failures = aged(() => get("executions" + query({
+  outcome: "bad", limit: failureRows, output_size_limit: 4000, start: new Date(Date.now() - 86_400_000).toISOString(),
+})), rangeAge);
 
 export async function load() {
-  const [busy, tally, days, failed] = await Promise.all([list("busy"), counts(), stats(), failing()]);
-  return { busy: busy.rows, counts: tally, days, failed };
+  const [summary, busy, days, past, next, failed] = await Promise.all([get("summary"), list("busy"), stats(), ran(), coming(), failures()]);
+  return { summary, busy: busy.rows, days, past, next, failed };
 }
 
-export function show({ busy, counts: c, days, failed }) {
+export function show({ summary: { jobs: c, running, today, unrun }, busy, days, past, next, failed }) {
+  const failing = c.failed + c.partially_failed;
   return [
     heading("Overview"),
-    c.all === 0 && firstJob(),
+    c.total === 0 && firstJob(),
     el("div", { class: "tiles" },
-      tile(c.all, "jobs", "#/jobs"),
-      tile(busy.length, "running now", "#running", busy.length && "busy"),
-      tile(c.failed + c.partly, "jobs failing", "#/jobs?status=failed", c.failed + c.partly && "bad"),
-      tile(c.good, "jobs good", "#/jobs?status=success"),
-      tile(c.never, "never ran", "#/jobs?status=untriggered"),
-      tile(c.disabled, "disabled", "#/jobs?disabled=true")),
+      tile(c.total, `jobs, ${c.disabled.toLocaleString()} disabled`, c.disabled ? "#/jobs?disabled=true" : "#/jobs"),
+      tile(running, "running now", "#running", running && "busy"),
+      tile(failing, "jobs failing", c.failed || !failing ? "#/jobs?status=failed" : "#/jobs?status=partially_failed", failing && "bad"),
+      tile(c.untriggered, "never ran", "#/jobs?status=untriggered"),
+      tile(today.missed, "ticks missed today", "#unrun", today.missed && "bad"),
+      el("div", { class: "tile" }, el("b", null, share(today)), " ", el("span", null, `of ${(today.success_count + today.failed_count).toLocaleString()} runs good today`))),
     el("div", { class: "columns" },
-      panel("Runs a day, last 30 days", null, chart(days)),
+      timeline(past, next, marksMax),
+      panel("Runs a day", null, chart(days)),
       panel("Running now", { id: "running" }, runningList(busy)),
-      panel("Failing jobs", null, failingList(failed, c.failed))),
+      panel("Last failures", null, failureList(failed)),
+      panel("Why it did not run", { id: "unrun" }, unrunList(unrun))),
   ];
+}
+
+// share is rounded down: not all is good before all is.
+function share({ success_count: good, failed_count: bad }) {
+  return good + bad === 0 ? "–" : `${(Math.floor(good / (good + bad) * 10_000) / 100).toLocaleString()} %`;
 }
 
 export function tile(n, words, href, kind) {
@@ -98,14 +104,25 @@ function runningList(busy) {
   ];
 }
 
-function failingList(failed, total) {
-  if (failed.length === 0) return el("p", { class: "quiet" }, "No job fails.");
-  return [
-    el("ul", { class: "plain" }, failed.map((j) => el("li", null,
-      el("a", { href: "#/" + jobPath(j.name) }, j.displayname || j.name), " ", badge(j.status),
-      el("div", { class: "quiet" }, parse(j.last_error) && ago(parse(j.last_error)))))),
-    total > failed.length && el("p", null, el("a", { href: "#/jobs?status=failed" }, `all ${total.toLocaleString()}`)),
-  ];
+// failureList shows how each ended and the first line of what it printed, which
+// are the first two lines of its output.
+function failureList(failed) {
+  if (failed.length === 0) return el("p", { class: "quiet" }, "None in the last 24 hours.");
+  return el("ul", { class: "plain" }, failed.map((e) => {
+    const line = (e.output ?? "").split("\n").filter((l) => l.trim()).slice(0, 2).join(" · ");
+    return el("li", null,
+      el("a", { href: `#/${executionPath(e.job_name, e.id)}` }, e.job_name), " ", badge(e.outcome), " ",
+      el("span", { class: "quiet" }, ago(parse(e.finished_at)), " on ", e.node_name),
+      line && el("code", { class: "line" }, visible(line)));
+  }));
+}
+
+function unrunList(unrun) {
+  if (unrun.length === 0) return el("p", { class: "quiet" }, "Everything that fell due ran.");
+  return el("ul", { class: "plain" }, unrun.map((t) => el("li", null,
+    el("a", { href: "#/" + jobPath(t.job_name) }, t.job_name), " ", badge(t.outcome), " ",
+    el("span", { class: "quiet" }, at(parse(t.due)), t.count > 1 && `, ${t.count.toLocaleString()} times`),
+    el("div", null, t.reason))));
 }
 
 export const actions = {};
