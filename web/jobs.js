@@ -126,7 +126,7 @@ function pager(total, search) {
     ? el("a", { class: "button", href: address(search, { page: to === 1 ? "" : to }) }, words)
     : el("span", { class: "button off" }, words);
   return el("nav", { class: "pager", "aria-label": "Pages of the list" },
-    link(page - 1, "Previous"), el("span", { role: "status" }, `${total.toLocaleString()} jobs, page ${page} of ${pages}`), link(page + 1, "Next"));
+    link(page - 1, "Previous"), el("span", { role: "status" }, `${total.toLocaleString()} ${total === 1 ? "job" : "jobs"}, page ${page} of ${pages}`), link(page + 1, "Next"));
 }
 
 export const actions = {};

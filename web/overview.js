@@ -6,8 +6,7 @@ import { firstJob } from "./jobs.js";
 import { timeline } from "./timeline.js";
 import { ago, at, brief, parse } from "./time.js";
 
-const statsAge = 60_000; // milliseconds after which the bars are read again
-const rangeAge = 10_000; // the same of the last and the next hour
+const rangeAge = 10_000; // milliseconds after which what costs more than a count is read again
 const runningRows = 12;
 const failureRows = 6;
 const marksMax = 1_000;
@@ -23,7 +22,7 @@ function aged(read, age) {
   };
 }
 
-const stats = aged(async () => (await get("stats")).stats, statsAge);
+const stats = aged(async () => (await get("stats")).stats, rangeAge);
 
 const ran = aged(() => get("executions" + query({ limit: marksMax })), rangeAge);
 
