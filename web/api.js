@@ -13,6 +13,14 @@ export class Refused extends Error {
   }
 }
 
+// token is the viewer's, for servers that ask for one. It is forgotten with the tab.
+export const token = {
+  get: () => sessionStorage.getItem("token") ?? "",
+  set: (value) => (value ? sessionStorage.setItem("token", value) : sessionStorage.removeItem("token")),
+};
+
+const withToken = (headers) => (token.get() ? { ...headers, Authorization: "Bearer " + token.get() } : headers);
+
 function lost(why) {
   connection.since ??= connection.answered;
   connection.why = why;
@@ -28,7 +36,7 @@ function found() {
 async function send(method, path, options = {}) {
   let answer;
   try {
-    answer = await fetch("v1/" + path, { method, signal: AbortSignal.timeout(patience), ...options });
+    answer = await fetch("v1/" + path, { method, signal: AbortSignal.timeout(patience), ...options, headers: withToken(options.headers) });
   } catch (err) {
     if (err.name !== "AbortError") lost("");
     throw err;
@@ -67,6 +75,11 @@ export async function stream(path, signal, onText) {
     if (done) return;
     onText(value);
   }
+}
+
+// file returns an answer as it is. A link could not carry the token.
+export async function file(path) {
+  return (await send("GET", path)).blob();
 }
 
 // query writes what is set of an object as a query.

@@ -1,8 +1,8 @@
 // The page as a whole: which view the address names, when it is read again,
 // what buttons do, and what stands around the view.
 
-import { connection, get, jobPath, executionPath, write } from "./api.js";
-import { el, render } from "./dom.js";
+import { connection, executionPath, get, jobPath, token, write } from "./api.js";
+import { el, field, render } from "./dom.js";
 import { at } from "./time.js";
 import * as overview from "./overview.js";
 import * as jobs from "./jobs.js";
@@ -77,10 +77,23 @@ async function refresh() {
     render(main, now.view.show(data, now));
   } catch (err) {
     if (mine !== turn) return;
+    if (err.status === 401) return askForToken();
     if (connection.since === null) render(main, failure(err));
   }
   showConnection();
   timer = setTimeout(refresh, pause);
+}
+
+// askForToken stops reading until there is a token that the server takes.
+function askForToken() {
+  const wrong = token.get() !== "";
+  render(main, el("form", { class: "panel signin" },
+    el("h1", { tabindex: "-1" }, "This server asks for a token"),
+    wrong && el("p", { class: "error", role: "alert" }, "It does not take the one that you gave."),
+    field("Token", el("input", { type: "password", id: "token", autocomplete: "current-password", required: true })),
+    el("p", { class: "quiet" }, "It stays in this tab, and is forgotten with it."),
+    el("div", { class: "actions" }, el("button", { class: "primary", "data-action": "signin" }, "Sign in"))));
+  byId("token").focus();
 }
 
 function failure(err) {
@@ -90,7 +103,7 @@ function failure(err) {
 // around shows what every view has around it. Without a leader there is none to name.
 async function around() {
   const [members, leader, paused] = await Promise.all([get("members"), get("leader").catch(() => null), get("pause")]);
-  render(byId("members"), members.map((m) => memberChip(m, leader)));
+  render(byId("members"), members.map((m) => memberChip(m, leader)), token.get() && el("li", null, el("button", { "data-action": "signout" }, "Sign out")));
   const bar = byId("paused");
   bar.hidden = !paused.paused;
   if (paused.paused) {
@@ -138,6 +151,15 @@ function confirmed(question, verb) {
 const actions = {
   skip() {
     main.focus();
+  },
+  async signin() {
+    token.set(byId("token").value.trim());
+    await refresh();
+    route.view.enter?.(route);
+  },
+  async signout() {
+    token.set("");
+    location.reload();
   },
   async run({ job }) {
     await write("POST", jobPath(job));

@@ -1,6 +1,6 @@
 // An execution and its output, as text: what there is, or as it comes.
 
-import { connection, executionPath, get, jobPath, stream } from "./api.js";
+import { connection, executionPath, file, get, jobPath, stream } from "./api.js";
 import { badge, el, heading, panel, visible } from "./dom.js";
 import { at, duration, parse } from "./time.js";
 import { lasted } from "./job.js";
@@ -20,7 +20,7 @@ export function show(e, { names: [job, id] }) {
     el("p", { class: "crumbs" }, el("a", { href: "#/jobs" }, "Jobs"), " / ", el("a", { href: "#/" + jobPath(job) }, job), " / "),
     el("div", { class: "title" }, heading("Run of ", job),
       el("div", { class: "actions" },
-        el("a", { class: "button", href: `v1/${executionPath(job, id)}/output`, download: `${job}-${id}.txt` }, "Download"),
+        el("button", { "data-action": "download" }, "Download"),
         running && el("button", { "data-action": "kill", "data-job": job, "data-execution": id, class: "danger" }, "Kill"))),
     panel("Run", null, facts(e)),
     panel("Output", null,
@@ -76,4 +76,11 @@ function append(pre, text) {
   if (atEnd) pre.scrollTop = pre.scrollHeight;
 }
 
-export const actions = {};
+// download saves the output as the server has it now.
+async function download(_, { names: [job, id] }) {
+  const url = URL.createObjectURL(await file(`${executionPath(job, id)}/output`));
+  el("a", { href: url, download: `${job}-${id}.txt` }).click();
+  URL.revokeObjectURL(url);
+}
+
+export const actions = { download };
