@@ -109,7 +109,7 @@ func newNode(t testing.TB, dir string) *testNode {
 	t.Helper()
 	n := &testNode{leader: &leader{results: map[int64]result{}}, dir: dir, next: 1}
 	e, err := newExecutor(executorConfig{Node: "n1", NodeID: testNodeID + dir, DataDir: dir, Log: slog.New(slog.DiscardHandler), Report: n.leader.report,
-		Limits: nodeLimits{AllowSu: []string{"nobody", "nobody:daemon", "oracle-no-such-user"}}})
+		Limits: nodeLimits{AllowSu: []string{"nobody", "nobody:daemon", "no-such-user"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +364,7 @@ func TestExecutor_Shell(t *testing.T) {
 		{"StandardError", `{"shell":"true","command":"echo oops >&2; exit 1"}`, outcomeFailed, "exit status 1\noops\n"},
 		{"Silent", `{"command":"false"}`, outcomeFailed, "exit status 1\n"},
 		{"Signal", `{"shell":"true","command":"kill -9 $$"}`, outcomeFailed, "signal: killed\n"},
-		{"NotFoundInShell", `{"shell":"true","command":"exec oracle-no-such-program 2>/dev/null"}`, outcomeFailed, "exit status 127\n"},
+		{"NotFoundInShell", `{"shell":"true","command":"exec no-such-program 2>/dev/null"}`, outcomeFailed, "exit status 127\n"},
 		{"Shell", `{"shell":"true","command":"A=5; echo $A; echo \"two  words\" | tr a-z A-Z; echo $((6*7))"}`, outcomeSuccess, "5\nTWO  WORDS\n42\n"},
 		{"Words", `{"command":"printf %s-%s. one \"two  three\" 'four $HOME'"}`, outcomeSuccess, "one-two  three.four $HOME-."},
 		{"NoExpansion", `{"command":"echo $HOME *"}`, outcomeSuccess, "$HOME *\n"},
@@ -381,12 +381,12 @@ func TestExecutor_Shell(t *testing.T) {
 		{"ErrNoCommand", `{}`, outcomeFailed, "~command"},
 		{"ErrNoConfig", `null`, outcomeFailed, "~command"},
 		{"ErrNoProgram", `{"command":"''"}`, outcomeFailed, "~no program"},
-		{"ErrNotFound", `{"command":"oracle-no-such-program a b"}`, outcomeFailed, "exec: \"oracle-no-such-program\": executable file not found in $PATH\n"},
+		{"ErrNotFound", `{"command":"no-such-program a b"}`, outcomeFailed, "exec: \"no-such-program\": executable file not found in $PATH\n"},
 		{"ErrPathNotFound", `{"command":"/no/such/program"}`, outcomeFailed, "fork/exec /no/such/program: no such file or directory\n"},
 		{"ErrQuote", `{"command":"echo \"abc"}`, outcomeFailed, "~quote is not closed"},
-		{"ErrCwd", `{"command":"true","cwd":"/oracle/no/such/dir"}`, outcomeFailed, "~/oracle/no/such/dir: no such file"},
+		{"ErrCwd", `{"command":"true","cwd":"/no/such/dir"}`, outcomeFailed, "~/no/such/dir: no such file"},
 		{"ErrPayload", `{"command":"cat","payload":"%%%"}`, outcomeFailed, "~executor_config.payload: illegal base64"},
-		{"ErrUser", `{"command":"true","su":"oracle-no-such-user"}`, outcomeFailed, "~executor_config.su"},
+		{"ErrUser", `{"command":"true","su":"no-such-user"}`, outcomeFailed, "~executor_config.su"},
 		{"ErrTimeout", `{"command":"true","timeout":"10"}`, outcomeFailed, "~executor_config.timeout"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
