@@ -46,7 +46,7 @@ import (
 )
 
 const (
-	commandFormat   = 2       // what apply does with a command; raised whenever that changes
+	commandFormat   = 3       // what apply does with a command; raised whenever that changes
 	commandBytesMax = 1 << 20 // largest entry: a transaction stays well under 100 ms
 	applyBytesMax   = 1 << 20 // entries applied in one transaction, for the same reason
 	ticksMax        = 1000    // decisions in one command
@@ -2036,7 +2036,9 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) e
 	return nil
 }
 
-// reset takes back ticks that a clock ahead of its time has decided.
+// reset takes back ticks that a clock ahead of its time has decided. It is a
+// change of the job: a next that was computed from what is taken back must not
+// come behind it.
 func (a *applying) reset(list []reset) error {
 	for _, r := range list {
 		n, err := a.s.execRows("UPDATE job_state SET fired = ?, next = ? WHERE job = ? AND fired = ? AND EXISTS (SELECT * FROM jobs WHERE id = job AND rev = ? AND deleted = 0)",
@@ -2048,6 +2050,9 @@ func (a *applying) reset(list []reset) error {
 			continue
 		}
 		a.touch(r.Job)
+		if err := a.s.exec("UPDATE jobs SET rev = ? WHERE id = ?", int64(a.result.Index), r.Job); err != nil {
+			return err
+		}
 		if err := a.record(r.Job, causeClock, decision{Due: a.c.Now, Outcome: outcomeSkipped, Reason: r.Reason}); err != nil {
 			return err
 		}

@@ -1384,6 +1384,10 @@ func TestApply_Reset(t *testing.T) {
 	if row := g.row("a"); row.fired != now || row.next != r.Next {
 		t.Errorf("fired %d, next %d, want %d and %d", row.fired, row.next, now, r.Next)
 	}
+	late := jobPut{Base: v, Job: job{Name: "a", Schedule: "@hourly"}, Next: stageNext + int64(time.Hour)}
+	if res := g.do(&command{Now: now, Put: []jobPut{late}}); res.Err != errConflict || g.row("a").next != r.Next {
+		t.Errorf("a change that was computed before the reset: %v, next %d, want %v and %d", res.Err, g.row("a").next, errConflict, r.Next)
+	}
 	if diff := cmp.Diff([]string{"clock skipped 1: a wrong clock"}, g.skipped()); diff != "" {
 		t.Errorf("on record (-want +got):\n%s", diff)
 	}
