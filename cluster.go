@@ -223,6 +223,10 @@ type raftStatus struct {
 	voterSet           // in force; committed if Index <= Commit
 }
 
+// mayAct reports whether a server that has applied the log up to an index may do
+// the leader's work: it leads, and knows all that ever was.
+func (st raftStatus) mayAct(applied uint64) bool { return st.Leading && applied >= st.First }
+
 type raftRole uint8
 
 const (
@@ -1858,7 +1862,7 @@ func (c *cluster) takeOffice(ctx context.Context) {
 	case office != 0 && (!st.Leading || st.Term != office):
 		c.log.Info("this server leads no more", "term", office, "leader", st.Leader.Name)
 		c.resign()
-	case office == 0 && c.retire == nil && st.Leading && c.applied >= st.First:
+	case office == 0 && c.retire == nil && st.mayAct(c.applied):
 		c.log.Info("this server leads", "term", st.Term)
 		ctx, retire := context.WithCancel(ctx)
 		c.retire = retire

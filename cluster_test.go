@@ -45,12 +45,15 @@ const (
 	simBag    = 300    // messages in flight; more are lost
 )
 
-// A machine is what the simulated servers replicate.
+// A machine is what the simulated servers replicate, as one of them has it.
 type machine interface {
 	apply(e entry)
-	clone() machine
-	sum() uint64  // of the whole state, cheap: equal on every server at an applied index
-	dump() string // of the whole state, compared at the end
+	keep()                       // what is applied survives a crash
+	restart()                    // after a crash, from what was kept
+	image() any                  // a copy of the state for other servers
+	install(image any, rd ready) // takes the state of another server, which the write rd names, and keeps it
+	sum() uint64                 // of the state, cheap: equal on every server at an applied index
+	dump() string                // of the whole state, compared at the end
 }
 
 // A simEvent is one kind of thing that can happen. Weights are relative.
@@ -63,13 +66,19 @@ type simEvent struct {
 // A simPlan is what one run simulates: a state machine, events on top of those
 // of the protocol, and what must hold besides its invariants. Hooks may be nil.
 type simPlan struct {
-	newMachine func() machine
+	count      int                                 // of events, before healing
+	moods      []int                               // how often things fail, see sim.mood; one is drawn at a time
+	storms     int                                 // one change of the weather in so many brings a storm
+	founders   func(s *sim) (founders, spares int) // spares: more servers, with empty disks
+	newMachine func(n *simNode) machine            // n has an empty disk
 	events     []simEvent
-	started    func(s *sim, n *simNode)          // n runs, with what was on its disk
-	stopped    func(s *sim, n *simNode)          // n has crashed
-	applied    func(s *sim, n *simNode, e entry) // n has applied e; after a crash perhaps again
-	answered   func(s *sim, n *simNode, e entry) // n has applied e, which it proposed in this life
-	finish     func(s *sim)                      // after healing, when all servers are equal
+	started    func(n *simNode)           // n runs, with what was on its disk
+	stopped    func(n *simNode)           // n has crashed
+	touched    func(n *simNode)           // something happened to n
+	persisted  func(n *simNode, rd ready) // n has made rd durable
+	compacted  func(n *simNode)           // n has dropped the beginning of its log
+	answered   func(s *sim, e entry)      // a server has applied e, which it proposed in this life
+	finish     func(s *sim)               // after healing, when all servers are equal
 }
 
 // sim is one simulated cluster: servers with disks, a bag of messages, and one
@@ -112,9 +121,9 @@ type simPacket struct {
 
 type simSnapshot struct {
 	position
-	chain   uint64
-	voters  []server
-	machine machine
+	chain  uint64
+	voters []server
+	image  any // of the machine, if it goes to another server
 }
 
 type simRecord struct {
@@ -125,9 +134,9 @@ type simRecord struct {
 // simDisk is what survives a crash.
 type simDisk struct {
 	state hardState
-	base  simSnapshot // where the log begins; without machine
+	base  simSnapshot // where the log begins
 	log   []simRecord
-	saved simSnapshot // the state machine
+	saved simSnapshot // what the machine has kept
 }
 
 func (d *simDisk) last() uint64 { return d.base.Index + uint64(len(d.log)) }
@@ -143,14 +152,15 @@ func (d *simDisk) term(index uint64) uint64 {
 }
 
 type simNode struct {
-	slot   int
-	self   server
-	lives  int // disks this name has had
-	disk   simDisk
-	left   bool // asked to be no voter
-	slow   bool // disk
-	paused bool
-	rate   int // of the clock, in percent
+	slot    int
+	self    server
+	lives   int // disks this name has had
+	disk    simDisk
+	machine machine
+	left    bool // asked to be no voter
+	slow    bool // disk
+	paused  bool
+	rate    int // of the clock, in percent
 
 	// Lost in a crash.
 	raft     *raft // nil: down
@@ -186,10 +196,9 @@ func (s *sim) addServers(count int) {
 	}
 }
 
-// found makes a cluster of three or five, and up to two more empty servers.
+// found makes a cluster, and more empty servers.
 func (s *sim) found() {
-	founders := 3 + 2*s.rnd.IntN(2)
-	spares := s.rnd.IntN(3)
+	founders, spares := s.plan.founders(s)
 	s.addServers(founders + spares)
 	var voters []server
 	for _, i := range s.rnd.Perm(founders + spares)[:founders] {
@@ -207,12 +216,16 @@ func (s *sim) found() {
 // run simulates and returns the first violation.
 func (s *sim) run() (err error) {
 	defer func() {
-		if p := recover(); p != nil {
+		switch p := recover(); {
+		case p == nil:
+		case s.err != nil:
+			err = s.err // what follows from it
+		default:
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
 	s.found()
-	for s.count = 0; s.count < simEvents && s.err == nil; s.count++ {
+	for s.count = 0; s.count < s.plan.count && s.err == nil; s.count++ {
 		at := s.rnd.IntN(s.weight)
 		for _, e := range s.events {
 			if at -= e.weight; at < 0 {
@@ -256,8 +269,8 @@ var protocolEvents = []simEvent{
 		if s.stormy && s.rnd.IntN(4) > 0 {
 			return
 		}
-		s.mood = []int{0, 0, 20, 50, 100, 200}[s.rnd.IntN(6)]
-		if s.stormy = s.rnd.IntN(8) == 0; s.stormy {
+		s.mood = s.plan.moods[s.rnd.IntN(len(s.plan.moods))]
+		if s.stormy = s.rnd.IntN(s.plan.storms) == 0; s.stormy {
 			s.mood = 5
 		}
 	}},
@@ -486,6 +499,9 @@ func (s *sim) compact(n *simNode) {
 	n.disk.base = simSnapshot{position: position{last.Index, last.Term}, chain: last.chain}
 	n.disk.log = slices.Clone(n.disk.log[drop:])
 	n.trimmed = last.Index
+	if s.plan.compacted != nil {
+		s.plan.compacted(n)
+	}
 	s.log("compact %s to %d", n.self.Name, n.trimmed)
 }
 
@@ -537,7 +553,7 @@ func (s *sim) crash(n *simNode) {
 func (s *sim) stop(n *simNode) {
 	n.raft, n.write, n.waiting = nil, nil, nil
 	if s.plan.stopped != nil {
-		s.plan.stopped(s, n)
+		s.plan.stopped(n)
 	}
 }
 
@@ -586,7 +602,7 @@ func (s *sim) replace() {
 func (s *sim) wipe(n *simNode) {
 	n.lives++
 	n.self.ID = fmt.Sprintf("%s%d", n.self.Name, n.lives)
-	n.disk = simDisk{saved: simSnapshot{machine: s.plan.newMachine()}}
+	n.disk, n.machine = simDisk{}, s.plan.newMachine(n)
 }
 
 // voterSets are all lists that a server may yet come to use.
@@ -632,7 +648,11 @@ var simConfig = raftConfig{heartbeatTicks: 2, electionTicks: 10, stepTicks: 3, s
 func (s *sim) open(n *simNode) *raft {
 	cfg := simConfig
 	cfg.self = n.self
-	d := &n.disk
+	return newRaft(cfg, n.disk.read(), rand.New(rand.NewPCG(s.rnd.Uint64(), 2)))
+}
+
+// read returns what a server finds when it starts.
+func (d *simDisk) read() saved {
 	disk := saved{State: d.state, Base: d.base.position, Last: d.last(), Applied: d.saved.Index}
 	disk.Voters = []voterSet{{d.saved.Index, d.saved.voters}}
 	term := uint64(0)
@@ -646,17 +666,17 @@ func (s *sim) open(n *simNode) *raft {
 			disk.Voters = append(disk.Voters, voterSet{e.Index, voters})
 		}
 	}
-	return newRaft(cfg, disk, rand.New(rand.NewPCG(s.rnd.Uint64(), 2)))
+	return disk
 }
 
 func (s *sim) start(n *simNode) {
 	s.log("start %s", n.self.ID)
 	n.raft, n.paused, n.trimmed = s.open(n), false, 0
 	n.applied = n.disk.saved
-	n.applied.machine = n.disk.saved.machine.clone()
+	n.machine.restart()
 	n.incoming, n.heard = map[position]*simSnapshot{}, map[string]int{}
 	if s.plan.started != nil {
-		s.plan.started(s, n)
+		s.plan.started(n)
 	}
 }
 
@@ -670,6 +690,9 @@ func (s *sim) touch(n *simNode, what string, do func()) {
 	s.check(n, before)
 	if s.rnd.IntN(5) > 0 {
 		s.drive(n)
+	}
+	if s.plan.touched != nil {
+		s.plan.touched(n)
 	}
 }
 
@@ -705,7 +728,7 @@ func (s *sim) send(n *simNode, m message) {
 	switch {
 	case m.Kind == msgSnapshot:
 		data := n.applied
-		data.machine = n.applied.machine.clone()
+		data.image = n.machine.image()
 		p.Prev, p.Voters, p.data = data.position, data.voters, &data
 	case m.Kind == msgStand:
 		s.stands[hardState{m.Term, m.To.ID}] = true
@@ -747,23 +770,32 @@ func (s *sim) persist(n *simNode, rd ready) {
 		d.state = *st
 	}
 	if rd.Snapshot != nil {
-		s.install(n, n.incoming[rd.Snapshot.position])
+		s.install(n, n.incoming[rd.Snapshot.position], rd)
 	}
 	for _, e := range rd.Entries {
 		s.appendDisk(n, e)
 	}
+	if s.plan.persisted != nil {
+		s.plan.persisted(n, rd)
+	}
 }
 
-func (s *sim) install(n *simNode, data *simSnapshot) {
+func (s *sim) install(n *simNode, data *simSnapshot, rd ready) {
 	s.log("%s install %v", n.self.Name, data.position)
 	if data.Index <= n.applied.Index {
 		s.fail("2: %s: snapshot %v over applied %v", n.self.Name, data.position, n.applied.position)
 	}
 	n.disk.base = simSnapshot{position: data.position, chain: data.chain}
 	n.disk.log = nil
-	n.disk.saved = *data
-	n.applied = *data
-	n.applied.machine = data.machine.clone()
+	n.applied = simSnapshot{position: data.position, chain: data.chain, voters: data.voters}
+	n.disk.saved = n.applied
+	n.machine.install(data.image, rd)
+}
+
+// keep lets what is applied survive a crash.
+func (s *sim) keep(n *simNode) {
+	n.disk.saved = n.applied
+	n.machine.keep()
 }
 
 func (s *sim) appendDisk(n *simNode, e entry) {
@@ -807,17 +839,16 @@ func (s *sim) apply(n *simNode, commit uint64) {
 		if e.Kind == entryVoters {
 			n.applied.voters, _ = decodeVoters(e.Data)
 		}
-		n.applied.machine.apply(e.entry)
+		n.machine.apply(e.entry)
 		s.applied(n, e.entry)
 	}
 	if s.rnd.IntN(4) == 0 { // the rest is applied again after a crash
-		n.disk.saved = n.applied
-		n.disk.saved.machine = n.applied.machine.clone()
+		s.keep(n)
 	}
 }
 
 func (s *sim) applied(n *simNode, e entry) {
-	sum := n.applied.machine.sum()
+	sum := n.machine.sum()
 	if seen, ok := s.sums[e.Index]; ok && seen != sum {
 		s.fail("%s: other state than elsewhere after entry %d", n.self.Name, e.Index)
 	}
@@ -827,11 +858,8 @@ func (s *sim) applied(n *simNode, e entry) {
 	}
 	own := slices.Contains(n.waiting, position{e.Index, e.Term})
 	n.waiting = slices.DeleteFunc(n.waiting, func(p position) bool { return p.Index <= e.Index })
-	if s.plan.applied != nil {
-		s.plan.applied(s, n, e)
-	}
 	if own && s.plan.answered != nil {
-		s.plan.answered(s, n, e)
+		s.plan.answered(s, e)
 	}
 }
 
@@ -951,7 +979,7 @@ func (s *sim) checkOffice(n *simNode) {
 	if alive < majority(len(voters)) {
 		s.fail("%s leads without a majority", n.self.Name)
 	}
-	if n.write != nil && n.writeAge >= simConfig.electionTicks {
+	if n.write != nil && n.writeAge >= simConfig.electionTicks && len(voters) > 1 {
 		s.fail("%s leads with a disk that hangs", n.self.Name)
 	}
 }
@@ -986,19 +1014,7 @@ func (s *sim) heal() {
 		}
 	}
 	for round := range 40 * simConfig.electionTicks {
-		for _, n := range s.nodes {
-			s.members(n)
-			s.tick(n)
-			s.drive(n)
-			if n.write != nil {
-				s.finishWrite(n)
-			}
-		}
-		for len(s.bag) > 0 && s.err == nil {
-			p := s.bag[0]
-			s.bag = s.bag[1:]
-			s.receive(s.named(p.To), p)
-		}
+		s.round()
 		if s.err != nil {
 			return
 		}
@@ -1013,6 +1029,23 @@ func (s *sim) heal() {
 		s.log("%s left %v applied %v: %+v", n.self.ID, n.left, n.applied.position, st)
 	}
 	s.fail("not settled")
+}
+
+// round is a tick in which nothing fails.
+func (s *sim) round() {
+	for _, n := range s.nodes {
+		s.members(n)
+		s.tick(n)
+		s.drive(n)
+		if n.write != nil {
+			s.finishWrite(n)
+		}
+	}
+	for len(s.bag) > 0 && s.err == nil {
+		p := s.bag[0]
+		s.bag = s.bag[1:]
+		s.receive(s.named(p.To), p)
+	}
 }
 
 // settled reports whether one server leads, and all that want to are voters
@@ -1037,15 +1070,20 @@ func (s *sim) settled() bool {
 }
 
 func (s *sim) finish() {
-	leader := s.pick(leading)
-	dump := leader.applied.machine.dump()
-	for _, n := range s.nodes {
-		if got := n.applied.machine.dump(); !n.left && got != dump {
-			s.fail("%s and %s differ:\n%s\n%s", n.self.Name, leader.self.Name, got, dump)
-		}
-	}
+	s.compare()
 	if s.plan.finish != nil {
 		s.plan.finish(s)
+	}
+}
+
+// compare expects the same state on all servers that are, or want to be, voters.
+func (s *sim) compare() {
+	leader := s.pick(leading)
+	dump := leader.machine.dump()
+	for _, n := range s.nodes {
+		if got := n.machine.dump(); !n.left && got != dump {
+			s.fail("%s and %s differ:\n%s\n%s", n.self.Name, leader.self.Name, got, dump)
+		}
 	}
 }
 
@@ -1053,6 +1091,7 @@ func (s *sim) finish() {
 type chain struct {
 	hash uint64
 	ids  []uint64
+	kept *chain
 }
 
 func (c *chain) apply(e entry) {
@@ -1063,9 +1102,18 @@ func (c *chain) apply(e entry) {
 	}
 }
 
-func (c *chain) clone() machine { return &chain{c.hash, slices.Clip(c.ids)} }
-func (c *chain) sum() uint64    { return c.hash }
-func (c *chain) dump() string   { return fmt.Sprintf("%x %v", c.hash, c.ids) }
+func (c *chain) keep()    { c.kept = c.image().(*chain) }
+func (c *chain) restart() { c.hash, c.ids = c.kept.hash, c.kept.ids }
+
+func (c *chain) image() any { return &chain{hash: c.hash, ids: slices.Clip(c.ids)} }
+
+func (c *chain) install(image any, _ ready) {
+	c.kept = image.(*chain)
+	c.restart()
+}
+
+func (c *chain) sum() uint64  { return c.hash }
+func (c *chain) dump() string { return fmt.Sprintf("%x %v", c.hash, c.ids) }
 
 func chainPlan() simPlan {
 	var proposed uint64   // ids given to proposals
@@ -1081,14 +1129,18 @@ func chainPlan() simPlan {
 		}
 	}
 	return simPlan{
-		newMachine: func() machine { return &chain{} },
+		count:      simEvents,
+		moods:      []int{0, 0, 20, 50, 100, 200},
+		storms:     8,
+		founders:   func(s *sim) (int, int) { return 3 + 2*s.rnd.IntN(2), s.rnd.IntN(3) },
+		newMachine: func(*simNode) machine { return &chain{kept: &chain{}} },
 		events:     []simEvent{{"propose", 1500, propose}},
-		answered: func(s *sim, n *simNode, e entry) {
+		answered: func(s *sim, e entry) {
 			answered = append(answered, binary.BigEndian.Uint64(e.Data))
 		},
 		finish: func(s *sim) {
 			count := map[uint64]int{}
-			for _, id := range s.pick(leading).applied.machine.(*chain).ids {
+			for _, id := range s.pick(leading).machine.(*chain).ids {
 				if count[id]++; count[id] > 1 {
 					s.fail("proposal %d was applied twice", id)
 				}

@@ -2,12 +2,15 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"hash/fnv"
 	"io"
+	"iter"
 	"log/slog"
 	"maps"
 	"math"
@@ -1401,29 +1404,35 @@ func BenchmarkParseSchedule(b *testing.B) {
 
 // ---- The rules, simulated
 
-// The simulation of one server's rules. From one seed it drives the real store
-// and the real scheduler, one event after the other in one goroutine, on a
-// clock of its own: jobs come, change and go; nodes take orders, run, die with
-// runs in flight and come back, lose messages, repeat them, deliver them late;
-// the server dies between any two steps of a write, or loses and regains its
-// office; clocks jump. A ledger keeps account of each log entry, and in the end
-// everything is healed and must come to rest with nothing lost.
+// The simulation of the rules. It is that of the protocol, see sim in
+// cluster_test.go, with the real store on each server for log, vote and state,
+// and the real scheduler on whichever server leads, or believes that it does:
+// jobs come, change and go; nodes take orders, run, die with runs in flight and
+// come back; orders, questions, answers and results are lost, late, or come to
+// nobody; wall clocks differ and jump. What a scheduler does at the same time
+// as other things is a task each, and of all tasks one goes on at a time. A
+// ledger keeps account of each entry when it is first applied anywhere, and in
+// the end everything is healed and must come to rest with nothing lost.
 
 var (
-	rulesSeeds = flag.Int("rules.seeds", 200, "random lives of a server to simulate")
+	rulesSeeds = flag.Int("rules.seeds", 100, "random lives of a cluster with jobs to simulate")
 	rulesSeed  = flag.Uint64("rules.seed", 0, "the one seed to simulate; 0 takes the seeds from 1 on")
 )
 
 const (
-	lifeEvents = 250 // of chaos, in one life
+	lifeEvents = 60_000               // of chaos, in one life
+	eventTime  = 3 * time.Millisecond // that each of them takes
+	restTime   = 100 * time.Millisecond
 	simJobs    = 7   // names of jobs
-	traceLines = 80  // of a trace, that a failure prints
+	traceLines = 100 // of the rules' trace, that a failure prints
+	dumpEvery  = 64  // entries
+	keptMax    = 1 << 20
 )
 
-// TestRules_Simulation: whatever happens, every tick of an enabled job has one
+// TestSimulation_Rules: whatever happens, every tick of an enabled job has one
 // outcome, nothing starts twice, nothing that was acknowledged is lost, and
 // when all is healed nothing stays unfinished.
-func TestRules_Simulation(t *testing.T) {
+func TestSimulation_Rules(t *testing.T) {
 	if *rulesSeed != 0 {
 		simulate(t, *rulesSeed)
 		return
@@ -1436,11 +1445,11 @@ func TestRules_Simulation(t *testing.T) {
 	}
 }
 
-// TestRules_Deterministic: the same seed is the same life, or a failure could
+// TestSimulation_RulesAgain: the same seed is the same life, or a failure could
 // not be repeated.
-func TestRules_Deterministic(t *testing.T) {
+func TestSimulation_RulesAgain(t *testing.T) {
 	first, second := simulate(t, 1), simulate(t, 1)
-	if diff := cmp.Diff(first, second); diff != "" {
+	if diff := cmp.Diff(first.trace, second.trace); diff != "" || first.hash != second.hash {
 		t.Errorf("the second life of a seed differs from the first (-first +second):\n%s", diff)
 	}
 }
@@ -1455,545 +1464,967 @@ func simTempDir(t testing.TB) string {
 	return dir
 }
 
-// crash is what a step panics with when the server's process dies in it.
-type crash struct{ where string }
-
 // world is one simulated life.
 type world struct {
-	t     *testing.T
-	seed  uint64
-	rnd   *rand.Rand
+	*sim
+	dir   string
+	dirs  int // made so far
 	trace []string
 	chaos bool // faults may happen
 
-	// The clocks, in nanoseconds: elapsed never jumps, the leader's wall clock
-	// is elapsed + skew.
-	elapsed, skew int64
-	looked        int64 // wall clock at the leader's last look
-	asked         int64 // elapsed at the last question about doubts
+	passed  int64 // time that no event took
+	servers []*simServer
+	nodes   []*modelNode
+	network []*task // orders on their way
+	running *task
 
-	dir    string
-	store  *store
-	sched  *scheduler
-	ctx    context.Context // ends with the office
-	leave  context.CancelFunc
-	term   uint64
-	deaths int // of the server
-	nested bool
-	marks  []requestMark
-
-	nodes  []*modelNode
-	late   []lateDispatch // dispatches that are still on their way
-	begun  map[int64]bool // executions that a node has started
-	ledger *ledger
+	begun    map[int64]bool // executions that a node has started
+	observed uint64         // log index that the ledger has come to
+	ledger   *ledger
 
 	model    map[string]*job   // what was acknowledged; nil: not there
 	unsure   map[string][]*job // what else may be there, of writes without an answer
-	requests []string          // ids of runs by hand that were acknowledged
+	writing  map[string]bool   // names that a write is under way for
+	requests []string          // ids of runs by hand
 	idle     int               // numbers request ids and versions
 }
 
-// modelNode is a node: what executor does, without running anything.
-type modelNode struct {
-	name        string
-	local       bool // it is part of the server's process
-	tags        map[string]string
-	incarnation uint64
-	known       uint64 // incarnation of the last heartbeat
-	heard       int64  // elapsed at the last heartbeat
-	up, reached bool
-	term, floor uint64
-	taken       map[int64]bool
-	running     map[int64]*modelRun
-	held        map[int64]*modelHeld
-}
-
-type modelRun struct{ started, until int64 } // elapsed
-
-type modelHeld struct {
-	result
-	since int64 // elapsed; what is a second old is on disk
-}
-
-type lateDispatch struct {
-	node *modelNode
-	d    dispatch
-}
-
-// simulate lives one life and returns its trace.
-func simulate(t *testing.T, seed uint64) []string {
+// simulate lives one life.
+func simulate(t testing.TB, seed uint64) *world {
 	w := &world{
-		t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 0)), chaos: true, dir: simTempDir(t),
-		skew: testStart, begun: map[int64]bool{}, ledger: newLedger(), model: map[string]*job{}, unsure: map[string][]*job{},
+		dir: simTempDir(t), chaos: true, begun: map[int64]bool{}, ledger: newLedger(),
+		model: map[string]*job{}, unsure: map[string][]*job{}, writing: map[string]bool{},
 	}
-	defer func() {
-		if w.store != nil {
-			w.store.close()
-		}
-	}()
-	w.nodes = []*modelNode{{name: "n0", local: true}, {name: "n1", tags: map[string]string{"role": "web"}}, {name: "n2", tags: map[string]string{"role": "web"}}}
-	for _, n := range w.nodes {
+	w.sim = newSim(seed, w.plan())
+	defer w.close()
+	for i := range 1 + w.rnd.IntN(2) {
+		n := &modelNode{name: fmt.Sprint("n", i+1), tags: map[string]string{"role": "web"}}
 		n.start(w)
+		w.nodes = append(w.nodes, n)
 	}
-	w.restart()
-	for range lifeEvents {
-		w.step(w.event)
+	if err := w.sim.run(); err != nil {
+		t.Fatalf("%s\nthe end of the trace:\n%s\nand of the protocol's:\n%s\nrepeat it with: go test -run 'TestSimulation_Rules$' -rules.seed=%d .", err,
+			strings.Join(w.trace[max(0, len(w.trace)-traceLines):], "\n"), strings.Join(w.lines[max(0, len(w.lines)-simTail):], "\n"), seed)
 	}
-	w.heal()
-	return w.trace
+	return w
 }
+
+func (w *world) plan() simPlan {
+	client := func(do func(*simServer)) func(*sim) {
+		return func(*sim) {
+			if s := w.pickServer(func(s *simServer) bool { return s.office != 0 }); s != nil {
+				do(s)
+			}
+		}
+	}
+	return simPlan{
+		count:      lifeEvents,
+		moods:      []int{0, 0, 0, 0, 2, 5, 10, 40},
+		storms:     40,
+		founders:   func(*sim) (int, int) { return pick(w.rnd, 1, 3, 3, 3, 3, 5), pick(w.rnd, 0, 0, 1) },
+		newMachine: func(n *simNode) machine { return w.newServer(n) },
+		events: []simEvent{
+			{"task", 9000, func(*sim) { w.someTask() }},
+			{"node", 3000, func(*sim) { w.nodes[w.rnd.IntN(len(w.nodes))].work(w) }},
+			{"put", 90, client(w.put)},
+			{"toggle", 20, client(w.toggle)},
+			{"remove", 12, client(w.remove)},
+			{"run", 60, client(w.run)},
+			{"agent", 15, func(*sim) { w.disturbAgent() }},
+			{"clock", 4, func(*sim) { w.turnClock() }},
+			{"outage", 2, func(*sim) { w.outage() }},
+		},
+		started:   func(n *simNode) { w.servers[n.slot].started() },
+		stopped:   func(n *simNode) { w.servers[n.slot].stopped() },
+		touched:   func(n *simNode) { w.servers[n.slot].changeOffice() },
+		persisted: func(n *simNode, rd ready) { w.servers[n.slot].persisted(rd) },
+		compacted: func(n *simNode) { w.servers[n.slot].compacted() },
+		finish:    func(*sim) { w.rest() },
+	}
+}
+
+func (w *world) close() {
+	for _, s := range w.servers {
+		s.endTasks()
+		s.store.close()
+	}
+	for _, t := range w.network {
+		t.stop()
+	}
+}
+
+// elapsed is the time that never jumps, in nanoseconds.
+func (w *world) elapsed() int64 { return int64(w.count)*int64(eventTime) + w.passed }
 
 func (w *world) logf(format string, args ...any) {
-	w.trace = append(w.trace, fmt.Sprintf("%9.3fs %+d: ", float64(w.elapsed)/1e9, (w.skew-testStart)/1e9)+fmt.Sprintf(format, args...))
+	line := fmt.Sprintf(format, args...)
+	w.log("%s", line)
+	w.trace = append(w.trace, fmt.Sprintf("%9.3fs %s", float64(w.elapsed())/1e9, line))
 }
 
 func (w *world) fatalf(format string, args ...any) {
-	w.t.Helper()
-	tail := w.trace[max(0, len(w.trace)-traceLines):]
-	w.t.Fatalf("%s\nthe end of the trace:\n%s\nrepeat it with: go test -run 'TestRules_Simulation$' -rules.seed=%d .",
-		fmt.Sprintf(format, args...), strings.Join(tail, "\n"), w.seed)
+	w.fail(format, args...)
+	panic(w.err)
 }
 
-func (w *world) now() int64 { return w.elapsed + w.skew }
+func (w *world) must(err error) {
+	if err != nil {
+		w.fatalf("%v", err)
+	}
+}
 
 // chance is true in percent of all cases while faults may happen.
 func (w *world) chance(percent float64) bool { return w.chaos && w.rnd.Float64()*100 < percent }
 
-// step does one thing, in which the server may die or lose its office.
-func (w *world) step(do func()) {
-	defer func() {
-		switch p := recover().(type) {
-		case nil:
-		case crash:
-			w.logf("server dies %s", p.where)
-			w.die()
-		default:
-			panic(p)
-		}
-		if w.store != nil && w.ctx.Err() != nil {
-			w.logf("server is out of office and regains it")
-			w.recoverOffice()
-		}
-	}()
-	do()
+func pick[T any](rnd *rand.Rand, list ...T) T { return list[rnd.IntN(len(list))] }
+
+// pickServer returns a server that runs and for which ok holds, nil if the first
+// that is looked at is none.
+func (w *world) pickServer(ok func(*simServer) bool) *simServer {
+	n := w.pick(func(n *simNode) bool { return w.sim.running(n) != nil && ok(w.servers[n.slot]) })
+	if n == nil {
+		return nil
+	}
+	return w.servers[n.slot]
 }
 
-// die ends the server's process, and with it the node that it is.
-func (w *world) die() {
-	w.leave()
-	if err := w.store.close(); err != nil {
-		w.fatalf("close: %v", err)
-	}
-	w.store = nil
-	w.nodes[0].crash(w)
-	if w.chance(30) {
-		w.elapsed += w.rnd.Int64N(int64(3 * time.Minute))
-	}
-	w.nodes[0].start(w)
-	w.restart()
+// ---- Tasks
+
+// A task is what the product does in a goroutine of its own. It goes on until
+// it waits, and only one does at a time.
+type task struct {
+	kind  taskKind
+	name  string
+	job   string // that it is a write of, if it is one
+	next  func() (ready func() bool, more bool)
+	stop  func()
+	yield func(ready func() bool) bool
+	ready func() bool // whether what it waits for is there
 }
 
-// restart opens what the disk holds and takes office.
-func (w *world) restart() {
-	w.deaths++
-	var err error
-	if w.store, err = openStore(w.dir); err != nil {
-		w.fatalf("open: %v", err)
-	}
-	if w.deaths%8 == 0 {
-		if err := w.store.check(); err != nil {
-			w.fatalf("check after a restart: %v", err)
-		}
-	}
-	w.sched = newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 15, Timezone: "Europe/Berlin", LostAfter: 30 * time.Second}, w.store, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	w.sched.propose, w.sched.nodes, w.sched.start, w.sched.ask = w.propose, w.alive, w.start, w.ask
-	w.sched.now = func() time.Time { return timeOf(w.now()) }
-	w.sched.chance = w.rnd.Uint64
-	w.sched.spawn = func(task func()) { task() }
-	w.recoverOffice()
-	w.verify()
-}
+// A taskKind says whose goroutine it is.
+type taskKind int
 
-// recoverOffice applies what is in the log and begins a new term.
-func (w *world) recoverOffice() {
-	w.ctx, w.leave = context.WithCancel(context.Background())
-	w.applyAll()
-	w.term++
-	w.looked, w.marks = w.now(), nil
-	w.step(func() {
-		if err := w.sched.takeOffice(w.ctx, w.term); err != nil && w.ctx.Err() == nil {
-			w.fatalf("taking office: %v", err)
-		}
-	})
-}
+const (
+	taskClient  taskKind = iota // of somebody who asks the server for something
+	taskLoop                    // of the leader's work
+	taskSend                    // the same, of its orders on their way
+	taskNetwork                 // nobody's: it outlives the server
+)
 
-// propose is the log: one entry at a time, and death between any two steps.
-func (w *world) propose(ctx context.Context, c *command) (applied, error) {
-	if err := w.ctx.Err(); err != nil {
-		return applied{}, errNotLeader
-	}
-	if c.Put != nil && w.chance(40) {
-		// A tick is decided between the moment a write was computed and the
-		// moment it is appended.
-		w.meanwhile(func() {
-			if wait := w.nextDue() - w.now(); wait > 0 && wait < int64(2*time.Second) {
-				w.elapsed += wait
+// A crash is what a task panics with when its process dies.
+type crash struct{}
+
+func newTask(kind taskKind, name string, do func()) *task {
+	t := &task{kind: kind, name: name, ready: func() bool { return true }}
+	t.next, t.stop = iter.Pull(func(yield func(func() bool) bool) {
+		defer func() {
+			if p := recover(); p != nil && p != (crash{}) {
+				panic(p)
 			}
-			w.fire()
+		}()
+		t.yield = yield
+		do()
+	})
+	return t
+}
+
+// await has the task that is running wait until ready.
+func (w *world) await(ready func() bool) {
+	t := w.running
+	if t == nil {
+		w.fatalf("what no task does must not wait")
+	}
+	if !t.yield(ready) {
+		panic(crash{})
+	}
+}
+
+func (w *world) sleep(d time.Duration) {
+	until := w.elapsed() + int64(d)
+	w.await(func() bool { return w.elapsed() >= until })
+}
+
+// travel is the time that a message takes.
+func (w *world) travel() {
+	switch {
+	case w.chance(2):
+		w.sleep(time.Duration(w.rnd.Int64N(int64(10 * time.Second))))
+	case w.chance(50):
+		w.sleep(time.Duration(w.rnd.Int64N(int64(50 * time.Millisecond))))
+	}
+}
+
+// goOn lets one of the tasks that are ready go on, and reports whether there
+// was any.
+func (w *world) goOn(tasks *[]*task) bool {
+	start := w.rnd.IntN(len(*tasks) + 1)
+	for i := range *tasks {
+		t := (*tasks)[(start+i)%len(*tasks)]
+		if !t.ready() {
+			continue
+		}
+		w.running = t
+		ready, more := t.next()
+		w.running = nil
+		if t.ready = ready; !more {
+			*tasks = slices.DeleteFunc(*tasks, func(other *task) bool { return other == t })
+		}
+		return true
+	}
+	return false
+}
+
+// someTask lets something go on somewhere.
+func (w *world) someTask() {
+	if i := w.rnd.IntN(len(w.servers) + 1); i < len(w.servers) {
+		w.servers[i].goOn()
+	} else {
+		w.goOn(&w.network)
+	}
+}
+
+// ---- Servers
+
+// A simServer is what a server has beside the protocol. It is its machine: the
+// real store, in memory.
+type simServer struct {
+	w     *world
+	n     *simNode
+	own   *modelNode // the node that it is
+	dir   string
+	store *store
+	kept  int64  // bytes of SQLite's write-ahead log that survive a crash
+	last  uint64 // digest of what came of the last entry
+	skew  int64  // of its wall clock, against elapsed
+
+	// Lost in a crash.
+	sched   *scheduler
+	seen    map[string]heartbeat // what it has heard of other nodes
+	tasks   []*task
+	waiting []*simProposal
+	office  uint64 // cluster.office
+	term    uint64 // of the leader's work, which ends after the office; 0: there is none
+	ctx     context.Context
+	retire  context.CancelFunc
+	acts    bool  // the loops run
+	since   int64 // elapsed when they began
+	slept   int64 // wall clock when the leader last began to sleep
+	looked  int64 // elapsed at the same time
+	asked   int64 // elapsed at the end of the last questions, 0: none yet
+	trimmed int64 // elapsed
+	whole   int64 // elapsed
+	marks   []requestMark
+}
+
+// A heartbeat is what a server knows of a node.
+type heartbeat struct {
+	incarnation uint64
+	at          int64 // elapsed
+}
+
+type simProposal struct {
+	index uint64
+	done  bool
+	res   applied
+	err   error
+}
+
+// newServer gives a server an empty disk.
+func (w *world) newServer(n *simNode) *simServer {
+	if n.slot == len(w.servers) {
+		s := &simServer{w: w, n: n, skew: testStart + w.rnd.Int64N(int64(200*time.Millisecond))}
+		s.own = &modelNode{name: n.self.Name, server: s}
+		if n.slot%2 == 1 {
+			s.own.tags = map[string]string{"role": "web"}
+		}
+		w.servers = append(w.servers, s)
+		w.nodes = slices.Insert(w.nodes, n.slot, s.own)
+	}
+	s := w.servers[n.slot]
+	s.shut()
+	s.open(w.newDir())
+	w.must(s.store.enlist(enlistment{Cluster: "sim"}))
+	s.keep()
+	s.own.kept = nil
+	return s
+}
+
+func (w *world) newDir() string {
+	w.dirs++
+	return fmt.Sprint(w.dir, "/", w.dirs)
+}
+
+func (s *simServer) open(dir string) {
+	var err error
+	s.dir = dir
+	s.store, err = openStore(dir)
+	s.w.must(err)
+	s.w.must(s.store.exec("PRAGMA wal_autocheckpoint = 0"))
+}
+
+func (s *simServer) shut() {
+	if s.store != nil {
+		s.w.must(s.store.close())
+		s.w.must(os.RemoveAll(s.dir))
+	}
+}
+
+// keep implements machine: SQLite's write-ahead log is synced as far as it goes.
+func (s *simServer) keep() {
+	info, err := os.Stat(s.dir + "/belfry.db-wal")
+	s.w.must(err)
+	if s.kept = info.Size(); s.kept > keptMax {
+		s.w.must(s.store.exec("PRAGMA wal_checkpoint(TRUNCATE)"))
+		s.kept = 0
+	}
+}
+
+// restart implements machine: what was not synced is gone.
+func (s *simServer) restart() {
+	dir := s.w.newDir()
+	s.w.must(os.Mkdir(dir, 0o700))
+	for name, size := range map[string]int64{"/belfry.db": math.MaxInt64, "/belfry.db-wal": s.kept} {
+		data, err := os.ReadFile(s.dir + name)
+		s.w.must(err)
+		s.w.must(os.WriteFile(dir+name, data[:min(size, int64(len(data)))], 0o600))
+	}
+	s.shut()
+	s.open(dir)
+}
+
+// started begins a new process.
+func (s *simServer) started() {
+	disk, err := s.store.saved()
+	s.w.must(err)
+	if diff := cmp.Diff(s.n.disk.read(), disk, cmpopts.EquateEmpty()); diff != "" {
+		s.w.fatalf("%s finds on its disk (-want +got):\n%s", s.n.self.Name, diff)
+	}
+	entries, err := s.store.entries(disk.Base.Index+1, math.MaxInt64)
+	s.w.must(err)
+	if !slices.EqualFunc(s.n.disk.log, entries, func(r simRecord, e entry) bool {
+		return r.Term == e.Term && r.Kind == e.Kind && bytes.Equal(r.Data, e.Data)
+	}) {
+		s.w.fatalf("%s finds another log on its disk than it wrote", s.n.self.Name)
+	}
+	if s.w.rnd.IntN(8) == 0 {
+		s.w.must(s.store.check())
+	}
+	s.sched = newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 15, Timezone: "Europe/Berlin", LostAfter: 30 * time.Second}, s.store, slog.New(slog.DiscardHandler))
+	s.sched.propose, s.sched.nodes, s.sched.start, s.sched.ask, s.sched.spawn = s.propose, s.alive, s.start, s.ask, s.spawn
+	s.sched.now = func() time.Time { return timeOf(s.now()) }
+	s.sched.chance = s.w.rnd.Uint64
+	s.seen = map[string]heartbeat{}
+	s.w.logf("%s starts, applied is %d", s.n.self.Name, disk.Applied)
+	s.own.start(s.w)
+}
+
+// stopped ends the process, and with it the node that it is. If the machine
+// lives on, what was written is not lost.
+func (s *simServer) stopped() {
+	s.w.logf("%s dies", s.n.self.Name)
+	s.endTasks()
+	s.own.crash(s.w)
+	s.waiting, s.office, s.term, s.acts = nil, 0, 0, false
+	if s.w.rnd.IntN(2) == 0 {
+		s.w.keep(s.n)
+	}
+}
+
+func (s *simServer) endTasks() {
+	for _, t := range s.tasks {
+		t.stop()
+		delete(s.w.writing, t.job)
+	}
+	s.tasks = nil
+}
+
+// persisted makes durable what an install has not: with it all that was applied.
+func (s *simServer) persisted(rd ready) {
+	if rd.writes() && rd.Snapshot == nil {
+		s.w.must(s.store.persist(rd.State, rd.Entries))
+		s.w.keep(s.n)
+	}
+}
+
+func (s *simServer) compacted() {
+	kept := s.store.kept
+	s.store.kept = logRetention{int(s.store.applied - s.n.trimmed), math.MaxInt, 1}
+	s.w.must(s.store.update("NORMAL", func() error { return s.store.trimLog(s.store.applied) }))
+	s.store.kept = kept
+	s.w.keep(s.n)
+}
+
+// image implements machine.
+func (s *simServer) image() any {
+	f, snap, err := s.store.image(context.Background())
+	s.w.must(err)
+	if snap.position != s.n.applied.position {
+		s.w.fatalf("%s: the snapshot ends at %v, applied is %v", s.n.self.Name, snap.position, s.n.applied.position)
+	}
+	data, err := io.ReadAll(f)
+	s.w.must(errors.Join(err, f.Close()))
+	return data
+}
+
+// install implements machine.
+func (s *simServer) install(image any, rd ready) {
+	path := s.dir + "/image"
+	s.w.must(os.WriteFile(path, image.([]byte), 0o600))
+	s.w.must(s.store.install(path, rd.Snapshot.position, rd.State, rd.Entries))
+	s.w.must(os.Remove(path))
+	s.keep()
+}
+
+// apply implements machine. The ledger looks at what nobody has applied before.
+func (s *simServer) apply(e entry) {
+	s.changeOffice()
+	results, err := s.store.apply(e.Index)
+	s.w.must(err)
+	if len(results) != 1 || results[0].Err == nil && !results[0].Repeated && results[0].Index != e.Index {
+		s.w.fatalf("%s applies entry %d: %+v", s.n.self.Name, e.Index, results)
+	}
+	res := results[0]
+	if e.Index == s.w.observed+1 {
+		s.w.observed++
+		s.w.observe(s.store, e, res)
+	}
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%+v", res)
+	if e.Index%dumpEvery == 0 {
+		io.WriteString(h, s.dump())
+	}
+	s.last = h.Sum64()
+	if len(s.waiting) > 0 && s.waiting[0].index == e.Index {
+		s.waiting[0].done, s.waiting[0].res, s.waiting[0].err = true, res, res.Err
+		s.waiting = s.waiting[1:]
+	}
+}
+
+// sum implements machine.
+func (s *simServer) sum() uint64 { return s.last }
+
+// dump implements machine.
+func (s *simServer) dump() string {
+	dump, err := s.store.dump()
+	s.w.must(err)
+	return dump
+}
+
+// changeOffice is cluster.takeOffice.
+func (s *simServer) changeOffice() {
+	st := s.n.raft.status()
+	switch {
+	case s.office != 0 && (!st.Leading || st.Term != s.office):
+		s.w.logf("%s leads no more in term %d", s.n.self.Name, s.office)
+		s.office = 0
+		s.retire()
+		for _, p := range s.waiting {
+			p.done, p.err = true, errUnknown
+		}
+		s.waiting = nil
+	case s.office == 0 && s.term == 0 && st.mayAct(s.store.applied):
+		s.w.logf("%s leads in term %d", s.n.self.Name, st.Term)
+		s.office, s.term = st.Term, st.Term
+		s.ctx, s.retire = context.WithCancel(context.Background())
+		s.begin(taskLoop, "office", s.takeOffice)
+	}
+}
+
+// takeOffice is the beginning of scheduler.lead.
+func (s *simServer) takeOffice() {
+	for err := s.sched.takeOffice(s.ctx, s.term); err != nil; err = s.sched.takeOffice(s.ctx, s.term) {
+		if s.excuse(err); s.ctx.Err() != nil {
+			return
+		}
+		s.w.sleep(officePause)
+	}
+	if s.ctx.Err() != nil {
+		return
+	}
+	s.acts, s.since, s.asked, s.slept, s.looked = true, s.w.elapsed(), 0, s.now(), s.w.elapsed()
+	s.trimmed, s.whole, s.marks = s.w.elapsed(), s.w.elapsed(), nil
+	if s.office == slices.Max(slices.Collect(maps.Keys(s.w.leaders))) {
+		s.w.verify(s.store)
+	}
+}
+
+// goOn lets a task of the server go on, perhaps a loop whose time has come.
+func (s *simServer) goOn() bool {
+	if s.w.sim.running(s.n) == nil {
+		return false
+	}
+	if s.acts && s.office != 0 {
+		s.loop()
+	}
+	more := s.w.goOn(&s.tasks)
+	loops := slices.ContainsFunc(s.tasks, func(t *task) bool { return t.kind == taskLoop })
+	if s.term != 0 && s.office == 0 && !loops { // the end of scheduler.lead
+		s.acts = false
+		s.sched.leaveOffice()
+		if !slices.ContainsFunc(s.tasks, func(t *task) bool { return t.kind == taskSend }) {
+			s.term = 0
+		}
+	}
+	return more
+}
+
+// loop begins what the loops of the leader do next.
+func (s *simServer) loop() {
+	now := s.w.elapsed()
+	if !s.has("ask") && (s.asked == 0 || now-s.asked >= int64(doubtPause)) {
+		s.begin(taskLoop, "ask", func() {
+			s.excuse(s.sched.askNodes(s.ctx))
+			s.asked = s.w.elapsed()
 		})
 	}
-	for _, cl := range c.Close {
-		w.checkClosing(cl)
+	begun := s.asked != 0 || now-s.since >= int64(firstAnswers)
+	if begun && !s.has("fire") && (s.sched.untilDue() <= 0 || now-s.looked >= int64(tickSlack)) {
+		s.begin(taskLoop, "fire", s.fire)
 	}
-	if c.Trim != nil && c.Trim.Requests > 0 {
-		w.requests = nil // jumps of the only clock here make ten minutes of nothing
+	if !s.has("trim") && now-s.trimmed >= int64(trimPause) {
+		s.begin(taskLoop, "trim", s.trim)
 	}
-	data, err := c.encode()
-	if err != nil {
-		w.fatalf("encode: %v", err)
-	}
-	if w.chance(0.7) {
-		panic(crash{"before a write"})
-	}
-	end := w.store.logFirst + uint64(len(w.store.logBytes))
-	if err := w.store.persist(nil, []entry{{Index: end, Term: w.term, Kind: entryCommand, Data: data}}); err != nil {
-		w.fatalf("persist: %v", err)
-	}
-	switch {
-	case w.chance(0.7):
-		panic(crash{"between log and apply"})
-	case w.chance(0.5):
-		w.leave()
-		return applied{}, errUnknown
-	}
-	res := w.applyAll()
-	if w.chance(0.7) {
-		panic(crash{"before an answer"})
-	}
-	if res.Err == errUndecided {
-		w.meanwhile(w.fire)
-	}
-	if c.Close == nil && c.Done == nil && w.chance(5) {
-		// The nodes are asked between the moment a run was accepted and the
-		// moment it is dispatched.
-		w.meanwhile(func() { w.excuse(w.sched.askNodes(w.ctx)) })
-	}
-	return res, res.Err
 }
 
-// meanwhile does what another goroutine of the leader may do at this moment.
-func (w *world) meanwhile(do func()) {
-	if !w.nested {
-		w.nested = true
-		defer func() { w.nested = false }()
-		do()
+// fire is a round of scheduler.fireLoop, with parts at the same time.
+func (s *simServer) fire() {
+	s.excuse(s.sched.noticeGap(s.ctx, timeOf(s.slept), timeOf(s.now())))
+	m := s.sched.moment()
+	jobs, pending := s.sched.popDue(m.now)
+	part := func(ids []int64, fire func(context.Context, moment, []int64) error) {
+		m := m.alone(s.sched.newRand())
+		s.begin(taskLoop, "part", func() { s.excuse(fire(s.ctx, m, ids)) })
 	}
+	for ids := range slices.Chunk(jobs, 1+s.w.rnd.IntN(5)) {
+		part(ids, s.sched.fireTicks)
+	}
+	for ids := range slices.Chunk(pending, 1+s.w.rnd.IntN(5)) {
+		part(ids, s.sched.firePending)
+	}
+	s.w.await(func() bool { return !s.has("part") })
+	s.slept, s.looked = s.now(), s.w.elapsed()
+}
+
+// trim is a round of scheduler.trimLoop.
+func (s *simServer) trim() {
+	now, elapsed := timeOf(s.now()), s.w.elapsed()
+	whole := elapsed-s.whole >= int64(reviewPause)
+	if whole {
+		s.whole = elapsed
+		s.excuse(s.sched.resetFuture(s.ctx))
+		s.w.must(s.sched.doubtOld(now))
+	}
+	var err error
+	s.marks, err = s.sched.markRequests(s.marks, now)
+	s.w.must(err)
+	s.excuse(s.sched.trim(s.ctx, expired(s.marks, now), now, whole))
+	s.trimmed = s.w.elapsed()
+}
+
+func (s *simServer) begin(kind taskKind, name string, do func()) *task {
+	t := newTask(kind, name, do)
+	s.tasks = append(s.tasks, t)
+	return t
+}
+
+func (s *simServer) has(name string) bool {
+	return slices.ContainsFunc(s.tasks, func(t *task) bool { return t.name == name })
+}
+
+// spawn begins what is done beside the loops. Who asks the nodes waits for
+// their answers in a way that no task can.
+func (s *simServer) spawn(do func()) {
+	if s.w.running.name == "ask" {
+		do()
+	} else {
+		s.begin(taskSend, "send", do)
+	}
+}
+
+// excuse accepts errors of a leader that has just lost its office.
+func (s *simServer) excuse(err error) {
+	if err := s.sched.excuse(s.ctx, err); err != nil {
+		s.w.fatalf("the leader %s fails: %v", s.n.self.Name, err)
+	}
+}
+
+func (s *simServer) now() int64 { return s.w.elapsed() + s.skew }
+
+// propose is cluster.propose.
+func (s *simServer) propose(_ context.Context, c *command) (applied, error) {
+	data, err := c.encode()
+	s.w.must(err)
+	if s.office != 0 && s.w.chance(50) {
+		s.w.sleep(time.Duration(s.w.rnd.Int64N(int64(50 * time.Millisecond))))
+	}
+	if s.office == 0 {
+		return applied{}, errNotLeader
+	}
+	p := &simProposal{}
+	s.w.touch(s.n, "propose", func() {
+		if p.index, err = s.n.raft.propose(data); err == nil {
+			s.waiting = append(s.waiting, p)
+		}
+	})
+	if err != nil {
+		return applied{}, err
+	}
+	s.w.await(func() bool { return p.done })
+	if p.err == errUndecided || p.err == errConflict { // it is computed anew a moment later
+		s.w.sleep(200 * time.Millisecond)
+	} else if s.w.chance(30) {
+		s.w.sleep(time.Duration(s.w.rnd.Int64N(int64(50 * time.Millisecond))))
+	}
+	return p.res, p.err
+}
+
+// alive are the nodes that this server has heard of lately, and its own.
+func (s *simServer) alive() []node {
+	var list []node
+	for _, n := range s.w.nodes {
+		seen, ok := s.seen[n.name]
+		if n == s.own {
+			seen, ok = heartbeat{n.exec.inc, s.w.elapsed()}, true
+		}
+		if ok && s.w.elapsed()-seen.at < int64(nodeFailed) {
+			tags := map[string]string{"own": n.name}
+			maps.Copy(tags, n.tags)
+			list = append(list, node{n.name, seen.incarnation, tags})
+		}
+	}
+	return list
+}
+
+var errUnreached = errors.New("no answer")
+
+// start carries a dispatch to a node: or not, or later, or without the answer.
+func (s *simServer) start(name string, d dispatch) error {
+	n := s.w.node(name)
+	if n == s.own {
+		return n.refuse(s.w, d)
+	}
+	err := fmt.Errorf("%w: %w", errRefused, errNoConnection)
+	if !s.call(n, func() { err = n.refuse(s.w, d) }) {
+		return errUnreached
+	}
+	return err
+}
+
+func (s *simServer) ask(name string, q question) (a answer, err error) {
+	n := s.w.node(name)
+	if n == s.own {
+		return n.ask(s.w, q)
+	}
+	err = errUnreached
+	if !s.call(n, func() { a, err = n.ask(s.w, q) }) {
+		return answer{}, errUnreached
+	}
+	return a, err
+}
+
+// call does something at another node, if that is up, and returns when the
+// answer is there, if only that nobody listens; false if none came in time.
+// The node may do it later, or have done it, even if this server has died
+// meanwhile.
+func (s *simServer) call(n *modelNode, do func()) bool {
+	answered, until := false, s.w.elapsed()+int64(5*time.Second)
+	s.w.network = append(s.w.network, newTask(taskNetwork, "call", func() {
+		if s.w.chance(2) {
+			return
+		}
+		s.w.travel()
+		if !s.reaches(n) {
+			return
+		}
+		up, exec := n.up, n.exec
+		if up {
+			do()
+			s.w.travel()
+		}
+		answered = n.up == up && n.exec == exec && n.reaches(s) && !s.w.chance(2)
+	}))
+	s.w.await(func() bool { return answered || s.w.elapsed() >= until })
+	return answered
+}
+
+// reaches reports whether a message comes through, be it to a machine where
+// nobody listens.
+func (s *simServer) reaches(n *modelNode) bool {
+	if n.server != nil {
+		return !s.w.cut[s.n.slot][n.server.n.slot] && !n.server.n.paused
+	}
+	return n.deaf>>s.n.slot&1 == 0
+}
+
+// reaches reports whether a message comes through to a server.
+func (n *modelNode) reaches(s *simServer) bool {
+	if s.w.sim.running(s.n) == nil || n.server != nil && n.server.n.paused {
+		return false
+	}
+	if n.server != nil {
+		return n.server == s || !s.w.cut[n.server.n.slot][s.n.slot]
+	}
+	return n.deaf>>s.n.slot&1 == 0
+}
+
+// observe has the ledger look at an entry that nobody had applied before.
+func (w *world) observe(s *store, e entry, res applied) {
+	var c *command
+	if e.Kind == entryCommand {
+		var err error
+		c, err = decodeCommand(e.Data)
+		w.must(err)
+		for _, cl := range c.Close {
+			w.checkClosing(s, c.Now, cl)
+		}
+	}
+	w.must(w.ledger.observe(s, e, res))
 }
 
 // checkClosing expects that nothing is closed which its node may still start:
 // the process that it was given to is gone, or it is too late or in vain to
 // order it again.
-func (w *world) checkClosing(c closing) {
+func (w *world) checkClosing(s *store, now int64, c closing) {
 	r := w.ledger.started[c.Execution]
-	gone := w.ledger.gone(w.store, r.job)
-	switch i := slices.IndexFunc(w.nodes, func(n *modelNode) bool { return n.incarnation == c.Incarnation }); {
-	case i < 0 || gone || r.ended || c.Outcome == outcomeLost:
+	if row, err := s.execution(c.Execution); err != nil || row.Finished == 0 || row.incarnation != c.Incarnation {
+		return // it was not accepted
+	}
+	switch i := slices.IndexFunc(w.nodes, func(n *modelNode) bool { return n.exec != nil && n.exec.inc == c.Incarnation }); {
+	case i < 0 || w.ledger.gone(s, r.job) || r.ended || c.Outcome == outcomeLost:
 	case c.Outcome == outcomeMissed && !w.nodes[i].up: // it took no connection
-	case c.Outcome == outcomeMissed && r.cause == causeTick && r.due < w.now()-int64(time.Minute):
+	case c.Outcome == outcomeMissed && r.cause == causeTick && r.due < now-int64(time.Minute):
 	default:
 		w.fatalf("execution %d is closed as %s, and the process of %s that it was given to lives", c.Execution, c.Outcome, w.nodes[i].name)
 	}
 }
 
-// applyAll applies what is persisted, entry by entry, and has the ledger look
-// at each.
-func (w *world) applyAll() (last applied) {
-	for len(w.store.unapplied) > 0 {
-		e := w.store.unapplied[0]
-		results, err := w.store.apply(e.Index)
-		if err != nil {
-			w.fatalf("apply: %v", err)
-		}
-		last = results[0]
-		if err := w.ledger.observe(w.store, e, last); err != nil {
-			w.fatalf("%v", err)
-		}
-	}
-	return last
+// ---- What else happens
+
+// turnClock lets the wall clock of a server jump.
+func (w *world) turnClock() {
+	s := w.servers[w.rnd.IntN(len(w.servers))]
+	jump := time.Duration(pick(w.rnd, w.rnd.Int64N(int64(time.Minute)), w.rnd.Int64N(int64(2*time.Hour)), -w.rnd.Int64N(int64(3*time.Hour))))
+	s.skew += int64(jump)
+	w.logf("the clock of %s jumps by %v", s.n.self.Name, jump)
 }
 
-// look is what the leader does when it wakes.
-func (w *world) look() {
-	from := timeOf(w.looked)
-	w.looked = w.now()
-	if err := w.sched.noticeGap(w.ctx, from, timeOf(w.now())); err != nil && w.ctx.Err() == nil {
-		w.fatalf("looking at the clock: %v", err)
-	}
-	w.fire()
-}
-
-// fire is fireDue, one part after the other.
-func (w *world) fire() {
-	m := w.sched.moment()
-	jobs, pending := w.sched.popDue(m.now)
-	for ids := range slices.Chunk(jobs, 1+w.rnd.IntN(5)) {
-		w.excuse(w.sched.fireTicks(w.ctx, m, ids))
-	}
-	for ids := range slices.Chunk(pending, 1+w.rnd.IntN(5)) {
-		w.excuse(w.sched.firePending(w.ctx, m, ids))
-	}
-}
-
-// excuse accepts errors of a leader that has just lost its office.
-func (w *world) excuse(err error) {
-	w.t.Helper()
-	if err != nil && w.ctx.Err() == nil {
-		w.fatalf("the leader fails: %v", err)
-	}
-}
-
-// pass lets time go by as it does for a leader that is awake.
-func (w *world) pass(d int64) {
-	for d > 0 {
-		hop := min(d, int64(tickSlack))
-		if next := w.nextDue() - w.now(); next > 0 && next < hop {
-			hop = next
-		}
-		d -= hop
-		w.elapsed += hop
-		for _, n := range w.nodes {
-			n.work(w)
-		}
-		w.look()
-		if w.elapsed-w.asked >= int64(doubtPause) {
-			w.asked = w.elapsed
-			w.excuse(w.sched.askNodes(w.ctx))
-		}
-		if w.ctx.Err() != nil {
-			return
+// outage kills all servers, for a while.
+func (w *world) outage() {
+	for _, n := range w.sim.nodes {
+		if n.raft != nil {
+			w.crash(n)
 		}
 	}
+	w.passed += w.rnd.Int64N(int64(3 * time.Minute))
 }
 
-func (w *world) nextDue() int64 {
-	if len(w.sched.queue) == 0 {
-		return math.MaxInt64
-	}
-	return w.sched.queue[0].at
-}
-
-// event is one random thing that happens.
-func (w *world) event() {
+// disturbAgent restarts an agent, or cuts it off.
+func (w *world) disturbAgent() {
 	n := w.nodes[w.rnd.IntN(len(w.nodes))]
-	switch p := w.rnd.IntN(100); {
-	case p < 45:
-		w.pass(w.rnd.Int64N(int64(1500 * time.Millisecond)))
-	case p < 60:
-		w.put()
-	case p < 64:
-		w.toggle()
-	case p < 67:
-		w.remove()
-	case p < 75:
-		w.run()
-	case p < 87:
-		n.deliver(w)
-	case p < 90:
-		w.deliverLate()
-	case p < 93 && !n.local:
-		w.logf("%s: up %v, reached %v, is restarted or cut off", n.name, n.up, n.reached)
-		n.disturb(w)
-	case p < 95:
-		now := timeOf(w.now())
-		marks, err := w.sched.markRequests(w.marks, now)
-		w.excuse(err)
-		w.marks = marks
-		w.excuse(w.sched.trim(w.ctx, expired(marks, now), now, w.rnd.IntN(4) == 0))
-	case p < 96:
-		panic(crash{"for no reason"})
-	case p < 97:
-		w.leave()
-	case p < 98:
-		w.skew += w.rnd.Int64N(int64(2 * time.Hour))
-		w.logf("clock jumps ahead")
-		w.look()
-	case p < 99:
-		w.skew -= w.rnd.Int64N(int64(3 * time.Hour))
-		w.logf("clock jumps back")
-		w.look()
+	switch {
+	case n.server != nil:
+	case !n.up:
+		n.start(w)
+	case w.rnd.IntN(2) == 0:
+		n.deaf = pick(w.rnd, 0, 0, w.rnd.Uint32(), math.MaxUint32)
+		w.logf("%s does not reach the servers %b", n.name, n.deaf)
 	default:
-		w.pass(int64(20 * time.Second))
+		n.crash(w)
+		if w.rnd.IntN(2) == 0 {
+			n.start(w) // before the leader knows
+		}
 	}
 }
 
 // ---- What clients do
 
-func (w *world) name() string { return fmt.Sprintf("job-%d", w.rnd.IntN(simJobs)) }
+// name draws one that no write is under way for, "" if there is one.
+func (w *world) name() string {
+	name := fmt.Sprintf("job-%d", w.rnd.IntN(simJobs))
+	if w.writing[name] {
+		return ""
+	}
+	return name
+}
 
 func (w *world) request() request {
 	w.idle++
 	return request{Actor: actorAnonymous, ID: fmt.Sprint("request ", w.idle)}
 }
 
-func pick[T any](rnd *rand.Rand, list ...T) T { return list[rnd.IntN(len(list))] }
-
 // randomJob is a new definition for a name.
-func (w *world) randomJob(name string) job {
+func (w *world) randomJob(name string, now int64) job {
 	w.idle++
 	j := job{Name: name, Executor: executorShell, Metadata: map[string]string{"version": fmt.Sprint(w.idle)}, Concurrency: pick(w.rnd, concurrencyAllow, concurrencyForbid)}
 	j.Schedule = pick(w.rnd, "@every 1s", "@every 2s", "@every 7s", "*/2 * * * * *", "*/5 * * * * *", "0 * * * * *", "30 */10 * * * *", "@manually", "@minutely",
-		"@at "+timeOf(w.now()+w.rnd.Int64N(int64(time.Minute))).Format(time.RFC3339))
+		"@at "+timeOf(now+w.rnd.Int64N(int64(time.Minute))).Format(time.RFC3339))
 	j.Retries = pick[uint](w.rnd, 0, 0, 1, 2)
-	j.Tags = pick(w.rnd, nil, map[string]string{"role": "web"}, map[string]string{"role": "web:1"}, map[string]string{"role": "none"}, map[string]string{"own": "n0"})
+	j.Tags = pick(w.rnd, nil, map[string]string{"role": "web"}, map[string]string{"role": "web:1"}, map[string]string{"role": "none"}, map[string]string{"own": pick(w.rnd, w.nodes...).name})
 	j.Ephemeral = w.rnd.IntN(10) == 0
 	j.Disabled = w.rnd.IntN(10) == 0
 	switch w.rnd.IntN(8) {
 	case 0:
-		j.ParentJob = w.name()
+		j.ParentJob = fmt.Sprintf("job-%d", w.rnd.IntN(simJobs))
 	case 1:
-		j.StartsAt = instant(w.now() + w.rnd.Int64N(int64(time.Minute)))
+		j.StartsAt = instant(now + w.rnd.Int64N(int64(time.Minute)))
 	case 2:
-		j.ExpiresAt = instant(w.now() + w.rnd.Int64N(int64(time.Minute)))
+		j.ExpiresAt = instant(now + w.rnd.Int64N(int64(time.Minute)))
 	}
 	return j
 }
 
-// write does one write of a job and keeps account of what may be there now.
-func (w *world) write(name string, after *job, do func() error) {
-	w.unsure[name] = append(w.unsure[name], after) // if it gets no answer
-	err := do()
-	var r refusal
-	var bad badInput
-	switch {
-	case err == nil:
-		w.model[name], w.unsure[name] = after, nil
-	case errors.As(err, &r) || errors.As(err, &bad) || errors.Is(err, errNotLeader):
-		w.unsure[name] = w.unsure[name][:len(w.unsure[name])-1]
-	case errors.Is(err, errUnknown):
-	default:
-		w.fatalf("a write of %s: %v", name, err)
+// write has a client ask a server for one write of a job, and keeps account of
+// what may be there now. do returns the job as it is then.
+func (s *simServer) write(what, name string, after []*job, do func() (*job, error)) {
+	w := s.w
+	if name == "" {
+		return
 	}
+	w.writing[name] = true
+	w.unsure[name] = append(w.unsure[name], after...) // if it gets no answer
+	s.begin(taskClient, what, func() {
+		have, err := do()
+		w.logf("%s %s on %s: %+v, %v", what, name, s.n.self.Name, have, err)
+		delete(w.writing, name)
+		var r refusal
+		var bad badInput
+		switch {
+		case err == nil:
+			w.model[name], w.unsure[name] = have, nil
+		case errors.As(err, &r) || errors.As(err, &bad) || errors.Is(err, errNotLeader) || errors.Is(err, errBusy):
+			w.unsure[name] = w.unsure[name][:len(w.unsure[name])-len(after)]
+		case !errors.Is(err, errUnknown):
+			w.fatalf("a write of %s: %v", name, err)
+		}
+	}).job = name
 }
 
-func (w *world) put() {
+func (w *world) put(s *simServer) {
 	name := w.name()
-	j := w.randomJob(name)
+	j := w.randomJob(name, s.now())
 	if old := w.model[name]; old != nil && w.rnd.IntN(3) == 0 {
 		kept := *old // only what does not decide when it is due
 		kept.Metadata, kept.Retries, kept.Concurrency = j.Metadata, j.Retries, j.Concurrency
 		j = kept
 	}
-	w.write(name, &j, func() error {
-		row, _, err := w.sched.put(context.Background(), w.request(), j)
-		w.logf("put %s %q disabled=%v parent=%q tags=%v ephemeral=%v %s retries=%d: %v", name, j.Schedule, j.Disabled, j.ParentJob, j.Tags, j.Ephemeral, j.Concurrency, j.Retries, err)
-		if err == nil {
-			w.logf("  next %v", row.Next)
+	s.write("put", name, []*job{&j}, func() (*job, error) {
+		_, _, err := s.sched.put(context.Background(), w.request(), j)
+		return &j, err
+	})
+}
+
+// toggle expects that what is turned over was one of those that may be there.
+func (w *world) toggle(s *simServer) {
+	name := w.name()
+	var after []*job
+	for _, j := range w.possible(name) {
+		if j != nil {
+			turned := *j
+			turned.Disabled = !j.Disabled
+			after = append(after, &turned)
 		}
-		return err
-	})
-}
-
-func (w *world) toggle() {
-	name := w.name()
-	w.settleUnsure(name)
-	after := w.model[name]
-	if after != nil {
-		turned := *after
-		turned.Disabled = !turned.Disabled
-		after = &turned
 	}
-	w.write(name, after, func() error {
-		_, _, err := w.sched.toggle(context.Background(), w.request(), name)
-		w.logf("toggle %s: %v", name, err)
-		return err
+	s.write("toggle", name, after, func() (*job, error) {
+		row, _, err := s.sched.toggle(context.Background(), w.request(), name)
+		if err != nil {
+			return nil, err
+		}
+		j, err := row.definition()
+		w.must(err)
+		w.expect(name, &j, after)
+		return &j, nil
 	})
 }
 
-func (w *world) remove() {
+func (w *world) remove(s *simServer) {
 	name := w.name()
-	w.write(name, nil, func() error {
-		_, _, err := w.sched.delete(context.Background(), w.request(), name)
-		w.logf("delete %s: %v", name, err)
-		return err
+	s.write("remove", name, []*job{nil}, func() (*job, error) {
+		_, _, err := s.sched.delete(context.Background(), w.request(), name)
+		return nil, err
 	})
 }
 
-// run starts a job by hand, sometimes with a request that was accepted before.
-func (w *world) run() {
+// run starts a job by hand, sometimes with a request that was made before.
+func (w *world) run(s *simServer) {
 	req, repeated := w.request(), false
 	if len(w.requests) > 0 && w.rnd.IntN(4) == 0 {
 		req.ID, repeated = w.requests[w.rnd.IntN(len(w.requests))], true
-	}
-	name := w.name()
-	before := len(w.ledger.started)
-	row, res, err := w.sched.runNow(context.Background(), req, name)
-	w.logf("run %s %q: started %v, refused %q: %v", name, req.ID, res.Started, res.Refused, err)
-	switch {
-	case err != nil:
-	case repeated && !res.Repeated:
-		w.fatalf("request %q was accepted twice", req.ID)
-	case repeated && len(w.ledger.started) != before:
-		w.fatalf("request %q started something again", req.ID)
-	case !repeated && res.Repeated:
-		w.fatalf("request %q is new and was taken for a repetition", req.ID)
-	case !repeated:
+	} else {
 		w.requests = append(w.requests, req.ID)
-		if res.Refused == "" && len(res.Started[0]) == 0 {
+	}
+	name := fmt.Sprintf("job-%d", w.rnd.IntN(simJobs))
+	s.begin(taskClient, "run", func() {
+		row, res, err := s.sched.runNow(context.Background(), req, name)
+		w.logf("run %s %q on %s: started %v, refused %q: %v", name, req.ID, s.n.self.Name, res.Started, res.Refused, err)
+		switch {
+		case err != nil:
+		case !repeated && res.Repeated:
+			w.fatalf("%q is new and was taken for a repetition", req.ID)
+		case res.Repeated && len(res.Started) > 0:
+			w.fatalf("%q was repeated and started something", req.ID)
+		case !res.Repeated && res.Refused == "" && len(res.Started[0]) == 0:
 			w.fatalf("a run of %s by hand was accepted and started nothing", row.Name)
 		}
-	}
+	})
 }
 
-// verify compares what is there with what was acknowledged.
-func (w *world) verify() {
+// verify compares what a leader has with what was acknowledged.
+func (w *world) verify(s *store) {
 	for i := range simJobs {
-		w.settleUnsure(fmt.Sprintf("job-%d", i))
+		name := fmt.Sprintf("job-%d", i)
+		if w.writing[name] {
+			continue
+		}
+		var have *job
+		row, err := s.job(name)
+		if !errors.Is(err, errNoJob) {
+			w.must(err)
+			j, err := row.definition()
+			w.must(err)
+			have = &j
+		}
+		w.expect(name, have, w.possible(name))
+		w.model[name], w.unsure[name] = have, nil
 	}
 }
 
-// settleUnsure finds out which of the writes without an answer were done.
-func (w *world) settleUnsure(name string) {
-	if len(w.ledger.jobs) == 0 || w.ctx.Err() != nil {
-		return
+// possible is what may be there.
+func (w *world) possible(name string) []*job {
+	list := append([]*job{w.model[name]}, w.unsure[name]...)
+	if slices.ContainsFunc(list, func(j *job) bool { return j != nil && j.Ephemeral }) {
+		list = append(list, nil) // its success has deleted it
 	}
-	var have *job
-	row, err := w.store.job(name)
-	switch {
-	case err == nil:
-		j, err := row.definition()
-		if err != nil {
-			w.fatalf("%v", err)
-		}
-		have = &j
-	case !errors.Is(err, errNoJob):
-		w.fatalf("%v", err)
+	return list
+}
+
+func (w *world) expect(name string, have *job, want []*job) {
+	if !slices.ContainsFunc(want, func(j *job) bool { return cmp.Equal(have, j, cmpopts.EquateEmpty()) }) {
+		w.fatalf("job %s is %+v, want one of (-want +have)\n%s", name, have, cmp.Diff(want, []*job{have}))
 	}
-	want := append([]*job{w.model[name]}, w.unsure[name]...)
-	if slices.ContainsFunc(want, func(j *job) bool { return j != nil && j.Ephemeral }) {
-		want = append(want, nil) // its success has deleted it
-	}
-	for _, j := range want {
-		if cmp.Equal(have, j, cmpopts.EquateEmpty()) {
-			w.model[name], w.unsure[name] = j, nil
-			return
-		}
-	}
-	w.fatalf("job %s is %+v, want one of %+v (-want +have)\n%s", name, have, want, cmp.Diff(want[0], have))
 }
 
 // ---- What nodes do
 
-// alive are the nodes that have been heard of lately.
-func (w *world) alive() []node {
-	var list []node
-	for _, n := range w.nodes {
-		if n.local || w.elapsed-n.heard < int64(nodeFailed) {
-			tags := map[string]string{"own": n.name}
-			maps.Copy(tags, n.tags)
-			list = append(list, node{n.name, n.known, tags})
-		}
-	}
-	return list
+// modelNode is a node. Its books are the real executor's, which is never told
+// to begin anything; the runs are made up.
+type modelNode struct {
+	name   string
+	server *simServer // that it is part of, nil: it is an agent
+	tags   map[string]string
+	deaf   uint32   // slots of servers that an agent does not reach
+	kept   []result // on its disk
+
+	up    bool
+	exec  *executor
+	runs  map[int64]*modelRun
+	since map[int64]int64 // elapsed when what it holds ended
+	busy  int64           // elapsed until which a delivery is under way
+}
+
+type modelRun struct {
+	run            *run
+	started, until int64 // elapsed
 }
 
 func (w *world) node(name string) *modelNode {
@@ -2001,154 +2432,60 @@ func (w *world) node(name string) *modelNode {
 	return w.nodes[i]
 }
 
-var errUnreached = errors.New("no answer")
-
-// start carries a dispatch to a node: or not, or later, or without the answer.
-func (w *world) start(name string, d dispatch) error {
-	n := w.node(name)
-	switch {
-	case w.chance(0.5):
-		panic(crash{"before a dispatch"})
-	case n.local:
-		return n.refuse(w, d)
-	case !n.up:
-		return fmt.Errorf("%w: %w", errRefused, errNoConnection)
-	case !n.reached || w.chance(3):
-		return errUnreached
-	case w.chance(3):
-		w.late = append(w.late, lateDispatch{n, d})
-		return errUnreached
-	}
-	if err := n.refuse(w, d); err != nil || !w.chance(3) {
-		return err
-	}
-	return errUnreached
-}
-
-// refuse is take with errors that say so.
-func (n *modelNode) refuse(w *world, d dispatch) error {
-	if err := n.take(w, d); err != nil {
-		return fmt.Errorf("%w: %w", errRefused, err)
-	}
-	return nil
-}
-
-func (w *world) deliverLate() {
-	if len(w.late) == 0 {
-		return
-	}
-	i := w.rnd.IntN(len(w.late))
-	l := w.late[i]
-	w.late = slices.Delete(w.late, i, i+1)
-	if l.node.up {
-		w.logf("%s: a late dispatch arrives: %v", l.node.name, l.node.take(w, l.d))
-	}
-}
-
-func (w *world) ask(name string, q question) (answer, error) {
-	n := w.node(name)
-	if !n.up || !n.local && (!n.reached || w.chance(5)) {
-		return answer{}, errUnreached
-	}
-	if q.Term < n.term {
-		return answer{}, errStaleTerm
-	}
-	n.hear(q.Term, q.Number)
-	a := answer{Incarnation: n.incarnation}
-	for _, id := range q.Executions {
-		if n.running[id] != nil {
-			a.Running = append(a.Running, id)
-		} else if h := n.held[id]; h != nil {
-			a.Held = append(a.Held, h.result)
-		}
-	}
-	w.logf("%s is asked for %v: runs %v, holds %d", name, q.Executions, a.Running, len(a.Held))
-	return a, nil
-}
-
-func (n *modelNode) hear(term, floor uint64) {
-	if term > n.term {
-		n.term, n.floor = term, 0
-	}
-	n.floor = max(n.floor, floor)
-}
-
 // start begins a new process of the node. What it held on disk it holds again.
 func (n *modelNode) start(w *world) {
-	n.incarnation = w.rnd.Uint64() | 1
-	n.up, n.reached, n.term, n.floor = true, true, 0, 0
-	n.taken, n.running = map[int64]bool{}, map[int64]*modelRun{}
-	if n.held == nil {
-		n.held = map[int64]*modelHeld{}
+	n.up, n.busy = true, 0
+	n.exec = &executor{inc: w.rnd.Uint64() | 1, taken: idSet{}, runs: map[int64]*run{}, held: map[int64]*held{}}
+	n.runs, n.since = map[int64]*modelRun{}, map[int64]int64{}
+	for _, r := range n.kept {
+		n.exec.taken.add(r.Execution)
+		n.exec.held[r.Execution] = &held{result: r}
 	}
-	for id := range n.held {
-		n.taken[id] = true
-	}
-	n.known, n.heard = n.incarnation, w.elapsed
+	w.logf("%s: a new process, holds %d", n.name, len(n.kept))
 }
 
 // crash loses what runs, and results that had no time to reach the disk.
 func (n *modelNode) crash(w *world) {
-	n.up = false
-	for _, id := range slices.Sorted(maps.Keys(n.held)) {
-		if w.elapsed-n.held[id].since < int64(diskAfter) {
-			delete(n.held, id)
+	n.up, n.kept = false, nil
+	for _, id := range slices.Sorted(maps.Keys(n.exec.held)) {
+		if w.elapsed()-n.since[id] >= int64(diskAfter) {
+			n.kept = append(n.kept, n.exec.held[id].result)
 		}
 	}
+	w.logf("%s: the process ends, runs %d, holds %d, on disk %d", n.name, len(n.runs), len(n.exec.held), len(n.kept))
 }
 
-func (n *modelNode) disturb(w *world) {
-	switch {
-	case !n.up:
-		n.start(w)
-	case w.rnd.IntN(2) == 0:
-		n.reached = !n.reached
-	default:
-		n.crash(w)
-		if w.rnd.IntN(2) == 0 {
-			heard, known := n.heard, n.known
-			n.start(w)
-			n.heard, n.known = heard, known // the leader does not know yet
-		}
-	}
-}
-
-// take is executor.start.
-func (n *modelNode) take(w *world, d dispatch) error {
-	switch {
-	case d.Term < n.term:
-		return errStaleTerm
-	case d.Incarnation != n.incarnation:
-		n.hear(d.Term, 0)
-		return errOtherIncarnation
-	}
-	n.hear(d.Term, 0)
-	if d.Number < n.floor {
-		return errStaleNumber
+// refuse takes orders, with errors that say when it does not.
+func (n *modelNode) refuse(w *world, d dispatch) error {
+	if err := n.exec.start(d); err != nil {
+		w.logf("%s: refuses %d orders of term %d: %v", n.name, len(d.Orders), d.Term, err)
+		return fmt.Errorf("%w: %w", errRefused, err)
 	}
 	for _, o := range d.Orders {
-		if !n.taken[o.Execution] {
-			n.taken[o.Execution] = true
-			n.begin(w, o)
+		r := n.exec.runs[o.Execution]
+		if had := n.runs[o.Execution]; r != nil && (had == nil || had.run != r) {
+			n.begin(w, r)
 		}
 	}
 	return nil
 }
 
 // begin starts a run and expects that nobody has started it before, and that
-// it is on record as what its order says.
-func (n *modelNode) begin(w *world, o order) {
+// it is on record as what its order says. One that was given up as lost may
+// start.
+func (n *modelNode) begin(w *world, run *run) {
+	o := run.order
 	w.logf("%s: begins %d of %s, attempt %d, due %d", n.name, o.Execution, o.Job, o.Attempt, o.ScheduledAt)
 	if w.begun[o.Execution] {
 		w.fatalf("execution %d of %s starts a second time, on %s", o.Execution, o.Job, n.name)
 	}
 	w.begun[o.Execution] = true
 	r, ok := w.ledger.started[o.Execution]
-	if !ok || r.ended {
+	if !ok || r.ended && !r.lost {
 		w.fatalf("execution %d of %s starts on %s, but on record it has %+v", o.Execution, o.Job, n.name, r)
 	}
-	if got, want := (startedRun{job: r.job, group: o.Group, due: o.ScheduledAt, slot: r.slot, attempt: o.Attempt, cause: r.cause}), r; got != want {
-		w.fatalf("execution %d of %s is ordered as %+v, want %+v", o.Execution, o.Job, got, want)
+	if o.Group != r.group || o.ScheduledAt != r.due || o.Attempt != r.attempt {
+		w.fatalf("execution %d of %s is ordered as %+v, want %+v", o.Execution, o.Job, o, r)
 	}
 	for id, other := range w.ledger.started {
 		if id != o.Execution && other.group == r.group && other.slot == r.slot && other.attempt == r.attempt {
@@ -2159,103 +2496,142 @@ func (n *modelNode) begin(w *world, o order) {
 	if !w.chaos {
 		length /= 20
 	}
-	n.running[o.Execution] = &modelRun{started: w.elapsed, until: w.elapsed + length}
+	n.runs[o.Execution] = &modelRun{run, w.elapsed(), w.elapsed() + length}
+}
+
+func (n *modelNode) ask(w *world, q question) (answer, error) {
+	a, err := n.exec.ask(q)
+	slices.Sort(a.Running)
+	slices.SortFunc(a.Held, func(a, b result) int { return int(a.Execution - b.Execution) })
+	w.logf("%s: is asked for %v in term %d: runs %v, holds %d, %v", n.name, q.Executions, q.Term, a.Running, len(a.Held), err)
+	return a, err
 }
 
 // work ends runs whose time has come, sends a heartbeat, and delivers.
 func (n *modelNode) work(w *world) {
-	if !n.up {
+	if !n.up || n.server != nil && n.server.n.paused {
 		return
 	}
-	for _, id := range slices.Sorted(maps.Keys(n.running)) {
-		r := n.running[id]
-		if r.until > w.elapsed {
+	for _, id := range slices.Sorted(maps.Keys(n.runs)) {
+		r := n.runs[id]
+		if r.until > w.elapsed() {
 			continue
 		}
 		outcome := outcomeSuccess
 		if w.chance(30) {
 			outcome = outcomeFailed
 		}
-		delete(n.running, id)
-		n.held[id] = &modelHeld{result{Execution: id, Started: r.started + w.skew, Finished: r.until + w.skew, Outcome: outcome, Output: []byte(outcome)}, w.elapsed}
+		delete(n.runs, id)
+		n.since[id] = w.elapsed()
+		n.exec.finishLocked(r.run, result{Execution: id, Started: testStart + r.started, Finished: testStart + r.until, Outcome: outcome, Output: []byte(outcome)})
 		w.logf("%s: %d ends: %s", n.name, id, outcome)
 	}
-	if n.reached && !w.chance(20) {
-		n.known, n.heard = n.incarnation, w.elapsed
+	for _, s := range w.servers {
+		if n.reaches(s) && !w.chance(20) {
+			s.seen[n.name] = heartbeat{n.exec.inc, w.elapsed()}
+		}
 	}
 	if !w.chance(60) {
 		n.deliver(w)
 	}
 }
 
-// deliver hands some results to the leader. The acknowledgement may be lost.
+// deliver hands some results to a server that leads, or believes that it does.
+// The acknowledgement may be lost.
 func (n *modelNode) deliver(w *world) {
-	if !n.up || !n.reached && !n.local || len(n.held) == 0 || w.ctx.Err() != nil {
+	s := w.pickServer(func(s *simServer) bool { return s.office != 0 && n.reaches(s) })
+	if s == nil || len(n.exec.held) == 0 || w.elapsed() < n.busy {
 		return
 	}
-	ids := slices.Sorted(maps.Keys(n.held))
+	ids := slices.Sorted(maps.Keys(n.exec.held))
 	w.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 	var batch []result
 	for _, id := range ids[:1+w.rnd.IntN(len(ids))] {
-		batch = append(batch, n.held[id].result)
+		batch = append(batch, n.exec.held[id].result)
 		if w.chance(3) {
-			batch = append(batch, n.held[id].result)
+			batch = append(batch, n.exec.held[id].result)
 		}
 	}
-	taken, err := w.sched.report(w.ctx, batch)
-	w.excuse(err)
-	if !n.local && w.chance(10) {
-		return
-	}
-	for _, id := range taken {
-		delete(n.held, id)
-	}
+	n.busy = w.elapsed() + int64(5*time.Second)
+	exec := n.exec
+	s.begin(taskClient, "report", func() {
+		taken, err := s.sched.report(context.Background(), batch)
+		if err != nil && !errors.Is(err, errNotLeader) && !errors.Is(err, errUnknown) && !errors.Is(err, errBusy) {
+			w.fatalf("a report to %s: %v", s.n.self.Name, err)
+		}
+		w.travel()
+		if n.exec == exec && s.reaches(n) && !w.chance(10) {
+			exec.acknowledge(taken)
+			n.busy = 0
+		}
+	})
 }
 
 // ---- The end
 
-// heal ends all faults and expects that everything comes to rest: first with
-// the jobs going on, then with all of them disabled.
-func (w *world) heal() {
+// rest expects that everything comes to rest when nothing fails any more:
+// first with the jobs going on, then with all of them disabled.
+func (w *world) rest() {
 	w.logf("all is healed")
-	w.chaos, w.late = false, nil
+	w.chaos = false
 	for _, n := range w.nodes {
-		if !n.up {
+		if n.deaf = 0; !n.up {
 			n.start(w)
 		}
-		n.reached = true
 	}
-	w.step(func() { w.pass(int64(10 * time.Second)) })
-	w.verify()
+	w.pass(10 * time.Second)
+	leader := w.servers[w.pick(leading).slot]
+	w.verify(leader.store)
 	for i := range simJobs {
 		name := fmt.Sprintf("job-%d", i)
 		if j := w.model[name]; j != nil && !j.Disabled {
-			row, _, err := w.sched.toggle(context.Background(), w.request(), name)
-			if err != nil && !j.Ephemeral {
-				w.fatalf("disabling %s: %v", name, err)
-			}
-			if err == nil && !row.Disabled {
-				w.fatalf("toggling %s, which was enabled, made it %+v", name, row)
-			}
+			leader.begin(taskClient, "disable", func() {
+				row, _, err := leader.sched.toggle(context.Background(), w.request(), name)
+				if err != nil && !j.Ephemeral {
+					w.fatalf("disabling %s: %v", name, err)
+				}
+				if err == nil && !row.Disabled {
+					w.fatalf("toggling %s, which was enabled, made it %+v", name, row)
+				}
+			})
 		}
 	}
-	w.step(func() { w.pass(int64(retryWaitMax + 10*time.Second)) })
-	if rows, err := w.store.unfinishedExecutions(); err != nil || len(rows) > 0 {
-		w.fatalf("unfinished although all is healed: %+v, %v", rows, err)
+	w.pass(retryWaitMax + 10*time.Second)
+	rows, err := leader.store.unfinishedExecutions()
+	if w.must(err); len(rows) > 0 {
+		w.fatalf("unfinished although all is healed: %+v", rows)
 	}
-	if rows, err := w.store.pending(0); err != nil || len(rows) > 0 {
-		w.fatalf("pending although all is healed: %+v, %v", rows, err)
+	pending, err := leader.store.pending(0)
+	if w.must(err); len(pending) > 0 {
+		w.fatalf("pending although all is healed: %+v", pending)
 	}
 	for _, n := range w.nodes {
-		if len(n.running)+len(n.held) > 0 {
-			w.fatalf("%s still runs or holds something: %v %v", n.name, n.running, n.held)
+		if len(n.runs)+len(n.exec.runs)+len(n.exec.held) > 0 {
+			w.fatalf("%s still runs or holds something: %v %v", n.name, n.exec.runs, n.exec.held)
 		}
 	}
-	if err := w.ledger.settled(w.store, w.now()); err != nil {
-		w.fatalf("%v", err)
+	w.must(w.ledger.settled(leader.store, leader.now()))
+	w.compare()
+	for _, s := range w.servers {
+		w.must(s.store.check())
 	}
-	if err := w.store.check(); err != nil {
-		w.fatalf("%v", err)
+}
+
+// pass lets time go by in which nothing fails.
+func (w *world) pass(d time.Duration) {
+	for end := w.elapsed() + int64(d); w.elapsed() < end; w.passed += int64(restTime) {
+		for _, n := range w.nodes {
+			n.work(w)
+		}
+		for more := true; more; {
+			more = w.goOn(&w.network)
+			for _, s := range w.servers {
+				more = s.goOn() || more
+			}
+		}
+		if w.round(); w.err != nil {
+			panic(w.err)
+		}
 	}
 }
 
@@ -2270,6 +2646,7 @@ type ledger struct {
 	started   map[int64]startedRun // every execution that was ever accepted
 	running   map[int64]bool       // those of them that have not ended
 	decisions map[tickKey]uint64   // tick → log index of what became of it
+	requests  map[string]uint64    // id → log index of its acceptance, until it need not be remembered
 }
 
 // ledgerJob is what the ledger expects of a job that is not deleted.
@@ -2287,7 +2664,7 @@ type startedRun struct {
 	job, group, due int64
 	slot, attempt   int
 	cause           string
-	ended           bool
+	ended, lost     bool // lost: given up, it may yet start
 }
 
 // tickKey names a tick. A tick may come again after a wrong clock was set back.
@@ -2297,7 +2674,7 @@ type tickKey struct {
 }
 
 func newLedger() *ledger {
-	return &ledger{jobs: map[int64]*ledgerJob{}, pending: map[int64]bool{}, started: map[int64]startedRun{}, running: map[int64]bool{}, decisions: map[tickKey]uint64{}}
+	return &ledger{jobs: map[int64]*ledgerJob{}, pending: map[int64]bool{}, started: map[int64]startedRun{}, running: map[int64]bool{}, decisions: map[tickKey]uint64{}, requests: map[string]uint64{}}
 }
 
 // observe takes note of one entry that the store has just applied. s is the
@@ -2310,6 +2687,10 @@ func (l *ledger) observe(s *store, e entry, res applied) error {
 	if err != nil {
 		return err
 	}
+	if at, ok := l.requests[c.Request]; ok && c.Request != "" && !res.More {
+		return fmt.Errorf("log entry %d: %q was accepted before, at %d", e.Index, c.Request, at)
+	}
+	l.requests[c.Request] = e.Index
 	switch {
 	case c.Found != nil:
 		l.zone = c.Found.Timezone
@@ -2327,6 +2708,8 @@ func (l *ledger) observe(s *store, e entry, res applied) error {
 		}
 	case c.Reset != nil:
 		err = l.reset(s, c)
+	case c.Trim != nil:
+		maps.DeleteFunc(l.requests, func(_ string, at uint64) bool { return at <= c.Trim.Requests })
 	}
 	if err = orElse(err, l.followPending(s, c, res)); err == nil {
 		err = l.followExecutions(s, c)
@@ -2509,6 +2892,7 @@ func (l *ledger) followExecutions(s *store, c *command) error {
 		}
 		r := l.started[id]
 		r.ended = true
+		r.lost = slices.ContainsFunc(c.Close, func(c closing) bool { return c.Execution == id && c.Outcome == outcomeLost })
 		l.started[id] = r
 		delete(l.running, id)
 	}
