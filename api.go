@@ -79,7 +79,8 @@ type api struct {
 	output func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error
 	log    *slog.Logger
 
-	copying atomic.Bool // a backup is under way
+	stopping <-chan struct{} // closed when the node stops; nil: it does not
+	copying  atomic.Bool     // a backup is under way
 }
 
 // leaveRoute is the one write that is about the node itself, not the cluster.
@@ -89,6 +90,8 @@ const (
 	bootstrapRoute = "POST /v1/acl/bootstrap"
 	selfRoute      = "GET /v1/acl/self"
 	runRoute       = "POST /v1/jobs/{job}/run" // the other way to ask for POST /v1/jobs/{job}
+	watchRoute     = "GET /v1/events"
+	outputRoute    = "GET /v1/jobs/{job}/executions/{execution}/output"
 )
 
 // A route is an operation of the API.
@@ -119,7 +122,7 @@ func (a *api) routes() []route {
 		{"DELETE /v1/jobs/{job}/executions", mayDelete, a.deleteExecutions},
 		{"GET /v1/jobs/{job}/executions/{execution}", mayRead, a.showExecution},
 
-		{"GET /v1/jobs/{job}/executions/{execution}/output", mayRead, a.showOutput},
+		{outputRoute, mayRead, a.showOutput},
 		{"POST /v1/jobs/{job}/executions/{execution}/kill", mayCreate, a.killExecution},
 		{"GET /v1/jobs/{job}/ticks", mayList, a.listTicks},
 
@@ -133,6 +136,7 @@ func (a *api) routes() []route {
 		{"GET /v1/summary", mayRead, a.summary},
 		{"GET /v1/executions", mayList, a.recentExecutions},
 		{"GET /v1/upcoming", mayList, a.upcoming},
+		{watchRoute, mayListJobs, a.watch},
 
 		{"GET /v1/members", mayList, a.listMembers},
 		{"GET /v1/leader", mayRead, a.showLeader},
@@ -349,16 +353,22 @@ func (a *api) checked(route route, next http.Handler) http.Handler {
 		return next
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, err := a.authenticate(r)
-		if err == nil {
-			err = a.mayAsk(route, c, r)
-		}
+		c, err := a.admit(route, r)
 		if err != nil {
 			a.fail(w, r, err)
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
 	})
+}
+
+// admit says who a request is that may ask what it asks.
+func (a *api) admit(route route, r *http.Request) (*caller, error) {
+	c, err := a.authenticate(r)
+	if err == nil {
+		err = a.mayAsk(route, c, r)
+	}
+	return c, err
 }
 
 // sentSecret returns the secret that a request carries, "" if none.
@@ -1703,6 +1713,168 @@ func (a *api) upcoming(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: list}, err
 }
 
+const (
+	lookTime   = time.Second // between two looks at what stands in no log entry
+	admitLooks = 5           // of these, between two looks at the token
+	aliveLooks = 15          // of these, between two signs of life
+	eventsMax  = 200         // that a client is told at once
+)
+
+// errWatchers is the answer to one client too many.
+var errWatchers = problem{http.StatusServiceUnavailable, fmt.Sprintf("%d clients are told already what happens here; ask another server, or read again from time to time", watchersMax)}
+
+// watch sends what happens to the jobs that the caller may see, a line for each
+// event, until one of both sides goes. Ours.
+func (a *api) watch(r *http.Request) (*response, error) {
+	return &response{serve: func(w http.ResponseWriter) error {
+		next, ok := a.store.events.enter()
+		if !ok {
+			return errWatchers
+		}
+		defer a.store.events.leave()
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(time.Time{}) // as for an output that is followed
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Accel-Buffering", "no") // nginx would keep the lines until there are many
+		v := &watcher{api: a, out: &patientWriter{ResponseWriter: w, control: control}}
+		v.recognize(a.callerOf(r))
+		if err := v.follow(r, next); err != nil {
+			a.log.Error("what happens is told to nobody any more who watched", "err", err)
+		}
+		return nil
+	}}, nil
+}
+
+// A watcher is a client that is told what happens.
+type watcher struct {
+	api     *api
+	caller  *caller
+	globs   []string  // of the jobs that it may see
+	out     io.Writer // sends on at once, and fails if that takes too long
+	leader  string    // as it was told, as are the members
+	members string
+}
+
+// recognize says who it is, now.
+func (v *watcher) recognize(c *caller) { v.caller, v.globs = c, c.jobGlobs() }
+
+// follow tells it everything from window next on. The error is of the store.
+func (v *watcher) follow(r *http.Request, next uint64) error {
+	v.look()
+	list := []event{{Type: eventHello, Node: v.api.node, Leader: &v.leader}}
+	ticker := time.NewTicker(lookTime)
+	defer ticker.Stop()
+	for looks := 1; ; {
+		windows, end, more := v.api.store.events.since(next)
+		next = end
+		news, err := v.news(windows)
+		if err != nil {
+			return err
+		}
+		if v.send(append(list, news...)) != nil {
+			return nil // the client has gone
+		}
+		list = nil
+		if len(news) > 0 && news[0].Type == eventReload {
+			more = nil // to read everything takes it longer than a window
+		}
+		select {
+		case <-r.Context().Done():
+			return nil
+		case <-v.api.stopping:
+			return nil
+		case <-more:
+			continue
+		case <-ticker.C:
+		}
+		if looks%admitLooks == 0 && v.api.acl {
+			c, err := v.api.admit(route{pattern: watchRoute, capability: mayListJobs}, r)
+			if err != nil {
+				return nil // it will hear why when it asks again
+			}
+			v.recognize(c)
+		}
+		if list = v.look(); looks%aliveLooks == 0 {
+			list = append(list, event{Type: eventAlive})
+		}
+		looks++
+	}
+}
+
+// news returns what windows have for it.
+func (v *watcher) news(windows []*window) ([]event, error) {
+	var list []event
+	for _, w := range windows {
+		if w.full {
+			return []event{{Type: eventReload}}, nil
+		}
+		events, err := w.read(v.api.store.eventsOf)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range events {
+			if e, ok := v.shown(e); ok {
+				list = append(list, e)
+			}
+		}
+	}
+	if len(list) > eventsMax {
+		list = []event{{Type: eventReload}}
+	}
+	return list, nil
+}
+
+// shown returns an event as it may see it: who may see a job, but not its
+// executions, sees that it has changed.
+func (v *watcher) shown(e event) (event, bool) {
+	switch e.Type {
+	case eventPaused:
+		return e, v.caller.may("/v1/pause", mayRead)
+	case eventStarted, eventEnded:
+		if v.caller.may("/v1/jobs/"+e.Job+"/executions", mayList) {
+			return e, true
+		}
+		e = event{Type: eventJob, Job: e.Job}
+	}
+	return e, slices.ContainsFunc(v.globs, func(glob string) bool { return matchSegment(glob, e.Job) })
+}
+
+// look returns what has changed since the last look in what no log entry tells.
+func (v *watcher) look() (list []event) {
+	leader, members := "", ""
+	if m, ok := v.api.leader(); ok && v.caller.may("/v1/leader", mayRead) {
+		leader = m.Name
+	}
+	if v.caller.may("/v1/members", mayList) {
+		members = fmt.Sprint(v.api.members())
+	}
+	if leader != v.leader {
+		list = append(list, event{Type: eventLeader, Leader: &leader})
+	}
+	if members != v.members {
+		list = append(list, event{Type: eventMembers})
+	}
+	v.leader, v.members = leader, members
+	return list
+}
+
+// send writes events, if there are any.
+func (v *watcher) send(list []event) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var lines bytes.Buffer
+	lineOf := json.NewEncoder(&lines)
+	for _, e := range list {
+		if err := lineOf.Encode(e); err != nil {
+			return err
+		}
+	}
+	_, err := v.out.Write(lines.Bytes())
+	return err
+}
+
 // A member is a node as clients know it from Serf, whose field names these
 // are. The protocol numbers mean nothing here.
 type member struct {
@@ -1798,11 +1970,27 @@ func (a *api) relayHandler() http.Handler {
 			a.fail(w, r, err)
 		}
 	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	relay := func(w http.ResponseWriter, r *http.Request) {
 		if err := a.relayCounted(w, r); err != nil {
 			a.fail(w, r, err)
 		}
-	})
+	}
+	mux.HandleFunc("/", relay)
+	for _, stream := range []string{watchRoute, outputRoute} {
+		mux.HandleFunc(stream, func(w http.ResponseWriter, r *http.Request) {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it may go on for days
+			ctx, cancel := context.WithCancel(r.Context())
+			defer cancel()
+			go func() {
+				select {
+				case <-a.stopping:
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+			relay(w, r.WithContext(ctx))
+		})
+	}
 	return a.guard(mux)
 }
 

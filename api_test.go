@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -294,8 +296,10 @@ func (s *testServer) play(block string) exchange {
 		return exchange{text: block}
 	}
 	r := s.parseRequest(strings.Join(lines, "\n"))
+	ctx, leave := context.WithTimeout(r.Context(), 20*time.Second) // what goes on for ever is left then
+	defer leave()
 	w := httptest.NewRecorder()
-	s.handler.ServeHTTP(w, r)
+	s.handler.ServeHTTP(w, r.WithContext(ctx))
 	var out strings.Builder
 	fmt.Fprintf(&out, "%s\n--- %d %s\n", request, w.Code, http.StatusText(w.Code))
 	for _, name := range sortedKeys(w.Header()) {
@@ -988,6 +992,307 @@ func TestAPI_Browsers(t *testing.T) {
 			s.handler.ServeHTTP(w, r)
 			if got := w.Header().Get("Access-Control-Allow-Origin"); w.Code != c.status || got != c.reads {
 				t.Errorf("%s: %d, Access-Control-Allow-Origin %q, want %d, %q", c.name, w.Code, got, c.status, c.reads)
+			}
+		}
+	})
+}
+
+// watching is a client of /v1/events. It reads with every call of heard.
+type watching struct {
+	w     *httptest.ResponseRecorder
+	leave func()
+	ended chan struct{} // closed when the answer is whole
+}
+
+// watch begins to watch with a secret, "" for none.
+func (s *testServer) watch(secret string) *watching {
+	ctx, leave := context.WithCancel(s.t.Context())
+	c := &watching{httptest.NewRecorder(), leave, make(chan struct{})}
+	r := httptest.NewRequest("GET", "/v1/events", nil).WithContext(ctx)
+	r.Host = "localhost"
+	r.Header.Set("X-Dkron-Token", secret)
+	go func() {
+		defer close(c.ended)
+		s.handler.ServeHTTP(c.w, r)
+	}()
+	return c
+}
+
+// heard lets a window pass and returns what came.
+func (c *watching) heard() string {
+	wait(windowTime)
+	return c.read()
+}
+
+// read returns what came since the last time, without the quotes of JSON.
+func (c *watching) read() string {
+	text := strings.NewReplacer(`"`, "", "\n", " ").Replace(c.w.Body.String())
+	c.w.Body.Reset()
+	return strings.TrimSpace(text)
+}
+
+// gone reports whether the server has ended the answer.
+func (c *watching) gone() bool {
+	synctest.Wait()
+	select {
+	case <-c.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// TestWatch: whatever changes is told once, in order, whoever changed it.
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		c := s.watch("")
+		defer c.leave()
+		check := func(what, want string) {
+			t.Helper()
+			if got := c.heard(); got != want {
+				t.Errorf("%s: heard %s\nwant %s", what, got, want)
+			}
+		}
+		run := func(job string) string {
+			return s.do("POST", "/v1/jobs/"+job, "").Header().Get("Belfry-Group") + "-node1"
+		}
+		check("enter", "{type:hello,node:node1,leader:node1}")
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		check("create", "{type:job,job:a}")
+		s.do("POST", "/v1/jobs", `{"name":"b","parent_job":"a"}`)
+		check("a child", "{type:job,job:a} {type:job,job:b}")
+		id := run("a")
+		check("run", "{type:started,job:a,execution:"+id+"}")
+		s.finish(outcomeFailed)
+		check("end", "{type:ended,job:a,execution:"+id+",outcome:failed}")
+		id = run("a")
+		s.do("POST", "/v1/jobs/a/executions/"+id+"/kill", "")
+		s.finish(outcomeFailed)
+		check("kill", "{type:started,job:a,execution:"+id+"} {type:ended,job:a,execution:"+id+",outcome:killed}")
+		id = run("a")
+		s.finish(outcomeSuccess)
+		wait(windowTime)
+		child := strings.Split(c.heard(), "execution:")
+		if len(child) != 4 || !strings.HasPrefix(child[2], id+",outcome:success} {type:started,job:b,") {
+			t.Errorf("a job and its child: heard %q", child)
+		}
+		s.finish(outcomeSuccess)
+		check("the child ends", "{type:ended,job:b,execution:"+strings.Trim(child[3], "}")+",outcome:success}")
+		s.do("POST", "/v1/jobs/a/toggle", "")
+		check("toggle", "{type:job,job:a}")
+		s.do("POST", "/v1/jobs/a", "")   // it is disabled
+		s.do("DELETE", "/v1/jobs/a", "") // it has a child
+		check("what is refused", "")
+		s.do("DELETE", "/v1/jobs/a/executions", "")
+		check("its executions are deleted", "{type:job,job:a}")
+		s.do("DELETE", "/v1/jobs/b", "")
+		check("delete", "{type:job,job:b} {type:job,job:a}")
+		s.do("POST", "/v1/pause", "")
+		check("pause", "{type:paused,paused:true}")
+		s.do("POST", "/v1/unpause", "")
+		check("unpause", "{type:paused,paused:false}")
+		s.do("POST", "/v1/jobs", `{"name":"tick","schedule":"@every 20s","concurrency":"forbid"}`)
+		check("a schedule", "{type:job,job:tick}")
+		wait(45 * time.Second)
+		if got := strings.Join(regexp.MustCompile(`type:(started|job),job:tick`).FindAllString(c.heard(), -1), " "); got != "type:started,job:tick type:job,job:tick" {
+			t.Errorf("a tick that ran and one that was skipped: heard %s", got)
+		}
+		r := s.parseRequest("POST /v1/restore\nContent-Type: multipart/form-data; boundary=XX\n\n--XX\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\n\n[{\"name\":\"r\",\"schedule\":\"@hourly\"}]\n--XX--\n")
+		s.handler.ServeHTTP(httptest.NewRecorder(), r)
+		check("a restore", "{type:reload}")
+		s.do("DELETE", "/v1/jobs/tick", "")
+		s.do("DELETE", "/v1/jobs/r", "")
+		wait(lookTime)
+		c.heard()
+		s.api.leader = func() (member, bool) { return member{Name: "node2"}, true }
+		s.api.members = func() []member { return nil }
+		wait(lookTime)
+		check("the cluster", "{type:leader,leader:node2} {type:members}")
+		s.api.leader = func() (member, bool) { return member{}, false }
+		wait(lookTime)
+		check("no leader", "{type:leader,leader:}")
+		wait(aliveLooks * lookTime)
+		check("nothing happens", "{type:alive}")
+	})
+}
+
+// TestWatch_Limited: a token for some jobs hears of those only, and none once
+// it is gone.
+func TestWatch_Limited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, filepath.Join(dir, "data"), 7)
+		root := s.guarded(dir)
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/runs", `{"Rules": "{\"path\": {\"/v1/jobs/mine-**\": {\"capabilities\": [\"read\", \"list\"]}}}"}`)
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/counts", `{"Rules": "{\"path\": {\"/v1/jobs/mine-*\": {\"capabilities\": [\"read\"]}}}"}`)
+		tokens := map[string]tokenView{}
+		for _, p := range []string{"runs", "counts", "viewer"} {
+			tokens[p] = s.made(root, "/v1/acl/tokens", `{"Name": "a", "Policies": ["`+p+`"]}`)
+		}
+		brief := s.made(root, "/v1/acl/tokens", `{"Name": "a", "Policies": ["viewer"], "ExpirationTTL": "20s"}`).SecretID
+		clients := map[string]*watching{"brief": s.watch(brief)}
+		for p, token := range tokens {
+			clients[p] = s.watch(token.SecretID)
+		}
+		for p, want := range map[string]string{"runs": "{type:hello,node:node1,leader:}", "viewer": "{type:hello,node:node1,leader:node1}"} {
+			if got := clients[p].heard(); got != want {
+				t.Errorf("%s: heard %s, want %s", p, got, want)
+			}
+		}
+		clients["counts"].heard()
+		for _, name := range []string{"mine-a", "yours"} {
+			s.mustAs(http.StatusCreated, root, "POST", "/v1/jobs", `{"name": "`+name+`", "schedule": "@manually"}`)
+			s.mustAs(http.StatusAccepted, root, "POST", "/v1/jobs/"+name, "")
+		}
+		s.mustAs(http.StatusOK, root, "POST", "/v1/pause", "")
+		wait(windowTime)
+		number := regexp.MustCompile(`\d+-`)
+		for p, want := range map[string]string{
+			"runs":   "{type:job,job:mine-a} {type:started,job:mine-a,execution:N-node1}",
+			"counts": "{type:job,job:mine-a} {type:job,job:mine-a}",
+			"viewer": "{type:job,job:mine-a} {type:started,job:mine-a,execution:N-node1} {type:job,job:yours} {type:started,job:yours,execution:N-node1} {type:paused,paused:true}",
+		} {
+			if got := number.ReplaceAllString(clients[p].heard(), "N-"); got != want {
+				t.Errorf("%s: heard %s\nwant %s", p, got, want)
+			}
+		}
+		s.mustAs(http.StatusOK, root, "DELETE", "/v1/acl/tokens/"+tokens["runs"].AccessorID, "")
+		s.mustAs(http.StatusOK, root, "DELETE", "/v1/acl/policies/counts", "")
+		wait(admitLooks * lookTime)
+		for p, gone := range map[string]bool{"runs": true, "counts": true, "viewer": false, "brief": false} {
+			if clients[p].gone() != gone {
+				t.Errorf("%s: gone %t after a token and a policy were deleted", p, !gone)
+			}
+		}
+		wait(20 * time.Second)
+		if !clients["brief"].gone() {
+			t.Error("a token that has expired still hears")
+		}
+		clients["viewer"].leave()
+		wait(0)
+	})
+}
+
+// pipes is a listener whose connections hold nothing that was not read.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+func (p pipes) Close() error   { close(p); return nil }
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// TestWatch_Slow: who does not read holds up nobody, and is told to read
+// everything again when it does; who never does is cut off.
+func TestWatch_Slow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		listener := make(pipes)
+		web := &http.Server{Handler: s.handler, ReadTimeout: readTimeout}
+		go web.Serve(listener)
+		conn, there := net.Pipe()
+		listener <- there
+		fmt.Fprint(conn, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		lines := bufio.NewReader(conn)
+		until := func(text string) {
+			t.Helper()
+			for line := ""; !strings.Contains(line, text); {
+				var err error
+				if line, err = lines.ReadString('\n'); err != nil {
+					t.Fatalf("no line with %s: %v", text, err)
+				}
+			}
+		}
+		until("hello")
+		for range 3 { // it may go on for longer than a request may take to come
+			until("alive")
+		}
+		for i := range 2 * windowsKept {
+			if w := s.do("POST", "/v1/jobs", fmt.Sprintf(`{"name":"a-%d","schedule":"@manually"}`, i)); w.Code != http.StatusCreated {
+				t.Fatal(w.Code, w.Body)
+			}
+			wait(windowTime)
+		}
+		until("reload")
+		s.do("POST", "/v1/jobs", `{"name":"after","schedule":"@manually"}`)
+		until("after")
+		wait(time.Hour) // of which it reads nothing
+		if n := s.api.store.events.watchers.Load(); n != 0 {
+			t.Errorf("%d clients still watch", n)
+		}
+		conn.Close()
+		web.Close()
+	})
+}
+
+// TestWatch_Burst: what is too much to be told one by one is told in a word,
+// and not more often than it can be looked at.
+func TestWatch_Burst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		var put []jobPut
+		for i := range 2 * eventsMax {
+			put = append(put, jobPut{Job: job{Name: fmt.Sprintf("a-%d", i), Schedule: "@manually"}, Next: never})
+		}
+		if _, err := s.api.scheduler.propose(t.Context(), &command{Put: put}); err != nil {
+			t.Fatal(err)
+		}
+		c := s.watch("")
+		defer c.leave()
+		c.heard()
+		const seconds = 5
+		for range seconds * time.Second / windowTime {
+			for i := range 2 * eventsMax {
+				if w := s.do("DELETE", fmt.Sprintf("/v1/jobs/a-%d/executions", i), ""); w.Code != http.StatusOK {
+					t.Fatal(w.Code, w.Body)
+				}
+			}
+			wait(windowTime)
+		}
+		c.leave()
+		<-c.ended
+		if got := c.w.Body.String(); strings.Count(got, "reload") < seconds-1 || strings.Count(got, "\n") > seconds+2 {
+			t.Errorf("heard %s", got)
+		}
+	})
+}
+
+// TestWatch_Many: there is an end to how many may watch, and all end when the
+// server does.
+func TestWatch_Many(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		stopping := make(chan struct{})
+		s.api.stopping = stopping
+		var clients []*watching
+		for range watchersMax {
+			clients = append(clients, s.watch(""))
+		}
+		wait(0)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		wait(windowTime)
+		for _, c := range clients {
+			if got := c.read(); !strings.HasSuffix(got, "{type:job,job:a}") {
+				t.Fatalf("heard %s", got)
+			}
+		}
+		if w := s.do("GET", "/v1/events", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+			t.Errorf("one more is answered %d %s", w.Code, w.Body)
+		}
+		clients[0].leave()
+		wait(0)
+		clients[0] = s.watch("")
+		if got := clients[0].heard(); got != "{type:hello,node:node1,leader:node1}" {
+			t.Errorf("in place of one that left: heard %s", got)
+		}
+		close(stopping)
+		for _, c := range clients {
+			if !c.gone() {
+				t.Fatal("a client is not let go by a server that stops")
 			}
 		}
 	})

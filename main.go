@@ -596,7 +596,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	sched.ask = func(node string, q question) (answer, error) { return p.askNode(context.Background(), node, q) }
 	sched.end = func(node string, k kill) error { return p.killOn(context.Background(), node, k) }
 	front := (&api{
-		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, store: st, scheduler: sched, log: log,
+		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, store: st, scheduler: sched, log: log, stopping: ctx.Done(),
 		members: p.members, leader: p.leader, leading: p.leading,
 		leave: func(ctx context.Context) error {
 			err := p.leave(ctx)
@@ -690,7 +690,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	}
 	defer p.listener.Close()
 	front := (&api{
-		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, log: log,
+		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, log: log, stopping: ctx.Done(),
 		leave: func(ctx context.Context) error { defer quit(); return p.leave(ctx) },
 		relay: p.forward,
 		acl:   cfg.ACL, throttle: newThrottle(),

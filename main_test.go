@@ -1733,3 +1733,50 @@ func (f *fleet) ranSince(offset int64, after time.Time) bool {
 	}
 	return false
 }
+
+// TestWatch_Nodes: any node tells what happens, whoever was asked for it; and
+// nobody who watches holds up a node that stops.
+func TestWatch_Nodes(t *testing.T) {
+	t.Parallel()
+	bind := freeAddr(t)
+	node := func(name string, args ...string) *process {
+		args = append([]string{"agent", "--node-name=" + name, "--http-addr=127.0.0.1:0", "--data-dir=data"}, args...)
+		return launch(t, program(t, t.TempDir(), nil, args...))
+	}
+	first := node("n1", "--server", "--bootstrap-expect=1", "--bind-addr="+bind)
+	nodes := []*process{first, node("n2", "--server", "--bind-addr=127.0.0.1:0", "--retry-join="+bind), node("n3", "--bind-addr=127.0.0.1:0", "--retry-join="+bind)}
+	var heard [3]lockedBuffer
+	var streams sync.WaitGroup
+	for i, p := range nodes {
+		p.eventually("a node of the cluster", func() bool { status, _ := p.get("/v1/leader", nil); return status == http.StatusOK })
+		resp, err := http.Get(p.url + "/v1/events")
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatal(resp, err)
+		}
+		streams.Go(func() {
+			defer resp.Body.Close()
+			io.Copy(&heard[i], resp.Body)
+		})
+	}
+	for i, p := range nodes {
+		name := fmt.Sprintf("job-%d", i)
+		p.must("POST", "/v1/jobs", shellJob(name, "@manually", "exit 3"), nil)
+		p.must("POST", "/v1/jobs/"+name, nil, nil)
+		for j := range heard {
+			waitFor(t, "word of "+name, heard[j].String, func() bool {
+				text := heard[j].String()
+				job, started := strings.Index(text, `{"type":"job","job":"`+name), strings.Index(text, `{"type":"started","job":"`+name)
+				ended := regexp.MustCompile(`{"type":"ended","job":"` + name + `","execution":"\d+-n[123]","outcome":"failed"}`).FindString(text)
+				return 0 < job && job < started && ended != ""
+			})
+		}
+	}
+	for _, p := range slices.Backward(nodes) {
+		began := time.Now()
+		p.end()
+		if took := time.Since(began); took > 10*time.Second || strings.Contains(p.log.String(), "panic") {
+			t.Errorf("the end took %s\n%s", took, &p.log)
+		}
+	}
+	streams.Wait()
+}

@@ -1,6 +1,6 @@
-// The stats own every number that is counted rather than kept: what this
-// process has seen since it started, and how Prometheus reads it. Nothing is
-// decided by them.
+// The stats own what this process has seen since it started: every number that
+// is counted rather than kept, how Prometheus reads it, and what those are told
+// who watch. Nothing is decided by them.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"runtime/metrics"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -161,4 +162,148 @@ func (p printer) runtime() {
 		p.metric(m.name, m.kind, m.help, "", v)
 	}
 	p.metric("go_info", "gauge", "The Go version that this program was built with.", fmt.Sprintf("{version=%q}", runtime.Version()), 1)
+}
+
+const (
+	watchersMax = 1_000                  // clients at once
+	windowTime  = 250 * time.Millisecond // the least between two times that they are told something
+	windowMarks = 1_000                  // of one window: what happens faster is not told one by one
+	windowsKept = 8                      // two busy seconds, for clients that are slow
+)
+
+// What those who watch are told.
+const (
+	eventHello   = "hello"
+	eventJob     = "job" // changed, but for what its runs change
+	eventStarted = "started"
+	eventEnded   = "ended"
+	eventPaused  = "paused"
+	eventLeader  = "leader"
+	eventMembers = "members"
+	eventReload  = "reload" // more happened than is told
+	eventAlive   = "alive"
+)
+
+// An event is what a client is told, as it sees it.
+type event struct {
+	Type      string  `json:"type"`
+	Node      string  `json:"node,omitempty"`
+	Leader    *string `json:"leader,omitempty"`
+	Job       string  `json:"job,omitempty"`
+	Execution string  `json:"execution,omitempty"`
+	Outcome   string  `json:"outcome,omitempty"`
+	Paused    *bool   `json:"paused,omitempty"`
+}
+
+// A mark says that something became of a row: of a job or of an execution.
+type mark struct {
+	what string // the type of the event
+	row  int64
+}
+
+// events hands what apply has marked to those who watch. It gathers marks in
+// windows, and all who watch read the same ones, so that neither their number
+// nor their speed matters to apply: it appends a few words, and nothing while
+// nobody watches. Who is too slow for windowsKept windows is told to read
+// everything again. The zero value is ready; anybody may call its methods.
+type events struct {
+	watchers atomic.Int64
+
+	mu     sync.Mutex
+	open   *window              // gathers; nil: nothing did; guarded by mu
+	kept   [windowsKept]*window // window n at n % windowsKept; guarded by mu
+	count  uint64               // windows that were closed; guarded by mu
+	closed time.Time            // when the last one was; guarded by mu
+	more   chan struct{}        // closed with the next one, nil if nobody waits; guarded by mu
+}
+
+// A window is what happened in a time. It does not change once it is closed.
+type window struct {
+	marks []mark
+	full  bool // there was more, or anything may have changed
+
+	names  sync.Once // whoever is first to tell of it looks up the names
+	events []event
+	err    error
+}
+
+// watched reports whether marks are of use to anybody.
+func (e *events) watched() bool { return e.watchers.Load() > 0 }
+
+// enter lets one more watch, unless there are too many, and returns the number
+// of the next window. Who entered leaves.
+func (e *events) enter() (next uint64, ok bool) {
+	if e.watchers.Add(1) > watchersMax {
+		e.leave()
+		return 0, false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.count, true
+}
+
+func (e *events) leave() { e.watchers.Add(-1) }
+
+// publish adds marks to the open window, and closes it when it is time. full
+// says that more has changed than they tell.
+func (e *events) publish(marks []mark, full bool) {
+	if !e.watched() || len(marks) == 0 && !full {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	begins := e.open == nil
+	if begins {
+		e.open = &window{}
+	}
+	if e.open.full = e.open.full || full || len(e.open.marks)+len(marks) > windowMarks; !e.open.full {
+		e.open.marks = append(e.open.marks, marks...)
+	}
+	if wait := windowTime - time.Since(e.closed); wait <= 0 {
+		e.closeLocked()
+	} else if begins {
+		time.AfterFunc(wait, e.close)
+	}
+}
+
+func (e *events) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.open != nil { // a late timer: publish has closed it
+		e.closeLocked()
+	}
+}
+
+func (e *events) closeLocked() {
+	e.kept[e.count%windowsKept] = e.open
+	e.count, e.open, e.closed = e.count+1, nil, time.Now()
+	if e.more != nil {
+		close(e.more)
+		e.more = nil
+	}
+}
+
+// since returns the windows from number next on, the number behind them, and
+// what is closed when there are more. Of one who asks too late it returns one
+// that is full.
+func (e *events) since(next uint64) (list []*window, end uint64, more <-chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.count-next > windowsKept {
+		list = []*window{{full: true}}
+	} else {
+		for n := next; n < e.count; n++ {
+			list = append(list, e.kept[n%windowsKept])
+		}
+	}
+	if e.more == nil {
+		e.more = make(chan struct{})
+	}
+	return list, e.count, e.more
+}
+
+// read returns what happened, with the names that the first call looks up.
+func (w *window) read(names func([]mark) ([]event, error)) ([]event, error) {
+	w.names.Do(func() { w.events, w.err = names(w.marks) })
+	return w.events, w.err
 }

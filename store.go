@@ -323,9 +323,10 @@ type store struct {
 	listing atomic.Uint64 // grows when something was committed that an API call asked for and lists show
 	changes atomic.Uint64 // grows when anything was committed that lists show
 
-	lists jobLists
-	sums  summaries
-	docs  jobDocs
+	lists  jobLists
+	sums   summaries
+	docs   jobDocs
+	events events
 
 	readMu    sync.Mutex
 	readStmts map[string]*sql.Stmt // guarded by readMu
@@ -340,6 +341,8 @@ type store struct {
 	listed    bool    // the transaction has such a change
 	touched   []int64 // jobs that the transaction changed as the API shows them
 	allNew    bool    // or any of them
+	telling   bool    // somebody watched when the transaction began
+	told      []mark  // what became of rows in it, if somebody did
 	logFirst  uint64  // first index in the log table
 	logBytes  []int32
 	kept      logRetention // fixed once the writer runs
@@ -802,6 +805,7 @@ func (s *store) apply(commit uint64) ([]applied, error) {
 	if n == 0 {
 		return nil, nil
 	}
+	s.telling = s.events.watched()
 	err := s.update("NORMAL", func() error {
 		for _, e := range s.unapplied[:n] {
 			r, err := s.applyEntry(e)
@@ -825,17 +829,27 @@ func (s *store) apply(commit uint64) ([]applied, error) {
 	return results, nil
 }
 
-// published tells the readers' caches what the transaction that has just been
-// committed changed.
+// published tells the readers' caches, and then those who watch, what the
+// transaction that has just been committed changed.
 func (s *store) published() {
-	if len(s.touched) > 0 || s.allNew {
+	changed := len(s.touched) > 0 || s.allNew
+	if changed {
 		s.docs.drop(s.touched, s.allNew)
 		s.changes.Add(1)
 	}
-	s.touched, s.allNew = s.touched[:0], false
 	if s.listed {
 		s.listed = false
 		s.listing.Add(1)
+	}
+	// Who began to watch during the transaction may have read what was before it.
+	s.events.publish(s.told, s.allNew || changed && !s.telling)
+	s.touched, s.allNew, s.told = s.touched[:0], false, s.told[:0]
+}
+
+// tell notes what those who watch are told of a row after the transaction.
+func (s *store) tell(what string, row int64) {
+	if s.telling {
+		s.told = append(s.told, mark{what, row})
 	}
 }
 
@@ -894,10 +908,12 @@ func (s *store) applyEntry(e entry) (applied, error) {
 		return applied{}, err
 	}
 	a := applying{s: s, c: c, result: applied{Index: e.Index}}
+	told := len(s.told)
 	if err := a.apply(); err != nil {
 		if !errors.As(err, new(refusal)) {
 			return applied{}, err
 		}
+		s.told = s.told[:told]
 		if err := s.exec("ROLLBACK TO command"); err != nil {
 			return applied{}, err
 		}
@@ -1273,7 +1289,16 @@ func (a *applying) put(p jobPut) error {
 
 // touch notes that jobs change as the API shows them: in what they are, or in
 // the names of their parent and their children.
-func (a *applying) touch(ids ...int64) { a.s.touched = append(a.s.touched, ids...) }
+func (a *applying) touch(ids ...int64) {
+	for _, id := range ids {
+		a.touchRun(id)
+		a.s.tell(eventJob, id)
+	}
+}
+
+// touchRun is touch for what a run changes by its start or its end, of which
+// those who watch are told instead.
+func (a *applying) touchRun(id int64) { a.s.touched = append(a.s.touched, id) }
 
 // parent returns the id of the parent that p names, 0 if it names none.
 func (a *applying) parent(p jobPut) (int64, error) {
@@ -1524,6 +1549,7 @@ func (a *applying) found(f foundation) error {
 // committed, and a failure of the transaction ends the process.
 func (a *applying) setPaused(paused bool) error {
 	a.s.paused.Store(paused)
+	a.s.tell(eventPaused, 0)
 	return a.s.exec("UPDATE cluster SET paused = ?", paused)
 }
 
@@ -1651,7 +1677,7 @@ func (a *applying) decide(list []decision) error {
 		}
 	}
 	for id, t := range jobs {
-		a.touch(id)
+		a.touchRun(id)
 		if err := a.s.exec("UPDATE job_state SET next = ?, fired = ?, open = ? WHERE job = ?", t.next, t.fired, t.open, id); err != nil {
 			return err
 		}
@@ -1665,6 +1691,7 @@ const overlapReason = "overlap with a run of the job that had not ended"
 
 // record notes what did not run, and why.
 func (a *applying) record(job int64, cause string, d decision) error {
+	a.s.tell(eventJob, job)
 	return a.s.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
 		a.key(), job, cause, d.Due, max(d.Due, d.Until), max(1, d.Count), d.Outcome, d.Reason)
 }
@@ -1683,6 +1710,7 @@ func (a *applying) start(targets []target, e executionRow) ([]int64, error) {
 		if err != nil {
 			return nil, err
 		}
+		a.s.tell(eventStarted, id)
 		ids = append(ids, id)
 	}
 	return ids, nil
@@ -1786,7 +1814,9 @@ func (a *applying) reassign(list []reassignment) error {
 		if err != nil {
 			return err
 		}
-		a.result.Accepted[i] = n == 1
+		if a.result.Accepted[i] = n == 1; n == 1 {
+			a.s.tell(eventStarted, r.Execution) // under the name that it has now
+		}
 	}
 	return nil
 }
@@ -1884,6 +1914,7 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	if err := a.s.exec("UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ? WHERE id = ?", r.Started, r.Finished, r.Outcome, r.Dropped, e.ID); err != nil {
 		return err
 	}
+	a.s.tell(eventEnded, e.ID)
 	if e.Outcome == outcomeLost { // what stood there said so
 		if err := a.s.exec("DELETE FROM outputs WHERE execution = ?", e.ID); err != nil {
 			return err
@@ -2020,7 +2051,7 @@ func (a *applying) follow(id int64) error {
 // statistics. A job that was deleted has no state any more.
 func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) error {
 	for id, d := range deltas {
-		a.touch(id)
+		a.touchRun(id)
 		err := a.s.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?, last_success = max(last_success, ?), last_error = max(last_error, ?),
 			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status) WHERE job = ?`,
 			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, id)
@@ -2683,6 +2714,59 @@ func (s *store) dueJobs(before int64, limit int) ([]*jobRow, error) {
 		return nil, err
 	}
 	return s.jobsByID(ids)
+}
+
+// eventsOf returns what marks say in the names that clients know, in their
+// order and each once. Of rows that are gone it says nothing.
+func (s *store) eventsOf(marks []mark) ([]event, error) {
+	ids := map[string][]int64{}
+	for _, m := range marks {
+		ids[m.what] = append(ids[m.what], m.row)
+	}
+	names, runs := map[int64]string{}, map[int64]event{}
+	err := s.viewEach("SELECT j.id, j.name FROM json_each(?) v JOIN jobs j ON j.id = v.value", []any{jsonInts(ids[eventJob])}, func(scan scanner) error {
+		var id int64
+		var name string
+		err := scan(&id, &name)
+		names[id] = name
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = s.viewEach("SELECT e.id, e.node, e.outcome, j.name FROM json_each(?) v JOIN executions e ON e.id = v.value JOIN jobs j ON j.id = e.job",
+		[]any{jsonInts(append(ids[eventStarted], ids[eventEnded]...))}, func(scan scanner) error {
+			var id int64
+			var node string
+			var e event
+			err := scan(&id, &node, &e.Outcome, &e.Job)
+			e.Execution = executionName(id, node)
+			runs[id] = e
+			return err
+		})
+	if err != nil {
+		return nil, err
+	}
+	var list []event
+	said := map[event]bool{}
+	for _, m := range marks {
+		e := runs[m.row]
+		switch e.Type = m.what; m.what {
+		case eventJob:
+			e.Job = names[m.row]
+		case eventStarted:
+			e.Outcome = ""
+		case eventPaused:
+			paused := s.paused.Load()
+			list = append(list, event{Type: eventPaused, Paused: &paused})
+			continue
+		}
+		if e.Job != "" && !said[e] {
+			said[e] = true
+			list = append(list, e)
+		}
+	}
+	return list, nil
 }
 
 const (
