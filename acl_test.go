@@ -445,6 +445,12 @@ func TestACL_Jobs(t *testing.T) {
 			}
 		}
 
+		var ended map[string][]any
+		text := s.mustAs(http.StatusOK, team, "GET", "/v1/outcomes?job=team-a-1&job=team-b-1&job=..%2Fteam-a-1", "")
+		if err := json.Unmarshal([]byte(text), &ended); err != nil || len(ended) != 1 || len(ended["team-a-1"]) != 1 {
+			t.Errorf("outcomes as team: %s, %v", text, err)
+		}
+
 		// What looks secret is for those who could change it.
 		for i, c := range []struct {
 			who, secret, method, target string

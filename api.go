@@ -37,6 +37,9 @@ const (
 	upcomingMax     = 100   // ticks that /v1/schedule computes
 	recentOutputMax = 4_000 // bytes of each output in a list over all jobs
 
+	outcomeJobsMax = 100 // jobs of one request for outcomes
+	outcomesShown  = 10  // executions of each
+
 	statsDays    = 30 // days that /v1/stats shows, unless it is asked for up to
 	statsDaysMax = 365
 
@@ -125,6 +128,7 @@ func (a *api) routes() []route {
 		{outputRoute, mayRead, a.showOutput},
 		{"POST /v1/jobs/{job}/executions/{execution}/kill", mayCreate, a.killExecution},
 		{"GET /v1/jobs/{job}/ticks", mayList, a.listTicks},
+		{"GET /v1/jobs/{job}/targets", mayRead, a.targets},
 
 		{"GET /v1/busy", mayList, a.busy},
 		{"GET /v1/pause", mayRead, a.showPause},
@@ -135,6 +139,7 @@ func (a *api) routes() []route {
 
 		{"GET /v1/summary", mayRead, a.summary},
 		{"GET /v1/executions", mayList, a.recentExecutions},
+		{"GET /v1/outcomes", mayListJobs, a.outcomes},
 		{"GET /v1/upcoming", mayList, a.upcoming},
 		{watchRoute, mayListJobs, a.watch},
 
@@ -1014,7 +1019,7 @@ func (a *api) writeRestored(w http.ResponseWriter, r *http.Request, done restore
 
 func (a *api) listJobs(r *http.Request) (*response, error) {
 	q := r.URL.Query()
-	f := jobFilter{Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: map[string]string{}}
+	f := jobFilter{Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"), Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: map[string]string{}}
 	if _, ok := jobOrder[f.Sort]; !ok {
 		return nil, badRequest("_sort: a list of jobs has no field %q to be sorted by", f.Sort)
 	}
@@ -1593,7 +1598,8 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	j := job{Name: q.Get("name"), Schedule: q.Get("schedule"), Timezone: q.Get("timezone")}
 	zone := j.zone(a.scheduler.timezone())
-	if _, err := loadZone(zone); err != nil {
+	loc, err := loadZone(zone)
+	if err != nil {
 		return nil, badRequest("timezone: %v", err)
 	}
 	s, err := parseSchedule(j.Schedule, zone, j.Name)
@@ -1609,14 +1615,16 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 			return nil, badRequest("count: must be a number between 1 and %d", upcomingMax)
 		}
 	}
+	loc = s.zone(loc)
 	next := []time.Time{}
 	for t := s.next(from); !t.IsZero() && len(next) < n; t = s.next(t) {
-		if t.Year() < 0 || t.Year() > 9999 {
+		local := t.In(loc)
+		if local.Year() < 0 || local.Year() > 9999 {
 			break // what JSON has no form for
 		}
-		next = append(next, t)
+		next = append(next, local)
 	}
-	return &response{status: http.StatusOK, body: map[string]any{"next": next}}, nil
+	return &response{status: http.StatusOK, body: map[string]any{"next": next, "timezone": loc.String(), "words": s.words(loc)}}, nil
 }
 
 // summary answers in numbers how all jobs are, and which ticks did not run
@@ -1641,10 +1649,63 @@ func (a *api) summary(r *http.Request) (*response, error) {
 		"jobs": map[string]int{
 			"total": sum.Jobs, "success": sum.Good, "failed": sum.Failed, "partially_failed": sum.Partly, "untriggered": sum.Never, "disabled": sum.Disabled,
 		},
-		"running": sum.Running,
-		"today":   map[string]int64{"success_count": sum.DayGood, "failed_count": sum.DayBad, "skipped": sum.DaySkipped, "missed": sum.DayMissed},
-		"unrun":   list,
+		"running":     sum.Running,
+		"start_delay": map[string]any{"ticks": len(sum.Delays), "median_ms": delay(sum.Delays, 50), "p99_ms": delay(sum.Delays, 99), "max_ms": delay(sum.Delays, 100)},
+		"today":       map[string]int64{"success_count": sum.DayGood, "failed_count": sum.DayBad, "skipped": sum.DaySkipped, "missed": sum.DayMissed},
+		"unrun":       list,
 	}}, nil
+}
+
+// delay is the percentile of sorted durations by nearest rank, in milliseconds.
+func delay(sorted []time.Duration, percent int) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return float64(sorted[max(0, (len(sorted)*percent+99)/100-1)].Microseconds()) / 1000
+}
+
+// outcomes answers how the last executions of some jobs ended, by the names of
+// those that the caller may see, newest first. Ours.
+func (a *api) outcomes(r *http.Request) (*response, error) {
+	names := r.URL.Query()["job"]
+	if len(names) > outcomeJobsMax {
+		return nil, badRequest("job: may be given %d times at the most", outcomeJobsMax)
+	}
+	c := a.callerOf(r)
+	names = slices.DeleteFunc(names, func(name string) bool {
+		return !c.may("/v1/jobs/"+url.PathEscape(name)+"/executions", mayList)
+	})
+	rows, err := a.store.lastExecutions(names, outcomesShown)
+	type outcome struct {
+		ID         string    `json:"id"`
+		Outcome    string    `json:"outcome"`
+		StartedAt  time.Time `json:"started_at"`
+		FinishedAt time.Time `json:"finished_at"`
+	}
+	views := map[string][]outcome{}
+	for name, list := range rows {
+		views[name] = []outcome{}
+		for _, e := range list {
+			v := e.view(time.UTC)
+			views[name] = append(views[name], outcome{v.ID, v.Outcome, v.StartedAt, v.FinishedAt})
+		}
+	}
+	return &response{status: http.StatusOK, body: views}, err
+}
+
+// targets answers with the nodes to which a tick would be sent now, or of which
+// it would take some if a tag has a count. Ours.
+func (a *api) targets(r *http.Request) (*response, error) {
+	row, err := a.store.job(r.PathValue("job"))
+	if err != nil {
+		return nil, err
+	}
+	j, err := row.definition()
+	names := []string{}
+	for _, t := range matchingNodes(j.Tags, a.scheduler.moment().nodes) {
+		names = append(names, t.Node)
+	}
+	return &response{status: http.StatusOK, body: names}, err
 }
 
 // recentExecutions answers with the executions of all jobs that started in a

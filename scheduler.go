@@ -2514,6 +2514,38 @@ func (s schedule) count(from, to time.Time) (n int64, last time.Time) {
 	return 0, time.Time{}
 }
 
+// zone returns the zone that the schedule brings with it, else that of its job.
+func (s schedule) zone(job *time.Location) *time.Location {
+	if s.calendar != nil {
+		return s.calendar.zone
+	}
+	return job
+}
+
+// words says in English when the schedule falls due, for the job's zone.
+func (s schedule) words(zone *time.Location) string {
+	switch {
+	case s.calendar != nil:
+		return s.calendar.words()
+	case s.once():
+		return s.at.In(zone).Format("once, on 2 January 2006 at 15:04:05, ") + zone.String()
+	case s.seconds == 0:
+		return "never by itself"
+	case s.seconds%3600 == 0:
+		return "every " + amount(int(s.seconds/3600), "hour")
+	case s.seconds%60 == 0:
+		return "every " + amount(int(s.seconds/60), "minute")
+	}
+	return "every " + amount(int(s.seconds), "second")
+}
+
+func amount(n int, unit string) string {
+	if n == 1 {
+		return unit
+	}
+	return fmt.Sprintf("%d %ss", n, unit)
+}
+
 // The fields of a calendar, in the order of their text.
 const (
 	secondField = iota
@@ -2836,6 +2868,123 @@ func (c *calendar) tick(n int) time.Duration {
 	minute := minutes.nth(n % minutes.size())
 	hour := hours.nth(n / minutes.size())
 	return time.Duration(hour*3600+minute*60+second) * time.Second
+}
+
+// clockTimesMax is how many times of a day are named one by one.
+const clockTimesMax = 4
+
+// words says when the calendar falls due, with its zone if that matters to more than minutes.
+func (c *calendar) words() string {
+	times, days := c.timeWords(), c.dayWords()
+	if days == "" && c.values[hourField].size() <= clockTimesMax && strings.HasPrefix(times, "at ") {
+		times = "every day " + times
+	}
+	if days != "" || !c.full(hourField) {
+		days += ", " + c.zone.String()
+	}
+	return times + days
+}
+
+func (c *calendar) full(field int) bool {
+	return c.values[field].size() == calendarFields[field].max-calendarFields[field].min+1
+}
+
+// timeWords names the times of a day: one by one if they are few, else from the smallest unit that matters to hours.
+func (c *calendar) timeWords() string {
+	hours, minutes, seconds := c.values[hourField], c.values[minuteField], c.values[secondField]
+	if n := hours.size() * minutes.size() * seconds.size(); n <= clockTimesMax {
+		var times []string
+		for i := range n {
+			at := time.Time{}.Add(c.tick(i))
+			times = append(times, strings.TrimSuffix(at.Format("15:04:05"), ":00"))
+		}
+		return "at " + enumerate(times)
+	}
+	text, every := "", false // every: what was said last says that it comes again and again
+	for i, f := range calendarFields[:dayField] {
+		set, step := c.values[i], c.step(i)
+		first, last := set.nth(0), set.nth(set.size()-1)
+		switch {
+		case text == "" && i < hourField && set == 1: // at 0
+		case text == "" && step > 0:
+			text, every = "every "+amount(step, f.name), true
+			if first > 0 {
+				text += fmt.Sprintf(" from %s %d on", f.name, first)
+			}
+		case i == hourField && last-first+1 == set.size() && !c.full(i):
+			text = fmt.Sprintf("%s from %02d:00 to %02d:%02d", cmp.Or(text, "every hour"), first, last, minutes.nth(minutes.size()-1))
+		case text == "":
+			text = "at " + f.name + " " + spans(set, f.min, f.max, strconv.Itoa)
+		case step == 1 && every:
+		case step == 1:
+			text, every = text+" of every "+f.name, true
+		default:
+			text, every = text+" in "+f.name+" "+spans(set, f.min, f.max, strconv.Itoa), false
+		}
+	}
+	return text
+}
+
+// step returns the distance of the values of a field if it is the same all around the clock, else 0.
+func (c *calendar) step(field int) int {
+	set, around := c.values[field], calendarFields[field].max+1
+	step := around / set.size()
+	for v := set.nth(0); v < around; v += step {
+		if !set.has(v) || step*set.size() != around || set.size() == 1 {
+			return 0
+		}
+	}
+	return step
+}
+
+// dayWords names the days, "" for all of them.
+func (c *calendar) dayWords() string {
+	months := spans(c.values[monthField], 1, 12, func(v int) string { return time.Month(v).String() })
+	dates := " on day " + spans(c.values[dayField], 1, 31, strconv.Itoa)
+	// From Monday to Sunday, which is 0.
+	weekdays := " on " + spans(c.values[weekdayField]>>1|c.values[weekdayField]&1<<6, 0, 6, func(v int) string { return time.Weekday((v + 1) % 7).String() })
+	text := ""
+	switch anyDate, anyWeekday := c.full(dayField), c.full(weekdayField); {
+	case !anyDate && !anyWeekday:
+		text = dates + " of the month or" + weekdays
+	case !anyWeekday && !c.eitherDay:
+		text = weekdays
+	case !anyDate && !c.eitherDay && c.full(monthField):
+		return dates + " of every month"
+	case !anyDate && !c.eitherDay:
+		return dates + " of " + months
+	}
+	if !c.full(monthField) {
+		text += " in " + months
+	}
+	return text
+}
+
+// spans writes the values of a set, three and more in a row by their ends.
+func spans(set valueSet, low, high int, name func(int) string) string {
+	var list []string
+	for v := low; v <= high; v++ {
+		end := v
+		for end < high && set.has(v) && set.has(end+1) {
+			end++
+		}
+		switch {
+		case !set.has(v):
+		case end-v < 2:
+			list = append(list, name(v))
+		default:
+			list, v = append(list, name(v)+" to "+name(end)), end
+		}
+	}
+	return enumerate(list)
+}
+
+func enumerate(list []string) string {
+	last := len(list) - 1
+	if last == 0 {
+		return list[0]
+	}
+	return strings.Join(list[:last], ", ") + " and " + list[last]
 }
 
 // A valueSet holds values from 0 to 63.

@@ -3031,3 +3031,64 @@ func testSlowRefusal(t *testing.T, answerFirst bool, want map[string]int) {
 		t.Error(err)
 	}
 }
+
+// TestSchedule_Words: what a schedule says, said in English.
+func TestSchedule_Words(t *testing.T) {
+	for _, c := range []struct{ spec, want string }{
+		{"* * * * * *", "every second"},
+		{"*/5 * * * * *", "every 5 seconds"},
+		{"0 * * * * *", "every minute"},
+		{"@minutely", "every minute"},
+		{"30 * * * * *", "at second 30 of every minute"},
+		{"0 */5 * * * *", "every 5 minutes"},
+		{"0 0/5 * * * *", "every 5 minutes"},
+		{"0 2-59/5 * * * *", "every 5 minutes from minute 2 on"},
+		{"0 */7 * * * *", "at minute 0, 7, 14, 21, 28, 35, 42, 49 and 56 of every hour"},
+		{"*/10 0 * * * *", "every 10 seconds in minute 0 of every hour"},
+		{"*/10 */5 * * * *", "every 10 seconds in minute 0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50 and 55 of every hour"},
+		{"15 0,30 * * * *", "at second 15 in minute 0 and 30 of every hour"},
+		{"@hourly", "every hour"},
+		{"0 15 * * * *", "at minute 15 of every hour"},
+		{"0 0 */2 * * *", "every 2 hours, Europe/Berlin"},
+		{"0 0 1-23/2 * * *", "every 2 hours from hour 1 on, Europe/Berlin"},
+		{"0 0 */6 * * *", "every day at 00:00, 06:00, 12:00 and 18:00, Europe/Berlin"},
+		{"0 */5 9-17 * * 1-5", "every 5 minutes from 09:00 to 17:55 on Monday to Friday, Europe/Berlin"},
+		{"0 0 9-17 * * *", "every hour from 09:00 to 17:00, Europe/Berlin"},
+		{"0 15 9-17 * * *", "at minute 15 from 09:00 to 17:15, Europe/Berlin"},
+		{"0 */5 1,3 * * *", "every 5 minutes in hour 1 and 3, Europe/Berlin"},
+		{"0 0 1,3,5,8,9 * * *", "at hour 1, 3, 5, 8 and 9, Europe/Berlin"},
+		{"@daily", "every day at 00:00, Europe/Berlin"},
+		{"30 15 4 * * *", "every day at 04:15:30, Europe/Berlin"},
+		{"0 0,30 4 * * *", "every day at 04:00 and 04:30, Europe/Berlin"},
+		{"0 0 4 * * mon-fri", "at 04:00 on Monday to Friday, Europe/Berlin"},
+		{"0 0 4 * * 0,6", "at 04:00 on Saturday and Sunday, Europe/Berlin"},
+		{"@weekly", "at 00:00 on Sunday, Europe/Berlin"},
+		{"@monthly", "at 00:00 on day 1 of every month, Europe/Berlin"},
+		{"0 0 4 1,15 1-6,12 *", "at 04:00 on day 1 and 15 of January to June and December, Europe/Berlin"},
+		{"@yearly", "at 00:00 on day 1 of January, Europe/Berlin"},
+		{"0 0 0 13 * 5", "at 00:00 on day 13 of the month or on Friday, Europe/Berlin"},
+		{"0 0 0 1-31 * 5", "every day at 00:00, Europe/Berlin"},
+		{"0 0 0 * 7 *", "at 00:00 in July, Europe/Berlin"},
+		{"0 * * * 7 5", "every minute on Friday in July, Europe/Berlin"},
+		{"CRON_TZ=Asia/Tokyo @daily", "every day at 00:00, Asia/Tokyo"},
+		{"@every 1s", "every second"},
+		{"@every 90s", "every 90 seconds"},
+		{"@every 90m", "every 90 minutes"},
+		{"@every 24h", "every 24 hours"},
+		{"@every 1h", "every hour"},
+		{"@at 2030-07-31T12:00:00Z", "once, on 31 July 2030 at 14:00:00, Europe/Berlin"},
+		{"@manually", "never by itself"},
+	} {
+		zone, err := loadZone("Europe/Berlin")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := parseSchedule(c.spec, "Europe/Berlin", "a")
+		if err != nil {
+			t.Fatalf("%s: %v", c.spec, err)
+		}
+		if got := s.words(zone); got != c.want {
+			t.Errorf("%-24s %s\n%25swant %s", c.spec, got, "", c.want)
+		}
+	}
+}

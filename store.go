@@ -2259,9 +2259,10 @@ func (s *store) jobsByID(ids []int64) ([]*jobRow, error) {
 
 // A jobFilter selects and orders jobs. The zero value selects all, by name.
 type jobFilter struct {
-	Text     string            // part of name or displayname, case-sensitive
-	Status   string            // a status, or "untriggered"
-	Disabled string            // "true" or "false"
+	Text     string // part of name or displayname, case-sensitive
+	Status   string // a status, or "untriggered"
+	Disabled string // "true" or "false"
+	Executor string
 	Metadata map[string]string // all of them
 	Globs    []string          // one of these patterns for the name; nil: any name
 	Sort     string            // a field that jobOrder knows
@@ -2298,6 +2299,9 @@ func (f jobFilter) where() (string, []any) {
 	}
 	if f.Disabled != "" {
 		add("CAST(iif(j.disabled, 'true', 'false') AS TEXT) = ?", f.Disabled)
+	}
+	if f.Executor != "" {
+		add("j.executor = ?", f.Executor)
 	}
 	for _, k := range sortedKeys(f.Metadata) {
 		add("EXISTS (SELECT * FROM json_each(j.metadata) WHERE key = ? AND value = ?)", k, f.Metadata[k])
@@ -2653,6 +2657,36 @@ func (s *store) executions(job int64, sort string, desc bool, start, end, output
 	return list, total, err
 }
 
+// lastExecutions returns the last n executions of jobs by their names, newest
+// first and without outputs. Names that no job has are left out.
+func (s *store) lastExecutions(names []string, n int) (map[string][]executionRow, error) {
+	doc, err := json.Marshal(names)
+	if err != nil {
+		return nil, err
+	}
+	lists, nameOf := map[string][]executionRow{}, map[int64]string{}
+	err = s.viewEach("SELECT j.id, j.name FROM json_each(?) v JOIN jobs j ON j.name = v.value AND j.deleted = 0", []any{string(doc)}, func(scan scanner) error {
+		var id int64
+		var name string
+		err := scan(&id, &name)
+		nameOf[id], lists[name] = name, nil
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = s.viewEach(`SELECT e.job, e.id, e.node, e.outcome, e.started, e.finished FROM json_each(?1) v JOIN executions e ON e.job = v.value
+		AND e.id >= coalesce((SELECT id FROM executions WHERE job = v.value ORDER BY id DESC LIMIT 1 OFFSET ?2), 0) ORDER BY e.id DESC`,
+		[]any{jsonInts(sortedKeys(nameOf)), n - 1}, func(scan scanner) error {
+			var e executionRow
+			err := scan(&e.JobID, &e.ID, &e.Node, &e.Outcome, &e.Started, &e.Finished)
+			name := nameOf[e.JobID]
+			lists[name] = append(lists[name], e)
+			return err
+		})
+	return lists, err
+}
+
 const (
 	recentMax     = 5_000       // executions that a list over all jobs may have
 	recentScanMax = 20_000      // executions of the range that are looked at for it, newest first
@@ -2771,8 +2805,10 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 
 const (
 	summaryAge     = time.Second
-	summaryTickMax = 20_000 // newest skips and misses, among which those of today are counted
-	unrunMax       = 6      // of them that are shown
+	summaryTickMax = 20_000          // newest skips and misses, among which those of today are counted
+	unrunMax       = 6               // of them that are shown
+	delayRuns      = 500             // newest executions, of which those are looked at
+	delayAge       = 5 * time.Minute // that began after a tick of this age
 )
 
 // A summary says in numbers how all jobs are. It counts jobs; Running are
@@ -2783,6 +2819,7 @@ type summary struct {
 	DayGood, DayBad                             int64 // executions that ended
 	DaySkipped, DayMissed                       int64 // ticks
 	Unrun                                       []unrunTick
+	Delays                                      []time.Duration // from ticks to the starts of their executions, sorted
 
 	made time.Time
 }
@@ -2823,7 +2860,7 @@ func (s *store) summary(now time.Time) (*summary, error) {
 	}
 	sum, err, _ := s.sums.flight.Do("", func() (any, error) {
 		sum := &summary{made: now}
-		for _, part := range []func(*summary) error{s.sumJobs, s.sumRuns, s.sumTicks} {
+		for _, part := range []func(*summary) error{s.sumJobs, s.sumRuns, s.sumTicks, s.sumDelays} {
 			if err := part(sum); err != nil {
 				return nil, err
 			}
@@ -2881,6 +2918,20 @@ func (s *store) sumTicks(sum *summary) error {
 		sum.Unrun = append(sum.Unrun, t)
 		return err
 	})
+}
+
+// sumDelays leaves out what was late because of an outage, and what nobody says
+// yet when it began. Clocks of nodes may differ: nothing begins before it is due.
+func (s *store) sumDelays(sum *summary) error {
+	err := s.viewEach("SELECT max(0, started - due) FROM (SELECT * FROM executions ORDER BY id DESC LIMIT ?) WHERE cause = 'tick' AND late = 0 AND finished <> 0 AND outcome <> 'missed' AND due > ?",
+		[]any{delayRuns, sum.made.Add(-delayAge).UnixNano()}, func(scan scanner) error {
+			var d time.Duration
+			err := scan(&d)
+			sum.Delays = append(sum.Delays, d)
+			return err
+		})
+	slices.Sort(sum.Delays)
+	return err
 }
 
 // execution returns one execution with its whole output, or errNoExecution. Its
