@@ -184,6 +184,36 @@ func (a *api) handler() http.Handler {
 	return a.guard(trimSlash(mux))
 }
 
+// under puts what clients see below a path, "" for the root. Nodes ask each
+// other without it, so that each may have its own.
+func under(prefix string, next http.Handler) http.Handler {
+	if prefix == "" {
+		return next
+	}
+	below := http.StripPrefix(prefix, next)
+	mux := http.NewServeMux() // which leads from the path itself to what is below
+	mux.HandleFunc(prefix+"/", func(w http.ResponseWriter, r *http.Request) {
+		below.ServeHTTP(&prefixWriter{w, prefix}, r)
+	})
+	return mux
+}
+
+// prefixWriter puts the prefix in front of where an answer says that something is.
+type prefixWriter struct {
+	http.ResponseWriter
+	prefix string
+}
+
+// Unwrap implements what http.ResponseController looks for.
+func (w *prefixWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *prefixWriter) WriteHeader(status int) {
+	if to := w.Header().Get("Location"); strings.HasPrefix(to, "/") {
+		w.Header().Set("Location", w.prefix+to)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // guard stands between browsers and everything else. What another node has
 // passed on was looked at where it came in.
 func (a *api) guard(next http.Handler) http.Handler {

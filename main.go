@@ -26,6 +26,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -154,6 +155,7 @@ type config struct {
 	RetryMax        int           // tries without any answer until the node gives up, 0: never
 	RaftMultiplier  int           // of all times of an election
 	HTTPAddr        string        // host:port of API and page
+	HTTPPrefix      string        // path below which they are, "": the root
 	ACL             bool          // requests to the API need a token
 	Insecure        bool          // API on an address that others can reach, without access control
 	DataDir         string
@@ -204,6 +206,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.IntVar(&cfg.RetryMax, "retry-max", 0, "`number` of tries after which the node gives up, 0: never")
 	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1, "`factor` of the times of an election, 1 to 10: more for slow networks")
 	fs.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "`address` of API and page")
+	fs.StringVar(&cfg.HTTPPrefix, "http-prefix", "", "`path` such as /belfry below which API and page are, for a proxy that shares its host")
 	fs.BoolVar(&cfg.ACL, "acl", false, "requests to the API need a token; on all nodes or on none. \"belfry acl bootstrap\" makes the first")
 	fs.BoolVar(&cfg.Insecure, "insecure", false, "serve the API without access control on an address that others can reach: whoever can reach it can run commands here")
 	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of results on their way")
@@ -323,6 +326,9 @@ func (c *config) validate() error {
 	}
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") || c.TLS.CA != "" && c.TLS.Cert == "" {
 		return errors.New("--tls-cert, --tls-key: belong together, and --tls-ca needs both")
+	}
+	if c.HTTPPrefix != "" && (c.HTTPPrefix[0] != '/' || c.HTTPPrefix == "/" || path.Clean(c.HTTPPrefix) != c.HTTPPrefix || (&url.URL{Path: c.HTTPPrefix}).String() != c.HTTPPrefix) {
+		return fmt.Errorf("--http-prefix: %q is none; write it as in /belfry, of letters and digits, without a slash at its end", c.HTTPPrefix)
 	}
 	for _, origin := range c.CORSOrigins {
 		var check http.CrossOriginProtection
@@ -457,7 +463,7 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 		if os.Geteuid() == 0 {
 			log.Warn("this node runs as root, and so do the commands of its jobs; run it as a user of its own")
 		}
-		fmt.Fprintf(stdout, "belfry %s: API and page at %s://%s, data in %s\n", version, scheme, cfg.HTTPAddr, cfg.DataDir)
+		fmt.Fprintf(stdout, "belfry %s: API and page at %s://%s%s, data in %s\n", version, scheme, cfg.HTTPAddr, cfg.HTTPPrefix, cfg.DataDir)
 	}
 	if cfg.Server {
 		return runServer(ctx, cfg, listener, greet, log)
@@ -622,7 +628,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	var g errgroup.Group
 	failed := make(chan struct{})
 	stopPlane, stopDriver := spawn(&g, failed, p.run), spawn(&g, failed, clu.run)
-	stopReports, stopWeb := spawn(&g, failed, exec.run), spawn(&g, failed, webServer(listener, front, log))
+	stopReports, stopWeb := spawn(&g, failed, exec.run), spawn(&g, failed, webServer(listener, under(cfg.HTTPPrefix, front), log))
 	greet()
 	select {
 	case <-ctx.Done():
@@ -699,7 +705,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	var g errgroup.Group
 	failed := make(chan struct{})
 	stopPlane, stopReports := spawn(&g, failed, p.run), spawn(&g, failed, exec.run)
-	stopWeb := spawn(&g, failed, webServer(listener, front, log))
+	stopWeb := spawn(&g, failed, webServer(listener, under(cfg.HTTPPrefix, front), log))
 	greet()
 	select {
 	case <-ctx.Done():
@@ -832,14 +838,16 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 
 // remoteNode is a running node that a command acts on.
 type remoteNode struct {
-	addr      string // host:port of its API
+	addr      string // host:port of its API, or its URL
+	prefix    string // below which it is, if addr does not say it
 	token     string // "": none
 	tokenFile string
 	tls       tlsFiles
 }
 
 func (n *remoteNode) flags(fs *flag.FlagSet) {
-	fs.StringVar(&n.addr, "http-addr", "127.0.0.1:8080", "`address` of the node's API")
+	fs.StringVar(&n.addr, "http-addr", "127.0.0.1:8080", "`address` of the node's API, or its URL")
+	fs.StringVar(&n.prefix, "http-prefix", "", "`path` below which the API is, where no URL says it")
 	fs.StringVar(&n.token, "token", "", "`secret` of a token, where there is access control; others can see it in the list of processes")
 	fs.StringVar(&n.tokenFile, "token-file", "", "`file` that holds the secret")
 	n.tls.flags(fs, "`file` with a certificate for a node that wants one", "`file` with the certificates that sign the node's; with it the node is asked by https, as it is with https:// before --http-addr")
@@ -848,8 +856,12 @@ func (n *remoteNode) flags(fs *flag.FlagSet) {
 // client returns what asks the node, and the URL of its API.
 func (n *remoteNode) client() (*http.Client, string, error) {
 	addr, secure := strings.CutPrefix(n.addr, "https://")
+	addr = strings.TrimRight(strings.TrimPrefix(addr, "http://"), "/")
+	if !strings.Contains(addr, "/") {
+		addr += n.prefix
+	}
 	if !secure && n.tls == (tlsFiles{}) {
-		return http.DefaultClient, "http://" + strings.TrimPrefix(addr, "http://"), nil
+		return http.DefaultClient, "http://" + addr, nil
 	}
 	certs, roots, err := n.tls.load()
 	if err != nil {

@@ -150,6 +150,7 @@ func TestCommandLine(t *testing.T) {
 		{name: "remove-nobody", args: []string{"raft", "remove-peer"}},
 		{name: "bad-executor", args: append(slices.Clone(agent), "--executors=http,docker")},
 		{name: "bad-origin", args: append(slices.Clone(agent), "--cors-origin=*")},
+		{name: "bad-prefix", args: append(slices.Clone(agent), "--http-prefix=belfry/")},
 		{name: "bad-tls-alone", args: append(slices.Clone(agent), "--tls-cert=cert.pem")},
 		{name: "bad-tls-file", args: append(slices.Clone(agent), "--tls-cert=nowhere.pem", "--tls-key=nowhere.key")},
 		{name: "acl-alone", args: []string{"acl"}},
@@ -322,7 +323,7 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-var firstLine = regexp.MustCompile(`^belfry [0-9.]+: API and page at (https?://[0-9.:]+), data in (.*)\n$`)
+var firstLine = regexp.MustCompile(`^belfry [0-9.]+: API and page at (https?://[0-9.:]+(?:/[a-z]+)?), data in (.*)\n$`)
 
 // startServer starts a server in a directory and waits until it leads. It is
 // killed when the test ends.
@@ -1779,4 +1780,85 @@ func TestWatch_Nodes(t *testing.T) {
 		}
 	}
 	streams.Wait()
+}
+
+// TestServe_Prefix: below a path everything is as it is at the root, for people
+// and programs; and nodes with different paths understand each other.
+func TestServe_Prefix(t *testing.T) {
+	t.Parallel()
+	bind := freeAddr(t)
+	node := func(name string, env []string, args ...string) *process {
+		args = append([]string{"agent", "--node-name=" + name, "--http-addr=127.0.0.1:0", "--data-dir=data"}, args...)
+		return launch(t, program(t, t.TempDir(), env, args...))
+	}
+	first := node("n1", []string{"BELFRY_HTTP_PREFIX=/belfry"}, "--server", "--bootstrap-expect=1", "--bind-addr="+bind)
+	nodes := map[string]*process{
+		"/belfry": first,
+		"":        node("n2", nil, "--server", "--bind-addr=127.0.0.1:0", "--retry-join="+bind),
+		"/other":  node("n3", nil, "--http-prefix=/other", "--bind-addr=127.0.0.1:0", "--retry-join="+bind),
+	}
+	for prefix, p := range nodes {
+		if !strings.HasSuffix(p.url, prefix) {
+			t.Fatalf("the URL is %s", p.url)
+		}
+		p.eventually("a node of the cluster", func() bool { status, _ := p.get("/v1/leader", nil); return status == http.StatusOK })
+		root := strings.TrimSuffix(p.url, prefix)
+		ask := func(method, path, body string) (status int, location string) {
+			r, err := http.NewRequest(method, root+path, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.DefaultTransport.RoundTrip(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if location = resp.Header.Get("Location"); location != "" {
+				to, err := resp.Request.URL.Parse(location)
+				if err != nil {
+					t.Fatal(err)
+				}
+				location = to.Path
+			}
+			return resp.StatusCode, location
+		}
+		const doc = `{"name": "a", "schedule": "@manually", "executor": "shell", "executor_config": {"command": "true"}}`
+		for _, c := range []struct {
+			method, path, body string
+			status             int
+			location           string
+		}{
+			{"POST", "/v1/jobs", doc, http.StatusCreated, prefix + "/v1/jobs/a"},
+			{"POST", "/v1/jobs/a", "", http.StatusAccepted, prefix + "/v1/jobs/a"},
+			{"GET", "/v1/jobs/", "", http.StatusMovedPermanently, prefix + "/v1/jobs"},
+			{"GET", "/dashboard", "", http.StatusFound, prefix + "/"},
+			{"GET", "/ui/", "", http.StatusFound, prefix + "/"},
+			{"GET", "/", "", http.StatusOK, ""},
+			{"GET", "/app.js", "", http.StatusOK, ""},
+			{"GET", "/health", "", http.StatusOK, ""},
+		} {
+			if status, location := ask(c.method, prefix+c.path, c.body); status != c.status || location != c.location {
+				t.Errorf("%s %s%s: %d, leads to %q, want %d, %q", c.method, prefix, c.path, status, location, c.status, c.location)
+			}
+			if prefix != "" {
+				if status, _ := ask(c.method, c.path, c.body); status != http.StatusNotFound {
+					t.Errorf("%s %s without the prefix: %d", c.method, c.path, status)
+				}
+			}
+		}
+		if status, location := ask("GET", prefix, ""); prefix != "" && (status/100 != 3 || location != prefix+"/") {
+			t.Errorf("GET %s: %d, leads to %q", prefix, status, location)
+		}
+	}
+	addr := strings.TrimPrefix(first.url, "http://")
+	for _, flags := range [][]string{{"--http-addr=" + addr}, {"--http-addr=" + first.url + "/"}, {"--http-addr=" + strings.TrimSuffix(addr, "/belfry"), "--http-prefix=/belfry"}} {
+		out, err := program(t, t.TempDir(), nil, append([]string{"raft", "list-peers"}, flags...)...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "n1") {
+			t.Errorf("raft list-peers %s: %s, %v", flags, out, err)
+		}
+	}
+	if out, err := program(t, t.TempDir(), nil, "leave", "--http-addr="+nodes["/other"].url).CombinedOutput(); err != nil {
+		t.Errorf("leave: %s, %v", out, err)
+	}
+	nodes["/other"].ended()
 }
