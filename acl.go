@@ -23,6 +23,7 @@ import (
 	"hash/maphash"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -448,18 +449,30 @@ func hideValues(doc []byte) ([]byte, error) {
 	if err := json.Unmarshal(doc, &config); err != nil || config == nil {
 		return doc, err
 	}
+	return plainJSON(hideConfig(config))
+}
+
+// hideConfig returns an executor_config without the values that look secret.
+func hideConfig(config map[string]string) map[string]string {
+	shown := maps.Clone(config)
 	for k, v := range config {
 		lower := strings.ToLower(k)
 		isSecret := func(word string) bool { return strings.Contains(lower, word) }
 		// A URL can have a password before its host.
 		if slices.ContainsFunc(secretWords, isSecret) || lower == "url" && strings.Contains(v, "@") {
-			config[k] = hiddenValue
+			shown[k] = hiddenValue
 		}
 	}
+	return shown
+}
+
+// plainJSON is json.Marshal for people: it writes <hidden> and not
+// \u003chidden\u003e.
+func plainJSON(v any) ([]byte, error) {
 	var out bytes.Buffer
 	e := json.NewEncoder(&out)
-	e.SetEscapeHTML(false) // for people: <hidden> and not \u003chidden\u003e
-	err := e.Encode(config)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
 	return bytes.TrimSpace(out.Bytes()), err
 }
 

@@ -10,6 +10,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"math"
 	"math/big"
 	"net"
 	"net/http"
@@ -559,6 +561,126 @@ func TestACL_Forwarded(t *testing.T) {
 	})
 }
 
+// changes returns what the audit trail says, newest first.
+func (s *testServer) changes(secret, query string) (list []auditView) {
+	s.t.Helper()
+	if err := json.Unmarshal([]byte(s.mustAs(http.StatusOK, secret, "GET", "/v1/audit"+query, "")), &list); err != nil {
+		s.t.Fatal(err)
+	}
+	return list
+}
+
+// TestAudit_Actors: a row has the accessor and the name of the token that asked,
+// what was refused or repeated is no row, and no secret is in any of them.
+func TestAudit_Actors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, filepath.Join(dir, "data"), 7)
+		root := s.guarded(dir)
+		operator := s.made(root, "/v1/acl/tokens", `{"Name": "night shift", "Policies": ["operator"]}`)
+		boss := s.made(root, "/v1/acl/tokens", `{"Name": "boss", "Type": "management"}`)
+		const doc = `{"name": "a", "schedule": "@manually", "executor": "shell", "executor_config": {"command": "true", "env": "PASSWORD=hunter2", "Api-Key": "hunter2"}}`
+		for range 2 {
+			s.mustAs(http.StatusCreated, boss.SecretID, "POST", "/v1/jobs", doc, "Idempotency-Key", "once")
+		}
+		s.mustAs(http.StatusCreated, boss.SecretID, "POST", "/v1/jobs", strings.Replace(doc, "hunter2", "hunter2 again", 1))
+		s.mustAs(http.StatusAccepted, operator.SecretID, "POST", "/v1/jobs/a", "")
+		s.mustAs(http.StatusForbidden, operator.SecretID, "DELETE", "/v1/jobs/a", "")
+		s.mustAs(http.StatusUnauthorized, "", "DELETE", "/v1/jobs/a", "")
+		s.mustAs(http.StatusBadRequest, boss.SecretID, "POST", "/v1/jobs", `{"name": "b"}`)
+		s.mustAs(http.StatusNotFound, boss.SecretID, "POST", "/v1/jobs/b/toggle", "")
+		s.mustAs(http.StatusConflict, boss.SecretID, "DELETE", "/v1/acl/policies/admin", "")
+		s.mustAs(http.StatusOK, boss.SecretID, "DELETE", "/v1/acl/tokens/"+boss.AccessorID, "")
+		s.mustAs(http.StatusForbidden, operator.SecretID, "GET", "/v1/audit", "")
+		rows := s.changes(root, "")
+		var got []string
+		for _, r := range rows {
+			got = append(got, fmt.Sprintf("%s %s %q", r.Action, map[string]string{boss.AccessorID: "boss", operator.AccessorID: "operator", rows[4].Actor: "root"}[r.Actor], r.ActorName))
+		}
+		want := []string{
+			`token.delete boss "boss"`, `job.run operator "night shift"`, `job.put boss "boss"`, `job.put boss "boss"`,
+			`token.create root "bootstrap"`, `token.create root "bootstrap"`, `acl.bootstrap  ""`,
+		}
+		if !slices.Equal(got, want) || rows[6].Actor != actorBootstrap {
+			t.Errorf("the trail is %q, want %q", got, want)
+		}
+		if rows := s.changes(root, "?actor="+operator.AccessorID); len(rows) != 1 || rows[0].JobName != "a" || rows[0].Address != "192.0.2.1" {
+			t.Errorf("the operator has done %+v", rows)
+		}
+		text := fmt.Sprint(s.mustAs(http.StatusOK, root, "GET", "/v1/audit", ""))
+		err := s.api.store.viewEach("SELECT json_array(id, at, actor, name, address, action, job, object, before, after) FROM audit", nil, func(scan scanner) error {
+			var row string
+			err := scan(&row)
+			text += row
+			return err
+		})
+		for _, secret := range []string{"hunter2", root, boss.SecretID, operator.SecretID, "hash", "Hash"} {
+			if err != nil || strings.Contains(text, secret) {
+				t.Errorf("the audit trail has a secret, %q: %s, %v", secret, text, err)
+			}
+		}
+		s.stop()
+		s = newTestServer(t, filepath.Join(dir, "data"), 8)
+		if after := s.changes("", ""); !slices.EqualFunc(rows, after, func(a, b auditView) bool { return fmt.Sprint(a) == fmt.Sprint(b) }) {
+			t.Errorf("after a restart the trail is %v, and was %v", after, rows)
+		}
+	})
+}
+
+// TestAudit_Kept: rows go when they are older than they must be, also those that
+// a clock ahead of its time has dated, and however many there are.
+func TestAudit_Kept(t *testing.T) {
+	s := newStore(t)
+	var commands []*command
+	for i := range 2*sliceRows + 10 {
+		at := testStart
+		if i == 0 {
+			at += nanosPerDay
+		}
+		commands = append(commands, &command{Actor: actorAnonymous, Now: at, Audit: &audited{Action: actionPause}})
+	}
+	commands = append(commands, &command{Actor: actorAnonymous, Now: testStart + 1, Audit: &audited{Action: actionUnpause}})
+	commit(t, s, commands...)
+	for _, want := range []int{sliceRows + 11, 11, 1, 1} {
+		tr, err := s.trimmable(1, 0, 0, testStart+1, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit(t, s, &command{Trim: &tr})
+		rows, total, _, err := s.audit(auditFilter{To: math.MaxInt64}, 0, 10)
+		if err != nil || total != want || rows[0].Action != actionUnpause {
+			t.Fatalf("%d rows are left, %v, want %d", total, err, want)
+		}
+	}
+}
+
+// TestAudit_Window: a search looks at so many rows and no more, and says where
+// to go on.
+func TestAudit_Window(t *testing.T) {
+	s := newStore(t)
+	err := s.update("NORMAL", func() error {
+		return s.exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO audit SELECT i, i * 1000000000, 'anonymous', '', '', 'job.put', iif(i % 1000, 'a', 'b'), '', 'null', 'null' FROM n`, 2*auditScanMax+10)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, searches := 0, 0
+	for f := (auditFilter{To: math.MaxInt64}); f.To != 0; searches++ {
+		rows, total, older, err := s.audit(f, 0, 2)
+		if err != nil || total > auditScanMax || len(rows) != 2 || older >= f.To {
+			t.Fatalf("before %d: %d of %d rows, more before %d, %v", f.To, len(rows), total, older, err)
+		}
+		sum, f.To = sum+total, older
+	}
+	if sum != 2*auditScanMax+10 || searches != 3 {
+		t.Errorf("%d searches find %d rows, want 3 and %d", searches, sum, 2*auditScanMax+10)
+	}
+	rows, total, older, err := s.audit(auditFilter{To: math.MaxInt64, Job: "b"}, 0, 1000)
+	if err != nil || total != 2*auditScanMax/1000 || len(rows) != total || older != 0 {
+		t.Errorf("of one job: %d of %d rows, more before %d, %v", len(rows), total, older, err)
+	}
+}
+
 // ---- Real nodes
 
 // TestACL_Nodes does what the README says, as a new user does it, and asks a
@@ -590,7 +712,8 @@ func TestACL_Nodes(t *testing.T) {
 		return err == nil
 	})
 	root := secretOf(made)
-	status := func(p *process, method, path, secret, body string) int {
+	ask := func(p *process, method, path, secret, body string) (int, string) {
+		t.Helper()
 		r, err := http.NewRequest(method, p.url+path, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
@@ -602,8 +725,16 @@ func TestACL_Nodes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp.Body.Close()
-		return resp.StatusCode
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(text)
+	}
+	status := func(p *process, method, path, secret, body string) int {
+		code, _ := ask(p, method, path, secret, body)
+		return code
 	}
 	for _, p := range nodes {
 		p.eventually("a node that knows the token", func() bool { return status(p, "GET", "/v1/members", root, "") == http.StatusOK })
@@ -645,6 +776,31 @@ func TestACL_Nodes(t *testing.T) {
 		t.Errorf("leave: %s, %v", out, err)
 	}
 	nodes[2].ended()
+	// Wherever something was asked for, all servers say who did, and from where.
+	trail := func(p *process) string {
+		code, text := ask(p, "GET", "/v1/audit", root, "")
+		if code != http.StatusOK {
+			t.Fatalf("GET /v1/audit: %d %s", code, text)
+		}
+		return text
+	}
+	want := trail(first)
+	nodes[1].eventually("the same audit trail on both servers", func() bool { return trail(nodes[1]) == want })
+	var rows []auditView
+	if err := json.Unmarshal([]byte(want), &rows); err != nil {
+		t.Fatal(err)
+	}
+	var actions []string
+	for _, r := range rows {
+		actions = append(actions, r.Action)
+		if r.Address != "127.0.0.1" || (r.Actor == rows[0].Actor) == (r.Action == actionBootstrap) {
+			t.Errorf("a change by %q from %q: %s", r.Actor, r.Address, r.Action)
+		}
+	}
+	done := []string{actionLeave, actionRun, actionPut, actionRun, actionPut, actionRun, actionPut, actionCreateToken, actionBootstrap}
+	if !slices.Equal(actions, done) || rows[0].Object != "n3" {
+		t.Errorf("the audit trail has %v, want %v", actions, done)
+	}
 }
 
 // writeCert writes a certificate for 127.0.0.1 that signs itself, and its key.

@@ -35,6 +35,7 @@ import (
 const (
 	keyBytesMax     = 255   // of an Idempotency-Key
 	upcomingMax     = 100   // ticks that /v1/schedule computes
+	auditPageMax    = 1_000 // rows in one answer
 	recentOutputMax = 4_000 // bytes of each output in a list over all jobs
 
 	outcomeJobsMax = 100 // jobs of one request for outcomes
@@ -157,6 +158,8 @@ func (a *api) routes() []route {
 
 		{"GET /v1/openapi.yaml", mayRead, a.openapi},
 
+		{"GET /v1/audit", mayList, a.listAudit},
+
 		{"GET /v1/acl/policies", mayList, a.listPolicies},
 		{"GET /v1/acl/policies/{name}", mayRead, a.showPolicy},
 		{"POST /v1/acl/policies/{name}", mayCreate, a.putPolicy},
@@ -175,7 +178,10 @@ func (a *api) handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, route := range a.routes() {
 		answer := a.answer(route.handle)
-		if write := !strings.HasPrefix(route.pattern, "GET "); write && route.pattern != leaveRoute {
+		switch {
+		case route.pattern == leaveRoute:
+			answer = a.leaving(answer)
+		case !strings.HasPrefix(route.pattern, "GET "):
 			answer = a.atLeader(answer)
 		}
 		mux.Handle(route.pattern, a.checked(route, answer))
@@ -255,7 +261,7 @@ func (a *api) cors(next http.Handler) http.Handler {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		w.Header().Set("Access-Control-Expose-Headers", "X-Total-Count, X-Whom, Location, Belfry-Group")
+		w.Header().Set("Access-Control-Expose-Headers", "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Older")
 		next.ServeHTTP(w, r)
 	})
 }
@@ -418,8 +424,12 @@ func sentSecret(r *http.Request) string {
 	return header
 }
 
-// clientAddr returns the address of a client, without its port.
+// clientAddr returns the address of a client, without its port, as the node saw
+// it that was asked.
 func clientAddr(r *http.Request) string {
+	if from, ok := forwardedFrom(r.Context()); ok {
+		return from.Client
+	}
 	addr, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
@@ -742,7 +752,7 @@ func (a *api) problem(err error) problem {
 // is done once. Keys are the client's, for one method and path (the IETF draft
 // on Idempotency-Key); without one the write gets an id of its own.
 func (a *api) request(r *http.Request) (request, error) {
-	req := request{Actor: actorAnonymous, ID: newRequestID()}
+	req := request{Actor: actorAnonymous, Address: clientAddr(r), ID: newRequestID()}
 	if from, ok := forwardedFrom(r.Context()); ok {
 		req.Actor, req.ID = from.Actor, from.Request
 	}
@@ -1512,6 +1522,53 @@ func (a *api) deletePolicy(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: p}, err
 }
 
+// auditView is a row of the audit trail as clients see it. Ours.
+type auditView struct {
+	Time      time.Time       `json:"time"`
+	Action    string          `json:"action"`
+	Actor     string          `json:"actor"`                // accessor of a token, "anonymous" or "bootstrap"
+	ActorName string          `json:"actor_name,omitempty"` // that the token had
+	Address   string          `json:"address"`
+	JobName   string          `json:"job_name,omitempty"`
+	Object    string          `json:"object,omitempty"`
+	Before    json.RawMessage `json:"before"`
+	After     json.RawMessage `json:"after"`
+}
+
+// listAudit answers who changed what, newest first, by default at any time.
+func (a *api) listAudit(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	from, to := timeOf(0), timeOf(math.MaxInt64)
+	if err := timeParam(q, "start", &from); err != nil {
+		return nil, err
+	}
+	if err := timeParam(q, "end", &to); err != nil {
+		return nil, err
+	}
+	start, end, err := page(q)
+	if err != nil {
+		return nil, err
+	}
+	f := auditFilter{From: nanosOf(from), To: nanosOf(to), Job: q.Get("job"), Actor: q.Get("actor"), Action: q.Get("action")}
+	rows, total, older, err := a.store.audit(f, start, min(end, start+auditPageMax))
+	if err != nil {
+		return nil, err
+	}
+	docs := make([]json.RawMessage, len(rows))
+	for i, row := range rows {
+		docs[i], err = plainJSON(auditView{Time: timeOf(row.At), Action: row.Action, Actor: row.Actor, ActorName: row.Name, Address: row.Address,
+			JobName: row.Job, Object: row.Object, Before: rawJSON(row.Before), After: rawJSON(row.After)})
+		if err != nil {
+			return nil, err
+		}
+	}
+	header := count(total)
+	if older != 0 {
+		header["Belfry-Older"] = timeOf(older).Format(time.RFC3339Nano)
+	}
+	return &response{status: http.StatusOK, header: header, kept: jsonArray(docs)}, nil
+}
+
 // tokenView is a token as clients see it.
 type tokenView struct {
 	AccessorID     string
@@ -2000,18 +2057,75 @@ func (a *api) listMembers(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
 }
 
+// leaving has a node that is asked to leave do so, and a server that hears of it
+// from another node have the leader put it on record.
+func (a *api) leaving(leave http.Handler) http.Handler {
+	record := a.atLeader(a.answer(a.recordLeave))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := forwardedFrom(r.Context()); ok {
+			record.ServeHTTP(w, r)
+			return
+		}
+		leave.ServeHTTP(w, r)
+	})
+}
+
+const unaudited = "the audit trail does not say who had this node leave"
+
 // leaveCluster stops this node for good, and answers with the members as they
-// were. The answer is still sent: the node drains its requests first.
+// were. The answer is still sent: the node drains its requests first. Without a
+// leader the cluster has no record of it, nor of any other change.
 func (a *api) leaveCluster(r *http.Request) (*response, error) {
 	a.log.Info("leaving, as a request asked for", "from", r.RemoteAddr)
 	res, err := a.listMembers(r)
 	if err != nil {
 		return nil, err
 	}
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	if a.leading() {
+		err = a.noteLeave(r.Context(), req, a.node)
+	} else {
+		ctx, cancel := context.WithTimeout(r.Context(), reportTimeout)
+		defer cancel()
+		answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
+		err = a.relay(answer, a.askedToLeave(ctx, r), req.Actor, req.ID)
+		if err == nil && answer.status != http.StatusOK {
+			err = fmt.Errorf("the leader answered %d", answer.status)
+		}
+	}
+	if err != nil {
+		a.log.Warn(unaudited, "actor", req.Actor, "address", req.Address, "err", err)
+	}
 	if err := a.leave(r.Context()); err != nil {
 		return nil, problem{http.StatusServiceUnavailable, err.Error()}
 	}
 	return res, nil
+}
+
+// askedToLeave returns the request that has the leader put on record that this
+// node was asked to leave by r.
+func (a *api) askedToLeave(ctx context.Context, r *http.Request) *http.Request {
+	tell := r.Clone(ctx)
+	tell.Body, tell.ContentLength = http.NoBody, 0
+	tell.URL = &url.URL{Path: "/v1/leave", RawQuery: url.Values{"node": {a.node}}.Encode()}
+	tell.Header.Del("Idempotency-Key") // another node may be asked under the same
+	return tell
+}
+
+// recordLeave puts on record which node was asked to leave.
+func (a *api) recordLeave(r *http.Request) (*response, error) {
+	req, err := a.request(r)
+	if err == nil {
+		err = a.noteLeave(r.Context(), req, r.URL.Query().Get("node"))
+	}
+	return &response{status: http.StatusOK, body: struct{}{}}, err
+}
+
+func (a *api) noteLeave(ctx context.Context, req request, node string) error {
+	return a.scheduler.note(ctx, req, audited{Action: actionLeave, Object: node})
 }
 
 // backup sends a copy of the state as it is on this server: a database file
@@ -2044,7 +2158,15 @@ func (a *api) listPeers(r *http.Request) (*response, error) {
 
 // dropPeer takes a server that is gone out of those that vote. Ours.
 func (a *api) dropPeer(r *http.Request) (*response, error) {
-	return &response{status: http.StatusOK, body: struct{}{}}, a.removePeer(r.Context(), r.PathValue("id"))
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	id := r.PathValue("id")
+	if err := a.removePeer(r.Context(), id); err != nil {
+		return nil, err
+	}
+	return &response{status: http.StatusOK, body: struct{}{}}, a.scheduler.note(r.Context(), req, audited{Action: actionRemovePeer, Object: id})
 }
 
 // relayHandler is the HTTP side of a node without state: what it is asked, a
@@ -2052,7 +2174,7 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 // send bad ones.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/leave", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc(leaveRoute, func(w http.ResponseWriter, r *http.Request) {
 		err := a.mayLeave(r)
 		if err == nil {
 			err = a.leave(r.Context())
@@ -2109,24 +2231,24 @@ func (a *api) relayCounted(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// mayLeave has a server say whether the caller may take this node out.
+// mayLeave has the leader say whether the caller may take this node out, and put
+// on record that it does. Without access control everybody may.
 func (a *api) mayLeave(r *http.Request) error {
-	if !a.acl {
-		return nil
-	}
-	ask := r.Clone(r.Context())
-	ask.Method, ask.Body, ask.ContentLength = http.MethodGet, http.NoBody, 0
-	ask.URL = &url.URL{Path: "/v1/acl/self", RawQuery: url.Values{"path": {"/v1/leave"}, "capability": {mayCreate}}.Encode()}
+	ctx, cancel := context.WithTimeout(r.Context(), reportTimeout)
+	defer cancel()
 	answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	if err := a.relayCounted(answer, ask); err != nil {
-		return err
-	}
-	switch answer.status {
-	case http.StatusOK:
+	err := a.relayCounted(answer, a.askedToLeave(ctx, r))
+	switch {
+	case err == nil && answer.status == http.StatusOK:
 		return nil
-	case http.StatusForbidden:
+	case !a.acl:
+		a.log.Warn(unaudited, "address", clientAddr(r), "status", answer.status, "err", err)
+		return nil
+	case err != nil:
+		return err
+	case answer.status == http.StatusForbidden:
 		return forbidden("/v1/leave", mayCreate)
-	case http.StatusUnauthorized:
+	case answer.status == http.StatusUnauthorized:
 		return errUnauthenticated
 	}
 	return problem{http.StatusServiceUnavailable, "no server can say whether this token may do that; try again later"}

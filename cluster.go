@@ -3288,6 +3288,7 @@ const (
 	headerTo      = "Belfry-To"      // id of the node that is meant
 	headerRefused = "Belfry-Refused" // in answers: a key of refusalCodes
 	headerActor   = "Belfry-Actor"   // of a forwarded request: who asks
+	headerClient  = "Belfry-Client"  // of a forwarded request: the address of who asks
 	headerRequest = "Belfry-Request" // of a forwarded request: under which id it is done once
 	headerFinal   = "Belfry-Final"   // it was passed on as often as it may be
 	headerIndex   = "Belfry-Index"   // in answers of the API: log index that the write was applied at
@@ -3773,6 +3774,7 @@ func (p *plane) leave(ctx context.Context) error {
 // node has seen to it that the client may ask this.
 type forwarded struct {
 	Actor   string // who asks
+	Client  string // its address
 	Request string // id under which a write is done once
 	Final   bool   // it must not be passed on again
 }
@@ -3788,7 +3790,7 @@ func forwardedFrom(ctx context.Context) (forwarded, bool) {
 
 // serveForwarded gives the API a request that another node passed on.
 func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
-	f := forwarded{r.Header.Get(headerActor), r.Header.Get(headerRequest), r.Header.Get(headerFinal) != ""}
+	f := forwarded{r.Header.Get(headerActor), r.Header.Get(headerClient), r.Header.Get(headerRequest), r.Header.Get(headerFinal) != ""}
 	r = r.WithContext(context.WithValue(r.Context(), forwardedKey{}, f))
 	r.Host = "localhost" // the client's Host was looked at where it came in
 	control := http.NewResponseController(w)
@@ -3828,6 +3830,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 			pr.Out.URL, pr.Out.Host = &u, ""
 			p.sign(pr.Out.Header, to, p.server != nil)
 			pr.Out.Header.Set(headerActor, actor)
+			pr.Out.Header.Set(headerClient, clientAddr(pr.In))
 			pr.Out.Header.Set(headerRequest, request)
 		},
 		ModifyResponse: p.awaitWrite,

@@ -166,6 +166,7 @@ type config struct {
 	Timezone        string        // zone of jobs that name none, when the cluster is made
 	CatchupWindow   time.Duration // age up to which a missed tick still runs
 	ExecutionsKept  int           // newest finished executions of a job that are kept
+	AuditKept       time.Duration // age up to which the audit trail is kept
 	LostAfter       time.Duration // of silence of its node, after which an execution is lost
 	TLS             tlsFiles      // of the API
 	AllowedHosts    []string      // names of this node in Host, besides its own
@@ -227,6 +228,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.StringVar(&cfg.Timezone, "timezone", localZone(environ), "`zone` of jobs that name none; it is fixed when the cluster is made")
 	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute, "`age` up to which ticks that nobody could fire run late; older ones are recorded as missed")
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions that are kept of each job")
+	fs.DurationVar(&cfg.AuditKept, "audit-keep", 365*24*time.Hour, "`age` up to which the audit trail is kept")
 	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute, "`time` after which an execution is given up whose node does not answer")
 	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second, "`time` that running executions have to end when the node stops")
 	cfg.TLS.flags(fs, "serve the API with the certificate in this `file`", "certificates in this `file` sign those that clients of the API must have")
@@ -349,6 +351,9 @@ func (c *config) validate() error {
 	}
 	if c.ExecutionsKept < 1 {
 		return errors.New("--executions-keep: must be at least 1")
+	}
+	if c.AuditKept < 0 {
+		return errors.New("--audit-keep: must not be negative")
 	}
 	if c.LostAfter < 2*nodeFailed {
 		return fmt.Errorf("--lost-after: must be at least %s", 2*nodeFailed)
@@ -574,7 +579,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	if err := prepareBootstrap(cfg, st, log); err != nil {
 		return err
 	}
-	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
+	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, AuditKept: cfg.AuditKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
 	var p *plane // the executor is ready before it, and reports only when all runs
 	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: own.ID, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
 		Report: func(ctx context.Context, results []result) ([]int64, error) { return p.reportToLeader(ctx, results) }})

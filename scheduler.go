@@ -597,6 +597,7 @@ func (s *scheduler) coming(from, to time.Time, limit int) ([]comingTick, error) 
 type schedulerConfig struct {
 	Catchup        time.Duration // how old a missed tick may be that still runs
 	ExecutionsKept int           // newest finished executions of a job that are kept
+	AuditKept      time.Duration // age up to which the audit trail is kept
 	Timezone       string        // of a new cluster
 	LostAfter      time.Duration // of unanswered questions, after which an execution is lost
 }
@@ -1779,7 +1780,7 @@ func expired(marks []requestMark, now time.Time) uint64 {
 // trim proposes what there is to trim, slice after slice.
 func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, whole bool) error {
 	for ctx.Err() == nil {
-		t, err := s.store.trimmable(s.cfg.ExecutionsKept, requests, now.UnixNano()/nanosPerDay-daysKept, whole)
+		t, err := s.store.trimmable(s.cfg.ExecutionsKept, requests, now.UnixNano()/nanosPerDay-daysKept, now.Add(-s.cfg.AuditKept).UnixNano(), whole)
 		if err == nil {
 			t.Restore, err = s.abandoned(now)
 		}
@@ -1844,12 +1845,13 @@ const (
 
 // A request is a write that somebody asked for.
 type request struct {
-	Actor string
-	ID    string               // never empty; repeating it does nothing again
-	Keep  func(*jobRow) string // what a repetition is answered, of the job as it will be; nil: nothing is kept
+	Actor   string
+	Address string               // of the client, for the audit trail
+	ID      string               // never empty; repeating it does nothing again
+	Keep    func(*jobRow) string // what a repetition is answered, of the job as it will be; nil: nothing is kept
 }
 
-// attempt computes a command from the present and proposes it, again and again
+// attempt computes a command, with its audit, from the present and proposes it, again and again
 // while the job changes under it or a tick of it is being decided. A request
 // that was done before is not computed: what it asks may be impossible by now.
 func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int64) (*command, error)) (res applied, err error) {
@@ -1868,7 +1870,7 @@ func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int
 		if err != nil {
 			return applied{}, err
 		}
-		c.Actor, c.Now, c.Request = r.Actor, now, r.ID
+		c.Actor, c.Now, c.Request, c.Audit.Address = r.Actor, now, r.ID, r.Address
 		res, err = s.propose(ctx, c)
 		if !errors.Is(err, errConflict) && !errors.Is(err, errUndecided) {
 			return res, err
@@ -1921,7 +1923,7 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 		}
 		row = base.with(&j, p.Next)
 		kept = p.Keep
-		return r.keep(&command{Submit: true, Put: []jobPut{p}}, row), nil
+		return r.keep(&command{Audit: &audited{Action: actionPut}, Submit: true, Put: []jobPut{p}}, row), nil
 	})
 	if err != nil {
 		return nil, applied{}, err
@@ -2042,7 +2044,7 @@ func (s *scheduler) showRestored(ctx context.Context, r request, done restored, 
 		if err := s.moveStaged(ctx, r, done.ID, now); err != nil {
 			return nil, err
 		}
-		return r.keepText(&command{Submit: true, Restore: &restoring{done.ID, done.Jobs}}, sum), nil
+		return r.keepText(&command{Audit: &audited{Action: actionRestore}, Submit: true, Restore: &restoring{done.ID, done.Jobs}}, sum), nil
 	})
 	if err == nil && res.Repeated && res.Answer != "" && res.Answer != sum {
 		return errKeyUsed
@@ -2144,7 +2146,7 @@ func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow
 		j.Disabled = !j.Disabled
 		next := j.firstTick(s.timezone(), now, base.fired)
 		row = base.with(&j, next)
-		return r.keep(&command{Put: []jobPut{{Base: base.version, Job: j, Next: next}}}, row), nil
+		return r.keep(&command{Audit: &audited{Action: actionToggle}, Put: []jobPut{{Base: base.version, Job: j, Next: next}}}, row), nil
 	})
 	if err != nil {
 		return nil, applied{}, err
@@ -2162,7 +2164,7 @@ func (s *scheduler) delete(ctx context.Context, r request, name string) (*jobRow
 		if row, err = s.store.job(name); err != nil {
 			return nil, err
 		}
-		return r.keep(&command{Delete: &row.version}, row), nil
+		return r.keep(&command{Audit: &audited{Action: actionDelete}, Delete: &row.version}, row), nil
 	})
 	return row, res, err
 }
@@ -2177,7 +2179,7 @@ func (s *scheduler) deleteExecutions(ctx context.Context, r request, name string
 				return nil, err
 			}
 			row.SuccessCount, row.ErrorCount, row.LastSuccess, row.LastError = 0, 0, 0, 0
-			return r.keep(&command{DeleteExecutions: &row.version}, row), nil
+			return r.keep(&command{Audit: &audited{Action: actionDeleteExecutions}, DeleteExecutions: &row.version}, row), nil
 		})
 		if err != nil || res.Repeated && res.Answer != "" {
 			return nil, res, err
@@ -2191,7 +2193,13 @@ func (s *scheduler) deleteExecutions(ctx context.Context, r request, name string
 
 // setPaused says whether jobs may be created and updated.
 func (s *scheduler) setPaused(ctx context.Context, r request, paused bool) error {
-	_, err := s.attempt(ctx, r, func(int64) (*command, error) { return &command{SetPaused: &paused}, nil })
+	action := actionUnpause
+	if paused {
+		action = actionPause
+	}
+	_, err := s.attempt(ctx, r, func(int64) (*command, error) {
+		return &command{Audit: &audited{Action: action}, SetPaused: &paused}, nil
+	})
 	return err
 }
 
@@ -2200,7 +2208,9 @@ func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
 	if _, ok := builtInPolicy(p.Name); ok {
 		return errBuiltIn
 	}
-	res, err := s.attempt(ctx, r, func(int64) (*command, error) { return r.keepText(&command{PutPolicy: &p}, p.Rules), nil })
+	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
+		return r.keepText(&command{Audit: &audited{Action: actionPutPolicy}, PutPolicy: &p}, p.Rules), nil
+	})
 	if err == nil && res.Repeated && res.Answer != "" && res.Answer != p.Rules {
 		err = errKeyUsed
 	}
@@ -2215,7 +2225,13 @@ func (s *scheduler) putToken(ctx context.Context, r request, t token, first bool
 			return fmt.Errorf("policy %q: %w", name, err)
 		}
 	}
-	res, err := s.attempt(ctx, r, func(int64) (*command, error) { return &command{PutToken: &tokenPut{t, first}}, nil })
+	action := actionCreateToken
+	if first {
+		action = actionBootstrap
+	}
+	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
+		return &command{Audit: &audited{Action: action}, PutToken: &tokenPut{t, first}}, nil
+	})
 	if err == nil && res.Repeated {
 		err = errTokenShown
 	}
@@ -2232,7 +2248,7 @@ func (s *scheduler) deleteToken(ctx context.Context, r request, accessor string)
 		if t, err = s.store.token(accessor); err != nil {
 			return nil, err
 		}
-		return &command{DeleteToken: accessor}, nil
+		return &command{Audit: &audited{Action: actionDeleteToken}, DeleteToken: accessor}, nil
 	})
 	return t, err
 }
@@ -2246,7 +2262,7 @@ func (s *scheduler) deletePolicy(ctx context.Context, r request, name string) (p
 		if p, err = s.store.policy(name); err != nil {
 			return nil, err
 		}
-		return r.keepText(&command{DeletePolicy: name}, p.Rules), nil
+		return r.keepText(&command{Audit: &audited{Action: actionDeletePolicy}, DeletePolicy: name}, p.Rules), nil
 	})
 	if err == nil && res.Repeated && res.Answer != "" {
 		p = policy{Name: name, Rules: res.Answer}
@@ -2263,17 +2279,24 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	}
 	now := s.now().UnixNano()
 	why := fmt.Sprintf("killed by %s at %s", r.Actor, timeOf(now).Format(time.RFC3339))
+	row := audited{Action: actionKill, Job: e.JobName, Object: executionName(e.ID, e.Node)}
 	err := s.tellKill(e, why)
 	switch {
 	case err == nil:
-		return nil
+		return s.note(ctx, r, row)
 	case errors.Is(err, errNotLeader), errors.Is(err, errStaleTerm):
 		return errNotLeader
 	}
 	s.mustAsk(e.Node) // it may come back and still run it
 	s.log.Warn("an execution is closed by hand: its node did not take the kill", "execution", executionName(e.ID, e.Node), "err", err)
 	closed := closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeKilled, Why: fmt.Sprintf("%s; its node did not end it: %v\n", why, err)}
-	_, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Close: []closing{closed}}, nil })
+	_, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Audit: &row, Close: []closing{closed}}, nil })
+	return err
+}
+
+// note puts a change on record that is made, but not by a command.
+func (s *scheduler) note(ctx context.Context, r request, row audited) error {
+	_, err := s.attempt(ctx, r, func(int64) (*command, error) { return &command{Audit: &row}, nil })
 	return err
 }
 
@@ -2317,7 +2340,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 		if len(d.Targets) == 0 {
 			return nil, errNoNode
 		}
-		return r.keep(&command{Run: []runDecision{d}}, row), nil
+		return r.keep(&command{Audit: &audited{Action: actionRun}, Run: []runDecision{d}}, row), nil
 	})
 	if err != nil || res.Repeated || res.Refused != "" {
 		return row, res, err

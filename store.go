@@ -55,12 +55,15 @@ const (
 	logBytesKept   = 64 << 20 // or fewer entries, if these are large
 	logTrimSlack   = 1_000    // trimmed in steps of this many entries
 
-	ticksKept   = 1_000 // newest skipped and missed ticks of a job that are kept one by one
-	sliceRows   = 1_000 // rows that one command deletes at the most
-	stagedRows  = 200   // the same of staged jobs, which may be large
-	tailBytes   = 4_000 // of an output, what can be read without the rest
-	daysKept    = 366   // of daily statistics and daily tick counts
-	nanosPerDay = int64(24 * time.Hour)
+	ticksKept  = 1_000 // newest skipped and missed ticks of a job that are kept one by one
+	sliceRows  = 1_000 // rows that one command deletes at the most
+	stagedRows = 200   // the same of staged jobs, which may be large
+	tailBytes  = 4_000 // of an output, what can be read without the rest
+	daysKept   = 366   // of daily statistics and daily tick counts
+
+	auditFieldMax = 10_000 // bytes of a field's JSON that the audit trail keeps; of a longer one it keeps the length
+	auditScanMax  = 20_000 // rows of it that a search looks at, newest first
+	nanosPerDay   = int64(24 * time.Hour)
 
 	lockPatience = time.Second // see lockDir
 	lockPause    = 10 * time.Millisecond
@@ -302,13 +305,30 @@ CREATE TABLE tokens (
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
 `
 
+// auditSchema adds who changed what.
+const auditSchema = `
+CREATE TABLE audit (
+	id      INTEGER PRIMARY KEY,
+	at      INTEGER NOT NULL,
+	actor   TEXT    NOT NULL, -- accessor of a token, or as in commands
+	name    TEXT    NOT NULL, -- that the token had, '': none
+	address TEXT    NOT NULL, -- of the client, without port
+	action  TEXT    NOT NULL,
+	job     TEXT    NOT NULL, -- its name, '': none
+	object  TEXT    NOT NULL, -- what else was changed, '': nothing
+	before  TEXT    NOT NULL, -- JSON object of what the change replaced; null: nothing was there
+	after   TEXT    NOT NULL  -- JSON object of what it was replaced by; null: nothing is there now
+) STRICT;
+CREATE INDEX audit_job ON audit (job) WHERE job <> '';
+`
+
 // migrations[i] brings a database from version i to i+1, in one transaction.
 // They are only ever appended to.
-var migrations = []string{schema, tokensSchema}
+var migrations = []string{schema, tokensSchema, auditSchema}
 
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
-var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "staged", "policies", "tokens", "requests", "stats"}
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "staged", "policies", "tokens", "requests", "stats", "audit"}
 
 // store is one open database. Its methods are safe for readers at any time;
 // persist and apply belong to one goroutine.
@@ -922,7 +942,7 @@ func (s *store) applyEntry(e entry) (applied, error) {
 	return a.result, s.exec("RELEASE command")
 }
 
-// A command is one change of the replicated state: exactly one of the fields
+// A command is one change of the replicated state: at most one of the fields
 // from Found on is set. Whatever a clock, chance or the environment decides was
 // decided by the leader and stands in it.
 type command struct {
@@ -931,6 +951,8 @@ type command struct {
 	Request string `json:"request,omitempty"` // a write is done once for its request
 	Answer  string `json:"answer,omitempty"`  // what a repetition of the request is answered
 	Submit  bool   `json:"submit,omitempty"`  // creates or updates jobs: refused while submissions are paused
+
+	Audit *audited `json:"audit,omitempty"` // a change that somebody asked for, and no step of the scheduler's; alone: one that is made elsewhere
 
 	Found            *foundation    `json:"found,omitempty"`
 	Put              []jobPut       `json:"put,omitempty"` // all or none
@@ -951,6 +973,34 @@ type command struct {
 	Reset            []reset        `json:"reset,omitempty"`
 	Trim             *trimming      `json:"trim,omitempty"`
 }
+
+// audited is what the audit trail shall say of a change that is not in the state.
+type audited struct {
+	Action  string `json:"action"`
+	Address string `json:"address"`          // of the client
+	Job     string `json:"job,omitempty"`    // where the change does not name it; so is the next
+	Object  string `json:"object,omitempty"` // an execution, a server or a node
+}
+
+// What somebody can have done, as the audit trail says it.
+const (
+	actionPut              = "job.put"
+	actionToggle           = "job.toggle"
+	actionDelete           = "job.delete"
+	actionRun              = "job.run"
+	actionDeleteExecutions = "executions.delete"
+	actionKill             = "execution.kill"
+	actionRestore          = "restore"
+	actionPause            = "pause"
+	actionUnpause          = "unpause"
+	actionPutPolicy        = "policy.put"
+	actionDeletePolicy     = "policy.delete"
+	actionCreateToken      = "token.create"
+	actionDeleteToken      = "token.delete"
+	actionBootstrap        = "acl.bootstrap"
+	actionLeave            = "node.leave"
+	actionRemovePeer       = "peer.remove"
+)
 
 // foundation makes a new cluster. It is written again by whoever recovers one
 // that has lost its majority.
@@ -1079,10 +1129,11 @@ type trimming struct {
 	Requests   uint64  `json:"requests,omitempty"` // up to this log index
 	Day        int64   `json:"day,omitempty"`      // daily counts before this day; 0: none
 	Restore    int64   `json:"restore,omitempty"`  // staged jobs of this restore; 0: none
+	Audit      int64   `json:"audit,omitempty"`    // rows of the audit trail up to this id
 }
 
 func (t *trimming) empty() bool {
-	return len(t.Executions)+len(t.Ticks)+len(t.Jobs) == 0 && t.Requests == 0 && t.Day == 0 && t.Restore == 0
+	return len(t.Executions)+len(t.Ticks)+len(t.Jobs) == 0 && t.Requests == 0 && t.Day == 0 && t.Restore == 0 && t.Audit == 0
 }
 
 // cut is the end of what is dropped of a job: rows with ids up to Upto.
@@ -1232,7 +1283,7 @@ func (a *applying) change() error {
 	case c.SetPaused != nil:
 		return a.setPaused(*c.SetPaused)
 	case c.PutPolicy != nil:
-		return a.s.exec("INSERT OR REPLACE INTO policies VALUES (?, ?)", c.PutPolicy.Name, c.PutPolicy.Rules)
+		return a.putPolicy(*c.PutPolicy)
 	case c.DeletePolicy != "":
 		return a.deletePolicy(c.DeletePolicy)
 	case c.PutToken != nil:
@@ -1254,7 +1305,99 @@ func (a *applying) change() error {
 	case c.Trim != nil:
 		return a.trim(c.Trim)
 	}
-	return nil
+	return a.audit("", "", nil, nil)
+}
+
+// audit adds a row to the audit trail, if somebody asked for the change that
+// the command makes. before and after are what it changed, each a document that
+// is shown to nobody else, or nil.
+func (a *applying) audit(job, object string, before, after any) error {
+	w := a.c.Audit
+	if w == nil {
+		return nil
+	}
+	was, is, err := difference(before, after)
+	if err != nil {
+		return err
+	}
+	return a.s.exec("INSERT INTO audit VALUES (?, ?, ?, coalesce((SELECT name FROM tokens WHERE accessor = ?3), ''), ?, ?, ?, ?, ?, ?)",
+		a.key(), a.c.Now, a.c.Actor, w.Address, w.Action, cmp.Or(job, w.Job), cmp.Or(object, w.Object), was, is)
+}
+
+// was returns the definition of a job, a *job, if the audit trail shall have it;
+// nil for id 0.
+func (a *applying) was(id int64) (any, error) {
+	if a.c.Audit == nil || id == 0 {
+		return nil, nil
+	}
+	var j job
+	err := a.s.each("SELECT "+jobColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ?", []any{id}, func(scan scanner) error {
+		row, err := scanJob(scan)
+		if err == nil {
+			j, err = row.definition()
+		}
+		return err
+	})
+	return &j, err
+}
+
+// difference returns the fields in which two documents differ, as JSON objects:
+// what looks secret in a job is hidden, and of what is too long only its length
+// is left. Where there is no document it returns null.
+func difference(before, after any) (was, is string, err error) {
+	if j, ok := after.(*job); ok && before == nil { // the most frequent change; this takes a third of the time
+		new := *j
+		new.ExecutorConfig = hideConfig(j.ExecutorConfig)
+		if doc, err := plainJSON(&new); err != nil || len(doc) <= auditFieldMax {
+			return "null", string(doc), err
+		}
+	}
+	b, err := fieldsOf(before)
+	if err != nil {
+		return "", "", err
+	}
+	a, err := fieldsOf(after)
+	if err != nil {
+		return "", "", err
+	}
+	for k, v := range a {
+		if bytes.Equal(v, b[k]) {
+			delete(a, k)
+			delete(b, k)
+		}
+	}
+	if was, err = auditJSON(b); err == nil {
+		is, err = auditJSON(a)
+	}
+	return was, is, err
+}
+
+func fieldsOf(v any) (fields map[string]json.RawMessage, err error) {
+	if v == nil {
+		return nil, nil
+	}
+	doc, err := plainJSON(v)
+	if err == nil {
+		err = json.Unmarshal(doc, &fields)
+	}
+	return fields, err
+}
+
+func auditJSON(fields map[string]json.RawMessage) (string, error) {
+	for k, v := range fields {
+		var err error
+		if k == "executor_config" {
+			if v, err = hideValues(v); err != nil {
+				return "", err
+			}
+		}
+		if len(v) > auditFieldMax {
+			v = fmt.Appendf(nil, `"<%d bytes>"`, len(v))
+		}
+		fields[k] = v
+	}
+	doc, err := plainJSON(fields)
+	return string(doc), err
 }
 
 // put refuses a base that no longer holds, a parent that is not there or would
@@ -1283,8 +1426,15 @@ func (a *applying) put(p jobPut) error {
 	if base.ID != 0 && !p.Keep && p.Job.armed() && p.Next != never && p.Next <= fired {
 		return errConflict
 	}
+	was, err := a.was(base.ID)
+	if err != nil {
+		return err
+	}
 	a.touch(oldParent, parent)
-	return a.store(p, parent)
+	if err := a.store(p, parent); err != nil {
+		return err
+	}
+	return a.audit(p.Job.Name, "", was, &p.Job)
 }
 
 // touch notes that jobs change as the API shows them: in what they are, or in
@@ -1420,7 +1570,8 @@ func (a *applying) restore(r restoring) error {
 		}
 	}
 	a.s.allNew = true
-	for _, query := range []string{
+	var rows [4]int64 // that each of these has written
+	for i, query := range []string{
 		`UPDATE job_state SET next = st.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
 		`INSERT INTO jobs SELECT id, ?2, 0, name, displayname, schedule, timezone, owner, owner_email, disabled, tags, metadata, executor_config, processors,
@@ -1430,11 +1581,16 @@ func (a *applying) restore(r restoring) error {
 		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent AND p.deleted = 0
 			WHERE st.restore = ?1 AND st.parent <> '' AND jobs.name = st.name AND jobs.deleted = 0`,
 	} {
-		if err := a.s.exec(query, r.Restore, int64(a.result.Index)); err != nil {
+		var err error
+		if rows[i], err = a.s.execRows(query, r.Restore, int64(a.result.Index)); err != nil {
 			return err
 		}
 	}
-	return a.acyclic()
+	if err := a.acyclic(); err != nil {
+		return err
+	}
+	created := rows[2] // states of jobs
+	return a.audit("", "", nil, map[string]int64{"created": created, "replaced": int64(n) - created})
 }
 
 // acyclic refuses jobs that are their own ancestors: those that cannot be
@@ -1495,7 +1651,17 @@ func (a *applying) delete(v jobVersion) error {
 	if children > 0 {
 		return errHasChildren
 	}
-	return a.bury(v.ID)
+	was, err := a.was(v.ID)
+	if err != nil {
+		return err
+	}
+	if err := a.bury(v.ID); err != nil {
+		return err
+	}
+	if j, ok := was.(*job); ok {
+		return a.audit(j.Name, "", was, nil)
+	}
+	return nil
 }
 
 // bury deletes a job: its name is free at once and nothing follows any more.
@@ -1521,8 +1687,8 @@ func (a *applying) bury(id int64) error {
 // its counters; its status stays, as Dkron has it. Groups that are not over
 // are spared.
 func (a *applying) deleteExecutions(v jobVersion) error {
-	var id int64
-	err := a.s.get("SELECT id FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &id)
+	var name string
+	err := a.s.get("SELECT name FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &name)
 	if errors.Is(err, sql.ErrNoRows) {
 		return errNoJob
 	}
@@ -1535,7 +1701,10 @@ func (a *applying) deleteExecutions(v jobVersion) error {
 	}
 	a.result.More = n == sliceRows
 	a.touch(v.ID)
-	return a.s.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID)
+	if err := a.s.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID); err != nil || a.result.More {
+		return err
+	}
+	return a.audit(name, "", nil, nil)
 }
 
 func (a *applying) found(f foundation) error {
@@ -1550,15 +1719,45 @@ func (a *applying) found(f foundation) error {
 func (a *applying) setPaused(paused bool) error {
 	a.s.paused.Store(paused)
 	a.s.tell(eventPaused, 0)
-	return a.s.exec("UPDATE cluster SET paused = ?", paused)
+	if err := a.s.exec("UPDATE cluster SET paused = ?", paused); err != nil {
+		return err
+	}
+	return a.audit("", "", nil, nil)
+}
+
+func (a *applying) putPolicy(p policy) error {
+	was, err := a.policy(p.Name)
+	if err != nil {
+		return err
+	}
+	if err := a.s.exec("INSERT OR REPLACE INTO policies VALUES (?, ?)", p.Name, p.Rules); err != nil {
+		return err
+	}
+	return a.audit("", p.Name, was, p)
 }
 
 func (a *applying) deletePolicy(name string) error {
-	n, err := a.s.execRows("DELETE FROM policies WHERE name = ?", name)
-	if err == nil && n == 0 {
+	was, err := a.policy(name)
+	if err != nil {
+		return err
+	}
+	if was == nil {
 		return errNoPolicy
 	}
-	return err
+	if err := a.s.exec("DELETE FROM policies WHERE name = ?", name); err != nil {
+		return err
+	}
+	return a.audit("", name, was, nil)
+}
+
+// policy returns the policy of that name, nil if there is none.
+func (a *applying) policy(name string) (any, error) {
+	p := policy{Name: name}
+	err := a.s.get("SELECT rules FROM policies WHERE name = ?", []any{name}, &p.Rules)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return p, err
 }
 
 // ranSQL is what became of the tick whose group the execution e is the first
@@ -1581,15 +1780,26 @@ func (a *applying) putToken(p tokenPut) error {
 		return err
 	}
 	t := p.Token
-	return a.s.exec("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", t.Accessor, t.Hash, t.Name, t.Type, string(policies), t.Created, t.Expires)
+	if err := a.s.exec("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", t.Accessor, t.Hash, t.Name, t.Type, string(policies), t.Created, t.Expires); err != nil {
+		return err
+	}
+	return a.audit("", t.Accessor, nil, t.view(""))
 }
 
 func (a *applying) deleteToken(accessor string) error {
-	n, err := a.s.execRows("DELETE FROM tokens WHERE accessor = ?", accessor)
-	if err == nil && n == 0 {
+	t, err := scanToken(func(dest ...any) error {
+		return a.s.get("SELECT "+tokenColumns+" FROM tokens WHERE accessor = ?", []any{accessor}, dest...)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
 		return errNoToken
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if err := a.audit("", accessor, t.view(""), nil); err != nil { // before it goes: it may be the token that asks
+		return err
+	}
+	return a.s.exec("DELETE FROM tokens WHERE accessor = ?", accessor)
 }
 
 // dropExecutions deletes the oldest finished executions of a job up to a cut,
@@ -1742,7 +1952,8 @@ func (a *applying) runByHand(i int, d runDecision) error {
 	}
 	var disabled, forbid bool
 	var open int64
-	err := a.s.get("SELECT disabled, concurrency = 'forbid', open FROM jobs JOIN job_state ON job = id WHERE id = ?", []any{d.Job}, &disabled, &forbid, &open)
+	var name string
+	err := a.s.get("SELECT name, disabled, concurrency = 'forbid', open FROM jobs JOIN job_state ON job = id WHERE id = ?", []any{d.Job}, &name, &disabled, &forbid, &open)
 	switch {
 	case err != nil:
 		return err
@@ -1752,7 +1963,14 @@ func (a *applying) runByHand(i int, d runDecision) error {
 		a.result.Refused = overlapReason
 		return nil
 	}
-	return a.launch(i, d, executionRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now}, 0)
+	if err := a.launch(i, d, executionRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now}, 0); err != nil {
+		return err
+	}
+	var started []string
+	for n, id := range a.result.Started[i] {
+		started = append(started, executionName(id, d.Targets[n].Node))
+	}
+	return a.audit(name, "", nil, map[string][]string{"executions": started})
 }
 
 func (a *applying) runPending(i int, d runDecision) error {
@@ -1830,7 +2048,10 @@ func (a *applying) close(list []closing) error {
 		with[c.Execution] = c.Incarnation
 		reports = append(reports, report{Execution: c.Execution, Finished: a.c.Now, Outcome: c.Outcome, output: []byte(c.Why)})
 	}
-	return a.finish(reports, with)
+	if err := a.finish(reports, with); err != nil {
+		return err
+	}
+	return a.audit("", "", nil, nil)
 }
 
 // ended is an unfinished execution, with what its job says of what follows.
@@ -2114,6 +2335,9 @@ func (a *applying) trim(t *trimming) error {
 		return err
 	}
 	if err := a.s.exec("DELETE FROM tick_days WHERE (job, day) IN (SELECT job, day FROM tick_days WHERE day < ? LIMIT ?)", t.Day, sliceRows); err != nil {
+		return err
+	}
+	if err := a.s.exec("DELETE FROM audit WHERE id <= ?", t.Audit); err != nil {
 		return err
 	}
 	return a.s.exec("DELETE FROM stats WHERE day < ?", t.Day)
@@ -2690,7 +2914,7 @@ func (s *store) lastExecutions(names []string, n int) (map[string][]executionRow
 const (
 	recentMax     = 5_000       // executions that a list over all jobs may have
 	recentScanMax = 20_000      // executions of the range that are looked at for it, newest first
-	startSlack    = time.Minute // by which the start of an execution may be out of the order of the ids
+	startSlack    = time.Minute // by which times may be out of the order of the ids
 )
 
 // recentExecutions returns at most limit executions of all jobs that started
@@ -2698,11 +2922,7 @@ const (
 // those with the outcome, where "" is any and "bad" any end but success. Ids rise with time, so that
 // no index of the times is needed.
 func (s *store) recentExecutions(from, to int64, outcome string, limit, outputMax int) ([]executionRow, error) {
-	low, err := s.firstStarted(from - int64(startSlack))
-	if err != nil {
-		return nil, err
-	}
-	high, err := s.firstStarted(to + int64(startSlack))
+	low, high, err := s.idsOf("executions", "started", from, to)
 	if err != nil {
 		return nil, err
 	}
@@ -2711,21 +2931,32 @@ func (s *store) recentExecutions(from, to int64, outcome string, limit, outputMa
 		ORDER BY e.id DESC LIMIT ?8`, low, high, recentScanMax, from, to, outcome, limit)
 }
 
-// firstStarted returns the id from which on executions started at t or later,
-// as far as ids tell.
-func (s *store) firstStarted(t int64) (int64, error) {
-	var before, from int64 // executions up to before started earlier, those from from on did not
-	if err := s.view("SELECT coalesce(min(id), 1) - 1, coalesce(max(id), 0) + 1 FROM executions", nil, &before, &from); err != nil {
+// idsOf returns from which id up to which the rows of a table lie that have a
+// time, its column, in [from, to). Others may lie between them.
+func (s *store) idsOf(table, column string, from, to int64) (low, high int64, err error) {
+	const slack = int64(startSlack)
+	if low, err = s.firstFrom(table, column, max(from, 0)-slack); err == nil {
+		high, err = s.firstFrom(table, column, min(to, math.MaxInt64-slack)+slack)
+	}
+	return low, high, err
+}
+
+// firstFrom returns the id from which on the rows of a table have a time, its
+// column, of t or later, as far as ids tell.
+func (s *store) firstFrom(table, column string, t int64) (int64, error) {
+	var before, from int64 // rows up to before are of an earlier time, those from from on are not
+	// One at a time: both in one SELECT would read the whole table.
+	if err := s.view("SELECT coalesce((SELECT min(id) FROM "+table+"), 1) - 1, coalesce((SELECT max(id) FROM "+table+"), 0) + 1", nil, &before, &from); err != nil {
 		return 0, err
 	}
 	for from-before > 1 {
 		mid := before + (from-before)/2
-		var started int64
-		err := s.view("SELECT started FROM executions WHERE id <= ? ORDER BY id DESC LIMIT 1", []any{mid}, &started)
+		var at int64
+		err := s.view("SELECT "+column+" FROM "+table+" WHERE id <= ? ORDER BY id DESC LIMIT 1", []any{mid}, &at)
 		switch {
 		case err != nil && !errors.Is(err, sql.ErrNoRows):
 			return 0, err
-		case err == nil && started >= t:
+		case err == nil && at >= t:
 			from = mid
 		default:
 			before = mid
@@ -3057,8 +3288,8 @@ func (s *store) collectPending(tail string, arg any) ([]pendingRow, error) {
 // trimmable returns one command's worth of what need not be kept: all but the
 // newest keep executions of a job, deleted jobs, requests up to a log index,
 // and daily counts before a day; with whole, which reads a whole table, also
-// all but the newest ticksKept ticks of a job.
-func (s *store) trimmable(keep int, requests uint64, day int64, whole bool) (t trimming, err error) {
+// all but the newest ticksKept ticks of a job, and the audit trail before a time.
+func (s *store) trimmable(keep int, requests uint64, day, audit int64, whole bool) (t trimming, err error) {
 	slack := max(10, keep/10) // few large deletions cost less than many small ones
 	rows := 0
 	// Of groups that are not over nothing is dropped: who asked for that would
@@ -3084,6 +3315,9 @@ func (s *store) trimmable(keep int, requests uint64, day int64, whole bool) (t t
 				t.Ticks = append(t.Ticks, c)
 				return err
 			})
+	}
+	if err == nil && whole {
+		err = s.view("SELECT coalesce(max(id), 0) FROM (SELECT id, at FROM audit ORDER BY id LIMIT ?) WHERE at < ?", []any{sliceRows, audit}, &t.Audit)
 	}
 	if err == nil {
 		// Of what a deleted job still runs the row must stay, so that it can end.
@@ -3304,6 +3538,54 @@ func (s *store) managed(now int64) (bool, error) {
 	var n int
 	err := s.view(managedQuery, []any{tokenManagement, now}, &n)
 	return n > 0, err
+}
+
+// An auditRow says who changed what.
+type auditRow struct {
+	At            int64
+	Actor, Name   string // accessor and name of a token; or as in commands, and ""
+	Address       string // of the client
+	Action        string
+	Job, Object   string
+	Before, After string // JSON objects, or null
+}
+
+// An auditFilter selects rows of the audit trail: those in [From, To), with
+// each of the others that is not "".
+type auditFilter struct {
+	From, To           int64
+	Job, Actor, Action string
+}
+
+// audit returns rows [start, end) of those of the audit trail that f selects,
+// newest first, and the number of all of them. It looks at no more than the
+// newest auditScanMax rows of the time, or of the job if f names one. If there
+// are others, older is the time before which they were made; else it is 0.
+func (s *store) audit(f auditFilter, start, end int) (list []auditRow, total int, older int64, err error) {
+	low, high, err := s.idsOf("audit", "at", f.From, f.To)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	from, args := "FROM audit WHERE id >= ?1 AND id < ?2", []any{low, high, f.Job}
+	if f.Job != "" {
+		from = "FROM audit INDEXED BY audit_job WHERE id >= ?1 AND id < ?2 AND job = ?3 AND job <> ''"
+	}
+	err = s.view("SELECT id + 1, at + 1 "+from+" ORDER BY id DESC LIMIT 1 OFFSET ?4", append(args, auditScanMax), &args[0], &older)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, 0, 0, err
+	}
+	from += " AND at >= ?4 AND at < ?5 AND (?6 = '' OR actor = ?6) AND (?7 = '' OR action = ?7)"
+	args = append(args, f.From, f.To, f.Actor, f.Action)
+	if err := s.view("SELECT count(*) "+from, args, &total); err != nil || start >= min(end, total) {
+		return nil, total, older, err
+	}
+	err = s.viewEach("SELECT at, actor, name, address, action, job, object, before, after "+from+" ORDER BY id DESC LIMIT ?8 OFFSET ?9", append(args, end-start, start), func(scan scanner) error {
+		var r auditRow
+		err := scan(&r.At, &r.Actor, &r.Name, &r.Address, &r.Action, &r.Job, &r.Object, &r.Before, &r.After)
+		list = append(list, r)
+		return err
+	})
+	return list, total, older, err
 }
 
 // A dayStats counts the executions that ended on one day.

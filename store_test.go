@@ -79,7 +79,7 @@ func fill(t testing.TB, s *store, n int) []jobVersion {
 	t.Helper()
 	var commands []*command
 	for i := range n {
-		commands = append(commands, &command{Now: testStart, Request: fmt.Sprint("fill ", i), Put: []jobPut{{
+		commands = append(commands, &command{Actor: actorAnonymous, Audit: &audited{Action: actionPut, Address: "192.0.2.1"}, Now: testStart, Request: fmt.Sprint("fill ", i), Put: []jobPut{{
 			Job:  job{Name: fmt.Sprintf("job-%06d", i), Schedule: "0 0 0 1 1 *", Executor: "http", ExecutorConfig: map[string]string{"method": "GET", "url": "http://127.0.0.1/"}, Metadata: map[string]string{"team": fmt.Sprint("t", i%7)}},
 			Next: testStart + int64(i)}}})
 	}
@@ -230,6 +230,9 @@ func (l *randomLog) next() *command {
 	if l.rnd.IntN(3) == 0 {
 		c.Request, c.Answer = fmt.Sprint("request ", l.rnd.IntN(l.n)), "{}"
 	}
+	if l.rnd.IntN(2) == 0 {
+		c.Actor, c.Audit = pick(l.rnd, actorAnonymous, "policy-0"), &audited{Action: "change", Address: "192.0.2.1"}
+	}
 	row := l.job()
 	switch l.rnd.IntN(16) {
 	case 12:
@@ -283,7 +286,7 @@ func (l *randomLog) next() *command {
 		fired := row.fired
 		c.Reset = []reset{{Job: row.version.ID, Rev: row.version.Rev, Fired: fired, Next: l.now + int64(time.Minute), Reason: "a wrong clock"}}
 	case 11:
-		t, err := l.s.trimmable(3, uint64(l.rnd.IntN(l.n)), l.now/nanosPerDay-1, true)
+		t, err := l.s.trimmable(3, uint64(l.rnd.IntN(l.n)), l.now/nanosPerDay-1, l.now-10*int64(time.Hour), true)
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -1401,7 +1404,7 @@ func TestApply_Trim(t *testing.T) {
 	for range 30 {
 		g.end(outcomeSuccess, g.tick("a", "n1")...)
 	}
-	tr, err := g.s.trimmable(5, 0, 0, true)
+	tr, err := g.s.trimmable(5, 0, 0, 0, true)
 	ok := !tr.empty()
 	if err != nil || !ok {
 		t.Fatalf("trimmable: %v, %v, want something", ok, err)
@@ -1417,15 +1420,15 @@ func TestApply_Trim(t *testing.T) {
 	}
 	open := g.tick("a", nodes...)
 	g.end(outcomeSuccess, open[1:]...) // the group is not over
-	if tr, err = g.s.trimmable(5, 0, 0, true); err != nil || tr.empty() {
+	if tr, err = g.s.trimmable(5, 0, 0, 0, true); err != nil || tr.empty() {
 		t.Fatalf("trimmable: %v, want those of older groups", err)
 	}
 	g.do(&command{Trim: &tr})
-	if tr, err = g.s.trimmable(5, 0, 0, true); err != nil || !tr.empty() {
+	if tr, err = g.s.trimmable(5, 0, 0, 0, true); err != nil || !tr.empty() {
 		t.Errorf("trimmable: %+v, %v, want nothing as long as the group is not over", tr, err)
 	}
 	g.end(outcomeSuccess, open[0])
-	if tr, err = g.s.trimmable(5, 0, 0, true); err != nil || tr.empty() {
+	if tr, err = g.s.trimmable(5, 0, 0, 0, true); err != nil || tr.empty() {
 		t.Errorf("trimmable: %+v, %v, want those of the group that is over", tr, err)
 	}
 }
