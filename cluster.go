@@ -14,8 +14,9 @@
 // between nodes. The plane decides nothing that the log must agree on: what it
 // knows of others is a hint, and whoever acts on it must bear that it is wrong.
 //
-// Goroutines. cluster.run owns the value and has as children the writer, a
-// carrier for each link, and the leader's work while this server leads.
+// Goroutines. cluster.run owns the value, executes what others tell it, and has
+// as children the writer, a carrier for each link, and the leader's work while
+// this server leads.
 // plane.run has the HTTP server and the loop that sends heartbeats. Each waits
 // for its children.
 package main
@@ -1263,9 +1264,7 @@ const (
 	electionTicks  = 25                    // 500 ms
 	stepTicks      = 5                     // the second in rank stands 100 ms after the first
 	snapshotTicks  = 500                   // 10 s
-	proposalsMax   = 4096                  // waiting for the driver; more callers wait in propose
-	inboxMax       = 64                    // packets that wait for the driver; each peer has two under way at the most
-	failuresMax    = 64                    // peers that could not be reached; the next message finds it again
+	gatherMax      = 1_000                 // events until the protocol is asked what they come to
 	removalPause   = 50 * time.Millisecond // between two looks at whether a voter is gone
 )
 
@@ -1317,23 +1316,19 @@ type diskResult struct {
 // cluster drives the protocol on a server. Its methods may be called by
 // anybody, those below drive only by run.
 type cluster struct {
-	plane     *plane
-	store     *store
-	log       *slog.Logger
-	lead      func(ctx context.Context, term uint64) error // the leader's work, for one term
-	tickTime  time.Duration
-	proposals chan *proposal
-	calls     chan func()   // for run to execute
-	inbox     chan delivery // of messages from peers
-	failures  chan string   // ids of servers that a message did not reach
-	jobs      chan diskJob  // to the writer
-	results   chan diskResult
-	stopped   chan struct{} // closed when run drives no more
-	ended     chan struct{} // closed when it has answered all that was proposed
-	office    atomic.Uint64 // term that this server leads in, 0: it does not
-	term      atomic.Uint64 // in force, at least that of the log on disk
-	view      atomic.Pointer[raftStatus]
-	reached   watermark // what is applied
+	plane    *plane
+	store    *store
+	log      *slog.Logger
+	lead     func(ctx context.Context, term uint64) error // the leader's work, for one term
+	tickTime time.Duration
+	events   chan func() error // for run to execute, see tell
+	jobs     chan diskJob      // to the writer
+	stopped  chan struct{}     // closed when run takes no more events
+	office   atomic.Uint64     // term that this server leads in, 0: it does not
+	term     atomic.Uint64     // in force, at least that of the log on disk
+	view     atomic.Pointer[raftStatus]
+	reached  watermark      // what is applied
+	children errgroup.Group // the writer, the carriers of links, the leader's work
 
 	// Owned by run.
 	raft         *raft
@@ -1344,9 +1339,7 @@ type cluster struct {
 	enlisting    bool // an enlistment is on its way to the disk
 	own          ownRow
 	retire       context.CancelFunc // ends the leader's work; nil: there is none
-	retired      chan error         // what the leader's work returned
 	links        map[linkKey]*link
-	carriers     sync.WaitGroup      // goroutines of links
 	images       map[position]string // paths of snapshots that are to be installed
 }
 
@@ -1372,9 +1365,7 @@ func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Contex
 	}
 	c := &cluster{
 		plane: p, store: s, log: p.log, lead: lead, tickTime: tick, own: own, applied: disk.Applied,
-		proposals: make(chan *proposal, proposalsMax), calls: make(chan func()), inbox: make(chan delivery, inboxMax),
-		failures: make(chan string, failuresMax), jobs: make(chan diskJob, 1), results: make(chan diskResult, 1),
-		stopped: make(chan struct{}), ended: make(chan struct{}), retired: make(chan error, 1),
+		events: make(chan func() error), jobs: make(chan diskJob, 1), stopped: make(chan struct{}),
 		links: map[linkKey]*link{}, images: map[position]string{},
 	}
 	c.raft = c.newRaft(self, disk)
@@ -1412,24 +1403,16 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 		return applied{}, errNotLeader
 	}
 	p := &proposal{data: data, done: make(chan outcome, 1)}
-	select {
-	case c.proposals <- p:
-	case <-ctx.Done():
-		return applied{}, ctx.Err()
-	case <-c.stopped:
+	err = c.tell(ctx, func() error { c.append(p); return nil })
+	if errors.Is(err, errStopping) {
 		return applied{}, errNotLeader
+	}
+	if err != nil {
+		return applied{}, err
 	}
 	select {
 	case o := <-p.done:
 		return o.applied, o.err
-	case <-c.ended:
-		// It may have come too late for anybody to answer it.
-		select {
-		case o := <-p.done:
-			return o.applied, o.err
-		default:
-			return applied{}, errNotLeader
-		}
 	case <-ctx.Done():
 		return applied{}, ctx.Err()
 	}
@@ -1441,18 +1424,27 @@ func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
 	return c.reached.wait(ctx, index)
 }
 
-// call has run execute fn. An error says that it was not executed.
-func (c *cluster) call(ctx context.Context, fn func()) error {
-	done := make(chan struct{})
+// tell hands run an event, which it will execute, between two others. If that
+// fails, run ends. An error of tell says that nothing was or will be executed.
+func (c *cluster) tell(ctx context.Context, event func() error) error {
 	select {
-	case c.calls <- func() { fn(); close(done) }:
-		<-done
+	case c.events <- event:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-c.stopped:
 		return errStopping
 	}
+}
+
+// call has run execute fn, and waits for it.
+func (c *cluster) call(ctx context.Context, fn func()) error {
+	done := make(chan struct{})
+	err := c.tell(ctx, func() error { fn(); close(done); return nil })
+	if err == nil {
+		<-done
+	}
+	return err
 }
 
 // handOver passes leadership on, and returns when another leads or this server
@@ -1530,25 +1522,19 @@ func pause(ctx context.Context, d time.Duration) error {
 // run drives the protocol until ctx ends, the disk fails, or the leader's work
 // does. Whoever waits in propose is answered.
 func (c *cluster) run(ctx context.Context) error {
-	linksCtx, unlink := context.WithCancel(ctx)
-	var writer sync.WaitGroup
-	writer.Go(c.writeLoop)
-	err := c.drive(ctx, linksCtx)
+	ctx, cancel := context.WithCancel(ctx)
+	c.children.Go(c.writeLoop)
+	err := c.drive(ctx)
 	close(c.stopped)
-	unlink()
+	cancel()
 	close(c.jobs)
-	writer.Wait()
-	c.carriers.Wait()
 	c.resign()
-	close(c.ended)
-	if c.retire != nil {
-		err = errors.Join(err, <-c.retired)
-	}
-	return errors.Join(err, removeImages(c.plane.cfg.Dir))
+	return errors.Join(err, c.children.Wait(), removeImages(c.plane.cfg.Dir))
 }
 
-// drive is the loop of run. Links end with linksCtx.
-func (c *cluster) drive(ctx, linksCtx context.Context) error {
+// drive is the loop of run. What has gathered while it was at work goes in one
+// write and one append.
+func (c *cluster) drive(ctx context.Context) error {
 	ticker := time.NewTicker(c.tickTime)
 	defer ticker.Stop()
 	for awake := time.Now(); ; {
@@ -1558,29 +1544,34 @@ func (c *cluster) drive(ctx, linksCtx context.Context) error {
 			return nil
 		case <-ticker.C:
 			event = c.tick
-		case d := <-c.inbox:
-			event = func() error { return c.receive(d) }
-		case id := <-c.failures:
-			event = func() error { c.raft.unreachable(id); return nil }
-		case p := <-c.proposals:
-			event = func() error { c.append(p); return nil }
-		case fn := <-c.calls:
-			event = func() error { fn(); return nil }
-		case r := <-c.results:
-			event = func() error { return c.written(r) }
-		case err := <-c.retired:
-			event = func() error { c.retire = nil; return err }
+		case event = <-c.events:
 		}
 		awake = c.noticePause(awake, time.Now())
-		if err := event(); err != nil {
-			return err
+		for n := 1; event != nil; n++ {
+			if err := event(); err != nil {
+				return err
+			}
+			event = c.waitingEvent(n)
 		}
 		c.publish()
 		if rd, ok := c.raft.ready(); ok {
-			c.send(linksCtx, rd.Messages)
+			c.send(ctx, rd.Messages)
 			c.queueReady(rd)
 		}
 		c.takeOffice(ctx)
+	}
+}
+
+// waitingEvent returns an event that waits, if there is one, behind n others.
+func (c *cluster) waitingEvent(n int) func() error {
+	if n == gatherMax {
+		return nil
+	}
+	select {
+	case event := <-c.events:
+		return event
+	default:
+		return nil
 	}
 }
 
@@ -1622,38 +1613,19 @@ func (c *cluster) tick() error {
 	return nil
 }
 
-// append gives the protocol all proposals that have gathered.
+// append gives the protocol a proposal.
 func (c *cluster) append(p *proposal) {
-	batch, data := []*proposal{p}, [][]byte{p.data}
-	for size := len(p.data); size < backlogBytesMax && len(batch) < appendEntriesMax; {
-		select {
-		case p = <-c.proposals:
-		default:
-			size = backlogBytesMax
-			continue
-		}
-		batch, data, size = append(batch, p), append(data, p.data), size+len(p.data)
+	index, err := uint64(0), errBusy
+	if c.waitingBytes < waitingBytesMax {
+		index, err = c.raft.propose(p.data)
 	}
-	if c.waitingBytes >= waitingBytesMax {
-		fail(batch, errBusy)
-		return
-	}
-	first, err := c.raft.propose(data...)
 	if err != nil {
-		fail(batch, err)
+		p.done <- outcome{err: err}
 		return
 	}
-	for i, p := range batch {
-		p.index = first + uint64(i)
-		c.waitingBytes += len(p.data)
-	}
-	c.waiting = append(c.waiting, batch...)
-}
-
-func fail(batch []*proposal, err error) {
-	for _, p := range batch {
-		p.done <- outcome{err: err}
-	}
+	p.index = index
+	c.waiting = append(c.waiting, p)
+	c.waitingBytes += len(p.data)
 }
 
 // receive takes what a peer sent. Only messages of this server's own cluster
@@ -1775,7 +1747,7 @@ func (c *cluster) queue(job diskJob) {
 }
 
 // writeLoop owns the store's writing side.
-func (c *cluster) writeLoop() {
+func (c *cluster) writeLoop() error {
 	for job := range c.jobs {
 		r := diskResult{job: job}
 		r.done, r.err = c.store.applyUpTo(job.commit)
@@ -1783,11 +1755,11 @@ func (c *cluster) writeLoop() {
 			r.err = c.write(job)
 		}
 		r.base = c.store.logFirst - 1
-		c.results <- r
-		if r.err != nil {
-			return
+		if err := c.tell(context.Background(), func() error { return c.written(r) }); err != nil || r.err != nil {
+			break // the driver knows, or has ended
 		}
 	}
+	return nil
 }
 
 func (c *cluster) write(job diskJob) error {
@@ -1867,7 +1839,13 @@ func (c *cluster) takeOffice(ctx context.Context) {
 		ctx, retire := context.WithCancel(ctx)
 		c.retire = retire
 		c.office.Store(st.Term)
-		go func() { c.retired <- c.lead(ctx, st.Term) }()
+		c.children.Go(func() error {
+			err := c.lead(ctx, st.Term)
+			if c.tell(context.Background(), func() error { c.retire = nil; return err }) != nil {
+				return err
+			}
+			return nil
+		})
 	}
 }
 
@@ -1878,16 +1856,10 @@ func (c *cluster) resign() {
 	if c.retire != nil {
 		c.retire()
 	}
-	fail(c.waiting, errUnknown)
-	c.waiting, c.waitingBytes = nil, 0
-	for {
-		select {
-		case p := <-c.proposals:
-			fail([]*proposal{p}, errNotLeader)
-		default:
-			return
-		}
+	for _, p := range c.waiting {
+		p.done <- outcome{err: errUnknown}
 	}
+	c.waiting, c.waitingBytes = nil, 0
 }
 
 // A watermark is a number that grows, and that others wait for.
@@ -2070,7 +2042,7 @@ func (c *cluster) link(ctx context.Context, m *message) *link {
 			l.queue, l.timeout = make(chan message, bulkQueueMax), bulkTimeout
 		}
 		c.links[k] = l
-		c.carriers.Go(func() { c.carry(ctx, l) })
+		c.children.Go(func() error { c.carry(ctx, l); return nil })
 	}
 	return l
 }
@@ -2091,10 +2063,7 @@ func (c *cluster) carry(ctx context.Context, l *link) {
 				continue
 			}
 			c.log.Debug("a message to another server did not get through", "server", l.to.Name, "err", err)
-			select {
-			case c.failures <- l.to.ID:
-			default:
-			}
+			c.tell(ctx, func() error { c.raft.unreachable(l.to.ID); return nil }) // an error only says that the driver ends
 		}
 	}
 }
@@ -2152,8 +2121,7 @@ func (c *cluster) fill(m message) (filled message, ok bool, err error) {
 	return m, ok, nil
 }
 
-// takePacket is where the messages of peers come in. They wait for the driver
-// in its inbox; if that is full they are lost, as on the way.
+// takePacket is where the messages of peers come in.
 func (c *cluster) takePacket(w http.ResponseWriter, r *http.Request) error {
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, packetBytesMax))
 	if err != nil {
@@ -2170,15 +2138,7 @@ func (c *cluster) takeDelivery(ctx context.Context, d delivery) error {
 	if own := c.plane.clusterID(); own != "" && own != d.cluster {
 		return errForeign
 	}
-	select {
-	case c.inbox <- d:
-		return nil
-	case <-c.stopped:
-		return errStopping
-	default:
-		c.plane.refused.dropped.Add(1)
-		return errBusy
-	}
+	return c.tell(ctx, func() error { return c.receive(d) })
 }
 
 // Snapshots

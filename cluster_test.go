@@ -2831,7 +2831,7 @@ func TestPlane_Streams(t *testing.T) {
 func TestCluster_WaitingBytes(t *testing.T) {
 	r := newTestRaft(serverA, threeServers, 1)
 	elect(t, r)
-	c := &cluster{raft: r, proposals: make(chan *proposal)}
+	c := &cluster{raft: r}
 	busy := 0
 	for range 100 {
 		p := &proposal{data: make([]byte, commandBytesMax), done: make(chan outcome, 1)}
