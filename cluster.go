@@ -1299,10 +1299,9 @@ type delivery struct {
 // A diskJob is what the writer does next: first it applies, because callers
 // wait for that, then it makes durable.
 type diskJob struct {
-	commit uint64      // 0: nothing to apply
-	ready  *ready      // nil: nothing to write
-	image  string      // path of the snapshot that ready names
-	enlist *enlistment // nil: none
+	commit uint64 // 0: nothing to apply
+	ready  *ready // nil: nothing to write
+	image  string // path of the snapshot that ready names
 }
 
 // A diskResult is what came of a diskJob.
@@ -1336,7 +1335,6 @@ type cluster struct {
 	waitingBytes int         // of their data
 	queued       []diskJob   // for the writer, in order; the first is with it
 	applied      uint64
-	enlisting    bool // an enlistment is on its way to the disk
 	own          ownRow
 	retire       context.CancelFunc // ends the leader's work; nil: there is none
 	links        map[linkKey]*link
@@ -1604,10 +1602,13 @@ func (c *cluster) publish() {
 	c.view.Store(&st)
 }
 
-// tick is time for a server that may take part: one whose data directory
-// another live process has a copy of must not vote.
+// takesPart reports whether the protocol concerns this server: one that belongs
+// to no cluster has none, and one whose data directory another live process has
+// a copy of must not vote.
+func (c *cluster) takesPart() bool { return c.own.Cluster != "" && c.plane.admitted.Load() }
+
 func (c *cluster) tick() error {
-	if c.plane.admitted.Load() {
+	if c.takesPart() {
 		c.raft.tick()
 	}
 	return nil
@@ -1631,10 +1632,10 @@ func (c *cluster) append(p *proposal) {
 // receive takes what a peer sent. Only messages of this server's own cluster
 // reach the protocol; one that belongs to none joins the first leader's.
 func (c *cluster) receive(d delivery) error {
-	taken := d.cluster == c.own.Cluster && c.plane.admitted.Load()
-	if c.own.Cluster == "" {
-		c.adopt(d)
+	if err := c.adopt(d); err != nil {
+		return err
 	}
+	taken := d.cluster == c.own.Cluster && c.takesPart()
 	for _, m := range d.messages {
 		if !taken {
 			break
@@ -1658,31 +1659,32 @@ func (c *cluster) receive(d delivery) error {
 	return os.Remove(d.image)
 }
 
-// adopt writes down that a leader takes this server into its cluster. What the
-// leader sent is dropped, it comes again. A server that has accepted a list of
-// founders is bound to their cluster.
-func (c *cluster) adopt(d delivery) {
+// adopt writes down that a leader takes this server into its cluster. A server
+// that has accepted a list of founders is bound to their cluster.
+func (c *cluster) adopt(d delivery) error {
 	leader := slices.ContainsFunc(d.messages, func(m message) bool {
 		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
 	})
 	bound := c.own.Accepted != nil && c.own.Accepted.Cluster != d.cluster
-	if leader && !bound && c.own.Empty {
-		c.enlist(enlistment{Cluster: d.cluster})
+	if c.own.Cluster != "" || !leader || bound || !c.own.Empty {
+		return nil
 	}
+	return c.enlist(enlistment{Cluster: d.cluster})
 }
 
 // accept binds this server to a list of founders, once in its life.
-func (c *cluster) accept(list *founders) {
-	if c.own.Accepted == nil && c.own.Cluster == "" {
-		c.enlist(enlistment{Accept: list})
+func (c *cluster) accept(list *founders) error {
+	if c.own.Accepted != nil || c.own.Cluster != "" {
+		return nil
 	}
+	return c.enlist(enlistment{Accept: list})
 }
 
 // found makes this server a member of the cluster whose founders have all
 // accepted the list. Each writes the same first entry. A server that was
 // restored from a backup has a log already, which goes on; it founds alone.
 func (c *cluster) found(list *founders) error {
-	if c.own.Cluster != "" || c.enlisting {
+	if c.own.Cluster != "" {
 		return nil
 	}
 	disk, err := c.store.saved()
@@ -1692,20 +1694,21 @@ func (c *cluster) found(list *founders) error {
 	state, first := bootstrap(list.Voters)
 	state.Term = max(state.Term, disk.State.Term)
 	first.Index, first.Term = disk.Last+1, state.Term
-	c.enlist(enlistment{Cluster: list.Cluster, State: &state, Entries: []entry{first}})
-	return nil
-}
-
-func (c *cluster) enlist(e enlistment) {
-	if !c.enlisting {
-		c.enlisting = true
-		c.queue(diskJob{enlist: &e})
+	if err := c.enlist(enlistment{Cluster: list.Cluster, State: &state, Entries: []entry{first}}); err != nil {
+		return err
 	}
+	if disk, err = c.store.saved(); err == nil {
+		c.raft = c.newRaft(c.raft.cfg.self, disk)
+	}
+	return err
 }
 
-// enlisted takes note of an enlistment that is durable.
-func (c *cluster) enlisted(e *enlistment) error {
-	c.enlisting = false
+// enlist writes an enlistment at once: until a server belongs to a cluster the
+// writer has nothing to do, and the protocol nothing to miss.
+func (c *cluster) enlist(e enlistment) error {
+	if err := c.store.enlist(e); err != nil {
+		return diskFailed(err)
+	}
 	if e.Accept != nil {
 		c.own.Accepted = e.Accept
 	}
@@ -1714,15 +1717,11 @@ func (c *cluster) enlisted(e *enlistment) error {
 		c.log.Info("this server belongs to a cluster now", "cluster", e.Cluster)
 	}
 	c.plane.setOwn(c.own)
-	if len(e.Entries) == 0 {
-		return nil
-	}
-	disk, err := c.store.saved()
-	if err != nil {
-		return err
-	}
-	c.raft = c.newRaft(c.raft.cfg.self, disk)
 	return nil
+}
+
+func diskFailed(err error) error {
+	return fmt.Errorf("the database failed; look at the disk and restart, to find out what is there: %w", err)
 }
 
 // queueReady hands the writer what ready asks for.
@@ -1764,8 +1763,6 @@ func (c *cluster) writeLoop() error {
 
 func (c *cluster) write(job diskJob) error {
 	switch rd := job.ready; {
-	case job.enlist != nil:
-		return c.store.enlist(*job.enlist)
 	case rd == nil:
 		return nil
 	case rd.Snapshot != nil:
@@ -1779,8 +1776,7 @@ func (c *cluster) write(job diskJob) error {
 // applied, and gives the writer its next job.
 func (c *cluster) written(r diskResult) error {
 	if r.err != nil {
-		c.log.Error("the disk does not do what it should; the server ends, so that a restart finds out what is there", "err", r.err)
-		return fmt.Errorf("the database failed, look at the disk and restart: %w", r.err)
+		return diskFailed(r.err)
 	}
 	for _, a := range r.done {
 		c.applied = a.Index
@@ -1801,11 +1797,6 @@ func (c *cluster) written(r diskResult) error {
 	}
 	c.reached.raise(c.applied)
 	c.raft.compacted(r.base)
-	if r.job.enlist != nil {
-		if err := c.enlisted(r.job.enlist); err != nil {
-			return err
-		}
-	}
 	if c.queued = c.queued[1:]; len(c.queued) > 0 {
 		c.jobs <- c.queued[0]
 	}
@@ -2891,10 +2882,11 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 	case p.server == nil:
 		return p.adoptAgent(self, servers)
 	}
-	if err := p.negotiate(ctx, self, servers); err != nil {
-		return err
+	err := p.negotiate(ctx, self, servers)
+	if err == nil {
+		err = p.server.setLearners(ctx, learners(self, servers))
 	}
-	return ignoreStop(ctx, p.server.setLearners(ctx, learners(self, servers)))
+	return ignoreStop(ctx, err)
 }
 
 // servers returns the live ones in order of their names, and the addresses of
@@ -3158,16 +3150,13 @@ type foundingStep struct {
 func (p *plane) negotiate(ctx context.Context, self record, servers []record) error {
 	step := nextStep(self, servers, crand.Text())
 	p.setTrouble("cluster", step.why)
-	var err error
 	switch {
 	case step.accept != nil:
-		err = p.server.call(ctx, func() { p.server.accept(step.accept) })
+		return p.server.tell(ctx, func() error { return p.server.accept(step.accept) })
 	case step.found != nil:
-		var failed error
-		err = p.server.call(ctx, func() { failed = p.server.found(step.found) })
-		err = errors.Join(err, failed)
+		return p.server.tell(ctx, func() error { return p.server.found(step.found) })
 	}
-	return ignoreStop(ctx, err)
+	return nil
 }
 
 // nextStep decides it from what the servers say of themselves; others are the
