@@ -9,14 +9,14 @@
 // cluster_test.go does. One goroutine, the driver below, owns the value.
 //
 // The lower half does what the value says: the driver (cluster) with the
-// writer and the links to its peers, and then the plane, which every node has:
+// links to its peers, and then the plane, which every node has:
 // the listener, the table of members, the founding of a cluster, and the calls
 // between nodes. The plane decides nothing that the log must agree on: what it
 // knows of others is a hint, and whoever acts on it must bear that it is wrong.
 //
 // Goroutines. cluster.run owns the value, executes what others tell it, and has
-// as children the writer, a carrier for each link, and the leader's work while
-// this server leads.
+// as children one write at a time, a carrier for each link, and the leader's
+// work while this server leads.
 // plane.run has the HTTP server and the loop that sends heartbeats. Each waits
 // for its children.
 package main
@@ -1256,7 +1256,7 @@ func (l *raftLog) forgetVoters(commit uint64) {
 	}
 }
 
-// The driver: the goroutine that owns the value, and the one that writes for it
+// The driver: the goroutine that owns the value
 
 const (
 	tickTime       = 20 * time.Millisecond // of the protocol, times --raft-multiplier
@@ -1296,22 +1296,6 @@ type delivery struct {
 	image    string // path, "": none; who takes the delivery removes it
 }
 
-// A diskJob is what the writer does next: first it applies, because callers
-// wait for that, then it makes durable.
-type diskJob struct {
-	commit uint64 // 0: nothing to apply
-	ready  *ready // nil: nothing to write
-	image  string // path of the snapshot that ready names
-}
-
-// A diskResult is what came of a diskJob.
-type diskResult struct {
-	job  diskJob
-	base uint64 // last entry dropped from the log
-	done []applied
-	err  error // fatal: nothing is known about the disk any more
-}
-
 // cluster drives the protocol on a server. Its methods may be called by
 // anybody, those below drive only by run.
 type cluster struct {
@@ -1321,19 +1305,18 @@ type cluster struct {
 	lead     func(ctx context.Context, term uint64) error // the leader's work, for one term
 	tickTime time.Duration
 	events   chan func() error // for run to execute, see tell
-	jobs     chan diskJob      // to the writer
 	stopped  chan struct{}     // closed when run takes no more events
 	office   atomic.Uint64     // term that this server leads in, 0: it does not
 	term     atomic.Uint64     // in force, at least that of the log on disk
 	view     atomic.Pointer[raftStatus]
-	reached  watermark      // what is applied
-	children errgroup.Group // the writer, the carriers of links, the leader's work
+	reached  atomic.Pointer[reached]
+	children errgroup.Group // a write, the carriers of links, the leader's work
 
 	// Owned by run.
 	raft         *raft
 	waiting      []*proposal // appended, in order of their indexes
 	waitingBytes int         // of their data
-	queued       []diskJob   // for the writer, in order; the first is with it
+	queued       []ready     // for the disk, in order; the first is on its way there
 	applied      uint64
 	own          ownRow
 	retire       context.CancelFunc // ends the leader's work; nil: there is none
@@ -1363,11 +1346,11 @@ func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Contex
 	}
 	c := &cluster{
 		plane: p, store: s, log: p.log, lead: lead, tickTime: tick, own: own, applied: disk.Applied,
-		events: make(chan func() error), jobs: make(chan diskJob, 1), stopped: make(chan struct{}),
+		events: make(chan func() error), stopped: make(chan struct{}),
 		links: map[linkKey]*link{}, images: map[position]string{},
 	}
 	c.raft = c.newRaft(self, disk)
-	c.reached.raise(disk.Applied)
+	c.raise()
 	c.publish()
 	p.attach(c, own)
 	return c, nil
@@ -1419,7 +1402,30 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 // waitApplied returns once this server has applied the log up to index, so that
 // who was told of that index by the leader reads here what it wrote there.
 func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
-	return c.reached.wait(ctx, index)
+	for {
+		r := c.reached.Load()
+		if r.index >= index {
+			return nil
+		}
+		select {
+		case <-r.passed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// reached is how far the log is applied; passed is closed when that is further.
+type reached struct {
+	index  uint64
+	passed chan struct{}
+}
+
+// raise shows others what is applied now.
+func (c *cluster) raise() {
+	if before := c.reached.Swap(&reached{c.applied, make(chan struct{})}); before != nil {
+		close(before.passed)
+	}
 }
 
 // tell hands run an event, which it will execute, between two others. If that
@@ -1521,11 +1527,9 @@ func pause(ctx context.Context, d time.Duration) error {
 // does. Whoever waits in propose is answered.
 func (c *cluster) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	c.children.Go(c.writeLoop)
 	err := c.drive(ctx)
 	close(c.stopped)
 	cancel()
-	close(c.jobs)
 	c.resign()
 	return errors.Join(err, c.children.Wait(), removeImages(c.plane.cfg.Dir))
 }
@@ -1554,7 +1558,7 @@ func (c *cluster) drive(ctx context.Context) error {
 		c.publish()
 		if rd, ok := c.raft.ready(); ok {
 			c.send(ctx, rd.Messages)
-			c.queueReady(rd)
+			c.save(rd)
 		}
 		c.takeOffice(ctx)
 	}
@@ -1703,8 +1707,8 @@ func (c *cluster) found(list *founders) error {
 	return err
 }
 
-// enlist writes an enlistment at once: until a server belongs to a cluster the
-// writer has nothing to do, and the protocol nothing to miss.
+// enlist writes an enlistment at once: until a server belongs to a cluster there
+// is nothing else to write, and the protocol has nothing to miss.
 func (c *cluster) enlist(e enlistment) error {
 	if err := c.store.enlist(e); err != nil {
 		return diskFailed(err)
@@ -1724,61 +1728,52 @@ func diskFailed(err error) error {
 	return fmt.Errorf("the database failed; look at the disk and restart, to find out what is there: %w", err)
 }
 
-// queueReady hands the writer what ready asks for.
-func (c *cluster) queueReady(rd ready) {
-	job := diskJob{commit: rd.Commit}
-	if rd.writes() {
-		job.ready = &rd
+// save has done on the disk what ready asks for, one after the other.
+func (c *cluster) save(rd ready) {
+	if rd.Commit == 0 && !rd.writes() {
+		return
 	}
+	if c.queued = append(c.queued, rd); len(c.queued) == 1 {
+		c.saveNext()
+	}
+}
+
+// saveNext begins the first of queued. The store's writing side belongs to that
+// goroutine until it has told what came of it.
+func (c *cluster) saveNext() {
+	rd, image := c.queued[0], ""
 	if rd.Snapshot != nil {
-		job.image = c.images[rd.Snapshot.position]
+		image = c.images[rd.Snapshot.position]
 	}
-	if job != (diskJob{}) {
-		c.queue(job)
-	}
-}
-
-// queue hands the writer a job as soon as it is free.
-func (c *cluster) queue(job diskJob) {
-	if c.queued = append(c.queued, job); len(c.queued) == 1 {
-		c.jobs <- job
-	}
-}
-
-// writeLoop owns the store's writing side.
-func (c *cluster) writeLoop() error {
-	for job := range c.jobs {
-		r := diskResult{job: job}
-		r.done, r.err = c.store.applyUpTo(job.commit)
-		if r.err == nil {
-			r.err = c.write(job)
-		}
-		r.base = c.store.logFirst - 1
-		if err := c.tell(context.Background(), func() error { return c.written(r) }); err != nil || r.err != nil {
-			break // the driver knows, or has ended
-		}
-	}
-	return nil
-}
-
-func (c *cluster) write(job diskJob) error {
-	switch rd := job.ready; {
-	case rd == nil:
+	c.children.Go(func() error {
+		done, err := c.write(rd, image)
+		base := c.store.logFirst - 1
+		c.tell(context.Background(), func() error { return c.written(rd, done, base, err) }) // or run has ended
 		return nil
-	case rd.Snapshot != nil:
-		return c.store.install(job.image, rd.Snapshot.position, rd.State, rd.Entries)
-	default:
-		return c.store.persist(rd.State, rd.Entries)
-	}
+	})
 }
 
-// written takes note of what the writer did, answers whose commands were
-// applied, and gives the writer its next job.
-func (c *cluster) written(r diskResult) error {
-	if r.err != nil {
-		return diskFailed(r.err)
+// write first applies, because callers wait for that, and then makes durable.
+func (c *cluster) write(rd ready, image string) (done []applied, err error) {
+	done, err = c.store.applyUpTo(rd.Commit)
+	switch {
+	case err != nil:
+		return nil, err
+	case rd.Snapshot != nil:
+		return done, c.store.install(image, rd.Snapshot.position, rd.State, rd.Entries)
+	case rd.writes():
+		return done, c.store.persist(rd.State, rd.Entries)
 	}
-	for _, a := range r.done {
+	return done, nil
+}
+
+// written takes note of what is on the disk, answers whose commands were
+// applied, and begins the next write. base is the last entry dropped from the log.
+func (c *cluster) written(rd ready, done []applied, base uint64, err error) error {
+	if err != nil {
+		return diskFailed(err)
+	}
+	for _, a := range done {
 		c.applied = a.Index
 		if len(c.waiting) > 0 && c.waiting[0].index == a.Index {
 			c.waiting[0].done <- outcome{a, a.Err}
@@ -1786,19 +1781,19 @@ func (c *cluster) written(r diskResult) error {
 			c.waiting[0], c.waiting = nil, c.waiting[1:]
 		}
 	}
-	if rd := r.job.ready; rd != nil {
-		if rd.Snapshot != nil {
-			c.applied = rd.Snapshot.Index
-			if err := c.dropImages(rd.Snapshot.Index); err != nil {
-				return err
-			}
+	if rd.Snapshot != nil {
+		c.applied = rd.Snapshot.Index
+		if err := c.dropImages(rd.Snapshot.Index); err != nil {
+			return err
 		}
-		c.raft.persisted(*rd)
 	}
-	c.reached.raise(c.applied)
-	c.raft.compacted(r.base)
+	if rd.writes() {
+		c.raft.persisted(rd)
+	}
+	c.raise()
+	c.raft.compacted(base)
 	if c.queued = c.queued[1:]; len(c.queued) > 0 {
-		c.jobs <- c.queued[0]
+		c.saveNext()
 	}
 	return nil
 }
@@ -1851,46 +1846,6 @@ func (c *cluster) resign() {
 		p.done <- outcome{err: errUnknown}
 	}
 	c.waiting, c.waitingBytes = nil, 0
-}
-
-// A watermark is a number that grows, and that others wait for.
-type watermark struct {
-	mu    sync.Mutex
-	at    uint64        // guarded by mu
-	grown chan struct{} // guarded by mu: closed when at grows, nil if nobody waits
-}
-
-func (w *watermark) raise(to uint64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if to <= w.at {
-		return
-	}
-	w.at = to
-	if w.grown != nil {
-		close(w.grown)
-		w.grown = nil
-	}
-}
-
-func (w *watermark) wait(ctx context.Context, until uint64) error {
-	for {
-		w.mu.Lock()
-		if w.at >= until {
-			w.mu.Unlock()
-			return nil
-		}
-		if w.grown == nil {
-			w.grown = make(chan struct{})
-		}
-		grown := w.grown
-		w.mu.Unlock()
-		select {
-		case <-grown:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 // Messages between servers
