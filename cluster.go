@@ -32,7 +32,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -1288,14 +1287,6 @@ type outcome struct {
 	err error
 }
 
-// A delivery is what came from a peer: messages, or a snapshot and the file
-// that holds it.
-type delivery struct {
-	cluster  string
-	messages []message
-	image    string // path, "": none; who takes the delivery removes it
-}
-
 // cluster drives the protocol on a server. Its methods may be called by
 // anybody, those below drive only by run.
 type cluster struct {
@@ -1320,7 +1311,7 @@ type cluster struct {
 	applied      uint64
 	own          ownRow
 	retire       context.CancelFunc // ends the leader's work; nil: there is none
-	links        map[linkKey]*link
+	links        map[linkKey]chan message
 	images       map[position]string // paths of snapshots that are to be installed
 }
 
@@ -1347,7 +1338,7 @@ func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Contex
 	c := &cluster{
 		plane: p, store: s, log: p.log, lead: lead, tickTime: tick, own: own, applied: disk.Applied,
 		events: make(chan func() error), stopped: make(chan struct{}),
-		links: map[linkKey]*link{}, images: map[position]string{},
+		links: map[linkKey]chan message{}, images: map[position]string{},
 	}
 	c.raft = c.newRaft(self, disk)
 	c.raise()
@@ -1502,9 +1493,9 @@ func (c *cluster) setLearners(ctx context.Context, list []server) error {
 	return c.call(ctx, func() {
 		c.raft.setLearners(list)
 		keep := slices.Concat(list, c.raft.status().Voters)
-		for k, l := range c.links {
-			if !slices.ContainsFunc(keep, func(s server) bool { return s.ID == k.id }) {
-				close(l.queue)
+		for k, queue := range c.links {
+			if !slices.Contains(keep, k.to) {
+				close(queue)
 				delete(c.links, k)
 			}
 		}
@@ -1599,7 +1590,7 @@ func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
 }
 
 // publish shows others what this server knows now. The term is out before an
-// entry of a later leader can be written: see link.fill.
+// entry of a later leader can be written: see fill.
 func (c *cluster) publish() {
 	st := c.raft.status()
 	c.term.Store(st.Term)
@@ -1633,14 +1624,16 @@ func (c *cluster) append(p *proposal) {
 	c.waitingBytes += len(p.data)
 }
 
-// receive takes what a peer sent. Only messages of this server's own cluster
-// reach the protocol; one that belongs to none joins the first leader's.
-func (c *cluster) receive(d delivery) error {
-	if err := c.adopt(d); err != nil {
+// receive takes what a server of a cluster sent. Only messages of this server's
+// own cluster reach the protocol; one that belongs to none joins the first
+// leader's. image is the path of the snapshot that the message announces, and
+// is the driver's to remove.
+func (c *cluster) receive(cluster string, messages []message, image string) error {
+	if err := c.adopt(cluster, messages); err != nil {
 		return err
 	}
-	taken := d.cluster == c.own.Cluster && c.takesPart()
-	for _, m := range d.messages {
+	taken := cluster == c.own.Cluster && c.takesPart()
+	for _, m := range messages {
 		if !taken {
 			break
 		}
@@ -1653,27 +1646,27 @@ func (c *cluster) receive(d delivery) error {
 			return fmt.Errorf("the server ends, because its data contradicts the cluster's; give it an empty --data-dir: %w", err)
 		}
 	}
-	if d.image == "" {
+	if image == "" {
 		return nil
 	}
-	if at := d.messages[0].Prev; taken && c.raft.snap != nil && c.raft.snap.position == at && c.images[at] == "" {
-		c.images[at] = d.image
+	if at := messages[0].Prev; taken && c.raft.snap != nil && c.raft.snap.position == at && c.images[at] == "" {
+		c.images[at] = image
 		return nil
 	}
-	return os.Remove(d.image)
+	return os.Remove(image)
 }
 
 // adopt writes down that a leader takes this server into its cluster. A server
 // that has accepted a list of founders is bound to their cluster.
-func (c *cluster) adopt(d delivery) error {
-	leader := slices.ContainsFunc(d.messages, func(m message) bool {
+func (c *cluster) adopt(cluster string, messages []message) error {
+	leader := slices.ContainsFunc(messages, func(m message) bool {
 		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
 	})
-	bound := c.own.Accepted != nil && c.own.Accepted.Cluster != d.cluster
+	bound := c.own.Accepted != nil && c.own.Accepted.Cluster != cluster
 	if c.own.Cluster != "" || !leader || bound || !c.own.Empty {
 		return nil
 	}
-	return c.enlist(enlistment{Cluster: d.cluster})
+	return c.enlist(enlistment{Cluster: cluster})
 }
 
 // accept binds this server to a list of founders, once in its life.
@@ -1851,114 +1844,19 @@ func (c *cluster) resign() {
 // Messages between servers
 
 const (
-	packetFormat      = 1                                    // of encodePacket
-	packetMessagesMax = 64                                   // in one packet
-	packetBytesMax    = 2*appendBytesMax + 2*commandBytesMax // of one packet: the largest append and the heads of its entries fit
-	quickQueueMax     = packetMessagesMax                    // heartbeats and answers: older than a few seconds they are of no use
-	bulkQueueMax      = 8                                    // appends with entries: the protocol has one under way
-	bulkTimeout       = 10 * time.Second                     // of an append with entries
-	imageBytesMax     = int64(64 << 30)                      // of a snapshot
-	imageChunkTime    = 30 * time.Second                     // for the next part of a snapshot or an output
+	packetMessagesMax = 64                // in one request
+	quickQueueMax     = packetMessagesMax // heartbeats and answers: older than a few seconds they are of no use
+	bulkQueueMax      = 8                 // appends with entries: the protocol has one under way
+	bulkTimeout       = 10 * time.Second  // of an append with entries
+	imageBytesMax     = int64(64 << 30)   // of a snapshot
+	imageChunkTime    = 30 * time.Second  // for the next part of a snapshot or an output
 )
-
-// packet is the head of a batch of messages: what its JSON says. The data of
-// the entries follows it as it is.
-type packet struct {
-	Cluster  string          `json:"cluster"`
-	Messages []packedMessage `json:"messages"`
-}
-
-type packedMessage struct {
-	message               // without Entries
-	Packed  []packedEntry `json:",omitempty"`
-}
-
-// packedEntry is an entry whose data stands behind the head.
-type packedEntry struct {
-	Index, Term uint64
-	Kind        entryKind
-	Size        int
-}
-
-// encodePacket returns messages as they travel: the format number, the length
-// of the head, the head, the data of all entries in order.
-func encodePacket(cluster string, messages []message) ([]byte, error) {
-	p := packet{Cluster: cluster}
-	size := 0
-	for _, m := range messages {
-		packed := packedMessage{message: m}
-		packed.Entries = nil
-		for _, e := range m.Entries {
-			packed.Packed = append(packed.Packed, packedEntry{e.Index, e.Term, e.Kind, len(e.Data)})
-			size += len(e.Data)
-		}
-		p.Messages = append(p.Messages, packed)
-	}
-	head, err := json.Marshal(p)
-	if err != nil {
-		return nil, err
-	}
-	data := make([]byte, 0, 1+binary.MaxVarintLen64+len(head)+size)
-	data = binary.AppendUvarint(append(data, packetFormat), uint64(len(head)))
-	data = append(data, head...)
-	for _, m := range messages {
-		for _, e := range m.Entries {
-			data = append(data, e.Data...)
-		}
-	}
-	return data, nil
-}
-
-// decodePacket is the inverse of encodePacket. The entries alias data.
-// errFormat and errMalformed are its errors.
-func decodePacket(data []byte) (cluster string, messages []message, err error) {
-	if len(data) == 0 || data[0] != packetFormat {
-		return "", nil, errFormat
-	}
-	size, n := binary.Uvarint(data[1:])
-	if n <= 0 || size > uint64(len(data)-1-n) {
-		return "", nil, errMalformed
-	}
-	head, rest := data[1+n:][:size], data[1+n:][size:]
-	var p packet
-	if json.Unmarshal(head, &p) != nil || p.Cluster == "" || len(p.Messages) > packetMessagesMax {
-		return "", nil, errMalformed
-	}
-	for _, packed := range p.Messages {
-		m := packed.message
-		m.Entries = nil
-		if len(packed.Packed) > appendEntriesMax {
-			return "", nil, errMalformed
-		}
-		for _, e := range packed.Packed {
-			if e.Size < 0 || e.Size > len(rest) {
-				return "", nil, errMalformed
-			}
-			m.Entries = append(m.Entries, entry{e.Index, e.Term, e.Kind, rest[:e.Size:e.Size]})
-			rest = rest[e.Size:]
-		}
-		messages = append(messages, m)
-	}
-	if len(rest) > 0 {
-		return "", nil, errMalformed
-	}
-	return p.Cluster, messages, nil
-}
 
 // linkKey names one of the two links to a server. What is large has its own,
 // so that it never delays a heartbeat.
 type linkKey struct {
-	id   string
+	to   server
 	bulk bool
-}
-
-// A link carries messages to one server, in order, over a connection of its
-// own. Its goroutine ends when queue is closed or its context ends.
-type link struct {
-	to      server
-	queue   chan message
-	client  *http.Client
-	timeout time.Duration
 }
 
 // isBulk reports whether a message carries entries or a snapshot.
@@ -1971,7 +1869,7 @@ func (m *message) isBulk() bool {
 func (c *cluster) send(ctx context.Context, messages []message) {
 	for _, m := range messages {
 		select {
-		case c.link(ctx, &m).queue <- m:
+		case c.link(ctx, linkKey{m.To, m.isBulk()}) <- m:
 		default:
 			c.plane.refused.dropped.Add(1)
 			c.raft.unreachable(m.To.ID)
@@ -1979,174 +1877,147 @@ func (c *cluster) send(ctx context.Context, messages []message) {
 	}
 }
 
-func (c *cluster) link(ctx context.Context, m *message) *link {
-	k := linkKey{m.To.ID, m.isBulk()}
-	l := c.links[k]
-	if l == nil {
-		l = &link{to: m.To, queue: make(chan message, quickQueueMax), timeout: c.electionTime(), client: c.plane.newClient(1)}
+// link returns the queue of a link, and begins to carry what it will hold.
+func (c *cluster) link(ctx context.Context, k linkKey) chan<- message {
+	if c.links[k] == nil {
+		queue := make(chan message, quickQueueMax)
 		if k.bulk {
-			l.queue, l.timeout = make(chan message, bulkQueueMax), bulkTimeout
+			queue = make(chan message, bulkQueueMax)
 		}
-		c.links[k] = l
-		c.children.Go(func() error { c.carry(ctx, l); return nil })
+		c.links[k] = queue
+		c.children.Go(func() error { c.carry(ctx, k.to, queue); return nil })
 	}
-	return l
+	return c.links[k]
 }
 
-// carry is a link's goroutine.
-func (c *cluster) carry(ctx context.Context, l *link) {
-	defer l.client.CloseIdleConnections()
+// carry brings messages to a server, in order, until queue is closed or ctx ends.
+func (c *cluster) carry(ctx context.Context, to server, queue <-chan message) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case m, ok := <-l.queue:
+		case m, ok := <-queue:
 			if !ok {
 				return
 			}
-			err := c.deliver(ctx, l, m)
-			if err == nil || ctx.Err() != nil {
-				continue
+			if err := c.deliver(ctx, m, queue); err != nil && ctx.Err() == nil {
+				c.log.Debug("a message to another server did not get through", "server", to.Name, "err", err)
+				c.tell(ctx, func() error { c.raft.unreachable(to.ID); return nil }) // an error only says that the driver ends
 			}
-			c.log.Debug("a message to another server did not get through", "server", l.to.Name, "err", err)
-			c.tell(ctx, func() error { c.raft.unreachable(l.to.ID); return nil }) // an error only says that the driver ends
 		}
 	}
 }
 
-// deliver sends a message, and with it those that wait behind it.
-func (c *cluster) deliver(ctx context.Context, l *link, m message) error {
-	to, ok := c.plane.byID(l.to.ID)
+// deliver sends a message; with a small one go those that wait behind it.
+func (c *cluster) deliver(ctx context.Context, m message, behind <-chan message) error {
+	to, ok := c.plane.byID(m.To.ID)
 	if !ok {
 		return errNoAddress
 	}
 	if m.Kind == msgSnapshot {
-		return c.sendImage(ctx, l, to, m)
+		return c.sendImage(ctx, to, m)
 	}
-	batch, ok, err := []message{m}, true, error(nil)
-	for more := !m.isBulk(); more && len(batch) < packetMessagesMax; {
-		select {
-		case m, more = <-l.queue:
-			if more {
-				batch = append(batch, m)
-			}
-		default:
-			more = false
-		}
-	}
+	batch, timeout := []message{m}, c.electionTime()
 	if m.isBulk() {
-		if batch[0], ok, err = c.fill(batch[0]); err != nil || !ok {
+		timeout = bulkTimeout
+		if ok, err := c.fill(&batch[0]); err != nil || !ok {
 			return err
 		}
+	} else {
+		for len(behind) > 0 && len(batch) < packetMessagesMax {
+			batch = append(batch, <-behind)
+		}
 	}
-	data, err := encodePacket(c.plane.clusterID(), batch)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return c.plane.post(ctx, l.client, to, "/raft", bytes.NewReader(data), int64(len(data)))
+	return c.plane.exchange(ctx, c.plane.beats, to, "/raft", batch, &struct{}{}, false)
 }
 
 // fill reads the entries that an append is to carry, if the protocol left that
 // to us. ok is false if they are not there any more: they were trimmed, or this
 // server has heard of a later term, whose leader may have replaced them.
-func (c *cluster) fill(m message) (filled message, ok bool, err error) {
+func (c *cluster) fill(m *message) (ok bool, err error) {
 	if len(m.Entries) > 0 {
-		return m, true, nil
+		return true, nil
 	}
 	list, err := c.store.entries(m.Prev.Index+1, appendBytesMax)
 	if err != nil {
-		return m, false, err
+		return false, err
 	}
-	if n := m.Last - m.Prev.Index; uint64(len(list)) > n {
-		list = list[:n]
-	}
-	m.Entries = list
-	ok = len(list) > 0 && list[0].Index == m.Prev.Index+1 && c.term.Load() == m.Term
-	return m, ok, nil
+	m.Entries = list[:min(uint64(len(list)), m.Last-m.Prev.Index)]
+	return len(list) > 0 && list[0].Index == m.Prev.Index+1 && c.term.Load() == m.Term, nil
 }
 
-// takePacket is where the messages of peers come in.
-func (c *cluster) takePacket(w http.ResponseWriter, r *http.Request) error {
-	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, packetBytesMax))
-	if err != nil {
+// takeMessages is where the messages of peers come in.
+func (c *cluster) takeMessages(w http.ResponseWriter, r *http.Request) error {
+	var messages []message
+	if err := readJSON(w, r, rpcBytesMax, &messages); err != nil {
 		return err
 	}
-	cluster, messages, err := decodePacket(data)
-	if err != nil {
+	if err := c.take(r, messages, ""); err != nil {
 		return err
 	}
-	return c.takeDelivery(r.Context(), delivery{cluster: cluster, messages: messages})
+	return writeJSON(w, struct{}{})
 }
 
-func (c *cluster) takeDelivery(ctx context.Context, d delivery) error {
-	if own := c.plane.clusterID(); own != "" && own != d.cluster {
+// take hands the driver what a peer sent: messages, or one that announces the
+// snapshot in the file image. After an error the file is the caller's.
+func (c *cluster) take(r *http.Request, messages []message, image string) error {
+	from := r.Header.Get(headerCluster)
+	if own := c.plane.clusterID(); from == "" || own != "" && own != from {
 		return errForeign
 	}
-	return c.tell(ctx, func() error { return c.receive(d) })
+	return c.tell(r.Context(), func() error { return c.receive(from, messages, image) })
 }
 
 // Snapshots
 
-// sendImage sends a follower a copy of this server's state: the length of a
-// packet with the message that names it, the packet, the file.
-func (c *cluster) sendImage(ctx context.Context, l *link, to record, m message) error {
+// sendImage sends a follower a copy of this server's state, behind the message
+// that names it.
+func (c *cluster) sendImage(ctx context.Context, to record, m message) error {
 	file, snap, err := c.store.image(ctx)
 	if err != nil {
 		c.log.Error("a server that is far behind gets no snapshot; look at this server's disk", "server", to.Name, "err", err)
 		return err
 	}
 	defer file.Close()
-	m.Prev, m.Voters = snap.position, snap.Voters
-	head, err := encodePacket(c.plane.clusterID(), []message{m})
-	if err != nil {
-		return err
-	}
 	info, err := file.Stat()
 	if err != nil {
 		return err
 	}
+	m.Prev, m.Voters = snap.position, snap.Voters
+	head, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
 	c.log.Info("sending a snapshot to a server that is far behind", "server", to.Name, "bytes", info.Size(), "index", snap.Index)
-	head = append(binary.BigEndian.AppendUint32(nil, uint32(len(head))), head...)
-	return c.plane.post(ctx, l.client, to, "/snapshot", io.MultiReader(bytes.NewReader(head), file), int64(len(head))+info.Size())
+	r, err := c.plane.request(ctx, http.MethodPost, to, "/snapshot", file)
+	if err != nil {
+		return err
+	}
+	r.ContentLength = info.Size()
+	r.Header.Set(headerMessage, string(head))
+	return answerTo(c.plane.beats, r, &struct{}{})
 }
 
 // takeImage receives a snapshot into a file and hands it to the driver.
 func (c *cluster) takeImage(w http.ResponseWriter, r *http.Request) error {
-	if r.ContentLength < 0 || r.ContentLength > imageBytesMax {
+	var m message
+	err := json.Unmarshal([]byte(r.Header.Get(headerMessage)), &m)
+	if err != nil || m.Kind != msgSnapshot || r.ContentLength < 0 || r.ContentLength > imageBytesMax {
 		return errMalformed
 	}
-	body := &patientReader{r.Body, http.NewResponseController(w)}
-	var length [4]byte
-	if _, err := io.ReadFull(body, length[:]); err != nil {
+	image, err := c.storeImage(&patientReader{r.Body, http.NewResponseController(w)}, m)
+	if err == nil {
+		err = c.take(r, []message{m}, image)
+	}
+	if err != nil {
+		if image != "" {
+			err = errors.Join(err, os.Remove(image))
+		}
 		return err
 	}
-	size := binary.BigEndian.Uint32(length[:])
-	if size > packetBytesMax {
-		return errMalformed
-	}
-	head := make([]byte, size)
-	if _, err := io.ReadFull(body, head); err != nil {
-		return err
-	}
-	cluster, messages, err := decodePacket(head)
-	switch {
-	case err != nil:
-		return err
-	case len(messages) != 1 || messages[0].Kind != msgSnapshot:
-		return errMalformed
-	case cluster != c.plane.clusterID():
-		return errForeign // a new server is taken in by an append first
-	}
-	d := delivery{cluster: cluster, messages: messages}
-	if d.image, err = c.storeImage(body, messages[0]); err == nil {
-		err = c.takeDelivery(r.Context(), d)
-	}
-	if err != nil && d.image != "" {
-		err = errors.Join(err, os.Remove(d.image))
-	}
-	return err
+	return writeJSON(w, struct{}{})
 }
 
 // storeImage writes a snapshot to a file, and looks whether it is what the
@@ -2184,7 +2055,7 @@ func (p *patientReader) Read(b []byte) (int, error) {
 // The cluster plane: how nodes talk to each other
 
 const (
-	planeFormat         = "1"              // of requests and their answers
+	planeFormat         = "2"              // of requests and their answers
 	rpcBytesMax         = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
 	greetingBytesMax    = 8 << 20          // of a heartbeat: the table of 10,000 nodes
 	planeHeaderTime     = 5 * time.Second  // for a handshake and a request's head
@@ -2192,6 +2063,7 @@ const (
 	planeWriteTime      = time.Minute      // for an answer, longer than any call waits for one
 	planeDrainTime      = time.Second      // for answers under way when the node stops
 	planeIdleTime       = 2 * time.Minute  // of a kept-alive connection
+	planeBeatsPerNode   = 4                // more than the heartbeat and the two links to one node ever need at a time
 	planeConnsPerNode   = 16               // of calls to one node; more wait for each other
 	planeStreamsPerNode = 1_000            // of requests passed on and outputs that are followed, which may take for ever
 	dialTimeout         = 2 * time.Second  // includes the handshake
@@ -2349,7 +2221,7 @@ type plane struct {
 	tls      *tls.Config // nil without a key
 	calls    *http.Client
 	streams  *http.Client // for what may take long, so that it never keeps a call from its connection
-	beats    *http.Client // for heartbeats, which must not wait for either
+	beats    *http.Client // for heartbeats and links, which must not wait for either
 	refused  counters
 	admitted atomic.Bool   // nobody has said that this node's name or id is another's
 	hurry    chan struct{} // the next heartbeat is due now; holds one
@@ -2377,7 +2249,7 @@ func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, erro
 		}
 		p.scheme = "https"
 	}
-	p.calls, p.streams, p.beats = p.newClient(planeConnsPerNode), p.newClient(planeStreamsPerNode), p.newClient(1)
+	p.calls, p.streams, p.beats = p.newClient(planeConnsPerNode), p.newClient(planeStreamsPerNode), p.newClient(planeBeatsPerNode)
 	var err error
 	if p.listener, err = net.Listen("tcp", cfg.Bind); err != nil {
 		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)
@@ -3191,6 +3063,7 @@ const (
 	headerCluster = "Belfry-Cluster" // of the caller
 	headerTo      = "Belfry-To"      // id of the node that is meant
 	headerRefused = "Belfry-Refused" // in answers: a key of refusalCodes
+	headerMessage = "Belfry-Message" // the message that announces a snapshot
 	headerActor   = "Belfry-Actor"   // of a forwarded request: who asks
 	headerClient  = "Belfry-Client"  // of a forwarded request: the address of who asks
 	headerRequest = "Belfry-Request" // of a forwarded request: under which id it is done once
@@ -3222,7 +3095,7 @@ func (p *plane) handler() http.Handler {
 	handle("POST /question", false, p.serveQuestion)
 	handle("GET /output", false, p.serveOutput)
 	if p.server != nil {
-		handle("POST /raft", true, p.server.takePacket)
+		handle("POST /raft", true, p.server.takeMessages)
 		handle("POST /snapshot", true, p.server.takeImage)
 		handle("POST /results", false, p.serveResults)
 		handle("POST /remove", false, p.serveRemove)
@@ -3405,16 +3278,6 @@ func (p *plane) serveRemove(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, struct{}{})
 }
 
-// post sends a body and wants nothing back.
-func (p *plane) post(ctx context.Context, client *http.Client, to record, path string, body io.Reader, size int64) error {
-	resp, err := p.do(ctx, client, http.MethodPost, to, path, body, size, false)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, rpcBytesMax)) // so that the connection can be used again
-	return errors.Join(err, resp.Body.Close())
-}
-
 // exchange sends in as JSON and reads the answer into out. What is final must
 // not be passed on.
 func (p *plane) exchange(ctx context.Context, client *http.Client, to record, path string, in, out any, final bool) error {
@@ -3422,7 +3285,19 @@ func (p *plane) exchange(ctx context.Context, client *http.Client, to record, pa
 	if err != nil {
 		return err
 	}
-	resp, err := p.do(ctx, client, http.MethodPost, to, path, bytes.NewReader(data), int64(len(data)), final)
+	r, err := p.request(ctx, http.MethodPost, to, path, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	if final {
+		r.Header.Set(headerFinal, "true")
+	}
+	return answerTo(client, r, out)
+}
+
+// answerTo makes a request and reads the answer into out.
+func answerTo(client *http.Client, r *http.Request, out any) error {
+	resp, err := do(client, r)
 	if err != nil {
 		return err
 	}
@@ -3434,18 +3309,21 @@ func (p *plane) exchange(ctx context.Context, client *http.Client, to record, pa
 	return json.Unmarshal(answer, out)
 }
 
-// do makes a request. An answer other than success is an error, and so is none;
-// errRefused says that nothing was done.
-func (p *plane) do(ctx context.Context, client *http.Client, method string, to record, path string, body io.Reader, size int64, final bool) (*http.Response, error) {
-	var connected atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+func (p *plane) request(ctx context.Context, method string, to record, path string, body io.Reader) (*http.Request, error) {
 	r, err := http.NewRequestWithContext(ctx, method, p.scheme+"://"+to.Addr+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
-	r.ContentLength = size
-	p.sign(r.Header, to, final)
-	resp, err := client.Do(r)
+	p.sign(r.Header, to, false)
+	return r, nil
+}
+
+// do makes a request. An answer other than success is an error, and so is none;
+// errRefused says that nothing was done.
+func do(client *http.Client, r *http.Request) (*http.Response, error) {
+	var connected atomic.Bool
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }}
+	resp, err := client.Do(r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
 	if err != nil {
 		if !connected.Load() {
 			err = fmt.Errorf("%w: %w: %w", errRefused, errNoConnection, err)
@@ -3545,7 +3423,11 @@ func (p *plane) outputFrom(ctx context.Context, node string, execution int64, fo
 		return fmt.Errorf("%w: %s: %w", errRefused, node, errNoAddress)
 	}
 	path := fmt.Sprintf("/output?execution=%d&from=%d&follow=%t", execution, from, follow)
-	resp, err := p.do(ctx, p.streams, http.MethodGet, to, path, http.NoBody, 0, false)
+	r, err := p.request(ctx, http.MethodGet, to, path, http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := do(p.streams, r)
 	if err != nil {
 		return err
 	}

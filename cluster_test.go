@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -2209,12 +2210,12 @@ func TestPlane_Refusals(t *testing.T) {
 	term := a.cluster.status().Term
 	self := server{"a", a.cfg.ID}
 	vote := message{Kind: msgVote, From: server{"x", "id-x"}, To: self, Term: 99}
-	pack := func(cluster string, messages ...message) []byte {
-		data, err := encodePacket(cluster, messages)
+	pack := func(v ...message) []byte {
+		data, err := json.Marshal(v)
 		a.must(err)
 		return data
 	}
-	own := a.plane.clusterID()
+	foreign := map[string]string{headerCluster: "another"}
 	misdirected := vote
 	misdirected.To.ID = "id-y"
 	entries := message{Kind: msgAppend, From: vote.From, To: self, Term: 99, Entries: []entry{{Index: 5, Term: 1}}}
@@ -2224,18 +2225,17 @@ func TestPlane_Refusals(t *testing.T) {
 		header     map[string]string
 		counter    *atomic.Int64
 	}{
-		{name: "Foreign", path: "/raft", body: pack("another", vote), counter: &a.plane.refused.foreign},
-		{name: "Format", path: "/raft", body: append([]byte{9}, pack(own, vote)[1:]...), counter: &a.plane.refused.format},
-		{name: "Malformed", path: "/raft", body: pack(own, vote)[:20], counter: &a.plane.refused.malformed},
-		{name: "MalformedForTheProtocol", path: "/raft", body: pack(own, entries), counter: &a.plane.refused.malformed},
-		{name: "Misdirected", path: "/raft", body: pack(own, misdirected), counter: &a.plane.refused.misdirected},
-		{name: "TooLarge", path: "/raft", body: make([]byte, packetBytesMax+1), counter: &a.plane.refused.tooLarge},
-		{name: "CallOfForeign", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerCluster: "another"}, counter: &a.plane.refused.foreign},
+		{name: "Foreign", path: "/raft", body: pack(vote), header: foreign, counter: &a.plane.refused.foreign},
+		{name: "Malformed", path: "/raft", body: pack(vote)[:20], counter: &a.plane.refused.malformed},
+		{name: "MalformedForTheProtocol", path: "/raft", body: pack(entries), counter: &a.plane.refused.malformed},
+		{name: "Misdirected", path: "/raft", body: pack(misdirected), counter: &a.plane.refused.misdirected},
+		{name: "TooLarge", path: "/raft", body: make([]byte, rpcBytesMax+1), counter: &a.plane.refused.tooLarge},
+		{name: "CallOfForeign", path: "/dispatch", body: []byte("{}"), header: foreign, counter: &a.plane.refused.foreign},
 		{name: "CallToAnother", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerTo: "id-y"}, counter: &a.plane.refused.misdirected},
-		{name: "CallFormat", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerFormat: "2"}, counter: &a.plane.refused.format},
+		{name: "CallFormat", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerFormat: "1"}, counter: &a.plane.refused.format},
 		{name: "CallMalformed", path: "/dispatch", body: []byte("[]"), counter: &a.plane.refused.malformed},
 		{name: "Greeting", path: "/members", body: []byte("{}"), counter: &a.plane.refused.malformed},
-		{name: "Snapshot", path: "/snapshot", body: append(binary.BigEndian.AppendUint32(nil, uint32(len(pack("another", vote)))), pack("another", vote)...), counter: &a.plane.refused.malformed},
+		{name: "Snapshot", path: "/snapshot", header: map[string]string{headerMessage: string(pack(vote))}, counter: &a.plane.refused.malformed},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			count := test.counter.Load()
@@ -2646,51 +2646,37 @@ func TestCluster_NoticePause(t *testing.T) {
 	}
 }
 
-// FuzzDecodePacket: whatever comes, decoding does not panic, and what it
-// accepts has one form.
-func FuzzDecodePacket(f *testing.F) {
-	data, err := encodePacket("cluster", []message{
-		{Kind: msgAppend, From: server{"a", "1"}, To: server{"b", "2"}, Term: 3, Prev: position{4, 2}, Last: 6, Commit: 4, Entries: []entry{{5, 3, entryCommand, []byte("five")}, {6, 3, entryNoop, nil}}},
-		{Kind: msgAppendReply, Match: 6, Hint: position{5, 3}, Reject: true},
-		{Kind: msgSnapshot, Voters: []server{{"a", "1"}}},
+// FuzzMessages: whatever a peer sends, the protocol does not panic, and what it
+// cannot mean changes nothing.
+func FuzzMessages(f *testing.F) {
+	data, err := json.Marshal([]message{
+		{Kind: msgAppend, From: serverB, To: serverA, Term: 3, Prev: position{1, 1}, Last: 3, Commit: 2, Entries: []entry{{2, 3, entryCommand, []byte("five")}, {3, 3, entryNoop, nil}}},
+		{Kind: msgAppendReply, From: serverB, To: serverA, Term: 3, Match: 6, Hint: position{5, 3}, Reject: true},
+		{Kind: msgSnapshot, From: serverB, To: serverA, Term: 3, Prev: position{9, 3}, Voters: threeServers},
+		{Kind: msgVote, From: serverC, To: serverA, Term: 4, Prev: position{9, 3}},
 	})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(data)
 	f.Add(data[:len(data)-1])
-	f.Add([]byte{packetFormat})
-	f.Add([]byte{})
+	f.Add([]byte("[{}]"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		cluster, messages, err := decodePacket(data)
-		if err != nil {
-			if !errors.Is(err, errFormat) && !errors.Is(err, errMalformed) {
-				t.Errorf("unexpected error %v", err)
-			}
+		var messages []message
+		if json.Unmarshal(data, &messages) != nil {
 			return
 		}
-		again, err := encodePacket(cluster, messages)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cluster2, messages2, err := decodePacket(again)
-		if err != nil || cluster2 != cluster || !reflect.DeepEqual(normal(messages2), normal(messages)) {
-			t.Errorf("%q became %q: %v, then %v, %v", data, again, messages, messages2, err)
+		r := newTestRaft(serverA, threeServers, 1)
+		for _, m := range messages {
+			before := r.status()
+			if err := r.step(m); errors.Is(err, errMalformed) || errors.Is(err, errMisdirected) {
+				if after := r.status(); !reflect.DeepEqual(after, before) {
+					t.Errorf("%v: %v, and yet %v became %v", m, err, before, after)
+				}
+			}
+			settle(r)
 		}
 	})
-}
-
-// normal makes empty what is nil or empty.
-func normal(messages []message) []message {
-	for i := range messages {
-		for k := range messages[i].Entries {
-			messages[i].Entries[k].Data = nonNil(messages[i].Entries[k].Data)
-		}
-		if len(messages[i].Voters) == 0 {
-			messages[i].Voters = nil
-		}
-	}
-	return messages
 }
 
 // When two of three servers are lost for good, the third goes on as a cluster of
