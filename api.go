@@ -2088,7 +2088,7 @@ func (a *api) leaveCluster(r *http.Request) (*response, error) {
 	if a.leading() {
 		err = a.noteLeave(r.Context(), req, a.node)
 	} else {
-		ctx, cancel := context.WithTimeout(r.Context(), reportTimeout)
+		ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
 		defer cancel()
 		answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
 		err = a.relay(answer, a.askedToLeave(ctx, r), req.Actor, req.ID)
@@ -2234,7 +2234,7 @@ func (a *api) relayCounted(w http.ResponseWriter, r *http.Request) error {
 // mayLeave has the leader say whether the caller may take this node out, and put
 // on record that it does. Without access control everybody may.
 func (a *api) mayLeave(r *http.Request) error {
-	ctx, cancel := context.WithTimeout(r.Context(), reportTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
 	defer cancel()
 	answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
 	err := a.relayCounted(answer, a.askedToLeave(ctx, r))

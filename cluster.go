@@ -45,6 +45,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -1638,10 +1639,8 @@ func (c *cluster) receive(cluster string, messages []message, image string) erro
 			break
 		}
 		switch err := c.raft.step(m); {
-		case errors.Is(err, errMalformed):
-			c.plane.refused.malformed.Add(1)
-		case errors.Is(err, errMisdirected):
-			c.plane.refused.misdirected.Add(1)
+		case errors.Is(err, errMalformed), errors.Is(err, errMisdirected):
+			c.plane.refused.count(err)
 		case err != nil:
 			return fmt.Errorf("the server ends, because its data contradicts the cluster's; give it an empty --data-dir: %w", err)
 		}
@@ -1871,7 +1870,7 @@ func (c *cluster) send(ctx context.Context, messages []message) {
 		select {
 		case c.link(ctx, linkKey{m.To, m.isBulk()}) <- m:
 		default:
-			c.plane.refused.dropped.Add(1)
+			c.plane.refused["dropped"].Add(1)
 			c.raft.unreachable(m.To.ID)
 		}
 	}
@@ -1930,7 +1929,7 @@ func (c *cluster) deliver(ctx context.Context, m message, behind <-chan message)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return c.plane.exchange(ctx, c.plane.beats, to, "/raft", batch, &struct{}{}, false)
+	return c.plane.exchange(ctx, c.plane.beats, to, "/raft", batch, &none{})
 }
 
 // fill reads the entries that an append is to carry, if the protocol left that
@@ -1949,25 +1948,18 @@ func (c *cluster) fill(m *message) (ok bool, err error) {
 }
 
 // takeMessages is where the messages of peers come in.
-func (c *cluster) takeMessages(w http.ResponseWriter, r *http.Request) error {
-	var messages []message
-	if err := readJSON(w, r, rpcBytesMax, &messages); err != nil {
-		return err
-	}
-	if err := c.take(r, messages, ""); err != nil {
-		return err
-	}
-	return writeJSON(w, struct{}{})
+func (c *cluster) takeMessages(ctx context.Context, messages []message) (none, error) {
+	return none{}, c.take(ctx, messages, "")
 }
 
 // take hands the driver what a peer sent: messages, or one that announces the
 // snapshot in the file image. After an error the file is the caller's.
-func (c *cluster) take(r *http.Request, messages []message, image string) error {
-	from := r.Header.Get(headerCluster)
-	if own := c.plane.clusterID(); from == "" || own != "" && own != from {
+func (c *cluster) take(ctx context.Context, messages []message, image string) error {
+	from, _ := forwardedFrom(ctx)
+	if own := c.plane.clusterID(); from.cluster == "" || own != "" && own != from.cluster {
 		return errForeign
 	}
-	return c.tell(r.Context(), func() error { return c.receive(from, messages, image) })
+	return c.tell(ctx, func() error { return c.receive(from.cluster, messages, image) })
 }
 
 // Snapshots
@@ -1997,7 +1989,7 @@ func (c *cluster) sendImage(ctx context.Context, to record, m message) error {
 	}
 	r.ContentLength = info.Size()
 	r.Header.Set(headerMessage, string(head))
-	return answerTo(c.plane.beats, r, &struct{}{})
+	return answerTo(c.plane.beats, r, &none{})
 }
 
 // takeImage receives a snapshot into a file and hands it to the driver.
@@ -2009,7 +2001,7 @@ func (c *cluster) takeImage(w http.ResponseWriter, r *http.Request) error {
 	}
 	image, err := c.storeImage(&patientReader{r.Body, http.NewResponseController(w)}, m)
 	if err == nil {
-		err = c.take(r, []message{m}, image)
+		err = c.take(r.Context(), []message{m}, image)
 	}
 	if err != nil {
 		if image != "" {
@@ -2017,7 +2009,7 @@ func (c *cluster) takeImage(w http.ResponseWriter, r *http.Request) error {
 		}
 		return err
 	}
-	return writeJSON(w, struct{}{})
+	return writeJSON(w, none{})
 }
 
 // storeImage writes a snapshot to a file, and looks whether it is what the
@@ -2057,7 +2049,6 @@ func (p *patientReader) Read(b []byte) (int, error) {
 const (
 	planeFormat         = "2"              // of requests and their answers
 	rpcBytesMax         = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
-	greetingBytesMax    = 8 << 20          // of a heartbeat: the table of 10,000 nodes
 	planeHeaderTime     = 5 * time.Second  // for a handshake and a request's head
 	planeReadTime       = 30 * time.Second // for a request's body
 	planeWriteTime      = time.Minute      // for an answer, longer than any call waits for one
@@ -2067,11 +2058,8 @@ const (
 	planeConnsPerNode   = 16               // of calls to one node; more wait for each other
 	planeStreamsPerNode = 1_000            // of requests passed on and outputs that are followed, which may take for ever
 	dialTimeout         = 2 * time.Second  // includes the handshake
-	dispatchTimeout     = 5 * time.Second
-	questionTimeout     = 5 * time.Second
-	killTimeout         = 5 * time.Second
-	reportTimeout       = 10 * time.Second // a result is taken when it is committed
-	leaveTimeout        = 10 * time.Second // to be taken out of the voters
+	callTimeout         = 5 * time.Second  // of a call that a node answers from memory
+	leaderTimeout       = 10 * time.Second // of one that the leader answers when it is committed
 	keyBytesMin         = 16               // of a cluster key; "belfry keygen" makes 32
 )
 
@@ -2079,6 +2067,8 @@ var (
 	errFormat    = errors.New("a format that this version does not know; run the same version on all nodes")
 	errForeign   = errors.New("a message of another cluster")
 	errNoAddress = errors.New("no node of that name or id is known")
+	errClash     = errors.New("the name or the id of this node is another's")
+	errOversized = fmt.Errorf("a call of more than %d bytes", rpcBytesMax)
 
 	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
 	// nothing: it said so, or no connection to it came about. After all others nobody can tell.
@@ -2091,25 +2081,49 @@ var refusalCodes = map[string]error{
 	"stale-term": errStaleTerm, "other-incarnation": errOtherIncarnation, "stale-number": errStaleNumber, "stopping": errStopping,
 	"queue-full": errQueueFull, "unknown-execution": errUnknownExecution, "not-leader": errNotLeader, "busy": errBusy,
 	"format": errFormat, "malformed": errMalformed, "foreign": errForeign, "misdirected": errMisdirected,
-	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer,
+	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer, "clash": errClash, "oversized": errOversized,
 }
 
-// counters count what the plane refused or dropped.
-type counters struct {
-	format      atomic.Int64 // of a format that this version does not know
-	malformed   atomic.Int64
-	tooLarge    atomic.Int64
-	foreign     atomic.Int64 // of another cluster
-	misdirected atomic.Int64 // for another node
-	dropped     atomic.Int64 // for want of room in a queue
+// A nodeRefusal is why a node has not done what was asked: one of refusalCodes, and
+// a sentence of that node.
+type nodeRefusal struct {
+	code error
+	text string
 }
 
-// byReason returns the counts under the names that metrics have.
-func (c *counters) byReason() map[string]int64 {
-	return map[string]int64{
-		"format": c.format.Load(), "malformed": c.malformed.Load(), "too_large": c.tooLarge.Load(),
-		"foreign": c.foreign.Load(), "misdirected": c.misdirected.Load(), "dropped": c.dropped.Load(),
+func (r nodeRefusal) Error() string   { return r.text }
+func (r nodeRefusal) Unwrap() []error { return []error{errRefused, r.code} }
+
+// counters count what the plane refused or dropped, under the names that
+// metrics have.
+type counters map[string]*atomic.Int64
+
+var countedErrors = map[string]error{
+	"format": errFormat, "malformed": errMalformed, "too_large": errOversized, "foreign": errForeign, "misdirected": errMisdirected,
+}
+
+func newCounters() counters {
+	c := counters{"dropped": {}} // for want of room in a queue
+	for name := range countedErrors {
+		c[name] = new(atomic.Int64)
 	}
+	return c
+}
+
+func (c counters) count(err error) {
+	for name, e := range countedErrors {
+		if errors.Is(err, e) {
+			c[name].Add(1)
+		}
+	}
+}
+
+func (c counters) byReason() map[string]int64 {
+	m := map[string]int64{}
+	for name, n := range c {
+		m[name] = n.Load()
+	}
+	return m
 }
 
 // planeConfig is what main knows about the node.
@@ -2201,14 +2215,6 @@ type greeting struct {
 	Others []sighting
 }
 
-// A rejection is the answer to a heartbeat that is not taken.
-type rejection struct {
-	Why   string // one sentence
-	Clash bool   // somebody else has this name or this id: the node must not take part
-}
-
-func (r rejection) Error() string { return r.Why }
-
 // plane is a node's side towards the other nodes: the listener, the table of
 // members and the calls. Its methods may be called by anybody.
 type plane struct {
@@ -2220,9 +2226,9 @@ type plane struct {
 	scheme   string      // of URLs: http or https
 	tls      *tls.Config // nil without a key
 	calls    *http.Client
-	streams  *http.Client // for what may take long, so that it never keeps a call from its connection
-	beats    *http.Client // for heartbeats and links, which must not wait for either
-	refused  counters
+	streams  *http.Client  // for what may take long, so that it never keeps a call from its connection
+	beats    *http.Client  // for heartbeats and links, which must not wait for either
+	refused  counters      // fixed
 	admitted atomic.Bool   // nobody has said that this node's name or id is another's
 	hurry    chan struct{} // the next heartbeat is due now; holds one
 	written  []string      // owned by beatLoop: what the file of peers says
@@ -2237,7 +2243,7 @@ type plane struct {
 
 // newPlane listens on the cluster plane. Nothing is served until run.
 func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
-	p := &plane{cfg: cfg, hooks: hooks, log: log, scheme: "http", hurry: make(chan struct{}, 1),
+	p := &plane{cfg: cfg, hooks: hooks, log: log, scheme: "http", hurry: make(chan struct{}, 1), refused: newCounters(),
 		known: map[string]*contact{}, joinedTo: map[string]string{}, trouble: map[string]string{}}
 	if cfg.Key == nil && !isLoopback(cfg.Bind) {
 		return nil, fmt.Errorf("--bind-addr %s: other machines could take over this node; make a cluster key with \"belfry keygen\" and give it to all nodes as --encrypt, or use a loopback address", cfg.Bind)
@@ -2363,11 +2369,25 @@ func decodeKey(text string) ([]byte, error) {
 // node, are its own.
 func (p *plane) newClient(conns int) *http.Client {
 	dialer := &net.Dialer{Timeout: dialTimeout}
-	return &http.Client{Transport: &http.Transport{
+	return &http.Client{Transport: transport{&http.Transport{
 		DialContext: dialer.DialContext, TLSClientConfig: p.tls, TLSHandshakeTimeout: dialTimeout,
 		MaxConnsPerHost: conns, MaxIdleConnsPerHost: conns, IdleConnTimeout: planeIdleTime,
 		ResponseHeaderTimeout: planeWriteTime, MaxResponseHeaderBytes: 64 << 10, DisableCompression: true,
-	}}
+	}}}
+}
+
+// transport is one whose errors wrap errRefused if the other node cannot have
+// seen the request.
+type transport struct{ *http.Transport }
+
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	var connected atomic.Bool
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }}
+	resp, err := t.Transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
+	if err != nil && !connected.Load() {
+		err = fmt.Errorf("%w: %w: %w", errRefused, errNoConnection, err)
+	}
+	return resp, err
 }
 
 // run serves the plane and sends heartbeats until ctx ends.
@@ -2492,15 +2512,15 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 	}
 	wait.Wait()
 	for i, err := range answers {
-		var no rejection
+		var no nodeRefusal
 		switch {
 		case err == nil:
 			answered++
 			p.setTrouble("join "+targets[i], "")
-		case errors.As(err, &no) && no.Clash:
-			clash = no.Why
+		case errors.Is(err, errClash):
+			clash = err.Error()
 		case errors.As(err, &no):
-			p.setTrouble("join "+targets[i], no.Why)
+			p.setTrouble("join "+targets[i], no.text)
 		default:
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
 		}
@@ -2549,7 +2569,7 @@ func (p *plane) greet(ctx context.Context, addr string, g greeting) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	var answer greeting
-	if err := p.exchange(ctx, p.beats, record{Addr: addr}, "/members", g, &answer, false); err != nil {
+	if err := p.exchange(ctx, p.beats, record{Addr: addr}, "/members", g, &answer); err != nil {
 		return err
 	}
 	p.learn(answer, addr)
@@ -2618,23 +2638,18 @@ func (p *plane) statusLocked(c *contact, now time.Time) int {
 	return c.Status
 }
 
-// serveGreeting answers a heartbeat.
-func (p *plane) serveGreeting(w http.ResponseWriter, r *http.Request) error {
-	var g greeting
-	if err := readJSON(w, r, greetingBytesMax, &g); err != nil {
-		return err
-	}
+// takeGreeting answers a heartbeat.
+func (p *plane) takeGreeting(ctx context.Context, g greeting) (greeting, error) {
 	if !g.From.valid() {
-		return errMalformed
+		return greeting{}, errMalformed
 	}
-	if err := p.reject(r.Context(), g.From); err != nil {
-		return err
+	if err := p.reject(ctx, g.From); err != nil {
+		return greeting{}, err
 	}
 	p.learn(g, "")
 	p.mu.Lock()
-	answer := p.greetingLocked(g.From.Server, time.Now())
-	p.mu.Unlock()
-	return writeJSON(w, answer)
+	defer p.mu.Unlock()
+	return p.greetingLocked(g.From.Server, time.Now()), nil
 }
 
 // reject says why a node that presents itself is not taken: it is of another
@@ -2658,12 +2673,11 @@ func (p *plane) reject(ctx context.Context, r record) error {
 	}
 	switch {
 	case r.Cluster != "" && self.Cluster != "" && r.Cluster != self.Cluster:
-		p.refused.foreign.Add(1)
-		return rejection{Why: fmt.Sprintf("%s belongs to cluster %s, %s to %s; two clusters are never merged: take its address out of --join and --retry-join, or give %s an empty --data-dir", self.Name, self.Cluster, r.Name, r.Cluster, r.Name)}
+		return nodeRefusal{errForeign, fmt.Sprintf("%s belongs to cluster %s, %s to %s; two clusters are never merged: take its address out of --join and --retry-join, or give %s an empty --data-dir", self.Name, self.Cluster, r.Name, r.Cluster, r.Name)}
 	case twin.ID != "" && p.isAlive(ctx, twin.record):
-		return rejection{Why: fmt.Sprintf("another process with the id of this node's data directory runs as %s at %s; stop it, or give this node an empty --data-dir", twin.Name, twin.Addr), Clash: true}
+		return nodeRefusal{errClash, fmt.Sprintf("another process with the id of this node's data directory runs as %s at %s; stop it, or give this node an empty --data-dir", twin.Name, twin.Addr)}
 	case namesake.ID != "" && p.isAlive(ctx, namesake.record):
-		return rejection{Why: fmt.Sprintf("the name %s is in use by a live node at %s; give this node another --node-name, or stop that one", r.Name, namesake.Addr), Clash: true}
+		return nodeRefusal{errClash, fmt.Sprintf("the name %s is in use by a live node at %s; give this node another --node-name, or stop that one", r.Name, namesake.Addr)}
 	}
 	return nil
 }
@@ -2678,7 +2692,7 @@ func (p *plane) isAlive(ctx context.Context, r record) bool {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout/2)
 	defer cancel()
 	var there record
-	if err := p.exchange(ctx, p.calls, record{Addr: r.Addr}, "/self", nil, &there, false); err != nil {
+	if err := p.exchange(ctx, p.calls, record{Addr: r.Addr}, "/self", nil, &there); err != nil {
 		return ctx.Err() != nil // it may only be slow, and counts as alive until it has been silent for long enough
 	}
 	return there.ID == r.ID && there.Incarnation == r.Incarnation
@@ -3071,7 +3085,8 @@ const (
 	headerIndex   = "Belfry-Index"   // in answers of the API: log index that the write was applied at
 )
 
-type taken struct{ Taken []int64 }
+// none is what a call carries or answers if there is nothing to say.
+type none struct{}
 
 // handler is the plane's HTTP side.
 func (p *plane) handler() http.Handler {
@@ -3080,25 +3095,25 @@ func (p *plane) handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			err := p.check(r, open)
 			if err == nil {
-				err = fn(w, r)
+				err = fn(w, withSender(r))
 			}
 			if err != nil {
 				p.fail(w, err)
 			}
 		})
 	}
-	// These say themselves which cluster they are of.
-	handle("POST /members", true, p.serveGreeting)
+	// Who asks these may be of no cluster yet, or of another.
+	handle("POST /members", true, serveCall(p.takeGreeting))
 	handle("POST /self", true, func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, p.own()) })
-	handle("POST /dispatch", false, serveCall(p.hooks.start))
-	handle("POST /kill", false, serveCall(p.hooks.kill))
-	handle("POST /question", false, p.serveQuestion)
+	handle("POST /dispatch", false, serveCall(p.start))
+	handle("POST /kill", false, serveCall(p.kill))
+	handle("POST /question", false, serveCall(p.ask))
 	handle("GET /output", false, p.serveOutput)
 	if p.server != nil {
-		handle("POST /raft", true, p.server.takeMessages)
+		handle("POST /raft", true, serveCall(p.server.takeMessages))
 		handle("POST /snapshot", true, p.server.takeImage)
-		handle("POST /results", false, p.serveResults)
-		handle("POST /remove", false, p.serveRemove)
+		handle("POST /results", false, serveCall(p.reportToLeader))
+		handle("POST /remove", false, serveCall(p.remove))
 		handle("/api/", false, p.serveForwarded)
 	}
 	return mux
@@ -3126,44 +3141,36 @@ func (p *plane) check(r *http.Request, open bool) error {
 
 // fail answers an error, and counts it if it speaks of the sender.
 func (p *plane) fail(w http.ResponseWriter, err error) {
-	var large *http.MaxBytesError
-	var no rejection
-	status := http.StatusConflict
-	switch {
-	case errors.As(err, &no):
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		json.NewEncoder(w).Encode(no) // an error is the caller's, who has gone
-		return
-	case errors.As(err, &large):
-		p.refused.tooLarge.Add(1)
-		status = http.StatusRequestEntityTooLarge
-	case errors.Is(err, errFormat):
-		p.refused.format.Add(1)
-	case errors.Is(err, errMalformed):
-		p.refused.malformed.Add(1)
-	case errors.Is(err, errForeign):
-		p.refused.foreign.Add(1)
-	case errors.Is(err, errMisdirected):
-		p.refused.misdirected.Add(1)
-	}
+	p.refused.count(err)
 	for code, e := range refusalCodes {
 		if errors.Is(err, e) {
 			w.Header().Set(headerRefused, code)
 		}
 	}
-	http.Error(w, err.Error(), status)
+	http.Error(w, err.Error(), http.StatusConflict)
 }
 
-func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
-	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	if err != nil {
-		return err
+// serveCall has fn answer calls.
+func serveCall[In, Out any](fn func(context.Context, In) (Out, error)) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		var large *http.MaxBytesError
+		data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, rpcBytesMax))
+		switch {
+		case errors.As(err, &large):
+			return errOversized
+		case err != nil:
+			return err
+		}
+		var in In
+		if err := json.Unmarshal(data, &in); err != nil {
+			return fmt.Errorf("%w: %w", errMalformed, err)
+		}
+		out, err := fn(r.Context(), in)
+		if err != nil {
+			return err
+		}
+		return writeJSON(w, out)
 	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("%w: %w", errMalformed, err)
-	}
-	return nil
 }
 
 func writeJSON(w http.ResponseWriter, v any) error {
@@ -3174,32 +3181,6 @@ func writeJSON(w http.ResponseWriter, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.Write(data) // an error is the caller's, who has gone
 	return nil
-}
-
-// serveCall has fn take what a call carries.
-func serveCall[T any](fn func(T) error) func(http.ResponseWriter, *http.Request) error {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		var v T
-		if err := readJSON(w, r, rpcBytesMax, &v); err != nil {
-			return err
-		}
-		if err := fn(v); err != nil {
-			return err
-		}
-		return writeJSON(w, struct{}{})
-	}
-}
-
-func (p *plane) serveQuestion(w http.ResponseWriter, r *http.Request) error {
-	var q question
-	if err := readJSON(w, r, rpcBytesMax, &q); err != nil {
-		return err
-	}
-	a, err := p.hooks.ask(q)
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, a)
 }
 
 // serveOutput streams an output for as long as somebody reads it. What ends in
@@ -3242,45 +3223,8 @@ func (p *patientWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// serveResults takes results of another node, or passes them on to the leader.
-func (p *plane) serveResults(w http.ResponseWriter, r *http.Request) error {
-	var results []result
-	if err := readJSON(w, r, rpcBytesMax, &results); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), reportTimeout)
-	defer cancel()
-	var ids []int64
-	err := errNotLeader
-	switch {
-	case p.leading():
-		ids, err = p.hooks.report(ctx, results)
-	case r.Header.Get(headerFinal) == "":
-		ids, err = p.reportOnce(ctx, results)
-	}
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, taken{ids})
-}
-
-func (p *plane) serveRemove(w http.ResponseWriter, r *http.Request) error {
-	var id string
-	if err := readJSON(w, r, rpcBytesMax, &id); err != nil {
-		return err
-	}
-	if !p.leading() {
-		return errNotLeader
-	}
-	if err := p.dropPeer(r.Context(), id); err != nil {
-		return err
-	}
-	return writeJSON(w, struct{}{})
-}
-
-// exchange sends in as JSON and reads the answer into out. What is final must
-// not be passed on.
-func (p *plane) exchange(ctx context.Context, client *http.Client, to record, path string, in, out any, final bool) error {
+// exchange sends in as JSON and reads the answer into out.
+func (p *plane) exchange(ctx context.Context, client *http.Client, to record, path string, in, out any) error {
 	data, err := json.Marshal(in)
 	if err != nil {
 		return err
@@ -3288,9 +3232,6 @@ func (p *plane) exchange(ctx context.Context, client *http.Client, to record, pa
 	r, err := p.request(ctx, http.MethodPost, to, path, bytes.NewReader(data))
 	if err != nil {
 		return err
-	}
-	if final {
-		r.Header.Set(headerFinal, "true")
 	}
 	return answerTo(client, r, out)
 }
@@ -3314,20 +3255,15 @@ func (p *plane) request(ctx context.Context, method string, to record, path stri
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
-	p.sign(r.Header, to, false)
+	p.sign(r.Header, to)
 	return r, nil
 }
 
 // do makes a request. An answer other than success is an error, and so is none;
 // errRefused says that nothing was done.
 func do(client *http.Client, r *http.Request) (*http.Response, error) {
-	var connected atomic.Bool
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }}
-	resp, err := client.Do(r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
+	resp, err := client.Do(r)
 	if err != nil {
-		if !connected.Load() {
-			err = fmt.Errorf("%w: %w: %w", errRefused, errNoConnection, err)
-		}
 		return nil, err
 	}
 	if resp.StatusCode/100 != 2 {
@@ -3337,14 +3273,15 @@ func do(client *http.Client, r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// sign says who calls whom.
-func (p *plane) sign(h http.Header, to record, final bool) {
+// sign says who calls whom. A server only passes on what goes to the leader: it
+// is the last to do so.
+func (p *plane) sign(h http.Header, to record) {
 	h.Set(headerFormat, planeFormat)
 	h.Set(headerCluster, p.clusterID())
 	if to.ID != "" {
 		h.Set(headerTo, to.ID)
 	}
-	if final {
+	if p.server != nil {
 		h.Set(headerFinal, "true")
 	}
 }
@@ -3355,60 +3292,51 @@ func readRefusal(resp *http.Response) error {
 	if err != nil {
 		return err
 	}
+	text = bytes.TrimSpace(text)
 	if e := refusalCodes[resp.Header.Get(headerRefused)]; e != nil {
-		return fmt.Errorf("%w: %w", errRefused, e)
+		return nodeRefusal{e, string(text)}
 	}
-	var no rejection
-	if json.Unmarshal(text, &no) == nil && no.Why != "" {
-		return no
-	}
-	return fmt.Errorf("the node answered %s: %s", resp.Status, bytes.TrimSpace(text))
+	return fmt.Errorf("the node answered %s: %s", resp.Status, text)
 }
 
-// refuse wraps what this node itself says to a call.
-func refuse(err error) error {
-	if err == nil {
-		return nil
+// callNode makes a call to a node by its name. If that is this node, it goes the
+// short way to fn.
+func callNode[In, Out any](ctx context.Context, p *plane, name, path string, in In, fn func(context.Context, In) (Out, error)) (out Out, err error) {
+	if name == p.cfg.Name {
+		if out, err = fn(ctx, in); err != nil {
+			err = fmt.Errorf("%w: %w", errRefused, err)
+		}
+		return out, err
 	}
-	return fmt.Errorf("%w: %w", errRefused, err)
-}
-
-// callNode makes a call to a node by its name.
-func (p *plane) callNode(ctx context.Context, name string, timeout time.Duration, path string, in, out any) error {
 	to, ok := p.byName(name)
 	if !ok {
-		return fmt.Errorf("%w: %s: %w", errRefused, name, errNoAddress)
+		return out, fmt.Errorf("%w: %s: %w", errRefused, name, errNoAddress)
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return p.exchange(ctx, p.calls, to, path, in, out, false)
+	return out, p.exchange(ctx, p.calls, to, path, in, &out)
 }
+
+func (p *plane) start(_ context.Context, d dispatch) (none, error) { return none{}, p.hooks.start(d) }
+func (p *plane) ask(_ context.Context, q question) (answer, error) { return p.hooks.ask(q) }
+func (p *plane) kill(_ context.Context, k kill) (none, error)      { return none{}, p.hooks.kill(k) }
 
 // dispatchTo gives a node, perhaps this one, its orders. After an error that
 // wraps errRefused it has surely started none of them; after another it may have.
 func (p *plane) dispatchTo(ctx context.Context, node string, d dispatch) error {
-	if node == p.cfg.Name {
-		return refuse(p.hooks.start(d))
-	}
-	return p.callNode(ctx, node, dispatchTimeout, "/dispatch", d, &struct{}{})
+	_, err := callNode(ctx, p, node, "/dispatch", d, p.start)
+	return err
 }
 
 // askNode asks a node what became of executions.
-func (p *plane) askNode(ctx context.Context, node string, q question) (a answer, err error) {
-	if node == p.cfg.Name {
-		a, err = p.hooks.ask(q)
-		return a, refuse(err)
-	}
-	err = p.callNode(ctx, node, questionTimeout, "/question", q, &a)
-	return a, err
+func (p *plane) askNode(ctx context.Context, node string, q question) (answer, error) {
+	return callNode(ctx, p, node, "/question", q, p.ask)
 }
 
 // killOn tells a node to end an execution.
 func (p *plane) killOn(ctx context.Context, node string, k kill) error {
-	if node == p.cfg.Name {
-		return refuse(p.hooks.kill(k))
-	}
-	return p.callNode(ctx, node, killTimeout, "/kill", k, &struct{}{})
+	_, err := callNode(ctx, p, node, "/kill", k, p.kill)
+	return err
 }
 
 // outputFrom writes to w what an execution has printed, from the byte with the
@@ -3436,36 +3364,42 @@ func (p *plane) outputFrom(ctx context.Context, node string, execution int64, fo
 	return err
 }
 
-// reportToLeader has the leader record results, and returns those that it has
-// taken. A server passes them on; an agent tries one server after the other.
-func (p *plane) reportToLeader(ctx context.Context, results []result) (ids []int64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
-	defer cancel()
-	if p.leading() {
-		return p.hooks.report(ctx, results)
-	}
-	return p.reportOnce(ctx, results)
-}
-
-// reportOnce asks the leader, if it is known, and an agent then the others.
-func (p *plane) reportOnce(ctx context.Context, results []result) (ids []int64, err error) {
-	var to []record
+// towardsLeader returns whom to ask for what only the leader can do: the leader,
+// if it is known, and an agent then the other servers.
+func (p *plane) towardsLeader() (list []record) {
 	leader, ok := p.leaderRecord()
 	if ok && leader.ID != p.cfg.ID {
-		to = append(to, leader)
+		list = append(list, leader)
 	}
 	if p.server == nil {
 		_, servers, _ := p.servers(time.Now())
-		to = append(to, slices.DeleteFunc(servers, func(r record) bool { return r.ID == leader.ID })...)
+		list = append(list, slices.DeleteFunc(servers, func(r record) bool { return r.ID == leader.ID })...)
+	}
+	return list
+}
+
+// atLeader has the leader answer a call with fn, wherever it is.
+func atLeader[In, Out any](ctx context.Context, p *plane, path string, in In, fn func(context.Context, In) (Out, error)) (out Out, err error) {
+	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
+	defer cancel()
+	if p.leading() {
+		return fn(ctx, in)
 	}
 	err = fmt.Errorf("%w: %w", errRefused, errNotLeader)
-	for _, r := range to {
-		var t taken
-		if err = p.exchange(ctx, p.calls, r, "/results", results, &t, p.server != nil); err == nil {
-			return t.Taken, nil
+	if from, _ := forwardedFrom(ctx); from.Final {
+		return out, err
+	}
+	for _, to := range p.towardsLeader() {
+		if err = p.exchange(ctx, p.calls, to, path, in, &out); err == nil {
+			break
 		}
 	}
-	return nil, err
+	return out, err
+}
+
+// reportToLeader has the leader record results, and returns those that it has taken.
+func (p *plane) reportToLeader(ctx context.Context, results []result) ([]int64, error) {
+	return atLeader(ctx, p, "/results", results, p.hooks.report)
 }
 
 // raftPeer is a server as "belfry raft list-peers" shows it.
@@ -3506,20 +3440,16 @@ func (p *plane) peers() []raftPeer {
 // removePeer takes a server that is gone, or is leaving, out of the voters. Any
 // server can be asked.
 func (p *plane) removePeer(ctx context.Context, id string) error {
-	if p.leading() {
-		return p.dropPeer(ctx, id)
-	}
-	to, ok := p.leaderRecord()
-	if !ok || to.ID == p.cfg.ID {
-		return errNotLeader
-	}
-	return p.exchange(ctx, p.calls, to, "/remove", id, &struct{}{}, true)
+	_, err := p.remove(ctx, id)
+	return err
+}
+
+func (p *plane) remove(ctx context.Context, id string) (none, error) {
+	return atLeader(ctx, p, "/remove", id, func(ctx context.Context, id string) (none, error) { return none{}, p.dropPeer(ctx, id) })
 }
 
 // dropPeer is removePeer on the leader.
 func (p *plane) dropPeer(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
-	defer cancel()
 	self, servers, _ := p.servers(time.Now())
 	stays := func(r record) bool { return r.ID == id && r.Status == memberAlive }
 	isVoter := slices.ContainsFunc(p.server.status().Voters, func(v server) bool { return v.ID == id })
@@ -3541,7 +3471,7 @@ func (p *plane) leave(ctx context.Context) error {
 	if p.server == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
 	for {
 		p.beat(ctx, nil) // the leader must know, or it would take this server in again
@@ -3556,13 +3486,14 @@ func (p *plane) leave(ctx context.Context) error {
 	}
 }
 
-// forwarded is what comes with a request that another node has passed on. That
-// node has seen to it that the client may ask this.
+// forwarded is what comes with a request of another node. If that passes on a
+// client's, it has seen to it that the client may ask this.
 type forwarded struct {
 	Actor   string // who asks
 	Client  string // its address
 	Request string // id under which a write is done once
 	Final   bool   // it must not be passed on again
+	cluster string // of the other node
 }
 
 type forwardedKey struct{}
@@ -3574,10 +3505,13 @@ func forwardedFrom(ctx context.Context) (forwarded, bool) {
 	return f, ok
 }
 
+func withSender(r *http.Request) *http.Request {
+	f := forwarded{r.Header.Get(headerActor), r.Header.Get(headerClient), r.Header.Get(headerRequest), r.Header.Get(headerFinal) != "", r.Header.Get(headerCluster)}
+	return r.WithContext(context.WithValue(r.Context(), forwardedKey{}, f))
+}
+
 // serveForwarded gives the API a request that another node passed on.
 func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
-	f := forwarded{r.Header.Get(headerActor), r.Header.Get(headerClient), r.Header.Get(headerRequest), r.Header.Get(headerFinal) != ""}
-	r = r.WithContext(context.WithValue(r.Context(), forwardedKey{}, f))
 	r.Host = "localhost" // the client's Host was looked at where it came in
 	control := http.NewResponseController(w)
 	r.Body = struct {
@@ -3593,28 +3527,18 @@ func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
 // what the request changed. An error means that nothing was written to w:
 // errNotLeader, nothing was done; errUnknown, nobody can tell.
 func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request string) error {
-	to, ok := p.leaderRecord()
-	if _, servers, _ := p.servers(time.Now()); !ok && p.server == nil && len(servers) > 0 {
-		to, ok = servers[0], true
-	}
-	if !ok || to.ID == p.cfg.ID {
+	to := p.towardsLeader()
+	if len(to) == 0 {
 		return errNotLeader
 	}
-	var connected atomic.Bool
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }}
 	var failed error
 	proxy := httputil.ReverseProxy{
 		Transport: p.streams.Transport, FlushInterval: -1, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
-			pr.Out = pr.Out.WithContext(httptrace.WithClientTrace(pr.Out.Context(), trace))
 			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") })
-			u := *pr.In.URL
-			u.Scheme, u.Host, u.Path = p.scheme, to.Addr, "/api"+u.Path
-			if u.RawPath != "" {
-				u.RawPath = "/api" + u.RawPath
-			}
-			pr.Out.URL, pr.Out.Host = &u, ""
-			p.sign(pr.Out.Header, to, p.server != nil)
+			pr.SetURL(&url.URL{Scheme: p.scheme, Host: to[0].Addr, Path: "/api"})
+			pr.Out.URL.RawQuery = pr.In.URL.RawQuery // what cannot be parsed in it is for the leader to say
+			p.sign(pr.Out.Header, to[0])
 			pr.Out.Header.Set(headerActor, actor)
 			pr.Out.Header.Set(headerClient, clientAddr(pr.In))
 			pr.Out.Header.Set(headerRequest, request)
@@ -3626,7 +3550,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 	switch {
 	case failed == nil:
 		return nil
-	case errors.Is(failed, errRefused) || !connected.Load():
+	case errors.Is(failed, errRefused):
 		return fmt.Errorf("%w: %w", errNotLeader, failed)
 	}
 	return fmt.Errorf("%w: %w", errUnknown, failed)
@@ -3646,7 +3570,7 @@ func (p *plane) awaitWrite(resp *http.Response) error {
 	if err != nil {
 		return fmt.Errorf("the leader names an index that is no number: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(resp.Request.Context(), reportTimeout)
+	ctx, cancel := context.WithTimeout(resp.Request.Context(), leaderTimeout)
 	defer cancel()
 	if err := p.server.waitApplied(ctx, index); err != nil {
 		return fmt.Errorf("the leader has done it, this server has not seen it yet: %w", err)

@@ -28,7 +28,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -2223,32 +2222,32 @@ func TestPlane_Refusals(t *testing.T) {
 		name, path string
 		body       []byte
 		header     map[string]string
-		counter    *atomic.Int64
+		counter    string
 	}{
-		{name: "Foreign", path: "/raft", body: pack(vote), header: foreign, counter: &a.plane.refused.foreign},
-		{name: "Malformed", path: "/raft", body: pack(vote)[:20], counter: &a.plane.refused.malformed},
-		{name: "MalformedForTheProtocol", path: "/raft", body: pack(entries), counter: &a.plane.refused.malformed},
-		{name: "Misdirected", path: "/raft", body: pack(misdirected), counter: &a.plane.refused.misdirected},
-		{name: "TooLarge", path: "/raft", body: make([]byte, rpcBytesMax+1), counter: &a.plane.refused.tooLarge},
-		{name: "CallOfForeign", path: "/dispatch", body: []byte("{}"), header: foreign, counter: &a.plane.refused.foreign},
-		{name: "CallToAnother", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerTo: "id-y"}, counter: &a.plane.refused.misdirected},
-		{name: "CallFormat", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerFormat: "1"}, counter: &a.plane.refused.format},
-		{name: "CallMalformed", path: "/dispatch", body: []byte("[]"), counter: &a.plane.refused.malformed},
-		{name: "Greeting", path: "/members", body: []byte("{}"), counter: &a.plane.refused.malformed},
-		{name: "Snapshot", path: "/snapshot", header: map[string]string{headerMessage: string(pack(vote))}, counter: &a.plane.refused.malformed},
+		{name: "Foreign", path: "/raft", body: pack(vote), header: foreign, counter: "foreign"},
+		{name: "Malformed", path: "/raft", body: pack(vote)[:20], counter: "malformed"},
+		{name: "MalformedForTheProtocol", path: "/raft", body: pack(entries), counter: "malformed"},
+		{name: "Misdirected", path: "/raft", body: pack(misdirected), counter: "misdirected"},
+		{name: "TooLarge", path: "/raft", body: make([]byte, rpcBytesMax+1), counter: "too_large"},
+		{name: "CallOfForeign", path: "/dispatch", body: []byte("{}"), header: foreign, counter: "foreign"},
+		{name: "CallToAnother", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerTo: "id-y"}, counter: "misdirected"},
+		{name: "CallFormat", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerFormat: "1"}, counter: "format"},
+		{name: "CallMalformed", path: "/dispatch", body: []byte("[]"), counter: "malformed"},
+		{name: "Greeting", path: "/members", body: []byte("{}"), counter: "malformed"},
+		{name: "Snapshot", path: "/snapshot", header: map[string]string{headerMessage: string(pack(vote))}, counter: "malformed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			count := test.counter.Load()
+			count := a.plane.refused.byReason()[test.counter]
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.plane.scheme+"://"+a.plane.own().Addr+test.path, bytes.NewReader(test.body))
 			a.must(err)
-			a.plane.sign(r.Header, a.plane.own(), false)
+			a.plane.sign(r.Header, a.plane.own())
 			for k, v := range test.header {
 				r.Header.Set(k, v)
 			}
 			if resp, err := a.plane.calls.Do(r); err == nil { // a body that is too large may break the connection
 				resp.Body.Close()
 			}
-			eventually(t, "it is counted", func() bool { return test.counter.Load() == count+1 })
+			eventually(t, "it is counted", func() bool { return a.plane.refused.byReason()[test.counter] == count+1 })
 		})
 	}
 	after, err := a.store.dump()
