@@ -2201,6 +2201,7 @@ const (
 type contact struct {
 	record
 	heard time.Time
+	skew  time.Duration // of its clock behind this node's, more or less
 }
 
 // A sighting is a contact as it travels. Ages need no common clock.
@@ -2615,7 +2616,7 @@ func (p *plane) hearLocked(r record, age time.Duration, now time.Time) {
 	if c == nil {
 		p.log.Info("another node is known now", "node", r.Name, "addr", r.Addr, "server", r.Server)
 	}
-	p.known[r.ID] = &contact{r, heard}
+	p.known[r.ID] = &contact{r, heard, time.Duration(heard.UnixNano() - r.Clock)}
 }
 
 func (r *record) valid() bool {
@@ -2710,10 +2711,10 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 	if !p.clashed {
 		p.admitted.Store(true)
 	}
-	self, servers, peers := p.servers(time.Now())
+	p.forget(time.Now())
 	p.setTrouble("clock", p.clockTrouble())
 	why := ""
-	if err := p.writePeers(peers); err != nil {
+	if err := p.writePeers(); err != nil {
 		why = fmt.Sprintf("the addresses of the other servers cannot be written to the data directory and will not be known after a restart; look at its disk: %v", err)
 	}
 	p.setTrouble("peers", why)
@@ -2721,8 +2722,9 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 	case !p.admitted.Load():
 		return nil
 	case p.server == nil:
-		return p.adoptAgent(self, servers)
+		return p.joinCluster()
 	}
+	self, servers := p.own(), p.servers()
 	err := p.negotiate(ctx, self, servers)
 	if err == nil {
 		err = p.server.setLearners(ctx, learners(self, servers))
@@ -2730,37 +2732,18 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 	return ignoreStop(ctx, err)
 }
 
-// servers returns the live ones in order of their names, and the addresses of
-// all. It forgets who was not heard for a day.
-func (p *plane) servers(now time.Time) (self record, alive []record, addrs []string) {
+// forget drops who was not heard for a day.
+func (p *plane) forget(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, c := range p.known {
-		switch {
-		case now.Sub(c.heard) > forgetAfter:
-			delete(p.known, id)
-			continue
-		case !c.Server:
-			continue
-		case p.statusLocked(c, now) == memberAlive:
-			alive = append(alive, c.record)
-		}
-		addrs = append(addrs, c.Addr)
-	}
-	slices.SortFunc(alive, func(a, b record) int { return cmp.Compare(a.Name, b.Name) })
-	slices.Sort(addrs)
-	return p.self, alive, addrs
+	maps.DeleteFunc(p.known, func(_ string, c *contact) bool { return now.Sub(c.heard) > forgetAfter })
 }
 
 // clockTrouble says which server's clock differs from this node's, "" for none.
 func (p *plane) clockTrouble() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(p.known)) {
-		c := p.known[id]
-		skew := time.Duration(c.heard.UnixNano() - c.Clock)
-		if c.Server && p.statusLocked(c, time.Now()) == memberAlive && skew.Abs() > clockSkewMax {
-			return fmt.Sprintf("the clocks of %s and %s differ by about %s: set both by the same time server", p.self.Name, c.Name, skew.Abs().Round(time.Second))
+	for _, c := range p.all() {
+		if c.Server && c.Status == memberAlive && c.skew.Abs() > clockSkewMax {
+			return fmt.Sprintf("the clocks of %s and %s differ by about %s: set both by the same time server", p.cfg.Name, c.Name, c.skew.Abs().Round(time.Second))
 		}
 	}
 	return ""
@@ -2787,11 +2770,12 @@ func learners(self record, servers []record) []server {
 	return list
 }
 
-// adoptAgent binds an agent to the first cluster that it meets: what it runs is
+// joinCluster binds an agent to the first cluster that it meets: what it runs is
 // named by numbers of that cluster.
-func (p *plane) adoptAgent(self record, servers []record) error {
+func (p *plane) joinCluster() error {
+	servers := p.servers()
 	i := slices.IndexFunc(servers, func(r record) bool { return r.Cluster != "" })
-	if self.Cluster != "" || i < 0 {
+	if i < 0 || p.clusterID() != "" {
 		return nil
 	}
 	if err := p.hooks.joined(servers[i].Cluster); err != nil {
@@ -2820,7 +2804,13 @@ func (p *plane) readPeers() (addrs []string, err error) {
 
 // writePeers keeps addresses for the next process. They are a hint: what a
 // crash loses, --join or the others bring back.
-func (p *plane) writePeers(addrs []string) error {
+func (p *plane) writePeers() error {
+	var addrs []string
+	for _, c := range p.all() {
+		if c.Server && c.ID != p.cfg.ID {
+			addrs = append(addrs, c.Addr)
+		}
+	}
 	if len(addrs) == 0 || slices.Equal(addrs, p.written) {
 		return nil
 	}
@@ -2875,40 +2865,57 @@ func (p *plane) leaving() {
 	p.beatSoon()
 }
 
-// members returns all nodes in order of their names.
-func (p *plane) members() []member {
+// all returns this node and those that it knows, in order of their names, each
+// with the status that it seems to have.
+func (p *plane) all() []contact {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	list := []member{p.self.member(p.self.Status)}
+	list := []contact{{record: p.self, heard: now}}
 	for _, c := range p.known {
-		list = append(list, c.member(p.statusLocked(c, now)))
+		seen := *c
+		seen.Status = p.statusLocked(c, now)
+		list = append(list, seen)
 	}
-	slices.SortFunc(list, func(a, b member) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(list, func(a, b contact) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
 	return list
 }
 
-func (r *record) member(status int) member {
-	host, port, _ := net.SplitHostPort(r.Addr)
-	n, _ := strconv.Atoi(port) // 0 if a node says nonsense of itself
-	return member{Name: r.Name, Addr: host, Port: n, Tags: r.Tags, Status: status}
+// members returns all nodes as the API shows them.
+func (p *plane) members() []member {
+	var list []member
+	for _, c := range p.all() {
+		list = append(list, c.member())
+	}
+	return list
 }
 
-// nodes returns those that can be given something to run, in order of their names.
+func (r *record) member() member {
+	host, port, _ := net.SplitHostPort(r.Addr)
+	n, _ := strconv.Atoi(port) // 0 if a node says nonsense of itself
+	return member{Name: r.Name, Addr: host, Port: n, Tags: r.Tags, Status: r.Status}
+}
+
+// nodes returns those that can be given something to run.
 func (p *plane) nodes() []node {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
 	var list []node
-	if p.self.Status == memberAlive {
-		list = append(list, node{p.self.Name, p.self.Incarnation, p.self.Tags})
-	}
-	for _, c := range p.known {
-		if c.Cluster == p.self.Cluster && p.statusLocked(c, now) == memberAlive {
+	cluster := p.clusterID()
+	for _, c := range p.all() {
+		if c.Cluster == cluster && c.Status == memberAlive {
 			list = append(list, node{c.Name, c.Incarnation, c.Tags})
 		}
 	}
-	slices.SortFunc(list, func(a, b node) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// servers returns the live ones besides this node.
+func (p *plane) servers() []record {
+	var list []record
+	for _, c := range p.all() {
+		if c.Server && c.Status == memberAlive && c.ID != p.cfg.ID {
+			list = append(list, c.record)
+		}
+	}
 	return list
 }
 
@@ -2925,10 +2932,13 @@ func (p *plane) clusterID() string {
 	return p.self.Cluster
 }
 
-// byID returns what is known of another node.
+// byID returns what is known of a node.
 func (p *plane) byID(id string) (record, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if id == p.self.ID {
+		return p.self, true
+	}
 	if c := p.known[id]; c != nil {
 		return c.record, true
 	}
@@ -2947,19 +2957,15 @@ func (p *plane) byName(name string) (record, bool) {
 // leader returns the server that leads, as far as this node knows.
 func (p *plane) leader() (member, bool) {
 	r, ok := p.leaderRecord()
-	return r.member(memberAlive), ok
+	r.Status = memberAlive
+	return r.member(), ok
 }
 
 func (p *plane) leaderRecord() (record, bool) {
 	if p.server != nil {
-		id := p.server.status().Leader.ID
-		if id == p.cfg.ID {
-			return p.own(), true
-		}
-		return p.byID(id)
+		return p.byID(p.server.status().Leader.ID)
 	}
-	_, servers, _ := p.servers(time.Now())
-	for _, r := range servers {
+	for _, r := range p.servers() {
 		if r.Leads {
 			return r, true
 		}
@@ -3372,8 +3378,7 @@ func (p *plane) towardsLeader() (list []record) {
 		list = append(list, leader)
 	}
 	if p.server == nil {
-		_, servers, _ := p.servers(time.Now())
-		list = append(list, slices.DeleteFunc(servers, func(r record) bool { return r.ID == leader.ID })...)
+		list = append(list, slices.DeleteFunc(p.servers(), func(r record) bool { return r.ID == leader.ID })...)
 	}
 	return list
 }
@@ -3418,20 +3423,15 @@ func (p *plane) peers() []raftPeer {
 	for _, v := range st.Voters {
 		list = append(list, raftPeer{ID: v.ID, Node: v.Name, Leader: v == st.Leader, Voter: true})
 	}
-	p.mu.Lock()
-	servers := []record{p.self}
-	for _, c := range p.known {
-		if c.Server {
-			servers = append(servers, c.record)
+	for _, c := range p.all() {
+		if !c.Server {
+			continue
 		}
-	}
-	p.mu.Unlock()
-	for _, r := range servers {
-		i := slices.IndexFunc(list, func(l raftPeer) bool { return l.ID == r.ID })
+		i := slices.IndexFunc(list, func(l raftPeer) bool { return l.ID == c.ID })
 		if i < 0 {
-			list, i = append(list, raftPeer{ID: r.ID, Node: r.Name}), len(list)
+			list, i = append(list, raftPeer{ID: c.ID, Node: c.Name}), len(list)
 		}
-		list[i].Address = r.Addr
+		list[i].Address = c.Addr
 	}
 	slices.SortFunc(list, func(a, b raftPeer) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID)) })
 	return list
@@ -3450,14 +3450,13 @@ func (p *plane) remove(ctx context.Context, id string) (none, error) {
 
 // dropPeer is removePeer on the leader.
 func (p *plane) dropPeer(ctx context.Context, id string) error {
-	self, servers, _ := p.servers(time.Now())
-	stays := func(r record) bool { return r.ID == id && r.Status == memberAlive }
 	isVoter := slices.ContainsFunc(p.server.status().Voters, func(v server) bool { return v.ID == id })
-	_, known := p.byID(id)
+	all := p.all()
+	i := slices.IndexFunc(all, func(c contact) bool { return c.ID == id })
 	switch {
-	case stays(self) || slices.ContainsFunc(servers, stays):
+	case i >= 0 && all[i].Server && all[i].Status == memberAlive:
 		return errAliveVoter
-	case !isVoter && !known:
+	case i < 0 && !isVoter:
 		return errNoServer
 	}
 	return p.server.removeVoter(ctx, id)

@@ -2382,11 +2382,11 @@ func TestPlane_Members(t *testing.T) {
 	eventually(t, "w is leaving", func() bool { return status("w") == memberLeaving })
 	w.kill()
 	eventually(t, "w has left", func() bool { return status("w") == memberLeft })
-	a.plane.servers(time.Now().Add(forgetAfter / 2))
+	a.plane.forget(time.Now().Add(forgetAfter / 2))
 	if status("w") != memberLeft {
 		t.Error("w was forgotten within a day")
 	}
-	a.plane.servers(time.Now().Add(forgetAfter + time.Minute))
+	a.plane.forget(time.Now().Add(forgetAfter + time.Minute))
 	if status("w") != 0 {
 		t.Error("w was not forgotten after a day")
 	}
@@ -2395,7 +2395,7 @@ func TestPlane_Members(t *testing.T) {
 // A server whose clock is off says so, and which other.
 func TestPlane_ClockTrouble(t *testing.T) {
 	now := time.Now()
-	p := &plane{cfg: planeConfig{Server: true, Beat: time.Second}, log: slog.New(slog.DiscardHandler), self: record{Name: "a"}, known: map[string]*contact{}}
+	p := &plane{cfg: planeConfig{Name: "a", Server: true, Beat: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
 	r := record{Name: "b", ID: "id-b", Beat: 1, Status: memberAlive, Server: true, Clock: now.Add(-3 * time.Second).UnixNano()}
 	p.hearLocked(r, 2*time.Second, now)
 	if why := p.clockTrouble(); why != "" {
