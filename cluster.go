@@ -1488,19 +1488,9 @@ func (c *cluster) removeVoter(ctx context.Context, id string) error {
 	}
 }
 
-// setLearners tells the protocol which servers wish to be voters, and drops the
-// links to servers that are neither known nor voters.
+// setLearners tells the protocol which servers wish to be voters.
 func (c *cluster) setLearners(ctx context.Context, list []server) error {
-	return c.call(ctx, func() {
-		c.raft.setLearners(list)
-		keep := slices.Concat(list, c.raft.status().Voters)
-		for k, queue := range c.links {
-			if !slices.Contains(keep, k.to) {
-				close(queue)
-				delete(c.links, k)
-			}
-		}
-	})
+	return c.tell(ctx, func() error { c.raft.setLearners(list); return nil })
 }
 
 // pause waits, or returns ctx's error.
@@ -1889,16 +1879,13 @@ func (c *cluster) link(ctx context.Context, k linkKey) chan<- message {
 	return c.links[k]
 }
 
-// carry brings messages to a server, in order, until queue is closed or ctx ends.
+// carry brings messages to a server, in order, until ctx ends.
 func (c *cluster) carry(ctx context.Context, to server, queue <-chan message) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case m, ok := <-queue:
-			if !ok {
-				return
-			}
+		case m := <-queue:
 			if err := c.deliver(ctx, m, queue); err != nil && ctx.Err() == nil {
 				c.log.Debug("a message to another server did not get through", "server", to.Name, "err", err)
 				c.tell(ctx, func() error { c.raft.unreachable(to.ID); return nil }) // an error only says that the driver ends
@@ -2081,7 +2068,7 @@ var refusalCodes = map[string]error{
 	"stale-term": errStaleTerm, "other-incarnation": errOtherIncarnation, "stale-number": errStaleNumber, "stopping": errStopping,
 	"queue-full": errQueueFull, "unknown-execution": errUnknownExecution, "not-leader": errNotLeader, "busy": errBusy,
 	"format": errFormat, "malformed": errMalformed, "foreign": errForeign, "misdirected": errMisdirected,
-	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer, "clash": errClash, "oversized": errOversized,
+	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer, "clash": errClash, "too_large": errOversized,
 }
 
 // A nodeRefusal is why a node has not done what was asked: one of refusalCodes, and
@@ -2094,34 +2081,39 @@ type nodeRefusal struct {
 func (r nodeRefusal) Error() string   { return r.text }
 func (r nodeRefusal) Unwrap() []error { return []error{errRefused, r.code} }
 
-// counters count what the plane refused or dropped, under the names that
-// metrics have.
-type counters map[string]*atomic.Int64
-
-var countedErrors = map[string]error{
-	"format": errFormat, "malformed": errMalformed, "too_large": errOversized, "foreign": errForeign, "misdirected": errMisdirected,
+// refusalCode returns how an error travels, "" if it is none of them.
+func refusalCode(err error) string {
+	for code, e := range refusalCodes {
+		if errors.Is(err, e) {
+			return code
+		}
+	}
+	return ""
 }
 
+// counters count what the plane refused or dropped, by the names that metrics
+// have: "dropped" for want of room in a queue, the others are refusal codes.
+type counters map[string]*atomic.Int64
+
 func newCounters() counters {
-	c := counters{"dropped": {}} // for want of room in a queue
-	for name := range countedErrors {
-		c[name] = new(atomic.Int64)
+	c := counters{}
+	for _, reason := range []string{"dropped", "format", "malformed", "too_large", "foreign", "misdirected"} {
+		c[reason] = new(atomic.Int64)
 	}
 	return c
 }
 
+// count counts an error if it speaks of the sender.
 func (c counters) count(err error) {
-	for name, e := range countedErrors {
-		if errors.Is(err, e) {
-			c[name].Add(1)
-		}
+	if n := c[refusalCode(err)]; n != nil {
+		n.Add(1)
 	}
 }
 
 func (c counters) byReason() map[string]int64 {
 	m := map[string]int64{}
-	for name, n := range c {
-		m[name] = n.Load()
+	for reason, n := range c {
+		m[reason] = n.Load()
 	}
 	return m
 }
@@ -2200,20 +2192,15 @@ const (
 // one that told of it.
 type contact struct {
 	record
+	Age   time.Duration // when it is told of: since it was heard. Ages need no common clock
 	heard time.Time
 	skew  time.Duration // of its clock behind this node's, more or less
-}
-
-// A sighting is a contact as it travels. Ages need no common clock.
-type sighting struct {
-	record
-	AgeMillis int64
 }
 
 // A greeting is a heartbeat, and the answer to one.
 type greeting struct {
 	From   record
-	Others []sighting
+	Others []contact
 }
 
 // plane is a node's side towards the other nodes: the listener, the table of
@@ -2559,7 +2546,7 @@ func (p *plane) greetingLocked(all bool, now time.Time) greeting {
 	g := greeting{From: p.self}
 	for _, c := range p.known {
 		if all || p.cfg.Server && c.Server {
-			g.Others = append(g.Others, sighting{c.record, now.Sub(c.heard).Milliseconds()})
+			g.Others = append(g.Others, contact{record: c.record, Age: now.Sub(c.heard)})
 		}
 	}
 	return g
@@ -2587,7 +2574,7 @@ func (p *plane) learn(g greeting, addr string) {
 	}
 	p.hearLocked(g.From, 0, now)
 	for _, o := range g.Others {
-		p.hearLocked(o.record, time.Duration(max(o.AgeMillis, 0))*time.Millisecond, now)
+		p.hearLocked(o.record, max(o.Age, 0), now)
 	}
 }
 
@@ -2616,7 +2603,7 @@ func (p *plane) hearLocked(r record, age time.Duration, now time.Time) {
 	if c == nil {
 		p.log.Info("another node is known now", "node", r.Name, "addr", r.Addr, "server", r.Server)
 	}
-	p.known[r.ID] = &contact{r, heard, time.Duration(heard.UnixNano() - r.Clock)}
+	p.known[r.ID] = &contact{record: r, heard: heard, skew: time.Duration(heard.UnixNano() - r.Clock)}
 }
 
 func (r *record) valid() bool {
@@ -3145,14 +3132,10 @@ func (p *plane) check(r *http.Request, open bool) error {
 	return nil
 }
 
-// fail answers an error, and counts it if it speaks of the sender.
+// fail answers an error.
 func (p *plane) fail(w http.ResponseWriter, err error) {
 	p.refused.count(err)
-	for code, e := range refusalCodes {
-		if errors.Is(err, e) {
-			w.Header().Set(headerRefused, code)
-		}
-	}
+	w.Header().Set(headerRefused, refusalCode(err))
 	http.Error(w, err.Error(), http.StatusConflict)
 }
 
