@@ -1890,6 +1890,9 @@ func (c *cluster) carry(ctx context.Context, to server, queue <-chan message) {
 				c.log.Debug("a message to another server did not get through", "server", to.Name, "err", err)
 				c.tell(ctx, func() error { c.raft.unreachable(to.ID); return nil }) // an error only says that the driver ends
 			}
+			for m.Kind == msgSnapshot && len(queue) > 0 {
+				<-queue // asked for while the snapshot was on its way, which may have taken long
+			}
 		}
 	}
 }
@@ -1970,7 +1973,11 @@ func (c *cluster) sendImage(ctx context.Context, to record, m message) error {
 		return err
 	}
 	c.log.Info("sending a snapshot to a server that is far behind", "server", to.Name, "bytes", info.Size(), "index", snap.Index)
-	r, err := c.plane.request(ctx, http.MethodPost, to, "/snapshot", file)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stuck := time.AfterFunc(imageChunkTime, cancel)
+	body := &patientReader{file, func() error { stuck.Reset(imageChunkTime); return nil }}
+	r, err := c.plane.request(ctx, http.MethodPost, to, "/snapshot", body)
 	if err != nil {
 		return err
 	}
@@ -1986,7 +1993,7 @@ func (c *cluster) takeImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil || m.Kind != msgSnapshot || r.ContentLength < 0 || r.ContentLength > imageBytesMax {
 		return errMalformed
 	}
-	image, err := c.storeImage(&patientReader{r.Body, http.NewResponseController(w)}, m)
+	image, err := c.storeImage(patientBody(w, r), m)
 	if err == nil {
 		err = c.take(r.Context(), []message{m}, image)
 	}
@@ -2017,18 +2024,27 @@ func (c *cluster) storeImage(body io.Reader, m message) (path string, err error)
 	return file.Name(), err
 }
 
-// patientReader reads a long body: it gives each part its time, where the
-// server's limit is for the whole.
+// patientReader reads a long body: it gives each part its time.
 type patientReader struct {
 	io.Reader
-	control *http.ResponseController
+	extend func() error // called before each part
 }
 
 func (p *patientReader) Read(b []byte) (int, error) {
-	if err := p.control.SetReadDeadline(time.Now().Add(imageChunkTime)); err != nil {
+	if err := p.extend(); err != nil {
 		return 0, err
 	}
 	return p.Reader.Read(b)
+}
+
+// patientBody is the body of a request that may be long, where the server's
+// limits are for the whole. The answer has its time from the last part on.
+func patientBody(w http.ResponseWriter, r *http.Request) *patientReader {
+	control := http.NewResponseController(w)
+	return &patientReader{r.Body, func() error {
+		now := time.Now()
+		return errors.Join(control.SetReadDeadline(now.Add(imageChunkTime)), control.SetWriteDeadline(now.Add(planeWriteTime)))
+	}}
 }
 
 // The cluster plane: how nodes talk to each other
@@ -3495,12 +3511,11 @@ func withSender(r *http.Request) *http.Request {
 // serveForwarded gives the API a request that another node passed on.
 func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
 	r.Host = "localhost" // the client's Host was looked at where it came in
-	control := http.NewResponseController(w)
 	r.Body = struct {
 		io.Reader
 		io.Closer
-	}{&patientReader{r.Body, control}, r.Body}
-	http.StripPrefix("/api", p.hooks.api).ServeHTTP(&patientWriter{ResponseWriter: w, control: control}, r)
+	}{patientBody(w, r), r.Body}
+	http.StripPrefix("/api", p.hooks.api).ServeHTTP(&patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}, r)
 	return nil
 }
 

@@ -28,7 +28,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -2000,6 +2002,85 @@ func TestCluster_Snapshot(t *testing.T) {
 		t.Errorf("the snapshot changed the node's id from %s to %s", before, behind.cfg.ID)
 	}
 }
+
+// A snapshot that does not get on is given up, so that its receiver, which may be
+// back elsewhere, is not kept waiting; one that takes long is not sent again for
+// having been asked for meanwhile.
+func TestCluster_SlowSnapshot(t *testing.T) {
+	for name, answers := range map[string]bool{"Stuck": false, "Slow": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			if err := s.persist(nil, []entry{{Index: 1, Term: 1, Kind: entryVoters, Data: encodeVoters(threeServers)}}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.applyUpTo(1); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				var requests atomic.Int64
+				far := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					requests.Add(1)
+					for n := 0; answers; n++ { // each part within its time, the whole not
+						time.Sleep(imageChunkTime / 4)
+						if _, err := io.ReadFull(r.Body, make([]byte, 20_000)); err != nil {
+							io.WriteString(w, "{}")
+							return
+						}
+					}
+					<-ctx.Done()
+				})}
+				wires := make(wireListener)
+				go far.Serve(wires)
+				p := &plane{cfg: planeConfig{ID: "id-a"}, scheme: "http", known: map[string]*contact{"id-b": {record: record{Name: "b", ID: "id-b", Addr: "b:1"}}}}
+				p.beats = &http.Client{Transport: transport{&http.Transport{DialContext: wires.dial, IdleConnTimeout: time.Second}}}
+				c := &cluster{plane: p, store: s, log: slog.New(slog.NewTextHandler(t.Output(), nil)), events: make(chan func() error), tickTime: testTick}
+				queue := make(chan message, bulkQueueMax)
+				for range bulkQueueMax {
+					queue <- message{Kind: msgSnapshot, To: server{"b", "id-b"}}
+				}
+				var ended sync.WaitGroup
+				ended.Go(func() { c.carry(ctx, server{"b", "id-b"}, queue) })
+				began := time.Now()
+				if answers {
+					time.Sleep(time.Hour)
+					if n := requests.Load(); n != 1 || len(queue) > 0 {
+						t.Errorf("%d snapshots were sent, %d wait; want one", n, len(queue))
+					}
+				} else {
+					<-c.events
+					if took := time.Since(began); took > 2*imageChunkTime {
+						t.Errorf("given up after %v, want about %v", took, imageChunkTime)
+					}
+				}
+				cancel()
+				ended.Wait()
+				far.Close()
+				p.beats.CloseIdleConnections()
+			})
+		})
+	}
+}
+
+// A wireListener accepts connections that exist in memory only.
+type wireListener chan net.Conn
+
+func (l wireListener) dial(context.Context, string, string) (net.Conn, error) {
+	near, far := net.Pipe()
+	l <- far
+	return near, nil
+}
+
+func (l wireListener) Accept() (net.Conn, error) {
+	conn, ok := <-l
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return conn, nil
+}
+
+func (l wireListener) Close() error   { close(l); return nil }
+func (l wireListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // A new disk under the name of a dead server takes its place among the voters.
 func TestCluster_ReplacedDisk(t *testing.T) {
