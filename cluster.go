@@ -1,24 +1,56 @@
 // The cluster file owns how several servers agree on one log.
 //
-// This upper half is the protocol as a value: Raft (Ongaro, "Consensus:
-// Bridging Theory and Practice", 2014; "thesis" below) with a bully election:
-// who stands first is decided by rank, which is the order of names. It reads no
-// clock and no disk, sends nothing and starts nothing. It is told of ticks,
-// messages, proposals and finished writes, and says in ready what the outside
-// must do. So any history can be replayed from a seed, and the simulation in
-// cluster_test.go does. One goroutine, the driver below, owns the value.
+// The upper half is the protocol as a value: Raft (Ongaro, "Consensus: Bridging
+// Theory and Practice", 2014; "thesis" below) with a bully election: who stands
+// first is decided by rank, which is the order of names. It reads no clock and
+// no disk, sends nothing and starts nothing. It is told of ticks, messages,
+// proposals and finished writes, and says in ready what the outside must do. So
+// any history can be replayed from a seed, and the simulation in cluster_test.go
+// does.
 //
-// The lower half does what the value says: the driver (cluster) with the
-// links to its peers, and then the plane, which every node has:
-// the listener, the table of members, the founding of a cluster, and the calls
-// between nodes. The plane decides nothing that the log must agree on: what it
-// knows of others is a hint, and whoever acts on it must bear that it is wrong.
+// The lower half does what the value says: the driver (cluster) with the links
+// to its peers, and then the plane, which every node has: the listener, the
+// table of members, the founding of a cluster, and the calls between nodes. The
+// plane decides nothing that the log must agree on: what it knows of others is
+// a hint, and whoever acts on it must bear that it is wrong.
 //
-// Goroutines. cluster.run owns the value, executes what others tell it, and has
-// as children one write at a time, a carrier for each link, and the leader's
-// work while this server leads.
-// plane.run has the HTTP server and the loop that sends heartbeats. Each waits
-// for its children.
+// # Why two leaders never both fire
+//
+// Two servers can believe at the same time that they lead: one was paused or
+// cut off, and does not know yet that it was replaced. No clock prevents that.
+// What prevents that a tick runs twice is a chain in which each link holds
+// whatever the clocks do:
+//
+//  1. Term. A server votes once in a term (mayVote), and the vote is on its disk
+//     before anybody hears of it (hold, persisted, release).
+//  2. Majority. A leader has the votes of a majority (countVote, hasMajority),
+//     and two majorities share a server: also those of two lists of voters, as
+//     these differ by one server at a time (mayChangeVoters). So a term has one
+//     leader at most, and only it can commit anything in that term.
+//  3. Commit. A decision counts when a majority has it on disk (countCopies). A
+//     voter that knows a later term takes nothing of an older leader (step), and
+//     refuses a candidate whose log lacks what it has (upToDate). So what the
+//     old leader has committed the new one has, and what it has not it never will.
+//  4. Apply. All servers apply the log in one order, and a decision is accepted
+//     only for the tick that is next and later than the last one decided (decide
+//     in store.go). So of two decisions about a tick, whoever proposed them, the
+//     first in the log is accepted and the other changes nothing.
+//  5. Office. Only an accepted decision becomes orders: propose answers from
+//     written, after apply. A leader decides nothing until its own first entry,
+//     and so all before it, is applied (takeOffice), and a server that lost its
+//     majority or stood still resigns (tickLeader, noticePause). That keeps old
+//     leaders short; safety does not rest on it.
+//  6. Dispatch. An order carries its leader's term and names one execution of one
+//     incarnation of one node. The node refuses terms before the latest that it
+//     has heard of, and takes an execution once (start in executor.go). So when
+//     the old and the new leader send the same accepted decision, one run starts.
+//
+// # Goroutines
+//
+// cluster.run owns the value, executes what others tell it, and has as children
+// one write at a time, a carrier for each link, and the leader's work while this
+// server leads. plane.run has the HTTP server and the loop that sends
+// heartbeats. Each waits for its children.
 package main
 
 import (
