@@ -29,8 +29,8 @@
 //     leader at most, and only it can commit anything in that term.
 //  3. Commit. A decision counts when a majority has it on disk (countCopies). A
 //     voter that knows a later term takes nothing of an older leader (step), and
-//     refuses a candidate whose log lacks what it has (upToDate). So what the
-//     old leader has committed the new one has, and what it has not it never will.
+//     refuses a candidate whose log lacks what it has (upToDate). So the new
+//     leader has all that the old one committed, and that commits nothing more.
 //  4. Apply. All servers apply the log in one order, and a decision is accepted
 //     only for the tick that is next and later than the last one decided (decide
 //     in store.go). So of two decisions about a tick, whoever proposed them, the
@@ -38,8 +38,8 @@
 //  5. Office. Only an accepted decision becomes orders: propose answers from
 //     written, after apply. A leader decides nothing until its own first entry,
 //     and so all before it, is applied (takeOffice), and a server that lost its
-//     majority or stood still resigns (tickLeader, noticePause). That keeps old
-//     leaders short; safety does not rest on it.
+//     majority or stood still resigns (tickLeader, noticePause). That keeps the
+//     time of two leaders short; safety does not rest on it.
 //  6. Dispatch. An order carries its leader's term and names one execution of one
 //     incarnation of one node. The node refuses terms before the latest that it
 //     has heard of, and takes an execution once (start in executor.go). So when
@@ -2087,7 +2087,6 @@ const (
 	planeHeaderTime     = 5 * time.Second  // for a handshake and a request's head
 	planeReadTime       = 30 * time.Second // for a request's body
 	planeWriteTime      = time.Minute      // for an answer, longer than any call waits for one
-	planeDrainTime      = time.Second      // for answers under way when the node stops
 	planeIdleTime       = 2 * time.Minute  // of a kept-alive connection
 	planeBeatsPerNode   = 4                // more than the heartbeat and the two links to one node ever need at a time
 	planeConnsPerNode   = 16               // of calls to one node; more wait for each other
@@ -2270,17 +2269,16 @@ type plane struct {
 	written  []string      // owned by beatLoop: what the file of peers says
 	clashed  bool          // owned by beatLoop: somebody said that this node's name or id is another's, and nobody else since
 
-	mu       sync.Mutex
-	self     record              // guarded by mu
-	known    map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
-	joinedTo map[string]string   // guarded by mu: join address → id of the node that answers there, if it gives another address
-	trouble  map[string]string   // guarded by mu: subject → what is wrong and what to do
+	mu      sync.Mutex
+	self    record              // guarded by mu
+	known   map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
+	trouble map[string]string   // guarded by mu: subject → what is wrong and what to do
 }
 
 // newPlane listens on the cluster plane. Nothing is served until run.
 func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
 	p := &plane{cfg: cfg, hooks: hooks, log: log, scheme: "http", hurry: make(chan struct{}, 1), refused: newCounters(),
-		known: map[string]*contact{}, joinedTo: map[string]string{}, trouble: map[string]string{}}
+		known: map[string]*contact{}, trouble: map[string]string{}}
 	if cfg.Key == nil && !isLoopback(cfg.Bind) {
 		return nil, fmt.Errorf("--bind-addr %s: other machines could take over this node; make a cluster key with \"belfry keygen\" and give it to all nodes as --encrypt, or use a loopback address", cfg.Bind)
 	}
@@ -2438,21 +2436,8 @@ func (p *plane) run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	web.BaseContext = func(net.Listener) context.Context { return ctx } // outputs that are followed end with ctx
-	g.Go(func() error {
-		if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
-	g.Go(func() error {
-		err := p.beatLoop(ctx)
-		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), planeDrainTime)
-		defer cancel()
-		if web.Shutdown(drain) != nil {
-			web.Close()
-		}
-		return err
-	})
+	g.Go(func() error { return serveUntil(ctx, web, listener) })
+	g.Go(func() error { return p.beatLoop(ctx) })
 	err := g.Wait()
 	for _, client := range []*http.Client{p.calls, p.streams, p.beats} {
 		client.CloseIdleConnections()
@@ -2530,15 +2515,14 @@ func (j *joining) note(answered int) error {
 	return nil
 }
 
-// beat sends a heartbeat to every known server, and to addresses at which no
-// node is known to be, and waits for the answers. It returns how many came, and
+// beat sends a heartbeat to every known server and to addrs, and waits for the answers. It returns how many came, and
 // why somebody said that this node's name or id is another's.
 func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash string) {
 	p.mu.Lock()
 	p.self.Beat++
 	p.self.Clock = time.Now().UnixNano()
 	p.self.Leads = p.server != nil && p.server.leading()
-	targets := p.targetsLocked(addrs, time.Now())
+	targets := p.targetsLocked(addrs)
 	g := p.greetingLocked(p.cfg.Server, time.Now())
 	p.mu.Unlock()
 	var wait sync.WaitGroup
@@ -2571,19 +2555,14 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 }
 
 // targetsLocked returns where a heartbeat goes, sorted.
-func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
+func (p *plane) targetsLocked(addrs []string) []string {
 	var list []string
 	for _, c := range p.known {
 		if c.Server && c.Status != memberLeft {
 			list = append(list, c.Addr)
 		}
 	}
-	for _, addr := range addrs {
-		id := p.joinedTo[addr]
-		if c := p.known[id]; addr != p.self.Addr && id != p.self.ID && (c == nil || p.statusLocked(c, now) == memberFailed) {
-			list = append(list, addr)
-		}
-	}
+	list = slices.DeleteFunc(append(list, addrs...), func(addr string) bool { return addr == p.self.Addr })
 	slices.Sort(list)
 	return slices.Compact(list)
 }
@@ -2608,18 +2587,18 @@ func (p *plane) greet(ctx context.Context, addr string, g greeting) error {
 	if err := p.exchange(ctx, p.beats, record{Addr: addr}, "/members", g, &answer); err != nil {
 		return err
 	}
-	p.learn(answer, addr)
+	if answer.From.ID == p.cfg.ID {
+		return errors.New("the address is this node's own")
+	}
+	p.learn(answer)
 	return nil
 }
 
 // learn takes what another node has said.
-func (p *plane) learn(g greeting, addr string) {
+func (p *plane) learn(g greeting) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if addr != "" && addr != g.From.Addr {
-		p.joinedTo[addr] = g.From.ID // a join address, of which there are few
-	}
 	p.hearLocked(g.From, 0, now)
 	for _, o := range g.Others {
 		p.hearLocked(o.record, max(o.Age, 0), now)
@@ -2682,7 +2661,7 @@ func (p *plane) takeGreeting(ctx context.Context, g greeting) (greeting, error) 
 	if err := p.reject(ctx, g.From); err != nil {
 		return greeting{}, err
 	}
-	p.learn(g, "")
+	p.learn(g)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.greetingLocked(g.From.Server, time.Now()), nil
@@ -2849,16 +2828,8 @@ func (p *plane) writePeers() error {
 	if len(addrs) == 0 || slices.Equal(addrs, p.written) {
 		return nil
 	}
-	doc, err := json.Marshal(addrs)
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(p.cfg.Dir, peersFile)
-	if err := os.WriteFile(path+".new", doc, 0o600); err != nil {
-		return err
-	}
 	p.written = addrs
-	return os.Rename(path+".new", path)
+	return replaceFile(filepath.Join(p.cfg.Dir, peersFile), addrs)
 }
 
 // setTrouble notes what is wrong with a subject, "" for nothing, and logs what
@@ -3639,10 +3610,10 @@ func openAgentDir(path string) (*agentDir, error) {
 }
 
 func (d *agentDir) read() error {
-	doc, err := os.ReadFile(filepath.Join(d.path, nodeFile))
+	doc, err := os.ReadFile(d.file())
 	if errors.Is(err, fs.ErrNotExist) {
 		d.node.ID = crand.Text()
-		return d.write()
+		return replaceFile(d.file(), d.node)
 	}
 	if err != nil {
 		return err
@@ -3653,13 +3624,13 @@ func (d *agentDir) read() error {
 	return nil
 }
 
-// write replaces the file in one step: a crash leaves the old or the new one.
-func (d *agentDir) write() error {
-	doc, err := json.Marshal(d.node)
+// replaceFile writes v as JSON in one step: a crash leaves the old file or the
+// new one.
+func replaceFile(path string, v any) error {
+	doc, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(d.path, nodeFile)
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -3674,7 +3645,9 @@ func (d *agentDir) write() error {
 // join binds the agent to a cluster. Called by one goroutine.
 func (d *agentDir) join(cluster string) error {
 	d.node.Cluster = cluster
-	return d.write()
+	return replaceFile(d.file(), d.node)
 }
+
+func (d *agentDir) file() string { return filepath.Join(d.path, nodeFile) }
 
 func (d *agentDir) close() error { return d.lock.Close() }

@@ -1952,7 +1952,7 @@ func TestCluster_Five(t *testing.T) {
 		t.Errorf("propose without a majority: %v, want %v", err, errNotLeader)
 	}
 	other.start()
-	other.plane.learn(greeting{From: leader.plane.own()}, "") // it knows only stale addresses
+	other.plane.learn(greeting{From: leader.plane.own()}) // it knows only stale addresses
 	put(t, "four", nodes...)
 	same(t, nodes...)
 }
@@ -2610,7 +2610,7 @@ func TestPlane_Calls(t *testing.T) {
 	silent.StartTLS()
 	defer silent.Close()
 	broken := record{Name: "s", ID: "id-s", Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive}
-	a.plane.learn(greeting{From: broken}, "")
+	a.plane.learn(greeting{From: broken})
 	if err := a.plane.dispatchTo(ctx, "s", d); err == nil || errors.Is(err, errRefused) {
 		t.Errorf("dispatch to a node that breaks off: %v, want an error that is no refusal", err)
 	}

@@ -726,29 +726,31 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	return g.Wait()
 }
 
-// webServer returns what serves API and page until its context ends, and then
-// answers the requests that are there.
+// webServer returns what serves API and page until its context ends.
 func webServer(listener net.Listener, handler http.Handler, log *slog.Logger) func(context.Context) error {
 	web := &http.Server{
 		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	return func(ctx context.Context) error {
-		ended := make(chan error, 1)
-		go func() { ended <- web.Serve(listener) }()
-		select {
-		case err := <-ended:
-			return err
-		case <-ctx.Done():
-		}
-		drain, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if web.Shutdown(drain) != nil {
-			web.Close()
-		}
-		<-ended // says only that it was closed
-		return nil
+	return func(ctx context.Context) error { return serveUntil(ctx, web, listener) }
+}
+
+// serveUntil serves until ctx ends, and then answers the requests that are there.
+func serveUntil(ctx context.Context, web *http.Server, listener net.Listener) error {
+	ended := make(chan error, 1)
+	go func() { ended <- web.Serve(listener) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
 	}
+	drain, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if web.Shutdown(drain) != nil {
+		web.Close()
+	}
+	<-ended // says only that it was closed
+	return nil
 }
 
 // waitUntil returns when done is true, or after patience.
