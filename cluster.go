@@ -2167,22 +2167,14 @@ func (c counters) byReason() map[string]int64 {
 
 // planeConfig is what main knows about the node.
 type planeConfig struct {
-	Name        string
-	ID          string
-	Incarnation uint64
-	Server      bool
-	Bind        string // host:port to listen on
-	Advertise   string // host:port that others are told; "": where it listens
-	HTTPAddr    string // host:port of API and page
-	Key         []byte // nil: no TLS, and Bind must be a loopback address
-	Tags        map[string]string
-	Dir         string // data directory
-	Cluster     string // of an agent: the cluster that it belongs to, "" none yet
-	Join        []string
-	JoinPause   time.Duration // between two tries of an address that did not answer
-	JoinTries   int           // without any answer until the node gives up, 0: never
-	Expect      int           // servers that found the cluster together, 0: it waits to be taken in
-	Beat        time.Duration // between two heartbeats; a node that is silent for five counts as failed
+	record           // Addr: that others are told, host:port; "": where it listens
+	Bind      string // host:port to listen on
+	Key       []byte // nil: no TLS, and Bind must be a loopback address
+	Dir       string // data directory
+	Join      []string
+	JoinPause time.Duration // between two tries of an address that did not answer
+	JoinTries int           // without any answer until the node gives up, 0: never
+	BeatTime  time.Duration // between two heartbeats; a node that is silent for five counts as failed
 }
 
 // planeHooks is what the plane calls for what comes in. All are fixed before run.
@@ -2212,7 +2204,7 @@ type record struct {
 	Clock       int64 // Unix nanoseconds when the heartbeat was sent
 
 	// Of a server that belongs to no cluster.
-	Expect   int       // --bootstrap-expect
+	Expect   int       // servers that found the cluster together, 0: it waits to be taken in
 	Empty    bool      // its database holds nothing
 	Accepted *founders // nil: none
 }
@@ -2294,24 +2286,20 @@ func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, erro
 	if p.listener, err = net.Listen("tcp", cfg.Bind); err != nil {
 		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)
 	}
-	addr := cfg.Advertise
-	if addr == "" {
-		addr, err = reachable(p.listener.Addr().String())
+	p.self = cfg.record
+	if p.self.Addr == "" {
+		p.self.Addr, err = reachable(p.listener.Addr().String())
+	}
+	_, port, wrong := net.SplitHostPort(p.self.Addr)
+	if err == nil && wrong != nil {
+		err = fmt.Errorf("--advertise-addr: %q must be host:port", p.self.Addr)
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.listener.Close())
 	}
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("--advertise-addr: %q must be host:port", addr), p.listener.Close())
-	}
-	tags := maps.Clone(cfg.Tags)
-	if tags == nil {
-		tags = map[string]string{}
-	}
-	tags["rpc_addr"], tags["port"] = addr, port
-	p.self = record{Name: cfg.Name, ID: cfg.ID, Incarnation: cfg.Incarnation, Addr: addr, HTTPAddr: cfg.HTTPAddr, Tags: tags,
-		Server: cfg.Server, Status: memberAlive, Cluster: cfg.Cluster, Expect: cfg.Expect}
+	p.self.Status, p.self.Tags = memberAlive, map[string]string{}
+	maps.Copy(p.self.Tags, cfg.Tags)
+	p.self.Tags["rpc_addr"], p.self.Tags["port"] = p.self.Addr, port
 	return p, nil
 }
 
@@ -2450,7 +2438,7 @@ func (p *plane) run(ctx context.Context) error {
 // beatLoop sends heartbeats. If leaving was called before ctx ends, a last one
 // says good-bye.
 func (p *plane) beatLoop(ctx context.Context) error {
-	ticker := time.NewTicker(p.cfg.Beat)
+	ticker := time.NewTicker(p.cfg.BeatTime)
 	defer ticker.Stop()
 	joins := joining{addrs: p.cfg.Join, tries: p.cfg.JoinTries, pause: p.cfg.JoinPause}
 	remembered, err := p.readPeers()
@@ -2647,7 +2635,7 @@ func (p *plane) byNameLocked(name string) *contact {
 }
 
 func (p *plane) statusLocked(c *contact, now time.Time) int {
-	if c.Status != memberLeft && now.Sub(c.heard) > silentBeats*p.cfg.Beat {
+	if c.Status != memberLeft && now.Sub(c.heard) > silentBeats*p.cfg.BeatTime {
 		return memberFailed
 	}
 	return c.Status

@@ -1633,7 +1633,7 @@ type peerNode struct {
 func newPeer(t testing.TB, name string, expect int, join ...*peerNode) *peerNode {
 	t.Helper()
 	n := &peerNode{t: t, log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("on", name)}
-	n.cfg = planeConfig{Name: name, Server: true, Bind: "127.0.0.1:0", Key: testKey, Dir: t.TempDir(), JoinPause: testBeat, Expect: expect, Beat: testBeat}
+	n.cfg = planeConfig{record: record{Name: name, Server: true, Expect: expect}, Bind: "127.0.0.1:0", Key: testKey, Dir: t.TempDir(), JoinPause: testBeat, BeatTime: testBeat}
 	n.join(join...)
 	t.Cleanup(n.stop)
 	return n
@@ -2032,7 +2032,7 @@ func TestCluster_SlowSnapshot(t *testing.T) {
 				})}
 				wires := make(wireListener)
 				go far.Serve(wires)
-				p := &plane{cfg: planeConfig{ID: "id-a"}, scheme: "http", known: map[string]*contact{"id-b": {record: record{Name: "b", ID: "id-b", Addr: "b:1"}}}}
+				p := &plane{cfg: planeConfig{record: record{ID: "id-a"}}, scheme: "http", known: map[string]*contact{"id-b": {record: record{Name: "b", ID: "id-b", Addr: "b:1"}}}}
 				p.beats = &http.Client{Transport: transport{&http.Transport{DialContext: wires.dial, IdleConnTimeout: time.Second}}}
 				c := &cluster{plane: p, store: s, log: slog.New(slog.NewTextHandler(t.Output(), nil)), events: make(chan func() error), tickTime: testTick}
 				queue := make(chan message, bulkQueueMax)
@@ -2269,7 +2269,7 @@ func TestPlane_Key(t *testing.T) {
 	}
 
 	for addr, ok := range map[string]bool{"127.0.0.1:0": true, "0.0.0.0:0": false} {
-		p, err := newPlane(planeConfig{Name: "x", Bind: addr}, planeHooks{}, a.log)
+		p, err := newPlane(planeConfig{record: record{Name: "x"}, Bind: addr}, planeHooks{}, a.log)
 		if err == nil {
 			a.must(p.listener.Close())
 		}
@@ -2341,7 +2341,7 @@ func TestPlane_Refusals(t *testing.T) {
 // Without a cluster key the plane refuses what a browser on this machine can
 // be made to send.
 func TestPlane_Browser(t *testing.T) {
-	p, err := newPlane(planeConfig{Name: "x", ID: "id-x", Bind: "127.0.0.1:0"}, planeHooks{}, slog.New(slog.DiscardHandler))
+	p, err := newPlane(planeConfig{record: record{Name: "x", ID: "id-x"}, Bind: "127.0.0.1:0"}, planeHooks{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -2476,7 +2476,7 @@ func TestPlane_Members(t *testing.T) {
 // A server whose clock is off says so, and which other.
 func TestPlane_ClockTrouble(t *testing.T) {
 	now := time.Now()
-	p := &plane{cfg: planeConfig{Name: "a", Server: true, Beat: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
+	p := &plane{cfg: planeConfig{record: record{Name: "a", Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
 	r := record{Name: "b", ID: "id-b", Beat: 1, Status: memberAlive, Server: true, Clock: now.Add(-3 * time.Second).UnixNano()}
 	p.hearLocked(r, 2*time.Second, now)
 	if why := p.clockTrouble(); why != "" {
@@ -2513,7 +2513,7 @@ func TestPlane_HearLocked(t *testing.T) {
 		{"LongAgo", r(1, 11), 2 * forgetAfter, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			p := &plane{cfg: planeConfig{Server: true, Beat: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
+			p := &plane{cfg: planeConfig{record: record{Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
 			p.hearLocked(r(1, 10), 4*time.Second, now)
 			p.hearLocked(test.r, test.age, now)
 			c := p.byNameLocked("w")

@@ -435,9 +435,10 @@ func (c *config) tags() map[string]string {
 func (c *config) plane(id string, incarnation uint64) planeConfig {
 	key, _ := c.key() // validated
 	p := planeConfig{
-		Name: c.NodeName, ID: id, Incarnation: incarnation, Server: c.Server, Bind: c.BindAddr, Advertise: c.AdvertiseAddr, HTTPAddr: c.HTTPAddr,
-		Key: key, Tags: c.tags(), Dir: c.DataDir, Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
-		Expect: c.BootstrapExpect, Beat: time.Second,
+		record: record{Name: c.NodeName, ID: id, Incarnation: incarnation, Server: c.Server, Addr: c.AdvertiseAddr, HTTPAddr: c.HTTPAddr,
+			Tags: c.tags(), Expect: c.BootstrapExpect},
+		Bind: c.BindAddr, Key: key, Dir: c.DataDir, Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
+		BeatTime: time.Second,
 	}
 	if len(c.RetryJoin) == 0 {
 		p.JoinTries = 1
