@@ -1683,8 +1683,7 @@ func (c *cluster) adopt(cluster string, messages []message) error {
 	leader := slices.ContainsFunc(messages, func(m message) bool {
 		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
 	})
-	bound := c.own.Accepted != nil && c.own.Accepted.Cluster != cluster
-	if c.own.Cluster != "" || !leader || bound || !c.own.Empty {
+	if c.own.Cluster != "" || !leader || c.own.Accepted.elsewhere(cluster) || !c.own.Empty {
 		return nil
 	}
 	return c.enlist(enlistment{Cluster: cluster})
@@ -2503,8 +2502,9 @@ func (j *joining) note(answered int) error {
 	return nil
 }
 
-// beat sends a heartbeat to every known server and to addrs, and waits for the answers. It returns how many came, and
-// why somebody said that this node's name or id is another's.
+// beat sends a heartbeat to every known server and to addrs, and waits for the
+// answers. It returns how many came, and why somebody said that this node's name
+// or id is another's.
 func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash string) {
 	p.mu.Lock()
 	p.self.Beat++
@@ -2596,11 +2596,10 @@ func (p *plane) learn(g greeting) {
 // hearLocked takes note of a node that was heard a while ago. A heartbeat
 // counts once, by whatever way it comes. Of two processes of one node, and of
 // two nodes of one name, the one that was heard last counts: the other is gone,
-// or rejectLocked would have kept this one out.
+// or reject would have kept this one out.
 func (p *plane) hearLocked(r record, age time.Duration, now time.Time) {
 	heard := now.Add(-age)
-	foreign := r.Cluster != "" && p.self.Cluster != "" && r.Cluster != p.self.Cluster
-	if !r.valid() || foreign || r.ID == p.self.ID || r.Name == p.self.Name || age > forgetAfter || !r.Server && !p.cfg.Server {
+	if !r.valid() || r.foreignTo(&p.self) || r.ID == p.self.ID || r.Name == p.self.Name || age > forgetAfter || !r.Server && !p.cfg.Server {
 		return
 	}
 	c := p.known[r.ID]
@@ -2623,6 +2622,22 @@ func (p *plane) hearLocked(r record, age time.Duration, now time.Time) {
 
 func (r *record) valid() bool {
 	return r.Name != "" && r.ID != "" && len(r.Name) <= memberNameMax && len(r.ID) <= memberNameMax && r.Status >= memberAlive && r.Status <= memberLeft
+}
+
+// foreignTo reports whether two nodes belong to different clusters.
+func (r *record) foreignTo(other *record) bool {
+	return r.Cluster != "" && other.Cluster != "" && r.Cluster != other.Cluster
+}
+
+// clash says why a node and a newcomer cannot both take part, "" if they can.
+func (r *record) clash(newcomer *record) string {
+	switch {
+	case r.ID == newcomer.ID && r.Incarnation != newcomer.Incarnation:
+		return fmt.Sprintf("another process with the id of this node's data directory runs as %s at %s; stop it, or give this node an empty --data-dir", r.Name, r.Addr)
+	case r.ID != newcomer.ID && r.Name == newcomer.Name:
+		return fmt.Sprintf("the name %s is in use by a live node at %s; give this node another --node-name, or stop that one", r.Name, r.Addr)
+	}
+	return ""
 }
 
 func (p *plane) byNameLocked(name string) *contact {
@@ -2660,27 +2675,20 @@ func (p *plane) takeGreeting(ctx context.Context, g greeting) (greeting, error) 
 func (p *plane) reject(ctx context.Context, r record) error {
 	p.mu.Lock()
 	self, now := p.self, time.Now()
-	var twin, namesake contact
-	if c := p.known[r.ID]; c != nil && c.Incarnation != r.Incarnation && p.statusLocked(c, now) <= memberLeaving {
-		twin = *c
-	}
-	if c := p.byNameLocked(r.Name); c != nil && c.ID != r.ID && p.statusLocked(c, now) <= memberLeaving {
-		namesake = *c
+	rivals := []record{self}
+	for _, c := range p.known {
+		if c.clash(&r) != "" && p.statusLocked(c, now) <= memberLeaving {
+			rivals = append(rivals, c.record)
+		}
 	}
 	p.mu.Unlock()
-	if r.ID == self.ID && r.Incarnation != self.Incarnation {
-		twin.record = self
-	}
-	if r.Name == self.Name && r.ID != self.ID {
-		namesake.record = self
-	}
-	switch {
-	case r.Cluster != "" && self.Cluster != "" && r.Cluster != self.Cluster:
+	if r.foreignTo(&self) {
 		return nodeRefusal{errForeign, fmt.Sprintf("%s belongs to cluster %s, %s to %s; two clusters are never merged: take its address out of --join and --retry-join, or give %s an empty --data-dir", self.Name, self.Cluster, r.Name, r.Cluster, r.Name)}
-	case twin.ID != "" && p.isAlive(ctx, twin.record):
-		return nodeRefusal{errClash, fmt.Sprintf("another process with the id of this node's data directory runs as %s at %s; stop it, or give this node an empty --data-dir", twin.Name, twin.Addr)}
-	case namesake.ID != "" && p.isAlive(ctx, namesake.record):
-		return nodeRefusal{errClash, fmt.Sprintf("the name %s is in use by a live node at %s; give this node another --node-name, or stop that one", r.Name, namesake.Addr)}
+	}
+	for _, rival := range rivals {
+		if why := rival.clash(&r); why != "" && p.isAlive(ctx, rival) {
+			return nodeRefusal{errClash, why}
+		}
 	}
 	return nil
 }
@@ -2764,8 +2772,7 @@ func ignoreStop(ctx context.Context, err error) error {
 func learners(self record, servers []record) []server {
 	var list []server
 	for _, r := range servers {
-		bound := r.Accepted != nil && r.Accepted.Cluster != self.Cluster
-		if self.Cluster != "" && (r.Cluster == self.Cluster || r.Cluster == "" && r.Empty && !bound) {
+		if self.Cluster != "" && (r.Cluster == self.Cluster || r.Cluster == "" && r.Empty && !r.Accepted.elsewhere(self.Cluster)) {
 			list = append(list, server{r.Name, r.ID})
 		}
 	}
@@ -2979,6 +2986,9 @@ type founders struct {
 	Cluster string   // random id
 	Voters  []server // in order of names
 }
+
+// elsewhere reports whether who has accepted this list cannot be in a cluster.
+func (f *founders) elsewhere(cluster string) bool { return f != nil && f.Cluster != cluster }
 
 // A founding step is what a server that belongs to no cluster does next, and
 // what it waits for or what somebody must do.
