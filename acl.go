@@ -522,6 +522,13 @@ func (t *throttle) failed(addr string, now int64) {
 	*slot = max(*slot, now) + int64(failuresPause)
 }
 
+// forgiven takes back a failure of an address.
+func (t *throttle) forgiven(addr string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	*t.slot(addr) -= int64(failuresPause)
+}
+
 // passed keeps a secret that was good, by its hash.
 func (t *throttle) passed(hash [sha256.Size]byte) {
 	t.mu.Lock()

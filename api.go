@@ -75,7 +75,7 @@ type api struct {
 	gauges     func() gauges                                                             // what the node's own numbers are
 
 	acl      bool      // requests need a token
-	throttle *throttle // of failed authentications; nil without acl
+	throttle *throttle // of failed authentications; of a server
 	dir      string    // the data directory, which holds the bootstrap secret
 
 	// output writes what a running execution has printed, and with follow what
@@ -184,7 +184,11 @@ func (a *api) handler() http.Handler {
 		case !strings.HasPrefix(route.pattern, "GET "):
 			answer = a.atLeader(answer)
 		}
-		mux.Handle(route.pattern, a.checked(route, answer))
+		answer = a.checked(route, answer)
+		if route.pattern == selfRoute {
+			answer = a.forFollowers(answer)
+		}
+		mux.Handle(route.pattern, answer)
 	}
 	servePage(mux)
 	return a.guard(trimSlash(mux))
@@ -437,35 +441,84 @@ func clientAddr(r *http.Request) string {
 	return addr
 }
 
-// authenticate says who a request is; who sends no token is the zero caller.
-// Where another node has passed it on, that one has counted the failures of its
-// address.
+// authenticate says who a request is; who sends no token is the zero caller. A
+// server that passes a request on has counted the failures of its address.
 func (a *api) authenticate(r *http.Request) (*caller, error) {
 	secret := sentSecret(r)
 	if secret == "" {
 		return &caller{}, nil
 	}
-	_, passedOn := forwardedFrom(r.Context())
-	now := time.Now().UnixNano()
+	from, _ := forwardedFrom(r.Context())
+	addr, now := clientAddr(r), time.Now().UnixNano()
 	hash, ok := hashSecret(secret)
-	if !passedOn && a.throttle.blocked(clientAddr(r), hash, now) {
+	if !from.Final && a.throttle.blocked(addr, hash, now) {
 		return nil, errThrottled
 	}
-	var t token
+	t, err := token{}, error(errNoToken)
 	if ok {
-		var err error
-		if t, err = a.store.tokenByHash(hash[:]); err != nil && !errors.Is(err, errNoToken) {
-			return nil, err
+		t, err = a.validToken(hash, now)
+	}
+	if errors.Is(err, errNoToken) && !from.Final {
+		a.throttle.failed(addr, now)
+		if ok && !a.leading() {
+			t, err = a.tokenOfLeader(r, secret, hash, now)
 		}
 	}
-	if !ok || !sameHash(t.Hash, hash[:]) || !t.valid(now) {
-		if !passedOn {
-			a.throttle.failed(clientAddr(r), now)
-		}
+	if err != nil && !errors.Is(err, errNoToken) {
+		return nil, err
+	}
+	if err != nil {
 		return nil, errUnauthenticated
 	}
 	a.throttle.passed(hash)
 	return a.newCaller(t)
+}
+
+// validToken returns the token whose secret has that hash, or errNoToken if
+// there is none, or none any more.
+func (a *api) validToken(hash [sha256.Size]byte, now int64) (token, error) {
+	t, err := a.store.tokenByHash(hash[:])
+	if err == nil && (!sameHash(t.Hash, hash[:]) || !t.valid(now)) {
+		err = errNoToken
+	}
+	return t, err
+}
+
+// tokenOfLeader is validToken for a server that may not have heard of the token
+// yet. It asks the leader and waits until it has applied what that had. If the
+// token is good then, or nobody could tell, the failure that was counted is not.
+func (a *api) tokenOfLeader(r *http.Request, secret string, hash [sha256.Size]byte, now int64) (token, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
+	defer cancel()
+	ask, err := http.NewRequestWithContext(ctx, http.MethodGet, "/v1/acl/self", http.NoBody)
+	if err != nil {
+		return token{}, err
+	}
+	ask.RemoteAddr = r.RemoteAddr
+	ask.Header.Set("X-Dkron-Token", secret)
+	answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
+	err = a.relay(answer, ask, actorAnonymous, newRequestID())
+	told := err == nil && (answer.status == http.StatusOK || answer.status == http.StatusUnauthorized)
+	t, err := a.validToken(hash, now)
+	if err == nil || !told {
+		a.throttle.forgiven(clientAddr(r))
+	}
+	return t, err
+}
+
+// forFollowers answers a server that asks about a token, if this one leads, and
+// says up to which log index that one must have applied to know it too.
+func (a *api) forFollowers(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch from, passedOn := forwardedFrom(r.Context()); {
+		case from.Final && !a.leading():
+			a.fail(w, r, errNotLeader)
+		case passedOn:
+			next.ServeHTTP(&indexWriter{ResponseWriter: w, store: a.store}, r)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
 }
 
 // newCaller returns what the bearer of a token may do. A policy that is gone
@@ -2170,8 +2223,7 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 }
 
 // relayHandler is the HTTP side of a node without state: what it is asked, a
-// server answers, which looks at the token. This node counts the addresses that
-// send bad ones.
+// server answers, which looks at the token and counts the failures of addresses.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc(leaveRoute, func(w http.ResponseWriter, r *http.Request) {
@@ -2184,7 +2236,7 @@ func (a *api) relayHandler() http.Handler {
 		}
 	})
 	relay := func(w http.ResponseWriter, r *http.Request) {
-		if err := a.relayCounted(w, r); err != nil {
+		if err := a.relay(w, r, actorAnonymous, newRequestID()); err != nil {
 			a.fail(w, r, err)
 		}
 	}
@@ -2207,37 +2259,13 @@ func (a *api) relayHandler() http.Handler {
 	return a.guard(mux)
 }
 
-// relayCounted passes a request on, unless its address has sent too many bad
-// tokens.
-func (a *api) relayCounted(w http.ResponseWriter, r *http.Request) error {
-	if !a.acl {
-		return a.relay(w, r, actorAnonymous, newRequestID())
-	}
-	now := time.Now().UnixNano()
-	secret := sentSecret(r)
-	hash, _ := hashSecret(secret)
-	if secret != "" && a.throttle.blocked(clientAddr(r), hash, now) {
-		return errThrottled
-	}
-	answered := &statusWriter{ResponseWriter: w}
-	err := a.relay(answered, r, actorAnonymous, newRequestID())
-	switch {
-	case err != nil || secret == "" && !strings.HasSuffix(r.URL.Path, "/acl/bootstrap"):
-	case answered.status == http.StatusUnauthorized, answered.status == http.StatusForbidden && secret == "":
-		a.throttle.failed(clientAddr(r), now)
-	case secret != "" && answered.status != http.StatusNotFound:
-		a.throttle.passed(hash)
-	}
-	return err
-}
-
 // mayLeave has the leader say whether the caller may take this node out, and put
 // on record that it does. Without access control everybody may.
 func (a *api) mayLeave(r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
 	defer cancel()
 	answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	err := a.relayCounted(answer, a.askedToLeave(ctx, r))
+	err := a.relay(answer, a.askedToLeave(ctx, r), actorAnonymous, newRequestID())
 	switch {
 	case err == nil && answer.status == http.StatusOK:
 		return nil
@@ -2250,6 +2278,8 @@ func (a *api) mayLeave(r *http.Request) error {
 		return forbidden("/v1/leave", mayCreate)
 	case answer.status == http.StatusUnauthorized:
 		return errUnauthenticated
+	case answer.status == http.StatusTooManyRequests:
+		return errThrottled
 	}
 	return problem{http.StatusServiceUnavailable, "no server can say whether this token may do that; try again later"}
 }

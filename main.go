@@ -705,7 +705,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, log: log, stopping: ctx.Done(),
 		leave: func(ctx context.Context) error { defer quit(); return p.leave(ctx) },
 		relay: p.forward,
-		acl:   cfg.ACL, throttle: newThrottle(),
+		acl:   cfg.ACL,
 	}).relayHandler()
 
 	var g errgroup.Group
