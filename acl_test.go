@@ -279,6 +279,9 @@ func TestACL_Routes(t *testing.T) {
 				ctx, leave := context.WithTimeout(r.Context(), time.Second) // from what goes on for ever
 				s.handler.ServeHTTP(w, r.WithContext(ctx))
 				leave()
+				if nosniff := w.Header()["X-Content-Type-Options"]; !slices.Equal(nosniff, []string{"nosniff"}) {
+					t.Errorf("%s as %s: X-Content-Type-Options %q", pattern, c.name, nosniff)
+				}
 				cell := "in"
 				switch w.Code {
 				case http.StatusUnauthorized, http.StatusForbidden, http.StatusMisdirectedRequest:
@@ -792,6 +795,9 @@ func TestACL_Nodes(t *testing.T) {
 		text, err := io.ReadAll(resp.Body)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if h := resp.Header; len(h["X-Whom"]) != 1 || len(h["X-Content-Type-Options"]) != 1 {
+			t.Errorf("%s %s: headers %v", method, path, h)
 		}
 		return resp.StatusCode, string(text)
 	}

@@ -306,7 +306,6 @@ func pageFile(doc []byte, contentType string) http.Handler {
 		h := w.Header()
 		h.Set("Content-Type", contentType)
 		h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
-		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-cache")
 		h.Set("ETag", tag)
@@ -346,6 +345,7 @@ func trimSlash(mux *http.ServeMux) http.Handler {
 func (a *api) checkHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Whom", a.node)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
 		if !a.ownHost(r.Host) {
 			http.Error(w, fmt.Sprintf("this server is not called %q; use its address, or localhost, or start it with that name in --allowed-host", r.Host), http.StatusMisdirectedRequest)
 			return
@@ -707,11 +707,9 @@ func (a *api) atLeader(next http.Handler) http.Handler {
 		default:
 			req, err := a.request(r)
 			if err == nil {
-				w.Header().Del("X-Whom") // the leader says who it is
 				err = a.relay(w, r, req.Actor, req.ID)
 			}
 			if err != nil {
-				w.Header().Set("X-Whom", a.node)
 				a.fail(w, r, err)
 			}
 		}
@@ -765,7 +763,6 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(p.status)
 	io.WriteString(w, p.message)
 }
@@ -1319,7 +1316,6 @@ func (a *api) showOutput(r *http.Request) (*response, error) {
 	}
 	return &response{serve: func(w http.ResponseWriter) error {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.Header().Set("X-Content-Type-Options", "nosniff")
 		if e.Finished == 0 {
 			err := a.runningOutput(w, r, e)
 			if !errors.Is(err, errUnknownExecution) {

@@ -3541,8 +3541,16 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 			pr.Out.Header.Set(headerClient, clientAddr(pr.In))
 			pr.Out.Header.Set(headerRequest, request)
 		},
-		ModifyResponse: p.awaitWrite,
-		ErrorHandler:   func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
+		ModifyResponse: func(resp *http.Response) error {
+			if err := p.awaitWrite(resp); err != nil {
+				return err
+			}
+			for k := range resp.Header { // who answers says who it is, and all else
+				w.Header().Del(k)
+			}
+			return nil
+		},
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
 	proxy.ServeHTTP(w, r)
 	switch {
