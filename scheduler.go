@@ -808,15 +808,15 @@ func (s *scheduler) newRand() *rand.Rand { return rand.New(rand.NewPCG(s.chance(
 func (s *scheduler) fireLoop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
-		slept := s.now()
+	for slept := s.now(); ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.poke:
 		case <-timer.C:
 		}
-		if err := s.noticeGap(ctx, slept, s.now()); err != nil {
+		woke := s.now()
+		if err := s.noticeGap(ctx, slept, woke); err != nil {
 			return err
 		}
 		wait, err := s.fireDue(ctx)
@@ -824,6 +824,9 @@ func (s *scheduler) fireLoop(ctx context.Context) error {
 			return err
 		}
 		timer.Reset(wait)
+		if slept = s.now(); slept.Round(0).Before(woke.Round(0)) {
+			slept = woke // set back while it fired, which is noticed as if it had slept
+		}
 	}
 }
 

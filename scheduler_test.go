@@ -763,6 +763,36 @@ func TestScheduler_ClockBack(t *testing.T) {
 	}
 }
 
+// TestScheduler_ClockBackWhileFiring: a clock may be set back while the leader
+// waits for the log, and is noticed all the same.
+func TestScheduler_ClockBackWhileFiring(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := testStart
+		s, _ := newTestScheduler(t, &now)
+		var skew, decides atomic.Int64
+		s.now = func() time.Time { return time.Now().Round(0).Add(time.Duration(skew.Load())) }
+		propose := s.propose
+		s.propose = func(ctx context.Context, c *command) (applied, error) {
+			if c.Decide != nil && decides.Add(1) == 1 {
+				skew.Store(-int64(2 * time.Hour))
+			}
+			return propose(ctx, c)
+		}
+		putJobs(t, s, job{Name: "a", Schedule: "@every 1s"})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.fireLoop(ctx) }()
+		wait(5 * time.Second)
+		if n := decides.Load(); n < 3 {
+			t.Errorf("%d ticks were decided in the seconds around the step, want each", n)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func idsOf(versions []jobVersion) (ids []int64) {
 	for _, v := range versions {
 		ids = append(ids, v.ID)
@@ -1528,9 +1558,9 @@ func (w *world) plan() simPlan {
 			{"node", 3000, func(*sim) { w.nodes[w.rnd.IntN(len(w.nodes))].work(w) }},
 			{"put", 90, client(w.put)},
 			{"toggle", 20, client(w.toggle)},
-			{"remove", 12, client(w.remove)},
+			{"remove", 25, client(w.remove)},
 			{"run", 60, client(w.run)},
-			{"agent", 15, func(*sim) { w.disturbAgent() }},
+			{"agent", 30, func(*sim) { w.disturbAgent() }},
 			{"clock", 4, func(*sim) { w.turnClock() }},
 			{"outage", 2, func(*sim) { w.outage() }},
 		},
@@ -1649,7 +1679,7 @@ func (w *world) sleep(d time.Duration) {
 func (w *world) travel() {
 	switch {
 	case w.chance(2):
-		w.sleep(time.Duration(w.rnd.Int64N(int64(10 * time.Second))))
+		w.sleep(time.Duration(w.rnd.Int64N(int64(pick(w.rnd, 10*time.Second, 90*time.Second)))))
 	case w.chance(50):
 		w.sleep(time.Duration(w.rnd.Int64N(int64(50 * time.Millisecond))))
 	}
@@ -1989,7 +2019,8 @@ func (s *simServer) loop() {
 
 // fire is a round of scheduler.fireLoop, with parts at the same time.
 func (s *simServer) fire() {
-	s.excuse(s.sched.noticeGap(s.ctx, timeOf(s.slept), timeOf(s.now())))
+	woke := s.now()
+	s.excuse(s.sched.noticeGap(s.ctx, timeOf(s.slept), timeOf(woke)))
 	m := s.sched.moment()
 	jobs, pending := s.sched.popDue(m.now)
 	part := func(ids []int64, fire func(context.Context, moment, []int64) error) {
@@ -2003,7 +2034,7 @@ func (s *simServer) fire() {
 		part(ids, s.sched.firePending)
 	}
 	s.w.await(func() bool { return !s.has("part") })
-	s.slept, s.looked = s.now(), s.w.elapsed()
+	s.slept, s.looked = max(s.now(), woke), s.w.elapsed()
 }
 
 // trim is a round of scheduler.trimLoop.
@@ -2129,10 +2160,7 @@ func (s *simServer) ask(name string, q question) (a answer, err error) {
 // meanwhile.
 func (s *simServer) call(n *modelNode, do func()) bool {
 	answered, until := false, s.w.elapsed()+int64(5*time.Second)
-	s.w.network = append(s.w.network, newTask(taskNetwork, "call", func() {
-		if s.w.chance(2) {
-			return
-		}
+	call := func() {
 		s.w.travel()
 		if !s.reaches(n) {
 			return
@@ -2143,7 +2171,10 @@ func (s *simServer) call(n *modelNode, do func()) bool {
 			s.w.travel()
 		}
 		answered = n.up == up && n.exec == exec && n.reaches(s) && !s.w.chance(2)
-	}))
+	}
+	for range pick(s.w.rnd, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2) {
+		s.w.network = append(s.w.network, newTask(taskNetwork, "call", call))
+	}
 	s.w.await(func() bool { return answered || s.w.elapsed() >= until })
 	return answered
 }
@@ -2187,11 +2218,12 @@ func (w *world) observe(s *store, e entry, res applied) {
 // order it again.
 func (w *world) checkClosing(s *store, now int64, c closing) {
 	r := w.ledger.started[c.Execution]
-	if row, err := s.execution(c.Execution); err != nil || row.Finished == 0 || row.incarnation != c.Incarnation {
+	row, err := s.execution(c.Execution)
+	if r.ended || err != nil || row.Finished == 0 {
 		return // it was not accepted
 	}
-	switch i := slices.IndexFunc(w.nodes, func(n *modelNode) bool { return n.exec != nil && n.exec.inc == c.Incarnation }); {
-	case i < 0 || w.ledger.gone(s, r.job) || r.ended || c.Outcome == outcomeLost:
+	switch i := slices.IndexFunc(w.nodes, func(n *modelNode) bool { return n.exec != nil && n.exec.inc == row.incarnation }); {
+	case i < 0 || w.ledger.gone(s, r.job) || c.Outcome == outcomeLost:
 	case c.Outcome == outcomeMissed && !w.nodes[i].up: // it took no connection
 	case c.Outcome == outcomeMissed && r.cause == causeTick && r.due < now-int64(time.Minute):
 	default:
