@@ -25,6 +25,7 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -355,10 +356,13 @@ func (c *caller) may(path, capability string) bool {
 	return c.all || allow(c.rules, path, capability)
 }
 
+// jobPath is the path of a job, as policies name it.
+func jobPath(name string) string { return "/v1/jobs/" + url.PathEscape(name) }
+
 // mayStore reports whether the caller may say what a job does. Who may not is
 // not shown what secrets it works with.
 func (c *caller) mayStore(job string) bool {
-	return c.may("/v1/jobs", mayCreate) || c.may("/v1/jobs", mayUpdate) || c.may("/v1/jobs/"+job, mayUpdate)
+	return c.may("/v1/jobs", mayCreate) || c.may("/v1/jobs", mayUpdate) || c.may(jobPath(job), mayUpdate)
 }
 
 // jobGlobs returns patterns of the names of all jobs that the caller may read or
@@ -398,10 +402,19 @@ func jobGlob(path string) (string, bool) {
 	if len(segments) != 3 {
 		return "", false // below a job
 	}
-	if rest {
-		return segments[2] + "*", true
+	// A path has names escaped, and only in one way; a name has no stars.
+	pieces := strings.Split(segments[2], "*")
+	for i, piece := range pieces {
+		name, err := url.PathUnescape(piece)
+		if err != nil || url.PathEscape(name) != piece || strings.ContainsAny(name, "*?[") {
+			return "", false
+		}
+		pieces[i] = name
 	}
-	return segments[2], true
+	if rest {
+		pieces = append(pieces, "")
+	}
+	return strings.Join(pieces, "*"), true
 }
 
 // hiddenValue stands for a value of executor_config that looks secret.

@@ -83,6 +83,37 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// TestACL_Grants writes down what each built-in policy grants on the path of each
+// route: a letter for each capability, c r u d l.
+func TestACL_Grants(t *testing.T) {
+	var table strings.Builder
+	for _, p := range builtIn {
+		fmt.Fprintf(&table, "%-10s", p.Name)
+	}
+	paths := map[string]bool{}
+	for _, r := range (&api{}).routes() {
+		_, path, _ := strings.Cut(strings.TrimSuffix(r.pattern, "/{$}"), " ")
+		if r.pattern == runRoute || paths[path] {
+			continue
+		}
+		paths[path] = true
+		table.WriteString("\n")
+		for _, p := range builtIn {
+			granted := ""
+			for _, c := range capabilities {
+				if allow(parsedRules([]policy{p}), patternName.ReplaceAllString(path, "other"), c) {
+					granted += c[:1]
+				} else {
+					granted += "-"
+				}
+			}
+			fmt.Fprintf(&table, "%-10s", granted)
+		}
+		table.WriteString(path)
+	}
+	golden(t, "acl/grants", table.String()+"\n")
+}
+
 // TestBuiltIn: the policies that are always there keep their own rules.
 func TestBuiltIn(t *testing.T) {
 	for _, p := range builtIn {
@@ -295,6 +326,11 @@ func TestACL_Routes(t *testing.T) {
 			fmt.Fprintf(&table, "%s\n", pattern)
 		}
 		golden(t, "acl/answers", table.String())
+		for _, path := range []string{"/", "/index.html", "/v1/jobs/../../index.html", "/ui", "/dashboard"} {
+			if w := s.as("", "GET", path, ""); w.Code/100 > 3 {
+				t.Errorf("GET %s without a token: %d", path, w.Code)
+			}
+		}
 	})
 }
 
@@ -518,6 +554,19 @@ func TestACL_Jobs(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &ended); err != nil || len(ended) != 1 || len(ended["team-a-1"]) != 1 {
 			t.Errorf("outcomes as team: %s, %v", text, err)
 		}
+
+		// A name is escaped in a policy, in one way, wherever it is asked for.
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/escaped", `{"Rules": "{\"path\": {\"/v1/jobs/m%C3%BC*\": {\"capabilities\": [\"read\", \"list\", \"update\"]}, \"/v1/jobs/t%65am-*\": {\"capabilities\": [\"read\", \"list\"]}, \"/v1/jobs/%5Bt%5D*\": {\"capabilities\": [\"read\"]}, \"/v1/jobs/%2A\": {\"capabilities\": [\"list\"]}, \"/v1/jobs/m%C3%BC*/executions\": {\"capabilities\": [\"list\"]}, \"/v1/busy\": {\"capabilities\": [\"list\"]}}}"}`)
+		escaped := s.made(root, "/v1/acl/tokens", `{"Name": "escaped", "Policies": ["escaped"]}`).SecretID
+		s.mustAs(http.StatusCreated, escaped, "POST", "/v1/jobs", jobDoc("müller"))
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/jobs/müller", "")
+		for _, target := range []string{"/v1/jobs", "/v1/busy", "/v1/jobs/m%C3%BCller"} {
+			if text := s.mustAs(http.StatusOK, escaped, "GET", target, ""); !strings.Contains(text, "müller") || strings.Contains(text, "team") || strings.Contains(text, hiddenValue) {
+				t.Errorf("%s shows %s", target, text)
+			}
+		}
+		s.mustAs(http.StatusForbidden, escaped, "GET", "/v1/jobs/team-a-1", "")
+		s.mustAs(http.StatusOK, root, "DELETE", "/v1/jobs/müller", "")
 
 		// What looks secret is for those who could change it.
 		for i, c := range []struct {

@@ -601,9 +601,9 @@ func (a *api) mayStoreJob(c *caller, r *http.Request) error {
 	if err != nil {
 		return badInput{err}
 	}
-	path := "/v1/jobs/" + url.PathEscape(j.Name)
-	switch parent := "/v1/jobs/" + url.PathEscape(j.ParentJob); {
-	case !c.mayStore(url.PathEscape(j.Name)):
+	path := jobPath(j.Name)
+	switch parent := jobPath(j.ParentJob); {
+	case !c.mayStore(j.Name):
 		return forbidden(path, mayUpdate)
 	case r.URL.Query().Has("runoncreate") && !c.may(path, mayCreate):
 		return forbidden(path, mayCreate)
@@ -1490,7 +1490,7 @@ func (a *api) busy(r *http.Request) (*response, error) {
 	c := a.callerOf(r)
 	views := []executionView{}
 	for _, e := range list {
-		if c.may("/v1/jobs/"+e.JobName+"/executions", mayList) {
+		if c.may(jobPath(e.JobName)+"/executions", mayList) {
 			views = append(views, e.view(time.UTC))
 		}
 	}
@@ -1777,7 +1777,7 @@ func (a *api) summary(r *http.Request) (*response, error) {
 	c := a.callerOf(r)
 	list := []unrun{}
 	for _, t := range sum.Unrun {
-		if c.may("/v1/jobs/"+t.Job+"/ticks", mayList) {
+		if c.may(jobPath(t.Job)+"/ticks", mayList) {
 			list = append(list, unrun{t.Job, t.view()})
 		}
 	}
@@ -1809,7 +1809,7 @@ func (a *api) outcomes(r *http.Request) (*response, error) {
 	}
 	c := a.callerOf(r)
 	names = slices.DeleteFunc(names, func(name string) bool {
-		return !c.may("/v1/jobs/"+url.PathEscape(name)+"/executions", mayList)
+		return !c.may(jobPath(name)+"/executions", mayList)
 	})
 	rows, err := a.store.lastExecutions(names, outcomesShown)
 	type outcome struct {
@@ -1868,7 +1868,7 @@ func (a *api) recentExecutions(r *http.Request) (*response, error) {
 	c := a.callerOf(r)
 	views := []executionView{}
 	for _, e := range list {
-		if c.may("/v1/jobs/"+e.JobName+"/executions", mayList) {
+		if c.may(jobPath(e.JobName)+"/executions", mayList) {
 			views = append(views, e.view(time.UTC))
 		}
 	}
@@ -1906,7 +1906,7 @@ func (a *api) upcoming(r *http.Request) (*response, error) {
 	}
 	list, err := a.scheduler.coming(start, end, limit)
 	c := a.callerOf(r)
-	list = slices.DeleteFunc(list, func(t comingTick) bool { return !c.may("/v1/jobs/"+t.Job, mayRead) })
+	list = slices.DeleteFunc(list, func(t comingTick) bool { return !c.may(jobPath(t.Job), mayRead) })
 	return &response{status: http.StatusOK, body: list}, err
 }
 
@@ -2029,7 +2029,7 @@ func (v *watcher) shown(e event) (event, bool) {
 	case eventPaused:
 		return e, v.caller.may("/v1/pause", mayRead)
 	case eventStarted, eventEnded:
-		if v.caller.may("/v1/jobs/"+e.Job+"/executions", mayList) {
+		if v.caller.may(jobPath(e.Job)+"/executions", mayList) {
 			return e, true
 		}
 		e = event{Type: eventJob, Job: e.Job}
