@@ -619,6 +619,9 @@ func TestACL_Jobs(t *testing.T) {
 		} {
 			s.mustAs(c.status, c.secret, c.method, c.target, c.body)
 		}
+		if text := s.mustAs(200, team, "GET", "/v1/acl/self", ""); !strings.Contains(text, `"Rules":[{"path":{`) || !strings.Contains(text, `"/v1/jobs/team-a-*":{"capabilities":["create","update"]}`) {
+			t.Errorf("the team's token does not say what it grants: %s", text)
+		}
 	})
 }
 

@@ -1716,8 +1716,8 @@ func (a *api) bootstrap(r *http.Request) (*response, error) {
 	return res, err
 }
 
-// self answers with the caller's own token. With path and capability in the
-// query it is 403 if the token does not have that.
+// self answers with the caller's own token, and what it grants. With path and
+// capability in the query it is 403 if the token does not have that.
 func (a *api) self(r *http.Request) (*response, error) {
 	if !a.acl {
 		return nil, errNoACL
@@ -1726,7 +1726,10 @@ func (a *api) self(r *http.Request) (*response, error) {
 	if path, capability := q.Get("path"), q.Get("capability"); path+capability != "" && !c.may(path, capability) {
 		return nil, forbidden(path, capability)
 	}
-	return &response{status: http.StatusOK, body: c.token.view("")}, nil
+	return &response{status: http.StatusOK, body: struct {
+		tokenView
+		Rules []policyRules // of its policies; a management token needs none
+	}{c.token.view(""), append([]policyRules{}, c.rules...)}}, nil
 }
 
 // nextTicks answers when a schedule falls due, for who is about to use it.
