@@ -8,6 +8,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	crand "crypto/rand"
 	"crypto/sha256"
@@ -298,19 +299,43 @@ func servePage(mux *http.ServeMux) {
 	}
 }
 
-// pageFile serves a file of the page. Browsers ask each time whether it is
-// still the same, so that none mixes files of two versions.
+// pageFile serves a file of the page, compressed to who takes that. Browsers ask
+// each time whether it is still the same, so that none mixes files of two versions.
 func pageFile(doc []byte, contentType string) http.Handler {
-	tag := fmt.Sprintf(`"%x"`, sha256.Sum256(doc))
+	var small bytes.Buffer
+	z := gzip.NewWriter(&small)
+	z.Write(doc) // a buffer takes everything
+	z.Close()
+	tag := fmt.Sprintf("%x", sha256.Sum256(doc))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Type", contentType)
 		h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-cache")
-		h.Set("ETag", tag)
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(doc))
+		h.Set("Vary", "Accept-Encoding")
+		h.Set("ETag", `"`+tag+`"`)
+		body := doc
+		if takesGzip(r.Header.Get("Accept-Encoding")) {
+			h.Set("ETag", `"`+tag+`-gzip"`)
+			h.Set("Content-Encoding", "gzip")
+			body = small.Bytes()
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 	})
+}
+
+// takesGzip reports whether an Accept-Encoding names gzip, and not with the
+// weight 0, which means never.
+func takesGzip(accept string) bool {
+	for coding := range strings.SplitSeq(accept, ",") {
+		name, weight, _ := strings.Cut(strings.ReplaceAll(coding, " ", ""), ";q=")
+		if strings.EqualFold(name, "gzip") {
+			q, err := strconv.ParseFloat(weight, 64)
+			return weight == "" || err == nil && q > 0
+		}
+	}
+	return false
 }
 
 // trimSlash redirects a path with a slash too many to the one without, if that

@@ -2,13 +2,17 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -296,4 +300,51 @@ func TestPage(t *testing.T) {
 	// Without a server the page says so.
 	p.kill()
 	b.find("#connection", "not answered since")
+}
+
+// TestPage_Files holds that the page is small, and the same whether it is sent
+// compressed or not.
+func TestPage_Files(t *testing.T) {
+	mux := http.NewServeMux()
+	servePage(mux)
+	get := func(path string, headers ...string) *httptest.ResponseRecorder {
+		r, w := httptest.NewRequest("GET", path, nil), httptest.NewRecorder()
+		for i := 0; i < len(headers); i += 2 {
+			r.Header.Set(headers[i], headers[i+1])
+		}
+		mux.ServeHTTP(w, r)
+		return w
+	}
+	files, err := web.ReadDir("web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := 0
+	for _, f := range files {
+		if pageTypes[path.Ext(f.Name())] == "" {
+			continue
+		}
+		plain, small := get("/"+f.Name()), get("/"+f.Name(), "Accept-Encoding", "br, gzip;q=0.5")
+		sent += small.Body.Len()
+		z, err := gzip.NewReader(small.Body)
+		if err != nil {
+			t.Fatalf("%s: %v", f.Name(), err)
+		}
+		got, err := io.ReadAll(z)
+		if err != nil || !bytes.Equal(got, plain.Body.Bytes()) || len(got) == 0 {
+			t.Errorf("%s differs when it is compressed, %v", f.Name(), err)
+		}
+		if plain.Header().Get("ETag") == small.Header().Get("ETag") || small.Header().Get("Vary") != "Accept-Encoding" {
+			t.Errorf("%s: caches cannot tell the compressed from the other: %v", f.Name(), small.Header())
+		}
+		if again := get("/"+f.Name(), "Accept-Encoding", "gzip", "If-None-Match", small.Header().Get("ETag")); again.Code != http.StatusNotModified {
+			t.Errorf("%s is sent again with status %d", f.Name(), again.Code)
+		}
+		if get("/"+f.Name(), "Accept-Encoding", "gzip;q=0").Header().Get("Content-Encoding") != "" {
+			t.Errorf("%s is compressed to who does not take that", f.Name())
+		}
+	}
+	if sent > 60_000 {
+		t.Errorf("the page has %d bytes compressed, want at most 60,000", sent)
+	}
 }
