@@ -3,18 +3,26 @@ package main
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -52,15 +60,21 @@ func newBrowser(t *testing.T) *browser {
 		t.Fatal(err)
 	}
 	b := &browser{t: t, session: "http://127.0.0.1:" + port + "/session"}
+	profile, err := os.MkdirTemp("", "belfry-browser-")
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := b.send("DELETE", "", nil, nil); err != nil {
 			t.Log(err)
 		}
 		cmd.Process.Kill()
 		cmd.Wait() // it was killed
+		// Processes of the browser may go on to write for a moment.
+		waitFor(t, "end of the browser's files", func() string { return fmt.Sprint(err) }, func() bool { err = os.RemoveAll(profile); return err == nil })
 	})
 	args := []string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--window-size=1300,900", "--user-data-dir=" + filepath.Join(t.TempDir(), "browser")}
+		"--disable-component-update", "--disable-sync", "--window-size=1300,900", "--host-resolver-rules=MAP *.test 127.0.0.1", "--user-data-dir=" + profile}
 	wish := map[string]any{"capabilities": map[string]any{"alwaysMatch": map[string]any{
 		"goog:loggingPrefs":  map[string]string{"browser": "ALL"},
 		"goog:chromeOptions": map[string]any{"binary": chromium, "args": args},
@@ -221,83 +235,503 @@ func (b *browser) complaints() (list []string) {
 	return list
 }
 
-// TestPage holds that the page does what a first visitor wants of it, and that
-// what looks like markup is shown as it is.
+// pressed are the codes of keys, as WebDriver has them.
+const (
+	keyTab   = "\ue004"
+	keyEnter = "\ue007"
+)
+
+// focused returns the id of the element that has the focus.
+func (b *browser) focused() string {
+	b.t.Helper()
+	var id map[string]string
+	b.must("GET", "/element/active", nil, &id)
+	for _, v := range id {
+		return v
+	}
+	return ""
+}
+
+// press presses a key where the focus is.
+func (b *browser) press(key string) {
+	b.t.Helper()
+	b.must("POST", "/element/"+b.focused()+"/value", map[string]string{"text": key}, nil)
+}
+
+// reach goes from one thing to the next with the keyboard until it is at one
+// whose name is like that, as path.Match has it, and presses Enter.
+func (b *browser) reach(name string) {
+	b.t.Helper()
+	for range 100 {
+		var at string
+		if err := b.send("GET", "/element/"+b.focused()+"/computedlabel", nil, &at); err == nil {
+			if ok, _ := path.Match(name, at); ok { // the patterns are ours
+				b.press(keyEnter)
+				return
+			}
+		}
+		b.press(keyTab)
+	}
+	b.t.Fatalf("the keyboard does not lead to %q\n%s", name, b.page())
+}
+
+// check holds of whatever is shown that the browser has nothing to complain of,
+// that no text has become markup, and that a screen reader finds a name for all
+// that can be reached.
+func (b *browser) check(what string) {
+	b.t.Helper()
+	if b.run("return document.images.length + document.title") != "0"+b.run("return document.title") || b.run("return window.hacked") != "undefined" {
+		b.t.Errorf("%s: a text became markup", what)
+	}
+	var tree struct {
+		Nodes []struct {
+			Ignored    bool
+			Role, Name struct{ Value any }
+			Properties []struct {
+				Name  string
+				Value struct{ Value any }
+			}
+		}
+	}
+	b.must("POST", "/goog/cdp/execute", map[string]any{"cmd": "Accessibility.getFullAXTree", "params": map[string]any{}}, &tree)
+	for _, n := range tree.Nodes {
+		focusable := false
+		for _, p := range n.Properties {
+			focusable = focusable || p.Name == "focusable" && p.Value.Value == true
+		}
+		if focusable && !n.Ignored && (n.Name.Value == nil || n.Name.Value == "") && n.Role.Value != "main" {
+			b.t.Errorf("%s: a %v has no name", what, n.Role.Value)
+		}
+	}
+	if len(tree.Nodes) == 0 {
+		b.t.Errorf("%s: nothing is there for a screen reader", what)
+	}
+	for _, c := range b.complaints() {
+		b.t.Errorf("%s: the browser says: %s", what, c)
+	}
+}
+
+// markup is what must stay text wherever it stands.
+const markup = `<img src=x onerror="window.hacked=1">`
+
+// TestPage holds that the page does what is wanted of it, in a real browser.
 func TestPage(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a browser")
 	}
 	b := newBrowser(t)
-	p := startServer(t, t.TempDir())
-	const markup = `<img src=x onerror="document.title=1">`
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *browser)
+	}{
+		{"FirstVisit", testFirstVisit}, {"Job", testJob}, {"Markup", testMarkup}, {"Viewer", testViewer}, {"Live", testLive},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			own := &browser{t: t, session: b.session}
+			own.complaints() // of the test before
+			test.run(t, own)
+		})
+	}
+}
 
-	// A first visit.
+// testFirstVisit does what a first visitor does, in the end with the keyboard alone.
+func testFirstVisit(t *testing.T, b *browser) {
+	p := startServer(t, t.TempDir())
 	b.open(p.url + "/dashboard")
+	b.find("h1", "Overview")
+	b.check("empty overview")
 	b.click("a", "Look at the example")
 	b.find("#ticks li", "in ")
+	b.check("form")
 	b.screenshots("form")
 
 	// What is wrong is said at its field.
 	b.write("[name=schedule]", "@every never")
 	b.find("#e-schedule", "never")
 	b.write("[name=schedule]", "@every 1s")
-	b.write("[name=displayname]", markup)
-	b.write("[name=command]", "echo '"+markup+"'; printf '\\033[31m'; sleep 2")
+	b.write("[name=command]", "echo begun; sleep 2; echo ended")
 	b.click("button", "Create")
 
-	// It runs, and its output is text.
-	b.find("h1", markup)
+	// It runs, and its output comes while it does.
+	b.find("h1", "hello")
+	b.find("#said", "hello was created")
 	b.find(".badge.busy", "running")
+	b.check("job")
 	b.click("tbody a", "ago")
-	b.find("#output", markup)
-	b.find("#output", "␛[31m")
+	b.find("#output", "begun")
+	b.find("#output", "ended")
 	b.find("#following", "all of it")
+	b.find(".badge.good", "good")
+	b.check("execution")
 	b.screenshots("output")
 
-	// So is that of what fails.
-	p.must("POST", "/v1/jobs", &job{Name: "fails", Schedule: "@manually", Executor: executorShell, Metadata: map[string]string{"team": markup},
-		ExecutorConfig: map[string]string{"shell": "true", "command": "echo '" + markup + "'; exit 3"}}, nil)
-	p.must("POST", "/v1/jobs/fails", nil, nil)
 	b.click("header a", "Overview")
-	b.find(".line", markup)
-	b.screenshots("overview")
+	b.find(".lanes", "hello")
+	b.check("overview")
 
-	b.click("header a", "Jobs")
-	b.find("tbody", "fails")
-	b.click("[aria-label='Disable hello']", "")
-	b.find(".badge", "disabled")
-	b.write("[name=q]", "fai")
-	b.gone("tbody", "hello")
-	if hash := b.run("return location.hash"); !strings.Contains(hash, "q=fai") {
-		t.Errorf("the search is not in the address %q", hash)
-	}
-	b.screenshots("jobs")
-	b.click("[aria-label='Delete fails']", "")
-	b.find("#confirm-question", "fails")
-	b.click("#confirm button", "Delete")
-	b.find("main", "No job is like that")
-
-	b.open(p.url + "/ui/#/jobs/hello/show")
-	b.find("h1", markup)
-	if title := b.run("return document.title"); title == "1" || b.run("return document.images.length") != "0" {
-		t.Errorf("a text became markup; the title is %q", title)
-	}
-
-	// What runs can be ended.
+	// What is searched stands in the address.
+	p.must("POST", "/v1/jobs", &job{Name: "request", Schedule: "@manually", Executor: executorHTTP, ExecutorConfig: map[string]string{"method": "GET", "url": p.url + "/health"}}, nil)
 	p.must("POST", "/v1/jobs", shellJob("long", "@manually", "echo begun; sleep 600"), nil)
-	p.must("POST", "/v1/jobs/long", nil, nil)
-	b.open(p.url + "/#/jobs/long")
-	b.click("tbody a", "")
-	b.find("#output", "begun")
-	b.click("button", "Kill")
-	b.click("#confirm button", "End it")
-	b.find(".badge", "killed")
-
-	for _, c := range b.complaints() {
-		t.Errorf("the browser says: %s", c)
+	b.click("header a", "Jobs")
+	b.find("tbody", "request")
+	b.check("jobs")
+	b.screenshots("jobs")
+	b.must("POST", "/element/"+b.find("[name=executor]", "")+"/value", map[string]string{"text": "make a request"}, nil)
+	b.gone("tbody", "hello")
+	b.write("[name=q]", "nothing")
+	b.find("main", "No job is like that")
+	if hash := b.run("return location.hash"); hash != "#/jobs?executor=http&q=nothing" {
+		t.Errorf("the address is %q", hash)
+	}
+	b.click("a", "Clear")
+	b.find("tbody", "hello")
+	if q := b.run("return document.querySelector('[name=q]').value"); q != "" {
+		t.Errorf("the search still says %q", q)
 	}
 
-	// Without a server the page says so.
+	// From here on with the keyboard.
+	b.open("about:blank")
+	b.open(p.url + "/ui/#/jobs")
+	b.find("tbody", "hello")
+	b.press(keyTab)
+	b.reach("Skip to the content")
+	if at := b.run("return document.activeElement.id"); at != "main" {
+		t.Errorf("the skip link leads to %q", at)
+	}
+	b.reach("Disable hello")
+	b.find(".badge", "disabled")
+	b.reach("Run long")
+	b.find(".badge.busy", "running")
+	b.reach("long")
+	b.find("h1", "long")
+	if at := b.run("return document.activeElement.textContent"); at != "long" {
+		t.Errorf("a new view begins at %q, not at its heading", at)
+	}
+	b.reach("* ago")
+	b.find("#output", "begun")
+	b.reach("Kill")
+	b.find("#confirm-question", "long")
+	b.reach("End it")
+	b.find(".badge", "killed")
+	b.open(p.url + "/#/jobs/long")
+	b.find("h1", "long")
+	b.press(keyTab)
+	b.reach("Delete long")
+	b.find("#confirm-question", "Delete the job long")
+	b.reach("Delete")
+	b.find("h1", "Jobs")
+	b.gone("tbody", "long")
+	b.check("jobs")
+}
+
+// testJob holds that a job says when it runs next, where, what follows, and what
+// became of every time that it fell due.
+func testJob(t *testing.T, b *browser) {
+	p := startServer(t, t.TempDir())
+	seasons := shellJob("seasons", "0 30 12 1 1,7 *", "true")
+	seasons.Timezone = "Europe/Berlin"
+	p.must("POST", "/v1/jobs", seasons, nil)
+	child := shellJob("child", "", "true")
+	child.ParentJob = "seasons"
+	p.must("POST", "/v1/jobs", child, nil)
+	nowhere := shellJob("nowhere", "@manually", "true")
+	nowhere.Tags = map[string]string{"role": "none"}
+	p.must("POST", "/v1/jobs", nowhere, nil)
+	slow := shellJob("slow", "@every 1s", "sleep 600")
+	slow.Concurrency = concurrencyForbid
+	p.must("POST", "/v1/jobs", slow, nil)
+
+	b.open(p.url + "/#/jobs/seasons")
+	b.find("ol li", "12:30")
+	b.find("ol li", "UTC+02:00")
+	b.find(".warning", "The clocks change before this")
+	b.find("dd", "n1")
+	b.find(".panel", "Times in Europe/Berlin")
+	b.find("dd", "at 12:30")
+	b.check("job of a zone")
+	b.click("dd a", "child")
+	b.find("h1", "child")
+	b.click("dd a", "seasons")
+	b.find("h1", "seasons")
+	b.open(p.url + "/#/jobs/nowhere")
+	b.find(".warning", "it cannot run")
+	b.open(p.url + "/#/jobs/slow")
+	b.find("td", "overlap with")
+	b.find("p", "fell due: 1 ran")
+	b.check("job with ticks")
+	b.screenshots("job")
+}
+
+// testMarkup shows texts that look like markup in every view.
+func testMarkup(t *testing.T, b *browser) {
+	p := startServer(t, t.TempDir())
+	j := shellJob("marked", "@manually", "echo '"+markup+"'; printf '\\033[31m'; exit 3 # "+markup)
+	j.DisplayName, j.Owner, j.OwnerEmail, j.Metadata, j.Tags = markup, markup, markup, map[string]string{"team": markup}, map[string]string{}
+	p.must("POST", "/v1/jobs", j, nil)
+	p.must("POST", "/v1/jobs/marked", nil, nil)
+	p.eventually("failure", func() bool { return len(outcomes(p, "marked")) == 1 && outcomes(p, "marked")[0] != "" })
+	var list []executionView
+	p.must("GET", "/v1/jobs/marked/executions", nil, &list)
+
+	for _, view := range []struct{ path, selector, name string }{
+		{"", ".line", "overview"},
+		{"jobs", "tbody th", "jobs"},
+		{"jobs?metadata=" + url.QueryEscape("team="+markup), "main", "filtered jobs"},
+		{"jobs/marked", "h1", "job"},
+		{"jobs/marked/executions/" + list[0].ID, "#output", "execution"},
+		{"jobs/marked/edit", "#f-json", "form"},
+		{"jobs/" + url.PathEscape(markup), "main", "no job"},
+	} {
+		b.open("about:blank")
+		b.open(p.url + "/#/" + view.path)
+		switch view.name {
+		case "form":
+			b.find("#ticks", "by hand")
+			b.write("[name=schedule]", markup)
+			b.find("#e-schedule", "<img")
+		case "no job":
+			b.find("h1", "could not be shown")
+		case "filtered jobs":
+			b.find("h1", "Jobs")
+		default:
+			b.find(view.selector, markup)
+		}
+		b.check(view.name)
+	}
+	b.open(p.url + "/#/jobs/marked/executions/" + list[0].ID)
+	b.find("#output", "␛[31m")
+}
+
+// testViewer signs in with a token that may only look.
+func testViewer(t *testing.T, b *browser) {
+	p := launch(t, program(t, t.TempDir(), nil, "agent", "--server", "--bootstrap-expect=1", "--acl", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data"))
+	cli := func(secret string, args ...string) tokenView {
+		t.Helper()
+		var out []byte
+		var err error
+		p.eventually(strings.Join(args, " "), func() bool {
+			out, err = program(t, p.cmd.Dir, []string{"BELFRY_TOKEN=" + secret}, append(args, "--http-addr="+strings.TrimPrefix(p.url, "http://"))...).Output()
+			return err == nil
+		})
+		var v tokenView
+		if err := json.Unmarshal(out, &v); err != nil {
+			t.Fatalf("%s: %v", out, err)
+		}
+		return v
+	}
+	root := cli("", "acl", "bootstrap", "--data-dir=data").SecretID
+	as := func(method, path string, in any) {
+		t.Helper()
+		doc, err := json.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.NewRequest(method, p.url+path, bytes.NewReader(doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Dkron-Token", root)
+		res, err := client.Do(r)
+		if err != nil || res.StatusCode > 299 {
+			t.Fatalf("%s %s: %v, %v", method, path, res, err)
+		}
+		res.Body.Close()
+	}
+	j := shellJob("guarded", "@manually", "echo begun; sleep 600")
+	j.ExecutorConfig["env"] = "PASSWORD=hunter2"
+	as("POST", "/v1/jobs", j)
+	as("POST", "/v1/jobs/guarded", nil)
+
+	b.open(p.url + "/#/jobs")
+	b.write("#token", "nonsense")
+	b.click("button", "Sign in")
+	b.find(".error", "does not take")
+	b.check("sign-in")
+	viewer := cli(root, "acl", "token", "create", "--name=wall", "--policy=viewer")
+	b.write("#token", viewer.SecretID)
+	b.click("button", "Sign in")
+	b.find("tbody", "guarded")
+	b.find(".badge.busy", "running")
+	nothing := func(what string) {
+		t.Helper()
+		if n := b.run("return [...document.querySelectorAll('[data-action=run], [data-action=toggle], [data-action=delete], [data-action=kill], a[href$=edit], #new')].filter((e) => e.checkVisibility()).length"); n != "0" {
+			t.Errorf("%s: a viewer is offered %s things that he may not do", what, n)
+		}
+		b.check(what)
+	}
+	nothing("jobs")
+	b.screenshots("viewer")
+	b.click("tbody a", "guarded")
+	b.find("dd", "env=<hidden>")
+	nothing("job")
+	if text := b.run("return document.documentElement.textContent"); strings.Contains(text, "hunter2") {
+		t.Error("a viewer sees a secret")
+	}
+	b.click("tbody a", "ago")
+	b.find("#output", "begun")
+	nothing("execution")
+	b.click("header a", "Overview")
+	b.find("#running", "guarded")
+	nothing("overview")
+
+	// Who may run it is offered that, and no more.
+	operator := cli(root, "acl", "token", "create", "--name=hand", "--policy=operator")
+	b.click("button", "Sign out")
+	b.write("#token", operator.SecretID)
+	b.click("button", "Sign in")
+	b.find("#running", "guarded")
+	b.open(p.url + "/#/jobs/guarded")
+	b.find("button", "Run")
+	if b.run("return document.querySelectorAll('[data-action=delete], a[href$=edit]').length") != "0" {
+		t.Error("an operator is offered to delete or to edit")
+	}
+
+	// A token that is deleted ends the visit.
+	as("DELETE", "/v1/acl/tokens/"+operator.AccessorID, nil)
+	b.find("h1", "asks for a token")
+
+	// Who may see one job alone sees that one, and no complaint about the rest.
+	as("POST", "/v1/acl/policies/team", map[string]string{"Rules": `{"path": {"/v1/jobs/team-*": {"capabilities": ["read", "create"]}}}`})
+	as("POST", "/v1/jobs", shellJob("team-a", "@manually", "true"))
+	team := cli(root, "acl", "token", "create", "--name=team", "--policy=team")
+	b.write("#token", team.SecretID)
+	b.click("button", "Sign in")
+	b.find("main", "no policy of this token")
+	b.click("header a", "Jobs")
+	b.find("tbody", "team-a")
+	b.find("button", "Run")
+	b.click("tbody a", "team-a")
+	b.find("h1", "team-a")
+	b.find("button", "Run")
+	b.click("header a", "Overview")
+	b.find("h1", "Overview")
+	b.check("team's overview")
+}
+
+// A middleman passes requests on, as a reverse proxy does, and counts them. It
+// can hold back what it passes on.
+type middleman struct {
+	*httptest.Server
+	streams  atomic.Int64 // that are open
+	lists    atomic.Int64 // lists of jobs that were asked for
+	requests atomic.Int64
+	refuses  atomic.Int64 // the status in place of streams, 0: none
+	broken   atomic.Bool  // answers 502 to everything
+	cut      chan struct{}
+}
+
+func newMiddleman(t *testing.T, to, prefix string) *middleman {
+	t.Helper()
+	back, err := url.Parse(strings.TrimSuffix(to, prefix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &middleman{cut: make(chan struct{})}
+	proxy := &httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(back) }, ErrorLog: log.New(io.Discard, "", 0)}
+	m.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.requests.Add(1)
+		switch refused := m.refuses.Load(); {
+		case m.broken.Load():
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		case r.URL.Path == prefix+"/v1/events" && refused != 0:
+			w.WriteHeader(int(refused))
+			return
+		case r.URL.Path == prefix+"/v1/events":
+			m.streams.Add(1)
+			defer m.streams.Add(-1)
+			ctx, cancel := context.WithCancel(r.Context())
+			defer cancel()
+			go func() {
+				select {
+				case <-m.cut:
+				case <-ctx.Done():
+				}
+				cancel()
+			}()
+			r = r.WithContext(ctx)
+		case r.URL.Path == prefix+"/v1/jobs":
+			m.lists.Add(1)
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() {
+		m.CloseClientConnections()
+		m.Close()
+	})
+	return m
+}
+
+// testLive holds that the page hears what happens, costs nothing while nobody
+// sees it, and goes on by itself where the stream or everything is cut off: all
+// of it behind a proxy and below a path.
+func testLive(t *testing.T, b *browser) {
+	const prefix = "/belfry"
+	p := startServer(t, t.TempDir(), "--http-prefix="+prefix)
+	m := newMiddleman(t, p.url, prefix)
+	create := func(name string) { p.must("POST", "/v1/jobs", shellJob(name, "@manually", "echo"), nil) }
+	streams := func(n int64) {
+		t.Helper()
+		waitFor(t, fmt.Sprintf("%d streams", n), b.page, func() bool { return m.streams.Load() == n })
+	}
+	create("first")
+	b.open(m.URL + prefix + "/ui/#/jobs")
+	b.find("tbody", "first")
+	streams(1)
+
+	// What happens is shown soon, and much of it is read at once.
+	begun, lists := time.Now(), m.lists.Load()
+	for i := range 40 {
+		create(fmt.Sprintf("burst%d", i))
+	}
+	b.find("tbody", "burst39")
+	if took := time.Since(begun); took > 20*time.Second || m.lists.Load()-lists > int64(took/time.Second)+2 {
+		t.Errorf("40 jobs were shown after %v, and for %d lists", took, m.lists.Load()-lists)
+	}
+
+	// Nobody sees it, and nothing is asked.
+	hide := func(hidden bool) {
+		b.run("Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true }); document.dispatchEvent(new Event('visibilitychange'))", hidden)
+	}
+	hide(true)
+	streams(0)
+	requests := m.requests.Load()
+	create("unseen")
+	b.gone("tbody", "unseen")
+	if n := m.requests.Load() - requests; n != 0 {
+		t.Errorf("%d requests while the page was hidden", n)
+	}
+	hide(false)
+	b.find("tbody", "unseen")
+	streams(1)
+
+	// Without a stream the page asks by itself.
+	m.refuses.Store(http.StatusServiceUnavailable)
+	m.cut <- struct{}{}
+	streams(0)
+	create("polled")
+	b.find("tbody", "polled")
+	if b.run("return document.getElementById('connection').hidden") != "true" {
+		t.Error("a refused stream counts as a server that does not answer")
+	}
+
+	// Without an answer it says so, and goes on when there is one.
+	m.broken.Store(true)
+	b.find("#connection", "not answered since")
+	b.find("tbody", "polled")
+	create("after")
+	m.refuses.Store(0)
+	m.broken.Store(false)
+	b.find("tbody", "after")
+	waitFor(t, "end of the complaint", b.page, func() bool { return b.run("return document.getElementById('connection').hidden") == "true" })
+	b.check("live")
+	if got := b.run("return performance.getEntriesByType('resource').map((e) => e.name).filter((name) => !name.startsWith(arguments[0])).join()", m.URL+prefix+"/"); got != "" {
+		t.Errorf("the page asked elsewhere: %s", got)
+	}
+
+	// Neither does it go on without a server.
+	b.open(p.url + "/#/jobs")
+	b.find("tbody", "first")
 	p.kill()
 	b.find("#connection", "not answered since")
 }
@@ -346,5 +780,57 @@ func TestPage_Files(t *testing.T) {
 	}
 	if sent > 60_000 {
 		t.Errorf("the page has %d bytes compressed, want at most 60,000", sent)
+	}
+}
+
+// contrast returns that of two colours, as WCAG 2 computes it: 1 to 21.
+func contrast(a, b [3]float64) float64 {
+	luminance := func(c [3]float64) float64 {
+		for i, v := range c {
+			if c[i] = v / 12.92; v > 0.04045 {
+				c[i] = math.Pow((v+0.055)/1.055, 2.4)
+			}
+		}
+		return 0.2126*c[0] + 0.7152*c[1] + 0.0722*c[2]
+	}
+	x, y := luminance(a), luminance(b)
+	return (max(x, y) + 0.05) / (min(x, y) + 0.05)
+}
+
+// TestPage_Contrast holds that every text can be read on every ground that it
+// stands on, in both schemes (WCAG 2 AA: 4.5), and that drawings can be seen (3).
+func TestPage_Contrast(t *testing.T) {
+	doc, err := web.ReadFile("web/style.css")
+	if err != nil {
+		t.Fatal(err)
+	}
+	schemes := regexp.MustCompile(`(?s):root \{(.*?)\}`).FindAllStringSubmatch(string(doc), -1)
+	if len(schemes) != 2 {
+		t.Fatalf("the style has %d schemes", len(schemes))
+	}
+	for i, scheme := range schemes {
+		colours := map[string][3]float64{}
+		for _, m := range regexp.MustCompile(`--(\w+): #(\w+);`).FindAllStringSubmatch(scheme[1], -1) {
+			hex := m[2]
+			if len(hex) == 3 {
+				hex = string([]byte{hex[0], hex[0], hex[1], hex[1], hex[2], hex[2]})
+			}
+			n, err := strconv.ParseUint(hex, 16, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			colours[m[1]] = [3]float64{float64(n>>16) / 255, float64(n>>8&255) / 255, float64(n&255) / 255}
+		}
+		pairs := map[[2]string]float64{{"panel", "text"}: 4.5, {"panel", "bad"}: 4.5, {"panel", "link"}: 4.5} // light on dark: what was said, and the first button
+		for _, ground := range []string{"ground", "panel", "soft"} {
+			for _, text := range []string{"text", "quiet", "link", "good", "bad", "odd", "busy"} {
+				pairs[[2]string{text, ground}] = 4.5
+			}
+		}
+		for pair, least := range pairs {
+			if got := contrast(colours[pair[0]], colours[pair[1]]); got < least {
+				t.Errorf("scheme %d: --%s on --%s has a contrast of %.2f, want %.1f", i, pair[0], pair[1], got, least)
+			}
+		}
 	}
 }

@@ -51,6 +51,17 @@ export async function get(path) {
   return (await send("GET", path)).json();
 }
 
+// permitted waits for an answer, and returns instead where the token does not
+// get one: a view shows what its viewer may see.
+export async function permitted(answer, instead) {
+  try {
+    return await answer;
+  } catch (err) {
+    if (err.status === 403) return instead;
+    throw err;
+  }
+}
+
 // list returns rows and the number of all of them.
 export async function list(path) {
   const answer = await send("GET", path);
@@ -73,6 +84,7 @@ export async function stream(path, signal, onText) {
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
+    found();
     onText(value);
   }
 }

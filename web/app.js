@@ -1,17 +1,20 @@
 // The page as a whole: which view the address names, when it is read again,
 // what buttons do, and what stands around the view.
 
-import { connection, executionPath, get, jobPath, token, write } from "./api.js";
+import { connection, executionPath, get, jobPath, permitted, token, write } from "./api.js";
 import { el, field, render } from "./dom.js";
-import { at } from "./time.js";
+import { hush, listen, live } from "./live.js";
+import { learn, may } from "./rights.js";
+import { age, at } from "./time.js";
 import * as overview from "./overview.js";
 import * as jobs from "./jobs.js";
 import * as job from "./job.js";
 import * as execution from "./execution.js";
 import * as form from "./form.js";
 
-// A view has load(route), which fetches; show(data, route), which says what
-// should be there; title(route); and may have enter(route) and leave().
+// A view has load(route), which fetches; show(data, route, around), which says
+// what should be there; title(route); and may have enter(route) and leave(),
+// concerns(event, route), and pace, the milliseconds between two loads.
 const routes = [
   [/^\/?$/, "overview", overview],
   [/^\/jobs\/?$/, "jobs", jobs],
@@ -21,25 +24,42 @@ const routes = [
   [/^\/jobs\/([^/]+)\/executions\/([^/]+)$/, "jobs", execution],
 ];
 
-const pause = 3_000; // milliseconds between two looks at the server
+const usualPace = 1_000; // milliseconds between two loads of a view
+const pollPause = 3_000; // between two looks at the server that does not tell what changes
+const livePause = 30_000; // and that does: what falls due is no change
 const byId = (id) => document.getElementById(id);
 const main = byId("main");
 
 let route = null;
-let timer = 0;
 let turn = 0; // of the last refresh: what an older one brings is dropped
+let reading = false; // a refresh is under way
+let changed = false; // since it began, or since the last one
+let begun = 0; // when it began
+let failed = false; // it did not bring what it should
+let timer = 0;
+let around = null; // members, leader and pause, which stand around every view
+let aroundDue = true; // they are to be read as well
+let rights = null; // the promise that they are known; null: they are to be learned
 
 // read says which view the address names, and with what.
 function read() {
   const [path, search] = location.hash.slice(1).split("?");
   for (const [pattern, page, view] of routes) {
     const match = pattern.exec(path);
-    if (match) return { page, view, path, names: match.slice(1).map(decodeURIComponent), search: new URLSearchParams(search) };
+    if (match) return { page, view, path, names: match.slice(1).map(decoded), search: new URLSearchParams(search) };
   }
   return { page: "overview", view: overview, path: "/", names: [], search: new URLSearchParams() };
 }
 
-async function open() {
+function decoded(name) {
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    return name; // somebody has typed it
+  }
+}
+
+async function open(event) {
   const before = route;
   route = read();
   const moved = before?.path !== route.path;
@@ -49,6 +69,7 @@ async function open() {
     markPage();
   }
   await refresh();
+  if (event?.isTrusted) main.querySelector(".filters")?.reset(); // to the address, unless it follows what is typed
   if (moved) {
     if (before) main.querySelector("h1")?.focus();
     if (!document.hidden) route.view.enter?.(route);
@@ -64,28 +85,83 @@ function markPage() {
   window.scrollTo(0, 0);
 }
 
-// refresh reads and shows everything, and then again after a pause, but not
-// while nobody sees it.
+// refresh reads and shows everything now, but not while nobody sees it.
 async function refresh() {
   clearTimeout(timer);
   if (document.hidden) return;
   const mine = ++turn;
   const now = route;
+  const all = aroundDue || around === null || !live.open;
+  reading = true;
+  changed = aroundDue = false;
+  begun = Date.now();
   try {
-    const [data] = await Promise.all([now.view.load(now), around()]);
+    rights ??= learn();
+    const [data, fresh] = await Promise.all([now.view.load(now), all ? loadAround() : around, rights]);
+    showAround(around = fresh);
     if (mine !== turn) return;
-    render(main, now.view.show(data, now));
+    render(main, now.view.show(data, now, around));
+    failed = false;
   } catch (err) {
+    aroundDue = all;
+    rights = null;
     if (mine !== turn) return;
     if (err.status === 401) return askForToken();
     if (connection.since === null) render(main, failure(err));
+    failed = true;
   }
+  reading = false;
   showConnection();
-  timer = setTimeout(refresh, pause);
+  plan();
 }
+
+// plan has the view read again: soon if something has changed, else after a
+// while. However much changes, one load follows the other at the view's pace.
+function plan() {
+  clearTimeout(timer);
+  if (reading || document.hidden) return;
+  const pace = route.view.pace ?? usualPace;
+  const pause = changed ? pace : live.open && !failed ? livePause : Math.max(pace, pollPause);
+  timer = setTimeout(refresh, Math.max(0, begun + pause - Date.now()));
+}
+
+// heard takes an event of the server.
+function heard(event) {
+  switch (event.type) {
+    case "alive":
+      break;
+    case "hello": // what happened before it, nobody told
+    case "reload":
+    case "leader":
+    case "members":
+    case "paused":
+      aroundDue = changed = true;
+      break;
+    default:
+      changed ||= !route.view.concerns || route.view.concerns(event, route);
+  }
+  if (changed) plan();
+}
+
+// cut goes on without the stream: the next look says whether anything answers.
+function cut() {
+  changed = true;
+  plan();
+}
+
+// watch begins to hear and to age, or ends it.
+function watch() {
+  clearInterval(ageing);
+  if (document.hidden) return hush();
+  ageing = setInterval(age, 1_000);
+  listen(heard, cut);
+}
+let ageing = 0;
 
 // askForToken stops reading until there is a token that the server takes.
 function askForToken() {
+  hush();
+  showConnection();
   const wrong = token.get() !== "";
   render(main, el("form", { class: "panel signin" },
     el("h1", { tabindex: "-1" }, "This server asks for a token"),
@@ -100,22 +176,23 @@ function failure(err) {
   return [el("h1", { tabindex: "-1" }, "This could not be shown"), el("p", null, err.message), el("p", null, el("a", { href: "#/" }, "Overview"))];
 }
 
-// around shows what every view has around it. Without a leader there is none to name.
-async function around() {
-  const [members, leader, paused] = await Promise.all([get("members"), get("leader").catch(() => null), get("pause")]);
+// loadAround reads what every view has around it. Without a leader there is none to name.
+function loadAround() {
+  return Promise.all([permitted(get("members"), []), get("leader").catch(() => null), permitted(get("pause"), {})]);
+}
+
+function showAround([members, leader, { paused }]) {
   render(byId("members"), members.map((m) => memberChip(m, leader)), token.get() && el("li", null, el("button", { "data-action": "signout" }, "Sign out")));
-  const bar = byId("paused");
-  bar.hidden = !paused.paused;
-  if (paused.paused) {
-    render(bar, "New and changed jobs are refused: somebody paused this cluster. ", el("button", { "data-action": "unpause" }, "Resume"));
-  }
+  byId("new").hidden = !may.create();
+  byId("paused").hidden = !paused;
+  render(byId("paused"), paused && ["Paused: new and changed jobs are refused. ", may.unpause() && el("button", { "data-action": "unpause" }, "Resume")]);
 }
 
 function memberChip(member, leader) {
-  const alive = member.statusText === "alive";
-  const part = member.Name === leader?.Name ? " · leader" : alive ? "" : " · " + member.statusText;
-  const about = `${member.Name}: ${member.statusText}, version ${member.Tags?.version ?? "unknown"}, ${member.Addr}:${member.Port}`;
-  return el("li", { class: "chip", title: about }, el("span", { class: "dot " + (alive ? "good" : "bad") }), member.Name + part);
+  const state = member.statusText;
+  const part = member.Name === leader?.Name ? " · leader" : state === "alive" ? "" : " · " + state;
+  const about = `${member.Name}: ${state}, version ${member.Tags?.version ?? "unknown"}, ${member.Addr}:${member.Port}`;
+  return el("li", { class: "chip", title: about }, el("span", { class: "dot " + (overview.nodeKinds[state] ?? "bad") }), member.Name + part);
 }
 
 function showConnection() {
@@ -154,8 +231,17 @@ const actions = {
   },
   async signin() {
     token.set(byId("token").value.trim());
+    rights = null;
     await refresh();
+    if (byId("token")) return;
+    watch();
+    main.querySelector("h1")?.focus();
     route.view.enter?.(route);
+  },
+  // show leads to a part of the view.
+  async show({ target }) {
+    byId(target).scrollIntoView();
+    byId(target).focus();
   },
   async signout() {
     token.set("");
@@ -193,15 +279,23 @@ async function act(event) {
   try {
     const said = await (actions[button.dataset.action] ?? route.view.actions[button.dataset.action])(button.dataset, route);
     if (said) say(said);
-    if (said !== undefined) refresh();
+    if (said !== undefined) await refresh();
+    if (document.activeElement === document.body) main.querySelector("h1")?.focus(); // the button is gone
   } catch (err) {
     say(connection.since ? "The server does not answer; nothing is known to have changed." : err.message, true);
     showConnection();
+    if (err.status === 403) { // they are fewer than they were
+      rights = null;
+      refresh();
+    }
   }
 }
 
 // wake goes on after the page was hidden, or stops.
 function wake() {
+  watch();
+  aroundDue = true;
+  rights = null;
   if (document.hidden) {
     clearTimeout(timer);
     route.view.leave?.();
@@ -213,8 +307,9 @@ function wake() {
 addEventListener("hashchange", open);
 document.addEventListener("visibilitychange", wake);
 document.addEventListener("click", act);
-document.addEventListener("input", (event) => route.view.typed?.(event, refresh));
+document.addEventListener("input", (event) => route.view.typed?.(event));
 document.addEventListener("submit", (event) => {
   if (event.target.method !== "dialog") event.preventDefault();
 });
 open();
+watch();

@@ -22,14 +22,32 @@ export function render(target, ...nodes) {
   patchChildren(target, make(document.createDocumentFragment(), null, nodes));
 }
 
+// patchChildren goes through both lists side by side. Elements with a key that
+// came or went leave the others where they are.
 function patchChildren(old, fresh) {
   const wanted = [...fresh.childNodes];
-  wanted.forEach((node, i) => {
-    const present = old.childNodes[i];
-    if (present) patch(present, node);
-    else old.append(node);
-  });
-  while (old.childNodes.length > wanted.length) old.lastChild.remove();
+  const coming = new Set(wanted.map(key)), there = new Set([...old.childNodes].map(key));
+  let present = old.firstChild;
+  for (const node of wanted) {
+    while (present && key(present) && !coming.has(key(present))) present = removed(present);
+    if (!present || key(node) && !there.has(key(node))) {
+      old.insertBefore(node, present);
+      continue;
+    }
+    const next = present.nextSibling;
+    patch(present, node);
+    present = next;
+  }
+  while (present) present = removed(present);
+}
+
+const key = (node) => node.dataset?.key;
+
+// removed returns what came behind the node that it takes away.
+function removed(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
 }
 
 function patch(old, fresh) {
@@ -46,7 +64,7 @@ function patch(old, fresh) {
 // sameKind: data-key tells elements apart that must not become each other;
 // what stands in an element with data-keep is its view's business.
 function sameKind(a, b) {
-  return a.nodeName === b.nodeName && a.dataset?.key === b.dataset?.key;
+  return a.nodeName === b.nodeName && key(a) === key(b);
 }
 
 function patchAttributes(old, fresh) {
@@ -83,6 +101,15 @@ export function badge(state) {
 // kind is the class of a state's colour.
 export const kind = (state) => (states[state] ?? ["none"])[0];
 
+// strip draws runs side by side, the oldest first: those that failed are the
+// highest, so that it does not take colours to find them.
+export function strip(runs) {
+  const list = runs.toReversed().map((r) => r.outcome || "running");
+  const bad = list.filter((state) => kind(state) === "bad").length;
+  return svg("svg", { class: "strip", width: list.length * 8, height: 20, role: "img", "aria-label": `${bad} of the last ${list.length} runs failed` },
+    list.map((state, i) => svg("rect", { x: i * 8, y: kind(state) === "bad" ? 0 : 5, width: 6, height: kind(state) === "bad" ? 20 : 15, rx: 1.5, class: kind(state) })));
+}
+
 // field is a label with what it labels.
 export const field = (label, control, ...more) => el("label", { class: "field" }, el("span", null, label), control, ...more);
 
@@ -94,4 +121,4 @@ export function choices(attributes, value, options) {
 export const heading = (...text) => el("h1", { tabindex: "-1" }, ...text);
 
 export const panel = (title, attributes, ...children) =>
-  el("section", { ...attributes, class: "panel " + (attributes?.class ?? "") }, el("h2", null, title), ...children);
+  el("section", { "aria-label": title, ...attributes, class: "panel " + (attributes?.class ?? "") }, el("h2", null, title), ...children);

@@ -2,8 +2,9 @@
 
 import { connection, executionPath, file, get, jobPath, stream } from "./api.js";
 import { badge, el, heading, panel, visible } from "./dom.js";
-import { at, duration, parse } from "./time.js";
-import { lasted } from "./job.js";
+import { may } from "./rights.js";
+import { at, duration, parse, since } from "./time.js";
+import { causes, lasted } from "./job.js";
 
 const shownMax = 500_000; // characters of an output that is followed
 
@@ -14,6 +15,8 @@ export async function load({ names: [job, id] }) {
   return execution;
 }
 
+export const concerns = (event, { names: [, id] }) => event.execution === id;
+
 export function show(e, { names: [job, id] }) {
   const running = !e.outcome;
   return [
@@ -21,7 +24,7 @@ export function show(e, { names: [job, id] }) {
     el("div", { class: "title" }, heading("Run of ", job),
       el("div", { class: "actions" },
         el("button", { "data-action": "download" }, "Download"),
-        running && el("button", { "data-action": "kill", "data-job": job, "data-execution": id, class: "danger" }, "Kill"))),
+        running && may.kill(job, id) && el("button", { "data-action": "kill", "data-job": job, "data-execution": id, class: "danger" }, "Kill"))),
     panel("Run", null, facts(e)),
     panel("Output", null,
       e.output_dropped > 0 && el("p", { class: "quiet" }, `${e.output_dropped.toLocaleString()} bytes before this were not kept.`),
@@ -36,8 +39,9 @@ function facts(e) {
     ["Due", at(parse(e.scheduled_at))],
     ["Started", at(parse(e.started_at))],
     ["Ended", parse(e.finished_at) ? at(parse(e.finished_at)) : "–"],
-    ["Took", duration(lasted(e))],
+    ["Took", e.outcome ? duration(lasted(e)) : since(parse(e.started_at))],
     ["Node", e.node_name],
+    ["Why", causes[e.cause] ?? e.cause],
     ["Attempt", e.attempt],
   ];
   return el("dl", { class: "wide" }, rows.map(([k, v]) => el("div", null, el("dt", null, k), el("dd", null, v))));

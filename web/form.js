@@ -3,7 +3,7 @@
 
 import { get, jobPath, query, Refused, write } from "./api.js";
 import { choices, el, field, heading, panel, render } from "./dom.js";
-import { ago } from "./time.js";
+import { at, until } from "./time.js";
 
 const typingPause = 300; // milliseconds of quiet before a schedule is checked
 const shown = ["id", "success_count", "error_count", "last_success", "last_error", "dependent_jobs", "status", "next"]; // by the server, not set
@@ -26,6 +26,8 @@ export function show(job, { names: [name] }) {
     el("form", { id: "editor", class: "editor", "data-keep": true, novalidate: true }),
   ];
 }
+
+export const concerns = () => false;
 
 let draft = null;
 let editing = ""; // the name of the job that is edited, or none
@@ -52,8 +54,9 @@ function settable(job) {
 
 // box is a labelled input with a place for what is wrong with it.
 function box(name, label, attributes, hint) {
-  const control = el(attributes.rows ? "textarea" : "input", { id: "f-" + name, name, "aria-describedby": "e-" + name, autocomplete: "off", spellcheck: "false", ...attributes });
-  return field(label, control, hint && el("small", null, hint), el("small", { class: "error", id: "e-" + name }));
+  const control = el(attributes.rows ? "textarea" : "input", { id: "f-" + name, name, "aria-describedby": `h-${name} e-${name}`, autocomplete: "off", spellcheck: "false", ...attributes });
+  return el("div", { class: "field" }, el("label", { for: "f-" + name }, label), control,
+    hint && el("small", { id: "h-" + name }, hint), el("small", { class: "error", id: "e-" + name, role: "status" }));
 }
 
 function fields() {
@@ -158,8 +161,8 @@ async function checkSchedule() {
     return;
   }
   try {
-    const { next } = await get("schedule" + query(asked));
-    if (current()) showTicks(next);
+    const answer = await get("schedule" + query(asked));
+    if (current()) showTicks(answer);
   } catch (err) {
     if (!current()) return;
     render(document.getElementById("ticks"));
@@ -167,9 +170,10 @@ async function checkSchedule() {
   }
 }
 
-function showTicks(next) {
+function showTicks({ next, words }) {
   render(document.getElementById("ticks"),
-    next.length === 0 ? "Runs by hand only." : ["Runs next", el("ol", { class: "plain" }, next.map((t) => el("li", null, ago(new Date(t)))))]);
+    words && el("div", null, words),
+    next.length === 0 ? "Runs by hand only." : ["Runs next", el("ol", { class: "plain" }, next.map((t) => el("li", null, until(new Date(t)), " · ", at(new Date(t)))))]);
 }
 
 // complain says at a field what is wrong with it; true if there is that field.

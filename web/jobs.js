@@ -1,9 +1,10 @@
 // The list of jobs. What is searched, filtered, sorted and which page is shown
 // stands in the address, so that it can be kept and sent; the server does it.
 
-import { jobPath, list, query } from "./api.js";
-import { badge, choices, el, field, heading } from "./dom.js";
-import { ago, parse } from "./time.js";
+import { executionPath, get, jobPath, list, permitted, query } from "./api.js";
+import { badge, choices, el, field, heading, strip } from "./dom.js";
+import { may } from "./rights.js";
+import { ago, parse, since, until } from "./time.js";
 
 const pageRows = 50;
 const typingPause = 300; // milliseconds of quiet before a search is sent
@@ -17,15 +18,29 @@ function metadataFilter(text) {
   return Object.fromEntries(pairs.map((p) => [`metadata[${p.slice(0, p.indexOf("="))}]`, p.slice(p.indexOf("=") + 1)]));
 }
 
-const pageOf = (search) => Math.max(1, Number.parseInt(search.get("page"), 10) || 1);
+export const pageOf = (search) => Math.max(1, Number.parseInt(search.get("page"), 10) || 1);
 
-export function load({ search }) {
+export async function load({ search }) {
   const start = (pageOf(search) - 1) * pageRows;
   const asked = (name) => search.get(name) ?? "";
-  return list("jobs" + query({
-    q: asked("q"), status: asked("status"), disabled: asked("disabled"), ...metadataFilter(asked("metadata")),
+  const { rows, total } = await list("jobs" + query({
+    q: asked("q"), status: asked("status"), disabled: asked("disabled"), executor: asked("executor"), ...metadataFilter(asked("metadata")),
     _sort: asked("sort"), _order: asked("order"), _start: start, _end: start + pageRows,
   }));
+  shown = new Set(rows.map((j) => j.name));
+  return { rows, total, runs: await lastRuns(rows.map((j) => j.name)) };
+}
+
+let shown = new Set(); // the names in the list
+
+// lastRuns returns the last runs of jobs by their names, the newest first.
+export async function lastRuns(names) {
+  return names.length ? permitted(get("outcomes?" + new URLSearchParams(names.map((n) => ["job", n]))), {}) : {};
+}
+
+// concerns: runs of jobs that are not shown matter where they decide which are.
+export function concerns(event, { search }) {
+  return event.type === "job" || shown.has(event.job) || search.get("status") || ["status", "next"].includes(search.get("sort"));
 }
 
 // address returns the address of the list with some things changed.
@@ -34,11 +49,11 @@ function address(search, changes) {
   return "#/jobs" + query(all);
 }
 
-export function show({ rows, total }, { search }) {
+export function show({ rows, total, runs }, { search }) {
   return [
     heading("Jobs"),
     filters(search),
-    total > 0 ? table(rows, search) : search.size ? el("p", { class: "quiet", role: "status" }, "No job is like that.") : firstJob(),
+    total > 0 ? table(rows, runs, search) : search.size ? el("p", { class: "quiet", role: "status" }, "No job is like that.") : firstJob(),
     pager(total, search),
   ];
 }
@@ -49,6 +64,7 @@ function filters(search) {
     field("Search", el("input", { type: "search", name: "q", value: value("q"), placeholder: "part of a name" })),
     field("State", choices({ name: "status" }, value("status"), [["", "any"], ["success", "good"], ["failed", "failed"], ["partially_failed", "partly failed"], ["untriggered", "never ran"]])),
     field("Schedule", choices({ name: "disabled" }, value("disabled"), [["", "on or off"], ["false", "on"], ["true", "off"]])),
+    field("Does", choices({ name: "executor" }, value("executor"), [["", "anything"], ["shell", "run a command"], ["http", "make a request"]])),
     field("Metadata", el("input", { name: "metadata", value: value("metadata"), placeholder: "team=data" })),
     search.size > 0 && el("a", { class: "button", href: "#/jobs" }, "Clear"));
 }
@@ -56,26 +72,29 @@ function filters(search) {
 // firstJob is for who has none yet.
 export const firstJob = () => el("section", { class: "panel first" },
   el("h2", null, "There are no jobs yet"),
-  el("p", null, "A job is a command or a request with a schedule. An example is ready: it says hello every ten seconds."),
-  el("div", { class: "actions" }, el("a", { class: "button primary", href: "#/new?example=1" }, "Look at the example"), el("a", { class: "button", href: "#/new" }, "Start from nothing")));
+  el("p", null, "A job is a command or a request with a schedule. ", may.create() && "An example is ready: it says hello every ten seconds."),
+  may.create() && el("div", { class: "actions" }, el("a", { class: "button primary", href: "#/new?example=1" }, "Look at the example"), el("a", { class: "button", href: "#/new" }, "Start from nothing")));
 
 // typed puts what is typed into the address, when the typing pauses.
 let typing = 0;
-export function typed(event, refresh) {
+export function typed({ target: { form } }) {
   clearTimeout(typing);
-  const { name, value, form } = event.target;
   if (!form?.matches(".filters")) return;
   typing = setTimeout(() => {
     const search = new URLSearchParams(location.hash.split("?")[1]);
-    history.replaceState(null, "", address(search, { [name]: value, page: "" }));
+    history.replaceState(null, "", address(search, { ...Object.fromEntries(new FormData(form)), page: "" }));
     dispatchEvent(new HashChangeEvent("hashchange"));
   }, typingPause);
 }
 
-function table(rows, search) {
+export function leave() {
+  clearTimeout(typing);
+}
+
+function table(rows, runs, search) {
   return el("table", { class: "list" },
-    el("thead", null, el("tr", null, columns.map(([key, words]) => headCell(key, words, search)), el("th", null, el("span", { class: "unseen" }, "Actions")))),
-    el("tbody", null, rows.map(row)));
+    el("thead", null, el("tr", null, columns.map(([key, words]) => headCell(key, words, search)), el("th", null, "Last runs"), el("th", null, el("span", { class: "unseen" }, "Actions")))),
+    el("tbody", null, rows.map((j) => row(j, runs[j.name] ?? []))));
 }
 
 function headCell(key, words, search) {
@@ -87,23 +106,27 @@ function headCell(key, words, search) {
 }
 
 // row has a key, so that a button never becomes that of another job.
-function row(j) {
+function row(j, runs) {
   return el("tr", { "data-key": j.name },
     el("th", { scope: "row", "data-label": "Job" }, el("a", { href: "#/" + jobPath(j.name) }, j.displayname || j.name), j.displayname && el("small", null, j.name)),
-    el("td", { "data-label": "Last run" }, badge(j.status || "untriggered"), " ", lastRun(j)),
+    el("td", { "data-label": "Last run" }, lastRun(j, runs)),
     el("td", { "data-label": "Next run" }, nextRun(j)),
     el("td", { "data-label": "Schedule" }, schedule(j)),
+    el("td", { "data-label": "Last runs" }, runs.length > 0 && strip(runs)),
     el("td", null, el("div", { class: "actions" }, buttons(j))));
 }
 
-export function lastRun(j) {
+// lastRun is the run that goes on, or else how the last one ended.
+export function lastRun(j, runs) {
+  const running = runs.find((r) => !r.outcome);
+  if (running) return el("a", { href: `#/${executionPath(j.name, running.id)}` }, badge("running"), " ", since(parse(running.started_at)));
   const last = Math.max(parse(j.last_success) ?? 0, parse(j.last_error) ?? 0);
-  return last ? ago(new Date(last)) : "";
+  return [badge(j.status || "untriggered"), " ", last > 0 && ago(new Date(last))];
 }
 
 export function nextRun(j) {
   if (j.disabled) return badge("disabled");
-  return parse(j.next) ? ago(parse(j.next)) : el("span", { class: "quiet" }, j.parent_job ? "after its parent" : "–");
+  return parse(j.next) ? until(parse(j.next)) : el("span", { class: "quiet" }, j.parent_job ? "after its parent" : "–");
 }
 
 export function schedule(j) {
@@ -112,7 +135,7 @@ export function schedule(j) {
 }
 
 export function buttons(j) {
-  const button = (action, words, more) => el("button", { "data-action": action, "data-job": j.name, "aria-label": `${words} ${j.name}`, ...more }, words);
+  const button = (action, words, more) => may[action](j.name) && el("button", { "data-action": action, "data-job": j.name, "aria-label": `${words} ${j.name}`, ...more }, words);
   return [
     button("run", "Run", { disabled: Boolean(j.disabled) }),
     button("toggle", j.disabled ? "Enable" : "Disable"),
@@ -122,11 +145,15 @@ export function buttons(j) {
 
 function pager(total, search) {
   const page = pageOf(search), pages = Math.max(1, Math.ceil(total / pageRows));
-  const link = (to, words) => to >= 1 && to <= pages
-    ? el("a", { class: "button", href: address(search, { page: to === 1 ? "" : to }) }, words)
-    : el("span", { class: "button off" }, words);
-  return el("nav", { class: "pager", "aria-label": "Pages of the list" },
-    link(page - 1, "Previous"), el("span", { role: "status" }, `${total.toLocaleString()} ${total === 1 ? "job" : "jobs"}, page ${page} of ${pages}`), link(page + 1, "Next"));
+  const words = `${total.toLocaleString()} ${total === 1 ? "job" : "jobs"}`;
+  if (pages === 1 && page === 1) return el("p", { class: "quiet", role: "status" }, words);
+  return turner(page, pages, `${words}, page ${page.toLocaleString()} of ${pages.toLocaleString()}`, (to) => address(search, { page: to === 1 ? "" : to }));
+}
+
+// turner leads from a page of a list to the others.
+export function turner(page, pages, words, href) {
+  const link = (to, text) => to >= 1 && to <= pages ? el("a", { class: "button", href: href(to) }, text) : el("span", { class: "button off" }, text);
+  return el("nav", { class: "pager", "aria-label": "Pages of the list" }, link(page - 1, "Previous"), el("span", { role: "status" }, words), link(page + 1, "Next"));
 }
 
 export const actions = {};

@@ -1,61 +1,73 @@
-// The overview: is everything running, what failed, what runs now.
+// The overview: is everything running, what failed, what runs next, and why
+// something did not run.
 
-import { executionPath, get, jobPath, list, query } from "./api.js";
+import { executionPath, get, jobPath, list, permitted, query } from "./api.js";
 import { badge, el, heading, panel, svg, visible } from "./dom.js";
-import { firstJob } from "./jobs.js";
+import { firstJob, lastRuns } from "./jobs.js";
 import { timeline } from "./timeline.js";
-import { ago, at, brief, parse } from "./time.js";
+import { ago, at, duration, parse, since } from "./time.js";
 
-const rangeAge = 10_000; // milliseconds after which what costs more than a count is read again
-const runningRows = 12;
-const failureRows = 6;
+const listRows = 6;
 const marksMax = 1_000;
 
 export const title = () => "Overview";
 
-// aged remembers what read answers for a time.
-function aged(read, age) {
-  let value, at = -Infinity;
-  return async () => {
-    if (Date.now() - at > age) [value, at] = [await read(), Date.now()];
-    return value;
-  };
+export const pace = 5_000;
+
+const lastDay = () => new Date(Date.now() - 86_400_000).toISOString();
+
+// running are the runs that go on, the oldest first, and how long such runs took before.
+async function running() {
+  const { rows, total } = await permitted(list("busy"), { rows: [], total: 0 });
+  const busy = rows.toSorted((a, b) => parse(a.started_at) - parse(b.started_at)).slice(0, listRows);
+  const runs = await lastRuns([...new Set(busy.map((e) => e.job_name))]);
+  return { busy: busy.map((e) => ({ ...e, usual: usual(runs[e.job_name] ?? []) })), total };
 }
 
-const stats = aged(async () => (await get("stats")).stats, rangeAge);
-
-const ran = aged(() => get("executions" + query({ limit: marksMax })), rangeAge);
-
-const coming = aged(() => get("upcoming" + query({ limit: marksMax })), rangeAge);
-
-const failures = aged(() => get("executions" + query({
-  outcome: "bad", limit: failureRows, output_size_limit: 4000, start: new Date(Date.now() - 86_400_000).toISOString(),
-})), rangeAge);
+// usual is the middle of what good runs took, in milliseconds; NaN if there are none.
+function usual(runs) {
+  const took = runs.filter((r) => r.outcome === "success").map((r) => parse(r.finished_at) - parse(r.started_at)).sort((a, b) => a - b);
+  return took[took.length >> 1] ?? NaN;
+}
 
 export async function load() {
-  const [summary, busy, days, past, next, failed] = await Promise.all([get("summary"), list("busy"), stats(), ran(), coming(), failures()]);
-  return { summary, busy: busy.rows, days, past, next, failed };
+  const [summary, now, days, past, next, failed] = await Promise.all([
+    permitted(get("summary"), null),
+    running(),
+    permitted(get("stats"), {}),
+    permitted(get("executions" + query({ limit: marksMax })), []),
+    permitted(get("upcoming" + query({ limit: marksMax })), []),
+    permitted(get("executions" + query({ outcome: "bad", limit: listRows, output_size_limit: 4000, start: lastDay() })), []),
+  ]);
+  return { summary, now, days: days.stats, past, next, failed };
 }
 
-export function show({ summary: { jobs: c, running, today, unrun }, busy, days, past, next, failed }) {
-  const failing = c.failed + c.partially_failed;
+export function show({ summary, now, days, past, next, failed }, _, [members, leader]) {
   return [
     heading("Overview"),
-    c.total === 0 && firstJob(),
-    el("div", { class: "tiles" },
-      tile(c.total, `jobs, ${c.disabled.toLocaleString()} disabled`, c.disabled ? "#/jobs?disabled=true" : "#/jobs"),
-      tile(running, "running now", "#running", running && "busy"),
-      tile(failing, "jobs failing", c.failed || !failing ? "#/jobs?status=failed" : "#/jobs?status=partially_failed", failing && "bad"),
-      tile(c.untriggered, "never ran", "#/jobs?status=untriggered"),
-      tile(today.missed, "ticks missed today", "#unrun", today.missed && "bad"),
-      el("div", { class: "tile" }, el("b", null, share(today)), " ", el("span", null, `of ${(today.success_count + today.failed_count).toLocaleString()} runs good today`))),
-    el("div", { class: "columns" },
+    summary?.jobs.total === 0 && firstJob(),
+    summary && tiles(summary),
+    el("div", { class: "board" },
       timeline(past, next, marksMax),
-      panel("Runs a day", null, chart(days)),
-      panel("Running now", { id: "running" }, runningList(busy)),
-      panel("Last failures", null, failureList(failed)),
-      panel("Why it did not run", { id: "unrun" }, unrunList(unrun))),
+      days && panel("Runs a day", { class: "side" }, chart(days)),
+      panel("Running now", { id: "running", tabindex: "-1" }, runningList(now)),
+      panel("Last failures", { id: "failures", tabindex: "-1" }, failureList(failed)),
+      summary && panel("Why it did not run", { id: "unrun", tabindex: "-1" }, unrunList(summary.unrun)),
+      members.length > 0 && panel("Nodes", null, nodeList(members, leader))),
   ];
+}
+
+function tiles({ jobs: c, running: busy, today, start_delay: delay }) {
+  const failing = c.failed + c.partially_failed;
+  return el("div", { class: "tiles" },
+    tile(c.total, `jobs, ${c.disabled.toLocaleString()} disabled`, { href: c.disabled ? "#/jobs?disabled=true" : "#/jobs" }),
+    tile(busy, "running now", { "data-action": "show", "data-target": "running" }, busy && "busy"),
+    tile(failing, "jobs failing", { href: c.failed || !failing ? "#/jobs?status=failed" : "#/jobs?status=partially_failed" }, failing && "bad"),
+    tile(c.untriggered, "never ran", { href: "#/jobs?status=untriggered" }),
+    tile(today.missed, "ticks missed today", { "data-action": "show", "data-target": "unrun" }, today.missed && "bad"),
+    tile(share(today), `good of ${(today.success_count + today.failed_count).toLocaleString()} today`, { "data-action": "show", "data-target": "failures" }),
+    el("div", { class: "tile", title: delay.ticks > 0 && `of the last ${delay.ticks} runs; half of them ${duration(delay.median_ms)}, at most ${duration(delay.max_ms)}` },
+      el("b", null, delay.ticks > 0 ? duration(delay.p99_ms) : "–"), " ", el("span", null, "start delay, p99")));
 }
 
 // share is rounded down: not all is good before all is.
@@ -63,20 +75,21 @@ function share({ success_count: good, failed_count: bad }) {
   return good + bad === 0 ? "–" : `${(Math.floor(good / (good + bad) * 10_000) / 100).toLocaleString()} %`;
 }
 
-export function tile(n, words, href, kind) {
-  return el("a", { class: "tile " + (kind || ""), href }, el("b", null, n.toLocaleString()), " ", el("span", null, words));
+// tile is a number that leads to what it counts.
+function tile(n, words, leads, kind) {
+  return el(leads.href ? "a" : "button", { class: "tile " + (kind || ""), ...leads }, el("b", null, n.toLocaleString()), " ", el("span", null, words));
 }
 
 // chart draws a bar a day: what went well, and on top of it what failed.
-export function chart(days) {
+function chart(days) {
   const most = Math.max(1, ...days.map((d) => d.success_count + d.failed_count));
   const good = days.reduce((sum, d) => sum + d.success_count, 0);
   const bad = days.reduce((sum, d) => sum + d.failed_count, 0);
-  const words = `${good.toLocaleString()} runs went well and ${bad.toLocaleString()} failed in the last ${days.length} days`;
+  const words = `${good.toLocaleString()} good, ${bad.toLocaleString()} failed`;
   return el("figure", null,
-    svg("svg", { viewBox: `0 0 ${days.length * 10} 100`, preserveAspectRatio: "none", class: "chart", role: "img", "aria-label": words },
+    svg("svg", { viewBox: `0 0 ${days.length * 10} 100`, preserveAspectRatio: "none", class: "chart", role: "img", "aria-label": `Runs of the last ${days.length} days: ${words}` },
       days.map((d, i) => bar(d, i * 10, 100 / most))),
-    el("figcaption", null, el("span", null, "30 days ago"), el("span", null, `${words.split(" in ")[0]}`), el("span", null, "today")));
+    el("figcaption", null, el("span", null, "30 days ago"), el("span", null, words), el("span", null, "today")));
 }
 
 function bar(day, x, unit) {
@@ -90,17 +103,20 @@ function bar(day, x, unit) {
     svg("rect", { x: x + 1, y: 100 - good - bad, width: 8, height: bad, class: "bad" }));
 }
 
-function runningList(busy) {
+function runningList({ busy, total }) {
   if (busy.length === 0) return el("p", { class: "quiet" }, "Nothing runs.");
   return [
-    el("ul", { class: "plain" }, busy.slice(0, runningRows).map((e) => {
-      const started = parse(e.started_at);
-      return el("li", null,
-        el("a", { href: `#/${executionPath(e.job_name, e.id)}` }, e.job_name), " on ", e.node_name,
-        el("div", { class: "quiet" }, "for ", brief(Date.now() - started), ", since ", at(started), e.attempt > 1 && `, attempt ${e.attempt}`));
-    })),
-    busy.length > runningRows && el("p", { class: "quiet" }, `and ${(busy.length - runningRows).toLocaleString()} more`),
+    el("ul", { class: "plain" }, busy.map((e) => el("li", { "data-key": e.id },
+      el("a", { href: `#/${executionPath(e.job_name, e.id)}` }, e.job_name), " on ", e.node_name, e.attempt > 1 && `, attempt ${e.attempt}`,
+      e.usual > 0 && progress((Date.now() - parse(e.started_at)) / e.usual),
+      el("div", { class: "quiet" }, since(parse(e.started_at)), e.usual > 0 && `, usually ${duration(e.usual)}`)))),
+    total > busy.length && el("p", { class: "quiet" }, `and ${(total - busy.length).toLocaleString()} more`),
   ];
+}
+
+function progress(part) {
+  return svg("svg", { class: "progress", viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("rect", { width: 100, height: 4, class: "back" }), svg("rect", { width: Math.min(part, 1) * 100, height: 4, class: part > 2 ? "odd" : "busy" }));
 }
 
 // failureList shows how each ended and the first line of what it printed, which
@@ -109,19 +125,33 @@ function failureList(failed) {
   if (failed.length === 0) return el("p", { class: "quiet" }, "None in the last 24 hours.");
   return el("ul", { class: "plain" }, failed.map((e) => {
     const line = (e.output ?? "").split("\n").filter((l) => l.trim()).slice(0, 2).join(" · ");
-    return el("li", null,
+    return el("li", { "data-key": e.id },
       el("a", { href: `#/${executionPath(e.job_name, e.id)}` }, e.job_name), " ", badge(e.outcome), " ",
       el("span", { class: "quiet" }, ago(parse(e.finished_at)), " on ", e.node_name),
       line && el("code", { class: "line" }, visible(line)));
   }));
 }
 
+// unrunList says of each job and reason when it was so last, and how often.
 function unrunList(unrun) {
   if (unrun.length === 0) return el("p", { class: "quiet" }, "Everything that fell due ran.");
-  return el("ul", { class: "plain" }, unrun.map((t) => el("li", null,
-    el("a", { href: "#/" + jobPath(t.job_name) }, t.job_name), " ", badge(t.outcome), " ",
-    el("span", { class: "quiet" }, at(parse(t.due)), t.count > 1 && `, ${t.count.toLocaleString()} times`),
-    el("div", null, t.reason))));
+  const groups = Object.values(Object.groupBy(unrun, (t) => `${t.job_name} ${t.outcome} ${t.reason.replace(/\d+\S*$/, "")}`));
+  return el("ul", { class: "plain" }, groups.slice(0, listRows).map(([t, ...earlier]) => {
+    const times = t.count + earlier.reduce((sum, e) => sum + e.count, 0);
+    return el("li", null,
+      el("a", { href: "#/" + jobPath(t.job_name) }, t.job_name), " ", badge(t.outcome), " ",
+      el("span", { class: "quiet" }, at(parse(t.due)), times > 1 && `, ${times.toLocaleString()} times of late`),
+      el("div", null, t.reason));
+  }));
+}
+
+export const nodeKinds = { alive: "good", leaving: "odd", left: "none" };
+
+function nodeList(members, leader) {
+  return el("ul", { class: "plain" }, members.map((m) => el("li", { "data-key": m.Name },
+    el("span", { class: "dot " + (nodeKinds[m.statusText] ?? "bad") }), el("b", null, m.Name), " ",
+    m.Name === leader?.Name && el("span", { class: "badge" }, "leader"), m.Tags?.server !== "true" && el("span", { class: "badge" }, "runs jobs only"),
+    el("div", { class: "quiet" }, `${m.statusText}, version ${m.Tags?.version ?? "unknown"}, ${m.Addr}:${m.Port}`))));
 }
 
 export const actions = {};

@@ -1,5 +1,5 @@
 // Times and durations, as people read them: in the zone of the viewer, with
-// UTC on hover.
+// UTC on hover. How far they are from now goes on by itself.
 
 import { el } from "./dom.js";
 
@@ -38,15 +38,22 @@ export function brief(ms) {
   for (const [unit, name] of [[day, "d"], [hour, "h"], [minute, "min"]]) {
     if (ms >= unit) return `${Math.floor(ms / unit)} ${name}`;
   }
-  return `${Math.floor(ms / second)} s`;
+  return `${Math.floor(Math.max(0, ms) / second)} s`;
 }
 
-function relative(ms) {
-  if (Math.abs(ms) < second) return "now";
-  return ms > 0 ? "in " + brief(ms) : brief(-ms) + " ago";
-}
+// How a time is said by its distance from now, in milliseconds: when something
+// was, when it will be, and how long it goes on. What will be and should have
+// been is due, until it is read again.
+const wordings = {
+  ago: (ms) => (ms < second ? "now" : brief(ms) + " ago"),
+  until: (ms) => (ms > -second ? "due" : "in " + brief(-ms)),
+  since: (ms) => (ms < minute ? brief(ms) : duration(ms)),
+};
 
 const utc = (t) => t.toISOString().replace("T", " ").replace(/\.\d+Z$/, " UTC");
+
+// exact is a time with its date, and in UTC.
+export const exact = (t) => `${full.format(t)} · ${utc(t)}`;
 
 const sameDay = (a, b) => a.toDateString() === b.toDateString();
 
@@ -55,12 +62,36 @@ export function absolute(t) {
   return (sameDay(t, new Date()) ? clock : full).format(t);
 }
 
-// at shows a time as it is, ago also how far it is from now.
+// at shows a time as it is.
 export function at(t) {
   return el("time", { datetime: t.toISOString(), title: utc(t) }, absolute(t));
 }
 
-export function ago(t) {
-  return el("time", { datetime: t.toISOString(), title: utc(t), class: "ago" },
-    el("span", null, relative(t - Date.now())), " ", el("small", null, absolute(t)));
+function relative(t, wording, more) {
+  return el("time", { datetime: t.toISOString(), title: exact(t), class: "relative", "data-wording": wording, ...more }, wordings[wording](Date.now() - t));
+}
+
+export const ago = (t) => relative(t, "ago");
+export const until = (t) => relative(t, "until");
+export const since = (t) => relative(t, "since");
+
+// age has the times in the document say how far they are by now.
+export function age() {
+  for (const node of document.querySelectorAll("[data-wording]")) {
+    const words = wordings[node.dataset.wording](Date.now() - new Date(node.dateTime));
+    if (node.textContent !== words) node.textContent = words;
+  }
+}
+
+// inZone writes a time as clocks in a zone show it, with the distance to UTC;
+// null for a zone that this browser does not know.
+export function inZone(t, timeZone) {
+  try {
+    const words = t.toLocaleString(undefined, { timeZone, weekday: "short", day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+    const parts = new Intl.DateTimeFormat("en", { timeZone, timeZoneName: "longOffset" }).formatToParts(t);
+    const offset = parts.find((p) => p.type === "timeZoneName").value.replace("GMT", "UTC").replace("+00:00", "");
+    return { words, offset };
+  } catch {
+    return null;
+  }
 }

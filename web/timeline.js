@@ -5,9 +5,10 @@
 import { el, kind, panel, svg } from "./dom.js";
 import { absolute, parse } from "./time.js";
 
+const title = "Last hour and next hour";
 const hour = 3_600_000;
 const rowsMax = 8;
-const foldWidth = 0.9; // percent of the line; marks nearer than this become one
+const markWidth = 11; // pixels
 const worst = ["bad", "odd", "busy", "good", "none", "due"];
 
 // rowsOf groups marks by job: those where something went wrong first, then the busiest.
@@ -25,13 +26,18 @@ function rowsOf(executions, coming) {
 
 const place = (t, now) => (Math.min(Math.max((t - now) / hour, -1), 1) + 1) * 50; // in percent
 
+// foldWidth is the percentage of a line, roughly, that a mark takes. On a narrow
+// screen the name stands above the line.
+const foldWidth = () => markWidth / (innerWidth * (innerWidth < 800 ? 0.85 : 0.55)) * 100;
+
 // fold joins marks of a row that lie too near to each other.
 function fold(marks, now) {
+  const width = foldWidth();
   const folded = [];
   for (const m of marks.toSorted((a, b) => a.from - b.from)) {
     const mark = { ...m, x: place(m.from, now), end: place(m.to, now), count: 1 };
     const last = folded.at(-1);
-    if (last && mark.x - last.x < foldWidth && (mark.kind === "due") === (last.kind === "due")) join(last, mark);
+    if (last && mark.x - last.x < width && (mark.kind === "due") === (last.kind === "due")) join(last, mark);
     else folded.push(mark);
   }
   return folded;
@@ -48,17 +54,30 @@ const percent = (x) => x.toFixed(2) + "%";
 function drawMark(m) {
   const words = m.count > 1 ? `${m.count} from ${absolute(m.from)}` : absolute(m.from);
   const title = svg("title", null, `${m.state}: ${words}`);
-  if (m.kind === "due") return svg("circle", { cx: percent(m.x), cy: 11, r: 3.5, class: "due" }, title);
-  return svg("line", { x1: percent(m.x), x2: percent(m.end + 0.01), y1: 11, y2: 11, class: "mark " + m.kind }, title);
+  if (m.kind === "due") return svg("circle", { cx: percent(m.x), cy: "50%", r: 3.5, class: "due" }, title);
+  return svg("line", { x1: percent(m.x), x2: percent(m.end + 0.01), y1: "50%", y2: "50%", class: "mark " + m.kind }, title);
 }
+
+// unknown shades what a list that was cut off says nothing of.
+const unknown = (from, to) => to > from && svg("rect", { x: percent(from), width: percent(to - from), y: 0, height: "100%", class: "unknown" });
 
 const upright = (x, name) => svg("line", { x1: percent(x), x2: percent(x), y1: 0, y2: "100%", class: name });
 
-function lane({ name, marks }, now) {
+function lane({ name, marks }, now, known) {
   return el("li", { "data-key": name },
     el("a", { href: `#/jobs/${encodeURIComponent(name)}`, title: name }, name),
     svg("svg", { class: "lane", "aria-hidden": "true" },
+      unknown(0, known.from), unknown(known.to, 100),
       [0, 25, 75, 100].map((x) => upright(x, "grid")), upright(50, "now"), fold(marks, now).map(drawMark)));
+}
+
+// knownRange is where in the drawing the lists reach: executions come newest
+// first, ticks earliest first.
+function knownRange(executions, coming, most, now) {
+  return {
+    from: executions.length < most ? 0 : place(parse(executions.at(-1).started_at), now),
+    to: coming.length < most ? 100 : place(new Date(coming.at(-1).due), now),
+  };
 }
 
 // many says how many rows a list stands for that ends at most.
@@ -68,14 +87,16 @@ const many = (list, most) => (list.length >= most ? "more than " : "") + list.le
 export function timeline(executions, coming, most) {
   const now = Date.now();
   const all = rowsOf(executions, coming);
-  if (all.length === 0) return panel("Last hour and next hour", { class: "wide" }, el("p", { class: "quiet" }, "Nothing ran, and nothing falls due."));
+  if (all.length === 0) return panel(title, { class: "main" }, el("p", { class: "quiet" }, "Nothing ran, and nothing falls due."));
   const rows = all.slice(0, rowsMax);
   const failed = executions.filter((e) => kind(e.outcome || "running") === "bad").length;
   const summary = `${many(executions, most)} runs in the last hour, ${failed.toLocaleString()} of them failed; ${many(coming, most)} fall due in the next.`;
-  return panel("Last hour and next hour", { class: "wide" },
-    el("ul", { class: "lanes" }, rows.map((r) => lane(r, now))),
+  const known = knownRange(executions, coming, most, now);
+  const words = all.length > rows.length ? `${summary} ${rows.length} of ${all.length} jobs are shown, those that fail first.` : summary;
+  return panel(title, { class: "main" },
+    el("ul", { class: "lanes" }, rows.map((r) => lane(r, now, known))),
     el("div", { class: "scale", "aria-hidden": "true" }, ["−60 min", "−30 min", "now", "+30 min", "+60 min"].map((t) => el("span", null, t))),
     el("p", { class: "legend quiet" },
       [["good", "good"], ["bad", "failed"], ["odd", "killed"], ["busy", "running"], ["due", "due"]].map(([k, words]) => el("span", null, el("span", { class: "dot " + k }), words)),
-      el("span", null, summary, all.length > rows.length && ` ${rows.length} of ${all.length} jobs are shown.`)));
+      el("span", null, words)));
 }
