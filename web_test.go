@@ -324,7 +324,7 @@ func TestPage(t *testing.T) {
 		name string
 		run  func(*testing.T, *browser)
 	}{
-		{"FirstVisit", testFirstVisit}, {"Job", testJob}, {"Markup", testMarkup}, {"Viewer", testViewer}, {"Live", testLive},
+		{"FirstVisit", testFirstVisit}, {"Job", testJob}, {"Markup", testMarkup}, {"Viewer", testViewer}, {"Live", testLive}, {"OtherOrigin", testOtherOrigin}, {"Rebinding", testRebinding},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			own := &browser{t: t, session: b.session}
@@ -734,6 +734,60 @@ func testLive(t *testing.T, b *browser) {
 	b.find("tbody", "first")
 	p.kill()
 	b.find("#connection", "not answered since")
+}
+
+// testOtherOrigin holds that a page of another origin can do and read nothing,
+// whether it is of the same site, as other servers of the machine are, or not.
+func testOtherOrigin(t *testing.T, b *browser) {
+	p := startServer(t, t.TempDir())
+	p.must("POST", "/v1/jobs", shellJob("victim", "@manually", "echo"), nil)
+	_, before := p.get("/v1/jobs", nil)
+	attacker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, "testdata/attacker.html") }))
+	defer attacker.Close()
+	for _, origin := range []string{attacker.URL, strings.Replace(attacker.URL, "127.0.0.1", "attacker.test", 1)} {
+		b.open("about:blank")
+		b.open(origin + "/#" + p.url)
+		b.click("#go", "")
+		b.find("#done", "done")
+		if got := b.run("return document.getElementById('read').textContent"); got != "" {
+			t.Errorf("%s read:\n%s", origin, got)
+		}
+		// The frame of the page itself shows that it was refused.
+		b.must("POST", "/frame", map[string]any{"id": 0}, nil)
+		if at := b.run("return document.URL"); !strings.HasPrefix(at, "chrome-error:") {
+			t.Errorf("%s has a frame of %s", origin, at)
+		}
+		b.must("POST", "/frame", map[string]any{"id": nil}, nil)
+	}
+	_, after := p.get("/v1/jobs", nil)
+	if before != after {
+		t.Errorf("jobs are\n%s\nand were\n%s", after, before)
+	}
+	if ran := outcomes(p, "victim"); len(ran) > 0 {
+		t.Errorf("the job ran: %v", ran)
+	}
+	var pause struct{ Paused bool }
+	if p.must("GET", "/v1/pause", nil, &pause); pause.Paused {
+		t.Error("the server was paused")
+	}
+}
+
+// testRebinding holds that a page whose name was pointed at this server reads
+// and does nothing: to the browser it is of the server's own origin.
+func testRebinding(t *testing.T, b *browser) {
+	p := startServer(t, t.TempDir())
+	p.must("POST", "/v1/jobs", shellJob("victim", "@manually", "echo"), nil)
+	b.open(strings.Replace(p.url, "127.0.0.1", "attacker.test", 1) + "/")
+	b.find("body", "not called")
+	for _, request := range [][2]string{{"GET", "/v1/jobs"}, {"GET", "/v1/jobs/victim"}, {"GET", "/app.js"}, {"POST", "/v1/jobs/victim"}, {"DELETE", "/v1/jobs/victim"}} {
+		got := b.run("const r = new XMLHttpRequest(); r.open(arguments[0], arguments[1], false); r.send(); return r.status + ' ' + r.responseText", request[0], request[1])
+		if !strings.HasPrefix(got, "421 ") || strings.Contains(got, "victim") {
+			t.Errorf("%s %s answers %s", request[0], request[1], got)
+		}
+	}
+	if ran := outcomes(p, "victim"); len(ran) > 0 {
+		t.Errorf("the job ran: %v", ran)
+	}
 }
 
 // TestPage_Files holds that the page is small, and the same whether it is sent
