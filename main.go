@@ -563,8 +563,75 @@ func (t *serverTLS) reloadOnHangup(log *slog.Logger) (stop func()) {
 	}
 }
 
-// runServer runs a server: it starts from the bottom up, and stops from the top
-// down so that nothing loses what it stands on.
+// parts are what a node is made of.
+type parts struct {
+	exec  *executor
+	plane *plane
+	sched *scheduler   // nil: an agent
+	clu   *cluster     // nil: an agent
+	front http.Handler // API and page
+}
+
+// newParts makes what every node has, and listens on the cluster plane. cluster
+// is what an agent belongs to; hooks lack those of the executor.
+func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger) (*parts, error) {
+	n := &parts{}
+	var err error
+	// The executor is ready before the plane, and reports only when all runs.
+	n.exec, err = newExecutor(executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
+		Report: func(ctx context.Context, results []result) ([]int64, error) {
+			return n.plane.reportToLeader(ctx, results)
+		}})
+	if err != nil {
+		return nil, err
+	}
+	hooks.start, hooks.ask, hooks.kill, hooks.output = n.exec.start, n.exec.ask, n.exec.kill, n.exec.output
+	pc := cfg.plane(id, n.exec.incarnation())
+	pc.Cluster = cluster
+	n.plane, err = newPlane(pc, hooks, log)
+	return n, err
+}
+
+// run starts a node from the bottom up, and when ctx ends or a part fails stops
+// it from the top down, so that nothing loses what it stands on.
+func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) error {
+	var g errgroup.Group
+	failed := make(chan struct{})
+	stopPlane, stopDriver := spawn(&g, failed, n.plane.run), func() {}
+	if n.clu != nil {
+		stopDriver = spawn(&g, failed, n.clu.run)
+	}
+	stopReports, stopWeb := spawn(&g, failed, n.exec.run), spawn(&g, failed, webServer(listener, under(cfg.HTTPPrefix, n.front), log))
+	greet()
+	select {
+	case <-ctx.Done():
+		log.Info("stopping", "grace", cfg.ShutdownGrace)
+	case <-failed:
+	}
+
+	// 1. Take no more requests, and answer those that are here.
+	stopWeb()
+	// 2. Start nothing more, here or elsewhere.
+	n.plane.leaving()
+	if n.clu != nil {
+		n.sched.stopFiring()
+		// 3. Let another lead, if there is one. If not, this server leads until it stops.
+		if err := n.clu.handOver(context.Background()); err != nil && len(n.clu.status().Voters) > 1 {
+			log.Warn("the others will elect a leader when this server is silent", "err", err)
+		}
+	}
+	// 4. Let what runs end, and then end it.
+	n.exec.stop(cfg.ShutdownGrace)
+	// 5. Deliver the results; what nobody takes in time is on disk.
+	waitUntil(deliverPatience, func() bool { return n.exec.undelivered() == 0 })
+	stopReports()
+	// 6. Stop writing, and say good-bye.
+	stopDriver()
+	stopPlane()
+	return g.Wait()
+}
+
+// runServer runs a server.
 func runServer(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) (err error) {
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
@@ -581,15 +648,11 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return err
 	}
 	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, AuditKept: cfg.AuditKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
-	var p *plane // the executor is ready before it, and reports only when all runs
-	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: own.ID, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
-		Report: func(ctx context.Context, results []result) ([]int64, error) { return p.reportToLeader(ctx, results) }})
+	n, err := newParts(cfg, own.ID, "", planeHooks{report: sched.report}, log)
 	if err != nil {
 		return err
 	}
-	if p, err = newPlane(cfg.plane(own.ID, exec.incarnation()), planeHooks{start: exec.start, ask: exec.ask, kill: exec.kill, output: exec.output, report: sched.report}, log); err != nil {
-		return err
-	}
+	exec, p := n.exec, n.plane
 	defer p.listener.Close()
 	clu, err := newCluster(p, st, time.Duration(cfg.RaftMultiplier)*tickTime, sched.lead)
 	if err != nil {
@@ -607,7 +670,8 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	sched.start = func(node string, d dispatch) error { return p.dispatchTo(context.Background(), node, d) }
 	sched.ask = func(node string, q question) (answer, error) { return p.askNode(context.Background(), node, q) }
 	sched.end = func(node string, k kill) error { return p.killOn(context.Background(), node, k) }
-	front := (&api{
+	n.sched, n.clu = sched, clu
+	n.front = (&api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, store: st, scheduler: sched, log: log, stopping: ctx.Done(),
 		members: p.members, leader: p.leader, leading: p.leading,
 		leave: func(ctx context.Context) error {
@@ -627,39 +691,8 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		},
 		acl: cfg.ACL, throttle: newThrottle(), dir: cfg.DataDir,
 	}).handler()
-	p.hooks.api = front
-
-	// Everything below runs until it is stopped in its turn; what fails stops
-	// the rest at once.
-	var g errgroup.Group
-	failed := make(chan struct{})
-	stopPlane, stopDriver := spawn(&g, failed, p.run), spawn(&g, failed, clu.run)
-	stopReports, stopWeb := spawn(&g, failed, exec.run), spawn(&g, failed, webServer(listener, under(cfg.HTTPPrefix, front), log))
-	greet()
-	select {
-	case <-ctx.Done():
-		log.Info("stopping", "grace", cfg.ShutdownGrace)
-	case <-failed:
-	}
-
-	// 1. Take no more requests, and answer those that are here.
-	stopWeb()
-	// 2. Start nothing more, here or elsewhere.
-	p.leaving()
-	sched.stopFiring()
-	// 3. Let another lead, if there is one. If not, this server leads until it stops.
-	if err := clu.handOver(context.Background()); err != nil && len(clu.status().Voters) > 1 {
-		log.Warn("the others will elect a leader when this server is silent", "err", err)
-	}
-	// 4. Let what runs end, and then end it.
-	exec.stop(cfg.ShutdownGrace)
-	// 5. Deliver the results; what nobody takes in time is on disk.
-	waitUntil(deliverPatience, func() bool { return exec.undelivered() == 0 })
-	stopReports()
-	// 6. Stop writing, say good-bye, then close the store.
-	stopDriver()
-	stopPlane()
-	return g.Wait()
+	p.hooks.api = n.front
+	return n.run(ctx, cfg, listener, greet, log)
 }
 
 // prepareBootstrap leaves a secret for the first management token, while there
@@ -689,42 +722,18 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.close()) }()
-	var p *plane
-	exec, err := newExecutor(executorConfig{Node: cfg.NodeName, NodeID: dir.node.ID, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
-		Report: func(ctx context.Context, results []result) ([]int64, error) { return p.reportToLeader(ctx, results) }})
+	n, err := newParts(cfg, dir.node.ID, dir.node.Cluster, planeHooks{joined: dir.join}, log)
 	if err != nil {
 		return err
 	}
-	pc := cfg.plane(dir.node.ID, exec.incarnation())
-	pc.Cluster = dir.node.Cluster
-	if p, err = newPlane(pc, planeHooks{start: exec.start, ask: exec.ask, kill: exec.kill, output: exec.output, joined: dir.join}, log); err != nil {
-		return err
-	}
-	defer p.listener.Close()
-	front := (&api{
+	defer n.plane.listener.Close()
+	n.front = (&api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, log: log, stopping: ctx.Done(),
-		leave: func(ctx context.Context) error { defer quit(); return p.leave(ctx) },
-		relay: p.forward,
+		leave: func(ctx context.Context) error { defer quit(); return n.plane.leave(ctx) },
+		relay: n.plane.forward,
 		acl:   cfg.ACL,
 	}).relayHandler()
-
-	var g errgroup.Group
-	failed := make(chan struct{})
-	stopPlane, stopReports := spawn(&g, failed, p.run), spawn(&g, failed, exec.run)
-	stopWeb := spawn(&g, failed, webServer(listener, under(cfg.HTTPPrefix, front), log))
-	greet()
-	select {
-	case <-ctx.Done():
-		log.Info("stopping", "grace", cfg.ShutdownGrace)
-	case <-failed:
-	}
-	// The order is that of a server.
-	stopWeb()
-	p.leaving()
-	exec.stop(cfg.ShutdownGrace)
-	stopReports()
-	stopPlane()
-	return g.Wait()
+	return n.run(ctx, cfg, listener, greet, log)
 }
 
 // webServer returns what serves API and page until its context ends.

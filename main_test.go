@@ -513,6 +513,30 @@ func TestServe_Stop(t *testing.T) {
 	}
 }
 
+// TestServe_StopAgent: a node without a database that stops says what became of
+// its runs before it ends, for its disk may never be seen again.
+func TestServe_StopAgent(t *testing.T) {
+	t.Parallel()
+	dir, far := t.TempDir(), t.TempDir()
+	p := startServer(t, dir)
+	var members []member
+	p.must("GET", "/v1/members", nil, &members)
+	agent := launch(t, program(t, far, nil, "agent", "--node-name=far", "--tag=where=far", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data",
+		"--shutdown-grace=100ms", "--retry-join="+members[0].Tags["rpc_addr"]))
+	long := shellJob("long", "@manually", "cd "+far+"; echo > begun; exec sleep 600")
+	long.Tags = map[string]string{"where": "far:1"}
+	p.must("POST", "/v1/jobs", long, nil)
+	p.eventually("node that can run it", func() bool { status, _ := p.send("POST", "/v1/jobs/long/run", nil, nil); return status < 300 })
+	begun(agent, filepath.Join(far, "begun"))
+	agent.end()
+	if got := agent.cmd.ProcessState.ExitCode(); got != exitOK {
+		t.Errorf("exit status %d, want %d\n%s", got, exitOK, &agent.log)
+	}
+	if diff := cmp.Diff([]string{outcomeInterrupted}, outcomes(p, "long")); diff != "" {
+		t.Errorf("outcomes when the agent has ended (-want +got):\n%s\n%s", diff, &agent.log)
+	}
+}
+
 // TestServe_SecondSignal: a second signal ends the process at once, whatever
 // runs; the next process says what became of it.
 func TestServe_SecondSignal(t *testing.T) {
