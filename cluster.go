@@ -1864,12 +1864,11 @@ func (c *cluster) resign() {
 // Messages between servers
 
 const (
-	packetMessagesMax = 64                // in one request
-	quickQueueMax     = packetMessagesMax // heartbeats and answers: older than a few seconds they are of no use
-	bulkQueueMax      = 8                 // appends with entries: the protocol has one under way
-	bulkTimeout       = 10 * time.Second  // of an append with entries
-	imageBytesMax     = int64(64 << 30)   // of a snapshot
-	imageChunkTime    = 30 * time.Second  // for the next part of a snapshot or an output
+	quickQueueMax  = 64               // heartbeats and answers: older than a few seconds they are of no use
+	bulkQueueMax   = 8                // appends with entries: the protocol has one under way
+	bulkTimeout    = 10 * time.Second // of an append with entries
+	imageBytesMax  = int64(64 << 30)  // of a snapshot
+	imageChunkTime = 30 * time.Second // for the next part of a snapshot or an output
 )
 
 // linkKey names one of the two links to a server. What is large has its own,
@@ -1944,7 +1943,7 @@ func (c *cluster) deliver(ctx context.Context, m message, behind <-chan message)
 			return err
 		}
 	} else {
-		for len(behind) > 0 && len(batch) < packetMessagesMax {
+		for len(behind) > 0 && len(batch) < quickQueueMax {
 			batch = append(batch, <-behind)
 		}
 	}
@@ -2057,7 +2056,7 @@ func (c *cluster) storeImage(body io.Reader, m message) (path string, err error)
 
 // patientReader reads a long body: it gives each part its time.
 type patientReader struct {
-	io.Reader
+	io.ReadCloser
 	extend func() error // called before each part
 }
 
@@ -2065,7 +2064,7 @@ func (p *patientReader) Read(b []byte) (int, error) {
 	if err := p.extend(); err != nil {
 		return 0, err
 	}
-	return p.Reader.Read(b)
+	return p.ReadCloser.Read(b)
 }
 
 // patientBody is the body of a request that may be long, where the server's
@@ -2308,8 +2307,8 @@ func (p *plane) attach(c *cluster, own ownRow) {
 	p.setOwn(own)
 }
 
-// setOwn notes what stands in the server's database about itself, and tells
-// the others soon.
+// setOwn notes what stands on the node's disk about itself, and tells the others
+// soon.
 func (p *plane) setOwn(own ownRow) {
 	p.mu.Lock()
 	p.self.Cluster, p.self.Accepted, p.self.Empty = own.Cluster, own.Accepted, own.Empty
@@ -2739,7 +2738,10 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 	if err == nil {
 		err = p.server.setLearners(ctx, learners(self, servers))
 	}
-	return ignoreStop(ctx, err)
+	if ctx.Err() != nil || errors.Is(err, errStopping) {
+		return nil // this node stops
+	}
+	return err
 }
 
 // forget drops who was not heard for a day.
@@ -2757,14 +2759,6 @@ func (p *plane) clockTrouble() string {
 		}
 	}
 	return ""
-}
-
-// ignoreStop makes nil of errors that only say that this node stops.
-func ignoreStop(ctx context.Context, err error) error {
-	if ctx.Err() != nil || errors.Is(err, errStopping) {
-		return nil
-	}
-	return err
 }
 
 // learners are the servers that wish to be voters: live ones of this cluster,
@@ -2790,10 +2784,7 @@ func (p *plane) joinCluster() error {
 	if err := p.hooks.joined(servers[i].Cluster); err != nil {
 		return fmt.Errorf("--data-dir: cannot write down which cluster this agent belongs to: %w", err)
 	}
-	p.mu.Lock()
-	p.self.Cluster = servers[i].Cluster
-	p.mu.Unlock()
-	p.beatSoon()
+	p.setOwn(ownRow{Cluster: servers[i].Cluster})
 	return nil
 }
 
@@ -2856,15 +2847,13 @@ func (p *plane) troubles() []string {
 // setStatus changes what this node says of itself.
 func (p *plane) setStatus(status int) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.self.Status = status
+	p.mu.Unlock()
+	p.beatSoon()
 }
 
 // leaving tells the others that this node takes nothing more.
-func (p *plane) leaving() {
-	p.setStatus(memberLeaving)
-	p.beatSoon()
-}
+func (p *plane) leaving() { p.setStatus(memberLeaving) }
 
 // all returns this node and those that it knows, in order of their names, each
 // with the status that it seems to have.
@@ -3445,21 +3434,21 @@ func (p *plane) removePeer(ctx context.Context, id string) error {
 }
 
 func (p *plane) remove(ctx context.Context, id string) (none, error) {
-	return atLeader(ctx, p, "/remove", id, func(ctx context.Context, id string) (none, error) { return none{}, p.dropPeer(ctx, id) })
+	return atLeader(ctx, p, "/remove", id, p.dropPeer)
 }
 
 // dropPeer is removePeer on the leader.
-func (p *plane) dropPeer(ctx context.Context, id string) error {
+func (p *plane) dropPeer(ctx context.Context, id string) (none, error) {
 	isVoter := slices.ContainsFunc(p.server.status().Voters, func(v server) bool { return v.ID == id })
 	all := p.all()
 	i := slices.IndexFunc(all, func(c contact) bool { return c.ID == id })
 	switch {
 	case i >= 0 && all[i].Server && all[i].Status == memberAlive:
-		return errAliveVoter
+		return none{}, errAliveVoter
 	case i < 0 && !isVoter:
-		return errNoServer
+		return none{}, errNoServer
 	}
-	return p.server.removeVoter(ctx, id)
+	return none{}, p.server.removeVoter(ctx, id)
 }
 
 // leave takes this node out of its cluster: no more is given to it, and a
@@ -3512,10 +3501,7 @@ func withSender(r *http.Request) *http.Request {
 // serveForwarded gives the API a request that another node passed on.
 func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
 	r.Host = "localhost" // the client's Host was looked at where it came in
-	r.Body = struct {
-		io.Reader
-		io.Closer
-	}{patientBody(w, r), r.Body}
+	r.Body = patientBody(w, r)
 	http.StripPrefix("/api", p.hooks.api).ServeHTTP(&patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}, r)
 	return nil
 }
