@@ -3,7 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	crand "crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -15,10 +23,12 @@ import (
 	"hash/fnv"
 	"io"
 	"log/slog"
+	"math/big"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +36,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -2935,4 +2946,225 @@ func TestCluster_ProposeLate(t *testing.T) {
 			t.Fatalf("a late proposal: %v, want %v", err, errNotLeader)
 		}
 	}
+}
+
+// strangerCert is a certificate that looks like one of the plane and is of another key.
+func strangerCert(t *testing.T, public crypto.PublicKey, private crypto.Signer) tls.Certificate {
+	t.Helper()
+	form := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a"}, DNSNames: []string{"localhost", "a"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Unix(0, 0), NotAfter: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(crand.Reader, form, form, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
+}
+
+// What does not prove the key is answered nothing, and told nothing.
+func TestPlane_Strangers(t *testing.T) {
+	a := startPeer(t, "a", 1)
+	voters(t, "a", a)
+	addr := a.plane.own().Addr
+	public, private, err := ed25519.GenerateKey(crand.Reader)
+	a.must(err)
+	sameKind := strangerCert(t, public, private)
+	elliptic, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	a.must(err)
+	otherKind := strangerCert(t, elliptic.Public(), elliptic)
+	// The certificate of the plane is no secret: anybody is shown it.
+	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+	a.must(err)
+	real := conn.ConnectionState().PeerCertificates[0].Raw
+	conn.Close()
+	borrowed := tls.Certificate{Certificate: [][]byte{real}, PrivateKey: private}
+	behind := tls.Certificate{Certificate: append(slices.Clone(sameKind.Certificate), real), PrivateKey: private}
+	key, err := clusterTLS(testKey)
+	a.must(err)
+	old := key.Clone()
+	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+
+	request := fmt.Sprintf("POST /self HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\nConnection: close\r\n\r\n", headerFormat, planeFormat)
+	for _, test := range []struct {
+		name string
+		tls  *tls.Config // nil: none
+		ok   bool
+	}{
+		{"Key", key, true},
+		{"PlainHTTP", nil, false},
+		{"NoCertificate", &tls.Config{InsecureSkipVerify: true}, false},
+		{"SameKindOfKey", &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{sameKind}}, false},
+		{"OtherKindOfKey", &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{otherKind}}, false},
+		{"Borrowed", &tls.Config{InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &borrowed, nil }}, false},
+		{"BorrowedBehind", &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{behind}}, false},
+		{"OldVersion", old, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			conn, err := net.Dial("tcp", addr)
+			a.must(err)
+			defer conn.Close()
+			a.must(conn.SetDeadline(time.Now().Add(patience)))
+			if test.tls != nil {
+				conn = tls.Client(conn, test.tls)
+			}
+			_, err = io.WriteString(conn, request) // fails where the handshake does
+			text, err2 := io.ReadAll(conn)
+			if got := bytes.Contains(text, []byte("200 OK")) && bytes.Contains(text, []byte(a.plane.clusterID())); got != test.ok || bytes.Contains(text, []byte(a.cfg.ID)) != test.ok {
+				t.Errorf("answered %q, %v, %v, want an answer: %t", text, err, err2, test.ok)
+			}
+		})
+	}
+
+	// The same from the other side: a node sends nothing to who listens in the
+	// place of another.
+	for name, cert := range map[string]tls.Certificate{"SameKindOfKey": sameKind, "OtherKindOfKey": otherKind, "BorrowedBehind": behind} {
+		t.Run("Listens/"+name, func(t *testing.T) {
+			heard := make(chan string, 100)
+			stranger := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { heard <- r.URL.Path }))
+			stranger.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}
+			stranger.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+			stranger.StartTLS()
+			defer stranger.Close()
+			err := a.plane.greet(t.Context(), stranger.Listener.Addr().String(), greeting{From: a.plane.own()})
+			if !errors.Is(err, errRefused) {
+				t.Errorf("a heartbeat to a stranger: %v, want %v", err, errRefused)
+			}
+			if len(heard) > 0 {
+				t.Errorf("a stranger hears %s", <-heard)
+			}
+		})
+	}
+	if n := len(a.plane.members()); n != 1 {
+		t.Errorf("%d members, want 1", n)
+	}
+}
+
+// planePaths are those of the plane's handlers, with the methods that they take
+// and what is near them.
+var planePaths = []string{"POST /members", "POST /self", "POST /dispatch", "POST /kill", "POST /question", "GET /output", "POST /raft", "POST /snapshot", "POST /results", "POST /remove",
+	"GET /api/v1/jobs", "POST /api/v1/jobs", "DELETE /api/v1/jobs/one", "POST /api/v1/jobs/one", "POST /api/v1/leave", "POST /api/v1/restore", "POST /api/v1/acl/bootstrap", "GET /api/v1/acl/self",
+	"GET /api/", "POST /api", "GET /api/../self", "GET /api/%2e%2e/self", "POST //raft", "POST /nosuch", "GET /", "PUT /raft", "CONNECT /raft", "OPTIONS /api/v1/jobs", "HEAD /output"}
+
+// rubbish are bodies that no node sends. A well-formed lie is none: who has the
+// key is believed.
+func rubbish() []string {
+	return []string{
+		"", "null", "[]", "{}", "0", `""`, "[null]", "[{}]", "[[]]", `{"":{}}`, "\x00", "\xff\xfe", "nonsense", "{", `{"Execution": 1e400}`, `{"Term": -1}`, `{"From": null}`,
+		`[{"Kind": 99, "Term": 18446744073709551615}]`, `[{"Execution": -1, "Outcome": "success"}]`, `{"From": {"Name": "x", "ID": "x", "Addr": "127.0.0.1:1", "Cluster": "x", "Server": true}}`,
+		`{"Term": 1, "Number": 1, "Orders": [{}]}`,
+		strings.Repeat("[", 100_000), strings.Repeat(`{"From":`, 100_000), `"` + strings.Repeat("a", rpcBytesMax+1) + `"`,
+	}
+}
+
+// Who has the key and sends rubbish, to a node as it is in use, harms nothing.
+func TestPlane_Rubbish(t *testing.T) {
+	p := startServer(t, t.TempDir(), "--encrypt="+base64.StdEncoding.EncodeToString(testKey), "--log-level=debug")
+	p.must("POST", "/v1/jobs", map[string]any{"name": "one", "schedule": "@manually", "executor": "shell", "executor_config": map[string]string{"command": "true"}}, nil)
+	var before, after []auditView
+	p.must("GET", "/v1/audit", nil, &before)
+	var members []member
+	p.must("GET", "/v1/members", nil, &members)
+	key, err := clusterTLS(testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{TLSClientConfig: key}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	send := func(path, body string, header map[string]string) (status int, text string) {
+		method, path, _ := strings.Cut(path, " ")
+		r := &http.Request{Method: method, URL: &url.URL{Scheme: "https", Host: net.JoinHostPort(members[0].Addr, strconv.Itoa(members[0].Port)), Opaque: path}, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}
+		for k, v := range header {
+			r.Header.Set(k, v)
+		}
+		resp, err := client.Do(r.WithContext(t.Context()))
+		if err != nil {
+			return 0, err.Error() // a body that is too large may break the connection
+		}
+		defer resp.Body.Close()
+		doc, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		if err != nil {
+			return resp.StatusCode, err.Error()
+		}
+		return resp.StatusCode, string(doc)
+	}
+	var self record
+	if status, text := send("POST /self", "", map[string]string{headerFormat: planeFormat}); json.Unmarshal([]byte(text), &self) != nil {
+		t.Fatalf("who the node is: %d %s", status, text)
+	}
+	for _, path := range planePaths {
+		switch path {
+		case "DELETE /api/v1/jobs/one", "POST /api/v1/jobs/one": // these are no rubbish
+			continue
+		}
+		for _, header := range []map[string]string{
+			{},
+			{headerFormat: planeFormat, headerCluster: self.Cluster, headerTo: self.ID},
+			{headerFormat: planeFormat, headerCluster: self.Cluster, headerFinal: "\x7f", headerMessage: "{", headerActor: strings.Repeat("a", 10_000), headerRequest: "r"},
+		} {
+			if path == "POST /api/v1/leave" && header[headerFinal] == "" {
+				continue // that is put on record
+			}
+			for _, body := range rubbish() {
+				if status, text := send(path, body, header); status >= 500 && status != http.StatusServiceUnavailable {
+					t.Errorf("%s %.40q: %d %s", path, body, status, text)
+				}
+			}
+		}
+	}
+	if strings.Contains(p.log.String(), "panic") {
+		t.Errorf("something panicked:\n%s", &p.log)
+	}
+	p.must("POST", "/v1/jobs/one", nil, nil)
+	p.eventually("the job runs, as before", func() bool {
+		var row jobRow
+		p.must("GET", "/v1/jobs/one", nil, &row)
+		return row.SuccessCount == 1
+	})
+	p.must("GET", "/v1/audit", nil, &after)
+	if len(after) != len(before)+1 {
+		t.Errorf("the audit trail has %+v, want the run alone behind %+v", after, before)
+	}
+	var now []member
+	if p.must("GET", "/v1/members", nil, &now); len(now) != 1 {
+		t.Errorf("the members are %+v", now)
+	}
+}
+
+// FuzzPlane: whatever a peer sends to whichever path, nothing panics, nothing
+// fails that is this node's own, and the node stays what it is.
+func FuzzPlane(f *testing.F) {
+	for i := range planePaths {
+		for _, body := range rubbish() {
+			if len(body) < 100 {
+				f.Add(i, "", []byte(body))
+			}
+		}
+	}
+	f.Add(7, `{"Kind":3,"From":{"Name":"b","ID":"b"},"To":{"Name":"a","ID":"a"},"Term":3,"Prev":{"Index":9,"Term":3}}`, []byte("SQLite format 3\x00"))
+	f.Add(5, "execution=1&from=-1&follow=true", []byte(nil))
+	a := newPeer(f, "a", 1)
+	a.log = slog.New(slog.DiscardHandler)
+	a.start()
+	voters(f, "a", a)
+	handler := a.plane.handler()
+	f.Fuzz(func(t *testing.T, i int, head string, body []byte) {
+		method, path, _ := strings.Cut(planePaths[uint(i)%uint(len(planePaths))], " ")
+		if method == http.MethodConnect || strings.HasPrefix(path, "/api/v1/jobs") {
+			return // the API of these peers stores whatever it is sent
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // an output may be followed for ever
+		defer cancel()
+		r := httptest.NewRequest(method, "/", bytes.NewReader(body)).WithContext(ctx)
+		r.URL.Path, r.URL.RawQuery = path, head
+		a.plane.sign(r.Header, a.plane.own())
+		r.Header.Set(headerMessage, head)
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		if w.Code >= 500 && !strings.HasPrefix(path, "/api/") {
+			t.Errorf("%s %s: %d %s", method, path, w.Code, w.Body)
+		}
+		if !a.cluster.leading() {
+			t.Error("the node leads no more")
+		}
+	})
 }
