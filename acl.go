@@ -362,7 +362,12 @@ func jobPath(name string) string { return "/v1/jobs/" + url.PathEscape(name) }
 // mayStore reports whether the caller may say what a job does. Who may not is
 // not shown what secrets it works with.
 func (c *caller) mayStore(job string) bool {
-	return c.may("/v1/jobs", mayCreate) || c.may("/v1/jobs", mayUpdate) || c.may(jobPath(job), mayUpdate)
+	return c.mayStoreAll() || c.may(jobPath(job), mayUpdate)
+}
+
+// mayStoreAll reports whether the caller may store any job.
+func (c *caller) mayStoreAll() bool {
+	return c.may("/v1/jobs", mayCreate) || c.may("/v1/jobs", mayUpdate)
 }
 
 // jobGlobs returns patterns of the names of all jobs that the caller may read or

@@ -555,6 +555,16 @@ func TestACL_Jobs(t *testing.T) {
 			t.Errorf("outcomes as team: %s, %v", text, err)
 		}
 
+		// Many rules are no more trouble than one.
+		many := []string{}
+		for i := range 1200 {
+			many = append(many, fmt.Sprintf(`\"/v1/jobs/x%d*\": {\"capabilities\": [\"read\"]}`, i))
+		}
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/many", `{"Rules": "{\"path\": {\"/v1/jobs/team-b-*\": {\"capabilities\": [\"read\"]}, `+strings.Join(many, ", ")+`}}"}`)
+		if text := s.mustAs(http.StatusOK, s.made(root, "/v1/acl/tokens", `{"Name": "many", "Policies": ["many"]}`).SecretID, "GET", "/v1/jobs", ""); strings.Count(text, `"id"`) != 1 {
+			t.Errorf("with many rules: %s", text)
+		}
+
 		// A name is escaped in a policy, in one way, wherever it is asked for.
 		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/escaped", `{"Rules": "{\"path\": {\"/v1/jobs/m%C3%BC*\": {\"capabilities\": [\"read\", \"list\", \"update\"]}, \"/v1/jobs/t%65am-*\": {\"capabilities\": [\"read\", \"list\"]}, \"/v1/jobs/%5Bt%5D*\": {\"capabilities\": [\"read\"]}, \"/v1/jobs/%2A\": {\"capabilities\": [\"list\"]}, \"/v1/jobs/m%C3%BC*/executions\": {\"capabilities\": [\"list\"]}, \"/v1/busy\": {\"capabilities\": [\"list\"]}}}"}`)
 		escaped := s.made(root, "/v1/acl/tokens", `{"Name": "escaped", "Policies": ["escaped"]}`).SecretID
@@ -616,6 +626,9 @@ func TestACL_Jobs(t *testing.T) {
 			{team, "GET", "/v1/acl/self?path=/v1/jobs/team-a-1&capability=create", "", 200},
 			{team, "GET", "/v1/acl/self?path=/v1/leave&capability=create", "", 403},
 			{"", "GET", "/health", "", 200},
+			{root, "GET", "/v1/jobs?_sort=executor_config", "", 200},
+			{team, "GET", "/v1/jobs?_sort=executor_config", "", 403}, // it could compare with what it stores itself
+			{viewer, "GET", "/v1/jobs?_sort=executor_config", "", 403},
 		} {
 			s.mustAs(c.status, c.secret, c.method, c.target, c.body)
 		}

@@ -1148,6 +1148,9 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	c := a.callerOf(r)
+	if f.Sort == "executor_config" && !c.mayStoreAll() {
+		return nil, problem{http.StatusForbidden, "_sort: the order of executor_config would give away what is hidden in it from this token"}
+	}
 	if !c.all {
 		f.Globs = c.jobGlobs()
 	}

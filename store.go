@@ -2532,22 +2532,11 @@ func (f jobFilter) where() (string, []any) {
 	}
 	if f.Globs != nil {
 		// A name has no slash and none of the characters that GLOB knows besides
-		// the star, and checkGlob lets none of them into a pattern.
-		any := "0"
-		for range f.Globs {
-			any += " OR j.name GLOB ?"
-		}
-		add("("+any+")", anySlice(f.Globs)...)
+		// the star, and jobGlob lets none of them into a pattern.
+		globs, _ := json.Marshal(f.Globs) // strings always marshal
+		add("EXISTS (SELECT * FROM json_each(?) WHERE j.name GLOB value)", string(globs))
 	}
 	return cond, args
-}
-
-func anySlice(list []string) []any {
-	out := make([]any, len(list))
-	for i, s := range list {
-		out[i] = s
-	}
-	return out
 }
 
 // sortedKeys returns the keys of m in order, for what must not depend on the
