@@ -1328,10 +1328,11 @@ type cluster struct {
 	log      *slog.Logger
 	lead     func(ctx context.Context, term uint64) error // the leader's work, for one term
 	tickTime time.Duration
-	events   chan func() error // for run to execute, see tell
-	stopped  chan struct{}     // closed when run takes no more events
-	office   atomic.Uint64     // term that this server leads in, 0: it does not
-	term     atomic.Uint64     // in force, at least that of the log on disk
+	events   chan func() error               // for run to execute, see tell
+	stopped  chan struct{}                   // closed when run takes no more events
+	office   atomic.Uint64                   // term that this server leads in, 0: it does not
+	work     atomic.Pointer[context.Context] // of the leader's work, the latest; nil: there was none
+	term     atomic.Uint64                   // in force, at least that of the log on disk
 	view     atomic.Pointer[raftStatus]
 	reached  atomic.Pointer[reached]
 	children errgroup.Group // a write, the carriers of links, the leader's work
@@ -1389,6 +1390,15 @@ func (c *cluster) electionTime() time.Duration { return electionTicks * c.tickTi
 
 // leading reports whether this server leads, and knows all that ever was.
 func (c *cluster) leading() bool { return c.office.Load() != 0 }
+
+// duty is a context for what is done in the leader's name: it ends with the
+// office, so that no call to a node that does not answer outlasts it.
+func (c *cluster) duty() context.Context {
+	if ctx := c.work.Load(); ctx != nil {
+		return *ctx
+	}
+	return context.Background()
+}
 
 // status is what was known a moment ago. Nobody may change it.
 func (c *cluster) status() raftStatus { return *c.view.Load() }
@@ -1837,6 +1847,7 @@ func (c *cluster) takeOffice(ctx context.Context) {
 		c.log.Info("this server leads", "term", st.Term)
 		ctx, retire := context.WithCancel(ctx)
 		c.retire = retire
+		c.work.Store(&ctx)
 		c.office.Store(st.Term)
 		c.children.Go(func() error {
 			err := c.lead(ctx, st.Term)

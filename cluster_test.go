@@ -2627,6 +2627,30 @@ func TestPlane_Calls(t *testing.T) {
 	}
 }
 
+// What a leader asks of a node that does not answer ends with its office: another
+// office of this server must not wait for it.
+func TestCluster_Duty(t *testing.T) {
+	a := startPeer(t, "a", 1)
+	leaderOf(t, a)
+	asked, over := make(chan struct{}), make(chan struct{})
+	silent := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { close(asked); <-over }))
+	silent.TLS = a.plane.tls.Clone()
+	silent.StartTLS()
+	defer silent.Close()
+	defer close(over)
+	a.plane.learn(greeting{From: record{Name: "s", ID: "id-s", Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive, Cluster: a.plane.clusterID()}})
+	ended := make(chan error, 1)
+	go func() {
+		_, err := a.plane.askNode(a.cluster.duty(), "s", question{})
+		ended <- err
+	}()
+	<-asked
+	a.must(a.cluster.call(t.Context(), a.cluster.resign))
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("a question ended with %v, want %v", err, context.Canceled)
+	}
+}
+
 // A client of any node writes through the leader, and reads its own write there.
 func TestPlane_Forward(t *testing.T) {
 	nodes := trio(t)

@@ -667,9 +667,9 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return res, err
 	}
 	sched.nodes = p.nodes
-	sched.start = func(node string, d dispatch) error { return p.dispatchTo(context.Background(), node, d) }
-	sched.ask = func(node string, q question) (answer, error) { return p.askNode(context.Background(), node, q) }
-	sched.end = func(node string, k kill) error { return p.killOn(context.Background(), node, k) }
+	sched.start = func(node string, d dispatch) error { return p.dispatchTo(clu.duty(), node, d) }
+	sched.ask = func(node string, q question) (answer, error) { return p.askNode(clu.duty(), node, q) }
+	sched.end = func(node string, k kill) error { return p.killOn(clu.duty(), node, k) }
 	n.sched, n.clu = sched, clu
 	n.front = (&api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, store: st, scheduler: sched, log: log, stopping: ctx.Done(),
