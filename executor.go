@@ -1,7 +1,5 @@
-package main
-
-// The node's side of a run: taking orders from the leader, running them, and answering for them. This file knows no
-// schedules, no SQL and no cluster; it is told what to run and hands back results.
+// The executor owns the node's side of a run: taking orders from the leader, running them, and answering for them. It
+// knows no schedules, no SQL and no cluster; it is told what to run and hands back results.
 //
 // Rules that always hold:
 //
@@ -20,6 +18,7 @@ package main
 // and watch memory. stop waits for the executions, run for the other three.
 //
 // Locks. executor.mu guards the books, tail.mu one output. Neither is held over I/O.
+package main
 
 import (
 	"bytes"
