@@ -7,7 +7,7 @@ import { firstJob, lastRuns } from "./jobs.js";
 import { timeline } from "./timeline.js";
 import { ago, at, duration, parse, since } from "./time.js";
 
-const listRows = 6;
+const listRows = 5;
 const marksMax = 1_000;
 
 export const title = () => "Overview";
@@ -127,7 +127,7 @@ function failureList(failed) {
     const line = (e.output ?? "").split("\n").filter((l) => l.trim()).slice(0, 2).join(" · ");
     return el("li", { "data-key": e.id },
       el("a", { href: `#/${executionPath(e.job_name, e.id)}` }, e.job_name), " ", badge(e.outcome), " ",
-      el("span", { class: "quiet" }, ago(parse(e.finished_at)), " on ", e.node_name),
+      el("span", { class: "quiet" }, ago(parse(e.finished_at)), " · ", e.node_name),
       line && el("code", { class: "line" }, visible(line)));
   }));
 }
