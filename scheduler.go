@@ -560,20 +560,13 @@ func (c *comingTicks) Pop() any {
 // changes, the earliest first, at most limit, as far as the next comingMax
 // ticks of all jobs reach.
 func (s *scheduler) coming(from, to time.Time, limit int) ([]comingTick, error) {
-	rows, err := s.store.dueJobs(nanosOf(to), comingMax)
-	if err != nil {
-		return nil, err
-	}
 	zone := s.timezone()
 	var next comingTicks
-	for _, r := range rows {
-		j, err := r.definition()
-		if err != nil {
-			return nil, err
-		}
-		if j.armed() {
-			next = append(next, comingTick{Job: r.Name, Due: r.Next, job: j, schedule: j.schedule(zone)})
-		}
+	err := s.store.dueJobs(nanosOf(to), comingMax, func(j job, due int64) {
+		next = append(next, comingTick{Job: j.Name, Due: timeOf(due), job: j, schedule: j.schedule(zone)})
+	})
+	if err != nil {
+		return nil, err
 	}
 	heap.Init(&next)
 	list := []comingTick{}

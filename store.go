@@ -322,9 +322,14 @@ CREATE TABLE audit (
 CREATE INDEX audit_job ON audit (job) WHERE job <> '';
 `
 
+// badSchema finds the few executions that ended otherwise than in success.
+const badSchema = `
+CREATE INDEX executions_bad ON executions (id) WHERE outcome NOT IN ('', 'success');
+`
+
 // migrations[i] brings a database from version i to i+1, in one transaction.
 // They are only ever appended to.
-var migrations = []string{schema, tokensSchema, auditSchema}
+var migrations = []string{schema, tokensSchema, auditSchema, badSchema}
 
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
@@ -2548,7 +2553,8 @@ func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
 // jobs returns rows [start, end) of the jobs that f selects, and the number of
 // all of them. f.Sort must be in jobOrder. Every change that an API call has
 // made before shows; what runs change in the order or the choice of jobs may
-// show a second later, never in the rows themselves.
+// show a second later, of lists that take long to make up to listAgeMax, never
+// in the rows themselves.
 // They are the JSON of jobRows, which nobody changes.
 func (s *store) jobs(f jobFilter, start, end int) ([]json.RawMessage, int, error) {
 	ids, err := s.lists.ids(s, f)
@@ -2587,10 +2593,11 @@ func (f jobFilter) volatile() bool {
 }
 
 const (
-	listAge     = time.Second            // how old a list may get that runs of jobs change
-	listRefresh = 500 * time.Millisecond // from when on one caller renews it, while the others go on with it
-	listIDsMax  = 2 << 20                // held in all lists, 16 MiB; more than that and they are dropped
-	listCost    = 200                    // bytes that a list takes beside its ids and its key
+	listAge    = time.Second      // how old a list may get that runs of jobs change
+	listAgeMax = 10 * time.Second // the same of one that takes long to make
+	listShare  = 100              // of the time; a list that somebody looks at all the time takes 1 % of a core to make
+	listIDsMax = 2 << 20          // held in all lists, 16 MiB; more than that and they are dropped
+	listCost   = 200              // bytes that a list takes beside its ids and its key
 )
 
 // jobLists holds the ids of the jobs that filters select, in order, so that a
@@ -2609,7 +2616,8 @@ type jobList struct {
 	listing  uint64 // store.listing before it was made
 	changes  uint64 // store.changes before it was made
 	made     time.Time
-	renewing bool // guarded by jobLists.mu
+	age      time.Duration // that it may get
+	renewing bool          // guarded by jobLists.mu
 }
 
 // ids returns the ids of the jobs that f selects, in order. Nobody changes them.
@@ -2629,6 +2637,8 @@ func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 			return err
 		})
 		if err == nil {
+			// In the second half of it one caller renews it, while the others go on with it.
+			list.age = min(max(listAge, 2*listShare*time.Since(list.made)), listAgeMax)
 			l.keep(key, list)
 		}
 		return list.ids, err
@@ -2647,7 +2657,7 @@ func (l *jobLists) lookup(key string, listing, changes uint64, volatile bool) ([
 		return nil, false
 	}
 	age := time.Since(list.made)
-	if !volatile || list.changes == changes || age < listRefresh || age < listAge && list.renewing {
+	if !volatile || list.changes == changes || age < list.age/2 || age < list.age && list.renewing {
 		return list.ids, true
 	}
 	list.renewing = true
@@ -2837,8 +2847,12 @@ func scanExecution(scan scanner) (executionRow, error) {
 // collectExecutions reads executions with the last outputMax bytes of their
 // outputs. tail follows the tables; its arguments start at ?2.
 func (s *store) collectExecutions(outputMax int, tail string, args ...any) ([]executionRow, error) {
+	return s.selectExecutions(executionTables+" "+tail, outputMax, args...)
+}
+
+func (s *store) selectExecutions(from string, outputMax int, args ...any) ([]executionRow, error) {
 	list := []executionRow{}
-	err := s.viewEach("SELECT "+executionColumns+executionTables+" "+tail, append([]any{outputMax}, args...), func(scan scanner) error {
+	err := s.viewEach("SELECT "+executionColumns+from, append([]any{outputMax}, args...), func(scan scanner) error {
 		e, err := scanExecution(scan)
 		list = append(list, e)
 		return err
@@ -2902,7 +2916,7 @@ func (s *store) lastExecutions(names []string, n int) (map[string][]executionRow
 
 const (
 	recentMax     = 5_000       // executions that a list over all jobs may have
-	recentScanMax = 20_000      // executions of the range that are looked at for it, newest first
+	recentScanMax = 20_000      // of the range that are looked at for it, newest first; of those that ended badly, if these are asked for
 	startSlack    = time.Minute // by which times may be out of the order of the ids
 )
 
@@ -2915,9 +2929,19 @@ func (s *store) recentExecutions(from, to int64, outcome string, limit, outputMa
 	if err != nil {
 		return nil, err
 	}
-	return s.collectExecutions(outputMax, `WHERE e.id IN (SELECT id FROM executions WHERE id >= ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4)
-		AND e.started >= ?5 AND e.started < ?6 AND j.deleted = 0 AND CASE ?7 WHEN '' THEN 1 WHEN 'bad' THEN e.outcome NOT IN ('', 'success') ELSE e.outcome = ?7 END
-		ORDER BY e.id DESC LIMIT ?8`, low, high, recentScanMax, from, to, outcome, limit)
+	table, cond := "executions e", "1"
+	switch outcome {
+	case "":
+	case outcomeSuccess:
+		cond = "e.outcome = 'success'"
+	default:
+		table, cond = "executions e INDEXED BY executions_bad", "e.outcome NOT IN ('', 'success')"
+	}
+	// CROSS has jobs and outputs looked up for what is answered only.
+	return s.selectExecutions(` FROM `+table+` CROSS JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id
+		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad'), ?2, max(?2, coalesce((SELECT id FROM `+table+` WHERE `+cond+` AND id < ?3 ORDER BY id DESC LIMIT 1 OFFSET ?4), 0)))
+		AND e.started >= ?5 AND e.started < ?6 AND (?7 IN ('', 'bad') OR e.outcome = ?7) AND j.deleted = 0 ORDER BY e.id DESC LIMIT ?8`,
+		outputMax, low, high, recentScanMax, from, to, outcome, limit)
 }
 
 // idsOf returns from which id up to which the rows of a table lie that have a
@@ -2954,20 +2978,17 @@ func (s *store) firstFrom(table, column string, t int64) (int64, error) {
 	return from, nil
 }
 
-// dueJobs returns the jobs that have a next tick before a time, the earliest
-// first, at most limit.
-func (s *store) dueJobs(before int64, limit int) ([]*jobRow, error) {
-	var ids []int64
-	err := s.viewEach("SELECT job FROM job_state WHERE next > ? AND next < ? ORDER BY next, job LIMIT ?", []any{int64(never), before, limit}, func(scan scanner) error {
-		var id int64
-		err := scan(&id)
-		ids = append(ids, id)
+// dueJobs calls fn for the jobs whose schedule fires next before a time, the
+// earliest first, at most limit, with no more of each than says when it is due.
+func (s *store) dueJobs(before int64, limit int, fn func(j job, next int64)) error {
+	return s.viewEach(`SELECT j.name, j.schedule, j.timezone, j.starts_at, j.expires_at, s.next FROM job_state s CROSS JOIN jobs j ON j.id = s.job
+		WHERE s.next > ? AND s.next < ? AND j.disabled = 0 AND j.parent = 0 ORDER BY s.next, s.job LIMIT ?`, []any{int64(never), before, limit}, func(scan scanner) error {
+		var j job
+		var next int64
+		err := scan(&j.Name, &j.Schedule, &j.Timezone, &j.StartsAt, &j.ExpiresAt, &next)
+		fn(j, next)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return s.jobsByID(ids)
 }
 
 // eventsOf returns what marks say in the names that clients know, in their
@@ -3095,17 +3116,10 @@ func (s *store) summary(now time.Time) (*summary, error) {
 }
 
 func (s *store) sumJobs(sum *summary) error {
-	byStatus := map[string]*int{statusSuccess: &sum.Good, statusFailed: &sum.Failed, statusPartial: &sum.Partly, "": &sum.Never}
-	err := s.viewEach("SELECT status, count(*) FROM job_state GROUP BY status", nil, func(scan scanner) error {
-		var status string
-		var n int
-		err := scan(&status, &n)
-		if place := byStatus[status]; place != nil {
-			*place = n
-		}
-		sum.Jobs += n
-		return err
-	})
+	// SQLite counts a whole table without looking at its rows, so the state that most are in is the rest.
+	err := s.view("SELECT (SELECT count(*) FROM job_state), (SELECT count(*) FROM job_state WHERE status = ?), (SELECT count(*) FROM job_state WHERE status = ?), (SELECT count(*) FROM job_state WHERE status = '')",
+		[]any{statusFailed, statusPartial}, &sum.Jobs, &sum.Failed, &sum.Partly, &sum.Never)
+	sum.Good = sum.Jobs - sum.Failed - sum.Partly - sum.Never
 	if err != nil {
 		return err
 	}
