@@ -2097,7 +2097,7 @@ const (
 	planeReadTime       = 30 * time.Second // for a request's body
 	planeWriteTime      = time.Minute      // for an answer, longer than any call waits for one
 	planeIdleTime       = 2 * time.Minute  // of a kept-alive connection
-	planeBeatsPerNode   = 4                // more than the heartbeat and the two links to one node ever need at a time
+	planeBeatsPerNode   = 8                // more than the heartbeat and the two links to one node ever need, dials that were given up included
 	planeConnsPerNode   = 16               // of calls to one node; more wait for each other
 	planeStreamsPerNode = 1_000            // of requests passed on and outputs that are followed, which may take for ever
 	dialTimeout         = 2 * time.Second  // includes the handshake
