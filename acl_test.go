@@ -310,8 +310,10 @@ func TestACL_Routes(t *testing.T) {
 				ctx, leave := context.WithTimeout(r.Context(), time.Second) // from what goes on for ever
 				s.handler.ServeHTTP(w, r.WithContext(ctx))
 				leave()
-				if nosniff := w.Header()["X-Content-Type-Options"]; !slices.Equal(nosniff, []string{"nosniff"}) {
-					t.Errorf("%s as %s: X-Content-Type-Options %q", pattern, c.name, nosniff)
+				for name, want := range map[string]string{"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"} {
+					if got := w.Header()[name]; !slices.Equal(got, []string{want}) {
+						t.Errorf("%s as %s: %s %q", pattern, c.name, name, got)
+					}
 				}
 				cell := "in"
 				switch w.Code {
