@@ -1445,23 +1445,24 @@ func BenchmarkParseSchedule(b *testing.B) {
 // the end everything is healed and must come to rest with nothing lost.
 
 var (
-	rulesSeeds = flag.Int("rules.seeds", 100, "random lives of a cluster with jobs to simulate")
+	rulesSeeds = flag.Int("rules.seeds", 60, "random lives of a cluster with jobs to simulate")
 	rulesSeed  = flag.Uint64("rules.seed", 0, "the one seed to simulate; 0 takes the seeds from 1 on")
 )
 
 const (
-	lifeEvents = 60_000               // of chaos, in one life
-	eventTime  = 3 * time.Millisecond // that each of them takes
-	restTime   = 100 * time.Millisecond
-	simJobs    = 7   // names of jobs
-	traceLines = 100 // of the rules' trace, that a failure prints
-	dumpEvery  = 64  // entries
-	keptMax    = 1 << 20
+	lifeEvents = 60_000                 // of chaos, in one life
+	eventTime  = 3 * time.Millisecond   // that each of them takes
+	restTime   = 100 * time.Millisecond // that a round takes when all is healed
+	simJobs    = 7                      // names of jobs
+	traceLines = 100                    // of the rules' trace, that a failure prints
+	dumpEvery  = 64                     // entries, the states of servers are compared
+	keptMax    = 1 << 20                // bytes of SQLite's log that are kept before it is checkpointed
 )
 
 // TestSimulation_Rules: whatever happens, every tick of an enabled job has one
 // outcome, nothing starts twice, nothing that was acknowledged is lost, and
-// when all is healed nothing stays unfinished.
+// when all is healed nothing stays unfinished. A life takes about half a second
+// of one core.
 func TestSimulation_Rules(t *testing.T) {
 	if *rulesSeed != 0 {
 		simulate(t, *rulesSeed)
@@ -2136,7 +2137,10 @@ func (s *simServer) start(name string, d dispatch) error {
 		return n.refuse(s.w, d)
 	}
 	err := fmt.Errorf("%w: %w", errRefused, errNoConnection)
-	if !s.call(n, func() { err = n.refuse(s.w, d) }) {
+	if !s.call(n, func() func() {
+		refused := n.refuse(s.w, d)
+		return func() { err = refused }
+	}) {
 		return errUnreached
 	}
 	return err
@@ -2148,32 +2152,49 @@ func (s *simServer) ask(name string, q question) (a answer, err error) {
 		return n.ask(s.w, q)
 	}
 	err = errUnreached
-	if !s.call(n, func() { a, err = n.ask(s.w, q) }) {
-		return answer{}, errUnreached
-	}
+	s.call(n, func() func() {
+		given, refused := n.ask(s.w, q)
+		return func() { a, err = given, refused }
+	})
 	return a, err
 }
 
-// call does something at another node, if that is up, and returns when the
-// answer is there, if only that nobody listens; false if none came in time.
-// The node may do it later, or have done it, even if this server has died
-// meanwhile.
-func (s *simServer) call(n *modelNode, do func()) bool {
+// call does something at another node, if that is up, and returns when what do
+// returned for that has been called here, or it is known that nobody listens;
+// false if neither came in time. The node may do it much later, even if this
+// server has died meanwhile, or once more; then nobody listens.
+func (s *simServer) call(n *modelNode, do func() (answer func())) bool {
 	answered, until := false, s.w.elapsed()+int64(5*time.Second)
-	call := func() {
+	carry := func(heard bool) {
 		s.w.travel()
 		if !s.reaches(n) {
 			return
 		}
-		up, exec := n.up, n.exec
+		if n.up && n.server == nil && s.w.chance(3) { // a restart that nobody knows of yet
+			n.crash(s.w)
+			n.start(s.w)
+			n.beat(s.w)
+		}
+		up, exec, answer := n.up, n.exec, func() {}
 		if up {
-			do()
+			answer = do()
 			s.w.travel()
 		}
-		answered = n.up == up && n.exec == exec && n.reaches(s) && !s.w.chance(2)
+		if heard && n.up == up && n.exec == exec && n.reaches(s) && !s.w.chance(2) && s.w.elapsed() < until {
+			answer()
+			answered = true
+		}
 	}
-	for range pick(s.w.rnd, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2) {
-		s.w.network = append(s.w.network, newTask(taskNetwork, "call", call))
+	send := func(do func()) { s.w.network = append(s.w.network, newTask(taskNetwork, "call", do)) }
+	late := s.w.chance(5)
+	if !late || s.w.chance(50) {
+		send(func() { carry(true) })
+	}
+	if late {
+		send(func() {
+			s.w.sleep(time.Duration(s.w.rnd.Int64N(int64(90 * time.Second))))
+			carry(false)
+		})
 	}
 	s.w.await(func() bool { return answered || s.w.elapsed() >= until })
 	return answered
@@ -2516,6 +2537,9 @@ func (n *modelNode) begin(w *world, run *run) {
 	if !ok || r.ended && !r.lost {
 		w.fatalf("execution %d of %s starts on %s, but on record it has %+v", o.Execution, o.Job, n.name, r)
 	}
+	if n.exec.inc != r.incarnation {
+		w.fatalf("execution %d of %s starts in another process than it was given to, on %s", o.Execution, o.Job, n.name)
+	}
 	if o.Group != r.group || o.ScheduledAt != r.due || o.Attempt != r.attempt {
 		w.fatalf("execution %d of %s is ordered as %+v, want %+v", o.Execution, o.Job, o, r)
 	}
@@ -2558,13 +2582,18 @@ func (n *modelNode) work(w *world) {
 		n.exec.finishLocked(r.run, result{Execution: id, Started: testStart + r.started, Finished: testStart + r.until, Outcome: outcome, Output: []byte(outcome)})
 		w.logf("%s: %d ends: %s", n.name, id, outcome)
 	}
+	n.beat(w)
+	if !w.chance(60) {
+		n.deliver(w)
+	}
+}
+
+// beat sends a heartbeat to the servers.
+func (n *modelNode) beat(w *world) {
 	for _, s := range w.servers {
 		if n.reaches(s) && !w.chance(20) {
 			s.seen[n.name] = heartbeat{n.exec.inc, w.elapsed()}
 		}
-	}
-	if !w.chance(60) {
-		n.deliver(w)
 	}
 }
 
@@ -2696,7 +2725,8 @@ type startedRun struct {
 	job, group, due int64
 	slot, attempt   int
 	cause           string
-	ended, lost     bool // lost: given up, it may yet start
+	incarnation     uint64 // of the process that it was given to
+	ended, lost     bool   // lost: given up, it may yet start
 }
 
 // tickKey names a tick. A tick may come again after a wrong clock was set back.
@@ -2895,16 +2925,18 @@ func (l *ledger) recorded(s *store, index uint64) error {
 
 // followExecutions takes note of what began and ended.
 func (l *ledger) followExecutions(s *store, c *command) error {
-	if c.Decide == nil && c.Run == nil && c.Done == nil && c.Close == nil {
+	if c.Decide == nil && c.Run == nil && c.Done == nil && c.Close == nil && c.Reassign == nil {
 		return nil
 	}
 	unfinished := map[int64]bool{}
-	err := s.each("SELECT id, job, grp, slot, attempt, due, cause FROM executions WHERE finished = 0 ORDER BY id", nil, func(scan scanner) error {
+	err := s.each("SELECT id, job, grp, slot, attempt, due, cause, incarnation FROM executions WHERE finished = 0 ORDER BY id", nil, func(scan scanner) error {
 		var id int64
 		var r startedRun
-		if err := scan(&id, &r.job, &r.group, &r.slot, &r.attempt, &r.due, &r.cause); err != nil {
+		var incarnation int64
+		if err := scan(&id, &r.job, &r.group, &r.slot, &r.attempt, &r.due, &r.cause, &incarnation); err != nil {
 			return err
 		}
+		r.incarnation = uint64(incarnation)
 		unfinished[id] = true
 		if was, ok := l.started[id]; ok && was.ended {
 			return fmt.Errorf("execution %d ended and is unfinished again", id)
