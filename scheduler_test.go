@@ -2403,11 +2403,10 @@ func (w *world) run(s *simServer) {
 	req, repeated := w.request(), false
 	if len(w.requests) > 0 && w.rnd.IntN(4) == 0 {
 		req.ID, repeated = w.requests[w.rnd.IntN(len(w.requests))], true
-	} else {
-		w.requests = append(w.requests, req.ID)
 	}
 	name := fmt.Sprintf("job-%d", w.rnd.IntN(simJobs))
 	s.begin(taskClient, "run", func() {
+		defer func() { w.requests = append(w.requests, req.ID) }() // even if the server dies
 		row, res, err := s.sched.runNow(context.Background(), req, name)
 		w.logf("run %s %q on %s: started %v, refused %q: %v", name, req.ID, s.n.self.Name, res.Started, res.Refused, err)
 		switch {
@@ -2470,6 +2469,7 @@ type modelNode struct {
 
 	up    bool
 	exec  *executor
+	heard uint64 // latest term of a leader that it has answered
 	runs  map[int64]*modelRun
 	since map[int64]int64 // elapsed when what it holds ended
 	busy  int64           // elapsed until which a delivery is under way
@@ -2487,7 +2487,7 @@ func (w *world) node(name string) *modelNode {
 
 // start begins a new process of the node. What it held on disk it holds again.
 func (n *modelNode) start(w *world) {
-	n.up, n.busy = true, 0
+	n.up, n.busy, n.heard = true, 0, 0
 	n.exec = &executor{inc: w.rnd.Uint64() | 1, taken: idSet{}, runs: map[int64]*run{}, held: map[int64]*held{}}
 	n.runs, n.since = map[int64]*modelRun{}, map[int64]int64{}
 	for _, r := range n.kept {
@@ -2514,6 +2514,10 @@ func (n *modelNode) refuse(w *world, d dispatch) error {
 		w.logf("%s: refuses %d orders of term %d: %v", n.name, len(d.Orders), d.Term, err)
 		return fmt.Errorf("%w: %w", errRefused, err)
 	}
+	if d.Term < n.heard {
+		w.fatalf("%s takes orders of term %d and has answered the leader of term %d", n.name, d.Term, n.heard)
+	}
+	n.heard = d.Term
 	for _, o := range d.Orders {
 		r := n.exec.runs[o.Execution]
 		if had := n.runs[o.Execution]; r != nil && (had == nil || had.run != r) {
@@ -2557,6 +2561,9 @@ func (n *modelNode) begin(w *world, run *run) {
 
 func (n *modelNode) ask(w *world, q question) (answer, error) {
 	a, err := n.exec.ask(q)
+	if err == nil {
+		n.heard = max(n.heard, q.Term)
+	}
 	slices.Sort(a.Running)
 	slices.SortFunc(a.Held, func(a, b result) int { return int(a.Execution - b.Execution) })
 	w.logf("%s: is asked for %v in term %d: runs %v, holds %d, %v", n.name, q.Executions, q.Term, a.Running, len(a.Held), err)
