@@ -1528,7 +1528,7 @@ func impure(n ast.Node) string {
 	return ""
 }
 
-// TestSimulation_Planted proves that the simulation sees: each file in
+// TestSimulation_Planted proves that the simulations see: each file in
 // testdata/planted is a mistake that somebody could make, applied to a copy of
 // this package, and must be found within the number of seeds that it states.
 func TestSimulation_Planted(t *testing.T) {
@@ -1541,30 +1541,50 @@ func TestSimulation_Planted(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
-			seeds := plant(t, file, dir)
-			cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-run=^TestSimulation$", "-sim.seeds="+seeds)
-			cmd.Dir = dir
-			out, err := cmd.CombinedOutput()
-			found := regexp.MustCompile(`(?m)^ *(seed \d+: .*)$`).FindSubmatch(out)
-			if err == nil || found == nil {
-				t.Fatalf("not found within %s seeds: %v\n%s", seeds, err, out)
+			test, seeds := plant(t, file, dir)
+			build := exec.Command("go", "test", "-c", "-o=planted.test", "-vet=off", "-ldflags=-s -w")
+			build.Dir = dir
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
 			}
-			t.Logf("%s", found[1])
+			for seed := 1; seed <= seeds; seed++ {
+				cmd := exec.Command(filepath.Join(dir, "planted.test"), "-test.run=^"+test+"$", fmt.Sprint(seedFlags[test], "=", seed))
+				cmd.Dir = dir
+				out, err := cmd.CombinedOutput()
+				if why := failure.FindAllSubmatch(out, -1); err != nil && why != nil {
+					t.Logf("seed %d: %s", seed, why[len(why)-1][1])
+					return
+				}
+				if err != nil {
+					t.Fatalf("%v\n%s", err, out)
+				}
+			}
+			t.Fatalf("not found by %s within %d seeds", test, seeds)
 		})
 	}
 }
 
+var (
+	// seedFlags are how a test that may find a planted bug is told the one seed to take.
+	seedFlags = map[string]string{"TestSimulation": "-sim.seed", "TestSimulation_Rules": "-rules.seed"}
+
+	// failure is why a test failed: the last such line of what it printed.
+	failure = regexp.MustCompile(`(?m)^ +(?:seed \d+|\w+_test\.go:\d+): (.*)$`)
+)
+
 // plant copies the package to dir with the replacements of a file: a sentence,
-// a line "seeds: n", then any number of sections
+// a line "test: name" unless TestSimulation finds the mistake, a line
+// "seeds: n", then any number of sections
 //
 //	--- name of a Go file
 //	old text
 //	+++
 //	new text
 //
-// It returns the number of seeds.
-func plant(t *testing.T, file, dir string) (seeds string) {
+// It returns the test and the number of seeds.
+func plant(t *testing.T, file, dir string) (test string, seeds int) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -1580,8 +1600,15 @@ func plant(t *testing.T, file, dir string) (seeds string) {
 		t.Fatal(err)
 	}
 	head, rest, _ := strings.Cut(strings.TrimSuffix(string(text), "\n"), "\n--- ")
-	_, seeds, _ = strings.Cut(head, "\nseeds: ")
-	for _, section := range strings.Split(rest, "\n--- ") {
+	head, number, _ := strings.Cut(head, "\nseeds: ")
+	if seeds, err = strconv.Atoi(number); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	_, test, ok := strings.Cut(head, "\ntest: ")
+	if !ok {
+		test = "TestSimulation"
+	}
+	for section := range strings.SplitSeq(rest, "\n--- ") {
 		name, change, _ := strings.Cut(section, "\n")
 		old, new, ok := strings.Cut(change, "\n+++\n")
 		path := filepath.Join(dir, name)
@@ -1594,7 +1621,7 @@ func plant(t *testing.T, file, dir string) (seeds string) {
 			t.Fatal(err)
 		}
 	}
-	return strings.TrimSpace(seeds)
+	return test, seeds
 }
 
 func copyFile(t *testing.T, from, to string) {

@@ -38,6 +38,7 @@ var (
 	faultsSeed = flag.Uint64("faults.seed", 0, "seed of the faults and partitions; 0 takes one from the clock")
 	netns      = flag.Bool("netns", false, "cut the network between real servers; needs root, and ip of iproute2")
 	kills      = flag.Int("kills", 0, "leaders to kill while the time to the next one is measured")
+	burst      = flag.Int("burst", 0, "http runs that fall due in one second while their rate is measured")
 )
 
 // asProgram makes the test binary the program.
@@ -965,7 +966,9 @@ const (
 	fleetJobs     = 20 // that fire each second
 	fleetClients  = 3  // that write at the same time, each its own jobs
 	fleetPatience = time.Minute
-	fleetLost     = "10s" // the least that --lost-after takes
+	fleetLost     = "10s"                // the least that --lost-after takes
+	burstClients  = 64                   // that make the jobs of a burst
+	burstTime     = 5 * time.Millisecond // the most that one takes
 )
 
 // fleet is a cluster of real servers, what was done to it, and what it said.
@@ -1127,7 +1130,7 @@ func (n *fleetNode) leads() bool {
 }
 
 // impatient gives up on a server that is stopped or cut off.
-var impatient = &http.Client{Timeout: 4 * time.Second}
+var impatient = &http.Client{Timeout: 4 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: burstClients}}
 
 // call makes a request; status 0 means that there was no answer.
 func (n *fleetNode) call(method, path, key string, in any) (status int, header http.Header, text string) {
@@ -1885,4 +1888,91 @@ func TestServe_Prefix(t *testing.T) {
 		t.Errorf("leave: %s, %v", out, err)
 	}
 	nodes["/other"].ended()
+}
+
+// ---- Bursts
+
+// TestCluster_Burst: jobs are made by many clients through all servers, and
+// call a sink in the same second. It is measured how many were made and run a
+// second, by one server and by three. Each run must arrive once.
+func TestCluster_Burst(t *testing.T) {
+	if *burst == 0 {
+		t.Skip("measures: run it with -burst=5000 on a quiet machine")
+	}
+	for _, size := range []int{1, 3} {
+		t.Run(fmt.Sprint("Servers=", size), func(t *testing.T) {
+			f := newFleet(t, seedOf(t), size, nil, "--log-level=warn")
+			f.burst(*burst)
+			load, _ := os.ReadFile("/proc/loadavg") // not on every system
+			t.Logf("load of the machine: %s", load)
+		})
+	}
+}
+
+// burst makes n jobs due in one second and measures.
+func (f *fleet) burst(n int) {
+	f.t.Helper()
+	var mu sync.Mutex // guards arrived and last
+	arrived := map[string]int{}
+	var last time.Time
+	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		last = time.Now()
+		arrived[r.URL.Path]++
+	}))
+	defer sink.Close()
+
+	due := time.Now().Add(3*time.Second + time.Duration(n)*burstTime).Truncate(time.Second)
+	made := f.makeAll(n, func(i int) *job {
+		j := &job{Name: fmt.Sprint("burst-", i), Schedule: "@at " + due.Format(time.RFC3339), Executor: executorHTTP, Tags: map[string]string{"server": "true:1"}}
+		j.ExecutorConfig = map[string]string{"method": "GET", "url": fmt.Sprint(sink.URL, "/", i)}
+		return j
+	})
+	if left := time.Until(due); left < 500*time.Millisecond {
+		f.t.Fatalf("the jobs were made %s before they are due: the machine is too slow", left)
+	}
+	f.await("all runs", fleetPatience, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(arrived) == n
+	})
+	ran := float64(n) / last.Sub(due).Seconds()
+	f.await("record of all runs", fleetPatience, func() bool {
+		_, _, text := f.nodes[0].call("GET", fmt.Sprint("/v1/jobs?_start=0&_end=", n), "", nil)
+		return strings.Count(text, `"success_count":1,`) == n
+	})
+	recorded := time.Since(due)
+	mu.Lock()
+	defer mu.Unlock()
+	for path, times := range arrived {
+		if times != 1 {
+			f.t.Errorf("run %s arrived %d times", path, times)
+		}
+	}
+	f.t.Logf("servers: %d; %.0f creates a second by %d clients; %.0f runs a second, all on record after %.2f s", len(f.nodes), made, burstClients, ran, recorded.Seconds())
+}
+
+// makeAll makes n jobs, in turn through all servers, and returns how many it
+// made a second.
+func (f *fleet) makeAll(n int, newJob func(i int) *job) float64 {
+	f.t.Helper()
+	began, numbers := time.Now(), make(chan int)
+	var clients sync.WaitGroup
+	for range burstClients {
+		clients.Go(func() {
+			for i := range numbers {
+				j := newJob(i)
+				if status, _, text := f.nodes[i%len(f.nodes)].call("POST", "/v1/jobs", "", j); status != http.StatusCreated {
+					f.t.Errorf("making %s: status %d, %s", j.Name, status, text)
+				}
+			}
+		})
+	}
+	for i := range n {
+		numbers <- i
+	}
+	close(numbers)
+	clients.Wait()
+	return float64(n) / time.Since(began).Seconds()
 }
