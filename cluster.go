@@ -1642,10 +1642,18 @@ func (c *cluster) tick() error {
 	return nil
 }
 
-// append gives the protocol a proposal.
+// append gives the protocol a proposal. Between two offices nobody may wait: who
+// did, of a term that ends before its office begins, would be in the way of all
+// who come after.
 func (c *cluster) append(p *proposal) {
-	index, err := uint64(0), errBusy
-	if c.waitingBytes < waitingBytesMax {
+	var index uint64
+	var err error
+	switch {
+	case !c.leading():
+		err = errNotLeader
+	case c.waitingBytes >= waitingBytesMax:
+		err = errBusy
+	default:
 		index, err = c.raft.propose(p.data)
 	}
 	if err != nil {

@@ -2960,6 +2960,12 @@ func TestCluster_WaitingBytes(t *testing.T) {
 	r := newTestRaft(serverA, threeServers, 1)
 	elect(t, r)
 	c := &cluster{raft: r}
+	early := &proposal{done: make(chan outcome, 1)}
+	c.append(early)
+	if o := <-early.done; !errors.Is(o.err, errNotLeader) || len(c.waiting) != 0 {
+		t.Errorf("a proposal between two offices: %v, and %d wait", o.err, len(c.waiting))
+	}
+	c.office.Store(r.status().Term)
 	busy := 0
 	for range 100 {
 		p := &proposal{data: make([]byte, commandBytesMax), done: make(chan outcome, 1)}
