@@ -3203,6 +3203,7 @@ func FuzzPlane(f *testing.F) {
 	a.log = slog.New(slog.DiscardHandler)
 	a.start()
 	voters(f, "a", a)
+	leaderOf(f, a)
 	handler := a.plane.handler()
 	f.Fuzz(func(t *testing.T, i int, head string, body []byte) {
 		method, path, _ := strings.Cut(planePaths[uint(i)%uint(len(planePaths))], " ")
