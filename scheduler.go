@@ -60,7 +60,7 @@ const (
 	trimPause     = 5 * time.Second       // between looks for what need not be kept
 	reviewPause   = time.Minute           // between looks that read whole tables
 	requestsKept  = 10 * time.Minute      // that a repeated request is recognised
-	futureMax     = time.Hour             // that a decided tick may lie ahead of the clock
+	futureMax     = 30 * time.Minute      // that a decided tick may lie ahead of the clock: less than a wrong zone makes of it
 	decidesMax    = 4                     // decide commands under way at once
 	dispatchBytes = rpcBytesMax / 8       // of orders in one dispatch: JSON makes up to six bytes of one
 	orderBytes    = 300                   // of an order, beside its texts
