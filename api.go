@@ -712,6 +712,7 @@ func (a *api) answer(handle func(*http.Request) (*response, error)) http.Handler
 			}
 		}
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		w.Header().Set("Content-Length", strconv.Itoa(len(doc)))
 		w.WriteHeader(res.status)
 		w.Write(doc) // an error is the client's, who has gone
 	})
@@ -753,9 +754,7 @@ type indexWriter struct {
 func (w *indexWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *indexWriter) WriteHeader(status int) {
-	if m, err := w.store.meta(); err == nil {
-		w.Header().Set(headerIndex, strconv.FormatUint(m.AppliedIndex, 10))
-	}
+	w.Header().Set(headerIndex, strconv.FormatUint(w.store.applied.Load(), 10))
 	w.ResponseWriter.WriteHeader(status)
 }
 

@@ -3536,7 +3536,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 	}
 	var failed error
 	proxy := httputil.ReverseProxy{
-		Transport: p.streams.Transport, FlushInterval: -1, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		Transport: p.streams.Transport, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") })
 			pr.SetURL(&url.URL{Scheme: p.scheme, Host: to[0].Addr, Path: "/api"})

@@ -605,7 +605,7 @@ func TestRounds_Kill(t *testing.T) {
 		r.live()
 	}
 	r.rest()
-	t.Logf("%d log entries, %d executions, %d of them seen to start, %d ticks decided", r.replica.applied, len(r.ledger.started), len(r.seen), len(r.ledger.decisions))
+	t.Logf("%d log entries, %d executions, %d of them seen to start, %d ticks decided", r.replica.applied.Load(), len(r.ledger.started), len(r.seen), len(r.ledger.decisions))
 }
 
 // lives is one data directory through all its servers.
@@ -745,12 +745,12 @@ func (r *lives) examine() {
 // time. Equal logs must make equal states.
 func (r *lives) replay(s *store) {
 	r.t.Helper()
-	list, err := s.entries(r.replica.applied+1, 1<<40)
+	list, err := s.entries(r.replica.applied.Load()+1, 1<<40)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	for _, e := range list {
-		if e.Index > s.applied {
+		if e.Index > s.applied.Load() {
 			break
 		}
 		if err := r.replica.persist(nil, []entry{e}); err != nil {
@@ -1398,7 +1398,7 @@ func (f *fleet) compare() {
 	if err := r.ledger.settled(r.replica, time.Now().UnixNano()); err != nil {
 		f.t.Error(err)
 	}
-	f.t.Logf("%d log entries, %d executions, %d ticks decided", r.replica.applied, len(r.ledger.started), len(r.ledger.decisions))
+	f.t.Logf("%d log entries, %d executions, %d ticks decided", r.replica.applied.Load(), len(r.ledger.started), len(r.ledger.decisions))
 }
 
 // compareEvidence expects that what ran is on record, that nothing ran twice,

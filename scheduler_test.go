@@ -1880,8 +1880,8 @@ func (s *simServer) persisted(rd ready) {
 
 func (s *simServer) compacted() {
 	kept := s.store.kept
-	s.store.kept = logRetention{int(s.store.applied - s.n.trimmed), math.MaxInt, 1}
-	s.w.must(s.store.update("NORMAL", func() error { return s.store.trimLog(s.store.applied) }))
+	s.store.kept = logRetention{int(s.store.applied.Load() - s.n.trimmed), math.MaxInt, 1}
+	s.w.must(s.store.update("NORMAL", func() error { return s.store.trimLog(s.store.applied.Load()) }))
 	s.store.kept = kept
 	s.w.keep(s.n)
 }
@@ -1954,7 +1954,7 @@ func (s *simServer) changeOffice() {
 			p.done, p.err = true, errUnknown
 		}
 		s.waiting = nil
-	case s.office == 0 && s.term == 0 && st.mayAct(s.store.applied):
+	case s.office == 0 && s.term == 0 && st.mayAct(s.store.applied.Load()):
 		s.w.logf("%s leads in term %d", s.n.self.Name, st.Term)
 		s.office, s.term = st.Term, st.Term
 		s.ctx, s.retire = context.WithCancel(context.Background())

@@ -345,6 +345,7 @@ type store struct {
 	// Set by the writer, read by anybody.
 	paused  atomic.Bool   // what the cluster table says, for those who ask with every request
 	zone    atomic.Value  // the same of the cluster's zone, a string
+	applied atomic.Uint64 // log index up to which readers see the state
 	listing atomic.Uint64 // grows when something was committed that an API call asked for and lists show
 	changes atomic.Uint64 // grows when anything was committed that lists show
 
@@ -362,7 +363,6 @@ type store struct {
 	stmts     map[string]*sql.Stmt
 	sync      string  // synchronous mode in force on conn
 	unapplied []entry // persisted, in order, not yet applied
-	applied   uint64
 	listed    bool    // the transaction has such a change
 	touched   []int64 // jobs that the transaction changed as the API shows them
 	allNew    bool    // or any of them
@@ -442,8 +442,9 @@ func (p *escapedPath) String() string {
 
 func (s *store) open() (err error) {
 	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often
-	// enough to stay small, rarely enough that commits do not wait for it.
-	s.db, err = sql.Open("sqlite", s.dsn("journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(4000)", "cache_size(-32000)"))
+	// enough to stay small, rarely enough that commits do not wait for it. What
+	// a savepoint may have to undo is kept in memory.
+	s.db, err = sql.Open("sqlite", s.dsn("journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(4000)", "cache_size(-32000)", "temp_store(memory)"))
 	if err != nil {
 		return err
 	}
@@ -517,9 +518,11 @@ func (s *store) timezone() string { return s.zone.Load().(string) }
 
 // loadLog reads the sizes of the log's entries and those not yet applied.
 func (s *store) loadLog() error {
-	if err := s.get("SELECT applied_index FROM cluster", nil, &s.applied); err != nil {
+	var applied uint64
+	if err := s.get("SELECT applied_index FROM cluster", nil, &applied); err != nil {
 		return err
 	}
+	s.applied.Store(applied)
 	if err := s.loadSettings(); err != nil {
 		return err
 	}
@@ -535,7 +538,7 @@ func (s *store) loadLog() error {
 	if err != nil {
 		return err
 	}
-	s.unapplied, err = s.entries(s.applied+1, math.MaxInt64)
+	s.unapplied, err = s.entries(applied+1, math.MaxInt64)
 	return err
 }
 
@@ -728,12 +731,13 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 			return err
 		}
 		s.unapplied, s.logBytes = nil, nil
-		s.applied, s.logFirst = at.Index, at.Index+1
+		s.logFirst = at.Index + 1
 		return s.write(state, entries)
 	})
 	if err != nil {
 		return err // fatal: whoever restarts reads everything again
 	}
+	s.applied.Store(at.Index)
 	s.listed, s.allNew = true, true
 	s.published()
 	return s.detach()
@@ -848,8 +852,8 @@ func (s *store) apply(commit uint64) ([]applied, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.applied.Store(s.unapplied[n-1].Index)
 	s.published()
-	s.applied = s.unapplied[n-1].Index
 	s.unapplied = slices.Delete(s.unapplied, 0, n)
 	return results, nil
 }

@@ -422,7 +422,7 @@ func TestStore_RandomLog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rest = log[behind.applied:]
+		rest = log[behind.applied.Load():]
 		if err := errors.Join(other.persist(nil, log), behind.persist(nil, rest)); err != nil {
 			t.Fatal(err)
 		}
