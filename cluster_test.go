@@ -1529,29 +1529,35 @@ func impure(n ast.Node) string {
 }
 
 // TestSimulation_Planted proves that the simulations see: each file in
-// testdata/planted is a mistake that somebody could make, applied to a copy of
-// this package, and must be found within the number of seeds that it states.
+// testdata/planted is a mistake that somebody could make, and must be found
+// within the number of seeds that it states. All are built into one copy of this
+// package, in which an environment variable says which of them is made.
 func TestSimulation_Planted(t *testing.T) {
 	if testing.Short() {
-		t.Skip("builds the package once for each mistake")
+		t.Skip("builds a copy of the package")
 	}
 	files, err := filepath.Glob("testdata/planted/*.txt")
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no planted bugs: %v", err)
+		t.Fatalf("no planted mistakes: %v", err)
 	}
+	var list []mistake
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+		list = append(list, readMistake(t, file))
+	}
+	dir := t.TempDir()
+	plant(t, dir, list)
+	build := exec.Command("go", "test", "-c", "-o=planted.test", "-vet=off", "-ldflags=-s -w")
+	build.Dir = dir
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, m := range list {
+		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
-			dir := t.TempDir()
-			test, seeds := plant(t, file, dir)
-			build := exec.Command("go", "test", "-c", "-o=planted.test", "-vet=off", "-ldflags=-s -w")
-			build.Dir = dir
-			if out, err := build.CombinedOutput(); err != nil {
-				t.Fatalf("%v\n%s", err, out)
-			}
-			for seed := 1; seed <= seeds; seed++ {
-				cmd := exec.Command(filepath.Join(dir, "planted.test"), "-test.run=^"+test+"$", fmt.Sprint(seedFlags[test], "=", seed))
+			for seed := 1; seed <= m.seeds; seed++ {
+				cmd := exec.Command(filepath.Join(dir, "planted.test"), "-test.run=^"+m.test+"$", fmt.Sprint(seedFlags[m.test], "=", seed))
 				cmd.Dir = dir
+				cmd.Env = append(os.Environ(), plantedEnv+"="+m.name)
 				out, err := cmd.CombinedOutput()
 				if why := failure.FindAllSubmatch(out, -1); err != nil && why != nil {
 					t.Logf("seed %d: %s", seed, why[len(why)-1][1])
@@ -1561,67 +1567,143 @@ func TestSimulation_Planted(t *testing.T) {
 					t.Fatalf("%v\n%s", err, out)
 				}
 			}
-			t.Fatalf("not found by %s within %d seeds", test, seeds)
+			t.Fatalf("not found by %s within %d seeds", m.test, m.seeds)
 		})
 	}
 }
 
+const plantedEnv = "BELFRY_PLANTED"
+
 var (
-	// seedFlags are how a test that may find a planted bug is told the one seed to take.
+	// seedFlags are how a test that may find a planted mistake is told the one seed to take.
 	seedFlags = map[string]string{"TestSimulation": "-sim.seed", "TestSimulation_Rules": "-rules.seed"}
 
 	// failure is why a test failed: the last such line of what it printed.
 	failure = regexp.MustCompile(`(?m)^ +(?:seed \d+|\w+_test\.go:\d+): (.*)$`)
 )
 
-// plant copies the package to dir with the replacements of a file: a sentence,
-// a line "test: name" unless TestSimulation finds the mistake, a line
-// "seeds: n", then any number of sections
+// A mistake is what a file in testdata/planted says: a sentence, a line
+// "test: name" unless TestSimulation finds it, a line "seeds: n", then any
+// number of sections, whose old text is within one function
 //
 //	--- name of a Go file
 //	old text
 //	+++
 //	new text
-//
-// It returns the test and the number of seeds.
-func plant(t *testing.T, file, dir string) (test string, seeds int) {
+type mistake struct {
+	name    string
+	test    string
+	seeds   int
+	changes []textChange
+}
+
+type textChange struct{ file, old, new string }
+
+func readMistake(t *testing.T, file string) mistake {
 	text, err := os.ReadFile(file)
 	if err != nil {
+		t.Fatal(err)
+	}
+	m := mistake{name: strings.TrimSuffix(filepath.Base(file), ".txt"), test: "TestSimulation"}
+	head, rest, _ := strings.Cut(strings.TrimSuffix(string(text), "\n"), "\n--- ")
+	head, number, _ := strings.Cut(head, "\nseeds: ")
+	if m.seeds, err = strconv.Atoi(number); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	if _, test, ok := strings.Cut(head, "\ntest: "); ok {
+		m.test = test
+	}
+	for section := range strings.SplitSeq(rest, "\n--- ") {
+		name, change, _ := strings.Cut(section, "\n")
+		old, new, ok := strings.Cut(change, "\n+++\n")
+		if !ok {
+			t.Fatalf("%s: a section without +++", file)
+		}
+		m.changes = append(m.changes, textChange{name, old, new})
+	}
+	return m
+}
+
+// plant copies the package to dir. Each function in which a mistake changes
+// something begins with its body as the mistake has it, for when that is made.
+func plant(t *testing.T, dir string, list []mistake) {
+	for _, pattern := range []string{"*_test.go", "go.*"} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			copyFile(t, name, filepath.Join(dir, name))
+		}
+	}
+	if err := os.CopyFS(filepath.Join(dir, "web"), os.DirFS("web")); err != nil { // it is embedded
 		t.Fatal(err)
 	}
 	sources, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append(sources, "go.mod", "go.sum") {
-		copyFile(t, name, filepath.Join(dir, name))
+	left := 0
+	for _, m := range list {
+		left += len(m.changes)
 	}
-	if err := os.CopyFS(filepath.Join(dir, "web"), os.DirFS("web")); err != nil { // it is embedded
-		t.Fatal(err)
-	}
-	head, rest, _ := strings.Cut(strings.TrimSuffix(string(text), "\n"), "\n--- ")
-	head, number, _ := strings.Cut(head, "\nseeds: ")
-	if seeds, err = strconv.Atoi(number); err != nil {
-		t.Fatalf("%s: %v", file, err)
-	}
-	_, test, ok := strings.Cut(head, "\ntest: ")
-	if !ok {
-		test = "TestSimulation"
-	}
-	for section := range strings.SplitSeq(rest, "\n--- ") {
-		name, change, _ := strings.Cut(section, "\n")
-		old, new, ok := strings.Cut(change, "\n+++\n")
-		path := filepath.Join(dir, name)
-		source, err := os.ReadFile(path)
-		if err != nil || !ok || bytes.Count(source, []byte(old)) != 1 {
-			t.Fatalf("%s: the old text is not once in %s: %v", file, name, err)
-		}
-		source = bytes.Replace(source, []byte(old), []byte(new), 1)
-		if err := os.WriteFile(path, source, 0o600); err != nil {
+	for _, name := range slices.DeleteFunc(sources, func(name string) bool { return strings.HasSuffix(name, "_test.go") }) {
+		source, changes := plantFile(t, name, list)
+		left -= changes
+		if err := os.WriteFile(filepath.Join(dir, name), source, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return test, seeds
+	if left != 0 {
+		t.Fatalf("the old texts of %d changes are in no function, or in more than one", left)
+	}
+	which := fmt.Sprintf("package main\n\nimport \"os\"\n\nvar planted = os.Getenv(%q)\n", plantedEnv)
+	if err := os.WriteFile(filepath.Join(dir, "planted.go"), []byte(which), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// plantFile returns a source file with the mistakes that are in it, and how many
+// changes that are.
+func plantFile(t *testing.T, name string, list []mistake) (planted []byte, changes int) {
+	source, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fset := gotoken.NewFileSet()
+	tree, err := parser.ParseFile(fset, name, source, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, done := string(source), 0
+	var out strings.Builder
+	for _, d := range tree.Decls {
+		f, ok := d.(*ast.FuncDecl)
+		if !ok {
+			continue
+		}
+		begin, end := fset.Position(f.Body.Lbrace).Offset+1, fset.Position(f.Body.Rbrace).Offset
+		out.WriteString(text[done:begin])
+		done = begin
+		for _, m := range list {
+			body := text[begin:end]
+			for _, c := range m.changes {
+				if c.file == name && strings.Contains(body, c.old) && strings.Count(text, c.old) == 1 {
+					body = strings.Replace(body, c.old, c.new, 1)
+					changes++
+				}
+			}
+			if body == text[begin:end] {
+				continue
+			}
+			if f.Type.Results == nil {
+				body += "\nreturn\n"
+			}
+			fmt.Fprintf(&out, "\nif planted == %q {%s}\n", m.name, body)
+		}
+	}
+	out.WriteString(text[done:])
+	return []byte(out.String()), changes
 }
 
 func copyFile(t *testing.T, from, to string) {
