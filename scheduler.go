@@ -401,6 +401,7 @@ type moment struct {
 	lostAfter time.Duration // how long a pending retry waits for a node
 	zone      string        // the cluster's
 	nodes     []node
+	mute      []node // live, but they did not answer for their last orders
 	rnd       *rand.Rand
 }
 
@@ -414,6 +415,12 @@ func (m moment) alone(rnd *rand.Rand) moment {
 // node which it does not see is not there.
 func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
 
+// mayFind reports whether a node with the tags, where none is now, may be there
+// soon for what is due since then.
+func (m moment) mayFind(tags map[string]string, due int64) bool {
+	return !m.settled() || len(matchingNodes(tags, m.mute)) > 0 && m.now-due < int64(m.catchup)
+}
+
 // plan says what becomes of every tick of a job up to now, oldest first, each
 // with the tick behind it. overlap is why concurrency forbids a run, ” if it
 // does not. No decisions mean: not now, ask again.
@@ -423,7 +430,7 @@ func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 		return nil, err
 	}
 	targets := chooseNodes(j.Tags, m.nodes, m.rnd)
-	if len(targets) == 0 && !m.settled() {
+	if len(targets) == 0 && m.mayFind(j.Tags, r.next) {
 		return nil, nil
 	}
 	newest := catchupMax
@@ -639,7 +646,7 @@ type scheduler struct {
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1),
 		doubts: map[int64]doubt{}, mute: map[string]bool{}, unasked: map[string]bool{}}
-	sched.spawn = func(task func()) { sched.tasks.Go(task) }
+	sched.spawn = func(task func()) { go task() }
 	return sched
 }
 
@@ -778,7 +785,9 @@ func (s *scheduler) queuePending() error {
 		items[i] = queueItem{at: min(p.Due, latest), id: p.ID, pending: true}
 	}
 	s.mu.Lock()
-	s.lastPending = max(s.lastPending, rows[len(rows)-1].ID)
+	if s.lastPending >= after { // or the queue is being made anew, from all of them
+		s.lastPending = max(s.lastPending, rows[len(rows)-1].ID)
+	}
 	s.mu.Unlock()
 	s.enqueue(items...)
 	return nil
@@ -789,8 +798,15 @@ func (s *scheduler) queuePending() error {
 func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	nodes := slices.DeleteFunc(slices.Clone(s.nodes()), func(n node) bool { return s.mute[n.Name] })
-	return moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(), nodes: nodes, rnd: s.newRand()}
+	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(), rnd: s.newRand()}
+	for _, n := range s.nodes() {
+		if s.mute[n.Name] {
+			m.mute = append(m.mute, n)
+		} else {
+			m.nodes = append(m.nodes, n)
+		}
+	}
+	return m
 }
 
 // newRand returns a source of chance for one goroutine.
@@ -1067,8 +1083,14 @@ func (s *scheduler) dispatch(orders map[target][]order, try try) {
 	for _, t := range slices.SortedFunc(maps.Keys(orders), byNode) {
 		for part := range parcels(orders[t]) {
 			d := dispatch{Incarnation: t.Incarnation, Orders: part}
-			d.Term, d.Number = s.nextNumber()
-			s.spawn(func() { s.send(t, d, try) })
+			var ok bool
+			if d.Term, d.Number, ok = s.begin(); !ok {
+				return // the next leader finds the rest unfinished, and asks
+			}
+			s.spawn(func() {
+				defer s.tasks.Done()
+				s.send(t, d, try)
+			})
 		}
 	}
 }
@@ -1258,6 +1280,9 @@ func (s *scheduler) reassign(from target, orders []order, try try) error {
 // otherTarget returns where an execution goes that its node did not take.
 func (s *scheduler) otherTarget(m moment, from target, o order) (to target, ok bool, err error) {
 	row, err := s.store.job(o.Job)
+	if errors.Is(err, errNoJob) {
+		return target{}, false, nil // deleted meanwhile, which must not hold up the others
+	}
 	if err != nil {
 		return target{}, false, err
 	}
@@ -1294,6 +1319,19 @@ func (m moment) elsewhere(j *job, name string, used []string) (target, bool) {
 	return target{}, false
 }
 
+// begin is nextNumber for a task that the office waits for, which calls
+// tasks.Done at its end. ok is false when the office is over.
+func (s *scheduler) begin() (term, number uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.term == 0 {
+		return 0, 0, false
+	}
+	s.number++
+	s.tasks.Add(1)
+	return s.term, s.number, true
+}
+
 // nextNumber returns the term and a number larger than all before in it.
 func (s *scheduler) nextNumber() (term, number uint64) {
 	s.mu.Lock()
@@ -1324,7 +1362,11 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		if byID[p.JobID] == nil {
 			continue // the job was deleted, and its pending rows with it
 		}
-		d, err := m.planPending(p, byID[p.JobID])
+		used, err := s.store.groupNodes(p.Group)
+		if err != nil {
+			return err
+		}
+		d, err := m.planPending(p, byID[p.JobID], used)
 		if err != nil {
 			return err
 		}
@@ -1362,10 +1404,10 @@ func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jo
 	return s.excuse(ctx, err)
 }
 
-// planPending says what becomes of a pending row: a retry goes to its node, a
-// child to the nodes that its tags choose. A decision without targets and
+// planPending says what becomes of a pending row: a retry goes to its node, or
+// to another that its group has not used, a child to the nodes that its tags choose. A decision without targets and
 // outcome means: not now, ask again.
-func (m moment) planPending(p pendingRow, r *jobRow) (runDecision, error) {
+func (m moment) planPending(p pendingRow, r *jobRow, used []string) (runDecision, error) {
 	d := runDecision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
 	if r.Disabled {
 		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
@@ -1375,6 +1417,7 @@ func (m moment) planPending(p pendingRow, r *jobRow) (runDecision, error) {
 	if err != nil {
 		return d, err
 	}
+	waited := m.now-max(p.Due, m.since) > int64(m.lostAfter)
 	if p.Cause == causeRetry {
 		for _, n := range m.nodes {
 			if n.Name == p.Node {
@@ -1382,16 +1425,16 @@ func (m moment) planPending(p pendingRow, r *jobRow) (runDecision, error) {
 				return d, nil
 			}
 		}
-		if to, ok := m.elsewhere(&j, p.Node, nil); ok && m.settled() {
+		if to, ok := m.elsewhere(&j, p.Node, used); ok && m.settled() {
 			d.Targets = []target{to}
-		} else if m.now-max(p.Due, m.since) > int64(m.lostAfter) {
+		} else if waited {
 			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the retry waited %s for node %s", m.lostAfter, p.Node)
 		}
 		return d, nil
 	}
 	d.Targets = chooseNodes(j.Tags, m.nodes, m.rnd)
-	if len(d.Targets) == 0 && m.settled() {
-		d.Outcome, d.Reason = outcomeSkipped, noNodeReason
+	if len(d.Targets) == 0 && waited {
+		d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason)
 	}
 	return d, nil
 }
@@ -1507,8 +1550,12 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 		for _, e := range doubts[name] {
 			q.Executions = append(q.Executions, e.ID)
 		}
-		q.Term, q.Number = s.nextNumber()
+		var ok bool
+		if q.Term, q.Number, ok = s.begin(); !ok {
+			return nil
+		}
 		s.spawn(func() {
+			defer s.tasks.Done()
 			answers[i], errs[i] = s.ask(name, q)
 			answered <- i
 		})
@@ -1623,9 +1670,10 @@ func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer)
 		return err
 	}
 	m, jobs, orders := s.moment(), jobsByKey(rows), map[target][]order{}
+	known := a.known()
 	var gone []closing
 	for _, e := range doubts {
-		c, again := m.resolve(e, a, jobs[e.JobID])
+		c, again := m.resolve(e, a, known, jobs[e.JobID])
 		switch {
 		case again && !s.mayOrderAgain(e):
 		case again:
@@ -1643,14 +1691,25 @@ func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer)
 	return s.closeAll(ctx, gone)
 }
 
+// known returns the executions that the node runs or holds the results of.
+func (a *answer) known() map[int64]bool {
+	known := map[int64]bool{}
+	for _, id := range a.Running {
+		known[id] = true
+	}
+	for _, r := range a.Held {
+		known[r.Execution] = true
+	}
+	return known
+}
+
 // resolve says what a node's answer means for an execution that was given to
-// it, r being its job, nil if that is deleted: nothing if the node runs it or
-// holds its result. If it is unknown to the very process that it was given to,
-// it never started and is ordered again, unless it is too late for that. A
-// process that is gone may have begun it, so it has ended; what follows is for
-// the retries to say.
-func (m moment) resolve(e executionRow, a answer, r *jobRow) (c closing, again bool) {
-	if slices.Contains(a.Running, e.ID) || slices.ContainsFunc(a.Held, func(r result) bool { return r.Execution == e.ID }) {
+// it, r being its job, nil if that is deleted: nothing if the node knows it. If
+// it is unknown to the very process that it was given to, it never started and
+// is ordered again, unless it is too late for that. A process that is gone may
+// have begun it, so it has ended; what follows is for the retries to say.
+func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRow) (c closing, again bool) {
+	if known[e.ID] {
 		return closing{}, false
 	}
 	c = closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeInterrupted}
@@ -1773,10 +1832,16 @@ func expired(marks []requestMark, now time.Time) uint64 {
 	return index
 }
 
-// trim proposes what there is to trim, slice after slice.
+// trim proposes what there is to trim, slice after slice. By age only a leader
+// drops that has led for as long as it takes to forget a request: what goes by a
+// wrong clock does not come back, and until then somebody may see it in /health.
 func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, whole bool) error {
+	var day, audit int64
+	if requests != 0 {
+		day, audit = now.UnixNano()/nanosPerDay-daysKept, now.Add(-s.cfg.AuditKept).UnixNano()
+	}
 	for ctx.Err() == nil {
-		t, err := s.store.trimmable(s.cfg.ExecutionsKept, requests, now.UnixNano()/nanosPerDay-daysKept, now.Add(-s.cfg.AuditKept).UnixNano(), whole)
+		t, err := s.store.trimmable(s.cfg.ExecutionsKept, requests, day, audit, whole)
 		if err == nil {
 			t.Restore, err = s.abandoned(now)
 		}
@@ -2286,8 +2351,18 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	s.mustAsk(e.Node) // it may come back and still run it
 	s.log.Warn("an execution is closed by hand: its node did not take the kill", "execution", executionName(e.ID, e.Node), "err", err)
 	closed := closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeKilled, Why: fmt.Sprintf("%s; its node did not end it: %v\n", why, err)}
-	_, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Audit: &row, Close: []closing{closed}}, nil })
-	return err
+	if _, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Audit: &row, Close: []closing{closed}}, nil }); err != nil {
+		return err
+	}
+	moved, err := s.store.execution(e.ID)
+	switch {
+	case errors.Is(err, errNoExecution):
+		return nil
+	case err != nil || moved.Finished != 0 || moved.incarnation == e.incarnation:
+		return err
+	}
+	r.ID += " of the process that it was given to meanwhile" // which happens once at most
+	return s.kill(ctx, r, moved)
 }
 
 // note puts a change on record that is made, but not by a command.

@@ -335,7 +335,8 @@ func TestMoment_PlanPending(t *testing.T) {
 		{"RetryDisabled", pendingRow{Cause: causeRetry, Node: "n2"}, jobRow{Disabled: true}, "null", 0, runDecision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
 		{"Child", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"web"}`, 0, runDecision{Targets: []target{{"n2", 6}}}},
 		{"ChildNoNodeYet", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 4, runDecision{}},
-		{"ChildNoNode", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 6, runDecision{Outcome: outcomeSkipped, Reason: noNodeReason}},
+		{"ChildNoNodeStill", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 299, runDecision{}},
+		{"ChildNoNode", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 301, runDecision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason}},
 		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{Disabled: true}, "null", 0, runDecision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -343,11 +344,84 @@ func TestMoment_PlanPending(t *testing.T) {
 			c.row.Tags, c.row.Metadata, c.row.ExecutorConfig, c.row.Processors = rawJSON(c.tags), rawJSON("null"), rawJSON("null"), rawJSON("{}")
 			c.want.Pending, c.want.Job, c.want.Rev = 3, 4, 9
 			m := moment{now: testStart + c.awake*int64(time.Second), since: testStart, lostAfter: 5 * time.Minute, nodes: nodes, rnd: rand.New(rand.NewPCG(1, 1))}
-			got, err := m.planPending(c.p, &c.row)
+			got, err := m.planPending(c.p, &c.row, nil)
 			if diff := cmp.Diff(c.want, got); err != nil || diff != "" {
 				t.Errorf("planPending(%+v) (-want +got): %v\n%s", c.p, err, diff)
 			}
 		})
+	}
+}
+
+// Orders are refused while the job of one is deleted: that holds up none of the
+// others.
+func TestScheduler_RefusedBesideDeleted(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "p", Schedule: "@manually"}, job{Name: "x", ParentJob: "p"}, job{Name: "y", ParentJob: "p"})
+	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.report(t.Context(), []result{{Execution: res.Started[0][0], Started: now, Finished: now + 1, Outcome: outcomeSuccess}}); err != nil {
+		t.Fatal(err)
+	}
+	now += int64(10 * time.Second)
+	s.start = func(string, dispatch) error {
+		if _, _, err := s.delete(t.Context(), request{ID: "d"}, "x"); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Errorf("%w: %w", errRefused, errNoConnection)
+	}
+	if _, err := s.fireDue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if rows, err := s.store.unfinishedExecutions(); err != nil || len(rows) != 0 {
+		t.Errorf("unfinished are %+v, %v: no node took them and no other is there", rows, err)
+	}
+}
+
+// A node that did not answer for its last orders may answer the next question:
+// what is due there waits for that.
+func TestScheduler_MuteNode(t *testing.T) {
+	now := testStart
+	s, sent := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
+	now += int64(10 * time.Second)
+	s.mute["n1"] = true
+	if _, err := s.fireDue(t.Context()); err != nil || len(*sent) != 0 {
+		t.Fatalf("to a mute node were sent %+v, %v", *sent, err)
+	}
+	if err := s.askNodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	now += int64(time.Second)
+	if _, err := s.fireDue(t.Context()); err != nil || len(*sent) != 1 {
+		t.Errorf("once it has answered %d orders are sent, %v; want the one of ten seconds", len(*sent), err)
+	}
+}
+
+// A run that went to another process while it was killed is killed there.
+func TestScheduler_KillMoved(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@manually"})
+	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.store.execution(res.Started[0][0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := commit(t, s.store, &command{Now: now, Reassign: []reassignment{{e.ID, 7, target{"n2", 9}}}}); !r[0].Accepted[0] {
+		t.Fatal("the run was not moved")
+	}
+	s.end = func(string, kill) error { return errors.New("no answer") }
+	if err := s.kill(t.Context(), request{ID: "k"}, e); err != nil {
+		t.Fatal(err)
+	}
+	if e, err = s.store.execution(e.ID); err != nil || e.Outcome != outcomeKilled {
+		t.Errorf("the outcome is %q, %v, want killed", e.Outcome, err)
 	}
 }
 
@@ -376,7 +450,7 @@ func TestMoment_Resolve(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := moment{now: testStart, catchup: time.Minute, lostAfter: time.Minute, zone: "UTC"}
-			got, again := m.resolve(executionRow{ID: 5, Node: "n1", incarnation: 7, Cause: c.cause, Due: c.due}, c.answer, c.row)
+			got, again := m.resolve(executionRow{ID: 5, Node: "n1", incarnation: 7, Cause: c.cause, Due: c.due}, c.answer, c.answer.known(), c.row)
 			if got.Outcome != c.want || again != c.again || got.Outcome != "" && (got.Execution != 5 || got.Incarnation != 7 || got.Why == "") {
 				t.Errorf("resolve with %+v: %+v, again %v, want outcome %q, again %v", c.answer, got, again, c.want, c.again)
 			}
@@ -584,13 +658,13 @@ func TestScheduler_KilledUnheard(t *testing.T) {
 func TestScheduler_SlowNode(t *testing.T) {
 	now := time.Now().UnixNano()
 	s, _ := newTestScheduler(t, &now)
+	s.spawn = func(task func()) { go task() }
 	s.now = time.Now
 	s.nodes = func() []node { return []node{{Name: "n1", Incarnation: 7}, {Name: "n2", Incarnation: 8}} }
 	putJobs(t, s, job{Name: "a", Schedule: "@manually"}, job{Name: "b", Schedule: "@every 1s"})
 	if _, _, err := s.runNow(t.Context(), request{ID: "r"}, "a"); err != nil {
 		t.Fatal(err)
 	}
-	s.spawn = func(task func()) { s.tasks.Go(task) }
 	slow, fired := make(chan struct{}), make(chan struct{}, 100)
 	s.ask = func(name string, _ question) (answer, error) {
 		if name == "n1" {
