@@ -636,11 +636,12 @@ func (r *raft) onAppend(m message) error {
 }
 
 // onSnapshot has a snapshot installed, if it is newer than what is committed
-// here. If the log holds its last entry, that part is just committed.
+// here. If the log holds its last entry, that part is just committed. One that
+// comes while another is being installed is left: a slow disk would never be done.
 func (r *raft) onSnapshot(m message) {
 	r.follow(m.From)
 	switch {
-	case m.Prev.Index <= r.commit:
+	case m.Prev.Index <= r.commit, r.snap != nil:
 	case r.log.term(m.Prev.Index) == m.Prev.Term:
 		r.commitTo(m.Prev.Index)
 	default:
@@ -797,9 +798,10 @@ func (r *raft) commitTo(index uint64) {
 }
 
 // unreachable says that a message to a server did not get through, so that
-// the next try need not wait until the answer is overdue.
+// the next try need not wait until the answer is overdue. A snapshot waits: it is
+// dear, and what was in its way may still be.
 func (r *raft) unreachable(id string) {
-	if p := r.peer(id); p != nil {
+	if p := r.peer(id); p != nil && p.next > r.log.base.Index {
 		p.wait = min(p.wait, r.cfg.heartbeatTicks)
 	}
 }
@@ -1298,6 +1300,7 @@ const (
 	snapshotTicks  = 500                   // 10 s
 	gatherMax      = 1_000                 // events until the protocol is asked what they come to
 	removalPause   = 50 * time.Millisecond // between two looks at whether a voter is gone
+	stuckAfter     = 5 * time.Second       // that a leader has committed nothing of what it should
 )
 
 var (
@@ -1347,6 +1350,9 @@ type cluster struct {
 	retire       context.CancelFunc // ends the leader's work; nil: there is none
 	links        map[linkKey]chan message
 	images       map[position]string // paths of snapshots that are to be installed
+	moved        time.Time           // when this server last led with nothing to commit, or committed something
+	committed    uint64              // then
+	stuck        bool                // that is long ago
 }
 
 // newCluster returns a driver for the server whose disk s is, which talks to
@@ -1573,6 +1579,7 @@ func (c *cluster) drive(ctx context.Context) error {
 		case event = <-c.events:
 		}
 		awake = c.noticePause(awake, time.Now())
+		c.noticeStuck(awake)
 		for n := 1; event != nil; n++ {
 			if err := event(); err != nil {
 				return err
@@ -1609,6 +1616,24 @@ func (c *cluster) noticePause(last, now time.Time) time.Time {
 		c.raft.stalled()
 	}
 	return now
+}
+
+// noticeStuck tells people of a leader that the others answer and that still
+// commits nothing, because what is large does not reach them or their disks hang.
+func (c *cluster) noticeStuck(now time.Time) {
+	st := c.raft.status()
+	if !st.Leading || st.Commit == st.Last || st.Commit != c.committed {
+		c.moved, c.committed = now, st.Commit
+	}
+	if stuck := now.Sub(c.moved) > stuckAfter; stuck != c.stuck {
+		c.stuck = stuck
+		if !stuck {
+			c.plane.setTrouble("commit", "")
+			return
+		}
+		c.plane.setTrouble("commit", "this server leads, and writes wait because too few of the others store them: look at the disks of the other servers, and whether large messages reach them")
+		c.log.Warn("nothing is committed", "commit", st.Commit, "last", st.Last, "applied", c.applied, "writes", len(c.queued), "peers", fmt.Sprintf("%+v", c.raft.peers))
+	}
 }
 
 // stoodStill returns how long a loop did not come round, because the process or
@@ -1936,7 +1961,11 @@ func (c *cluster) carry(ctx context.Context, to server, queue <-chan message) {
 			return
 		case m := <-queue:
 			if err := c.deliver(ctx, m, queue); err != nil && ctx.Err() == nil {
-				c.log.Debug("a message to another server did not get through", "server", to.Name, "err", err)
+				level := slog.LevelDebug // what is small is said again at once
+				if m.Kind == msgSnapshot {
+					level = slog.LevelWarn
+				}
+				c.log.Log(ctx, level, "a message to another server did not get through", "server", to.Name, "snapshot", m.Kind == msgSnapshot, "err", err)
 				c.tell(ctx, func() error { c.raft.unreachable(to.ID); return nil }) // an error only says that the driver ends
 			}
 			for m.Kind == msgSnapshot && len(queue) > 0 {
@@ -2008,8 +2037,7 @@ func (c *cluster) take(ctx context.Context, messages []message, image string) er
 func (c *cluster) sendImage(ctx context.Context, to record, m message) error {
 	file, snap, err := c.store.image(ctx)
 	if err != nil {
-		c.log.Error("a server that is far behind gets no snapshot; look at this server's disk", "server", to.Name, "err", err)
-		return err
+		return fmt.Errorf("look at this server's disk: %w", err)
 	}
 	defer file.Close()
 	info, err := file.Stat()
@@ -2515,7 +2543,7 @@ func (j *joining) due(now time.Time) []string {
 func (j *joining) note(answered int) error {
 	j.done = j.done || answered > 0
 	if !j.done && len(j.addrs) > 0 && j.tries > 0 && j.tried >= j.tries {
-		return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or raise --retry-max", strings.Join(j.addrs, ", "))
+		return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or use --retry-join with a larger --retry-max", strings.Join(j.addrs, ", "))
 	}
 	return nil
 }
@@ -3402,8 +3430,13 @@ func atLeader[In, Out any](ctx context.Context, p *plane, path string, in In, fn
 	if from, _ := forwardedFrom(ctx); from.Final {
 		return out, err
 	}
-	for _, to := range p.towardsLeader() {
-		if err = p.exchange(ctx, p.calls, to, path, in, &out); err == nil {
+	list := p.towardsLeader()
+	for _, to := range list {
+		// One that does not answer leaves the others their time.
+		ctx, cancel := context.WithTimeout(ctx, leaderTimeout/time.Duration(len(list)))
+		err = p.exchange(ctx, p.calls, to, path, in, &out)
+		cancel()
+		if err == nil {
 			break
 		}
 	}
