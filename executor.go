@@ -39,6 +39,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
@@ -52,6 +53,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -1241,7 +1243,7 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 		}
 		fmt.Fprintf(&r.out, "%s\n\n", dump)
 	}
-	resp, err := (&http.Client{Transport: transport}).Do(req)
+	resp, err := (&http.Client{Transport: once{transport}}).Do(req)
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), err)
 	}
@@ -1305,16 +1307,26 @@ func (e *executor) newRequest(ctx context.Context, o *order) (*http.Request, err
 			req.Header[h[0]] = []string{h[1]}
 		}
 	}
-	// net/http sends a request again, whose connection broke when the server may
-	// have begun it, if it finds such a header. It looks for this spelling.
-	for _, name := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
-		if values, ok := req.Header[name]; ok {
-			delete(req.Header, name)
-			req.Header[strings.ToLower(name)] = values
-		}
-	}
 	return req, nil
 }
+
+// once sends each request over HTTP/1 once: when net/http began to write it, the Proxy of newTransport refuses another
+// time. By itself net/http sends one again that broke a connection used before, if the method or an Idempotency-Key allows
+// that; but the server may have begun it. Over HTTP/2 it repeats only what the server says that it refused.
+type once struct{ *http.Transport }
+
+func (o once) RoundTrip(r *http.Request) (*http.Response, error) {
+	sent := new(atomic.Bool)
+	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{WroteHeaderField: func(name string, _ []string) {
+		if name == "Host" { // the first one in HTTP/1, and none in HTTP/2
+			sent.Store(true)
+		}
+	}})
+	return o.Transport.RoundTrip(r.WithContext(context.WithValue(ctx, sentKey{}, sent)))
+}
+
+// sentKey is the key of an *atomic.Bool in the context of a request: net/http began to write it.
+type sentKey struct{}
 
 // checkResponse compares a response with what the job expects; of a long body the end that is kept.
 func checkResponse(config map[string]string, code int, body func() []byte) error {
@@ -1352,7 +1364,10 @@ func newTransport(config map[string]string, limits nodeLimits) (*http.Transport,
 		return limits.checkAddr(addr.Addr())
 	}}
 	t.DialContext = dialer.DialContext
-	t.Proxy = func(r *http.Request) (*url.URL, error) {
+	t.Proxy = func(r *http.Request) (*url.URL, error) { // asked each time before a request is sent
+		if sent, ok := r.Context().Value(sentKey{}).(*atomic.Bool); ok && sent.Load() {
+			return nil, errors.New("the connection broke after the request was sent, and the server may have begun it; set retries if it may be sent again")
+		}
 		proxy, err := http.ProxyFromEnvironment(r)
 		if addr, e := netip.ParseAddr(r.URL.Hostname()); proxy != nil && err == nil && e == nil {
 			err = limits.checkAddr(addr)

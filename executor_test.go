@@ -1261,13 +1261,22 @@ func BenchmarkBareProcess(b *testing.B) {
 // TestExecutor_HTTPOnce: a request that a server took, and died over, is not
 // sent again within its attempt.
 func TestExecutor_HTTPOnce(t *testing.T) {
-	for _, config := range []string{`{"method":"POST","url":"%s"}`, `{"method":"POST","url":"%s","body":"x"}`, `{"method":"DELETE","url":"%s","headers":"[\"X-Idempotency-Key: k\"]"}`} {
+	for _, config := range []string{
+		`{"method":"GET","url":"%s"}`, `{"method":"HEAD","url":"%s"}`, `{"method":"OPTIONS","url":"%s"}`, `{"method":"GET","url":"%s","body":"x"}`,
+		`{"method":"POST","url":"%s"}`, `{"method":"POST","url":"%s","body":"x"}`, `{"method":"DELETE","url":"%s","headers":"[\"X-Idempotency-Key: k\"]"}`,
+	} {
 		var requests, keys atomic.Int64
+		var connections sync.Map
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Idempotency-Key") != "" {
 				keys.Add(1)
 			}
-			if requests.Add(1) > 1 { // the first one leaves a connection that is used again
+			connections.Store(r.RemoteAddr, true)
+			switch requests.Add(1) { // those before the last leave a connection that is used again
+			case 1:
+				http.Redirect(w, r, "/", http.StatusTemporaryRedirect)
+			case 2:
+			default:
 				panic(http.ErrAbortHandler)
 			}
 		}))
@@ -1281,8 +1290,10 @@ func TestExecutor_HTTPOnce(t *testing.T) {
 				t.Errorf("%s: %s %s, want %s", config, res.Outcome, res.Output, want)
 			}
 		}
-		if requests.Load() != 2 || keys.Load() != 2 {
-			t.Errorf("%s: two runs made %d requests, %d with a key", config, requests.Load(), keys.Load())
+		used := 0
+		connections.Range(func(any, any) bool { used++; return true })
+		if requests.Load() != 3 || keys.Load() != 3 || used != 1 {
+			t.Errorf("%s: a run with a redirect and one without made %d requests, %d with a key, on %d connections", config, requests.Load(), keys.Load(), used)
 		}
 		server.Close()
 	}
