@@ -102,6 +102,8 @@ const (
 	// 34 years in seconds, keeps one from overflowing a time.Duration.
 	requestTimeout    = 30 * time.Second
 	requestTimeoutMax = 1 << 30
+	// tlsBytesMax bounds each file of a job's TLS settings; all roots that systems trust take a quarter of it.
+	tlsBytesMax = 1 << 20
 	// idlePerHostMax and idleMax bound the connections kept open: twice what fast endpoints need at once, and so many hosts.
 	idlePerHostMax = 2 * requestStarts
 	idleMax        = 1_024
@@ -1377,17 +1379,25 @@ func newTransport(config map[string]string, limits nodeLimits) (*http.Transport,
 	t.MaxIdleConns, t.MaxIdleConnsPerHost = idleMax, idlePerHostMax
 	noVerify, err := strconv.ParseBool(config["tlsNoVerifyPeer"])
 	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: err == nil && noVerify}
-	if cert, key := config["tlsCertificateFile"], config["tlsCertificateKeyFile"]; cert != "" || key != "" {
-		pair, err := tls.LoadX509KeyPair(cert, key)
+	if config["tlsCertificateFile"]+config["tlsCertificateKeyFile"] != "" {
+		cert, err := readTLSFile(config, "tlsCertificateFile")
+		if err != nil {
+			return nil, err
+		}
+		key, err := readTLSFile(config, "tlsCertificateKeyFile")
+		if err != nil {
+			return nil, err
+		}
+		pair, err := tls.X509KeyPair(cert, key)
 		if err != nil {
 			return nil, fmt.Errorf("executor_config.tlsCertificateFile: %w", err)
 		}
 		t.TLSClientConfig.Certificates = []tls.Certificate{pair}
 	}
 	if roots := config["tlsRootCAsFile"]; roots != "" {
-		pem, err := os.ReadFile(roots)
+		pem, err := readTLSFile(config, "tlsRootCAsFile")
 		if err != nil {
-			return nil, fmt.Errorf("executor_config.tlsRootCAsFile: %w", err)
+			return nil, err
 		}
 		t.TLSClientConfig.RootCAs = x509.NewCertPool()
 		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
@@ -1395,6 +1405,41 @@ func newTransport(config map[string]string, limits nodeLimits) (*http.Transport,
 		}
 	}
 	return t, nil
+}
+
+// readTLSFile returns the content of the file that a setting of executor_config names.
+func readTLSFile(config map[string]string, setting string) ([]byte, error) {
+	f, err := openRegular(config[setting], os.O_RDONLY)
+	if err != nil {
+		return nil, fmt.Errorf("executor_config.%s: %w", setting, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, tlsBytesMax+1))
+	if err == nil && len(data) > tlsBytesMax {
+		err = fmt.Errorf("%s is larger than %d bytes", f.Name(), tlsBytesMax)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("executor_config.%s: %w", setting, err)
+	}
+	return data, nil
+}
+
+// openRegular opens a file that is to be a regular one, and refuses all else at once: a pipe may make who opens, reads or
+// writes it wait for ever.
+func openRegular(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|syscall.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // metadataAddrs are where clouds tell a machine who it is and what it may do. Credentials can be read there by whoever makes

@@ -979,6 +979,18 @@ func TestExecutor_TLS(t *testing.T) {
 	if got := request("tlsRootCAsFile", roots); !strings.Contains(string(got.Output), "holds no certificate") {
 		t.Errorf("bad file: got %q", got.Output)
 	}
+	pipe, large := filepath.Join(n.dir, "pipe"), filepath.Join(n.dir, "large.pem")
+	if err := cmp.Or(syscall.Mkfifo(pipe, 0o600), os.WriteFile(large, make([]byte, tlsBytesMax+1), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, settings := range [][]string{{"tlsRootCAsFile"}, {"tlsCertificateFile"}, {"tlsCertificateFile", roots, "tlsCertificateKeyFile"}} {
+		for path, want := range map[string]string{pipe: "is no regular file", "/dev/zero": "is no regular file", large: "is larger than 1048576 bytes"} {
+			want = "executor_config." + settings[len(settings)-1] + ": " + path + " " + want
+			if got := request(append(settings, path)...); got.Outcome != outcomeFailed || !strings.Contains(string(got.Output), want) {
+				t.Errorf("got %s %q, want %q", got.Outcome, got.Output, want)
+			}
+		}
+	}
 	if err := os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
