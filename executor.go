@@ -69,6 +69,8 @@ const (
 	reasonBytesMax = 4_000
 	// syslogBytesMax is the longest message given to syslog (RFC 5424 asks receivers for 2,048); longer lines are cut up.
 	syslogBytesMax = 1_900
+	// syslogMax is how long the system's log may take over one output.
+	syslogMax = 10 * time.Second
 
 	// queuedMax bounds the orders that wait on a node: ten times the largest burst we design for, about 50 MB. A dispatch
 	// above it is refused as a whole, and the leader dispatches again after its next question.
@@ -1494,7 +1496,7 @@ func (e *executor) process(o order, output []byte) []byte {
 		case "files":
 			note, err = writeOutputFile(settings["log_dir"], execution, output)
 		case "syslog":
-			note, err = "Output in syslog", writeSyslog(o.Job, output)
+			note, err = "Output in syslog", writeSyslog(syslogPaths, time.Now().Add(syslogMax), o.Job, output)
 		default:
 			continue
 		}
@@ -1520,27 +1522,51 @@ func writeOutputFile(dir, execution string, output []byte) (note string, err err
 		return "", err
 	}
 	path := filepath.Join(dir, strings.ReplaceAll(execution, "/", "_")+".log")
-	if err := os.WriteFile(path, output, 0o600); err != nil {
+	f, err := openRegular(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(output)
+	if err := cmp.Or(err, f.Close()); err != nil {
 		return "", err
 	}
 	return "Output in " + path, nil
 }
 
-// writeSyslog writes an output to the system's log, a message for each line.
-func writeSyslog(job string, output []byte) error {
-	w, err := syslog.New(syslog.LOG_INFO|syslog.LOG_CRON, "belfry")
+// syslogPaths are where the log of a system listens.
+var syslogPaths = []string{"/dev/log", "/var/run/syslog", "/var/run/log"}
+
+// writeSyslog writes an output to the system's log at the first of the paths that answers, a message for each line. It
+// gives up at the deadline, which log/syslog cannot: a log that reads nothing must not keep the run.
+func writeSyslog(paths []string, deadline time.Time, job string, output []byte) error {
+	conn, err := dialSyslog(paths, deadline)
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer conn.Close()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
 	for line := range bytes.Lines(output) {
 		for part := range slices.Chunk(bytes.TrimRight(line, "\r\n"), syslogBytesMax) {
-			if _, err := fmt.Fprintf(w, "%s: %s", job, part); err != nil {
+			if _, err := fmt.Fprintf(conn, "<%d>%s belfry[%d]: %s: %s\n", syslog.LOG_INFO|syslog.LOG_CRON, time.Now().Format(time.Stamp), os.Getpid(), job, part); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+func dialSyslog(paths []string, deadline time.Time) (conn net.Conn, err error) {
+	dialer := net.Dialer{Deadline: deadline}
+	for _, network := range [...]string{"unixgram", "unix"} {
+		for _, path := range paths {
+			if conn, err = dialer.Dial(network, path); err == nil {
+				return conn, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("no system log listens at %s", strings.Join(paths, ", "))
 }
 
 // ---- Results on disk

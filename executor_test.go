@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -1039,6 +1040,20 @@ func TestExecutor_Processors(t *testing.T) {
 	}
 }
 
+// A pipe at the place of an output's file, which a job can put there, is refused and not waited for.
+func TestExecutor_OutputPipe(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	pipe := filepath.Join(n.dir, executionName(n.next, "n1")+".log")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := n.leader.wait(t, n.order(t, order{Executor: "shell", Config: map[string]string{"command": "echo kept"},
+		Processors: map[string]map[string]string{"files": {"log_dir": n.dir}}}))
+	if !strings.HasPrefix(string(got.Output), "kept\n\nprocessor files: open "+pipe) || got.Outcome != outcomeSuccess {
+		t.Errorf("got %s %q", got.Outcome, got.Output)
+	}
+}
+
 // The system's log takes the output, or the run says that it did not; there may be none where tests run.
 func TestExecutor_Syslog(t *testing.T) {
 	n := newNode(t, t.TempDir())
@@ -1046,6 +1061,38 @@ func TestExecutor_Syslog(t *testing.T) {
 		Processors: map[string]map[string]string{"syslog": {}}}))
 	if s := string(got.Output); got.Outcome != outcomeSuccess || s != "Output in syslog" && !strings.HasPrefix(s, "kept\n\nprocessor syslog: ") {
 		t.Errorf("got %s %q", got.Outcome, s)
+	}
+}
+
+// A system log gets a message for each line, and one that reads nothing holds up no run for ever.
+func TestWriteSyslog(t *testing.T) {
+	dir := t.TempDir()
+	datagrams, stream := filepath.Join(dir, "unixgram"), filepath.Join(dir, "unix")
+	log, err := net.ListenPacket("unixgram", datagrams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	l, err := net.Listen("unix", stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := writeSyslog([]string{filepath.Join(dir, "none"), datagrams}, time.Now().Add(patience), "job", []byte("one\r\n\ntwo")); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"one", "two"} {
+		b := make([]byte, syslogBytesMax)
+		n, _, err := log.ReadFrom(b)
+		head, text, _ := strings.Cut(string(b[:n]), " belfry")
+		if _, e := time.Parse("<78>"+time.Stamp, head); cmp.Or(err, e) != nil || text != fmt.Sprintf("[%d]: job: %s\n", os.Getpid(), want) {
+			t.Errorf("got %q %v, want %q", b[:n], cmp.Or(err, e), want)
+		}
+	}
+	for _, path := range []string{datagrams, stream} {
+		if err := writeSyslog([]string{path}, time.Now().Add(50*time.Millisecond), "job", bytes.Repeat([]byte("line\n"), outputBytesMax/5)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s, which nobody reads: got %v", path, err)
+		}
 	}
 }
 
