@@ -986,8 +986,8 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 }
 
 // restore stores the jobs of an uploaded file, all or none, and answers with a
-// line for each. It reads and answers in a stream, so that its memory does not
-// grow with the file.
+// line for each. It reads in a stream, so that its memory grows with the names in
+// the file only.
 func (a *api) restore(r *http.Request) (*response, error) {
 	if a.store.paused.Load() {
 		return nil, errPaused
@@ -1104,29 +1104,24 @@ func (r *jobReader) Read(p []byte) (int, error) {
 // writeRestored answers a restore. Where the rows that it reads from fail, it
 // breaks off, so that nobody takes a part for the whole.
 func (a *api) writeRestored(w http.ResponseWriter, r *http.Request, done restored) {
+	names, err := a.store.stagedNames(done.ID)
+	if err != nil || len(names) != done.Jobs {
+		panic(http.ErrAbortHandler)
+	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(http.StatusOK) // by itself it would not pass indexWriter
 	out := bufio.NewWriter(w)
 	begin, between, end := "[", ",", "]"
-	if _, pretty := r.URL.Query()["pretty"]; pretty && done.Jobs > 0 {
+	if _, pretty := r.URL.Query()["pretty"]; pretty && len(names) > 0 {
 		begin, between, end = "[\n    ", ",\n    ", "\n]"
 	}
-	next := begin
-	n, err := a.store.stagedNames(done.ID, func(name string) error {
-		line, err := json.Marshal("success create " + name)
-		if err != nil {
-			return err
+	out.WriteString(begin)
+	for i, name := range names {
+		if i > 0 {
+			out.WriteString(between)
 		}
-		out.WriteString(next)
-		next = between
-		_, err = out.Write(line)
-		return err
-	})
-	if err != nil || n != done.Jobs {
-		panic(http.ErrAbortHandler)
-	}
-	if n == 0 {
-		out.WriteString(begin)
+		line, _ := json.Marshal("success create " + name) // strings always marshal
+		out.Write(line)
 	}
 	out.WriteString(end)
 	out.Flush() // an error is the client's, who has gone

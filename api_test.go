@@ -570,6 +570,46 @@ func TestAPI_RestoreBrokenOff(t *testing.T) {
 	})
 }
 
+// slowAnswer is an answer of which nothing is read until its client reads.
+type slowAnswer struct {
+	*httptest.ResponseRecorder
+	reads chan struct{}
+}
+
+func (a *slowAnswer) Write(p []byte) (int, error) {
+	<-a.reads
+	return a.ResponseRecorder.Write(p)
+}
+
+// TestAPI_RestoreSlow: a client that does not read what a restore answers keeps
+// nothing from those who read jobs.
+func TestAPI_RestoreSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		file := `{"name":"job-0","schedule":"@hourly"}`
+		for i := range sliceRows {
+			file += fmt.Sprintf(`,{"name":"job-%d","schedule":"@hourly"}`, i+1)
+		}
+		r := s.parseRequest("POST /v1/restore\nContent-Type: multipart/form-data; boundary=XX\n\n--XX\nContent-Disposition: form-data; name=\"file\"\n\n[" + file + "]\n--XX--\n")
+		w := &slowAnswer{httptest.NewRecorder(), make(chan struct{})}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.handler.ServeHTTP(w, r)
+		}()
+		wait(time.Second)
+		if n := s.api.store.read.Stats().InUse; w.Code != http.StatusOK || n != 0 {
+			t.Errorf("%d: %d connections are held for a client that does not read", w.Code, n)
+		}
+		close(w.reads)
+		<-done
+		var lines []string
+		if err := json.Unmarshal(w.Body.Bytes(), &lines); err != nil || len(lines) != sliceRows+1 || lines[sliceRows] != fmt.Sprint("success create job-", sliceRows) {
+			t.Errorf("answered %d lines, %v", len(lines), err)
+		}
+	})
+}
+
 // TestAPI_Paused holds that a pause outlives a restart.
 func TestAPI_Paused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

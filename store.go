@@ -676,7 +676,8 @@ func (s *store) view(query string, args []any, dest ...any) error {
 	return st.QueryRow(args...).Scan(dest...)
 }
 
-// viewEach calls fn for each row of query from what is applied.
+// viewEach calls fn for each row of query from what is applied. fn waits for
+// nobody: for as long as it takes a reader's connection is held.
 func (s *store) viewEach(query string, args []any, fn func(scanner) error) error {
 	st, err := s.readStmt(query)
 	if err != nil {
@@ -3379,18 +3380,16 @@ func (s *store) restored(restore int64, fn func(job, next int64)) error {
 	})
 }
 
-// stagedNames calls fn for the name of each job of a restore, in the order of
-// its file, and returns how many there were.
-func (s *store) stagedNames(restore int64, fn func(name string) error) (n int, err error) {
+// stagedNames returns the name of each job of a restore, in the order of its
+// file.
+func (s *store) stagedNames(restore int64) (names []string, err error) {
 	err = s.viewEach("SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id", []any{restore}, func(scan scanner) error {
 		var name string
-		if err := scan(&name); err != nil {
-			return err
-		}
-		n++
-		return fn(name)
+		err := scan(&name)
+		names = append(names, name)
+		return err
 	})
-	return n, err
+	return names, err
 }
 
 // A tickRow is what became of one tick that fell due, or of a range of missed
