@@ -38,6 +38,7 @@ const (
 	upcomingMax     = 100   // ticks that /v1/schedule computes
 	auditPageMax    = 1_000 // rows in one answer
 	recentOutputMax = 4_000 // bytes of each output in a list over all jobs
+	metadataMax     = 16    // keys of metadata that a list of jobs is filtered by
 
 	outcomeJobsMax = 100 // jobs of one request for outcomes
 	outcomesShown  = 10  // executions of each
@@ -1137,6 +1138,9 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 		if name, ok := strings.CutPrefix(k, "metadata["); ok && strings.HasSuffix(name, "]") {
 			f.Metadata[strings.TrimSuffix(name, "]")] = v[0]
 		}
+	}
+	if len(f.Metadata) > metadataMax {
+		return nil, badRequest("metadata[key]: a list of jobs can be filtered by %d keys at once, not by %d; leave some out", metadataMax, len(f.Metadata))
 	}
 	start, end, err := page(q)
 	if err != nil {

@@ -691,6 +691,41 @@ func TestAPI_Lists(t *testing.T) {
 	})
 }
 
+// TestAPI_ListsBound: however many kinds of lists are asked for, the server
+// keeps so many statements and no more, and answers as before.
+func TestAPI_ListsBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		for i := range metadataMax + 1 {
+			metadata := ""
+			for k := range i {
+				metadata += fmt.Sprintf(`,"k%d":"v"`, k)
+			}
+			s.do("POST", "/v1/jobs", fmt.Sprintf(`{"name":"job-%d","schedule":"@manually","metadata":{"all":"v"%s}}`, i, metadata))
+		}
+		s.do("POST", "/v1/jobs/job-1", "")
+		s.finish(outcomeSuccess)
+		filters := ""
+		for i := range metadataMax + 1 {
+			for field := range jobOrder {
+				if w := s.do("GET", "/v1/jobs?_sort="+field+filters, ""); w.Header().Get("X-Total-Count") != strconv.Itoa(metadataMax+1-i) {
+					t.Errorf("by %s, with %d keys: %d, %s jobs", field, i, w.Code, w.Header().Get("X-Total-Count"))
+				}
+			}
+			filters += fmt.Sprintf("&metadata[k%d]=v", i)
+		}
+		if n := len(s.api.store.readStmts); n != readStmtsMax {
+			t.Errorf("%d statements are kept, want %d", n, readStmtsMax)
+		}
+		if w := s.do("GET", "/v1/jobs/job-1/executions", ""); w.Header().Get("X-Total-Count") != "1" || !strings.Contains(w.Body.String(), `"success":true`) {
+			t.Errorf("executions: %d %s", w.Code, w.Body)
+		}
+		if w := s.do("GET", "/v1/jobs?"+filters, ""); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "metadata[key]: ") {
+			t.Errorf("%d keys of metadata: %d %s", metadataMax+1, w.Code, w.Body)
+		}
+	})
+}
+
 // TestAPI_Metrics holds the numbers against what was done.
 func TestAPI_Metrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

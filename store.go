@@ -68,7 +68,8 @@ const (
 	lockPatience = time.Second // see lockDir
 	lockPause    = 10 * time.Millisecond
 
-	readerConns = 4 // SQLite readers do not share a connection; more than the cores brings nothing
+	readerConns  = 4   // SQLite readers do not share a connection; more than the cores brings nothing
+	readStmtsMax = 128 // statements that are kept prepared for them
 
 	never = math.MinInt64 // as a time: no next tick. It sorts first, as Dkron's zero time does
 )
@@ -651,12 +652,14 @@ func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
 	return rows.Err()
 }
 
-// readStmt returns the readers' prepared statement for query. There are few
-// texts: what varies is bound, not written.
+// readStmt returns the readers' prepared statement for query, or nil if so many
+// are kept that this one is not. What varies is bound, not written, but for the
+// conditions and orders of lists, of which clients can ask for any number.
 func (s *store) readStmt(query string) (*sql.Stmt, error) {
 	s.readMu.Lock()
 	defer s.readMu.Unlock()
-	if st := s.readStmts[query]; st != nil {
+	st := s.readStmts[query]
+	if st != nil || len(s.readStmts) >= readStmtsMax {
 		return st, nil
 	}
 	st, err := s.read.Prepare(query)
@@ -673,6 +676,9 @@ func (s *store) view(query string, args []any, dest ...any) error {
 	if err != nil {
 		return err
 	}
+	if st == nil {
+		return s.read.QueryRow(query, args...).Scan(dest...)
+	}
 	return st.QueryRow(args...).Scan(dest...)
 }
 
@@ -682,6 +688,10 @@ func (s *store) viewEach(query string, args []any, fn func(scanner) error) error
 	st, err := s.readStmt(query)
 	if err != nil {
 		return err
+	}
+	if st == nil {
+		rows, err := s.read.Query(query, args...)
+		return eachRow(rows, err, fn)
 	}
 	rows, err := st.Query(args...)
 	return eachRow(rows, err, fn)
