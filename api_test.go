@@ -610,6 +610,38 @@ func TestAPI_RestoreSlow(t *testing.T) {
 	})
 }
 
+// TestAPI_RestoreFired: a job whose last tick lies ahead of the clock, as it
+// does when the clock was set back, is restored and goes on behind that tick.
+func TestAPI_RestoreFired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		fired := time.Now().Add(10 * time.Minute)
+		res, err := s.propose(t.Context(), &command{Put: []jobPut{{Job: job{Name: "a", Schedule: "@hourly"}, Next: fired.UnixNano()}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.propose(t.Context(), &command{Now: fired.UnixNano(), Decide: []decision{
+			{Job: res.Jobs[0], Rev: int64(res.Index), Due: fired.UnixNano(), Next: fired.Add(time.Hour).UnixNano(), Outcome: outcomeSkipped, Reason: "test"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		s.handler.ServeHTTP(w, s.parseRequest("POST /v1/restore\nContent-Type: multipart/form-data; boundary=XX\n\n--XX\nContent-Disposition: form-data; name=\"file\"\n\n"+
+			`[{"name":"new","schedule":"@every 1m"},{"name":"a","schedule":"@every 1m"}]`+"\n--XX--\n"))
+		if w.Code != http.StatusOK {
+			t.Fatal(w.Code, w.Body)
+		}
+		wait(15 * time.Minute)
+		var got struct{ Ticks []struct{ Due time.Time } }
+		if err := json.Unmarshal(s.do("GET", "/v1/jobs/a/ticks", "").Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(got.Ticks); n < 3 || !got.Ticks[n-1].Due.Equal(fired) || got.Ticks[n-2].Due.Sub(fired) > time.Minute {
+			t.Errorf("ticks %v, want one a minute behind %s", got.Ticks, fired)
+		}
+	})
+}
+
 // TestAPI_Paused holds that a pause outlives a restart.
 func TestAPI_Paused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

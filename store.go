@@ -3363,11 +3363,12 @@ func (s *store) stagedRestore() (restore int64, err error) {
 }
 
 // stagedDue returns staged jobs behind an id whose next tick is not ahead of
-// now, and of each when the last tick of the job it replaces was decided.
+// now, or of the last decided tick of the job it replaces, which a clock that
+// was set back leaves ahead of now; and of each that last tick.
 func (s *store) stagedDue(restore, after, now int64) (list []stagedJob, fired []int64, err error) {
 	err = s.viewEach(`SELECT st.id, st.name, st.schedule, st.timezone, st.starts_at, st.expires_at, coalesce(s.fired, 0)
 		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
-		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.next BETWEEN -9223372036854775807 AND ?3 AND st.disabled = 0 AND st.parent = '' ORDER BY st.id LIMIT ?4`,
+		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.next BETWEEN -9223372036854775807 AND max(?3, coalesce(s.fired, 0)) AND st.disabled = 0 AND st.parent = '' ORDER BY st.id LIMIT ?4`,
 		[]any{restore, after, now, ticksMax}, func(scan scanner) error {
 			var p stagedJob
 			var last int64
