@@ -1581,7 +1581,7 @@ func (a *applying) restore(r restoring) error {
 	}
 	for _, c := range restoreChecks {
 		var name string
-		err := a.s.get(c.query+" LIMIT 1", []any{r.Restore, a.c.Now}, &name)
+		err := a.s.get(c.query+" ORDER BY 1 LIMIT 1", []any{r.Restore, a.c.Now}, &name)
 		if err == nil {
 			return fmt.Errorf("%s: %w", name, c.err)
 		}
@@ -1619,7 +1619,7 @@ func (a *applying) acyclic() error {
 	var name string
 	err := a.s.get(`WITH RECURSIVE reached(id) AS (SELECT id FROM jobs WHERE parent = 0 AND deleted = 0
 		UNION ALL SELECT j.id FROM reached r JOIN jobs j ON j.parent = r.id AND j.parent <> 0 AND j.deleted = 0)
-		SELECT name FROM jobs WHERE parent <> 0 AND deleted = 0 AND id NOT IN reached LIMIT 1`, nil, &name)
+		SELECT name FROM jobs WHERE parent <> 0 AND deleted = 0 AND id NOT IN reached ORDER BY parent, name LIMIT 1`, nil, &name)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
 	}
@@ -2348,13 +2348,15 @@ func (a *applying) trim(t *trimming) error {
 			return err
 		}
 	}
-	if err := a.s.exec("DELETE FROM staged WHERE id IN (SELECT id FROM staged WHERE restore = ? LIMIT ?)", t.Restore, stagedRows); err != nil {
+	// The orders are those of the indexes: they cost nothing, and without one it
+	// would be up to SQLite which rows go.
+	if err := a.s.exec("DELETE FROM staged WHERE id IN (SELECT id FROM staged WHERE restore = ? ORDER BY name, id LIMIT ?)", t.Restore, stagedRows); err != nil {
 		return err
 	}
 	if err := a.s.exec("DELETE FROM requests WHERE idx <= ?", int64(t.Requests)); err != nil {
 		return err
 	}
-	if err := a.s.exec("DELETE FROM tick_days WHERE (job, day) IN (SELECT job, day FROM tick_days WHERE day < ? LIMIT ?)", t.Day, sliceRows); err != nil {
+	if err := a.s.exec("DELETE FROM tick_days WHERE (job, day) IN (SELECT job, day FROM tick_days WHERE day < ? ORDER BY day, job LIMIT ?)", t.Day, sliceRows); err != nil {
 		return err
 	}
 	if err := a.s.exec("DELETE FROM audit WHERE id <= ?", t.Audit); err != nil {

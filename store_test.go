@@ -398,6 +398,9 @@ func TestStore_RandomLog(t *testing.T) {
 	seed := randomSeed(t)
 	for i := range uint64(*storeLogs) {
 		s, other := mustOpen(t, simTempDir(t)), mustOpen(t, simTempDir(t))
+		if err := other.exec("PRAGMA reverse_unordered_selects = 1"); err != nil { // no order but one that was asked for holds
+			t.Fatal(err)
+		}
 		l := newRandomLog(t, s, seed+i)
 		half := 20 + l.rnd.IntN(60)
 		var rest []entry
@@ -1430,6 +1433,36 @@ func TestApply_Trim(t *testing.T) {
 	g.end(outcomeSuccess, open[0])
 	if tr, err = g.s.trimmable(5, 0, 0, 0, true); err != nil || tr.empty() {
 		t.Errorf("trimmable: %+v, %v, want those of the group that is over", tr, err)
+	}
+}
+
+// TestApply_TrimOrder: which rows go first does not depend on the order in which
+// SQLite happens to find them.
+func TestApply_TrimOrder(t *testing.T) {
+	var dumps [2]string
+	for i := range dumps {
+		g := newStage(t)
+		if err := g.s.exec(fmt.Sprint("PRAGMA reverse_unordered_selects = ", i)); err != nil {
+			t.Fatal(err)
+		}
+		var staged []stagedJob
+		for j := range stagedRows + 100 {
+			staged = append(staged, stagedJob{Job: job{Name: fmt.Sprint("job-", j*37%100, "-", j), Schedule: "@manually"}, Next: never})
+		}
+		res := g.do(&command{Stage: &staging{Jobs: staged}})
+		err := g.s.exec("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO tick_days SELECT i * 37 % 1009, i, 1, 0, 0, 0 FROM n", sliceRows+100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.do(&command{Trim: &trimming{Restore: int64(res.Index), Day: math.MaxInt64}})
+		var jobs, days int
+		if err := g.s.view("SELECT (SELECT count(*) FROM staged), (SELECT count(*) FROM tick_days)", nil, &jobs, &days); err != nil || jobs != 100 || days != 100 {
+			t.Errorf("%d staged jobs and %d counts are left, %v, want 100 of each", jobs, days, err)
+		}
+		dumps[i] = mustDump(t, g.s)
+	}
+	if diff := cmp.Diff(dumps[0], dumps[1]); diff != "" {
+		t.Errorf("the state depends on the order of rows:\n%s", diff)
 	}
 }
 
