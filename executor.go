@@ -106,6 +106,8 @@ const (
 	requestTimeoutMax = 1 << 30
 	// tlsBytesMax bounds each file of a job's TLS settings; all roots that systems trust take a quarter of it.
 	tlsBytesMax = 1 << 20
+	// idleTimeMax is shorter than servers keep a connection: one that they close just when a request is sent fails the run.
+	idleTimeMax = 4 * time.Second
 	// idlePerHostMax and idleMax bound the connections kept open: twice what fast endpoints need at once, and so many hosts.
 	idlePerHostMax = 2 * requestStarts
 	idleMax        = 1_024
@@ -1378,7 +1380,7 @@ func newTransport(config map[string]string, limits nodeLimits) (*http.Transport,
 		}
 		return proxy, err
 	}
-	t.MaxIdleConns, t.MaxIdleConnsPerHost = idleMax, idlePerHostMax
+	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.IdleConnTimeout = idleMax, idlePerHostMax, idleTimeMax
 	noVerify, err := strconv.ParseBool(config["tlsNoVerifyPeer"])
 	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: err == nil && noVerify}
 	if config["tlsCertificateFile"]+config["tlsCertificateKeyFile"] != "" {
