@@ -117,11 +117,76 @@ func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Wri
 	}
 	ctx, stop := firstSignal(ctx)
 	defer stop()
-	if err := serve(ctx, cfg, stdout, stderr); err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
+	out, log := newLines(stdout), newLines(stderr)
+	defer out.close()
+	defer log.close()
+	if err := serve(ctx, cfg, out, log); err != nil {
+		fmt.Fprintf(log, "belfry: %v\n", err)
 		return exitError
 	}
 	return exitOK
+}
+
+const (
+	linesMax      = 1024        // that wait to be written
+	linesPatience = time.Second // for these, when the program ends
+)
+
+// lines writes in the background, so that who writes a line never waits for
+// who should read it. A line that finds the queue full is dropped and counted;
+// how many were is written when there is room again.
+type lines struct {
+	queue   chan []byte // nil: the last
+	dropped atomic.Int64
+	ended   chan struct{}
+}
+
+func newLines(w io.Writer) *lines {
+	l := &lines{queue: make(chan []byte, linesMax), ended: make(chan struct{})}
+	go l.run(w)
+	return l
+}
+
+// Write takes a line. It never fails, and never blocks.
+func (l *lines) Write(line []byte) (int, error) {
+	select {
+	case l.queue <- append([]byte{}, line...):
+	default:
+		l.dropped.Add(1)
+	}
+	return len(line), nil
+}
+
+func (l *lines) run(w io.Writer) {
+	defer close(l.ended)
+	log := slog.New(slog.NewTextHandler(w, nil))
+	for line := range l.queue {
+		if line == nil {
+			return
+		}
+		w.Write(line) // nobody could be told of an error
+		if len(l.queue) > linesMax/2 {
+			continue
+		}
+		if n := l.dropped.Swap(0); n > 0 {
+			log.Warn("lines are missing here, because they were not read in time", "lines", n)
+		}
+	}
+}
+
+// close waits, but not for long, until all is written.
+func (l *lines) close() {
+	patience := time.NewTimer(linesPatience)
+	defer patience.Stop()
+	select {
+	case l.queue <- nil:
+	case <-patience.C:
+		return
+	}
+	select {
+	case <-l.ended:
+	case <-patience.C:
+	}
 }
 
 // firstSignal returns a context that ends with the first SIGINT or SIGTERM. By
@@ -446,7 +511,7 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 	return p
 }
 
-// serve runs a node until ctx ends.
+// serve runs a node until ctx ends. It counts on writers that never block.
 func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error) {
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 	listener, err := net.Listen("tcp", cfg.HTTPAddr)

@@ -347,15 +347,8 @@ func launch(t *testing.T, cmd *exec.Cmd) *process {
 	}
 	defer stdout.Close()
 	p.cmd.Stdout, p.cmd.Stderr = w, &p.log
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	p.start()
 	w.Close()
-	go func() {
-		p.cmd.Wait() // its status is in ProcessState
-		close(p.done)
-	}()
-	t.Cleanup(p.kill)
 	line := make([]byte, 4096)
 	n, err := stdout.Read(line)
 	m := firstLine.FindStringSubmatch(string(line[:n]))
@@ -365,6 +358,19 @@ func launch(t *testing.T, cmd *exec.Cmd) *process {
 	}
 	p.url = m[1]
 	return p
+}
+
+// start starts the process, which is killed when the test ends.
+func (p *process) start() {
+	p.t.Helper()
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	go func() {
+		p.cmd.Wait() // its status is in ProcessState
+		close(p.done)
+	}()
+	p.t.Cleanup(p.kill)
 }
 
 // eventually polls until ok, or fails.
@@ -562,6 +568,73 @@ func TestServe_SecondSignal(t *testing.T) {
 	p.eventually("outcome", func() bool { return slices.Equal(outcomes(p, "long"), []string{outcomeInterrupted}) })
 	p.end()
 	checkDir(t, filepath.Join(dir, "data"))
+}
+
+// TestServe_NobodyReads: a node whose output nobody reads leads, runs jobs, and
+// ends when it is told to.
+func TestServe_NobodyReads(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(t *testing.T, r, w *os.File)
+	}{
+		{"Full", func(t *testing.T, _, w *os.File) {
+			w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+			for err := error(nil); err == nil; {
+				_, err = w.Write(make([]byte, 4096))
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			defer w.Close()
+			c.spoil(t, r, w)
+			addr, dir := freeAddr(t), t.TempDir()
+			p := &process{t: t, url: "http://" + addr, done: make(chan struct{})}
+			p.cmd = program(t, dir, nil, "agent", "--server", "--bootstrap-expect=1", "--http-addr="+addr, "--bind-addr=127.0.0.1:0", "--data-dir=data")
+			p.cmd.Stdout, p.cmd.Stderr = w, w
+			p.start()
+			p.eventually("leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
+			p.must("POST", "/v1/jobs", shellJob("a", "@manually", "true"), nil)
+			p.must("POST", "/v1/jobs/a/run", nil, nil)
+			p.eventually("outcome", func() bool { return slices.Equal(outcomes(p, "a"), []string{outcomeSuccess}) })
+			p.end()
+			if got := p.cmd.ProcessState.ExitCode(); got != exitOK {
+				t.Errorf("the node ended with %v", p.cmd.ProcessState)
+			}
+		})
+	}
+}
+
+// TestLines: who writes does not wait for who reads; what does not fit is
+// counted, and what fits is written before the end.
+func TestLines(t *testing.T) {
+	r, w := io.Pipe()
+	l := newLines(w)
+	const sent = 3 * linesMax
+	for range sent {
+		fmt.Fprintln(l, "line")
+	}
+	read := make(chan string)
+	go func() {
+		text, _ := io.ReadAll(r)
+		read <- string(text)
+	}()
+	l.close()
+	w.Close()
+	text := <-read
+	kept, dropped := strings.Count(text, "line\n"), 0
+	for _, m := range regexp.MustCompile(` lines=(\d+)\n`).FindAllStringSubmatch(text, -1) {
+		n, _ := strconv.Atoi(m[1])
+		dropped += n
+	}
+	if kept < linesMax || kept+dropped != sent {
+		t.Errorf("%d lines written, %d counted as dropped, want %d in all", kept, dropped, sent)
+	}
 }
 
 // checkDir checks the database of a server that has ended.
