@@ -117,6 +117,7 @@ func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Wri
 	}
 	ctx, stop := firstSignal(ctx)
 	defer stop()
+	defer outliveReaders()()
 	out, log := newLines(stdout), newLines(stderr)
 	defer out.close()
 	defer log.close()
@@ -125,6 +126,15 @@ func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Wri
 		return exitError
 	}
 	return exitOK
+}
+
+// outliveReaders has the process live on, until stop is called, when a reader of
+// stdout or stderr is gone: the write fails. SIGPIPE is caught and not ignored,
+// because the commands of jobs would inherit that.
+func outliveReaders() (stop func()) {
+	signals := make(chan os.Signal, 1) // which nobody reads
+	signal.Notify(signals, syscall.SIGPIPE)
+	return func() { signal.Stop(signals) }
 }
 
 const (

@@ -575,14 +575,15 @@ func TestServe_SecondSignal(t *testing.T) {
 func TestServe_NobodyReads(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		spoil func(t *testing.T, r, w *os.File)
+		spoil func(r, w *os.File)
 	}{
-		{"Full", func(t *testing.T, _, w *os.File) {
+		{"Full", func(_, w *os.File) {
 			w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 			for err := error(nil); err == nil; {
 				_, err = w.Write(make([]byte, 4096))
 			}
 		}},
+		{"Gone", func(r, _ *os.File) { r.Close() }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -592,16 +593,19 @@ func TestServe_NobodyReads(t *testing.T) {
 			}
 			defer r.Close()
 			defer w.Close()
-			c.spoil(t, r, w)
+			c.spoil(r, w)
 			addr, dir := freeAddr(t), t.TempDir()
 			p := &process{t: t, url: "http://" + addr, done: make(chan struct{})}
 			p.cmd = program(t, dir, nil, "agent", "--server", "--bootstrap-expect=1", "--http-addr="+addr, "--bind-addr=127.0.0.1:0", "--data-dir=data")
 			p.cmd.Stdout, p.cmd.Stderr = w, w
 			p.start()
 			p.eventually("leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
-			p.must("POST", "/v1/jobs", shellJob("a", "@manually", "true"), nil)
+			p.must("POST", "/v1/jobs", shellJob("a", "@manually", "cd "+dir+"; (yes; echo $? > status) | head -n 1"), nil)
 			p.must("POST", "/v1/jobs/a/run", nil, nil)
 			p.eventually("outcome", func() bool { return slices.Equal(outcomes(p, "a"), []string{outcomeSuccess}) })
+			if status, err := os.ReadFile(filepath.Join(dir, "status")); string(status) != "141\n" {
+				t.Errorf("a command whose reader is gone ends with %q, %v, want that of SIGPIPE", status, err)
+			}
 			p.end()
 			if got := p.cmd.ProcessState.ExitCode(); got != exitOK {
 				t.Errorf("the node ended with %v", p.cmd.ProcessState)
