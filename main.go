@@ -128,6 +128,28 @@ func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Wri
 	return exitOK
 }
 
+// onHangup calls fn with every SIGHUP until stop is called, which waits.
+func onHangup(fn func()) (stop func()) {
+	signals, end, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-end:
+				return
+			case <-signals:
+				fn()
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(end)
+		<-ended
+	}
+}
+
 // outliveReaders has the process live on, until stop is called, when a reader of
 // stdout or stderr is gone: the write fails. SIGPIPE is caught and not ignored,
 // because the commands of jobs would inherit that.
@@ -531,15 +553,23 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	defer listener.Close()
 	cfg.HTTPAddr = listener.Addr().String()
 	scheme := "http"
+	hangup := func() { log.Info("there is nothing to read again, for the API has no certificate") }
 	if cfg.TLS.Cert != "" {
 		scheme = "https"
 		certs, err := newServerTLS(cfg.TLS)
 		if err != nil {
 			return err
 		}
-		defer certs.reloadOnHangup(log)()
+		hangup = func() {
+			if err := certs.reload(); err != nil {
+				log.Error("the API keeps its former certificate", "err", err)
+				return
+			}
+			log.Info("the API has read its certificate again")
+		}
 		listener = tls.NewListener(listener, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return certs.current.Load(), nil }})
 	}
+	defer onHangup(hangup)()
 	greet := func() {
 		if os.Geteuid() == 0 {
 			log.Warn("this node runs as root, and so do the commands of its jobs; run it as a user of its own")
@@ -610,32 +640,6 @@ func (t *serverTLS) reload() error {
 	}
 	t.current.Store(c)
 	return nil
-}
-
-// reloadOnHangup reloads with every SIGHUP until stop is called, which waits.
-func (t *serverTLS) reloadOnHangup(log *slog.Logger) (stop func()) {
-	signals, end, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
-	signal.Notify(signals, syscall.SIGHUP)
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-end:
-				return
-			case <-signals:
-			}
-			if err := t.reload(); err != nil {
-				log.Error("the API keeps its former certificate", "err", err)
-				continue
-			}
-			log.Info("the API has read its certificate again")
-		}
-	}()
-	return func() {
-		signal.Stop(signals)
-		close(end)
-		<-ended
-	}
 }
 
 // parts are what a node is made of.

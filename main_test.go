@@ -544,6 +544,18 @@ func TestServe_StopAgent(t *testing.T) {
 	}
 }
 
+// TestServe_Hangup: without a certificate SIGHUP changes nothing.
+func TestServe_Hangup(t *testing.T) {
+	t.Parallel()
+	p := startServer(t, t.TempDir())
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("word in the log", func() bool { return strings.Contains(p.log.String(), "nothing to read again") })
+	p.must("GET", "/health", nil, nil)
+	p.end()
+}
+
 // TestServe_SecondSignal: a second signal ends the process at once, whatever
 // runs; the next process says what became of it.
 func TestServe_SecondSignal(t *testing.T) {
