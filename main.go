@@ -80,29 +80,87 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	if len(args) == 0 {
 		args = []string{"agent", "--server", "--bootstrap-expect=1"}
 	}
-	switch args[0] {
+	command, rest := args[0], args[1:]
+	switch {
+	case isHelp(command):
+		command = "help"
+	case strings.TrimLeft(command, "-") == "version":
+		command = "version"
+	}
+	switch command {
 	case "agent":
-		return runAgent(ctx, args[1:], environ, stdout, stderr)
+		return runAgent(ctx, rest, environ, stdout, stderr)
 	case "acl":
-		return runACL(ctx, args[1:], environ, stdout, stderr)
+		return runACL(ctx, rest, environ, stdout, stderr)
 	case "leave", "raft":
 		return runRemote(ctx, args, environ, stdout, stderr)
 	case "recover":
-		return runRecover(args[1:], environ, stdout, stderr)
+		return runRecover(rest, environ, stdout, stderr)
 	case "keygen":
 		key := make([]byte, 32)
 		crand.Read(key) // never fails
-		fmt.Fprintln(stdout, base64.StdEncoding.EncodeToString(key))
-		return exitOK
-	case "version", "--version", "-version":
-		fmt.Fprintln(stdout, "belfry", version)
-		return exitOK
-	case "help", "-h", "-help", "--help":
+		return runPrint(command, rest, base64.StdEncoding.EncodeToString(key)+"\n", stdout, stderr)
+	case "version":
+		return runPrint(command, rest, "belfry "+version+"\n", stdout, stderr)
+	case "help":
+		if len(rest) > 0 && !isHelp(rest[0]) {
+			return commandLine(ctx, append(slices.Clone(rest), "-h"), environ, stdout, stderr)
+		}
 		fmt.Fprint(stdout, usage)
 		return exitOK
 	}
-	fmt.Fprintf(stderr, "belfry: there is no command %q; these are the commands:\n\n%s", args[0], usage)
+	fmt.Fprintf(stderr, "belfry: there is no command %q; these are the commands:\n\n%s", command, usage)
 	return exitUsage
+}
+
+// isHelp reports whether a word asks for help.
+func isHelp(word string) bool {
+	return slices.Contains([]string{"help", "-h", "-help", "--help"}, word)
+}
+
+// usageOf returns the lines of usage about a command.
+func usageOf(command string) string {
+	var b strings.Builder
+	for line := range strings.Lines(usage) {
+		if strings.HasPrefix(line, "  belfry "+command+" ") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// runPrint executes a command that has no flags and prints a text.
+func runPrint(command string, args []string, text string, stdout, stderr io.Writer) int {
+	switch {
+	case len(args) > 0 && isHelp(args[0]):
+		text = usageOf(command)
+	case len(args) > 0:
+		fmt.Fprintf(stderr, "belfry: %q: \"belfry %s\" takes nothing behind it\n", args[0], command)
+		return exitUsage
+	}
+	if _, err := io.WriteString(stdout, text); err != nil {
+		fmt.Fprintf(stderr, "belfry: %v\n", err)
+		return exitError
+	}
+	return exitOK
+}
+
+// parseFlags reads the flags of a command, and for those not given the
+// environment. Nothing may stand behind them. Who asks for help gets it on
+// help, and flag.ErrHelp.
+func parseFlags(fs *flag.FlagSet, args, environ []string, help io.Writer) error {
+	fs.SetOutput(io.Discard) // it says everything twice, and all flags for one that is wrong
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fs.SetOutput(help)
+		fs.Usage()
+		return err
+	} else if err != nil {
+		return fmt.Errorf("%w; \"%s -h\" lists the flags", err, fs.Name())
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("%q is no flag; all settings are flags, see \"%s -h\"", fs.Arg(0), fs.Name())
+	}
+	return fromEnvironment(fs, environ)
 }
 
 // runAgent runs a node until ctx ends or a signal comes.
@@ -290,7 +348,6 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		host = "localhost"
 	}
 	fs := flag.NewFlagSet("belfry agent", flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // it says everything twice, and all flags for one that is wrong
 	fs.BoolVar(&cfg.Server, "server", false, "keep state and lead; without it the node only runs jobs")
 	fs.IntVar(&cfg.BootstrapExpect, "bootstrap-expect", 0, "`number` of servers that found the cluster together")
 	fs.StringVar(&cfg.NodeName, "node-name", host, "unique `name` of this node")
@@ -335,17 +392,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.Func("allow-su", "`user` or user:group that shell jobs may run as with su, as a whole; may be given several times", list(&cfg.Limits.AllowSu))
 	fs.BoolVar(&cfg.Limits.AllowMetadata, "http-allow-metadata", false, "http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
 	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false, "http jobs do not reach private and loopback addresses")
-	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
-		fs.SetOutput(help)
-		fs.Usage()
-		return cfg, err
-	} else if err != nil {
-		return cfg, fmt.Errorf("%w; \"belfry agent -h\" lists the flags", err)
-	}
-	if fs.NArg() > 0 {
-		return cfg, fmt.Errorf("%q is no flag; all settings are flags, see \"belfry agent -h\"", fs.Arg(0))
-	}
-	if err := fromEnvironment(fs, environ); err != nil {
+	if err := parseFlags(fs, args, environ, help); err != nil {
 		return cfg, err
 	}
 	if encryptFile != "" {
@@ -884,6 +931,10 @@ const remoteTimeout = 30 * time.Second // of a command that acts on a running no
 func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	name := args[0]
 	if args = args[1:]; name == "raft" {
+		if len(args) > 0 && isHelp(args[0]) {
+			fmt.Fprint(stdout, usageOf(name))
+			return exitOK
+		}
 		if len(args) == 0 || args[0] != "list-peers" && args[0] != "remove-peer" {
 			fmt.Fprintln(stderr, "belfry: write \"belfry raft list-peers\" or \"belfry raft remove-peer --peer-id ID\"")
 			return exitUsage
@@ -891,22 +942,18 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 		name, args = "raft "+args[0], args[1:]
 	}
 	fs := flag.NewFlagSet("belfry "+name, flag.ContinueOnError)
-	fs.SetOutput(stderr)
 	var node remoteNode
 	node.flags(fs)
 	var peer string
 	if name == "raft remove-peer" {
 		fs.StringVar(&peer, "peer-id", "", "`id` of the server, as list-peers shows it")
 	}
-	err := fs.Parse(args)
-	if err == nil {
-		err = fromEnvironment(fs, environ)
+	err := parseFlags(fs, args, environ, stdout)
+	if errors.Is(err, flag.ErrHelp) {
+		return exitOK
 	}
 	if err == nil {
 		err = node.readToken()
-	}
-	if errors.Is(err, flag.ErrHelp) {
-		return exitOK
 	}
 	if err == nil && name == "raft remove-peer" && peer == "" {
 		err = errors.New("--peer-id: is required; \"belfry raft list-peers\" shows the ids")
@@ -1045,6 +1092,10 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 		name, args = strings.TrimSpace(name+" "+args[0]), args[1:]
 	}
 	needs, ok := aclCommands[name]
+	if !ok && len(args) > 0 && isHelp(args[0]) && (name == "" || strings.Contains(usageOf("acl"), "acl "+name+" ")) {
+		fmt.Fprint(stdout, usageOf("acl"))
+		return exitOK
+	}
 	if !ok {
 		fmt.Fprintf(stderr, "belfry: there is no command %q; behind \"belfry acl\" stand: %s\n", strings.TrimSpace("acl "+name), strings.Join(sortedKeys(aclCommands), ", "))
 		return exitUsage
@@ -1052,7 +1103,6 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 	var node remoteNode
 	var policies []string
 	fs := flag.NewFlagSet("belfry acl "+name, flag.ContinueOnError)
-	fs.SetOutput(stderr)
 	node.flags(fs)
 	given := map[string]*string{"name": new(string), "rules-file": new(string), "accessor-id": new(string)}
 	for _, f := range needs {
@@ -1067,15 +1117,9 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 		fs.StringVar(&ttl, "ttl", ttl, "`time` after which it is no longer valid, such as 24h")
 		fs.Func("policy", "`name` of a policy; may be given several times", list(&policies))
 	}
-	err := fs.Parse(args)
+	err := parseFlags(fs, args, environ, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return exitOK
-	}
-	if err == nil && fs.NArg() > 0 {
-		err = fmt.Errorf("%q is no flag; see \"belfry acl %s -h\"", fs.Arg(0), name)
-	}
-	if err == nil {
-		err = fromEnvironment(fs, environ)
 	}
 	for _, f := range needs {
 		if err == nil && *given[f] == "" {
@@ -1132,7 +1176,10 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 		pretty.Reset()
 		pretty.Write(answer)
 	}
-	fmt.Fprintln(stdout, pretty.String())
+	if _, err := fmt.Fprintln(stdout, pretty.String()); err != nil {
+		fmt.Fprintf(stderr, "belfry: it is done, but the answer cannot be written: %v\n", err)
+		return exitError
+	}
 	return exitOK
 }
 
@@ -1160,20 +1207,14 @@ func listPeers(ctx context.Context, node remoteNode, stdout io.Writer) error {
 // runRecover makes a server that does not run the only voter of a new cluster.
 func runRecover(args, environ []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("belfry recover", flag.ContinueOnError)
-	fs.SetOutput(stderr)
 	dir := fs.String("data-dir", "belfry.data", "`directory` of the server")
 	sure := fs.Bool("yes-i-lost-a-majority", false, "the other servers never come back: what only they had acknowledged is lost")
-	err := fs.Parse(args)
-	if err == nil {
-		err = fromEnvironment(fs, environ)
-	}
+	err := parseFlags(fs, args, environ, stdout)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case err == nil && !*sure:
 		err = errors.New("--yes-i-lost-a-majority: is required; while a majority of the servers can be started again, start them, for this gives up what only they had acknowledged")
-	case err == nil && fs.NArg() > 0:
-		err = fmt.Errorf("%q is no flag; see \"belfry recover -h\"", fs.Arg(0))
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "belfry: %v\n", err)

@@ -146,6 +146,17 @@ func TestCommandLine(t *testing.T) {
 		{name: "version", args: []string{"version"}},
 		{name: "help", args: []string{"help"}},
 		{name: "agent-help", args: []string{"agent", "-h"}},
+		{name: "raft-help", args: []string{"raft", "-h"}},
+		{name: "acl-help", args: []string{"acl", "-h"}},
+		{name: "leave-help", args: []string{"leave", "-h"}},
+		{name: "keygen-help", args: []string{"keygen", "--help"}},
+		{name: "help-of", args: []string{"help", "acl", "policy", "apply"}},
+		{name: "help-unknown", args: []string{"help", "nope"}},
+		{name: "keygen-words", args: []string{"keygen", "x"}},
+		{name: "version-words", args: []string{"version", "x"}},
+		{name: "leave-words", args: []string{"leave", "c"}},
+		{name: "peers-words", args: []string{"raft", "list-peers", "foo"}},
+		{name: "acl-flag", args: []string{"acl", "token", "list", "--nam=a"}},
 		{name: "unknown-command", args: []string{"serve"}},
 		{name: "raft-alone", args: []string{"raft"}},
 		{name: "remove-nobody", args: []string{"raft", "remove-peer"}},
@@ -254,6 +265,14 @@ func TestKeygen(t *testing.T) {
 	}
 	if texts[0] == texts[1] {
 		t.Error("two keys are the same")
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("needs a file that is always full")
+	}
+	defer full.Close()
+	if status := commandLine(t.Context(), []string{"keygen"}, nil, full, io.Discard); status != exitError {
+		t.Errorf("exit status %d where the key cannot be written, want %d", status, exitError)
 	}
 }
 
