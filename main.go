@@ -78,7 +78,7 @@ func main() {
 // commandLine is the program. It returns the exit status.
 func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
-		args = []string{"agent", "--server", "--bootstrap-expect=1"}
+		args = append([]string{"agent"}, alone(environ)...)
 	}
 	command, rest := args[0], args[1:]
 	switch {
@@ -111,6 +111,22 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	}
 	fmt.Fprintf(stderr, "belfry: there is no command %q; these are the commands:\n\n%s", command, usage)
 	return exitUsage
+}
+
+// alone returns the flags of "belfry" with nothing behind it: those of a server
+// that founds a cluster, as far as the environment does not say something else.
+func alone(environ []string) []string {
+	if _, server, ok := variable(environ, "server"); ok {
+		if on, err := strconv.ParseBool(server); err != nil || !on {
+			return nil
+		}
+	}
+	for _, name := range []string{"bootstrap-expect", "join", "retry-join"} {
+		if _, _, ok := variable(environ, name); ok {
+			return []string{"--server"}
+		}
+	}
+	return []string{"--server", "--bootstrap-expect=1"}
 }
 
 // isHelp reports whether a word asks for help.
@@ -422,26 +438,30 @@ func list(values *[]string) func(string) error {
 func fromEnvironment(fs *flag.FlagSet, environ []string) error {
 	given := map[string]bool{}
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	values := map[string]string{}
-	for _, kv := range environ {
-		k, v, _ := strings.Cut(kv, "=")
-		values[k] = v
-	}
 	var err error
 	fs.VisitAll(func(f *flag.Flag) {
-		name := strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		for _, key := range []string{"BELFRY_" + name, "DKRON_" + name} {
-			v, ok := values[key]
-			if !ok || given[f.Name] || err != nil {
-				continue
-			}
-			given[f.Name] = true
-			if e := fs.Set(f.Name, v); e != nil {
-				err = fmt.Errorf("%s: invalid value %q: %w", key, v, e)
-			}
+		key, v, ok := variable(environ, f.Name)
+		if !ok || given[f.Name] || err != nil {
+			return
+		}
+		if e := fs.Set(f.Name, v); e != nil {
+			err = fmt.Errorf("%s: invalid value %q: %w", key, v, e)
 		}
 	})
 	return err
+}
+
+// variable returns the variable of the environment that stands for a flag.
+func variable(environ []string, name string) (key, value string, ok bool) {
+	for _, prefix := range []string{"BELFRY_", "DKRON_"} {
+		key = prefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+		for _, kv := range slices.Backward(environ) { // the last counts
+			if value, ok = strings.CutPrefix(kv, key+"="); ok {
+				return key, value, true
+			}
+		}
+	}
+	return "", "", false
 }
 
 // validate names the flag that is wrong, and what would be right.

@@ -301,6 +301,30 @@ func TestConfig_Environment(t *testing.T) {
 	}
 }
 
+// TestConfig_Alone: "belfry" founds a cluster of one server, where the
+// environment does not say something else.
+func TestConfig_Alone(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		env    []string
+		server bool
+		expect int
+	}{
+		{"Nothing", nil, true, 1},
+		{"Expect", []string{"BELFRY_BOOTSTRAP_EXPECT=3"}, true, 3},
+		{"ExpectOfDkron", []string{"DKRON_SERVER=true", "DKRON_BOOTSTRAP_EXPECT=3"}, true, 3},
+		{"NoServer", []string{"BELFRY_SERVER=false", "BELFRY_RETRY_JOIN=127.0.0.1:8946"}, false, 0},
+		{"Joins", []string{"BELFRY_RETRY_JOIN=127.0.0.1:8946"}, true, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg, err := parseConfig(alone(c.env), c.env, io.Discard)
+			if err != nil || cfg.Server != c.server || cfg.BootstrapExpect != c.expect {
+				t.Errorf("server: %t, expects %d, %v, want %t, %d", cfg.Server, cfg.BootstrapExpect, err, c.server, c.expect)
+			}
+		})
+	}
+}
+
 // ---- Real processes
 
 // program is the command that runs this program in a directory.
