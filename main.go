@@ -383,14 +383,20 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of results on their way")
 	fs.TextVar(&cfg.LogLevel, "log-level", slog.LevelInfo, "least `level` that is logged: debug, info, warn or error")
 	fs.Func("tag", "`key=value` by which jobs choose this node; may be given several times", func(s string) error {
-		k, v, ok := strings.Cut(s, "=")
-		if !ok || k == "" {
-			return errors.New("write it as key=value")
+		var tags []string
+		if err := list(&tags)(s); err != nil {
+			return err
 		}
-		if cfg.Tags == nil {
-			cfg.Tags = map[string]string{}
+		for _, tag := range tags {
+			k, v, ok := strings.Cut(tag, "=")
+			if !ok || k == "" {
+				return errors.New("write it as key=value")
+			}
+			if cfg.Tags == nil {
+				cfg.Tags = map[string]string{}
+			}
+			cfg.Tags[k] = v
 		}
-		cfg.Tags[k] = v
 		return nil
 	})
 	fs.StringVar(&cfg.Datacenter, "datacenter", "dc1", "`name` of the node's data center, its tag dc")
@@ -471,6 +477,9 @@ func (c *config) validate() error {
 	}
 	if !c.Server && len(c.Join)+len(c.RetryJoin) == 0 {
 		return errors.New("--retry-join: a node without --server must know a server; name the address of its cluster plane")
+	}
+	if v, ok := c.Tags["server"]; ok && v != strconv.FormatBool(c.Server) {
+		return fmt.Errorf("--tag server=%s: this tag is reserved, it says whether a node has --server; choose another name", v)
 	}
 	if c.NodeName == "" || len(c.NodeName) > memberNameMax {
 		return fmt.Errorf("--node-name: must have 1 to %d bytes", memberNameMax)

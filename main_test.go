@@ -183,6 +183,7 @@ func TestCommandLine(t *testing.T) {
 		{name: "bad-duration", args: append(slices.Clone(agent), "--shutdown-grace=10")},
 		{name: "bad-level", args: append(slices.Clone(agent), "--log-level=loud")},
 		{name: "bad-tag", args: append(slices.Clone(agent), "--tag=web")},
+		{name: "reserved-tag", args: append(slices.Clone(agent), "--tag=server=false")},
 		{name: "bad-zone", args: append(slices.Clone(agent), "--timezone=Mars/Base")},
 		{name: "bad-catchup", args: append(slices.Clone(agent), "--catchup-window=25h")},
 		{name: "bad-keep", args: append(slices.Clone(agent), "--executions-keep=0")},
@@ -298,6 +299,22 @@ func TestConfig_Environment(t *testing.T) {
 				t.Errorf("parseConfig(%q, %q) keeps %d executions, %v, want %d", c.args, c.env, cfg.ExecutionsKept, err, c.want)
 			}
 		})
+	}
+}
+
+// TestConfig_Tags: several tags come in several flags, or with commas between
+// them, as they must in the environment.
+func TestConfig_Tags(t *testing.T) {
+	want := map[string]string{"a": "1", "b": "2=3"}
+	for _, c := range []struct{ args, env []string }{
+		{args: []string{"--tag=a=1", "--tag=b=2=3"}},
+		{args: []string{"--tag=a=1,b=2=3"}},
+		{env: []string{"BELFRY_TAG=a=1, b=2=3"}},
+	} {
+		cfg, err := parseConfig(append([]string{"--server"}, c.args...), c.env, io.Discard)
+		if diff := cmp.Diff(want, cfg.Tags); err != nil || diff != "" {
+			t.Errorf("%q, %q: %v, tags (-want +got):\n%s", c.args, c.env, err, diff)
+		}
 	}
 }
 
