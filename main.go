@@ -422,7 +422,9 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		if err != nil {
 			return cfg, fmt.Errorf("--encrypt-file: %w", err)
 		}
-		cfg.Encrypt = strings.TrimSpace(string(key))
+		if cfg.Encrypt = strings.TrimSpace(string(key)); cfg.Encrypt == "" {
+			return cfg, fmt.Errorf("--encrypt-file %s: the file is empty; write the output of \"belfry keygen\" into it", encryptFile)
+		}
 	}
 	return cfg, cfg.validate()
 }
@@ -798,6 +800,9 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	own, err := st.own()
 	if err != nil {
 		return err
+	}
+	if zone := st.timezone(); zone != "" && zone != cfg.Timezone {
+		log.Warn("jobs that name no zone keep that of the cluster; --timezone counts when a cluster is made", "cluster", zone, "timezone", cfg.Timezone)
 	}
 	if err := prepareBootstrap(cfg, st, log); err != nil {
 		return err

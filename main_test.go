@@ -174,6 +174,7 @@ func TestCommandLine(t *testing.T) {
 		{name: "recover-nothing", args: []string{"recover", "--yes-i-lost-a-majority", "--data-dir=nowhere"}},
 		{name: "bad-key", args: append(slices.Clone(agent), "--encrypt=c2hvcnQ=")},
 		{name: "bad-key-file", args: append(slices.Clone(agent), "--encrypt-file=nowhere")},
+		{name: "empty-key-file", args: append(slices.Clone(agent), "--encrypt-file=/dev/null")},
 		{name: "bad-join", args: append(slices.Clone(agent), "--retry-join=127.0.0.1:8946,db1")},
 		{name: "bad-multiplier", args: append(slices.Clone(agent), "--raft-multiplier=11")},
 		{name: "expect-without-server", args: []string{"agent", "--bootstrap-expect=3"}},
@@ -601,6 +602,25 @@ func TestServe_StopAgent(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{outcomeInterrupted}, outcomes(p, "long")); diff != "" {
 		t.Errorf("outcomes when the agent has ended (-want +got):\n%s\n%s", diff, &agent.log)
+	}
+}
+
+// TestServe_Timezone: the zone of a cluster stays, and who asks for another is
+// told so.
+func TestServe_Timezone(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, c := range []struct {
+		zone string
+		told bool
+	}{{"Europe/Berlin", false}, {"Asia/Tokyo", true}, {"Europe/Berlin", false}} {
+		p := startServer(t, dir, "--timezone="+c.zone)
+		p.must("POST", "/v1/jobs", shellJob("a", "@every 1s", "true"), nil)
+		p.eventually("run, so that the cluster is made", func() bool { return len(outcomes(p, "a")) > 0 })
+		p.end()
+		if told := strings.Contains(p.log.String(), "cluster=Europe/Berlin timezone="+c.zone); told != c.told {
+			t.Errorf("%s: told of another zone: %t, want %t\n%s", c.zone, told, c.told, &p.log)
+		}
 	}
 }
 
