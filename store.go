@@ -441,7 +441,36 @@ func (p *escapedPath) String() string {
 	return strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23").Replace(p.path)
 }
 
+// create makes an empty database, if there is none. It appears under its name
+// when it is whole, so that an empty file there is always what something else
+// has left.
+func (s *store) create() error {
+	switch info, err := os.Stat(s.path); {
+	case err == nil && info.Size() == 0:
+		return fmt.Errorf("%s is empty, as when the disk is full while a backup is written; put a whole one there, or delete it for a new database", filepath.Base(s.path))
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	fresh := s.path + ".new"
+	for _, name := range []string{fresh, s.path + "-wal", s.path + "-shm"} { // what is left of a former database
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	db, err := sql.Open("sqlite", (&store{path: fresh}).dsn("journal_mode(off)", "user_version(0)"))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(db.Ping(), db.Close()); err != nil {
+		return fmt.Errorf("cannot make the database: %w", err)
+	}
+	return os.Rename(fresh, s.path)
+}
+
 func (s *store) open() (err error) {
+	if err := s.create(); err != nil {
+		return err
+	}
 	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often
 	// enough to stay small, rarely enough that commits do not wait for it. What
 	// a savepoint may have to undo is kept in memory.

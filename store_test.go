@@ -683,6 +683,10 @@ func TestOpenStore_Err(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(garbage, "belfry.db"), []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	empty := t.TempDir()
+	if err := os.WriteFile(filepath.Join(empty, "belfry.db"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -692,6 +696,7 @@ func TestOpenStore_Err(t *testing.T) {
 		{"Newer", newer, errNewer.Error()},
 		{"ReadOnly", readOnlyDir(t), "cannot write there, choose a directory that this user may write"},
 		{"Garbage", garbage, "cannot read the database"},
+		{"Empty", empty, "belfry.db is empty"},
 		{"File", file, "cannot make the directory"},
 		{"Nowhere", readOnlyDir(t) + "/data", "cannot make the directory"},
 	} {
