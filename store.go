@@ -457,6 +457,13 @@ func (s *store) create() error {
 			return err
 		}
 	}
+	f, err := os.OpenFile(fresh, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
 	db, err := sql.Open("sqlite", (&store{path: fresh}).dsn("journal_mode(off)", "user_version(0)"))
 	if err != nil {
 		return err
@@ -467,8 +474,26 @@ func (s *store) create() error {
 	return os.Rename(fresh, s.path)
 }
 
+// shut lets nobody but this user read the database, whatever the directory
+// allows. SQLite gives new files beside it the same mode.
+func (s *store) shut() error {
+	for _, name := range []string{s.path, s.path + "-wal", s.path + "-shm"} {
+		info, err := os.Stat(name)
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			err = os.Chmod(name, 0o600)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("cannot keep other users from reading %s, give it to the user that belfry runs as: %w", filepath.Base(name), err)
+		}
+	}
+	return nil
+}
+
 func (s *store) open() (err error) {
 	if err := s.create(); err != nil {
+		return err
+	}
+	if err := s.shut(); err != nil {
 		return err
 	}
 	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often

@@ -523,6 +523,30 @@ func TestStore_Reopen(t *testing.T) {
 	}
 }
 
+// TestStore_Mode: the files of the database are their user's alone, new ones and
+// old ones, in a directory that all may read.
+func TestStore_Mode(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s := mustOpen(t, dir)
+		files, err := filepath.Glob(filepath.Join(dir, "belfry.db*"))
+		if err != nil || len(files) != 3 {
+			t.Errorf("the files are %q, %v", files, err)
+		}
+		for _, file := range files {
+			if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
+				t.Errorf("%s has mode %v, %v", file, info.Mode(), err)
+			}
+		}
+		if err := errors.Join(s.close(), os.Chmod(s.path, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestStore_Truncate: entries that another leader replaces were never applied,
 // and are not applied after a restart either.
 func TestStore_Truncate(t *testing.T) {
