@@ -474,14 +474,31 @@ func hideValues(doc []byte) ([]byte, error) {
 func hideConfig(config map[string]string) map[string]string {
 	shown := maps.Clone(config)
 	for k, v := range config {
-		lower := strings.ToLower(k)
-		isSecret := func(word string) bool { return strings.Contains(lower, word) }
 		// A URL can have a password before its host.
-		if slices.ContainsFunc(secretWords, isSecret) || lower == "url" && strings.Contains(v, "@") {
+		if secretKey(k) || urlKey(k) && strings.Contains(v, "@") {
 			shown[k] = hiddenValue
 		}
 	}
 	return shown
+}
+
+func urlKey(key string) bool { return strings.EqualFold(key, "url") }
+
+// secretKey reports whether a key of executor_config is that of a secret.
+func secretKey(key string) bool {
+	lower := strings.ToLower(key)
+	return slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(lower, word) })
+}
+
+// checkHidden refuses an executor_config that was read by somebody who may not
+// see what is secret in it: stored, it would take the place of the secret.
+func checkHidden(config map[string]string) error {
+	for _, k := range sortedKeys(config) {
+		if config[k] == hiddenValue && (secretKey(k) || urlKey(k)) {
+			return fmt.Errorf("executor_config.%s: is %q, which is what those see who may not see it; send the value, or leave the job as it is", k, hiddenValue)
+		}
+	}
+	return nil
 }
 
 // plainJSON is json.Marshal for people: it writes <hidden> and not

@@ -603,6 +603,23 @@ func TestACL_Jobs(t *testing.T) {
 			}
 		}
 
+		// What a viewer was shown does not take the place of the secrets.
+		export := s.mustAs(http.StatusOK, viewer, "GET", "/v1/jobs", "")
+		form := "--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n" + export + "\r\n--XX--\r\n"
+		for _, text := range []string{
+			s.mustAs(http.StatusBadRequest, root, "POST", "/v1/restore", form, "Content-Type", "multipart/form-data; boundary=XX"),
+			s.mustAs(http.StatusBadRequest, root, "POST", "/v1/jobs", s.mustAs(http.StatusOK, viewer, "GET", "/v1/jobs/team-a-1", "")),
+			s.mustAs(http.StatusBadRequest, root, "PUT", "/v1/jobs/team-a-1", s.mustAs(http.StatusOK, viewer, "GET", "/v1/jobs/team-a-1", "")),
+			s.mustAs(http.StatusBadRequest, root, "POST", "/v1/jobs", `{"name": "team-a-1", "schedule": "@manually", "executor": "http", "executor_config": {"url": "<hidden>"}}`),
+		} {
+			if !strings.Contains(text, `: is "<hidden>", which is what those see who may not see it; send the value, or leave the job as it is`) {
+				t.Errorf("what a viewer was shown is answered: %s", text)
+			}
+		}
+		if text := s.mustAs(http.StatusOK, root, "GET", "/v1/jobs/team-a-1", ""); !strings.Contains(text, "hunter2") {
+			t.Errorf("the secret is gone: %s", text)
+		}
+
 		for _, c := range []struct {
 			secret, method, target, body string
 			status                       int

@@ -206,6 +206,9 @@ func (j *job) validate(zone string) error {
 	if j.ParentJob == j.Name {
 		return errors.New("parent_job: a job cannot be its own parent")
 	}
+	if err := checkHidden(j.ExecutorConfig); err != nil {
+		return err
+	}
 	if j.Executor == executorShell {
 		if err := checkShellConfig(j.ExecutorConfig); err != nil {
 			return err
