@@ -89,7 +89,7 @@ type policyRules struct {
 // decodePolicy reads the policy called name as clients send it. What it does
 // not know it refuses: a rule that is overlooked would grant less, or more,
 // than its author meant. No body, which upstream's document does not have, is a
-// policy that grants nothing. The error is one sentence that names the field.
+// policy that grants nothing, for one that is new. The error is one sentence that names the field.
 func decodePolicy(name string, doc []byte) (policy, error) {
 	if len(doc) == 0 {
 		doc = []byte(`{"Rules": "{}"}`)

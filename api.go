@@ -1586,6 +1586,15 @@ func (a *api) putPolicy(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, badRequest("the policy is invalid: %v", err)
 	}
+	if _, fixed := builtInPolicy(p.Name); len(body) == 0 && !fixed {
+		old, err := a.store.policy(p.Name)
+		switch {
+		case err == nil && old != p:
+			return nil, badRequest("the body is empty, and would take from the policy %q all that it grants; send its Rules, or {\"Rules\": \"{}\"} if that is meant", p.Name)
+		case err != nil && !errors.Is(err, errNoPolicy):
+			return nil, err
+		}
+	}
 	return &response{status: http.StatusAccepted, body: p}, a.scheduler.putPolicy(r.Context(), req, p)
 }
 
