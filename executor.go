@@ -943,6 +943,28 @@ func checkShellConfig(config map[string]string) error {
 	return err
 }
 
+// checkHTTPConfig says what in the executor_config of an http job would be taken for something else than was meant, or
+// could never be met. What else may be wrong shows when it runs, as in Dkron; and a timeout without a digit is the default
+// there too.
+func checkHTTPConfig(config map[string]string) error {
+	timeout := config["timeout"]
+	if n, err := strconv.Atoi(timeout); (err != nil || n < 1) && strings.ContainsAny(timeout, "0123456789") {
+		return fmt.Errorf(`executor_config.timeout: %q is not a whole number of seconds such as "30"`, timeout)
+	}
+	if want := config["expectCode"]; want != "" {
+		for s := range strings.SplitSeq(want, ",") {
+			s = strings.TrimSpace(s)
+			if n, err := strconv.Atoi(s); s != "" && (err != nil || n < 100 || n > 999) {
+				return fmt.Errorf(`executor_config.expectCode: %q is not a list of status codes such as "200,204"`, want)
+			}
+		}
+	}
+	if _, err := regexp.Compile(config["expectBody"]); err != nil {
+		return fmt.Errorf("executor_config.expectBody: is not a regular expression: %w", err)
+	}
+	return nil
+}
+
 // parseLimits returns the limits in executor_config, zero for none.
 func parseLimits(config map[string]string) (timeout time.Duration, memoryBytes int64, err error) {
 	if s := config["timeout"]; s != "" {

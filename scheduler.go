@@ -209,10 +209,15 @@ func (j *job) validate(zone string) error {
 	if err := checkHidden(j.ExecutorConfig); err != nil {
 		return err
 	}
-	if j.Executor == executorShell {
-		if err := checkShellConfig(j.ExecutorConfig); err != nil {
-			return err
-		}
+	var err error
+	switch j.Executor {
+	case executorShell:
+		err = checkShellConfig(j.ExecutorConfig)
+	case executorHTTP:
+		err = checkHTTPConfig(j.ExecutorConfig)
+	}
+	if err != nil {
+		return err
 	}
 	if j.Timezone != "" {
 		if _, err := loadZone(j.zone(zone)); err != nil {

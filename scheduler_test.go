@@ -119,6 +119,14 @@ func TestDecodeJob(t *testing.T) {
 // name; what only a run can find out is accepted.
 func TestJob_Validate(t *testing.T) {
 	ok := job{Name: "a", Schedule: "@every 1m"}
+	http := func(config ...string) func(*job) {
+		return func(j *job) {
+			j.Executor, j.ExecutorConfig = executorHTTP, map[string]string{}
+			for i := 0; i < len(config); i += 2 {
+				j.ExecutorConfig[config[i]] = config[i+1]
+			}
+		}
+	}
 	for _, c := range []struct {
 		name  string
 		edit  func(j *job)
@@ -144,6 +152,15 @@ func TestJob_Validate(t *testing.T) {
 		{"ErrTimezone", func(j *job) { j.Timezone = "Mars/Base" }, "timezone"},
 		{"ErrTimezoneOfChild", func(j *job) { j.Timezone, j.ParentJob, j.Schedule = "Mars/Base", "b", "" }, "timezone"},
 		{"ErrTimeout", func(j *job) { j.Executor, j.ExecutorConfig = executorShell, map[string]string{"timeout": "soon"} }, "executor_config"},
+		{"OKHTTPEmpty", http(), ""},
+		{"OKHTTPTimeoutText", http("timeout", "abc"), ""}, // as upstream
+		{"OKHTTPExpectations", http("timeout", "5", "expectCode", "200, 206,", "expectBody", "^ok$"), ""},
+		{"ErrHTTPTimeoutDuration", http("timeout", "5s"), "executor_config.timeout"},
+		{"ErrHTTPTimeoutNegative", http("timeout", "-5"), "executor_config.timeout"},
+		{"ErrHTTPTimeoutZero", http("timeout", "0"), "executor_config.timeout"},
+		{"ErrHTTPCode", http("expectCode", "200-299"), "executor_config.expectCode"},
+		{"ErrHTTPCodeWords", http("expectCode", "200 206"), "executor_config.expectCode"},
+		{"ErrHTTPBody", http("expectBody", "("), "executor_config.expectBody"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			j := ok
