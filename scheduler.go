@@ -206,6 +206,13 @@ func (j *job) validate(zone string) error {
 	if j.ParentJob == j.Name {
 		return errors.New("parent_job: a job cannot be its own parent")
 	}
+	for _, k := range sortedKeys(j.Tags) {
+		value := j.Tags[k]
+		i := strings.LastIndexByte(value, ':')
+		if n, err := strconv.Atoi(value[i+1:]); i >= 0 && err == nil && n < 1 {
+			return fmt.Errorf("tags.%s: %q ends in a number of nodes below 1, on which nothing would run; write 1 or more, or leave the number out", k, value)
+		}
+	}
 	if err := checkHidden(j.ExecutorConfig); err != nil {
 		return err
 	}

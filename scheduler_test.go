@@ -151,6 +151,9 @@ func TestJob_Validate(t *testing.T) {
 		{"ErrScheduleEmpty", func(j *job) { j.Schedule = "" }, "schedule"},
 		{"ErrTimezone", func(j *job) { j.Timezone = "Mars/Base" }, "timezone"},
 		{"ErrTimezoneOfChild", func(j *job) { j.Timezone, j.ParentJob, j.Schedule = "Mars/Base", "b", "" }, "timezone"},
+		{"OKTagCount", func(j *job) { j.Tags = map[string]string{"role": "web:1", "dc": "0", "rack": "-1", "addr": "a:b"} }, ""},
+		{"ErrTagCountZero", func(j *job) { j.Tags = map[string]string{"dc": "dc1", "role": "web:0"} }, "tags.role"},
+		{"ErrTagCountNegative", func(j *job) { j.Tags = map[string]string{"role": "web:-1"} }, "tags.role"},
 		{"ErrTimeout", func(j *job) { j.Executor, j.ExecutorConfig = executorShell, map[string]string{"timeout": "soon"} }, "executor_config"},
 		{"OKHTTPEmpty", http(), ""},
 		{"OKHTTPTimeoutText", http("timeout", "abc"), ""}, // as upstream
