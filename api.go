@@ -1794,8 +1794,8 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 	next := []time.Time{}
 	for t := s.next(from); !t.IsZero() && len(next) < n; t = s.next(t) {
 		local := t.In(loc)
-		if local.Year() < 0 || local.Year() > 9999 {
-			break // what JSON has no form for
+		if local.Year() < 0 || nanosOf(t) == math.MaxInt64 {
+			break // what JSON has no form for, or no job falls due at
 		}
 		next = append(next, local)
 	}

@@ -103,7 +103,9 @@ func (i *instant) UnmarshalJSON(doc []byte) error {
 	if err != nil {
 		return badTime(fmt.Sprintf("%q is no time, write it as in \"2030-01-31T12:00:00Z\"", *text))
 	}
-	*i = instant(nanosOf(t))
+	if !t.IsZero() { // as Go's clients write that there is none
+		*i = instant(nanosOf(t))
+	}
 	return nil
 }
 
@@ -181,7 +183,25 @@ func decodeJob(doc []byte, j job) (job, error) {
 	if _, err := d.Token(); err != io.EOF {
 		return job{}, errors.New("the body must hold one JSON object and nothing behind it")
 	}
-	return j, nil
+	err = j.checkTimes()
+	return j, err
+}
+
+// checkTimes refuses what nanosOf had no number for, but for an end that never
+// comes, which is none.
+func (j *job) checkTimes() error {
+	if j.ExpiresAt == math.MaxInt64 {
+		j.ExpiresAt = 0
+	}
+	for _, c := range []struct {
+		field string
+		at    instant
+	}{{"starts_at", j.StartsAt}, {"expires_at", j.ExpiresAt}} {
+		if c.at == math.MinInt64+1 || c.at == math.MaxInt64 {
+			return fmt.Errorf("%s: must lie in the years 1678 to 2261, or be null", c.field)
+		}
+	}
+	return nil
 }
 
 // validate checks what can be checked without looking at other jobs. zone is
@@ -299,9 +319,10 @@ func (j *job) firstTick(zone string, now, fired int64) int64 {
 	return j.within(s.next(after))
 }
 
-// within returns t in nanoseconds, or never if it lies behind the job's window.
+// within returns t in nanoseconds, or never if it lies behind the job's window,
+// or behind what nanoseconds can tell.
 func (j *job) within(t time.Time) int64 {
-	if t.IsZero() || j.ExpiresAt != 0 && nanosOf(t) > int64(j.ExpiresAt) {
+	if t.IsZero() || nanosOf(t) == math.MaxInt64 || j.ExpiresAt != 0 && nanosOf(t) > int64(j.ExpiresAt) {
 		return never
 	}
 	return nanosOf(t)

@@ -103,6 +103,9 @@ func TestDecodeJob(t *testing.T) {
 		{`{"name":"a","executor_config":{"command":["x"]}}`, "executor_config: a JSON array does not fit here"},
 		{`{"name":"a","expires_at":"tomorrow"}`, `"tomorrow" is no time`},
 		{`{"name":"a","expires_at":5}`, "a time must be a string"},
+		{`{"name":"a","starts_at":"9999-12-31T23:59:59Z"}`, "starts_at: must lie in the years 1678 to 2261, or be null"},
+		{`{"name":"a","starts_at":"1677-12-31T23:59:59Z"}`, "starts_at: must lie in the years 1678 to 2261, or be null"},
+		{`{"name":"a","expires_at":"1500-01-01T00:00:00Z"}`, "expires_at: must lie in the years 1678 to 2261, or be null"},
 		{`{"name":"a"}{}`, "the body must hold one JSON object and nothing behind it"},
 	} {
 		j, err := decodeJob([]byte(c.doc), job{Concurrency: concurrencyAllow})
@@ -194,6 +197,7 @@ func TestJob_FirstTick(t *testing.T) {
 		{"EveryBehindFired", job{Schedule: "@every 10s"}, "2026-03-01T12:00:35Z", "2026-03-01T12:00:45Z"},
 		{"Manually", job{Schedule: "@manually"}, "", ""},
 		{"At", job{Schedule: "@at 2026-03-01T13:00:00Z"}, "", "2026-03-01T13:00:00Z"},
+		{"AtNever", job{Schedule: "@at 9999-01-01T00:00:00Z"}, "", ""},
 		{"AtPast", job{Schedule: "@at 2026-03-01T11:00:00Z"}, "", ""},
 		{"StartsAt", job{Schedule: "0 * * * * *", StartsAt: instant(at("2026-03-02T00:00:00Z"))}, "", "2026-03-02T00:00:00Z"},
 		{"StartsAtPast", job{Schedule: "0 * * * * *", StartsAt: instant(at("2026-02-02T00:00:00Z"))}, "", "2026-03-01T12:01:00Z"},
