@@ -348,6 +348,7 @@ type config struct {
 
 const (
 	deliverPatience = 2 * time.Second // that a node which stops has for the last results
+	handOverPause   = time.Second     // between its tries to have another server lead
 	deliverPause    = 5 * time.Millisecond
 )
 
@@ -753,39 +754,54 @@ func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger
 // it from the top down, so that nothing loses what it stands on.
 func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) error {
 	var g errgroup.Group
-	failed := make(chan struct{})
-	stopPlane, stopDriver := spawn(&g, failed, n.plane.run), func() {}
+	failed, fail := context.WithCancel(context.Background())
+	defer fail()
+	stopPlane, stopDriver := spawn(&g, fail, n.plane.run), func() {}
 	if n.clu != nil {
-		stopDriver = spawn(&g, failed, n.clu.run)
+		stopDriver = spawn(&g, fail, n.clu.run)
 	}
-	stopReports, stopWeb := spawn(&g, failed, n.exec.run), spawn(&g, failed, webServer(listener, under(cfg.HTTPPrefix, n.front), log))
+	stopReports, stopWeb := spawn(&g, fail, n.exec.run), spawn(&g, fail, webServer(listener, under(cfg.HTTPPrefix, n.front), log))
 	greet()
 	select {
 	case <-ctx.Done():
 		log.Info("stopping", "grace", cfg.ShutdownGrace)
-	case <-failed:
+	case <-failed.Done():
 	}
 
 	// 1. Take no more requests, and answer those that are here.
 	stopWeb()
 	// 2. Start nothing more, here or elsewhere.
 	n.plane.leaving()
+	stopHandOver := func() {}
 	if n.clu != nil {
 		n.sched.stopFiring()
 		// 3. Let another lead, if there is one. If not, this server leads until it stops.
 		if err := n.clu.handOver(context.Background()); err != nil && len(n.clu.status().Voters) > 1 {
-			log.Warn("the others will elect a leader when this server is silent", "err", err)
+			log.Warn("no other server could be made the leader yet; it is tried again while this one stops", "err", err)
 		}
+		stopHandOver = spawn(&g, fail, n.keepHandingOver)
 	}
 	// 4. Let what runs end, and then end it.
 	n.exec.stop(cfg.ShutdownGrace)
 	// 5. Deliver the results; what nobody takes in time is on disk.
 	waitUntil(deliverPatience, func() bool { return n.exec.undelivered() == 0 })
+	stopHandOver()
 	stopReports()
 	// 6. Stop writing, and say good-bye.
 	stopDriver()
 	stopPlane()
 	return g.Wait()
+}
+
+// keepHandingOver lets another server lead as often as this one does, which fires
+// nothing any more: a hand-over may fail, or who took over may be gone.
+func (n *parts) keepHandingOver(ctx context.Context) error {
+	for pause(ctx, handOverPause) == nil {
+		if n.clu.leading() && len(n.clu.status().Voters) > 1 {
+			n.clu.handOver(ctx) // an error is for the next time
+		}
+	}
+	return nil
 }
 
 // runServer runs a server.
@@ -936,19 +952,15 @@ func waitUntil(patience time.Duration, done func() bool) {
 	}
 }
 
-// spawn runs fn in g and returns what ends it. If fn fails, failed is closed.
-func spawn(g *errgroup.Group, failed chan struct{}, fn func(context.Context) error) (stop func()) {
+// spawn runs fn in g and returns what ends it. If fn fails, it calls fail.
+func spawn(g *errgroup.Group, fail func(), fn func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	g.Go(func() error {
 		defer close(ended)
 		err := fn(ctx)
 		if err != nil {
-			select {
-			case <-failed:
-			default:
-				close(failed)
-			}
+			fail()
 		}
 		return err
 	})
