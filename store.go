@@ -3258,9 +3258,12 @@ func (s *store) unfinishedExecutions() ([]executionRow, error) {
 	return s.collectExecutions(0, "WHERE e.finished = 0 ORDER BY e.id")
 }
 
-// openExecution returns the oldest unfinished execution of a job, if any.
+// openExecution returns the oldest unfinished execution of a job, if any. Of the
+// finished ones it passes only those that are younger, however many are kept:
+// open says how many there are to find, beside the retries to come.
 func (s *store) openExecution(job int64) (e executionRow, ok bool, err error) {
-	list, err := s.collectExecutions(0, "WHERE e.job = ?2 AND +e.finished = 0 ORDER BY e.id LIMIT 1", job)
+	list, err := s.collectExecutions(0, `WHERE e.id = (SELECT min(id) FROM (SELECT id FROM executions WHERE job = ?2 AND +finished = 0 ORDER BY id DESC
+		LIMIT coalesce((SELECT open FROM job_state WHERE job = ?2), 0) - (SELECT count(*) FROM pending WHERE job = ?2 AND cause = 'retry')))`, job)
 	if err != nil || len(list) == 0 {
 		return executionRow{}, false, err
 	}
@@ -3365,7 +3368,7 @@ func (s *store) collectPending(tail string, arg any) ([]pendingRow, error) {
 // all but the newest ticksKept ticks of a job, and the audit trail before a time.
 func (s *store) trimmable(keep int, requests uint64, day, audit int64, whole bool) (t trimming, err error) {
 	slack := max(10, keep/10) // few large deletions cost less than many small ones
-	rows := 0
+	rows := 0                 // executions that go, with outputs of up to 256 kB each
 	// Of groups that are not over nothing is dropped: who asked for that would
 	// ask for it for ever.
 	err = s.viewEach(`SELECT job, surplus, upto FROM (
@@ -3395,10 +3398,14 @@ func (s *store) trimmable(keep int, requests uint64, day, audit int64, whole boo
 	}
 	if err == nil {
 		// Of what a deleted job still runs the row must stay, so that it can end.
-		err = s.viewEach(`SELECT id FROM jobs j WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND +finished = 0) LIMIT 10`, nil, func(scan scanner) error {
+		err = s.viewEach(`SELECT id, (SELECT count(*) FROM executions WHERE job = j.id) FROM jobs j
+			WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND +finished = 0) ORDER BY id LIMIT 10`, nil, func(scan scanner) error {
 			var id int64
-			err := scan(&id)
-			t.Jobs = append(t.Jobs, id)
+			var n int
+			err := scan(&id, &n)
+			if rows += n; rows <= sliceRows || len(t.Executions)+len(t.Jobs) == 0 {
+				t.Jobs = append(t.Jobs, id)
+			}
 			return err
 		})
 	}

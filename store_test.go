@@ -1465,6 +1465,74 @@ func TestApply_Trim(t *testing.T) {
 	}
 }
 
+// TestStore_OpenExecution: of a job the oldest execution that has not ended is
+// found, and none if only a retry is to come.
+func TestStore_OpenExecution(t *testing.T) {
+	g := newStage(t, job{Name: "a", Concurrency: concurrencyForbid, Retries: 1}, job{Name: "b"})
+	check := func(want int64) {
+		t.Helper()
+		e, ok, err := g.s.openExecution(g.jobs["a"].ID)
+		if err != nil || ok != (want != 0) || e.ID != want {
+			t.Errorf("execution %d, %t, %v, want %d", e.ID, ok, err, want)
+		}
+	}
+	g.tick("b", "n1") // older than all of them
+	check(0)
+	for range 5 {
+		g.end(outcomeSuccess, g.tick("a", "n1", "n2")...)
+	}
+	check(0)
+	e := g.tick("a", "n1", "n2", "n3", "n4")
+	check(e[0])
+	g.end(outcomeSuccess, e[0], e[2])
+	check(e[1])
+	g.end(outcomeFailed, e[1])
+	check(e[3])
+	retry := g.runPending(target{"n2", 7}).Started[0][0]
+	check(e[3])
+	g.end(outcomeFailed, e[3])
+	check(retry)
+	g.end(outcomeFailed, retry)
+	check(0)
+	g.wantPending("retry a 2")
+}
+
+// TestApply_TrimDeleted: deleted jobs go many at once, or slice by slice if
+// much is kept of them.
+func TestApply_TrimDeleted(t *testing.T) {
+	g := newStage(t, job{Name: "large"}, job{Name: "b"}, job{Name: "c"}, job{Name: "runs"})
+	nodes := make([]string, sliceRows/2)
+	for i := range nodes {
+		nodes[i] = fmt.Sprint("n", i)
+	}
+	for range 3 {
+		g.end(outcomeSuccess, g.tick("large", nodes...)...)
+	}
+	g.end(outcomeSuccess, g.tick("b", "n1", "n2")...)
+	running := g.tick("runs", "n1")
+	for _, name := range []string{"large", "b", "c", "runs"} {
+		v := g.jobs[name]
+		if res := g.do(&command{Delete: &v}); res.Err != nil {
+			t.Fatal(res.Err)
+		}
+	}
+	for i, want := range [][2]int{{4, sliceRows/2 + 3}, {1, 1}, {1, 1}} { // jobs and executions that are left
+		if i == 2 {
+			g.end(outcomeSuccess, running...)
+			want = [2]int{}
+		}
+		tr, err := g.s.trimmable(5, 0, 0, 0, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.do(&command{Trim: &tr})
+		var got [2]int
+		if err := g.s.view("SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM executions)", nil, &got[0], &got[1]); err != nil || got != want {
+			t.Errorf("after %d trims %d jobs and %d executions are left, %v, want %v", i+1, got[0], got[1], err, want)
+		}
+	}
+}
+
 // TestApply_TrimOrder: which rows go first does not depend on the order in which
 // SQLite happens to find them.
 func TestApply_TrimOrder(t *testing.T) {
