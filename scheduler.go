@@ -1961,15 +1961,23 @@ func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int
 	// and what follows from it is still to be queued and dispatched.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
+	now := s.now().UnixNano()
 	for range writeTries {
-		now := s.now().UnixNano()
 		c, err := compute(now)
 		if err != nil {
 			return applied{}, err
 		}
 		c.Actor, c.Now, c.Request, c.Audit.Address = r.Actor, now, r.ID, r.Address
 		res, err = s.propose(ctx, c)
-		if !errors.Is(err, errConflict) && !errors.Is(err, errUndecided) {
+		now = s.now().UnixNano()
+		switch {
+		case errors.Is(err, errUndecided) && len(c.Put) > 0:
+			// The loop that fires may be late for long, and always later than now.
+			m := s.moment()
+			if now, err = m.now, s.fireTicks(ctx, m, c.jobs()); err != nil {
+				return applied{}, err
+			}
+		case !errors.Is(err, errConflict) && !errors.Is(err, errUndecided):
 			return res, err
 		}
 		select {
@@ -1979,6 +1987,15 @@ func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int
 		}
 	}
 	return applied{}, errConflict
+}
+
+// jobs returns the ids of the jobs that a put changes.
+func (c *command) jobs() []int64 {
+	ids := make([]int64, len(c.Put))
+	for i, p := range c.Put {
+		ids[i] = p.Base.ID
+	}
+	return ids
 }
 
 // keep has a repetition of the request answered as this one, with row.

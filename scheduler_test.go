@@ -424,6 +424,19 @@ func TestScheduler_MuteNode(t *testing.T) {
 	}
 }
 
+// A change of a job does not wait until the loop that fires has caught up: a
+// leader that is always late could never be told to stop.
+func TestScheduler_ChangeWhileLate(t *testing.T) {
+	now := testStart
+	s, sent := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@every 1s"})
+	now += int64(3 * time.Second)
+	row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a")
+	if err != nil || !row.Disabled || row.open != 3 || len(*sent) != 1 {
+		t.Errorf("%d runs were started, in %d orders, before the job is %+v, %v; want the three that are due, and the job disabled", row.open, len(*sent), row, err)
+	}
+}
+
 // A run that went to another process while it was killed is killed there.
 func TestScheduler_KillMoved(t *testing.T) {
 	now := testStart
