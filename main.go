@@ -352,7 +352,13 @@ const (
 	deliverPause    = 5 * time.Millisecond
 )
 
-const catchupWindowMax = 24 * time.Hour // all ticks in it are looked at one by one
+// Bounds of the catch-up window. A tick is always looked at a little late, by a
+// new leader some seconds, because it waits for the nodes: it must not count as
+// missed for that. Ticks in the window are looked at one by one.
+const (
+	catchupWindowMin = 10 * time.Second
+	catchupWindowMax = 24 * time.Hour
+)
 
 // parseConfig reads flags, and for those not given the environment: BELFRY_
 // or, for who comes from Dkron, DKRON_ before the flag's name in capitals. Who
@@ -522,8 +528,8 @@ func (c *config) validate() error {
 	if _, err := loadZone(c.Timezone); err != nil {
 		return fmt.Errorf("--timezone: %w", err)
 	}
-	if c.CatchupWindow < 0 || c.CatchupWindow > catchupWindowMax {
-		return fmt.Errorf("--catchup-window: must lie between 0 and %s", catchupWindowMax)
+	if c.CatchupWindow < catchupWindowMin || c.CatchupWindow > catchupWindowMax {
+		return fmt.Errorf("--catchup-window: must be at least %s and at most %s", catchupWindowMin, catchupWindowMax)
 	}
 	if c.ExecutionsKept < 1 {
 		return errors.New("--executions-keep: must be at least 1")

@@ -187,6 +187,7 @@ func TestCommandLine(t *testing.T) {
 		{name: "reserved-tag", args: append(slices.Clone(agent), "--tag=server=false")},
 		{name: "bad-zone", args: append(slices.Clone(agent), "--timezone=Mars/Base")},
 		{name: "bad-catchup", args: append(slices.Clone(agent), "--catchup-window=25h")},
+		{name: "bad-catchup-short", args: append(slices.Clone(agent), "--catchup-window=9s")},
 		{name: "bad-keep", args: append(slices.Clone(agent), "--executions-keep=0")},
 		{name: "bad-grace", args: append(slices.Clone(agent), "--shutdown-grace=-1s")},
 		{name: "bad-address", args: append(slices.Clone(agent), "--http-addr=8080")},
