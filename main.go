@@ -433,6 +433,11 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 			return cfg, fmt.Errorf("--encrypt-file %s: the file is empty; write the output of \"belfry keygen\" into it", encryptFile)
 		}
 	}
+	said := false
+	fs.Visit(func(f *flag.Flag) { said = said || f.Name == "timezone" })
+	if _, err := loadZone(cfg.Timezone); err != nil && !said {
+		return cfg, fmt.Errorf("TZ: %w; or name one with --timezone", err)
+	}
 	return cfg, cfg.validate()
 }
 
@@ -582,21 +587,36 @@ func isLoopback(addr string) bool {
 // localZone returns the name of this machine's zone: TZ, or what
 // /etc/localtime points to, else UTC. Go itself only knows it as "Local".
 func localZone(environ []string) string {
+	file := "/etc/localtime"
 	for _, kv := range environ {
-		if zone, ok := strings.CutPrefix(kv, "TZ="); ok && zone != "" {
-			return strings.TrimPrefix(zone, ":")
+		zone, ok := strings.CutPrefix(kv, "TZ=")
+		if zone = strings.TrimPrefix(zone, ":"); !ok || zone == "" {
+			continue
 		}
+		if !filepath.IsAbs(zone) {
+			return zone
+		}
+		file = zone
 	}
-	path, err := filepath.EvalSymlinks("/etc/localtime")
-	if err != nil {
-		return "UTC"
+	if zone, ok := zoneOf(file); ok {
+		return zone
 	}
-	if _, zone, ok := strings.Cut(path, "/zoneinfo/"); ok {
-		if _, err := loadZone(zone); err == nil {
+	if path, err := filepath.EvalSymlinks(file); err == nil {
+		if zone, ok := zoneOf(path); ok {
 			return zone
 		}
 	}
+	if file != "/etc/localtime" {
+		return file // which is no name
+	}
 	return "UTC"
+}
+
+// zoneOf returns the name of the zone in a file of the system's.
+func zoneOf(file string) (zone string, ok bool) {
+	_, zone, _ = strings.Cut(file, "/zoneinfo/")
+	_, err := loadZone(zone)
+	return zone, zone != "" && err == nil
 }
 
 // tags returns all tags of the node: the operator's, and those that Dkron's

@@ -304,6 +304,31 @@ func TestConfig_Environment(t *testing.T) {
 	}
 }
 
+// TestConfig_Zone: TZ may name a zone as the C library understands it.
+func TestConfig_Zone(t *testing.T) {
+	server := []string{"--server", "--bootstrap-expect=1"}
+	local, err := parseConfig(server, nil, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for tz, want := range map[string]string{
+		"": local.Timezone, ":/etc/localtime": local.Timezone, "Europe/Berlin": "Europe/Berlin", ":Europe/Berlin": "Europe/Berlin",
+		"/usr/share/zoneinfo/Europe/Berlin": "Europe/Berlin", ":/usr/share/zoneinfo/Europe/Berlin": "Europe/Berlin",
+	} {
+		if cfg, err := parseConfig(server, []string{"TZ=" + tz}, io.Discard); err != nil || cfg.Timezone != want {
+			t.Errorf("TZ=%s: zone %q, %v, want %q", tz, cfg.Timezone, err, want)
+		}
+	}
+	for _, tz := range []string{"UTC0", "CET-1CEST", "/nowhere"} {
+		if _, err := parseConfig(server, []string{"TZ=" + tz}, io.Discard); err == nil || !strings.HasPrefix(err.Error(), "TZ: ") {
+			t.Errorf("TZ=%s: %v, want an error that names TZ", tz, err)
+		}
+		if _, err := parseConfig(append(server, "--timezone=UTC"), []string{"TZ=" + tz}, io.Discard); err != nil {
+			t.Errorf("TZ=%s with --timezone: %v", tz, err)
+		}
+	}
+}
+
 // TestConfig_Tags: several tags come in several flags, or with commas between
 // them, as they must in the environment.
 func TestConfig_Tags(t *testing.T) {
