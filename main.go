@@ -60,7 +60,7 @@ const usage = `belfry: a job scheduler, cron for a cluster.
 These act on a running node, --http-addr says on which (127.0.0.1:8080):
 
   belfry leave                            take the node out of its cluster and stop it
-  belfry raft list-peers                  list the servers that vote
+  belfry raft list-peers                  list the servers: who leads, who votes, who is alive
   belfry raft remove-peer --peer-id ID    take a server that is gone for good out of the voters
   belfry acl bootstrap                    make the first management token, on the server's machine
   belfry acl policy apply --name N --rules-file F
@@ -1018,7 +1018,7 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 	node.flags(fs)
 	var peer string
 	if name == "raft remove-peer" {
-		fs.StringVar(&peer, "peer-id", "", "`id` of the server, as list-peers shows it")
+		fs.StringVar(&peer, "peer-id", "", "`id` of the server, as list-peers shows it, or its name if no other has it")
 	}
 	err := parseFlags(fs, args, environ, stdout)
 	if errors.Is(err, flag.ErrHelp) {
@@ -1038,11 +1038,11 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 	defer cancel()
 	switch name {
 	case "leave":
-		_, err = callAPI(ctx, http.MethodPost, node, "/v1/leave")
+		_, err = node.askAll(ctx, http.MethodPost, "/v1/leave")
 	case "raft list-peers":
 		err = listPeers(ctx, node, stdout)
 	case "raft remove-peer":
-		_, err = callAPI(ctx, http.MethodDelete, node, "/v1/raft/peers/"+url.PathEscape(peer))
+		err = removePeer(ctx, node, peer)
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "belfry: %v\n", err)
@@ -1072,6 +1072,9 @@ func (n *remoteNode) flags(fs *flag.FlagSet) {
 func (n *remoteNode) client() (*http.Client, string, error) {
 	addr, secure := strings.CutPrefix(n.addr, "https://")
 	addr = strings.TrimRight(strings.TrimPrefix(addr, "http://"), "/")
+	if strings.HasPrefix(addr, ":") { // a node listens on all addresses then
+		addr = "127.0.0.1" + addr
+	}
 	if !strings.Contains(addr, "/") {
 		addr += n.prefix
 	}
@@ -1099,8 +1102,11 @@ func (n *remoteNode) readToken() error {
 	return nil
 }
 
-// errNotThere is returned for what the node does not know.
-var errNotThere = errors.New("there is no such thing; \"list\" shows what there is")
+// Why a node answers that something is not there.
+var (
+	errNotThere = errors.New("there is no such thing; \"list\" shows what there is")
+	errNoAPI    = errors.New("there is no belfry API below that address; see --http-prefix")
+)
 
 // ask makes a request and returns the body of the answer. doc is JSON, nil for
 // no body.
@@ -1125,6 +1131,10 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 		r.Header.Set("X-Dkron-Token", n.token)
 	}
 	resp, err := client.Do(r)
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return nil, fmt.Errorf("--http-addr %s: the node's certificate is not to be trusted; --tls-ca names the file with those that sign it, and --http-addr must be a name in it: %w", n.addr, untrusted.Err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("--http-addr %s: no node answers there: %w", n.addr, err)
 	}
@@ -1133,6 +1143,8 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 	switch {
 	case err != nil:
 		return nil, err
+	case resp.StatusCode == http.StatusNotFound && resp.Header.Get("X-Whom") == "":
+		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, errNoAPI)
 	case resp.StatusCode == http.StatusNotFound:
 		return nil, errNotThere
 	case resp.StatusCode/100 != 2:
@@ -1141,11 +1153,11 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 	return body, nil
 }
 
-// callAPI makes a request about servers and returns the body of the answer.
-func callAPI(ctx context.Context, method string, node remoteNode, path string) ([]byte, error) {
-	body, err := node.ask(ctx, method, path, nil)
+// askAll is ask about what every node has.
+func (n *remoteNode) askAll(ctx context.Context, method, path string) ([]byte, error) {
+	body, err := n.ask(ctx, method, path, nil)
 	if errors.Is(err, errNotThere) {
-		err = errNoServer
+		err = fmt.Errorf("--http-addr %s: %w", n.addr, errNoAPI)
 	}
 	return body, err
 }
@@ -1255,25 +1267,71 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 	return exitOK
 }
 
-func listPeers(ctx context.Context, node remoteNode, stdout io.Writer) error {
-	body, err := callAPI(ctx, http.MethodGet, node, "/v1/raft/peers")
+// peersOf returns the servers that a node knows.
+func peersOf(ctx context.Context, node remoteNode) ([]raftPeer, error) {
+	body, err := node.askAll(ctx, http.MethodGet, "/v1/raft/peers")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var peers []raftPeer
 	if err := json.Unmarshal(body, &peers); err != nil {
-		return fmt.Errorf("the answer is not that of a belfry: %w", err)
+		return nil, fmt.Errorf("the answer is not that of a belfry: %w", err)
+	}
+	return peers, nil
+}
+
+func listPeers(ctx context.Context, node remoteNode, stdout io.Writer) error {
+	peers, err := peersOf(ctx, node)
+	if err != nil {
+		return err
+	}
+	var members []memberView // who may not list them sees no status
+	if body, err := node.ask(ctx, http.MethodGet, "/v1/members", nil); err == nil {
+		if err := json.Unmarshal(body, &members); err != nil {
+			return fmt.Errorf("the answer is not that of a belfry: %w", err)
+		}
 	}
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NODE\tID\tADDRESS\tSTATE\tVOTER")
+	fmt.Fprintln(w, "NODE\tID\tADDRESS\tSTATE\tVOTER\tSTATUS")
 	for _, p := range peers {
-		state := "follower"
+		state, status := "follower", "unknown"
 		if p.Leader {
 			state = "leader"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%t\n", p.Node, p.ID, p.Address, state, p.Voter)
+		for _, m := range members {
+			if m.Name == p.Node && net.JoinHostPort(m.Addr, strconv.Itoa(m.Port)) == p.Address {
+				status = m.StatusText
+			}
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%t\t%s\n", p.Node, p.ID, p.Address, state, p.Voter, status)
 	}
 	return w.Flush()
+}
+
+// removePeer takes a server out of the voters, by its id, or by its name if no
+// other has it.
+func removePeer(ctx context.Context, node remoteNode, peer string) error {
+	peers, err := peersOf(ctx, node) // who may not list them must know the id
+	if errors.Is(err, errNoAPI) {
+		return err
+	}
+	var ids []string
+	for _, p := range peers {
+		if p.Node == peer {
+			ids = append(ids, p.ID)
+		}
+	}
+	switch isID := slices.ContainsFunc(peers, func(p raftPeer) bool { return p.ID == peer }); {
+	case isID:
+	case len(ids) == 1:
+		peer = ids[0]
+	case len(ids) > 1:
+		return fmt.Errorf("--peer-id: the servers %s are all called %q; name the one that is gone by its id", strings.Join(ids, " and "), peer)
+	}
+	if _, err = node.ask(ctx, http.MethodDelete, "/v1/raft/peers/"+url.PathEscape(peer), nil); errors.Is(err, errNotThere) {
+		err = errNoServer
+	}
+	return err
 }
 
 // runRecover makes a server that does not run the only voter of a new cluster.

@@ -2073,16 +2073,33 @@ func TestServe_Prefix(t *testing.T) {
 		}
 	}
 	addr := strings.TrimPrefix(first.url, "http://")
-	for _, flags := range [][]string{{"--http-addr=" + addr}, {"--http-addr=" + first.url + "/"}, {"--http-addr=" + strings.TrimSuffix(addr, "/belfry"), "--http-prefix=/belfry"}} {
+	_, port, _ := strings.Cut(addr, ":")
+	for _, flags := range [][]string{{"--http-addr=" + addr}, {"--http-addr=:" + port}, {"--http-addr=" + first.url + "/"}, {"--http-addr=" + strings.TrimSuffix(addr, "/belfry"), "--http-prefix=/belfry"}} {
 		out, err := program(t, t.TempDir(), nil, append([]string{"raft", "list-peers"}, flags...)...).CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "n1") {
+		if err != nil || !regexp.MustCompile(`(?m)^n1 .* leader +true +alive$`).Match(out) {
 			t.Errorf("raft list-peers %s: %s, %v", flags, out, err)
 		}
 	}
-	if out, err := program(t, t.TempDir(), nil, "leave", "--http-addr="+nodes["/other"].url).CombinedOutput(); err != nil {
-		t.Errorf("leave: %s, %v", out, err)
+	for _, p := range []string{strings.TrimSuffix(first.url, "/belfry"), nodes[""].url + "/elsewhere"} {
+		for _, command := range [][]string{{"leave"}, {"raft", "list-peers"}, {"raft", "remove-peer", "--peer-id=x"}} {
+			out, err := program(t, t.TempDir(), nil, append(command, "--http-addr="+p)...).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "no belfry API below that address; see --http-prefix") {
+				t.Errorf("%s at %s: %s, %v", command, p, out, err)
+			}
+		}
 	}
-	nodes["/other"].ended()
+	for _, p := range []string{"/other", ""} {
+		if out, err := program(t, t.TempDir(), nil, "leave", "--http-addr="+nodes[p].url).CombinedOutput(); err != nil {
+			t.Errorf("leave: %s, %v", out, err)
+		}
+		nodes[p].ended()
+	}
+	for _, name := range []string{"n1", "nobody"} { // alive, unknown
+		out, err := program(t, t.TempDir(), nil, "raft", "remove-peer", "--peer-id="+name, "--http-addr="+first.url).CombinedOutput()
+		if want := map[string]error{"n1": errAliveVoter, "nobody": errNoServer}[name]; err == nil || !strings.Contains(string(out), want.Error()) {
+			t.Errorf("remove-peer %s: %s, %v, want %v", name, out, err, want)
+		}
+	}
 }
 
 // ---- Bursts
