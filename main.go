@@ -344,6 +344,7 @@ type config struct {
 	CORSOrigins     []string      // whose pages may use the API
 	Limits          nodeLimits    // what jobs may do here
 	ShutdownGrace   time.Duration // that running executions have to end when the node stops
+	Unused          []string      // variables of the environment that look like flags and are none
 }
 
 const (
@@ -433,6 +434,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 			return cfg, fmt.Errorf("--encrypt-file %s: the file is empty; write the output of \"belfry keygen\" into it", encryptFile)
 		}
 	}
+	cfg.Unused = unused(fs, environ)
 	said := false
 	fs.Visit(func(f *flag.Flag) { said = said || f.Name == "timezone" })
 	if _, err := loadZone(cfg.Timezone); err != nil && !said {
@@ -471,10 +473,16 @@ func fromEnvironment(fs *flag.FlagSet, environ []string) error {
 	return err
 }
 
+var variablePrefixes = []string{"BELFRY_", "DKRON_"}
+
+func variableName(prefix, name string) string {
+	return prefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
 // variable returns the variable of the environment that stands for a flag.
 func variable(environ []string, name string) (key, value string, ok bool) {
-	for _, prefix := range []string{"BELFRY_", "DKRON_"} {
-		key = prefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	for _, prefix := range variablePrefixes {
+		key = variableName(prefix, name)
 		for _, kv := range slices.Backward(environ) { // the last counts
 			if value, ok = strings.CutPrefix(kv, key+"="); ok {
 				return key, value, true
@@ -482,6 +490,27 @@ func variable(environ []string, name string) (key, value string, ok bool) {
 		}
 	}
 	return "", "", false
+}
+
+// unused returns the variables that look as if they stood for a flag, and do
+// not. The token is for the commands, which may share the environment.
+func unused(fs *flag.FlagSet, environ []string) []string {
+	names := []string{"token", "token-file"}
+	fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
+	var known, list []string
+	for _, prefix := range variablePrefixes {
+		for _, name := range names {
+			known = append(known, variableName(prefix, name))
+		}
+	}
+	for _, kv := range environ {
+		key, _, _ := strings.Cut(kv, "=")
+		looks := slices.ContainsFunc(variablePrefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
+		if looks && !slices.Contains(known, key) {
+			list = append(list, key)
+		}
+	}
+	return list
 }
 
 // validate names the flag that is wrong, and what would be right.
@@ -651,6 +680,9 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 // serve runs a node until ctx ends. It counts on writers that never block.
 func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error) {
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	for _, name := range cfg.Unused {
+		log.Warn("this variable of the environment stands for no flag, and does nothing", "variable", name)
+	}
 	listener, err := net.Listen("tcp", cfg.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("--http-addr %s: cannot listen there, choose another address: %w", cfg.HTTPAddr, err)

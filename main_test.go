@@ -329,6 +329,15 @@ func TestConfig_Zone(t *testing.T) {
 	}
 }
 
+// TestConfig_Unused: a misspelt variable does not go unnoticed.
+func TestConfig_Unused(t *testing.T) {
+	env := []string{"BELFRY_HTTP_ADR=:80", "BELFRY_LOG_LEVEL=warn", "BELFRY_TOKEN=x", "DKRON_TAG=a=1", "DKRON_WEBHOOK_URL=x", "HOME=/"}
+	cfg, err := parseConfig([]string{"--server"}, env, io.Discard)
+	if diff := cmp.Diff([]string{"BELFRY_HTTP_ADR", "DKRON_WEBHOOK_URL"}, cfg.Unused); err != nil || diff != "" {
+		t.Errorf("%v, unused (-want +got):\n%s", err, diff)
+	}
+}
+
 // TestConfig_Tags: several tags come in several flags, or with commas between
 // them, as they must in the environment.
 func TestConfig_Tags(t *testing.T) {
