@@ -367,7 +367,8 @@ func trimSlash(mux *http.ServeMux) http.Handler {
 // checkHost refuses requests whose Host is no name of this server. A page of
 // somebody else's can point its own name at our address (DNS rebinding) and
 // then read and write as one origin with us; it cannot do so with an address
-// or with a name that is not its own.
+// or with a name that is not its own. No browser leaves Host out, as HTTP/1.0
+// may: a proxy does that looks whether the server is there.
 func (a *api) checkHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Whom", a.node)
@@ -382,6 +383,9 @@ func (a *api) checkHost(next http.Handler) http.Handler {
 }
 
 func (a *api) ownHost(host string) bool {
+	if host == "" {
+		return true
+	}
 	name, _, err := net.SplitHostPort(host)
 	if err != nil {
 		name = host

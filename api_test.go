@@ -1083,6 +1083,7 @@ func TestAPI_Browsers(t *testing.T) {
 			{"Own", "POST", "localhost", nil, 200, ""},
 			{"OwnPage", "POST", "localhost", map[string]string{"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}, 200, ""},
 			{"AllowedHost", "POST", "belfry.example:8080", nil, 200, ""},
+			{"NoHost", "GET", "", nil, 200, ""},
 			{"Rebinding", "GET", "evil.example", nil, 421, ""},
 			{"RebindingBelow", "GET", "evil.belfry.example", nil, 421, ""},
 			{"Foreign", "POST", "localhost", map[string]string{"Origin": "https://evil.example"}, 403, ""},
