@@ -2263,6 +2263,7 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 
 // relayHandler is the HTTP side of a node without state: what it is asked, a
 // server answers, which looks at the token and counts the failures of addresses.
+// That it does not lead it says to anybody.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc(leaveRoute, func(w http.ResponseWriter, r *http.Request) {
@@ -2275,11 +2276,12 @@ func (a *api) relayHandler() http.Handler {
 		}
 	})
 	relay := func(w http.ResponseWriter, r *http.Request) {
-		if err := a.relay(w, r, actorAnonymous, newRequestID()); err != nil {
+		if err := a.askServer(w, r); err != nil {
 			a.fail(w, r, err)
 		}
 	}
 	mux.HandleFunc("/", relay)
+	mux.Handle("GET /v1/isleader", a.answer(a.isFollower))
 	for _, stream := range []string{watchRoute, outputRoute} {
 		mux.HandleFunc(stream, func(w http.ResponseWriter, r *http.Request) {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it may go on for days
@@ -2298,13 +2300,26 @@ func (a *api) relayHandler() http.Handler {
 	return a.guard(mux)
 }
 
+// errNoServerThere is what a node without state answers that reaches no server.
+var errNoServerThere = problem{http.StatusServiceUnavailable, "no server can be reached; see --retry-join"}
+
+// askServer has a server answer a request to a node without state.
+func (a *api) askServer(w http.ResponseWriter, r *http.Request) error {
+	err := a.relay(w, r, actorAnonymous, newRequestID())
+	if errors.Is(err, errNotLeader) {
+		a.log.Debug("no server answers in place of this node", "err", err)
+		err = errNoServerThere
+	}
+	return err
+}
+
 // mayLeave has the leader say whether the caller may take this node out, and put
 // on record that it does. Without access control everybody may.
 func (a *api) mayLeave(r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
 	defer cancel()
 	answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	err := a.relay(answer, a.askedToLeave(ctx, r), actorAnonymous, newRequestID())
+	err := a.askServer(answer, a.askedToLeave(ctx, r))
 	switch {
 	case err == nil && answer.status == http.StatusOK:
 		return nil
@@ -2354,9 +2369,13 @@ func (a *api) showLeader(r *http.Request) (*response, error) {
 
 func (a *api) isLeader(r *http.Request) (*response, error) {
 	if !a.leading() {
-		return &response{status: http.StatusNotFound, body: "I am a follower"}, nil
+		return a.isFollower(r)
 	}
 	return &response{status: http.StatusOK, body: "I am a leader"}, nil
+}
+
+func (a *api) isFollower(*http.Request) (*response, error) {
+	return &response{status: http.StatusNotFound, body: "I am a follower"}, nil
 }
 
 // health answers 200 as upstream, or 503 and what is wrong, each in a sentence

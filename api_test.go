@@ -1111,6 +1111,31 @@ func TestAPI_Browsers(t *testing.T) {
 	})
 }
 
+// TestAPI_Agent: a node without state leads in no case, whoever answers in its
+// place, and says so where nobody does.
+func TestAPI_Agent(t *testing.T) {
+	for _, c := range []struct {
+		target string
+		relay  error
+		status int
+		text   string
+	}{
+		{"/v1/isleader", nil, 404, `"I am a follower"`},
+		{"/v1/jobs", nil, 200, ""},
+		{"/v1/jobs", errNotLeader, 503, "no server can be reached; see --retry-join"},
+		{"/v1/jobs", errUnknown, 504, errUnknown.Error()},
+	} {
+		a := &api{node: "n1", log: slog.New(slog.DiscardHandler), relay: func(http.ResponseWriter, *http.Request, string, string) error { return c.relay }}
+		r := httptest.NewRequest("GET", c.target, nil)
+		r.Host = "localhost"
+		w := httptest.NewRecorder()
+		a.relayHandler().ServeHTTP(w, r)
+		if w.Code != c.status || w.Body.String() != c.text {
+			t.Errorf("%s where the relay returns %v: %d %s, want %d %s", c.target, c.relay, w.Code, w.Body, c.status, c.text)
+		}
+	}
+}
+
 // openAnswer is an answer that is read while it is written.
 type openAnswer struct {
 	lockedBuffer
