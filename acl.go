@@ -617,7 +617,10 @@ func removeBootstrapSecret(dir string) error {
 func decodeStrict(doc []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(doc))
 	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
+	switch err := d.Decode(v); {
+	case err == io.EOF:
+		return errors.New("it is empty")
+	case err != nil:
 		return err
 	}
 	if _, err := d.Token(); err != io.EOF {

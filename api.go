@@ -689,6 +689,10 @@ type response struct {
 // answer turns what a handler returns into HTTP: the one place that knows how.
 func (a *api) answer(handle func(*http.Request) (*response, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
+			a.fail(w, r, badRequest("the query cannot be read: %v; write & between parameters, and in them %%XX for what is no letter or digit", err))
+			return
+		}
 		res, err := handle(r)
 		if err != nil {
 			a.fail(w, r, err)
@@ -889,9 +893,20 @@ func (a *api) jobResponse(r *http.Request, status int, row *jobRow, res applied,
 	return out, err
 }
 
+// plain refuses a body that is sent in another form than it has.
+func plain(r *http.Request) error {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return problem{http.StatusUnsupportedMediaType, fmt.Sprintf("Content-Encoding: %q is not taken; send the body as it is", coding)}
+	}
+	return nil
+}
+
 // body reads a whole request body of at most limit bytes. One that breaks off
 // is the client's fault.
 func body(r *http.Request, limit int64) ([]byte, error) {
+	if err := plain(r); err != nil {
+		return nil, err
+	}
 	doc, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, limit))
 	var large *http.MaxBytesError
 	if err != nil && !errors.As(err, &large) {
@@ -1022,6 +1037,9 @@ func (a *api) restore(r *http.Request) (*response, error) {
 
 // uploadedFile returns the part "file" of a form.
 func uploadedFile(r *http.Request) (io.Reader, error) {
+	if err := plain(r); err != nil {
+		return nil, err
+	}
 	form, err := r.MultipartReader()
 	for err == nil {
 		var part *multipart.Part
@@ -1902,6 +1920,9 @@ func (a *api) recentExecutions(r *http.Request) (*response, error) {
 	limit, err := limitParam(q, recentMax)
 	if err != nil {
 		return nil, err
+	}
+	if known := append([]string{"bad"}, runOutcomes...); q.Get("outcome") != "" && !slices.Contains(known, q.Get("outcome")) {
+		return nil, badRequest("outcome: %q is none, want one of %s", q.Get("outcome"), strings.Join(known, ", "))
 	}
 	outputMax, err := strconv.Atoi(q.Get("output_size_limit"))
 	if err != nil || outputMax < 0 {

@@ -177,6 +177,8 @@ func decodeJob(doc []byte, j job) (job, error) {
 		return job{}, fmt.Errorf("%s: a JSON %s does not fit here", typ.Field, typ.Value)
 	case errors.As(err, &typ):
 		return job{}, fmt.Errorf("a job must be a JSON object, not a JSON %s", typ.Value)
+	case err == io.EOF:
+		return job{}, errors.New("the body is empty")
 	case err != nil:
 		return job{}, fmt.Errorf("the body is no job: %w", err)
 	}

@@ -89,7 +89,7 @@ func TestDecodeJob(t *testing.T) {
 		{`{"name":"a"}`, ""},
 		{`{"name":"a","unknown":{"x":1},"retries":null,"tags":null,"concurrency":null}`, ""},
 		{`{"name":"a","starts_at":"2030-01-31T12:00"}`, ""},
-		{``, "the body is no job: EOF"},
+		{``, "the body is empty"},
 		{`{`, "the body is no job: unexpected EOF"},
 		{`[]`, "a job must be a JSON object, not a JSON array"},
 		{`"a"`, "a job must be a JSON object, not a JSON string"},
