@@ -267,7 +267,7 @@ func (a *api) cors(next http.Handler) http.Handler {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		w.Header().Set("Access-Control-Expose-Headers", "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Older")
+		w.Header().Set("Access-Control-Expose-Headers", "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Not-Run, Belfry-Older")
 		next.ServeHTTP(w, r)
 	})
 }
@@ -915,6 +915,8 @@ func body(r *http.Request, limit int64) ([]byte, error) {
 	return doc, err
 }
 
+// putJob stores a job, and runs it if the query says so. Whether it could be run
+// then is no matter of the answer's status, which is of the job.
 func (a *api) putJob(r *http.Request) (*response, error) {
 	if a.store.paused.Load() {
 		return nil, errPaused
@@ -938,13 +940,20 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
+	header := jobLocation(j.Name)
 	if r.URL.Query().Has("runoncreate") {
 		req.ID, req.Keep = req.ID+" run", nil
-		if _, _, err := a.scheduler.runNow(r.Context(), req, j.Name); err != nil {
-			return nil, fmt.Errorf("the job was stored, but not run: %w", err)
+		_, run, err := a.scheduler.runNow(r.Context(), req, j.Name)
+		switch {
+		case err != nil && a.problem(err).status >= http.StatusInternalServerError:
+			return nil, fmt.Errorf("the job was stored; its run: %w", err)
+		case err != nil:
+			header["Belfry-Not-Run"] = err.Error()
+		case run.Refused != "":
+			header["Belfry-Not-Run"] = run.Refused
 		}
 	}
-	return a.jobResponse(r, http.StatusCreated, row, res, jobLocation(j.Name))
+	return a.jobResponse(r, http.StatusCreated, row, res, header)
 }
 
 // jobLocation is the header that says where a job is. Differs: upstream
