@@ -2293,7 +2293,7 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 
 // relayHandler is the HTTP side of a node without state: what it is asked, a
 // server answers, which looks at the token and counts the failures of addresses.
-// That it does not lead it says to anybody.
+// That it does not lead, and how it is, it says itself.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc(leaveRoute, func(w http.ResponseWriter, r *http.Request) {
@@ -2312,6 +2312,7 @@ func (a *api) relayHandler() http.Handler {
 	}
 	mux.HandleFunc("/", relay)
 	mux.Handle("GET /v1/isleader", a.answer(a.isFollower))
+	mux.Handle("GET /health", a.answer(a.health))
 	for _, stream := range []string{watchRoute, outputRoute} {
 		mux.HandleFunc(stream, func(w http.ResponseWriter, r *http.Request) {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it may go on for days

@@ -1121,11 +1121,12 @@ func TestAPI_Agent(t *testing.T) {
 		text   string
 	}{
 		{"/v1/isleader", nil, 404, `"I am a follower"`},
+		{"/health", errNotLeader, 503, `{"status":"unhealthy","troubles":["alone"]}`},
 		{"/v1/jobs", nil, 200, ""},
 		{"/v1/jobs", errNotLeader, 503, "no server can be reached; see --retry-join"},
 		{"/v1/jobs", errUnknown, 504, errUnknown.Error()},
 	} {
-		a := &api{node: "n1", log: slog.New(slog.DiscardHandler), relay: func(http.ResponseWriter, *http.Request, string, string) error { return c.relay }}
+		a := &api{node: "n1", log: slog.New(slog.DiscardHandler), troubles: func() []string { return []string{"alone"} }, relay: func(http.ResponseWriter, *http.Request, string, string) error { return c.relay }}
 		r := httptest.NewRequest("GET", c.target, nil)
 		r.Host = "localhost"
 		w := httptest.NewRecorder()

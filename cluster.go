@@ -2885,7 +2885,12 @@ func (p *plane) troubles() []string {
 	p.mu.Lock()
 	list := slices.Sorted(maps.Values(p.trouble))
 	p.mu.Unlock()
-	if _, ok := p.leaderRecord(); !ok && p.server != nil && p.clusterID() != "" {
+	_, led := p.leaderRecord()
+	switch {
+	case led:
+	case p.server == nil:
+		list = append(list, "no server that leads is known: this node is given nothing to run; see --retry-join, and whether the servers are up")
+	case p.clusterID() != "":
 		list = append(list, "no leader is known: nothing fires and writes are refused until a majority of the servers reach each other; see \"belfry raft list-peers\"")
 	}
 	return list

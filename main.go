@@ -963,9 +963,10 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	defer n.plane.listener.Close()
 	n.front = (&api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, log: log, stopping: ctx.Done(),
-		leave: func(ctx context.Context) error { defer quit(); return n.plane.leave(ctx) },
-		relay: n.plane.forward,
-		acl:   cfg.ACL,
+		leave:    func(ctx context.Context) error { defer quit(); return n.plane.leave(ctx) },
+		relay:    n.plane.forward,
+		troubles: n.plane.troubles,
+		acl:      cfg.ACL,
 	}).relayHandler()
 	return n.run(ctx, cfg, listener, greet, log)
 }

@@ -3840,6 +3840,9 @@ func (s *store) snapshot(ctx context.Context, path string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cannot write a snapshot: %w", err)
 	}
+	if err := os.WriteFile(part, nil, 0o600); err != nil { // SQLite would let others read it
+		return fmt.Errorf("cannot write a snapshot: %w", err)
+	}
 	// A reader's connection must not write, not even another file.
 	if err := execFile(ctx, s.path, "VACUUM INTO ?", part); err != nil {
 		return fmt.Errorf("cannot write a snapshot: %w", err)

@@ -541,6 +541,13 @@ func TestStore_Mode(t *testing.T) {
 				t.Errorf("%s has mode %v, %v", file, info.Mode(), err)
 			}
 		}
+		backup := filepath.Join(t.TempDir(), "backup")
+		if err := s.snapshot(t.Context(), backup); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(backup); err != nil || info.Mode() != 0o600 {
+			t.Errorf("a backup has mode %v, %v", info.Mode(), err)
+		}
 		if err := errors.Join(s.close(), os.Chmod(s.path, 0o644)); err != nil {
 			t.Fatal(err)
 		}
