@@ -2567,6 +2567,7 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 	wait.Wait()
 	for i, err := range answers {
 		var no nodeRefusal
+		silent := ""
 		switch {
 		case err == nil:
 			answered++
@@ -2577,7 +2578,11 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 			p.setTrouble("join "+targets[i], no.text)
 		default:
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
+			if p.needs(targets[i]) {
+				silent = fmt.Sprintf("no node answers at %s; is it up, and has it the same --encrypt?", targets[i])
+			}
 		}
+		p.setTrouble("silence of "+targets[i], silent)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -2586,6 +2591,14 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 		return ok && !slices.Contains(targets, addr) && !slices.Contains(p.cfg.Join, addr)
 	})
 	return answered, clash
+}
+
+// needs reports whether a node belongs to no cluster, and has tried an address of
+// --join or --retry-join for so long that somebody should know.
+func (p *plane) needs(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.self.Cluster == "" && p.self.Beat > silentBeats && slices.Contains(p.cfg.Join, addr)
 }
 
 // targetsLocked returns where a heartbeat goes, sorted.

@@ -2367,6 +2367,7 @@ func TestPlane_Key(t *testing.T) {
 	if !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "--encrypt") {
 		t.Errorf("a heartbeat with another key: %v, want a refusal that names --encrypt", err)
 	}
+	eventually(t, "b says that nobody answers it", func() bool { return hasTrouble(b, "--encrypt") })
 	// One that would talk to anybody is not talked to, and neither is one without TLS.
 	loose, err := clusterTLS(b.cfg.Key)
 	a.must(err)

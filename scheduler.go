@@ -49,6 +49,8 @@ const (
 	nameBytesMax = 1024    // of a job's name
 	retriesMax   = 1 << 30 // of a job: far beyond sense, and safe to count with
 	jobBytesMax  = 512_000 // of a job's JSON
+	childrenMax  = 1_000   // of a job: each of its groups that ends makes a pending row for each, and a command has keys for a million
+	reportsMax   = 500     // in one done command
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
 	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
@@ -1792,13 +1794,15 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 	if len(results) == 0 {
 		return nil, nil
 	}
-	c := &command{Actor: actorScheduler, Now: s.now().UnixNano()}
-	for _, r := range results {
-		taken = append(taken, r.Execution)
-		c.Done = append(c.Done, report{Execution: r.Execution, Started: r.Started, Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, output: r.Output})
-	}
-	if _, err := s.propose(ctx, c); err != nil {
-		return nil, err
+	for part := range slices.Chunk(results, reportsMax) {
+		c := &command{Actor: actorScheduler, Now: s.now().UnixNano()}
+		for _, r := range part {
+			taken = append(taken, r.Execution)
+			c.Done = append(c.Done, report{Execution: r.Execution, Started: r.Started, Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, output: r.Output})
+		}
+		if _, err := s.propose(ctx, c); err != nil {
+			return nil, err
+		}
 	}
 	for _, r := range results {
 		s.stats.ran(r.Outcome)
@@ -1942,6 +1946,8 @@ const (
 	actorBootstrap = "bootstrap" // who has the secret of a server's data directory
 )
 
+var errChildren = fmt.Errorf("parent_job: that job has %d dependent jobs, and cannot have more; let some depend on one of these", childrenMax)
+
 // A request is a write that somebody asked for.
 type request struct {
 	Actor   string
@@ -2034,6 +2040,11 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 			return nil, err
 		}
 		p := jobPut{Base: base.version, Job: j, Keep: sameTicks(base, &j), Next: base.next}
+		if j.ParentJob != "" && j.ParentJob != base.ParentJob {
+			if n, err := s.store.countChildren(j.ParentJob); err != nil || n >= childrenMax {
+				return nil, cmp.Or(err, error(badInput{errChildren}))
+			}
+		}
 		if !p.Keep {
 			p.Next = j.firstTick(s.timezone(), now, base.fired)
 		}
@@ -2112,11 +2123,16 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 	defer s.endRestore()
 	var done restored
 	slice, size, sum := staging{}, 0, sha256.New()
+	children := map[string]int{}
 	for j, err := range jobs {
 		if err != nil {
 			return restored{}, err
 		}
-		if err := j.validate(s.timezone()); err != nil {
+		err := j.validate(s.timezone())
+		if children[j.ParentJob]++; err == nil && j.ParentJob != "" && children[j.ParentJob] > childrenMax {
+			err = errChildren
+		}
+		if err != nil {
 			return restored{}, badInput{fmt.Errorf("job %d of the file: %w", done.Jobs+1, err)}
 		}
 		doc, err := json.Marshal(j)

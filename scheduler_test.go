@@ -437,6 +437,37 @@ func TestScheduler_ChangeWhileLate(t *testing.T) {
 	}
 }
 
+// A job has so many children and no more, however they are made: what follows
+// from the end of many of its groups must fit into one command.
+func TestScheduler_Children(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	family := func(n int) iter.Seq2[job, error] {
+		return func(yield func(job, error) bool) {
+			if !yield(job{Name: "p", Schedule: "@manually"}, nil) {
+				return
+			}
+			for i := range n {
+				if !yield(job{Name: fmt.Sprint("c", i), ParentJob: "p"}, nil) {
+					return
+				}
+			}
+		}
+	}
+	if _, err := s.restore(t.Context(), request{ID: "a"}, family(childrenMax+1)); !errors.Is(err, errChildren) {
+		t.Errorf("a restore with a child too many: %v, want %v", err, errChildren)
+	}
+	if _, err := s.restore(t.Context(), request{ID: "b"}, family(childrenMax)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.put(t.Context(), request{ID: "c"}, job{Name: "more", ParentJob: "p"}); !errors.Is(err, errChildren) {
+		t.Errorf("a child too many: %v, want %v", err, errChildren)
+	}
+	if _, _, err := s.put(t.Context(), request{ID: "d"}, job{Name: "c1", ParentJob: "p", Owner: "o"}); err != nil {
+		t.Errorf("a change of a child that there is: %v", err)
+	}
+}
+
 // A run that went to another process while it was killed is killed there.
 func TestScheduler_KillMoved(t *testing.T) {
 	now := testStart

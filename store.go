@@ -3280,6 +3280,12 @@ func (s *store) request(id string) (r applied, ok bool, err error) {
 	return r, err == nil, err
 }
 
+// countChildren returns how many jobs depend on the job of that name.
+func (s *store) countChildren(name string) (n int, err error) {
+	err = s.view("SELECT count(*) FROM jobs WHERE parent = (SELECT id FROM jobs WHERE name = ? AND deleted = 0) AND parent <> 0 AND deleted = 0", []any{name}, &n)
+	return n, err
+}
+
 // groupNodes returns the nodes that a group was given to.
 func (s *store) groupNodes(group int64) ([]string, error) {
 	var names []string
