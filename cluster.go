@@ -1631,7 +1631,7 @@ func (c *cluster) noticeStuck(now time.Time) {
 			c.plane.setTrouble("commit", "")
 			return
 		}
-		c.plane.setTrouble("commit", "this server leads, and writes wait because too few of the others store them: look at the disks of the other servers, and whether large messages reach them")
+		c.plane.setTrouble("commit", "writes wait for this leader, because too few servers store them: look at the disks of the servers, and whether large messages pass between them")
 		c.log.Warn("nothing is committed", "commit", st.Commit, "last", st.Last, "applied", c.applied, "writes", len(c.queued), "peers", fmt.Sprintf("%+v", c.raft.peers))
 	}
 }
