@@ -2032,7 +2032,7 @@ func TestServe_Prefix(t *testing.T) {
 		if !strings.HasSuffix(p.url, prefix) {
 			t.Fatalf("the URL is %s", p.url)
 		}
-		p.eventually("a node of the cluster", func() bool { status, _ := p.get("/v1/leader", nil); return status == http.StatusOK })
+		p.eventually("a node of the cluster", func() bool { status, _ := p.get("/health", nil); return status == http.StatusOK })
 		root := strings.TrimSuffix(p.url, prefix)
 		ask := func(method, path, body string) (status int, location string) {
 			r, err := http.NewRequest(method, root+path, strings.NewReader(body))

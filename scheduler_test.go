@@ -726,13 +726,13 @@ func TestScheduler_KilledUnheard(t *testing.T) {
 func TestScheduler_SlowNode(t *testing.T) {
 	now := time.Now().UnixNano()
 	s, _ := newTestScheduler(t, &now)
-	s.spawn = func(task func()) { go task() }
 	s.now = time.Now
 	s.nodes = func() []node { return []node{{Name: "n1", Incarnation: 7}, {Name: "n2", Incarnation: 8}} }
 	putJobs(t, s, job{Name: "a", Schedule: "@manually"}, job{Name: "b", Schedule: "@every 1s"})
 	if _, _, err := s.runNow(t.Context(), request{ID: "r"}, "a"); err != nil {
 		t.Fatal(err)
 	}
+	s.spawn = func(task func()) { go task() }
 	slow, fired := make(chan struct{}), make(chan struct{}, 100)
 	s.ask = func(name string, _ question) (answer, error) {
 		if name == "n1" {
