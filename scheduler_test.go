@@ -2792,6 +2792,11 @@ func (w *world) rest() {
 	w.pass(10 * time.Second)
 	leader := w.servers[w.pick(leading).slot]
 	w.verify(leader.store)
+	w.must(leader.store.armed(func(id, next int64) {
+		if late := time.Duration(leader.now() - next); next != never && late > 2*tickSlack {
+			w.fatalf("job %d has a tick that has been due for %s although all is healed", id, late)
+		}
+	}))
 	for i := range simJobs {
 		name := fmt.Sprintf("job-%d", i)
 		if j := w.model[name]; j != nil && !j.Disabled {
