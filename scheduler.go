@@ -1933,6 +1933,7 @@ func (s *scheduler) resetJobs(ctx context.Context, m moment, ids []int64) error 
 	if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Reset: list}); err != nil {
 		return err
 	}
+	s.log.Warn("jobs that a clock ahead of its time had carried away go on from now", "jobs", len(list))
 	for _, r := range list {
 		s.enqueue(queueItem{at: r.Next, id: r.Job})
 	}
