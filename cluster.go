@@ -2579,7 +2579,7 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 		default:
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
 			if p.needs(targets[i]) {
-				silent = fmt.Sprintf("no node answers at %s; is it up, and has it the same --encrypt?", targets[i])
+				silent = fmt.Sprintf("--join, --retry-join: no node answers at %s; is it up, and has it the same --encrypt?", targets[i])
 			}
 		}
 		p.setTrouble("silence of "+targets[i], silent)

@@ -1445,8 +1445,8 @@ func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jo
 }
 
 // planPending says what becomes of a pending row: a retry goes to its node, or
-// to another that its group has not used, a child to the nodes that its tags choose. A decision without targets and
-// outcome means: not now, ask again.
+// to another that its group has not used, a child to the nodes that its tags
+// choose. A decision without targets and outcome means: not now, ask again.
 func (m moment) planPending(p pendingRow, r *jobRow, used []string) (runDecision, error) {
 	d := runDecision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
 	if r.Disabled {
@@ -1981,8 +1981,10 @@ func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int
 		now = s.now().UnixNano()
 		switch {
 		case errors.Is(err, errUndecided) && len(c.Put) > 0:
-			// The loop that fires may be late for long, and always later than now.
+			// The loop that fires may be late for long, and always later than now, or
+			// wait for a node that does not answer.
 			m := s.moment()
+			m.mute = nil
 			if now, err = m.now, s.fireTicks(ctx, m, c.jobs()); err != nil {
 				return applied{}, err
 			}

@@ -468,6 +468,18 @@ func TestScheduler_Children(t *testing.T) {
 	}
 }
 
+// Nor does it wait for the only node of a job, which does not answer.
+func TestScheduler_ChangeWhileMute(t *testing.T) {
+	now := testStart
+	s, sent := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
+	now += int64(10 * time.Second)
+	s.mute["n1"] = true
+	if row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a"); err != nil || !row.Disabled || len(*sent) != 0 {
+		t.Errorf("the job is %+v, %v, after %d orders; want it disabled and none", row, err, len(*sent))
+	}
+}
+
 // A run that went to another process while it was killed is killed there.
 func TestScheduler_KillMoved(t *testing.T) {
 	now := testStart
