@@ -1389,7 +1389,8 @@ func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Contex
 
 func (c *cluster) newRaft(self server, disk saved) *raft {
 	cfg := raftConfig{self: self, heartbeatTicks: heartbeatTicks, electionTicks: electionTicks, stepTicks: stepTicks, snapshotTicks: snapshotTicks}
-	return newRaft(cfg, disk, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	chance := c.plane.cfg.host.chance
+	return newRaft(cfg, disk, rand.New(rand.NewPCG(chance(), chance())))
 }
 
 func (c *cluster) electionTime() time.Duration { return electionTicks * c.tickTime }
@@ -2220,6 +2221,7 @@ type planeConfig struct {
 	JoinPause time.Duration // between two tries of an address that did not answer
 	JoinTries int           // without any answer until the node gives up, 0: never
 	BeatTime  time.Duration // between two heartbeats; a node that is silent for five counts as failed
+	host      host
 }
 
 // planeHooks is what the plane calls for what comes in. All are fixed before run.
@@ -2316,6 +2318,9 @@ type plane struct {
 func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
 	p := &plane{cfg: cfg, hooks: hooks, log: log, scheme: "http", hurry: make(chan struct{}, 1), refused: newCounters(),
 		known: map[string]*contact{}, trouble: map[string]string{}}
+	if p.cfg.host.listen == nil {
+		p.cfg.host = host{listen: net.Listen, dial: new(net.Dialer).DialContext, chance: rand.Uint64}
+	}
 	if cfg.Key == nil && !isLoopback(cfg.Bind) {
 		return nil, fmt.Errorf("--bind-addr %s: other machines could take over this node; make a cluster key with \"belfry keygen\" and give it to all nodes as --encrypt, or use a loopback address", cfg.Bind)
 	}
@@ -2328,7 +2333,7 @@ func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, erro
 	}
 	p.calls, p.streams, p.beats = p.newClient(planeConnsPerNode), p.newClient(planeStreamsPerNode), p.newClient(planeBeatsPerNode)
 	var err error
-	if p.listener, err = net.Listen("tcp", cfg.Bind); err != nil {
+	if p.listener, err = p.cfg.host.listen("tcp", cfg.Bind); err != nil {
 		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)
 	}
 	p.self = cfg.record
@@ -2435,9 +2440,13 @@ func decodeKey(text string) ([]byte, error) {
 // newClient returns a client whose kept-alive connections, at most conns to a
 // node, are its own.
 func (p *plane) newClient(conns int) *http.Client {
-	dialer := &net.Dialer{Timeout: dialTimeout}
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		return p.cfg.host.dial(ctx, network, address)
+	}
 	return &http.Client{Transport: transport{&http.Transport{
-		DialContext: dialer.DialContext, TLSClientConfig: p.tls, TLSHandshakeTimeout: dialTimeout,
+		DialContext: dial, TLSClientConfig: p.tls, TLSHandshakeTimeout: dialTimeout,
 		MaxConnsPerHost: conns, MaxIdleConnsPerHost: conns, IdleConnTimeout: planeIdleTime,
 		ResponseHeaderTimeout: planeWriteTime, MaxResponseHeaderBytes: 64 << 10, DisableCompression: true,
 	}}}

@@ -208,13 +208,18 @@ type result struct {
 	Dropped   int64  `json:"dropped,omitempty"` // bytes of the output that came before those kept
 }
 
-// executorConfig is what main knows about the node. All fields are required.
+// executorConfig is what main knows about the node. All fields but Shell and Chance are required.
 type executorConfig struct {
 	Node    string // name
 	NodeID  string // random id of the data directory: marks the processes of this node
 	DataDir string // results are kept in its subdirectory "results"
 	Log     *slog.Logger
 	Limits  nodeLimits // what the node's operator lets jobs do
+
+	// Shell runs an order of the executor "shell" until ctx ends, and writes its output; nil: as a process. Where it is given,
+	// what a former process of the node left running is its caller's business.
+	Shell  func(ctx context.Context, o *order, out io.Writer) error
+	Chance func() uint64 // nil: that of the runtime
 
 	// Report delivers results to the leader and returns the executions whose results are safe there. It must return when
 	// ctx ends. Called by one goroutine at a time; the results are shared and must not be changed.
@@ -296,9 +301,12 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 	if cfg.NodeID == "" {
 		return nil, errors.New("executor: the node has no id")
 	}
+	if cfg.Chance == nil {
+		cfg.Chance = rand.Uint64
+	}
 	e := &executor{
 		cfg:     cfg,
-		inc:     rand.Uint64() | 1,
+		inc:     cfg.Chance() | 1,
 		dir:     filepath.Join(cfg.DataDir, "results"),
 		base:    inheritedEnvironment(os.Environ()),
 		news:    make(chan struct{}, 1),
@@ -318,7 +326,9 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 
-	e.endLeftovers()
+	if cfg.Shell == nil {
+		e.endLeftovers()
+	}
 	if err := os.MkdirAll(e.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
@@ -519,6 +529,9 @@ func (e *executor) runOrder(ctx context.Context, r *run) error {
 	}
 	switch name {
 	case executorShell:
+		if e.cfg.Shell != nil {
+			return e.cfg.Shell(ctx, &r.order, &r.out)
+		}
 		return e.runProcess(ctx, r)
 	case executorHTTP:
 		return e.runRequest(ctx, r)

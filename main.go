@@ -345,6 +345,18 @@ type config struct {
 	Limits          nodeLimits    // what jobs may do here
 	ShutdownGrace   time.Duration // that running executions have to end when the node stops
 	Unused          []string      // variables of the environment that look like flags and are none
+
+	host host // beneath the node
+}
+
+// host is what a node asks of the machine beneath it, besides files and time.
+// The zero value is the real one; the simulation of whole servers has its own.
+type host struct {
+	listen func(network, address string) (net.Listener, error)
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	chance func() uint64
+	shell  func(ctx context.Context, o *order, out io.Writer) error // see executorConfig
+	disk   func(durable bool, tx func() error) error                // see store
 }
 
 const (
@@ -669,7 +681,7 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 		record: record{Name: c.NodeName, ID: id, Incarnation: incarnation, Server: c.Server, Addr: c.AdvertiseAddr, HTTPAddr: c.HTTPAddr,
 			Tags: c.tags(), Expect: c.BootstrapExpect},
 		Bind: c.BindAddr, Key: key, Dir: c.DataDir, Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
-		BeatTime: time.Second,
+		BeatTime: time.Second, host: c.host,
 	}
 	if len(c.RetryJoin) == 0 {
 		p.JoinTries = 1
@@ -794,7 +806,7 @@ func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger
 	n := &parts{}
 	var err error
 	// The executor is ready before the plane, and reports only when all runs.
-	n.exec, err = newExecutor(executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
+	n.exec, err = newExecutor(executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits, Shell: cfg.host.shell, Chance: cfg.host.chance,
 		Report: func(ctx context.Context, results []result) ([]int64, error) {
 			return n.plane.reportToLeader(ctx, results)
 		}})
@@ -871,6 +883,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return err
 	}
 	defer func() { err = errors.Join(err, st.close()) }()
+	st.disk = cfg.host.disk
 	own, err := st.own()
 	if err != nil {
 		return err
@@ -899,6 +912,9 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 			sched.stats.commits.observe(time.Since(began))
 		}
 		return res, err
+	}
+	if cfg.host.chance != nil {
+		sched.chance = cfg.host.chance
 	}
 	sched.nodes = p.nodes
 	sched.start = func(node string, d dispatch) error { return p.dispatchTo(clu.duty(), node, d) }

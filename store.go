@@ -372,6 +372,10 @@ type store struct {
 	logFirst  uint64  // first index in the log table
 	logBytes  []int32
 	kept      logRetention // fixed once the writer runs
+
+	// disk runs a transaction of the writer, a durable one with synchronous=FULL; nil: at once. The simulation has one, that
+	// is slow, fails, or notes how much of the file a power cut leaves. Fixed once the writer runs.
+	disk func(durable bool, tx func() error) error
 }
 
 // logRetention is how much of the log is kept behind the applied index.
@@ -623,6 +627,13 @@ func (s *store) close() error {
 // update runs fn in one transaction of the writer, with the given synchronous
 // mode (FULL or NORMAL). An error of fn rolls back.
 func (s *store) update(mode string, fn func() error) error {
+	if s.disk == nil {
+		return s.transact(mode, fn)
+	}
+	return s.disk(mode == "FULL", func() error { return s.transact(mode, fn) })
+}
+
+func (s *store) transact(mode string, fn func() error) error {
 	ctx := context.Background()
 	if s.sync != mode {
 		if _, err := s.conn.ExecContext(ctx, "PRAGMA synchronous = "+mode); err != nil {
