@@ -31,6 +31,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -912,8 +913,16 @@ func body(r *http.Request, limit int64) ([]byte, error) {
 	if err != nil && !errors.As(err, &large) {
 		err = badRequest("the body breaks off: %v", err)
 	}
+	if doc = bytes.TrimPrefix(doc, byteOrderMark); err == nil && !utf8.Valid(doc) {
+		err = errNotUTF8
+	}
 	return doc, err
 }
+
+// byteOrderMark is what some editors put in front of UTF-8.
+var byteOrderMark = []byte("\ufeff")
+
+var errNotUTF8 = problem{http.StatusBadRequest, "the body must be UTF-8; save or convert it as that"}
 
 // putJob stores a job, and runs it if the query says so. Whether it could be run
 // then is no matter of the answer's status, which is of the job.
@@ -1067,7 +1076,11 @@ func uploadedFile(r *http.Request) (io.Reader, error) {
 func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 	return func(yield func(job, error) bool) {
 		src := &jobReader{src: file, progress: progress}
-		d := json.NewDecoder(src)
+		text := bufio.NewReader(src)
+		if mark, _ := text.Peek(len(byteOrderMark)); bytes.Equal(mark, byteOrderMark) {
+			text.Discard(len(mark)) // cannot fail
+		}
+		d := json.NewDecoder(text)
 		if t, err := d.Token(); err != nil || t != json.Delim('[') {
 			yield(job{}, uploadError(err, "must hold a JSON array of jobs"))
 			return
@@ -1084,6 +1097,9 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 				return
 			}
 			j, err := decodeJob(doc, job{})
+			if err == nil && !utf8.Valid(doc) {
+				err = errors.New("must be UTF-8; save or convert the file as that")
+			}
 			if err != nil {
 				err = badInput{fmt.Errorf("job %d of the file: %w", n+1, err)}
 			}
@@ -1279,13 +1295,22 @@ type executionView struct {
 func (e *executionRow) view(zone *time.Location) executionView {
 	v := executionView{
 		ID: executionName(e.ID, e.Node), JobName: e.JobName, StartedAt: timeOf(e.Started).In(zone), Success: e.Outcome == outcomeSuccess,
-		Output: string(e.Output), NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
+		Output: e.text(), NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
 		Outcome: e.Outcome, Cause: e.Cause, ScheduledAt: timeOf(e.Due).In(zone), OutputDropped: e.Dropped,
 	}
 	if e.Finished != 0 {
 		v.FinishedAt = timeOf(e.Finished).In(zone)
 	}
 	return v
+}
+
+// text returns the output without the rest of a character that was cut.
+func (e *executionRow) text() string {
+	output := e.Output
+	for n := 0; n < utf8.UTFMax-1 && e.OutputSize > len(e.Output) && len(output) > 0 && !utf8.RuneStart(output[0]); n++ {
+		output = output[1:]
+	}
+	return string(output)
 }
 
 // listExecutions answers with times in the zone of the job, newest first, as
@@ -1400,8 +1425,12 @@ func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionR
 	}
 	out := &flushing{w: w, control: control}
 	err := a.output(r.Context(), e.Node, e.ID, follow, out)
-	if err != nil && out.began {
+	switch {
+	case err != nil && out.began:
 		panic(http.ErrAbortHandler) // nobody must take a part for the whole
+	case err != nil && !errors.Is(err, errUnknownExecution) && r.Context().Err() == nil:
+		a.log.Warn("an output could not be read from its node", "node", e.Node, "err", err)
+		err = problem{http.StatusServiceUnavailable, fmt.Sprintf("node %s does not answer; it has the output until the run is over", e.Node)}
 	}
 	return err
 }

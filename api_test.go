@@ -1454,3 +1454,77 @@ func TestWatch_Many(t *testing.T) {
 		}
 	})
 }
+
+// TestAPI_OutputBytes holds that an output is cut as bytes, whatever they are: what is not UTF-8 is U+FFFD in JSON, and
+// itself in /output.
+func TestAPI_OutputBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		for _, c := range []struct{ name, printed, limit, listed, shown string }{
+			{"NUL", "a\x00b\n", "100", "a\x00b\n", "a\x00b\n"},
+			{"NULInFront", strings.Repeat("x", 5000) + "\x00b\n", "4500", strings.Repeat("x", 4497) + "\x00b\n", strings.Repeat("x", 5000) + "\x00b\n"},
+			{"Euros", strings.Repeat("€", 5000), "5000", strings.Repeat("€", 1666), strings.Repeat("€", 5000)},
+			{"Latin1", "caf\xe9\n", "100", "caf\ufffd\n", "caf\ufffd\n"},
+			{"CutInRune", "é!", "2", "!", "é!"},
+		} {
+			group := s.do("POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
+			s.node.output[s.node.orders[0].Execution].Write([]byte(c.printed))
+			s.finish(outcomeSuccess)
+			path := "/v1/jobs/a/executions/" + group + "-node1"
+			if got := s.do("GET", path+"/output", "").Body.String(); got != c.printed {
+				t.Errorf("%s: /output is %d bytes %.40q, want %d", c.name, len(got), got, len(c.printed))
+			}
+			var one executionView
+			var list []executionView
+			if err := json.Unmarshal(s.do("GET", path, "").Body.Bytes(), &one); err != nil || one.Output != c.shown {
+				t.Errorf("%s: %d bytes %.40q, %v; want %d", c.name, len(one.Output), one.Output, err, len(c.shown))
+			}
+			if err := json.Unmarshal(s.do("GET", "/v1/jobs/a/executions?_end=1&output_size_limit="+c.limit, "").Body.Bytes(), &list); err != nil || list[0].Output != c.listed {
+				t.Errorf("%s: listed are %d bytes %.40q, %v; want %d", c.name, len(list[0].Output), list[0].Output, err, len(c.listed))
+			}
+		}
+	})
+}
+
+// TestAPI_OutputOfDeadNode holds that nobody is told of an internal error because a node is down.
+func TestAPI_OutputOfDeadNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		group := s.do("POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
+		for _, err := range []error{fmt.Errorf("%w: node1: %w", errRefused, errNoAddress), &url.Error{Op: "Get", URL: "https://192.0.2.1/output", Err: io.EOF}} {
+			s.api.output = func(context.Context, string, int64, bool, io.Writer) error { return err }
+			w := s.do("GET", "/v1/jobs/a/executions/"+group+"-node1/output", "")
+			if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "node1") || strings.Contains(w.Body.String(), "192.0.2.1") {
+				t.Errorf("%v: got %d %s", err, w.Code, w.Body)
+			}
+		}
+	})
+}
+
+// TestAPI_UTF8 holds that a body which is not UTF-8 changes nothing, and that the mark some editors put in front does not
+// matter.
+func TestAPI_UTF8(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		restore := func(file string) int {
+			w := httptest.NewRecorder()
+			s.handler.ServeHTTP(w, s.parseRequest("POST /v1/restore\nContent-Type: multipart/form-data; boundary=XX\n\n--XX\nContent-Disposition: form-data; name=\"file\"\n\n"+file+"\n--XX--\n"))
+			return w.Code
+		}
+		const job = `{"name":"%s","schedule":"@manually","executor_config":{"command":"echo caf%s"}}`
+		for _, c := range []struct {
+			prefix, e string
+			want      int
+		}{{"", "\xe9", 400}, {"", "é", 201}, {"\ufeff", "é", 201}, {"\xff", "é", 400}, {"\ufeff\ufeff", "é", 400}} {
+			if w := s.do("POST", "/v1/jobs", c.prefix+fmt.Sprintf(job, "a", c.e)); w.Code != c.want {
+				t.Errorf("%q, %q: got %d %s, want %d", c.prefix, c.e, w.Code, w.Body, c.want)
+			}
+			want := map[int]int{201: 200, 400: 400}[c.want]
+			if code := restore(c.prefix + "[" + fmt.Sprintf(job, "b", c.e) + "]"); code != want {
+				t.Errorf("a file with %q, %q: got %d, want %d", c.prefix, c.e, code, want)
+			}
+		}
+	})
+}

@@ -93,6 +93,8 @@ const (
 	// drainMax bounds the wait for the rest of an output when the process group is gone: only a process that left the
 	// group can still hold it open.
 	drainMax = 250 * time.Millisecond
+	// argumentBytesMax is the longest argument, and entry of the environment, that Linux takes.
+	argumentBytesMax = 128<<10 - 1
 	// memoryEvery is how often runs with a mem_limit are looked at, as upstream.
 	memoryEvery = time.Second
 	// leftoverMax bounds the wait for processes that a former process left behind: one in an uninterruptible system call
@@ -949,11 +951,35 @@ func endGroup(group int) {
 	}
 }
 
-// checkShellConfig says what is wrong with the limits in the executor_config of a shell job. What else may be wrong shows
-// when it runs, as in Dkron.
+// checkShellConfig says what in the executor_config of a shell job would be taken for something else than was meant, or
+// could never run. What else may be wrong shows when it runs, as in Dkron. Values that may be secret are not quoted.
 func checkShellConfig(config map[string]string) error {
-	_, _, err := parseLimits(config)
-	return err
+	if _, _, err := parseLimits(config); err != nil {
+		return err
+	}
+	for _, entry := range envEntries(config) {
+		if strings.IndexByte(entry, '=') < 1 {
+			return errors.New(`executor_config.env: an entry has no name; write entries as NAME=value, and \, for a comma in a value`)
+		}
+		if len(entry) > argumentBytesMax {
+			return fmt.Errorf("executor_config.env: an entry is longer than the %d bytes that the kernel takes; pass it with payload", argumentBytesMax)
+		}
+	}
+	words, _ := commandWords(config)
+	if slices.ContainsFunc(words, func(word string) bool { return len(word) > argumentBytesMax }) {
+		return fmt.Errorf("executor_config.command: an argument is longer than the %d bytes that the kernel takes; pass a long script with payload, to a shell as the command", argumentBytesMax)
+	}
+	return nil
+}
+
+// envEntries returns the entries of executor_config.env, NAME=value with commas in between; \, is a comma in a value.
+func envEntries(config map[string]string) []string {
+	const comma = "\x00" // which no environment can hold
+	entries := strings.Split(strings.ReplaceAll(config["env"], `\,`, comma), ",")
+	for i, entry := range entries {
+		entries[i] = strings.ReplaceAll(entry, comma, ",")
+	}
+	return slices.DeleteFunc(entries, func(entry string) bool { return entry == "" })
 }
 
 // checkHTTPConfig says what in the executor_config of an http job would be taken for something else than was meant, or
@@ -1091,7 +1117,7 @@ func inheritedEnvironment(environ []string) []string {
 }
 
 // environment returns the environment of a process, of which the last entry of a name counts: the inherited one, what
-// identifies the run, the job's own entries "K=V,K2=V2", and the two marks by which a leftover process is found.
+// identifies the run, the job's own entries, and the two marks by which a leftover process is found.
 func (e *executor) environment(o *order) []string {
 	env := append(e.base,
 		"ENV_JOB_NAME="+o.Job,
@@ -1100,11 +1126,7 @@ func (e *executor) environment(o *order) []string {
 		"BELFRY_ATTEMPT="+strconv.Itoa(o.Attempt),
 		"BELFRY_NODE="+e.cfg.Node,
 	)
-	for entry := range strings.SplitSeq(o.Config["env"], ",") {
-		if strings.IndexByte(entry, '=') > 0 {
-			env = append(env, entry)
-		}
-	}
+	env = append(env, envEntries(o.Config)...)
 	return append(env, "BELFRY_EXECUTION="+executionName(o.Execution, e.cfg.Node), nodeIDVariable+"="+e.cfg.NodeID)
 }
 

@@ -372,6 +372,7 @@ func TestExecutor_Shell(t *testing.T) {
 		{"ShellFalse", `{"command":"echo $HOME","shell":"false"}`, outcomeSuccess, "$HOME\n"},
 		{"Escape", `{"command":"printf %s a\\ b"}`, outcomeSuccess, "a b"},
 		{"Env", `{"shell":"true","command":"echo \"$A|$B|$C\"","env":"A=1,B=two words,C=x=y"}`, outcomeSuccess, "1|two words|x=y\n"},
+		{"EnvComma", `{"shell":"true","command":"echo \"$A|$B\"","env":"A=-Xmx1g\\,-Dx=y,B=\\,,"}`, outcomeSuccess, "-Xmx1g,-Dx=y|,\n"},
 		{"JobName", `{"shell":"true","command":"echo $ENV_JOB_NAME"}`, outcomeSuccess, "job\n"},
 		{"Cwd", `{"shell":"true","command":"pwd","cwd":"/usr"}`, outcomeSuccess, "/usr\n"},
 		{"Payload", `{"command":"cat","payload":"eyJhIjoxfQo="}`, outcomeSuccess, "{\"a\":1}\n"},
@@ -455,12 +456,12 @@ func TestExecutor_Environment(t *testing.T) {
 	n := newNode(t, t.TempDir())
 	at := time.Date(2026, 2, 3, 4, 5, 6, 789, time.UTC)
 	id := n.order(t, order{Job: "j", Group: 4, Attempt: 2, ScheduledAt: at.UnixNano(), Executor: "shell", Config: map[string]string{
-		"command": "env", "env": "REPLACED=new,NOVALUE,BELFRY_NODE=mine,BELFRY_NODE_ID=fake,BELFRY_HTTP_ADDR=:1,TWICE=1,TWICE=2"}})
+		"command": "env", "env": "REPLACED=new,BELFRY_NODE=mine,BELFRY_NODE_ID=fake,BELFRY_HTTP_ADDR=:1,TWICE=1,TWICE=2"}})
 	got := strings.Split(strings.TrimSpace(string(n.leader.wait(t, id).Output)), "\n")
 	got = slices.DeleteFunc(got, func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
 		return !strings.HasPrefix(name, "BELFRY_") && !strings.HasPrefix(name, "DKRON_") &&
-			!slices.Contains([]string{"ENV_JOB_NAME", "KEPT", "REPLACED", "NOVALUE", "TWICE"}, name)
+			!slices.Contains([]string{"ENV_JOB_NAME", "KEPT", "REPLACED", "TWICE"}, name)
 	})
 	slices.Sort(got)
 	want := []string{"BELFRY_ATTEMPT=2", "BELFRY_EXECUTION=1-n1", "BELFRY_HTTP_ADDR=:1", "BELFRY_JOB=j", "BELFRY_NODE=mine",
@@ -1100,17 +1101,19 @@ func TestWriteSyslog(t *testing.T) {
 func TestCheckShellConfig(t *testing.T) {
 	for key, values := range map[string]struct{ good, bad []string }{
 		"timeout": {[]string{"", "10s", "1h30m", "500ms", "0s"}, []string{"10", "abc", "1d", "-1s"}},
+		"env":     {[]string{"", "A=", "A=1,B=2,", "A=b\\,c", "A=" + strings.Repeat("x", 131_069)}, []string{"=x", "A=1,2", "A", "A=" + strings.Repeat("x", 131_070)}},
+		"command": {[]string{"", "'", strings.Repeat("x", 131_071), strings.Repeat("x ", 131_072)}, []string{strings.Repeat("x", 131_072), "echo '" + strings.Repeat("x", 131_072) + "'"}},
 		"mem_limit": {[]string{"", "1048576", "512MB", "1.5GB", "100kb", "2g", "1 MB"},
 			[]string{"lots", "0", "-5", "MB", "10XB", "0MB", "inf", "nan", "1e3", "0x10", "1.2.3", "9999999999TB", "1 0MB", "1KM", "1BB", "1BK", "1KBB"}},
 	} {
 		for _, v := range values.good {
 			if err := checkShellConfig(map[string]string{key: v}); err != nil {
-				t.Errorf("%s %q: %v", key, v, err)
+				t.Errorf("%s %.40q: %v", key, v, err)
 			}
 		}
 		for _, v := range values.bad {
 			if err := checkShellConfig(map[string]string{key: v}); err == nil || !strings.Contains(err.Error(), "executor_config."+key) {
-				t.Errorf("%s %q: got %v, want a sentence that names the field", key, v, err)
+				t.Errorf("%s %.40q: got %v, want a sentence that names the field", key, v, err)
 			}
 		}
 	}

@@ -2911,9 +2911,9 @@ type executionRow struct {
 	incarnation uint64
 }
 
-// executionColumns ask for the last ?1 bytes of the output.
+// executionColumns ask for the last ?1 bytes of the output. What || joins is text, of which a NUL is the end to readers.
 const executionColumns = `e.id, e.job, j.name, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.cause, e.due, e.late, e.started, e.finished, e.outcome, e.dropped,
-	coalesce(length(o.tail) + length(o.head), 0), CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1) ELSE substr(o.head || o.tail, -?1) END`
+	coalesce(length(o.tail) + length(o.head), 0), CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1) ELSE substr(CAST(o.head || o.tail AS BLOB), -?1) END`
 
 const executionTables = ` FROM executions e JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id`
 
