@@ -20,17 +20,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"io/fs"
 	"maps"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
 )
@@ -44,12 +41,7 @@ const (
 	tokenBytesMax    = 16_000 // of the JSON that makes one
 	tokenPoliciesMax = 32     // they are read with every request
 	tokenAgeMax      = 10 * 365 * 24 * time.Hour
-	secretBytes      = 32
-
-	failuresBurst = 20          // of authentication, from one address at once
-	failuresPause = time.Second // after which one more is allowed
-	throttleSlots = 4096        // 32 KiB, however many addresses there are
-	throttleKnown = 4096        // 128 KiB of hashes
+	secretBytes      = 32 // random ones: to look up a guess is all that it costs, so guesses are counted and not limited
 )
 
 // What a route asks of its caller. The first five are what a policy can grant.
@@ -509,69 +501,6 @@ func plainJSON(v any) ([]byte, error) {
 	e.SetEscapeHTML(false)
 	err := e.Encode(v)
 	return bytes.TrimSpace(out.Bytes()), err
-}
-
-// throttle limits failed authentications per address. A secret of 256 bits
-// cannot be guessed; what is limited is what guessing costs, so tokens that were
-// good before are still looked at: strangers behind the same proxy lock nobody
-// out. Its methods may be called by any goroutine.
-type throttle struct {
-	seed maphash.Seed // fixed: nobody can choose an address that shares another's slot
-
-	mu    sync.Mutex
-	paid  [throttleSlots]int64           // Unix nanoseconds up to which failures are counted; guarded by mu
-	known map[[sha256.Size]byte]struct{} // of secrets that were good; guarded by mu
-}
-
-func newThrottle() *throttle {
-	return &throttle{seed: maphash.MakeSeed(), known: map[[sha256.Size]byte]struct{}{}}
-}
-
-// slot returns the place of an address: of IPv6, where one client has 2^64 of
-// them, of its network.
-func (t *throttle) slot(addr string) *int64 {
-	if ip, err := netip.ParseAddr(addr); err == nil && ip.Is6() && !ip.Is4In6() {
-		if network, err := ip.WithZone("").Prefix(64); err == nil {
-			addr = network.String()
-		}
-	}
-	return &t.paid[maphash.String(t.seed, addr)%throttleSlots]
-}
-
-// blocked reports whether an address has failed too often for a secret that was
-// never good to be looked at.
-func (t *throttle) blocked(addr string, hash [sha256.Size]byte, now int64) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if _, ok := t.known[hash]; ok {
-		return false
-	}
-	return *t.slot(addr)-now > int64((failuresBurst-1)*failuresPause)
-}
-
-// failed counts a failure of an address.
-func (t *throttle) failed(addr string, now int64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	slot := t.slot(addr)
-	*slot = max(*slot, now) + int64(failuresPause)
-}
-
-// forgiven takes back a failure of an address.
-func (t *throttle) forgiven(addr string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	*t.slot(addr) -= int64(failuresPause)
-}
-
-// passed keeps a secret that was good, by its hash.
-func (t *throttle) passed(hash [sha256.Size]byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.known) >= throttleKnown {
-		clear(t.known) // they are good again with their next request
-	}
-	t.known[hash] = struct{}{}
 }
 
 // bootstrapFile is, in the data directory, the secret with which the first

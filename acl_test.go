@@ -5,12 +5,14 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"math/big"
 	"net"
@@ -21,6 +23,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -203,7 +207,7 @@ func slowMatch(glob, path string, failed map[[2]int]bool) bool {
 // management token, made as an operator makes it.
 func (s *testServer) guarded(dir string) string {
 	s.t.Helper()
-	s.api.acl, s.api.throttle, s.api.dir = true, newThrottle(), dir
+	s.api.acl, s.api.dir = true, dir
 	s.handler = s.api.handler()
 	if err := writeBootstrapSecret(dir); err != nil {
 		s.t.Fatal(err)
@@ -294,7 +298,6 @@ func TestACL_Routes(t *testing.T) {
 			method, path, _ := strings.Cut(strings.TrimSuffix(pattern, "{$}"), " ")
 			path = patternName.ReplaceAllString(path, "other")
 			for _, c := range columns {
-				s.api.throttle = newThrottle()
 				r := httptest.NewRequest(method, path, strings.NewReader(`{"name": "other", "schedule": "@manually", "executor": "shell", "executor_config": {"command": "true"}}`))
 				r.Host = "localhost"
 				if c.header != "" {
@@ -358,118 +361,118 @@ func TestACL_Refusals(t *testing.T) {
 	})
 }
 
-// TestACL_Throttle: an address that guesses is told so without a look at the
-// database; others, and who was good before, go on.
-func TestACL_Throttle(t *testing.T) {
+// TestACL_BadTokens: however many tokens from an address are not valid, those
+// that are stay so, a new one too. All refusals are counted by their reasons,
+// and the log has one line about the address in a minute.
+func TestACL_BadTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		s := newTestServer(t, filepath.Join(dir, "data"), 7)
+		var log lockedBuffer
+		s.api.log = slog.New(slog.NewTextHandler(&log, nil))
 		root := s.guarded(dir)
-		fresh := s.made(root, "/v1/acl/tokens", `{"Name": "fresh", "Policies": ["viewer"]}`).SecretID
-		for i := range 10_000 {
+		viewer := s.made(root, "/v1/acl/tokens", `{"Name": "viewer", "Policies": ["viewer"]}`).SecretID
+		for range 1_000 {
 			secret, _ := newSecret()
-			want := http.StatusUnauthorized
-			if i >= failuresBurst {
-				want = http.StatusTooManyRequests
-			}
-			s.mustAs(want, secret, "GET", "/v1/jobs", "")
+			s.mustAs(http.StatusUnauthorized, secret, "GET", "/v1/jobs", "")
 			if t.Failed() {
 				t.FailNow()
 			}
 		}
-		s.mustAs(http.StatusOK, root, "GET", "/v1/jobs", "")
-		s.mustAs(http.StatusTooManyRequests, fresh, "GET", "/v1/jobs", "")
-		wait(2 * failuresPause)
+		s.mustAs(http.StatusOK, viewer, "GET", "/v1/jobs", "")
+		fresh := s.made(root, "/v1/acl/tokens", `{"Name": "fresh", "Type": "management"}`).SecretID
 		s.mustAs(http.StatusOK, fresh, "GET", "/v1/jobs", "")
+		s.mustAs(http.StatusUnauthorized, "", "GET", "/v1/jobs", "")
+		s.mustAs(http.StatusForbidden, viewer, "POST", "/v1/pause", "")
+		s.mustAs(http.StatusForbidden, root, "POST", "/v1/pause", "", "Origin", "https://evil.example")
+		r := httptest.NewRequest("GET", "/v1/jobs", nil)
+		r.Host = "evil.example"
+		s.handler.ServeHTTP(httptest.NewRecorder(), r)
+		text := s.mustAs(http.StatusOK, root, "GET", "/metrics", "")
+		for _, line := range []string{`{reason="token"} 1001`, `{reason="forbidden"} 1`, `{reason="host"} 1`, `{reason="origin"} 1`} {
+			if !strings.Contains(text, "\nbelfry_requests_refused_total"+line+"\n") {
+				t.Errorf("no line %s in\n%s", line, text)
+			}
+		}
+		told := func() int { return strings.Count(log.String(), "requests from this address are refused") }
+		if told() != 1 {
+			t.Errorf("the log has %d lines about the address, want 1", told())
+		}
+		wait(time.Minute)
+		s.mustAs(http.StatusUnauthorized, "", "GET", "/v1/jobs", "")
+		if told() != 2 {
+			t.Errorf("the log has %d lines a minute later, want 2", told())
+		}
 	})
 }
 
-// TestACL_Behind: a server asks the leader about a token that it does not know,
-// before it takes that for a guess.
+// TestRefusals_Bound: refusals of any number of addresses take little memory,
+// and few lines of the log.
+func TestRefusals_Bound(t *testing.T) {
+	var r refusals
+	now, told := time.Unix(0, 0), 0
+	for i := range 3 * refusalsAddresses {
+		if r.add(refusedToken, fmt.Sprint(i), now) {
+			told++
+		}
+	}
+	if told != refusalsAddresses || len(r.said) != refusalsAddresses {
+		t.Errorf("%d lines, %d addresses are kept, want %d", told, len(r.said), refusalsAddresses)
+	}
+	if !r.add(refusedToken, "new", now.Add(refusalsPause)) || len(r.said) != 1 {
+		t.Errorf("a minute later %d addresses are kept, want 1", len(r.said))
+	}
+}
+
+// TestACL_Behind: a server that does not know a token waits until it has applied
+// what the leader had. Those who wait share one question.
 func TestACL_Behind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		s := newTestServer(t, filepath.Join(dir, "data"), 7)
 		s.guarded(dir)
 		s.api.leading = func() bool { return false }
-		asked := 0
-		leader := func(answer func(*http.Request) (int, error)) {
-			s.api.relay = func(w http.ResponseWriter, r *http.Request, _, _ string) error {
-				asked++
-				if r.Method != "GET" || r.URL.Path != "/v1/acl/self" {
-					t.Errorf("the leader is asked for %s %s", r.Method, r.URL)
-				}
-				status, err := answer(r)
-				if err == nil {
-					w.WriteHeader(status)
-				}
-				return err
+		var asked atomic.Int32
+		var made [sha256.Size]byte // the leader has this one
+		s.api.relay = func(w http.ResponseWriter, r *http.Request, _, _ string) error {
+			if r.Method != "GET" || r.URL.Path != "/health" || sentSecret(r) != "" {
+				t.Errorf("the leader is asked for %s %s", r.Method, r.URL)
 			}
+			n := asked.Add(1)
+			time.Sleep(time.Second)
+			_, err := s.propose(t.Context(), &command{PutToken: &tokenPut{Token: token{Accessor: fmt.Sprint(n), Name: "a", Type: tokenManagement, Hash: made[:]}}})
+			return err
 		}
-		leader(func(r *http.Request) (int, error) { // it knows, and so does this server once it has caught up
-			hash, _ := hashSecret(sentSecret(r))
-			_, err := s.propose(t.Context(), &command{PutToken: &tokenPut{Token: token{Accessor: fmt.Sprint(asked), Name: "a", Type: tokenManagement, Hash: hash[:]}}})
-			return http.StatusOK, err
-		})
-		for range 2 * failuresBurst {
-			secret, _ := newSecret()
-			s.mustAs(http.StatusOK, secret, "GET", "/v1/jobs", "")
+		var secret string
+		secret, made = newSecret()
+		s.mustAs(http.StatusOK, secret, "GET", "/v1/jobs", "")
+		s.mustAs(http.StatusOK, secret, "GET", "/v1/jobs", "")
+		if n := asked.Swap(0); n != 1 {
+			t.Errorf("the leader was asked %d times, want 1", n)
 		}
-		for _, nobody := range []func(*http.Request) (int, error){
-			func(*http.Request) (int, error) { return 0, errNotLeader },
-			func(*http.Request) (int, error) { return http.StatusServiceUnavailable, nil },
-		} {
-			leader(nobody)
-			for range 2 * failuresBurst {
-				secret, _ := newSecret()
-				s.mustAs(http.StatusUnauthorized, secret, "GET", "/v1/jobs", "")
-			}
+		var all sync.WaitGroup
+		began := time.Now()
+		for range 1_000 {
+			all.Go(func() {
+				guess, _ := newSecret()
+				s.mustAs(http.StatusUnauthorized, guess, "GET", "/v1/jobs", "")
+			})
 		}
-		leader(func(*http.Request) (int, error) { return http.StatusUnauthorized, nil })
-		asked = 0
-		for i := range 10 * failuresBurst {
-			secret, _ := newSecret()
-			want := http.StatusUnauthorized
-			if i >= failuresBurst {
-				want = http.StatusTooManyRequests
-			}
-			s.mustAs(want, secret, "GET", "/v1/jobs", "")
+		time.Sleep(time.Second / 2)
+		secret, made = newSecret() // while a question is under way
+		s.mustAs(http.StatusOK, secret, "GET", "/v1/jobs", "")
+		all.Wait()
+		if n, took := asked.Swap(0), time.Since(began); n > 3 || took > 3*time.Second {
+			t.Errorf("for 1,000 guesses the leader was asked %d times in %v", n, took)
 		}
-		if asked != failuresBurst {
-			t.Errorf("the leader was asked %d times, want %d", asked, failuresBurst)
-		}
-		asked = 0
-		wait(time.Minute)
+		s.api.relay = func(http.ResponseWriter, *http.Request, string, string) error { asked.Add(1); return errNotLeader }
+		guess, _ := newSecret()
+		s.mustAs(http.StatusUnauthorized, guess, "GET", "/v1/jobs", "")
 		s.mustAs(http.StatusUnauthorized, "nonsense", "GET", "/v1/jobs", "")
-		if asked != 0 {
-			t.Error("the leader was asked about what cannot be a token")
+		if n := asked.Load(); n != 1 {
+			t.Errorf("nobody leads, and was asked %d times about what may be a token, want 1", n)
 		}
 	})
-}
-
-// TestThrottle_Addresses: an IPv6 client cannot escape within its network.
-func TestThrottle_Addresses(t *testing.T) {
-	for _, c := range []struct {
-		guesses, asks string
-		blocked       bool
-	}{
-		{"192.0.2.1", "192.0.2.1", true},
-		{"192.0.2.1", "192.0.2.2", false},
-		{"2001:db8::1", "2001:db8::ffff:1", true},
-		{"2001:db8::1", "2001:db8:0:1::1", false},
-		{"fe80::1%eth0", "fe80::2%eth1", true},
-	} {
-		th := newThrottle()
-		for range failuresBurst {
-			th.failed(c.guesses, 1)
-		}
-		if th.slot(c.guesses) == th.slot(c.asks) && !c.blocked {
-			continue // one chance in throttleSlots
-		}
-		if got := th.blocked(c.asks, [32]byte{}, 1); got != c.blocked {
-			t.Errorf("%s after %s: blocked %t, want %t", c.asks, c.guesses, got, c.blocked)
-		}
-	}
 }
 
 // TestACL_Bootstrap: the secret of the data directory makes one token, once.

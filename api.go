@@ -32,6 +32,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sync/singleflight"
 )
 
 const (
@@ -77,9 +79,8 @@ type api struct {
 	troubles   func() []string                                                           // what keeps the node from its part, each with its remedy
 	gauges     func() gauges                                                             // what the node's own numbers are
 
-	acl      bool      // requests need a token
-	throttle *throttle // of failed authentications; of a server
-	dir      string    // the data directory, which holds the bootstrap secret
+	acl bool   // requests need a token
+	dir string // the data directory, which holds the bootstrap secret
 
 	// output writes what a running execution has printed, and with follow what
 	// it goes on to print; errUnknownExecution if its node knows it no more.
@@ -88,6 +89,8 @@ type api struct {
 
 	stopping <-chan struct{} // closed when the node stops; nil: it does not
 	copying  atomic.Bool     // a backup is under way
+	refusals refusals
+	catching singleflight.Group // the question that caughtUp asks
 }
 
 // leaveRoute is the one write that is about the node itself, not the cluster.
@@ -95,7 +98,7 @@ const leaveRoute = "POST /v1/leave"
 
 const (
 	bootstrapRoute = "POST /v1/acl/bootstrap"
-	selfRoute      = "GET /v1/acl/self"
+	healthRoute    = "GET /health"
 	runRoute       = "POST /v1/jobs/{job}/run" // the other way to ask for POST /v1/jobs/{job}
 	watchRoute     = "GET /v1/events"
 	outputRoute    = "GET /v1/jobs/{job}/executions/{execution}/output"
@@ -156,7 +159,7 @@ func (a *api) routes() []route {
 		{"GET /v1/raft/peers", mayList, a.listPeers},
 		{"DELETE /v1/raft/peers/{id}", mayDelete, a.dropPeer},
 
-		{"GET /health", noToken, a.health},
+		{healthRoute, noToken, a.health},
 		{"GET /metrics", mayRead, a.metrics},
 
 		{"GET /v1/openapi.yaml", mayRead, a.openapi},
@@ -172,7 +175,7 @@ func (a *api) routes() []route {
 		{"GET /v1/acl/tokens/{accessor}", mayRead, a.showToken},
 		{"DELETE /v1/acl/tokens/{accessor}", mayDelete, a.deleteToken},
 		{bootstrapRoute, noToken, a.bootstrap},
-		{selfRoute, anyToken, a.self},
+		{"GET /v1/acl/self", anyToken, a.self},
 	}
 }
 
@@ -188,7 +191,7 @@ func (a *api) handler() http.Handler {
 			answer = a.atLeader(answer)
 		}
 		answer = a.checked(route, answer)
-		if route.pattern == selfRoute {
+		if route.pattern == healthRoute {
 			answer = a.forFollowers(answer)
 		}
 		mux.Handle(route.pattern, answer)
@@ -235,6 +238,10 @@ func (a *api) guard(next http.Handler) http.Handler {
 		// An origin that the flag was refused for is not here; and one that is not trusted changes nothing.
 		_ = own.AddTrustedOrigin(origin)
 	}
+	own.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.countRefusal(r, refusedOrigin)
+		http.Error(w, "this request comes from a page of another origin; --cors-origin names those whose pages may use the API", http.StatusForbidden)
+	}))
 	fromClient := a.checkHost(a.cors(own.Handler(next)))
 	forwarded := a.checkHost(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -376,6 +383,7 @@ func (a *api) checkHost(next http.Handler) http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin") // a page elsewhere cannot even load it, as a script or an image
 		if !a.ownHost(r.Host) {
+			a.countRefusal(r, refusedHost)
 			http.Error(w, fmt.Sprintf("this server is not called %q; use its address, or localhost, or start it with that name in --allowed-host", r.Host), http.StatusMisdirectedRequest)
 			return
 		}
@@ -407,7 +415,6 @@ func (a *api) ownHost(host string) bool {
 // token, for that would tell who guesses that there is one.
 var (
 	errUnauthenticated = problem{http.StatusUnauthorized, "this needs a valid token, in the header X-Dkron-Token or Authorization: Bearer; \"belfry acl token create\" makes one"}
-	errThrottled       = problem{http.StatusTooManyRequests, "too many invalid tokens came from this address; try again in a minute"}
 	errNoACL           = problem{http.StatusConflict, "access control is off; start the servers with --acl"}
 )
 
@@ -473,36 +480,35 @@ func clientAddr(r *http.Request) string {
 	return addr
 }
 
-// authenticate says who a request is; who sends no token is the zero caller. A
-// server that passes a request on has counted the failures of its address.
+// countRefusal counts a request that is not let in. Once a minute the log says
+// that an address is refused: whoever probes fills neither the log nor the disk.
+func (a *api) countRefusal(r *http.Request, reason string) {
+	if addr := clientAddr(r); a.refusals.add(reason, addr, time.Now()) {
+		a.log.Warn("requests from this address are refused; of others in the next minute only /metrics tells", "address", addr, "reason", reason, "method", r.Method, "path", r.URL.Path)
+	}
+}
+
+// authenticate says who a request is; who sends no token is the zero caller.
 func (a *api) authenticate(r *http.Request) (*caller, error) {
 	secret := sentSecret(r)
 	if secret == "" {
 		return &caller{}, nil
 	}
-	from, _ := forwardedFrom(r.Context())
-	addr, now := clientAddr(r), time.Now().UnixNano()
 	hash, ok := hashSecret(secret)
-	if !from.Final && a.throttle.blocked(addr, hash, now) {
-		return nil, errThrottled
-	}
-	t, err := token{}, error(errNoToken)
-	if ok {
-		t, err = a.validToken(hash, now)
-	}
-	if errors.Is(err, errNoToken) && !from.Final {
-		a.throttle.failed(addr, now)
-		if ok && !a.leading() {
-			t, err = a.tokenOfLeader(r, secret, hash, now)
-		}
-	}
-	if err != nil && !errors.Is(err, errNoToken) {
-		return nil, err
-	}
-	if err != nil {
+	if !ok {
 		return nil, errUnauthenticated
 	}
-	a.throttle.passed(hash)
+	t, err := a.validToken(hash, time.Now().UnixNano())
+	if from, _ := forwardedFrom(r.Context()); errors.Is(err, errNoToken) && !from.Final && !a.leading() {
+		a.caughtUp(r)
+		t, err = a.validToken(hash, time.Now().UnixNano())
+	}
+	if errors.Is(err, errNoToken) {
+		return nil, errUnauthenticated
+	}
+	if err != nil {
+		return nil, err
+	}
 	return a.newCaller(t)
 }
 
@@ -516,30 +522,29 @@ func (a *api) validToken(hash [sha256.Size]byte, now int64) (token, error) {
 	return t, err
 }
 
-// tokenOfLeader is validToken for a server that may not have heard of the token
-// yet. It asks the leader and waits until it has applied what that had. If the
-// token is good then, or nobody could tell, the failure that was counted is not.
-func (a *api) tokenOfLeader(r *http.Request, secret string, hash [sha256.Size]byte, now int64) (token, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
-	defer cancel()
-	ask, err := http.NewRequestWithContext(ctx, http.MethodGet, "/v1/acl/self", http.NoBody)
-	if err != nil {
-		return token{}, err
+// caughtUp waits until this server has applied what the leader had when it was
+// asked: a token that is unknown here may have been made a moment ago. All who
+// wait share one question, so that bad tokens ask the leader for no more than
+// one at a time. Where nobody leads, it returns at once.
+func (a *api) caughtUp(r *http.Request) {
+	ask := func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), leaderTimeout) // of all who wait
+		defer cancel()
+		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "/health", http.NoBody)
+		if err != nil {
+			return nil, err
+		}
+		q.RemoteAddr = r.RemoteAddr
+		return nil, a.relay(discardWriter{http.Header{}}, q, actorAnonymous, newRequestID())
 	}
-	ask.RemoteAddr = r.RemoteAddr
-	ask.Header.Set("X-Dkron-Token", secret)
-	answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	err = a.relay(answer, ask, actorAnonymous, newRequestID())
-	told := err == nil && (answer.status == http.StatusOK || answer.status == http.StatusUnauthorized)
-	t, err := a.validToken(hash, now)
-	if err == nil || !told {
-		a.throttle.forgiven(clientAddr(r))
+	// A question that was under way may be older than the token.
+	if _, err, shared := a.catching.Do("", ask); shared && err == nil {
+		a.catching.Do("", ask)
 	}
-	return t, err
 }
 
-// forFollowers answers a server that asks about a token, if this one leads, and
-// says up to which log index that one must have applied to know it too.
+// forFollowers says to a server that asks, if this one leads, up to which log
+// index that one must have applied to know what this one knows.
 func (a *api) forFollowers(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch from, passedOn := forwardedFrom(r.Context()); {
@@ -653,7 +658,6 @@ func (a *api) checkBootstrap(c *caller, r *http.Request) error {
 	if from, ok := forwardedFrom(r.Context()); ok && from.Actor == actorBootstrap {
 		return nil
 	}
-	now := time.Now().UnixNano()
 	doc, err := body(r, tokenBytesMax)
 	if err != nil {
 		return err
@@ -664,12 +668,8 @@ func (a *api) checkBootstrap(c *caller, r *http.Request) error {
 		return badRequest("Secret: must be what the file %s in the server's data directory holds: %v", bootstrapFile, err)
 	}
 	got, ok := hashSecret(sent.Secret)
-	if a.throttle.blocked(clientAddr(r), got, now) {
-		return errThrottled
-	}
 	want, err := readBootstrapSecret(a.dir)
 	if err != nil || !ok || !sameHash(got[:], want[:]) {
-		a.throttle.failed(clientAddr(r), now)
 		return problem{http.StatusForbidden, fmt.Sprintf("Secret: is not what the file %s in this server's data directory holds; there is one while no management token exists and the server runs with --acl", bootstrapFile)}
 	}
 	return nil
@@ -789,9 +789,12 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case http.StatusInternalServerError:
 		a.log.Error("a request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 		p.message = "internal error; the server's log says more"
-	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", retryAfter)
+	case http.StatusForbidden:
+		a.countRefusal(r, refusedForbidden)
 	case http.StatusUnauthorized:
+		a.countRefusal(r, refusedToken)
 		w.Header().Set("WWW-Authenticate", `Bearer realm="belfry"`)
 	case http.StatusNotFound:
 		w.WriteHeader(p.status)
@@ -2321,7 +2324,7 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 }
 
 // relayHandler is the HTTP side of a node without state: what it is asked, a
-// server answers, which looks at the token and counts the failures of addresses.
+// server answers, which looks at the token.
 // That it does not lead, and how it is, it says itself.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
@@ -2392,8 +2395,6 @@ func (a *api) mayLeave(r *http.Request) error {
 		return forbidden("/v1/leave", mayCreate)
 	case answer.status == http.StatusUnauthorized:
 		return errUnauthenticated
-	case answer.status == http.StatusTooManyRequests:
-		return errThrottled
 	}
 	return problem{http.StatusServiceUnavailable, "no server can say whether this token may do that; try again later"}
 }
@@ -2453,7 +2454,7 @@ func (a *api) health(r *http.Request) (*response, error) {
 // metrics answers in the text format of Prometheus.
 func (a *api) metrics(r *http.Request) (*response, error) {
 	g := a.gauges()
-	g.Leading, g.Lag = a.leading(), a.scheduler.lag(time.Now())
+	g.Leading, g.Lag, g.Requests = a.leading(), a.scheduler.lag(time.Now()), &a.refusals
 	var err error
 	if g.Jobs, err = a.store.countJobs(); err != nil {
 		return nil, err

@@ -939,7 +939,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		output: func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error {
 			return p.outputFrom(ctx, node, execution, follow, 0, w)
 		},
-		acl: cfg.ACL, throttle: newThrottle(), dir: cfg.DataDir,
+		acl: cfg.ACL, dir: cfg.DataDir,
 	}).handler()
 	p.hooks.api = n.front
 	return n.run(ctx, cfg, listener, greet, log)

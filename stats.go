@@ -6,6 +6,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"runtime"
 	"runtime/metrics"
@@ -31,6 +32,16 @@ type countBy [8]atomic.Int64
 var (
 	runOutcomes  = []string{outcomeSuccess, outcomeFailed, outcomeKilled, outcomeInterrupted, outcomeLost}
 	tickOutcomes = []string{outcomeRan, outcomeLate, outcomeSkipped, outcomeMissed}
+
+	refusalReasons = []string{refusedToken, refusedForbidden, refusedHost, refusedOrigin}
+)
+
+// Why a request of a client is refused.
+const (
+	refusedToken     = "token"     // 401: it has none, or one that is not valid
+	refusedForbidden = "forbidden" // 403: its token does not grant that
+	refusedHost      = "host"      // 421: it names another server
+	refusedOrigin    = "origin"    // 403: a page of another origin sends it
 )
 
 // ran counts executions that ended.
@@ -45,6 +56,42 @@ func (s *stats) decided(outcome string, n int64) {
 	if i := slices.Index(tickOutcomes, outcome); i >= 0 {
 		s.ticks[i].Add(n)
 	}
+}
+
+const (
+	refusalsPause     = time.Minute // between two lines of the log about one address
+	refusalsAddresses = 1_000       // that there are lines about in that time
+)
+
+// refusals counts requests that were not let in. The zero value is ready;
+// anybody may call its methods.
+type refusals struct {
+	counts countBy
+
+	mu   sync.Mutex
+	said map[string]time.Time // address → when the log told of it; guarded by mu
+}
+
+// add counts a refusal and reports whether the log shall tell of the address.
+func (r *refusals) add(reason, addr string, now time.Time) bool {
+	r.counts[slices.Index(refusalReasons, reason)].Add(1)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := func(_ string, at time.Time) bool { return now.Sub(at) >= refusalsPause }
+	if at, ok := r.said[addr]; ok && !old("", at) {
+		return false
+	}
+	if len(r.said) >= refusalsAddresses {
+		maps.DeleteFunc(r.said, old)
+	}
+	if len(r.said) >= refusalsAddresses {
+		return false
+	}
+	if r.said == nil {
+		r.said = map[string]time.Time{}
+	}
+	r.said[addr] = now
+	return true
 }
 
 // histogram counts durations in buckets.
@@ -79,6 +126,7 @@ type gauges struct {
 	Lag         time.Duration // how long the earliest due tick has been waiting for the leader; 0 on other servers
 	Leading     bool
 	Refused     map[string]int64 // messages of other nodes, by reason
+	Requests    *refusals        // of clients
 }
 
 // write writes all numbers in Prometheus' text format.
@@ -93,8 +141,9 @@ func (s *stats) write(w io.Writer, g gauges) {
 	p.metric("belfry_executions_running", "gauge", "Executions on this node that have not ended.", "", float64(g.Running))
 	p.metric("belfry_results_undelivered", "gauge", "Results on this node that no leader has acknowledged.", "", float64(g.Undelivered))
 	p.metric("belfry_due_lag_seconds", "gauge", "How long the earliest due tick has been waiting for this leader.", "", g.Lag.Seconds())
-	p.counters("belfry_runs_total", "Executions that this leader has put on record as ended, by outcome.", runOutcomes, &s.runs)
-	p.counters("belfry_ticks_total", "Ticks that this leader has decided, by outcome.", tickOutcomes, &s.ticks)
+	p.counters("belfry_runs_total", "Executions that this leader has put on record as ended, by outcome.", "outcome", runOutcomes, &s.runs)
+	p.counters("belfry_ticks_total", "Ticks that this leader has decided, by outcome.", "outcome", tickOutcomes, &s.ticks)
+	p.counters("belfry_requests_refused_total", "Requests that this node did not let in, by reason.", "reason", refusalReasons, &g.Requests.counts)
 	p.histogram("belfry_commit_seconds", "From the proposal of a change by this leader to its application.", &s.commits)
 	p.head("belfry_plane_refused_total", "counter", "Messages of other nodes that this node refused or dropped, by reason.")
 	for _, reason := range sortedKeys(g.Refused) {
@@ -119,10 +168,10 @@ func (p printer) value(name, labels string, v float64) {
 	fmt.Fprintf(p.w, "%s%s %s\n", name, labels, strconv.FormatFloat(v, 'g', -1, 64))
 }
 
-func (p printer) counters(name, help string, labels []string, by *countBy) {
+func (p printer) counters(name, help, label string, labels []string, by *countBy) {
 	p.head(name, "counter", help)
 	for i, l := range labels {
-		p.value(name, fmt.Sprintf("{outcome=%q}", l), float64(by[i].Load()))
+		p.value(name, fmt.Sprintf("{%s=%q}", label, l), float64(by[i].Load()))
 	}
 }
 
