@@ -8,6 +8,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	crand "crypto/rand"
@@ -888,7 +889,7 @@ func shown(c *caller, row *jobRow) (json.RawMessage, error) {
 // it was sent before.
 func (a *api) jobResponse(r *http.Request, status int, row *jobRow, res applied, header map[string]string) (*response, error) {
 	out := &response{status: status, header: header}
-	if res.Repeated && res.Answer != "" {
+	if res.repeated() && res.Answer != "" {
 		out.kept = json.RawMessage(res.Answer)
 		return out, nil
 	}
@@ -1022,7 +1023,7 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 		return nil, problem{http.StatusConflict, res.Refused}
 	}
 	header := jobLocation(r.PathValue("job"))
-	header["Belfry-Group"] = strconv.FormatInt(key(res.Index, 0), 10)
+	header["Belfry-Group"] = strconv.FormatInt(key(cmp.Or(res.First, res.Index), 0), 10)
 	return a.jobResponse(r, http.StatusAccepted, row, res, header)
 }
 

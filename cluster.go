@@ -1300,7 +1300,7 @@ const (
 	snapshotTicks  = 500                   // 10 s
 	gatherMax      = 1_000                 // events until the protocol is asked what they come to
 	removalPause   = 50 * time.Millisecond // between two looks at whether a voter is gone
-	stuckAfter     = 5 * time.Second       // that a leader has committed nothing of what it should
+	stuckAfter     = 4 * time.Second       // of work that has not gone on, until /health says so: within five seconds
 )
 
 var (
@@ -1313,6 +1313,7 @@ var (
 // A proposal is a command on its way, and where its caller waits.
 type proposal struct {
 	data  []byte
+	since time.Time    // when the protocol was given it
 	index uint64       // in the log, once it is appended
 	done  chan outcome // holds one
 }
@@ -1338,6 +1339,7 @@ type cluster struct {
 	term     atomic.Uint64                   // in force, at least that of the log on disk
 	view     atomic.Pointer[raftStatus]
 	reached  atomic.Pointer[reached]
+	progress atomic.Pointer[progress]
 	children errgroup.Group // a write, the carriers of links, the leader's work
 
 	// Owned by run.
@@ -1352,7 +1354,29 @@ type cluster struct {
 	images       map[position]string // paths of snapshots that are to be installed
 	moved        time.Time           // when this server last led with nothing to commit, or committed something
 	committed    uint64              // then
-	stuck        bool                // that is long ago
+	writing      time.Time           // when the first of queued went on its way
+	stuck        string              // what was said last of what does not go on
+}
+
+// progress says since when the driver's work is what it is; zero times: there
+// is no such work.
+type progress struct{ round, write, proposal, commit time.Time }
+
+// trouble says in a sentence what has not gone on for too long, "" if all goes on.
+func (p progress) trouble(now time.Time) string {
+	stuck := func(since time.Time) bool { return !since.IsZero() && now.Sub(since) > stuckAfter }
+	switch {
+	case stuck(p.round):
+		return "this server does not get on with its work: look at the load of the machine, and restart the server if it stays so"
+	case stuck(p.write):
+		return "a write of this server to its disk does not end: look at the disk"
+	case stuck(p.commit):
+		return "writes wait for this leader, because too few servers store them: look at the disks of the servers, " +
+			"and whether large messages pass between them"
+	case stuck(p.proposal):
+		return "a write waits for this leader although others are done: restart the server, so that another leads"
+	}
+	return ""
 }
 
 // newCluster returns a driver for the server whose disk s is, which talks to
@@ -1383,6 +1407,7 @@ func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Contex
 	c.raft = c.newRaft(self, disk)
 	c.raise()
 	c.publish()
+	c.progress.Store(&progress{})
 	p.attach(c, own)
 	return c, nil
 }
@@ -1560,6 +1585,7 @@ func (c *cluster) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	err := c.drive(ctx)
 	close(c.stopped)
+	c.progress.Store(&progress{})
 	cancel()
 	c.resign()
 	return errors.Join(err, c.children.Wait(), removeImages(c.plane.cfg.Dir))
@@ -1619,22 +1645,37 @@ func (c *cluster) noticePause(last, now time.Time) time.Time {
 	return now
 }
 
-// noticeStuck tells people of a leader that the others answer and that still
-// commits nothing, because what is large does not reach them or their disks hang.
+// noticeStuck notes since when what is under way has not gone on, whatever
+// keeps it: what is large may not reach the others, or a disk may hang.
 func (c *cluster) noticeStuck(now time.Time) {
 	st := c.raft.status()
 	if !st.Leading || st.Commit == st.Last || st.Commit != c.committed {
 		c.moved, c.committed = now, st.Commit
 	}
-	if stuck := now.Sub(c.moved) > stuckAfter; stuck != c.stuck {
-		c.stuck = stuck
-		if !stuck {
-			c.plane.setTrouble("commit", "")
-			return
-		}
-		c.plane.setTrouble("commit", "writes wait for this leader, because too few servers store them: look at the disks of the servers, and whether large messages pass between them")
-		c.log.Warn("nothing is committed", "commit", st.Commit, "last", st.Last, "applied", c.applied, "writes", len(c.queued), "peers", fmt.Sprintf("%+v", c.raft.peers))
+	p := progress{round: now, commit: c.moved}
+	if len(c.queued) > 0 {
+		p.write = c.writing
 	}
+	if len(c.waiting) > 0 {
+		p.proposal = c.waiting[0].since
+	}
+	c.progress.Store(&p)
+	if stuck := p.trouble(now); stuck != c.stuck {
+		if c.stuck = stuck; stuck != "" {
+			c.log.Warn("the server's work does not go on", "why", stuck, "commit", st.Commit, "last", st.Last, "applied", c.applied,
+				"writes", len(c.queued), "waiting", len(c.waiting), "peers", fmt.Sprintf("%+v", c.raft.peers))
+		}
+	}
+}
+
+// troubles says what keeps this server from its work, each in a sentence that
+// says what to do. It asks nobody who may be stuck.
+func (c *cluster) troubles() []string {
+	list := c.plane.troubles()
+	if stuck := c.progress.Load().trouble(time.Now()); stuck != "" {
+		list = append(list, stuck)
+	}
+	return list
 }
 
 // stoodStill returns how long a loop did not come round, because the process or
@@ -1686,7 +1727,7 @@ func (c *cluster) append(p *proposal) {
 		p.done <- outcome{err: err}
 		return
 	}
-	p.index = index
+	p.index, p.since = index, time.Now()
 	c.waiting = append(c.waiting, p)
 	c.waitingBytes += len(p.data)
 }
@@ -1799,6 +1840,7 @@ func (c *cluster) save(rd ready) {
 // goroutine until it has told what came of it.
 func (c *cluster) saveNext() {
 	rd, image := c.queued[0], ""
+	c.writing = time.Now()
 	if rd.Snapshot != nil {
 		image = c.images[rd.Snapshot.position]
 	}
@@ -1832,9 +1874,13 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	}
 	for _, a := range done {
 		c.applied = a.Index
-		if len(c.waiting) > 0 && c.waiting[0].index == a.Index {
-			c.waiting[0].done <- outcome{a, a.Err}
-			c.waitingBytes -= len(c.waiting[0].data)
+		for len(c.waiting) > 0 && c.waiting[0].index <= a.Index {
+			p, o := c.waiting[0], outcome{a, a.Err}
+			if p.index != a.Index {
+				o = outcome{err: errUnknown} // nothing that was passed over may hold up who comes after
+			}
+			p.done <- o
+			c.waitingBytes -= len(p.data)
 			c.waiting[0], c.waiting = nil, c.waiting[1:]
 		}
 	}

@@ -932,7 +932,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 			return err
 		},
 		peers: p.peers, removePeer: p.removePeer, relay: p.forward,
-		troubles: p.troubles,
+		troubles: clu.troubles,
 		gauges: func() gauges {
 			return gauges{Running: exec.running(), Undelivered: exec.undelivered(), Refused: p.refused.byReason()}
 		},

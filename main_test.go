@@ -616,6 +616,79 @@ func TestServe_Stop(t *testing.T) {
 	}
 }
 
+// TestServe_SameKeyAtOnce: of requests that overlap with one Idempotency-Key one
+// is done, all are answered alike, and nobody who comes after them is held up.
+func TestServe_SameKeyAtOnce(t *testing.T) {
+	p := startServer(t, t.TempDir())
+	for round := range 5 {
+		var wg sync.WaitGroup
+		answers := make([]string, 8)
+		for i := range answers {
+			wg.Go(func() {
+				doc := fmt.Sprintf(`{"name":"same-%d","schedule":"@manually"}`, round)
+				req, err := http.NewRequest("POST", p.url+"/v1/jobs", strings.NewReader(doc))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				req.Header.Set("Idempotency-Key", fmt.Sprint("key ", round))
+				res, err := client.Do(req)
+				if err != nil {
+					answers[i] = err.Error()
+					return
+				}
+				defer res.Body.Close()
+				body, _ := io.ReadAll(res.Body)
+				answers[i] = fmt.Sprint(res.StatusCode, " ", string(body))
+			})
+		}
+		wg.Wait()
+		slices.Sort(answers)
+		if list := slices.Compact(answers); len(list) != 1 || !strings.HasPrefix(list[0], "201 ") {
+			t.Fatalf("round %d: overlapping requests with one key are answered %q, want one 201", round, list)
+		}
+	}
+	p.must("POST", "/v1/jobs", shellJob("after", "@manually", "true"), nil)
+}
+
+// TestServe_StuckWrite: a write that does not end is told in /health within five
+// seconds, and no longer once it has ended.
+func TestServe_StuckWrite(t *testing.T) {
+	dir := t.TempDir()
+	p := startServer(t, dir)
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "data", "belfry.db")+"?_txlock=immediate&_pragma=busy_timeout(10000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := db.Begin() // as a disk that hangs: the server's writer waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	answered := make(chan int, 1)
+	go func() {
+		status, _ := p.send("POST", "/v1/jobs", shellJob("a", "@manually", "true"), nil)
+		answered <- status
+	}()
+	text := ""
+	p.eventually("word of a write that hangs", func() bool {
+		var status int
+		status, text = p.get("/health", nil)
+		return status == http.StatusServiceUnavailable
+	})
+	if took := time.Since(began); took > 5*time.Second || !strings.Contains(text, "does not end") {
+		t.Errorf("after %s /health says %s", took, text)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-answered; status != http.StatusCreated {
+		t.Errorf("the write that hung is answered %d, want 201", status)
+	}
+	p.eventually("good health", func() bool { status, _ := p.get("/health", nil); return status == http.StatusOK })
+}
+
 // TestServe_StopAgent: a node without a database that stops says what became of
 // its runs before it ends, for its disk may never be seen again.
 func TestServe_StopAgent(t *testing.T) {

@@ -2058,10 +2058,10 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 	if err != nil {
 		return nil, applied{}, err
 	}
-	if res.Repeated && !answeredFor(res.Answer, j) {
+	if res.repeated() && !answeredFor(res.Answer, j) {
 		return nil, applied{}, errKeyUsed
 	}
-	if !res.Repeated && !kept && j.armed() {
+	if !res.repeated() && !kept && j.armed() {
 		s.enqueue(queueItem{at: row.next, id: res.Jobs[0]})
 	}
 	return row, res, nil
@@ -2181,7 +2181,7 @@ func (s *scheduler) showRestored(ctx context.Context, r request, done restored, 
 		}
 		return r.keepText(&command{Audit: &audited{Action: actionRestore}, Submit: true, Restore: &restoring{done.ID, done.Jobs}}, sum), nil
 	})
-	if err == nil && res.Repeated && res.Answer != "" && res.Answer != sum {
+	if err == nil && res.repeated() && res.Answer != "" && res.Answer != sum {
 		return errKeyUsed
 	}
 	// Moving many jobs, at about 10 µs each, keeps the writer for longer than an
@@ -2286,7 +2286,7 @@ func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow
 	if err != nil {
 		return nil, applied{}, err
 	}
-	if !res.Repeated && !row.Disabled && row.ParentJob == "" {
+	if !res.repeated() && !row.Disabled && row.ParentJob == "" {
 		s.enqueue(queueItem{at: row.next, id: res.Jobs[0]})
 	}
 	return row, res, nil
@@ -2316,7 +2316,7 @@ func (s *scheduler) deleteExecutions(ctx context.Context, r request, name string
 			row.SuccessCount, row.ErrorCount, row.LastSuccess, row.LastError = 0, 0, 0, 0
 			return r.keep(&command{Audit: &audited{Action: actionDeleteExecutions}, DeleteExecutions: &row.version}, row), nil
 		})
-		if err != nil || res.Repeated && res.Answer != "" {
+		if err != nil || res.repeated() && res.Answer != "" {
 			return nil, res, err
 		}
 		if !res.More {
@@ -2346,7 +2346,7 @@ func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
 	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
 		return r.keepText(&command{Audit: &audited{Action: actionPutPolicy}, PutPolicy: &p}, p.Rules), nil
 	})
-	if err == nil && res.Repeated && res.Answer != "" && res.Answer != p.Rules {
+	if err == nil && res.repeated() && res.Answer != "" && res.Answer != p.Rules {
 		err = errKeyUsed
 	}
 	return err
@@ -2367,7 +2367,7 @@ func (s *scheduler) putToken(ctx context.Context, r request, t token, first bool
 	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
 		return &command{Audit: &audited{Action: action}, PutToken: &tokenPut{t, first}}, nil
 	})
-	if err == nil && res.Repeated {
+	if err == nil && res.repeated() {
 		err = errTokenShown
 	}
 	return err
@@ -2399,7 +2399,7 @@ func (s *scheduler) deletePolicy(ctx context.Context, r request, name string) (p
 		}
 		return r.keepText(&command{Audit: &audited{Action: actionDeletePolicy}, DeletePolicy: name}, p.Rules), nil
 	})
-	if err == nil && res.Repeated && res.Answer != "" {
+	if err == nil && res.repeated() && res.Answer != "" {
 		p = policy{Name: name, Rules: res.Answer}
 	}
 	return p, err
@@ -2487,7 +2487,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 		}
 		return r.keep(&command{Audit: &audited{Action: actionRun}, Run: []runDecision{d}}, row), nil
 	})
-	if err != nil || res.Repeated || res.Refused != "" {
+	if err != nil || res.repeated() || res.Refused != "" {
 		return row, res, err
 	}
 	orders := map[target][]order{}

@@ -2066,7 +2066,7 @@ func (s *simServer) apply(e entry) {
 	s.changeOffice()
 	results, err := s.store.apply(e.Index)
 	s.w.must(err)
-	if len(results) != 1 || results[0].Err == nil && !results[0].Repeated && results[0].Index != e.Index {
+	if len(results) != 1 || results[0].Err == nil && !results[0].repeated() && results[0].Index != e.Index {
 		s.w.fatalf("%s applies entry %d: %+v", s.n.self.Name, e.Index, results)
 	}
 	res := results[0]
@@ -2565,11 +2565,11 @@ func (w *world) run(s *simServer) {
 		w.logf("run %s %q on %s: started %v, refused %q: %v", name, req.ID, s.n.self.Name, res.Started, res.Refused, err)
 		switch {
 		case err != nil:
-		case !repeated && res.Repeated:
+		case !repeated && res.repeated():
 			w.fatalf("%q is new and was taken for a repetition", req.ID)
-		case res.Repeated && len(res.Started) > 0:
+		case res.repeated() && len(res.Started) > 0:
 			w.fatalf("%q was repeated and started something", req.ID)
-		case !res.Repeated && res.Refused == "" && len(res.Started[0]) == 0:
+		case !res.repeated() && res.Refused == "" && len(res.Started[0]) == 0:
 			w.fatalf("a run of %s by hand was accepted and started nothing", row.Name)
 		}
 	})
@@ -2908,7 +2908,7 @@ func newLedger() *ledger {
 // observe takes note of one entry that the store has just applied. s is the
 // store as it is then; the caller owns its writing side.
 func (l *ledger) observe(s *store, e entry, res applied) error {
-	if e.Kind != entryCommand || res.Err != nil || res.Repeated {
+	if e.Kind != entryCommand || res.Err != nil || res.repeated() {
 		return nil
 	}
 	c, err := decodeCommand(e.Data)

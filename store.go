@@ -886,9 +886,9 @@ func (s *store) entries(from uint64, size int64) ([]entry, error) {
 
 // What apply answers for one command.
 type applied struct {
-	Index    uint64
+	Index    uint64    // of its entry, always
+	First    uint64    // of the entry that had done its request before; 0: there is none, and this one did
 	Err      error     // a refusal: nothing was changed
-	Repeated bool      // the request was accepted before, at Index; nothing was done again
 	Answer   string    // that the command asked to be kept for its request
 	Refused  string    // a run by hand: why it was not started
 	Jobs     []int64   // put: the ids of the jobs
@@ -957,6 +957,9 @@ func (s *store) tell(what string, row int64) {
 		s.told = append(s.told, mark{what, row})
 	}
 }
+
+// repeated reports whether the request had been done before, and nothing was done again.
+func (a *applied) repeated() bool { return a.First != 0 }
 
 // applyUpTo applies all persisted entries up to index commit.
 func (s *store) applyUpTo(commit uint64) ([]applied, error) {
@@ -1335,8 +1338,8 @@ func (a *applying) repeated() (bool, error) {
 	if a.c.Request == "" {
 		return false, nil
 	}
-	r := applied{Repeated: true}
-	err := a.s.get(requestQuery, []any{a.c.Request}, &r.Index, &r.Answer, &r.Refused)
+	r := applied{Index: a.result.Index}
+	err := a.s.get(requestQuery, []any{a.c.Request}, &r.First, &r.Answer, &r.Refused)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
@@ -3283,8 +3286,7 @@ func (s *store) openExecution(job int64) (e executionRow, ok bool, err error) {
 
 // request returns what came of a request, if it was accepted before.
 func (s *store) request(id string) (r applied, ok bool, err error) {
-	r.Repeated = true
-	err = s.view(requestQuery, []any{id}, &r.Index, &r.Answer, &r.Refused)
+	err = s.view(requestQuery, []any{id}, &r.First, &r.Answer, &r.Refused)
 	if errors.Is(err, sql.ErrNoRows) {
 		return applied{}, false, nil
 	}

@@ -1120,7 +1120,7 @@ func TestApply_Forbid(t *testing.T) {
 		if res := g.do(c); res.Refused != overlapReason || len(res.Started[0]) != 0 {
 			t.Errorf("refused %q, started %v, want a refusal", res.Refused, res.Started)
 		}
-		if res := g.do(c); !res.Repeated || res.Refused != overlapReason {
+		if res := g.do(c); !res.repeated() || res.Refused != overlapReason {
 			t.Errorf("the same request again: %+v, want the same refusal", res)
 		}
 	})
@@ -1166,7 +1166,7 @@ func TestApply_Request(t *testing.T) {
 	run := &command{Request: "r", Answer: "kept", Run: []runDecision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}}
 	first := g.do(run)
 	again := g.do(run)
-	if diff := cmp.Diff(applied{Index: first.Index, Repeated: true, Answer: "kept"}, again); diff != "" {
+	if diff := cmp.Diff(applied{Index: first.Index + 1, First: first.Index, Answer: "kept"}, again); diff != "" {
 		t.Errorf("the repetition is answered (-want +got):\n%s", diff)
 	}
 	if row := g.row("a"); row.open != 1 {
@@ -1178,11 +1178,11 @@ func TestApply_Request(t *testing.T) {
 		t.Fatalf("%v, want %v", res.Err, errParent)
 	}
 	g.put(jobPut{Job: job{Name: "c"}, Next: stageNext})
-	if res := g.do(refused); res.Err != nil || res.Repeated {
+	if res := g.do(refused); res.Err != nil || res.repeated() {
 		t.Errorf("the second try is answered %+v, want it done", res)
 	}
 	g.do(&command{Trim: &trimming{Requests: first.Index}})
-	if res := g.do(run); res.Repeated || len(res.Started[0]) != 1 {
+	if res := g.do(run); res.repeated() || len(res.Started[0]) != 1 {
 		t.Errorf("a request that was trimmed is answered %+v, want it done", res)
 	}
 }
