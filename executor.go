@@ -21,12 +21,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +50,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"regexp"
+	"regexp/syntax"
 	"runtime"
 	"slices"
 	"strconv"
@@ -106,6 +109,10 @@ const (
 	// 34 years in seconds, keeps one from overflowing a time.Duration.
 	requestTimeout    = 30 * time.Second
 	requestTimeoutMax = 1 << 30
+	// redirectsMax is that of net/http. patternMax bounds the instructions of an expectBody, of which each costs time for
+	// every byte of a body.
+	redirectsMax = 10
+	patternMax   = 2_000
 	// tlsBytesMax bounds each file of a job's TLS settings; all roots that systems trust take a quarter of it.
 	tlsBytesMax = 1 << 20
 	// idleTimeMax is shorter than servers keep a connection: one that they close just when a request is sent fails the run.
@@ -799,13 +806,6 @@ func (t *tail) lastLocked(n int64) []byte {
 	return t.kept[int64(len(t.kept))-n:]
 }
 
-// since returns a copy of what is kept from the offset from on.
-func (t *tail) since(from int64) []byte {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return bytes.Clone(t.lastLocked(t.total - from))
-}
-
 // final returns the reason and behind it as much of the output's end as fits, and the number of bytes left out. Nothing may
 // be written after it, as the result may share the buffer.
 func (t *tail) final(reason string) (output []byte, dropped int64) {
@@ -998,10 +998,39 @@ func checkHTTPConfig(config map[string]string) error {
 			}
 		}
 	}
-	if _, err := regexp.Compile(config["expectBody"]); err != nil {
-		return fmt.Errorf("executor_config.expectBody: is not a regular expression: %w", err)
+	if _, err := url.Parse(config["url"]); err != nil && strings.Contains(config["url"], "@") {
+		return errURL // with a password, perhaps, which is not recorded where it is no password to us
 	}
-	return nil
+	if _, err := requestHeaders(config); err == errHeader {
+		return err
+	}
+	_, err := bodyPattern(config["expectBody"])
+	return err
+}
+
+// bodyPattern compiles an expectBody. It looks at the size before, as 22 kB can make a program of 500 MB.
+func bodyPattern(pattern string) (*regexp.Regexp, error) {
+	tree, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return nil, fmt.Errorf("executor_config.expectBody: is not a regular expression: %s", err.(*syntax.Error).Code)
+	}
+	if patternSize(tree) > patternMax {
+		return nil, fmt.Errorf("executor_config.expectBody: compiles to more than %d instructions; write it with fewer repetitions", patternMax)
+	}
+	return regexp.Compile(pattern)
+}
+
+// patternSize returns an upper bound of the instructions that an expression compiles to, but for the two that each has.
+func patternSize(tree *syntax.Regexp) int {
+	own := map[syntax.Op]int{syntax.OpLiteral: len(tree.Rune), syntax.OpConcat: 0, syntax.OpCapture: 2, syntax.OpAlternate: len(tree.Sub) - 1}
+	n, ok := own[tree.Op]
+	if !ok {
+		n = 1
+	}
+	for _, sub := range tree.Sub {
+		n += patternSize(sub)
+	}
+	return n * max(1, tree.Min, tree.Max) // of a repetition
 }
 
 // parseLimits returns the limits in executor_config, zero for none.
@@ -1290,6 +1319,10 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
+	pattern, err := bodyPattern(config["expectBody"])
+	if err != nil {
+		return err
+	}
 	transport := e.transport
 	if config["tlsNoVerifyPeer"]+config["tlsCertificateFile"]+config["tlsCertificateKeyFile"]+config["tlsRootCAsFile"] != "" {
 		// Connections of its own for each run: few jobs have such settings, and a renewed file counts from the next run on.
@@ -1300,29 +1333,100 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 	}
 	debug := config["debug"] != ""
 	if debug {
+		headers := req.Header
+		req.Header = withoutSecrets(headers)
 		dump, err := httputil.DumpRequestOut(req, true)
+		req.Header = headers
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(&r.out, "%s\n\n", dump)
 	}
-	resp, err := (&http.Client{Transport: once{transport}}).Do(req)
+	resp, err := (&http.Client{Transport: once{transport}, CheckRedirect: checkRedirect}).Do(req)
 	if err != nil {
-		return cmp.Or(context.Cause(ctx), err)
+		return cmp.Or(context.Cause(ctx), withoutUser(err))
 	}
 	defer resp.Body.Close()
+	if got := resp.Request.Method; got != req.Method {
+		fmt.Fprintf(&r.out, "a redirect made a %s of the %s, without its body; give the job the URL behind the redirect\n", got, req.Method)
+	}
 	if debug {
+		resp.Header = withoutSecrets(resp.Header)
 		dump, err := httputil.DumpResponse(resp, false)
 		if err != nil {
 			return err
 		}
 		r.out.Write(dump)
 	}
-	body := r.out.total // nobody else writes
-	if _, err := r.out.ReadFrom(resp.Body); err != nil {
+	met := config["expectBody"] == "" || pattern.MatchReader(bufio.NewReader(io.TeeReader(resp.Body, &r.out)))
+	if _, err := r.out.ReadFrom(resp.Body); err != nil { // also what the match met
 		return cmp.Or(context.Cause(ctx), err)
 	}
-	return checkResponse(config, resp.StatusCode, func() []byte { return r.out.since(body) })
+	// Both texts as upstream, clients look for them.
+	isCode := func(s string) bool { return strings.TrimSpace(s) == strconv.Itoa(resp.StatusCode) }
+	if want := config["expectCode"]; want != "" && !slices.ContainsFunc(strings.Split(want, ","), isCode) {
+		return fmt.Errorf("received response code does not match the expected code: got %d, want %s", resp.StatusCode, want)
+	}
+	if !met {
+		return errors.New("received response body did not match the expected body")
+	}
+	return nil
+}
+
+// checkRedirect keeps from another host what looks secret, which net/http does for few headers, and where we were before.
+func checkRedirect(r *http.Request, via []*http.Request) error {
+	first := via[0].URL
+	if !strings.EqualFold(r.URL.Host, first.Host) || first.Scheme == "https" && r.URL.Scheme != "https" {
+		r.Header = withoutSecrets(r.Header)
+		r.Header.Del("Referer")
+	}
+	if len(via) >= redirectsMax {
+		return fmt.Errorf("stopped after %d redirects", redirectsMax)
+	}
+	return nil
+}
+
+// withoutSecrets returns a copy of headers without those that look secret.
+func withoutSecrets(headers http.Header) http.Header {
+	plain := headers.Clone()
+	maps.DeleteFunc(plain, func(name string, _ []string) bool { return secretKey(name) && name != "Idempotency-Key" })
+	return plain
+}
+
+// withoutUser takes user and query out of the URL that an error of net/http quotes.
+func withoutUser(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		if at, err := url.Parse(e.URL); err == nil {
+			at.User, at.RawQuery = nil, ""
+			e.URL = at.String()
+		}
+	}
+	return err
+}
+
+// Errors of an http job that quote nothing, as it may be secret.
+var (
+	errURL     = errors.New("executor_config.url: is no URL; write it as in https://host/path, with %XX for what cannot stand in one")
+	errHeaders = errors.New(`executor_config.headers: is not a JSON array of "Name: value"`)
+	errHeader  = errors.New(`executor_config.headers: an entry is not "Name: value"`)
+)
+
+// requestHeaders returns the headers in executor_config. Errors are errHeaders and errHeader.
+func requestHeaders(config map[string]string) (http.Header, error) {
+	const inNames = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" // RFC 9110, 5.6.2
+	var entries []string
+	if doc := config["headers"]; doc != "" && json.Unmarshal([]byte(doc), &entries) != nil {
+		return nil, errHeaders
+	}
+	headers := http.Header{}
+	for _, entry := range entries {
+		name, value, ok := strings.Cut(entry, ":")
+		if name = strings.TrimSpace(name); !ok || name == "" || strings.Trim(name, inNames) != "" {
+			return nil, errHeader
+		}
+		headers.Add(name, strings.TrimSpace(value))
+	}
+	return headers, nil
 }
 
 // newRequest makes the request that executor_config describes, and adds headers that identify the run, unless the job
@@ -1340,23 +1444,17 @@ func (e *executor) newRequest(ctx context.Context, o *order) (*http.Request, err
 		body = strings.NewReader(config["body"])
 	}
 	req, err := http.NewRequestWithContext(ctx, config["method"], config["url"], body)
+	if _, ok := errors.AsType[*url.Error](err); ok {
+		return nil, errURL
+	}
 	if err != nil {
 		return nil, err
 	}
-	if config["headers"] != "" {
-		var headers []string
-		if err := json.Unmarshal([]byte(config["headers"]), &headers); err != nil {
-			return nil, errors.New(`executor_config.headers is not a JSON array of "Name: value"`)
-		}
-		for _, h := range headers {
-			name, value, ok := strings.Cut(h, ":")
-			if !ok {
-				return nil, fmt.Errorf(`executor_config.headers: %q is not "Name: value"`, h)
-			}
-			req.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
-		}
-		req.Host = req.Header.Get("Host") // empty: that of the URL
+	headers, err := requestHeaders(config)
+	if err != nil {
+		return nil, err
 	}
+	req.Header, req.Host = headers, headers.Get("Host") // empty: that of the URL
 	for _, h := range [...][2]string{
 		{"User-Agent", "belfry"},
 		{"Belfry-Job", o.Job},
@@ -1379,60 +1477,44 @@ func (e *executor) newRequest(ctx context.Context, o *order) (*http.Request, err
 type once struct{ *http.Transport }
 
 func (o once) RoundTrip(r *http.Request) (*http.Response, error) {
-	sent := new(atomic.Bool)
+	s := new(sending)
 	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{WroteHeaderField: func(name string, _ []string) {
 		if name == "Host" { // the first one in HTTP/1, and none in HTTP/2
-			sent.Store(true)
+			s.begun.Store(true)
 		}
 	}})
-	return o.Transport.RoundTrip(r.WithContext(context.WithValue(ctx, sentKey{}, sent)))
+	return o.Transport.RoundTrip(r.WithContext(context.WithValue(ctx, sendingKey{}, s)))
 }
 
-// sentKey is the key of an *atomic.Bool in the context of a request: net/http began to write it.
-type sentKey struct{}
-
-// checkResponse compares a response with what the job expects; of a long body the end that is kept.
-func checkResponse(config map[string]string, code int, body func() []byte) error {
-	if want := config["expectCode"]; want != "" {
-		met := false
-		for s := range strings.SplitSeq(want, ",") {
-			met = met || strings.TrimSpace(s) == strconv.Itoa(code)
-		}
-		if !met {
-			return errors.New("received response code does not match the expected code") // as upstream, clients look for it
-		}
-	}
-	if want := config["expectBody"]; want != "" {
-		re, err := regexp.Compile(want)
-		if err != nil {
-			return fmt.Errorf("executor_config.expectBody: %w", err)
-		}
-		if !re.Match(body()) {
-			return errors.New("received response body did not match the expected body")
-		}
-	}
-	return nil
+// sending is what once and newTransport know of one request, in its context under sendingKey.
+type sending struct {
+	begun   atomic.Bool // net/http began to write it
+	proxied atomic.Bool // it goes to a proxy
 }
+
+type sendingKey struct{}
 
 // newTransport returns the connections for a job with the TLS settings in config. An address is looked at when it is
 // dialled, so that neither a name that resolves to something else the second time nor a redirect leads around the limits.
 // A proxy resolves names itself; only addresses that stand in the URL are looked at then.
 func newTransport(config map[string]string, limits nodeLimits) (*http.Transport, error) {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	dialer := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
+	dialer := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, ControlContext: func(ctx context.Context, _, address string, _ syscall.RawConn) error {
 		addr, err := netip.ParseAddrPort(address)
-		if err != nil {
+		if err != nil || ctx.Value(sendingKey{}).(*sending).proxied.Load() { // the operator's own proxy may be anywhere
 			return err
 		}
 		return limits.checkAddr(addr.Addr())
 	}}
 	t.DialContext = dialer.DialContext
 	t.Proxy = func(r *http.Request) (*url.URL, error) { // asked each time before a request is sent
-		if sent, ok := r.Context().Value(sentKey{}).(*atomic.Bool); ok && sent.Load() {
+		s := r.Context().Value(sendingKey{}).(*sending)
+		if s.begun.Load() {
 			return nil, errors.New("the connection broke after the request was sent, and the server may have begun it; set retries if it may be sent again")
 		}
 		proxy, err := http.ProxyFromEnvironment(r)
-		if addr, e := netip.ParseAddr(r.URL.Hostname()); proxy != nil && err == nil && e == nil {
+		s.proxied.Store(proxy != nil)
+		if addr, ok := literalAddr(r.URL.Hostname()); proxy != nil && err == nil && ok {
 			err = limits.checkAddr(addr)
 		}
 		return proxy, err
@@ -1505,20 +1587,51 @@ func openRegular(path string, flags int) (*os.File, error) {
 
 // metadataAddrs are where clouds tell a machine who it is and what it may do. Credentials can be read there by whoever makes
 // the machine ask: link-local addresses, and those that some clouds took instead.
-var metadataAddrs = []netip.Prefix{
-	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"),
-	netip.MustParsePrefix("fd00:ec2::254/128"),  // AWS
-	netip.MustParsePrefix("fd20:ce::254/128"),   // Google
-	netip.MustParsePrefix("100.100.100.200/32"), // Alibaba
-	netip.MustParsePrefix("168.63.129.16/32"),   // Azure
-	netip.MustParsePrefix("192.0.0.192/32"),     // Oracle
-}
+var metadataAddrs = prefixes("169.254.0.0/16", "fe80::/10",
+	"fd00:ec2::/32",                               // AWS
+	"fd20:ce::254/128",                            // Google
+	"100.100.100.200/32", "fd00:100::100:200/128", // Alibaba
+	"168.63.129.16/32",                         // Azure
+	"192.0.0.192/32", "fd00:c1::a9fe:a9fe/128", // Oracle
+	"fd00:42::42/128",       // Scaleway
+	"fd00:a9fe:a9fe::1/128", // Linode
+	"64:ff9b:1::/48")        // whatever a network's own NAT64 makes of it
 
 // privateAddrs are private beyond what netip says.
-var privateAddrs = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("0.0.0.0/8")}
+var privateAddrs = prefixes("100.64.0.0/10", "0.0.0.0/8")
+
+func prefixes(list ...string) (parsed []netip.Prefix) {
+	for _, s := range list {
+		parsed = append(parsed, netip.MustParsePrefix(s))
+	}
+	return parsed
+}
 
 // nat64 holds all IPv4 addresses in its last four bytes.
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// literalAddr returns the address that a host stands for without being resolved, if it is one: also IPv4 as C libraries
+// read it, of one to four numbers in decimal, hex or octal, of which the last fills what is left.
+func literalAddr(host string) (netip.Addr, bool) {
+	host = strings.TrimSuffix(host, ".")
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr, true
+	}
+	parts := strings.Split(host, ".")
+	n := uint64(0)
+	for i, part := range parts {
+		bits := 8
+		if i == len(parts)-1 {
+			bits = 8 * max(1, 4-i)
+		}
+		v, err := strconv.ParseUint(part, 0, bits)
+		if err != nil || i == 4 {
+			return netip.Addr{}, false
+		}
+		n = n<<bits | v
+	}
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, uint32(n)))), true
+}
 
 // checkAddr says why a request must not reach an address, nil if it may.
 func (l nodeLimits) checkAddr(addr netip.Addr) error {

@@ -198,6 +198,15 @@ func TestExecutorChild(t *testing.T) {
 		n := newNode(t, arg)
 		id := n.script(t, "setsid sleep 1000 & echo $$ $!; sleep 1000")
 		fmt.Println(n.printed(t, id, "\n"))
+	case "proxy": // a node behind a proxy
+		n := newNode(t, arg)
+		limits := nodeLimits{DenyPrivate: true}
+		n.cfg.Limits = limits
+		n.transport, _ = newTransport(nil, limits)
+		for _, c := range proxied {
+			res := n.leader.wait(t, n.order(t, order{Executor: "http", Config: map[string]string{"method": "GET", "url": "http://" + c.host + "/"}}))
+			fmt.Printf("%q\n", res.Output)
+		}
 	case "init": // a node that is process 1
 		n := newNode(t, arg)
 		n.leader.wait(t, n.script(t, "sleep 1000 & sleep 1000 & true"))
@@ -889,7 +898,7 @@ func TestExecutor_HTTP(t *testing.T) {
 		http.Redirect(w, r, "/reply?body=there", http.StatusFound)
 	})
 	mux.HandleFunc("/long", func(w http.ResponseWriter, _ *http.Request) {
-		w.Write(append(bytes.Repeat([]byte("a"), 300_000), "end"...))
+		w.Write(slices.Concat([]byte("first"), bytes.Repeat([]byte("a"), 300_000), []byte("end")))
 	})
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
@@ -905,12 +914,19 @@ func TestExecutor_HTTP(t *testing.T) {
 		{"Get", `{"method":"GET","url":"%s/reply?body=hello"}`, outcomeSuccess, "hello"},
 		{"AnyStatus", `{"method":"GET","url":"%s/reply?code=500&body=broken"}`, outcomeSuccess, "broken"},
 		{"Code", `{"method":"GET","url":"%s/reply?code=201&body=made","expectCode":"200, 201"}`, outcomeSuccess, "made"},
-		{"ErrCode", `{"method":"GET","url":"%s/reply?code=404&body=nope","expectCode":"200"}`, outcomeFailed, "received response code does not match the expected code\nnope"},
+		{"ErrCode", `{"method":"GET","url":"%s/reply?code=404&body=nope","expectCode":"200"}`, outcomeFailed, "received response code does not match the expected code: got 404, want 200\nnope"},
 		{"Body", `{"method":"GET","url":"%s/reply?body=count+42+ok","expectBody":"count [0-9]+ ok"}`, outcomeSuccess, "count 42 ok"},
 		{"ErrBody", `{"method":"GET","url":"%s/reply?body=all+bad","expectBody":"good"}`, outcomeFailed, "received response body did not match the expected body\nall bad"},
 		{"ErrPattern", `{"method":"GET","url":"%s/reply?body=x","expectBody":"("}`, outcomeFailed, "~executor_config.expectBody"},
 		{"Empty", `{"method":"GET","url":"%s/reply?code=204"}`, outcomeSuccess, ""},
 		{"Redirect", `{"method":"GET","url":"%s/redirect"}`, outcomeSuccess, "there"},
+		{"RedirectedPost", `{"method":"POST","url":"%s/redirect","body":"x","expectBody":"^there$"}`, outcomeSuccess, "a redirect made a GET of the POST, without its body; give the job the URL behind the redirect\nthere"},
+		{"BodyFirst", `{"method":"GET","url":"%s/long","expectBody":"^first"}`, outcomeSuccess, "~end"},
+		{"DebugHides", `{"method":"GET","url":"%s/reply?body=seen","debug":"true","headers":"[\"Authorization: Bearer hunter2\",\"Cookie: hunter2\",\"X-Api-Key: hunter2\",\"X-Plain: shown\"]"}`, outcomeSuccess, "~X-Plain: shown"},
+		{"ErrUserInURL", `{"method":"GET","url":"http://hunter2@127.0.0.1:9/?hunter2"}`, outcomeFailed, "~Get \"http://127.0.0.1:9/\": dial tcp"},
+		{"ErrSecretURL", `{"method":"GET","url":"http://127.0.0.1:hunter2/"}`, outcomeFailed, "~executor_config.url"},
+		{"ErrSecretHeader", `{"method":"GET","url":"%s/echo","headers":"[\"Authorization Bearer hunter2\"]"}`, outcomeFailed, "~executor_config.headers"},
+		{"ErrSecretName", `{"method":"GET","url":"%s/echo","headers":"[\"Authorization hunter2:x\"]"}`, outcomeFailed, "~executor_config.headers"},
 		{"Request", `{"method":"POST","url":"%s/echo?x=y","body":"{\"a\":1}","headers":"[\"Content-Type: application/json\",\"X-One:   padded  \",\"x-two:2\"]"}`, outcomeSuccess,
 			"POST x=y\n{\"a\":1}\nContent-Type: application/json\nX-One: padded\nX-Two: 2\n" + identity + "Idempotency-Key: j/4/n1\n"},
 		{"OwnIdentity", `{"method":"PUT","url":"%s/echo","headers":"[\"idempotency-key: mine\"]"}`, outcomeSuccess, "PUT \n\n" + identity + "Idempotency-Key: mine\n"},
@@ -921,7 +937,7 @@ func TestExecutor_HTTP(t *testing.T) {
 		{"ErrNoMethod", `{"url":"%s/reply"}`, outcomeFailed, "executor_config.method is empty\n"},
 		{"ErrTimeout", `{"method":"GET","url":"%s/slow","timeout":"1"}`, outcomeFailed, "no complete answer within the timeout of 1s\n"},
 		{"ErrRefused", `{"method":"GET","url":"http://127.0.0.1:9/"}`, outcomeFailed, "~Get \"http://127.0.0.1:9/\": dial tcp 127.0.0.1:9"},
-		{"ErrURL", `{"method":"GET","url":"::not a url"}`, outcomeFailed, "parse \"::not a url\": missing protocol scheme\n"},
+		{"ErrURL", `{"method":"GET","url":"::not a url"}`, outcomeFailed, "executor_config.url: is no URL; write it as in https://host/path, with %XX for what cannot stand in one\n"},
 		{"ErrHeaders", `{"method":"GET","url":"%s/echo","headers":"X: y"}`, outcomeFailed, "~executor_config.headers"},
 		{"ErrHeader", `{"method":"GET","url":"%s/echo","headers":"[\"X\"]"}`, outcomeFailed, "~executor_config.headers"},
 	} {
@@ -937,12 +953,15 @@ func TestExecutor_HTTP(t *testing.T) {
 			if got.Outcome != test.outcome || !loose && string(got.Output) != want || !strings.Contains(string(got.Output), contained) {
 				t.Errorf("%s: got %s %q, want %s %q", test.config, got.Outcome, got.Output, test.outcome, want)
 			}
+			if bytes.Contains(got.Output, []byte("hunter2")) {
+				t.Errorf("%s: a secret stands in the output: %q", test.config, got.Output)
+			}
 		})
 	}
 
 	t.Run("LongBody", func(t *testing.T) {
 		id := n.order(t, order{Executor: "http", Config: map[string]string{"method": "GET", "url": srv.URL + "/long", "expectBody": "aend$"}})
-		if got := n.leader.wait(t, id); len(got.Output) != outputBytesMax || got.Dropped != 300_003-outputBytesMax || got.Outcome != outcomeSuccess {
+		if got := n.leader.wait(t, id); len(got.Output) != outputBytesMax || got.Dropped != 300_008-outputBytesMax || got.Outcome != outcomeSuccess {
 			t.Errorf("got %s, %d bytes, dropped %d", got.Outcome, len(got.Output), got.Dropped)
 		}
 	})
@@ -1097,6 +1116,30 @@ func TestWriteSyslog(t *testing.T) {
 	}
 }
 
+// What of an http job is refused when it is stored, and what is recorded as it is. A secret is never quoted.
+func TestCheckHTTPConfig(t *testing.T) {
+	for key, values := range map[string]struct{ good, bad []string }{
+		"url":        {[]string{"", "::not a url", "http://u:p@h/", "http://h:port/"}, []string{"http://u:hunter2@h:port/", "http://u:hunter2%@h/", "hunter2 @:"}},
+		"headers":    {[]string{"", "X: y", `["A: b"]`, `["A:"]`}, []string{`["hunter2"]`, `["Authorization hunter2: x"]`, `[": hunter2"]`}},
+		"expectBody": {[]string{"", "x{1000}", strings.Repeat("x", 2_000), "(a|b)*"}, []string{"(", strings.Repeat("x{1000}", 3_200), "(x{50}y){50}", strings.Repeat("x", 2_001)}},
+	} {
+		for _, v := range values.good {
+			if err := checkHTTPConfig(map[string]string{key: v}); err != nil {
+				t.Errorf("%s %.40q: %v", key, v, err)
+			}
+		}
+		for _, v := range values.bad {
+			began := time.Now()
+			if err := checkHTTPConfig(map[string]string{key: v}); err == nil || !strings.Contains(err.Error(), "executor_config."+key) || strings.Contains(err.Error(), "hunter2") || len(err.Error()) > 300 {
+				t.Errorf("%s %.40q: got %v, want a sentence that names the field", key, v, err)
+			}
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("%s %.40q: took %s", key, v, took)
+			}
+		}
+	}
+}
+
 // Limits that a job may have, and those that are refused when it is stored.
 func TestCheckShellConfig(t *testing.T) {
 	for key, values := range map[string]struct{ good, bad []string }{
@@ -1227,13 +1270,14 @@ func TestTail(t *testing.T) {
 			want = append(want, p...)
 			from := rnd.IntN(len(want) + 10)
 			oldest := max(0, len(want)-outputBytesMax)
-			if b := got.since(int64(from)); !bytes.Equal(b, want[min(len(want), max(from, oldest)):]) {
-				t.Fatalf("seed %d: since(%d) differs at %d bytes", seed, from, len(want))
+			var b bytes.Buffer
+			if err := got.copyTo(t.Context(), &b, int64(from), false); err != nil || !bytes.Equal(b.Bytes(), want[min(len(want), max(from, oldest)):]) {
+				t.Fatalf("seed %d: copyTo(%d) differs at %d bytes", seed, from, len(want))
 			}
 			reason := "why\n"[:4*rnd.IntN(2)]
-			b, dropped := got.final(reason)
+			all, dropped := got.final(reason)
 			kept := want[max(0, len(want)+len(reason)-outputBytesMax):]
-			if string(b) != reason+string(kept) || dropped != int64(len(want)-len(kept)) {
+			if string(all) != reason+string(kept) || dropped != int64(len(want)-len(kept)) {
 				t.Fatalf("seed %d: final differs at %d bytes", seed, len(want))
 			}
 		}
@@ -1375,6 +1419,13 @@ func TestNodeLimits_CheckAddr(t *testing.T) {
 		{"fe80::1", false, true, false},
 		{"fe80::1%eth0", false, true, false},
 		{"fd00:ec2::254", false, true, false},
+		{"fd00:ec2::23", false, true, false},
+		{"fd00:ec2:1::1", false, true, false},
+		{"64:ff9b:1::a9fe:a9fe", false, true, false},
+		{"fd00:c1::a9fe:a9fe", false, true, false},
+		{"fd00:42::42", false, true, false},
+		{"fd00:a9fe:a9fe::1", false, true, false},
+		{"fd00:100::100:200", false, true, false},
 		{"100.100.100.200", false, true, false},
 		{"168.63.129.16", false, true, false},
 		{"127.0.0.1", true, true, false},
@@ -1450,4 +1501,74 @@ func TestExecutor_Limits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestExecutor_SecretHeaders holds that what looks secret does not follow to another host, and comes back with the job's own.
+func TestExecutor_SecretHeaders(t *testing.T) {
+	var got atomic.Value
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got.Store(r.Header) }))
+	defer other.Close()
+	var srv *httptest.Server
+	srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/" {
+			http.Redirect(w, r, map[string]string{"own": srv.URL + "/there", "other": other.URL}[r.FormValue("to")], http.StatusTemporaryRedirect)
+		}
+		got.Store(r.Header)
+	}))
+	defer srv.Close()
+	n := newNode(t, t.TempDir())
+	for to, want := range map[string]bool{"own": true, "other": false} {
+		config := map[string]string{"method": "GET", "url": srv.URL + "/?to=" + to, "headers": `["X-Api-Key: k","Authorization: k","Cookie: k=k","X-Auth-Token: k","X-Plain: p"]`}
+		if res := n.leader.wait(t, n.order(t, order{Executor: "http", Config: config})); res.Outcome != outcomeSuccess {
+			t.Fatalf("%s: %s %s", to, res.Outcome, res.Output)
+		}
+		h := got.Load().(http.Header)
+		for _, name := range []string{"X-Api-Key", "Authorization", "Cookie", "X-Auth-Token"} {
+			if (h.Get(name) != "") != want {
+				t.Errorf("to %s host: %s is %q", to, name, h.Get(name))
+			}
+		}
+		if h.Get("X-Plain") == "" || h.Get("Idempotency-Key") == "" {
+			t.Errorf("to %s host: got %v, want X-Plain and Idempotency-Key too", to, h)
+		}
+	}
+}
+
+// TestExecutor_Proxy holds that the operator's limits are for the target, however its address is written, and not for
+// the proxy. net/http reads the environment once, so that it takes a process of its own.
+func TestExecutor_Proxy(t *testing.T) {
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "by proxy to %s", r.URL.Host) }))
+	defer proxy.Close()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestExecutorChild$")
+	cmd.Env = append(os.Environ(), "EXECUTOR_CHILD=proxy:"+t.TempDir(), "HTTP_PROXY="+proxy.URL)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Split(strings.TrimSpace(string(out)), "\n")
+	for i, c := range proxied {
+		if i >= len(got) || !strings.Contains(got[i], c.want) {
+			t.Fatalf("%s: got %q, want %q", c.host, got[min(i, len(got)-1)], c.want)
+		}
+	}
+}
+
+// proxied are hosts of URLs, and what comes of a request to each through a proxy by a node that denies private addresses.
+var proxied = []struct{ host, want string }{
+	{"example.com", "by proxy to example.com"},
+	{"192.0.2.1", "by proxy to 192.0.2.1"},
+	{"192.0.2.1.", "by proxy to 192.0.2.1."},
+	{"1.2.3.4.5", "by proxy to 1.2.3.4.5"},
+	{"0xg", "by proxy to 0xg"},
+	{"169.254.169.254", "metadata service"},
+	{"169.254.169.254.", "metadata service"},
+	{"2852039166", "metadata service"},
+	{"0xa9fea9fe", "metadata service"},
+	{"0xA9.254.0xa9fe", "metadata service"},
+	{"0251.0376.0251.0376", "metadata service"},
+	{"025177524776", "metadata service"},
+	{"[fd00:ec2::254]", "metadata service"},
+	{"10.0.0.1", "private address"},
+	{"10.1", "private address"},
+	{"0xc0.168.257", "private address"},
 }
