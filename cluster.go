@@ -328,10 +328,10 @@ type raft struct {
 
 	learners []server // what setLearners said last
 
-	out      []message // may leave
-	held     []message // may leave once state is durable
-	writing  bool      // a write is under way
-	writeAge int       // ticks since it began
+	out     []message // may leave
+	held    []message // may leave once state is durable
+	writing bool      // a write is under way
+	hangs   bool      // what writerHangs said last
 }
 
 // newRaft returns a follower that continues from what is on its disk. rnd
@@ -342,7 +342,7 @@ func newRaft(cfg raftConfig, disk saved, rnd *rand.Rand) *raft {
 	if len(r.log.voters) == 0 {
 		r.log.voters = []voterSet{{Index: disk.Applied}}
 	}
-	r.rest(r.rankWait())
+	r.resetElectionTimer(r.rankWait())
 	return r
 }
 
@@ -358,21 +358,20 @@ func (r *raft) status() raftStatus {
 // tick says that one unit of time has passed.
 func (r *raft) tick() {
 	r.elapsed++
-	if r.writing {
-		r.writeAge++
-	}
 	if r.role == roleLeader {
 		r.tickLeader()
-	} else if r.elapsed >= r.timeout && !r.hung() && len(r.voters()) > 0 {
+	} else if r.elapsed >= r.timeout && r.stored == r.state && !r.hung() && len(r.voters()) > 0 {
+		// A round ends only after term and vote are durable, or a slow disk would never be done with one.
 		r.ask()
 	}
 }
 
-// hung reports whether the disk has kept a write for so long that another
+// writerHangs says, before each tick, whether the writer has got stuck.
+func (r *raft) writerHangs(hangs bool) { r.hangs = hangs }
+
+// hung reports whether the writer has been stuck for so long that another
 // server had better lead. One that is alone leads with the disk that it has.
-func (r *raft) hung() bool {
-	return r.writing && r.writeAge >= r.cfg.electionTicks && len(r.voters()) > 1
-}
+func (r *raft) hung() bool { return r.hangs && len(r.voters()) > 1 }
 
 func (r *raft) tickLeader() {
 	for i := range r.peers {
@@ -398,8 +397,8 @@ func (r *raft) tickLeader() {
 // it believes about the others is out of date.
 func (r *raft) stalled() { r.become(roleFollower, server{}) }
 
-// rest starts the wait for a leader anew.
-func (r *raft) rest(wait int) { r.elapsed, r.timeout = 0, wait }
+// resetElectionTimer starts the wait for a leader anew.
+func (r *raft) resetElectionTimer(wait int) { r.elapsed, r.timeout = 0, wait }
 
 // rankWait is the bully rule: when a leader is lost, the first by name stands
 // first and usually finds no rival. The heartbeat on top lets the others notice
@@ -429,7 +428,7 @@ func (r *raft) become(role raftRole, leader server) {
 	r.votes, r.peers, r.heir = nil, nil, server{}
 	// Every leader has all that is committed (thesis 3.6.3, leader completeness).
 	r.matched, r.acked = r.commit, 0
-	r.rest(r.rankWait())
+	r.resetElectionTimer(r.rankWait())
 }
 
 // enterTerm moves to a later term. Votes that still wait for the disk are void.
@@ -446,7 +445,7 @@ func (r *raft) enterTerm(term uint64, vote string, role raftRole) {
 // 4.2.2). It does not count itself, and retires when that log is committed.
 func (r *raft) ask() {
 	r.become(roleAsking, server{})
-	r.rest(r.randomWait())
+	r.resetElectionTimer(r.randomWait())
 	for _, v := range r.voters() {
 		if v != r.cfg.self {
 			r.send(message{Kind: msgPreVote, To: v, Term: r.state.Term + 1, Prev: r.log.end()})
@@ -459,7 +458,6 @@ func (r *raft) ask() {
 // vote, wait until term and vote are durable.
 func (r *raft) stand(handover uint64) {
 	r.enterTerm(r.state.Term+1, r.cfg.self.ID, roleCandidate)
-	r.rest(r.randomWait())
 	for _, v := range r.voters() {
 		m := message{Kind: msgVote, To: v, Term: r.state.Term, Prev: r.log.end(), Handover: handover}
 		if v == r.cfg.self {
@@ -606,7 +604,7 @@ func (r *raft) follow(leader server) {
 	if r.role != roleFollower || r.leader != leader {
 		r.become(roleFollower, leader)
 	}
-	r.rest(r.rankWait())
+	r.resetElectionTimer(r.rankWait())
 }
 
 // onAppend takes a heartbeat or entries. Only entries that contradict the
@@ -1027,7 +1025,7 @@ func (r *raft) ready() (rd ready, ok bool) {
 			rd.State = &state
 		}
 		rd.Snapshot, rd.Entries = r.snap, slices.Clip(r.log.tail)
-		r.writing, r.writeAge = rd.writes(), 0
+		r.writing = rd.writes()
 	}
 	if r.snap == nil && min(r.commit, r.log.durable) > r.told {
 		r.told = min(r.commit, r.log.durable)
@@ -1073,11 +1071,14 @@ func (r *raft) hold(m message) {
 	}
 }
 
-// release lets held messages go. A candidate's vote for itself goes this way
-// too, to itself.
+// release lets held messages go, and a candidate's round begins. Its vote for
+// itself goes this way too, to itself.
 func (r *raft) release() {
 	held := r.held
 	r.held = nil
+	if r.role == roleCandidate {
+		r.resetElectionTimer(r.randomWait())
+	}
 	for _, m := range held {
 		if m.To == r.cfg.self {
 			r.countVote(m.From.ID)
@@ -1347,6 +1348,8 @@ type cluster struct {
 	waiting      []*proposal // appended, in order of their indexes
 	waitingBytes int         // of their data
 	queued       []ready     // for the disk, in order; the first is on its way there
+	turn         uint64      // of the store, when it was last looked at
+	turnAge      int         // ticks since then, or since there is something to write
 	applied      uint64
 	own          ownRow
 	retire       context.CancelFunc // ends the leader's work; nil: there is none
@@ -1704,9 +1707,25 @@ func (c *cluster) takesPart() bool { return c.own.Cluster != "" && c.plane.admit
 
 func (c *cluster) tick() error {
 	if c.takesPart() {
+		c.raft.writerHangs(c.writerHangs())
 		c.raft.tick()
 	}
 	return nil
+}
+
+// writerHangs reports whether one durable write has taken an election timeout,
+// or any other transaction so long that people are told. What is to be applied
+// may take its time: it comes in many transactions, and is no slow disk. It
+// counts ticks, and is called once in each.
+func (c *cluster) writerHangs() bool {
+	if turn := c.store.turn.Load(); turn != c.turn || len(c.queued) == 0 {
+		c.turn, c.turnAge = turn, 0
+	}
+	c.turnAge++
+	if durable := c.turn%2 == 1; durable {
+		return c.turnAge > electionTicks
+	}
+	return c.turnAge > int(stuckAfter/tickTime)
 }
 
 // append gives the protocol a proposal. Between two offices nobody may wait: who

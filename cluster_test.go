@@ -408,6 +408,7 @@ func (s *sim) tick(n *simNode) {
 		if n.write != nil {
 			n.writeAge++
 		}
+		n.raft.writerHangs(n.write != nil && n.writeAge >= simConfig.electionTicks)
 		n.raft.tick()
 	})
 	if leading(n) {
@@ -1256,6 +1257,34 @@ func TestRaft_Rank(t *testing.T) {
 	if got := newTestRaft(serverA, threeServers[:1], 1).timeout; got != 1 {
 		t.Errorf("the only voter waits %d ticks, want 1", got)
 	}
+}
+
+// A server that votes alone leads however long its disk takes for a write: its
+// round is not over before its own vote is durable.
+func TestRaft_SlowDisk(t *testing.T) {
+	r := newTestRaft(serverA, threeServers[:1], 1)
+	r.tick()
+	for write := range 3 {
+		rd, _ := r.ready()
+		if !rd.writes() {
+			t.Fatalf("write %d: nothing to do: %+v", write, rd)
+		}
+		for range 8 * simConfig.electionTicks {
+			r.writerHangs(true)
+			r.tick()
+			if rd, ok := r.ready(); ok && rd.writes() {
+				t.Fatalf("a second write at once: %+v", rd)
+			}
+		}
+		r.persisted(rd)
+		if r.status().Leading {
+			if term := r.state.Term; term != 2 {
+				t.Errorf("leads in term %d, want 2", term)
+			}
+			return
+		}
+	}
+	t.Fatalf("does not lead: %+v", r.status())
 }
 
 // A leader does not commit an entry of an earlier term because a majority has
@@ -2225,6 +2254,36 @@ func TestCluster_ReplacedDisk(t *testing.T) {
 	}
 	put(t, "two", nodes...)
 	same(t, nodes...)
+}
+
+// What a leader has to apply may take longer than an election timeout: that is
+// no slow disk, and no reason to step down.
+func TestCluster_SlowApply(t *testing.T) {
+	nodes := trio(t)
+	leader := leaderOf(t, nodes...)
+	term := leader.cluster.status().Term
+	put(t, "quick", nodes...)
+	const count = "SELECT count(*) FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d) SELECT i FROM n)"
+	rows, began := 100_000, time.Now()
+	leader.must(leader.store.view(fmt.Sprintf(count, rows), nil, new(int)))
+	rows = int(float64(rows) * float64(3*leader.cluster.electionTime()) / float64(time.Since(began)))
+	trigger := fmt.Sprintf("CREATE TRIGGER slow AFTER INSERT ON jobs WHEN NEW.name = 'slow' BEGIN "+count+"; END", rows)
+	leader.must(execFile(t.Context(), leader.store.path, trigger))
+	began = time.Now()
+	var slowly sync.WaitGroup
+	slowly.Go(func() { leader.cluster.propose(t.Context(), putCommand("slow")) })
+	for n := 0; time.Since(began) < leader.cluster.electionTime()/2; n++ { // these are written behind what is applied
+		slowly.Go(func() { leader.cluster.propose(t.Context(), putCommand(fmt.Sprint("quick-", n))) })
+		pause(t.Context(), leader.cluster.tickTime)
+	}
+	slowly.Wait()
+	took := time.Since(began)
+	if now := leaderOf(t, nodes...); now != leader || now.cluster.status().Term != term {
+		t.Errorf("%s leads in term %d, want %s in term %d", now.cfg.Name, now.cluster.status().Term, leader.cfg.Name, term)
+	} else if took < 3*leader.cluster.electionTime()/2 {
+		t.Fatalf("applying took %v, less than this test needs", took)
+	}
+	leader.must(execFile(t.Context(), leader.store.path, "DROP TRIGGER slow"))
 }
 
 // A leader that is asked to hands over within moments; alone it cannot, and

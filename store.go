@@ -371,7 +371,8 @@ type store struct {
 	told      []mark  // what became of rows in it, if somebody did
 	logFirst  uint64  // first index in the log table
 	logBytes  []int32
-	kept      logRetention // fixed once the writer runs
+	kept      logRetention  // fixed once the writer runs
+	turn      atomic.Uint64 // grows with each transaction of the writer, for all to see; odd: a durable one is under way
 
 	// disk runs a transaction of the writer, a durable one with synchronous=FULL; nil: at once. The simulation has one, that
 	// is slow, fails, or notes how much of the file a power cut leaves. Fixed once the writer runs.
@@ -627,6 +628,12 @@ func (s *store) close() error {
 // update runs fn in one transaction of the writer, with the given synchronous
 // mode (FULL or NORMAL). An error of fn rolls back.
 func (s *store) update(mode string, fn func() error) error {
+	if durable := mode == "FULL"; durable {
+		s.turn.Add(1)
+		defer s.turn.Add(1)
+	} else {
+		defer s.turn.Add(2)
+	}
 	if s.disk == nil {
 		return s.transact(mode, fn)
 	}
