@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -19,6 +20,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -839,9 +841,9 @@ func TestAudit_Window(t *testing.T) {
 // TestACL_Nodes does what the README says, as a new user does it, and asks a
 // leader, a follower and an agent: all three refuse and allow the same.
 func TestACL_Nodes(t *testing.T) {
-	bind := freeAddr(t)
+	bind, key := freeAddr(t), sharedKey(t)
 	node := func(name string, args ...string) *process {
-		args = append([]string{"agent", "--acl", "--node-name=" + name, "--http-addr=127.0.0.1:0", "--data-dir=data"}, args...)
+		args = append([]string{"agent", key, "--acl", "--node-name=" + name, "--http-addr=127.0.0.1:0", "--data-dir=data"}, args...)
 		return launch(t, program(t, t.TempDir(), nil, args...))
 	}
 	first := node("n1", "--server", "--bootstrap-expect=1", "--bind-addr="+bind)
@@ -954,6 +956,278 @@ func TestACL_Nodes(t *testing.T) {
 	done := []string{actionLeave, actionRun, actionPut, actionRun, actionPut, actionRun, actionPut, actionCreateToken, actionBootstrap}
 	if !slices.Equal(actions, done) || rows[0].Object != "n3" {
 		t.Errorf("the audit trail has %v, want %v", actions, done)
+	}
+}
+
+// ---- Who has no cluster key
+
+// readme returns the words of the lines of the README's commands that begin so,
+// without what only a shell reads.
+func readme(t *testing.T, begin string) (commands [][]string) {
+	t.Helper()
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if line, _, _ = strings.Cut(line, "  #"); strings.HasPrefix(line, "    "+begin) {
+			commands = append(commands, strings.Fields(strings.TrimRight(line, "& \n")))
+		}
+	}
+	if commands == nil {
+		t.Fatalf("the README has no command %q", begin)
+	}
+	return commands
+}
+
+// An intruder can reach a cluster plane, and has no key: it makes a request to
+// a path there, by whatever way it has, and returns what comes back.
+type intruder func(plane, path, body string, headers ...string) string
+
+// breakIn tries to take over a node, and says what worked: what one command
+// line was enough for when a plane could be without a key.
+func (ask intruder) breakIn(t *testing.T, p *process, plane string) {
+	t.Helper()
+	var self record
+	answer := ask(plane, "/self", "{}", headerFormat+": "+planeFormat)
+	if at := strings.Index(answer, "{\"Name"); at >= 0 {
+		json.NewDecoder(strings.NewReader(answer[at:])).Decode(&self)
+	}
+	if self.Cluster != "" {
+		t.Errorf("the plane tells a stranger the id of the cluster: %s", answer)
+	}
+	post := func(path string, in any, headers ...string) string {
+		body, err := json.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ask(plane, path, string(body), append(headers, headerFormat+": "+planeFormat, headerCluster+": "+self.Cluster)...)
+	}
+	if got := post("/api/v1/acl/bootstrap", none{}, headerActor+": "+actorBootstrap); strings.Contains(got, "SecretID") {
+		t.Errorf("a stranger gets a management token: %s", got)
+	}
+	post("/raft", []message{{Kind: msgVoteNo, From: server{"evil", "id-evil"}, To: server{self.Name, self.ID}, Term: 1_000_000}})
+	evidence := filepath.Join(t.TempDir(), "evidence")
+	post("/dispatch", dispatch{Term: 2_000_000, Number: 1, Incarnation: self.Incarnation, Orders: []order{{Execution: 1 << 50, Job: "evil", Group: 1 << 50, Attempt: 1,
+		Executor: "shell", Config: map[string]string{"command": "touch " + evidence}}}})
+	p.must("GET", "/health", nil, nil)
+	for end := time.Now().Add(time.Second); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
+		if _, err := os.Stat(evidence); err == nil {
+			t.Errorf("a stranger ran a command as user %d", os.Geteuid())
+			break
+		}
+	}
+	if strings.Contains(p.log.String(), "term=1000001") {
+		t.Error("a stranger moved the node to term 1,000,000")
+	}
+}
+
+// nobody is another user of the machine, with curl.
+func nobody(t *testing.T) intruder {
+	return func(plane, path, body string, headers ...string) (all string) {
+		for _, scheme := range []string{"http", "https"} {
+			args := []string{"-sk", "--max-time", "10", "-X", "POST", "-d", body}
+			for _, h := range headers {
+				args = append(args, "-H", h)
+			}
+			out, _ := asNobody(t, "curl", append(args, scheme+"://"+plane+path)...)
+			all += out
+		}
+		return all
+	}
+}
+
+// asNobody runs a command as another user than the one that runs belfry. Only
+// root can.
+func asNobody(t *testing.T, name string, args ...string) (string, error) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if os.Geteuid() != 0 || err != nil {
+		t.Skipf("needs root, to be another user, and %s: %v", name, err)
+	}
+	cmd := exec.CommandContext(t.Context(), path, args...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// httpJobs is who may store http jobs on a node, under names that begin so. It
+// sees what they print.
+func httpJobs(t *testing.T, p *process, secret, name string) intruder {
+	n := 0
+	call := func(method, path string, in, out any) int {
+		t.Helper()
+		body, err := json.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.NewRequest(method, p.url+path, bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Dkron-Token", secret)
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err == nil && out != nil {
+			err = json.Unmarshal(text, out)
+		}
+		if err != nil {
+			t.Fatalf("%s %s: %s, %v", method, path, text, err)
+		}
+		return resp.StatusCode
+	}
+	return func(plane, path, body string, headers ...string) (all string) {
+		t.Helper()
+		list, err := json.Marshal(headers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, scheme := range []string{"http", "https"} {
+			n++
+			j := job{Name: fmt.Sprintf("%s%d", name, n), Schedule: "@manually", Executor: executorHTTP, ExecutorConfig: map[string]string{
+				"method": "POST", "url": scheme + "://" + plane + path, "headers": string(list), "body": body, "tlsNoVerifyPeer": "true", "timeout": "10"}}
+			if got := call("POST", "/v1/jobs", &j, nil); got != http.StatusCreated {
+				t.Fatalf("the job %s: %d", j.Name, got)
+			}
+			p.eventually("node for the job", func() bool { return call("POST", "/v1/jobs/"+j.Name+"/run", nil, nil) == http.StatusAccepted })
+			var runs []struct {
+				FinishedAt *time.Time `json:"finished_at"`
+				Output     string     `json:"output"`
+			}
+			p.eventually("end of the job", func() bool {
+				call("GET", "/v1/jobs/"+j.Name+"/executions", nil, &runs)
+				return len(runs) > 0 && runs[0].FinishedAt != nil && !runs[0].FinishedAt.IsZero()
+			})
+			all += runs[0].Output
+		}
+		return all
+	}
+}
+
+// startREADME starts a node with a command of the README, but for its addresses.
+func startREADME(t *testing.T, command []string) (p *process, plane string) {
+	t.Helper()
+	plane = freeAddr(t)
+	p = launch(t, program(t, t.TempDir(), []string{"BELFRY_HTTP_ADDR=127.0.0.1:0", "BELFRY_BIND_ADDR=" + plane}, command[1:]...))
+	p.eventually("a leader", func() bool { return strings.Contains(p.log.String(), "this server leads") })
+	return p, plane
+}
+
+const readmeACL = "belfry agent --server --bootstrap-expect=1 --acl"
+
+// TestKey_User: another user of the machine gets nothing of a server that was
+// started as the README says.
+func TestKey_User(t *testing.T) {
+	t.Parallel()
+	p, plane := startREADME(t, readme(t, readmeACL)[0])
+	nobody(t).breakIn(t, p, plane)
+	for _, name := range []string{keyFile, bootstrapFile, "belfry.db"} {
+		path := filepath.Join(p.cmd.Dir, "belfry.data", name)
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+		if out, err := asNobody(t, "cat", path); err == nil {
+			t.Errorf("another user reads %s: %.20q", name, out)
+		}
+	}
+}
+
+// TestKey_Job: an http job gets nothing of its node's plane either, where
+// everybody may store jobs.
+func TestKey_Job(t *testing.T) {
+	t.Parallel()
+	p, plane := startREADME(t, strings.Fields(strings.TrimSuffix(readmeACL, "--acl")))
+	httpJobs(t, p, "", "job").breakIn(t, p, plane)
+}
+
+// TestKey_Token: nor does who has a token for the jobs of one team, made with
+// the README's commands.
+func TestKey_Token(t *testing.T) {
+	t.Parallel()
+	p, plane := startREADME(t, readme(t, readmeACL)[0])
+	cli := func(secret string, command []string) (v tokenView) {
+		t.Helper()
+		cmd := program(t, p.cmd.Dir, []string{"BELFRY_HTTP_ADDR=" + strings.TrimPrefix(p.url, "http://"), "BELFRY_TOKEN=" + secret}, command[1:]...)
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			err = json.Unmarshal(out, &v)
+		}
+		if err != nil {
+			t.Fatalf("%v: %s, %v", command, out, err)
+		}
+		return v
+	}
+	root := cli("", readme(t, "belfry acl bootstrap")[0]).SecretID
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rules, _ := strings.Cut(string(text), "    $ cat team-a.json\n")
+	rules, _, ok := strings.Cut(rules, "    $ ")
+	if err := os.WriteFile(filepath.Join(p.cmd.Dir, "team-a.json"), []byte(rules), 0o600); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	cli(root, readme(t, "$ belfry acl policy apply --name team-a")[0][1:])
+	team := cli(root, []string{"belfry", "acl", "token", "create", "--name", "team-a", "--policy", "team-a"}).SecretID
+	httpJobs(t, p, team, "team-a-").breakIn(t, p, plane)
+}
+
+// TestKey_Three: the README's three servers on one machine share a key that
+// nobody else can read, and stand.
+func TestKey_Three(t *testing.T) {
+	t.Parallel()
+	dir, bin := t.TempDir(), t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(self, filepath.Join(bin, "belfry")); err != nil {
+		t.Fatal(err)
+	}
+	sh := func(command string) {
+		t.Helper()
+		cmd := program(t, dir, nil)
+		cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", command}
+		cmd.Env = append(cmd.Env, "PATH="+bin+":"+os.Getenv("PATH"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %s, %v", command, out, err)
+		}
+	}
+	sh(strings.Join(readme(t, "(umask 077; belfry keygen")[0], " "))
+	if info, err := os.Stat(filepath.Join(dir, "cluster.key")); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the key: %v, %v; want one that nobody else can read", info, err)
+	}
+	places := map[string]string{}
+	for _, port := range []string{"8080", "8081", "8082", "8946", "8947", "8948"} {
+		places["127.0.0.1:"+port] = freeAddr(t)
+	}
+	var nodes []*process
+	for _, command := range readme(t, "belfry agent --server --bootstrap-expect=3 --encrypt-file=cluster.key") {
+		for i, word := range command {
+			if flag, addr, ok := strings.Cut(word, "="); ok && places[addr] != "" {
+				command[i] = flag + "=" + places[addr]
+			}
+		}
+		nodes = append(nodes, launch(t, program(t, dir, nil, command[1:]...)))
+	}
+	if len(nodes) != 3 {
+		t.Fatalf("the README starts %d servers", len(nodes))
+	}
+	for _, p := range nodes {
+		p.eventually("a healthy server", func() bool { status, _ := p.get("/health", nil); return status == http.StatusOK })
+	}
+	list := program(t, dir, []string{"BELFRY_HTTP_ADDR=" + places["127.0.0.1:8080"]}, readme(t, "belfry raft list-peers")[0][1:]...)
+	out, err := list.CombinedOutput()
+	if err != nil || strings.Count(string(out), "true") != 3 {
+		t.Errorf("the servers: %s, %v", out, err)
+	}
+	for _, plane := range []string{"127.0.0.1:8946", "127.0.0.1:8947", "127.0.0.1:8948"} {
+		nobody(t).breakIn(t, nodes[0], places[plane])
 	}
 }
 

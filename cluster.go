@@ -2206,13 +2206,18 @@ const (
 	callTimeout         = 5 * time.Second  // of a call that a node answers from memory
 	leaderTimeout       = 10 * time.Second // of one that the leader answers when it is committed
 	keyBytesMin         = 16               // of a cluster key; "belfry keygen" makes 32
+	keyProto            = "belfry-key/"    // ALPN protocol that names the caller's key, by a hash of its public key
+	keyFile             = "cluster.key"    // in the data directory of a node that was given no key
+	strangePause        = time.Minute      // between two log lines about callers with another key
 )
 
 var (
 	errFormat    = errors.New("a format that this version does not know; run the same version on all nodes")
 	errForeign   = errors.New("a message of another cluster")
 	errNoAddress = errors.New("no node of that name or id is known")
+	errOtherKey  = errors.New("the other node has another cluster key")
 	errClash     = errors.New("the name or the id of this node is another's")
+	errShortKey  = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
 	errOversized = fmt.Errorf("a call of more than %d bytes", rpcBytesMax)
 
 	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
@@ -2250,12 +2255,13 @@ func refusalCode(err error) string {
 }
 
 // counters count what the plane refused or dropped, by the names that metrics
-// have: "dropped" for want of room in a queue, the others are refusal codes.
+// have: "dropped" for want of room in a queue, "key" for a caller with another
+// cluster key, the others are refusal codes.
 type counters map[string]*atomic.Int64
 
 func newCounters() counters {
 	c := counters{}
-	for _, reason := range []string{"dropped", "format", "malformed", "too_large", "foreign", "misdirected"} {
+	for _, reason := range []string{"dropped", "key", "format", "malformed", "too_large", "foreign", "misdirected"} {
 		c[reason] = new(atomic.Int64)
 	}
 	return c
@@ -2280,7 +2286,7 @@ func (c counters) byReason() map[string]int64 {
 type planeConfig struct {
 	record           // Addr: that others are told, host:port; "": where it listens
 	Bind      string // host:port to listen on
-	Key       []byte // nil: no TLS, and Bind must be a loopback address
+	Key       []byte // at least keyBytesMin
 	Dir       string // data directory
 	Join      []string
 	JoinPause time.Duration // between two tries of an address that did not answer
@@ -2362,8 +2368,7 @@ type plane struct {
 	hooks    planeHooks // fixed before run
 	server   *cluster   // nil: an agent. Fixed before run
 	listener net.Listener
-	scheme   string      // of URLs: http or https
-	tls      *tls.Config // nil without a key
+	tls      *tls.Config // fixed
 	calls    *http.Client
 	streams  *http.Client  // for what may take long, so that it never keeps a call from its connection
 	beats    *http.Client  // for heartbeats and links, which must not wait for either
@@ -2374,6 +2379,7 @@ type plane struct {
 	clashed  bool          // owned by beatLoop: somebody said that this node's name or id is another's, and nobody else since
 
 	mu      sync.Mutex
+	strange time.Time           // guarded by mu: when the log said last that a node with another key had called
 	self    record              // guarded by mu
 	known   map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
 	trouble map[string]string   // guarded by mu: subject → what is wrong and what to do
@@ -2381,23 +2387,16 @@ type plane struct {
 
 // newPlane listens on the cluster plane. Nothing is served until run.
 func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
-	p := &plane{cfg: cfg, hooks: hooks, log: log, scheme: "http", hurry: make(chan struct{}, 1), refused: newCounters(),
+	p := &plane{cfg: cfg, hooks: hooks, log: log, hurry: make(chan struct{}, 1), refused: newCounters(),
 		known: map[string]*contact{}, trouble: map[string]string{}}
 	if p.cfg.host.listen == nil {
 		p.cfg.host = host{listen: net.Listen, dial: new(net.Dialer).DialContext, chance: rand.Uint64}
 	}
-	if cfg.Key == nil && !isLoopback(cfg.Bind) {
-		return nil, fmt.Errorf("--bind-addr %s: other machines could take over this node; make a cluster key with \"belfry keygen\" and give it to all nodes as --encrypt, or use a loopback address", cfg.Bind)
-	}
-	if cfg.Key != nil {
-		var err error
-		if p.tls, err = clusterTLS(cfg.Key); err != nil {
-			return nil, err
-		}
-		p.scheme = "https"
+	var err error
+	if p.tls, err = clusterTLS(cfg.Key); err != nil {
+		return nil, err
 	}
 	p.calls, p.streams, p.beats = p.newClient(planeConnsPerNode), p.newClient(planeStreamsPerNode), p.newClient(planeBeatsPerNode)
-	var err error
 	if p.listener, err = p.cfg.host.listen("tcp", cfg.Bind); err != nil {
 		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)
 	}
@@ -2462,10 +2461,12 @@ func reachable(addr string) (string, error) {
 	return "", errors.New("--advertise-addr: this machine has no address but loopback; say where other nodes reach it")
 }
 
-// clusterTLS makes of the cluster key what serves and dials TLS 1.3: one
-// Ed25519 key, the same on every node, and the rule that the other side proves
-// to have it too. So nothing is issued, and no clock can be wrong.
+// clusterTLS turns the cluster key into a configuration that serves and dials TLS 1.3: one Ed25519 key, the same on
+// every node, and the rule that the other side must prove to have it. Nothing is issued, and no clock can be wrong.
 func clusterTLS(key []byte) (*tls.Config, error) {
+	if len(key) < keyBytesMin {
+		return nil, errShortKey
+	}
 	seed, err := hkdf.Key(sha256.New, key, nil, "belfry cluster plane, format 1", ed25519.SeedSize)
 	if err != nil {
 		return nil, err
@@ -2480,24 +2481,69 @@ func clusterTLS(key []byte) (*tls.Config, error) {
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: private}},
-		NextProtos:   []string{"http/1.1"},
-		ClientAuth:   tls.RequireAnyClientCert,
+		// The first is what is spoken. The second tells the other side which key the caller has, see noticeKey.
+		NextProtos: []string{"http/1.1", fmt.Sprintf("%s%x", keyProto, sha256.Sum256(public))},
+		ClientAuth: tls.RequireAnyClientCert,
 		// The chain is not looked at, the key is: VerifyConnection runs for every handshake.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if len(s.PeerCertificates) == 0 || !public.Equal(s.PeerCertificates[0].PublicKey) {
-				return errors.New("the other node has another cluster key; give the same --encrypt to all")
+				return errOtherKey
 			}
 			return nil
 		},
 	}, nil
 }
 
+// noticeKey counts and logs a node that calls with another key. That node finds out first, in the handshake, and hangs
+// up, so without this the people of this side would never hear of it. It never fails.
+func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	if !slices.ContainsFunc(hello.SupportedProtos, func(proto string) bool {
+		return strings.HasPrefix(proto, keyProto) && !slices.Contains(p.tls.NextProtos, proto)
+	}) {
+		return nil, nil
+	}
+	p.refused["key"].Add(1)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); now.Sub(p.strange) >= strangePause {
+		p.strange = now
+		p.log.Warn("a node with another cluster key calls this one and gets no connection; if it belongs here, give both the same --encrypt-file", "addr", hello.Conn.RemoteAddr())
+	}
+	return nil, nil
+}
+
+// newKey returns a random cluster key, as decodeKey reads it.
+func newKey() string {
+	key := make([]byte, 32)
+	crand.Read(key) // never fails
+	return base64.StdEncoding.EncodeToString(key) + "\n"
+}
+
 // decodeKey reads a cluster key as --encrypt and keygen write it.
 func decodeKey(text string) ([]byte, error) {
 	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
 	if err != nil || len(key) < keyBytesMin {
-		return nil, fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
+		return nil, errShortKey
+	}
+	return key, nil
+}
+
+// ownKey returns the key of a node that was given none: the one in its data directory, which the first start makes. So
+// there is no plane without a key, and who cannot read the file is a stranger to it. The caller has locked the directory.
+func ownKey(dir string) ([]byte, error) {
+	path := filepath.Join(dir, keyFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		text = []byte(newKey())
+		err = replaceFile(path, text)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir: cannot read or make the cluster key: %w", err)
+	}
+	key, err := decodeKey(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir: %s is damaged: %w", path, err)
 	}
 	return key, nil
 }
@@ -2537,13 +2583,11 @@ func (p *plane) run(ctx context.Context) error {
 		Handler: p.handler(), ReadHeaderTimeout: planeHeaderTime, ReadTimeout: planeReadTime, WriteTimeout: planeWriteTime,
 		IdleTimeout: planeIdleTime, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
-	listener := p.listener
-	if p.tls != nil {
-		listener = tls.NewListener(listener, p.tls)
-	}
+	serving := p.tls.Clone()
+	serving.GetConfigForClient = p.noticeKey
 	g, ctx := errgroup.WithContext(ctx)
 	web.BaseContext = func(net.Listener) context.Context { return ctx } // outputs that are followed end with ctx
-	g.Go(func() error { return serveUntil(ctx, web, listener) })
+	g.Go(func() error { return serveUntil(ctx, web, tls.NewListener(p.listener, serving)) })
 	g.Go(func() error { return p.beatLoop(ctx) })
 	err := g.Wait()
 	for _, client := range []*http.Client{p.calls, p.streams, p.beats} {
@@ -2650,10 +2694,12 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 			clash = err.Error()
 		case errors.As(err, &no):
 			p.setTrouble("join "+targets[i], no.text)
+		case errors.Is(err, errOtherKey):
+			p.setTrouble("join "+targets[i], fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, such as %s in the data directory of one of them", targets[i], keyFile))
 		default:
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
 			if p.needs(targets[i]) {
-				silent = fmt.Sprintf("--join, --retry-join: no node answers at %s; is it up, and has it the same --encrypt?", targets[i])
+				silent = fmt.Sprintf("--join, --retry-join: no node answers at %s; is it up?", targets[i])
 			}
 		}
 		p.setTrouble("silence of "+targets[i], silent)
@@ -2949,7 +2995,7 @@ func (p *plane) writePeers() error {
 		return nil
 	}
 	p.written = addrs
-	return replaceFile(filepath.Join(p.cfg.Dir, peersFile), addrs)
+	return replaceJSON(filepath.Join(p.cfg.Dir, peersFile), addrs)
 }
 
 // setTrouble notes what is wrong with a subject, "" for nothing, and logs what
@@ -3257,18 +3303,11 @@ func (p *plane) handler() http.Handler {
 	return mux
 }
 
-// check refuses what no node of this cluster sends. Without TLS a browser on
-// this machine could be made to call us: it cannot send our headers to another
-// origin, and a foreign name in Host gives away one that was made to look like
-// its own (DNS rebinding).
+// check refuses what no node of this cluster sends.
 func (p *plane) check(r *http.Request, open bool) error {
-	host, _, err := net.SplitHostPort(r.Host)
-	local := err == nil && (host == "localhost" || net.ParseIP(host) != nil)
 	switch cluster := p.clusterID(); {
 	case r.Header.Get(headerFormat) != planeFormat:
 		return errFormat
-	case p.tls == nil && !local:
-		return errMisdirected
 	case r.Header.Get(headerTo) != "" && r.Header.Get(headerTo) != p.cfg.ID:
 		return errMisdirected
 	case !open && (cluster == "" || r.Header.Get(headerCluster) != cluster):
@@ -3385,7 +3424,7 @@ func answerTo(client *http.Client, r *http.Request, out any) error {
 }
 
 func (p *plane) request(ctx context.Context, method string, to record, path string, body io.Reader) (*http.Request, error) {
-	r, err := http.NewRequestWithContext(ctx, method, p.scheme+"://"+to.Addr+path, body)
+	r, err := http.NewRequestWithContext(ctx, method, "https://"+to.Addr+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
@@ -3664,7 +3703,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 		Transport: p.streams.Transport, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") })
-			pr.SetURL(&url.URL{Scheme: p.scheme, Host: to[0].Addr, Path: "/api"})
+			pr.SetURL(&url.URL{Scheme: "https", Host: to[0].Addr, Path: "/api"})
 			pr.Out.URL.RawQuery = pr.In.URL.RawQuery // what cannot be parsed in it is for the leader to say
 			p.sign(pr.Out.Header, to[0])
 			pr.Out.Header.Set(headerActor, actor)
@@ -3749,7 +3788,7 @@ func (d *agentDir) read() error {
 	doc, err := os.ReadFile(d.file())
 	if errors.Is(err, fs.ErrNotExist) {
 		d.node.ID = crand.Text()
-		return replaceFile(d.file(), d.node)
+		return replaceJSON(d.file(), d.node)
 	}
 	if err != nil {
 		return err
@@ -3760,13 +3799,18 @@ func (d *agentDir) read() error {
 	return nil
 }
 
-// replaceFile writes v as JSON in one step: a crash leaves the old file or the
-// new one.
-func replaceFile(path string, v any) error {
+// replaceJSON is replaceFile with v as JSON.
+func replaceJSON(path string, v any) error {
 	doc, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
+	return replaceFile(path, doc)
+}
+
+// replaceFile writes a file that only this user may read, in one step: a crash
+// leaves the old file or the new one.
+func replaceFile(path string, doc []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -3781,7 +3825,7 @@ func replaceFile(path string, v any) error {
 // join binds the agent to a cluster. Called by one goroutine.
 func (d *agentDir) join(cluster string) error {
 	d.node.Cluster = cluster
-	return replaceFile(d.file(), d.node)
+	return replaceJSON(d.file(), d.node)
 }
 
 func (d *agentDir) file() string { return filepath.Join(d.path, nodeFile) }

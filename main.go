@@ -14,7 +14,6 @@ import (
 	crand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -52,7 +51,7 @@ const usage = `belfry: a job scheduler, cron for a cluster.
 
   belfry                 run one server: API and page on 127.0.0.1:8080, data in ./belfry.data
   belfry agent [flags]   run a node; "belfry agent -h" lists the flags
-  belfry keygen          print a random cluster key for --encrypt
+  belfry keygen          print a random cluster key for --encrypt-file
   belfry recover         make a new cluster of one server, when the majority of the old one is lost for good
   belfry version         print the version
   belfry help            print this text
@@ -97,9 +96,7 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	case "recover":
 		return runRecover(rest, environ, stdout, stderr)
 	case "keygen":
-		key := make([]byte, 32)
-		crand.Read(key) // never fails
-		return runPrint(command, rest, base64.StdEncoding.EncodeToString(key)+"\n", stdout, stderr)
+		return runPrint(command, rest, newKey(), stdout, stderr)
 	case "version":
 		return runPrint(command, rest, "belfry "+version+"\n", stdout, stderr)
 	case "help":
@@ -319,7 +316,8 @@ type config struct {
 	NodeName        string
 	BindAddr        string // host:port of the cluster plane
 	AdvertiseAddr   string // host:port that others are told, "": BindAddr
-	Encrypt         string // cluster key, base64; "": none
+	Encrypt         string // cluster key, base64; "": that in the data directory
+	EncryptFile     string // that holds it
 	Join            []string
 	RetryJoin       []string
 	RetryInterval   time.Duration // between two tries of an address that did not answer
@@ -378,7 +376,6 @@ const (
 // asks for help gets it on help, and flag.ErrHelp.
 func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	var cfg config
-	var encryptFile string
 	host, err := os.Hostname()
 	if err != nil {
 		host = "localhost"
@@ -389,8 +386,8 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.StringVar(&cfg.NodeName, "node-name", host, "unique `name` of this node")
 	fs.StringVar(&cfg.BindAddr, "bind-addr", "127.0.0.1:8946", "`address` of the cluster plane")
 	fs.StringVar(&cfg.AdvertiseAddr, "advertise-addr", "", "`address` at which other nodes reach the cluster plane, if it is not --bind-addr")
-	fs.StringVar(&cfg.Encrypt, "encrypt", "", "cluster `key`, the same on all nodes; \"belfry keygen\" makes one")
-	fs.StringVar(&encryptFile, "encrypt-file", "", "`file` that holds the cluster key")
+	fs.StringVar(&cfg.Encrypt, "encrypt", "", "cluster `key`, the same on all nodes; others can see it in the list of processes, so prefer --encrypt-file")
+	fs.StringVar(&cfg.EncryptFile, "encrypt-file", "", "`file` that holds the cluster key, the same on all nodes; \"belfry keygen\" makes one. By default a node makes its own, "+keyFile+" in --data-dir")
 	fs.Func("join", "`address` of another node's cluster plane; may be given several times. If none answers, the node does not start", list(&cfg.Join))
 	fs.Func("retry-join", "`address` as in --join, that is tried again and again", list(&cfg.RetryJoin))
 	fs.DurationVar(&cfg.RetryInterval, "retry-interval", time.Second, "`time` between two tries of an address that does not answer")
@@ -437,13 +434,13 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	if err := parseFlags(fs, args, environ, help); err != nil {
 		return cfg, err
 	}
-	if encryptFile != "" {
-		key, err := os.ReadFile(encryptFile)
+	if cfg.EncryptFile != "" {
+		key, err := os.ReadFile(cfg.EncryptFile)
 		if err != nil {
 			return cfg, fmt.Errorf("--encrypt-file: %w", err)
 		}
 		if cfg.Encrypt = strings.TrimSpace(string(key)); cfg.Encrypt == "" {
-			return cfg, fmt.Errorf("--encrypt-file %s: the file is empty; write the output of \"belfry keygen\" into it", encryptFile)
+			return cfg, fmt.Errorf("--encrypt-file %s: the file is empty; write the output of \"belfry keygen\" into it", cfg.EncryptFile)
 		}
 	}
 	cfg.Unused = unused(fs, environ)
@@ -607,7 +604,7 @@ func (c *config) validateAddrs() error {
 	return nil
 }
 
-// key returns the cluster key, nil if there is none.
+// key returns the cluster key that was given, nil if none was.
 func (c *config) key() ([]byte, error) {
 	if c.Encrypt == "" {
 		return nil, nil
@@ -694,6 +691,9 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 	for _, name := range cfg.Unused {
 		log.Warn("this variable of the environment stands for no flag, and does nothing", "variable", name)
+	}
+	if info, err := os.Stat(cfg.EncryptFile); err == nil && info.Mode().IsRegular() && info.Mode()&0o004 != 0 {
+		log.Warn("others can read the file of the cluster key, and whoever has the key can run commands on every node; chmod 600 it", "file", cfg.EncryptFile)
 	}
 	listener, err := net.Listen("tcp", cfg.HTTPAddr)
 	if err != nil {
@@ -816,6 +816,11 @@ func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger
 	hooks.start, hooks.ask, hooks.kill, hooks.output = n.exec.start, n.exec.ask, n.exec.kill, n.exec.output
 	pc := cfg.plane(id, n.exec.incarnation())
 	pc.Cluster = cluster
+	if pc.Key == nil {
+		if pc.Key, err = ownKey(cfg.DataDir); err != nil {
+			return nil, err
+		}
+	}
 	n.plane, err = newPlane(pc, hooks, log)
 	return n, err
 }
