@@ -205,6 +205,7 @@ func (s *testServer) propose(_ context.Context, c *command) (applied, error) {
 	if err != nil {
 		return applied{}, err
 	}
+	s.api.scheduler.took(results[0])
 	return results[0], results[0].Err
 }
 
@@ -640,6 +641,47 @@ func TestAPI_RestoreFired(t *testing.T) {
 			t.Errorf("ticks %v, want one a minute behind %s", got.Ticks, fired)
 		}
 	})
+}
+
+// TestAPI_CallerGone: what is committed when nobody waits for it any more counts
+// all the same: the job falls due.
+func TestAPI_CallerGone(t *testing.T) {
+	const doc = `{"name":"a","schedule":"@every 10s","executor":"shell","executor_config":{"command":"true"}`
+	for _, c := range []struct{ name, before, path, kind, body string }{
+		{"Put", "", "/v1/jobs", "application/json", doc + "}"},
+		{"Toggle", doc + `,"disabled":true}`, "/v1/jobs/a/toggle", "", ""},
+		{"Restore", "", "/v1/restore", "multipart/form-data; boundary=b",
+			"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n[" + doc + "}]\r\n--b--\r\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newTestServer(t, t.TempDir(), 7)
+				if c.before != "" {
+					s.do("POST", "/v1/jobs", c.before)
+				}
+				s.api.scheduler.propose = func(ctx context.Context, cmd *command) (applied, error) {
+					if cmd.Put == nil && cmd.Restore == nil {
+						return s.propose(ctx, cmd)
+					}
+					time.AfterFunc(2*writeTimeout, func() { s.propose(context.Background(), cmd) })
+					<-ctx.Done()
+					return applied{}, ctx.Err()
+				}
+				res, r := httptest.NewRecorder(), httptest.NewRequest("POST", c.path, strings.NewReader(c.body))
+				r.Host = "localhost"
+				r.Header.Set("Content-Type", c.kind)
+				if s.handler.ServeHTTP(res, r); res.Code != http.StatusGatewayTimeout {
+					t.Fatalf("a write that takes two minutes: %d, %s, want 504", res.Code, res.Body)
+				}
+				wait(2*writeTimeout + 30*time.Second)
+				s.node.mu.Lock()
+				defer s.node.mu.Unlock()
+				if len(s.node.orders) == 0 {
+					t.Errorf("no run of a job that is due each ten seconds: %s", s.do("GET", "/v1/jobs/a", "").Body)
+				}
+			})
+		})
+	}
 }
 
 // TestAPI_Paused holds that a pause outlives a restart.

@@ -1332,6 +1332,7 @@ type cluster struct {
 	store    *store
 	log      *slog.Logger
 	lead     func(ctx context.Context, term uint64) error // the leader's work, for one term
+	took     func(...applied)                             // told what was applied, before those who wait; nil: nobody is; fixed before run
 	tickTime time.Duration
 	events   chan func() error               // for run to execute, see tell
 	stopped  chan struct{}                   // closed when run takes no more events
@@ -1890,6 +1891,9 @@ func (c *cluster) write(rd ready, image string) (done []applied, err error) {
 func (c *cluster) written(rd ready, done []applied, base uint64, err error) error {
 	if err != nil {
 		return diskFailed(err)
+	}
+	if c.took != nil {
+		c.took(done...)
 	}
 	for _, a := range done {
 		c.applied = a.Index

@@ -921,6 +921,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	if cfg.host.chance != nil {
 		sched.chance = cfg.host.chance
 	}
+	clu.took = sched.took
 	sched.nodes = p.nodes
 	sched.start = func(node string, d dispatch) error { return p.dispatchTo(clu.duty(), node, d) }
 	sched.ask = func(node string, q question) (answer, error) { return p.askNode(clu.duty(), node, q) }

@@ -561,19 +561,86 @@ type queueItem struct {
 	pending bool // id is of a pending row, else of a job
 }
 
-// dueQueue is a heap of queueItems, earliest first. An item may be stale: what
-// it names is looked up in the store when its time comes.
-type dueQueue []queueItem
+// A minHeap is a heap for container/heap with the least item on top. moved, if
+// there is one, is told the place that an item has from now on.
+type minHeap[T any] struct {
+	items []T
+	less  func(a, b T) bool
+	moved func(item T, place int)
+}
 
-func (q dueQueue) Len() int           { return len(q) }
-func (q dueQueue) Less(i, j int) bool { return q[i].at < q[j].at }
-func (q dueQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
-func (q *dueQueue) Push(x any)        { *q = append(*q, x.(queueItem)) }
-func (q *dueQueue) Pop() any {
-	last := len(*q) - 1
-	x := (*q)[last]
-	*q = (*q)[:last]
+func (h *minHeap[T]) Len() int           { return len(h.items) }
+func (h *minHeap[T]) Less(i, j int) bool { return h.less(h.items[i], h.items[j]) }
+
+func (h *minHeap[T]) Swap(i, j int) {
+	h.items[i], h.items[j] = h.items[j], h.items[i]
+	h.place(i)
+	h.place(j)
+}
+
+func (h *minHeap[T]) Push(x any) {
+	h.items = append(h.items, x.(T))
+	h.place(len(h.items) - 1)
+}
+
+func (h *minHeap[T]) Pop() any {
+	last := len(h.items) - 1
+	x := h.items[last]
+	h.items = h.items[:last]
 	return x
+}
+
+func (h *minHeap[T]) place(i int) {
+	if h.moved != nil {
+		h.moved(h.items[i], i)
+	}
+}
+
+// dueQueue holds each job and pending row once, the earliest on top. An item may
+// be early, never late: what it names is looked up in the store in its time.
+type dueQueue struct {
+	heap   minHeap[queueItem]
+	places map[queueItem]int // of items, by what they name: at is 0
+}
+
+func newDueQueue() *dueQueue {
+	q := &dueQueue{places: map[queueItem]int{}}
+	q.heap.less = func(a, b queueItem) bool { return a.at < b.at }
+	q.heap.moved = func(item queueItem, place int) { q.places[item.name()] = place }
+	return q
+}
+
+// name is the item without its time.
+func (i queueItem) name() queueItem { return queueItem{id: i.id, pending: i.pending} }
+
+// set has the item looked at in its time and in no other.
+func (q *dueQueue) set(item queueItem) {
+	place, ok := q.places[item.name()]
+	switch {
+	case ok && item.at == never:
+		heap.Remove(&q.heap, place)
+		delete(q.places, item.name())
+	case ok:
+		q.heap.items[place] = item
+		heap.Fix(&q.heap, place)
+	case item.at != never:
+		heap.Push(&q.heap, item)
+	}
+}
+
+// add has the item looked at in its time, if it is not to be earlier.
+func (q *dueQueue) add(item queueItem) {
+	if place, ok := q.places[item.name()]; item.at != never && (!ok || item.at < q.heap.items[place].at) {
+		q.set(item)
+	}
+}
+
+// first returns the earliest item.
+func (q *dueQueue) first() (item queueItem, ok bool) {
+	if len(q.heap.items) == 0 {
+		return queueItem{}, false
+	}
+	return q.heap.items[0], true
 }
 
 // comingMax is how many ticks are looked at, and as many jobs at the most: of
@@ -589,36 +656,22 @@ type comingTick struct {
 	schedule schedule
 }
 
-// comingTicks is a heap of the next tick of each job, earliest first.
-type comingTicks []comingTick
-
-func (c comingTicks) Len() int           { return len(c) }
-func (c comingTicks) Less(i, j int) bool { return c[i].Due.Before(c[j].Due) }
-func (c comingTicks) Swap(i, j int)      { c[i], c[j] = c[j], c[i] }
-func (c *comingTicks) Push(x any)        { *c = append(*c, x.(comingTick)) }
-func (c *comingTicks) Pop() any {
-	last := len(*c) - 1
-	x := (*c)[last]
-	*c = (*c)[:last]
-	return x
-}
-
 // coming returns the ticks that will fall due in [from, to) if nothing
 // changes, the earliest first, at most limit, as far as the next comingMax
 // ticks of all jobs reach.
 func (s *scheduler) coming(from, to time.Time, limit int) ([]comingTick, error) {
 	zone := s.timezone()
-	var next comingTicks
+	next := minHeap[comingTick]{less: func(a, b comingTick) bool { return a.Due.Before(b.Due) }}
 	err := s.store.dueJobs(nanosOf(to), comingMax, func(j job, due int64) {
-		next = append(next, comingTick{Job: j.Name, Due: timeOf(due), job: j, schedule: j.schedule(zone)})
+		next.items = append(next.items, comingTick{Job: j.Name, Due: timeOf(due), job: j, schedule: j.schedule(zone)})
 	})
 	if err != nil {
 		return nil, err
 	}
 	heap.Init(&next)
 	list := []comingTick{}
-	for n := 0; n < comingMax && len(list) < limit && len(next) > 0; n++ {
-		t := next[0]
+	for n := 0; n < comingMax && len(list) < limit && len(next.items) > 0; n++ {
+		t := next.items[0]
 		if !t.Due.Before(from) {
 			list = append(list, t)
 		}
@@ -627,7 +680,7 @@ func (s *scheduler) coming(from, to time.Time, limit int) ([]comingTick, error) 
 			heap.Pop(&next)
 			continue
 		}
-		next[0].Due = timeOf(at)
+		next.items[0].Due = timeOf(at)
 		heap.Fix(&next, 0)
 	}
 	return list, nil
@@ -663,21 +716,22 @@ type scheduler struct {
 	now     func() time.Time // the wall clock
 	chance  func() uint64    // seeds of the choice of nodes
 
-	mu          sync.Mutex // guards what follows
-	term        uint64     // that it leads in; 0: it does not
-	number      uint64     // of the last dispatch or question of the term
-	since       int64      // from when on it has led and been awake
-	queue       dueQueue
-	lastPending int64             // id of the newest pending row in queue
-	doubts      map[int64]doubt   // unfinished executions that the nodes must be asked about
-	placings    map[int64]placing // of executions that were placed anew in this term
-	asked       []target          // the processes of the nodes when they were asked last
-	mute        map[string]bool   // nodes that were sent orders and did not answer
-	unasked     map[string]bool   // nodes that must be asked even if nothing that they were given is in doubt
-	quiet       bool              // starts nothing any more
-	restoring   bool              // a restore is under way
-	restored    time.Time         // when the last restore ended
-	poke        chan struct{}     // something earlier is due; holds one
+	mu        sync.Mutex // guards what follows
+	term      uint64     // that it leads in; 0: it does not
+	number    uint64     // of the last dispatch or question of the term
+	since     int64      // from when on it has led and been awake
+	queue     *dueQueue
+	unread    []int64           // restores whose jobs are to be queued
+	doubts    map[int64]doubt   // unfinished executions that the nodes must be asked about
+	placings  map[int64]placing // of executions that were placed anew in this term
+	asked     []target          // the processes of the nodes when they were asked last
+	mute      map[string]bool   // nodes that were sent orders and did not answer
+	unasked   map[string]bool   // nodes that must be asked even if nothing that they were given is in doubt
+	until     int64             // when the loop that fires looks at the queue next
+	quiet     bool              // starts nothing any more
+	restoring bool              // a restore is under way
+	restored  time.Time         // when the last restore ended
+	poke      chan struct{}     // something earlier is due; holds one
 
 	tasks sync.WaitGroup // what is under way beside the loops, such as orders on their way to a node
 	spawn func(func())   // begins such a task
@@ -685,7 +739,7 @@ type scheduler struct {
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1),
-		doubts: map[int64]doubt{}, mute: map[string]bool{}, unasked: map[string]bool{}}
+		queue: newDueQueue(), doubts: map[int64]doubt{}, mute: map[string]bool{}, unasked: map[string]bool{}}
 	sched.spawn = func(task func()) { go task() }
 	return sched
 }
@@ -727,7 +781,7 @@ func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 	if s.term != term {
 		s.term, s.number, s.placings = term, 0, map[int64]placing{}
 	}
-	s.since, s.queue, s.lastPending, s.doubts, s.asked = s.now().UnixNano(), nil, 0, map[int64]doubt{}, nil
+	s.since, s.queue, s.unread, s.doubts, s.asked = s.now().UnixNano(), newDueQueue(), nil, map[int64]doubt{}, nil
 	s.mute, s.unasked = map[string]bool{}, map[string]bool{}
 	s.mu.Unlock()
 	m, err := s.store.meta()
@@ -748,19 +802,81 @@ func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 	return s.resetFuture(ctx)
 }
 
-// queueAll makes the queue from the store. Writes of others may come in
-// meanwhile; what they enqueue may also be found, and an item that comes twice
-// does no harm.
+// queueAll makes the queue from the store. What is applied meanwhile is queued
+// as well, see took; what was read before that may be early then, but not late.
 func (s *scheduler) queueAll() error {
 	s.mu.Lock()
-	s.queue, s.lastPending = nil, 0
+	s.queue, s.unread = newDueQueue(), nil
 	s.mu.Unlock()
-	var armed []queueItem
-	if err := s.store.armed(func(job, next int64) { armed = append(armed, queueItem{at: next, id: job}) }); err != nil {
+	var items []queueItem
+	if err := s.store.armed(func(job, next int64) { items = append(items, queueItem{at: next, id: job}) }); err != nil {
 		return err
 	}
-	s.enqueue(armed...)
-	return s.queuePending()
+	rows, err := s.store.pending()
+	if err != nil {
+		return err
+	}
+	for _, p := range rows {
+		items = append(items, s.pendingItem(p.ID, p.Due))
+	}
+	s.enqueue(items...)
+	return nil
+}
+
+// pendingItem looks at a row when it is due: what lies beyond the longest wait
+// was computed by a wrong clock.
+func (s *scheduler) pendingItem(id, due int64) queueItem {
+	return queueItem{at: min(due, s.now().Add(retryWaitMax).UnixNano()), id: id, pending: true}
+}
+
+// queueRestored queues the jobs of restores.
+func (s *scheduler) queueRestored() error {
+	s.mu.Lock()
+	restores := s.unread
+	s.unread = nil
+	s.mu.Unlock()
+	var items []queueItem
+	for _, id := range restores {
+		if err := s.store.restored(id, func(job, next int64) { items = append(items, queueItem{at: next, id: job}) }); err != nil {
+			return err
+		}
+	}
+	s.enqueue(items...)
+	return nil
+}
+
+// took has the leader do what follows from what was applied, whoever asked for
+// it and whether or not he still waits. It is called in the order of the log,
+// before those who wait are answered, and waits for nobody.
+func (s *scheduler) took(list ...applied) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.term == 0 || s.quiet {
+		return
+	}
+	for _, a := range list {
+		for _, item := range a.Armed {
+			if item.pending {
+				item = s.pendingItem(item.id, item.at)
+			}
+			s.queue.set(item)
+		}
+		if a.Restored != 0 {
+			s.unread = append(s.unread, a.Restored)
+		}
+	}
+	s.wakeLocked()
+}
+
+// wakeLocked has the loop that fires look at the queue if something is due before
+// it would.
+func (s *scheduler) wakeLocked() {
+	if first, ok := s.queue.first(); len(s.unread) > 0 || ok && first.at < s.until {
+		select {
+		case s.poke <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // found writes into the state what cluster this is: the servers have agreed on
@@ -780,16 +896,16 @@ func (s *scheduler) stopFiring() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.quiet = true
-	s.queue = nil
+	s.queue, s.unread = newDueQueue(), nil
 }
 
 func (s *scheduler) leaveOffice() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.term, s.queue = 0, nil
+	s.term, s.queue, s.unread = 0, newDueQueue(), nil
 }
 
-// enqueue has the leader look at something at a time.
+// enqueue has the leader look at something at a time, or earlier if it was to.
 func (s *scheduler) enqueue(items ...queueItem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -797,40 +913,9 @@ func (s *scheduler) enqueue(items ...queueItem) {
 		return
 	}
 	for _, item := range items {
-		if item.at == never {
-			continue
-		}
-		heap.Push(&s.queue, item)
-		if s.queue[0] == item {
-			select {
-			case s.poke <- struct{}{}:
-			default:
-			}
-		}
+		s.queue.add(item)
 	}
-}
-
-// queuePending enqueues the pending rows that came since the last call.
-func (s *scheduler) queuePending() error {
-	s.mu.Lock()
-	after := s.lastPending
-	s.mu.Unlock()
-	rows, err := s.store.pending(after)
-	if err != nil || len(rows) == 0 {
-		return err
-	}
-	items := make([]queueItem, len(rows))
-	latest := s.now().Add(retryWaitMax).UnixNano() // what lies behind it was computed by a wrong clock
-	for i, p := range rows {
-		items[i] = queueItem{at: min(p.Due, latest), id: p.ID, pending: true}
-	}
-	s.mu.Lock()
-	if s.lastPending >= after { // or the queue is being made anew, from all of them
-		s.lastPending = max(s.lastPending, rows[len(rows)-1].ID)
-	}
-	s.mu.Unlock()
-	s.enqueue(items...)
-	return nil
+	s.wakeLocked()
 }
 
 // moment returns what the leader knows now. A node that did not answer for its
@@ -907,6 +992,9 @@ func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error 
 // fireDue decides and starts all that is due, and returns how long nothing
 // more is: from the moment that it has done so, however long that took.
 func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
+	if err := s.queueRestored(); err != nil {
+		return 0, err
+	}
 	m := s.moment()
 	jobs, pending := s.popDue(m.now)
 	g, ctx := errgroup.WithContext(ctx)
@@ -927,24 +1015,24 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 func (s *scheduler) untilDue() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.queue) == 0 {
-		return tickSlack
+	wait := tickSlack
+	if first, ok := s.queue.first(); ok {
+		wait = min(wait, timeOf(first.at).Sub(s.now()))
 	}
-	return min(tickSlack, timeOf(s.queue[0].at).Sub(s.now()))
+	if len(s.unread) > 0 {
+		wait = 0
+	}
+	s.until = s.now().Add(wait).UnixNano()
+	return wait
 }
 
-// popDue takes what is due at now out of the queue: each id once.
+// popDue takes what is due at now out of the queue.
 func (s *scheduler) popDue(now int64) (jobs, pending []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	seen := map[queueItem]bool{}
-	for len(s.queue) > 0 && s.queue[0].at <= now {
-		item := heap.Pop(&s.queue).(queueItem)
-		item.at = 0
-		if seen[item] {
-			continue
-		}
-		seen[item] = true
+	for item, ok := s.queue.first(); ok && item.at <= now; item, ok = s.queue.first() {
+		item.at = never
+		s.queue.set(item)
 		if item.pending {
 			pending = append(pending, item.id)
 		} else {
@@ -983,10 +1071,13 @@ func (s *scheduler) fireTicks(ctx context.Context, m moment, ids []int64) error 
 	return s.decide(ctx, m, rows, list)
 }
 
-// planJob plans a job that is due, or finds that it is not: its item was
-// stale.
+// planJob plans a job that is due, or finds that it is not: its item was early.
 func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
-	if r.next == never || r.next > m.now || r.Disabled || r.ParentJob != "" {
+	if r.Disabled || r.ParentJob != "" {
+		return nil, nil
+	}
+	if r.next == never || r.next > m.now {
+		s.enqueue(queueItem{at: r.next, id: r.version.ID})
 		return nil, nil
 	}
 	overlap := ""
@@ -1037,16 +1128,15 @@ func (s *scheduler) decide(ctx context.Context, m moment, rows []*jobRow, list [
 		// One that was not accepted finds the job changed, or was not
 		// committed for now: look again. If it was committed after all, the
 		// tick is not due any more when it is looked at.
-		at := m.now + int64(tickSlack)
-		if err == nil {
+		switch {
+		case err != nil:
+			s.enqueue(queueItem{at: m.now + int64(tickSlack), id: d.Job})
+		case !res.Accepted[i]:
+			s.enqueue(queueItem{at: m.now, id: d.Job})
+		default:
 			s.addOrders(orders, byID[d.Job], d.Targets, res.Started[i], order{Attempt: 1, ScheduledAt: d.Due})
-			if at = d.Next; !res.Accepted[i] {
-				at = m.now
-			} else {
-				s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
-			}
+			s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
 		}
-		s.enqueue(queueItem{at: at, id: d.Job})
 	}
 	s.dispatch(orders, firstTry)
 	return s.excuse(ctx, err)
@@ -1068,10 +1158,11 @@ func (d decision) became(started bool) string {
 func (s *scheduler) lag(now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.queue) == 0 {
+	first, ok := s.queue.first()
+	if !ok {
 		return 0
 	}
-	return max(0, now.Sub(timeOf(s.queue[0].at)))
+	return max(0, now.Sub(timeOf(first.at)))
 }
 
 // jobsByKey returns the rows by the ids of the jobs.
@@ -1781,9 +1872,6 @@ func (s *scheduler) closeAll(ctx context.Context, list []closing) error {
 		for _, c := range part {
 			s.stats.ran(c.Outcome)
 		}
-		if err := s.queuePending(); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -1807,7 +1895,7 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 	for _, r := range results {
 		s.stats.ran(r.Outcome)
 	}
-	return taken, s.queuePending()
+	return taken, nil
 }
 
 // trimLoop drops what need not be kept, a slice at a time, and now and then
@@ -1934,9 +2022,6 @@ func (s *scheduler) resetJobs(ctx context.Context, m moment, ids []int64) error 
 		return err
 	}
 	s.log.Warn("jobs that a clock ahead of its time had carried away go on from now", "jobs", len(list))
-	for _, r := range list {
-		s.enqueue(queueItem{at: r.Next, id: r.Job})
-	}
 	return nil
 }
 
@@ -2033,7 +2118,6 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 		return nil, applied{}, badInput{err}
 	}
 	var row *jobRow
-	var kept bool
 	res, err := s.attempt(ctx, r, func(now int64) (*command, error) {
 		base, err := s.store.job(j.Name)
 		if errors.Is(err, errNoJob) {
@@ -2052,7 +2136,6 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 			p.Next = j.firstTick(s.timezone(), now, base.fired)
 		}
 		row = base.with(&j, p.Next)
-		kept = p.Keep
 		return r.keep(&command{Audit: &audited{Action: actionPut}, Submit: true, Put: []jobPut{p}}, row), nil
 	})
 	if err != nil {
@@ -2060,9 +2143,6 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 	}
 	if res.repeated() && !answeredFor(res.Answer, j) {
 		return nil, applied{}, errKeyUsed
-	}
-	if !res.repeated() && !kept && j.armed() {
-		s.enqueue(queueItem{at: row.next, id: res.Jobs[0]})
 	}
 	return row, res, nil
 }
@@ -2189,15 +2269,7 @@ func (s *scheduler) showRestored(ctx context.Context, r request, done restored, 
 	if errors.Is(err, errUnknown) {
 		err = s.awaitRequest(ctx, r.ID)
 	}
-	if err != nil {
-		return err
-	}
-	var items []queueItem
-	if err := s.store.restored(done.ID, func(job, next int64) { items = append(items, queueItem{at: next, id: job}) }); err != nil {
-		return err
-	}
-	s.enqueue(items...)
-	return nil
+	return err
 }
 
 // awaitRequest waits until a request whose fate is unknown is on record as
@@ -2285,9 +2357,6 @@ func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow
 	})
 	if err != nil {
 		return nil, applied{}, err
-	}
-	if !res.repeated() && !row.Disabled && row.ParentJob == "" {
-		s.enqueue(queueItem{at: row.next, id: res.Jobs[0]})
 	}
 	return row, res, nil
 }

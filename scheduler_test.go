@@ -505,6 +505,23 @@ func TestScheduler_KillMoved(t *testing.T) {
 	}
 }
 
+// TestScheduler_QueueForgets: what was deleted or disabled is not kept until it
+// would have been due.
+func TestScheduler_QueueForgets(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@at 2200-01-01T00:00:00Z"}, job{Name: "b", Schedule: "@at 2200-01-01T00:00:00Z"})
+	if _, _, err := s.delete(t.Context(), request{ID: "d"}, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.toggle(t.Context(), request{ID: "t"}, "b"); err != nil {
+		t.Fatal(err)
+	}
+	if item, ok := s.queue.first(); ok || len(s.queue.places) > 0 {
+		t.Errorf("the queue holds %+v and %d places, want nothing", item, len(s.queue.places))
+	}
+}
+
 // TestMoment_Resolve: what a node's answer means for an execution in doubt.
 func TestMoment_Resolve(t *testing.T) {
 	every, once := &jobRow{Name: "a", Schedule: "@every 1m"}, &jobRow{Name: "a", Schedule: "@at 2026-01-01T00:00:00Z"}
@@ -550,6 +567,7 @@ func newTestScheduler(t *testing.T, now *int64) (*scheduler, *[]dispatch) {
 			return applied{}, err
 		}
 		res := commit(t, s.store, c)[0]
+		s.took(res)
 		return res, res.Err
 	}
 	s.spawn = func(task func()) { task() }
@@ -2080,6 +2098,9 @@ func (s *simServer) apply(e entry) {
 		io.WriteString(h, s.dump())
 	}
 	s.last = h.Sum64()
+	if s.sched != nil {
+		s.sched.took(res)
+	}
 	if len(s.waiting) > 0 && s.waiting[0].index == e.Index {
 		s.waiting[0].done, s.waiting[0].res, s.waiting[0].err = true, res, res.Err
 		s.waiting = s.waiting[1:]
@@ -2176,6 +2197,7 @@ func (s *simServer) loop() {
 func (s *simServer) fire() {
 	woke := s.now()
 	s.excuse(s.sched.noticeGap(s.ctx, timeOf(s.slept), timeOf(woke)))
+	s.excuse(s.sched.queueRestored())
 	m := s.sched.moment()
 	jobs, pending := s.sched.popDue(m.now)
 	part := func(ids []int64, fire func(context.Context, moment, []int64) error) {
@@ -2828,7 +2850,7 @@ func (w *world) rest() {
 	if w.must(err); len(rows) > 0 {
 		w.fatalf("unfinished although all is healed: %+v", rows)
 	}
-	pending, err := leader.store.pending(0)
+	pending, err := leader.store.pending()
 	if w.must(err); len(pending) > 0 {
 		w.fatalf("pending although all is healed: %+v", pending)
 	}

@@ -902,6 +902,9 @@ type applied struct {
 	Accepted []bool    // decide, run and reassign: whether each decision is done with
 	Started  [][]int64 // decide and run: the executions of each decision, in the order of its targets
 	More     bool      // delete_executions: more than one slice
+
+	Armed    []queueItem // what the leader must look at from now on, and when; never: no more
+	Restored int64       // a restore whose jobs it must look at beside these
 }
 
 // apply applies persisted entries up to index commit, as many as one
@@ -1571,6 +1574,22 @@ const jobExcluded = `rev = excluded.rev, displayname = excluded.displayname, sch
 	executor = excluded.executor, retries = excluded.retries, parent = excluded.parent, concurrency = excluded.concurrency, delivery = excluded.delivery,
 	ephemeral = excluded.ephemeral, starts_at = excluded.starts_at, expires_at = excluded.expires_at`
 
+// arm has the leader look at a job for its next tick, or no more.
+func (a *applying) arm(id, next int64, armed bool) {
+	if !armed {
+		next = never
+	}
+	a.result.Armed = append(a.result.Armed, queueItem{at: next, id: id})
+}
+
+// wait makes a pending row, at which the leader looks when it is due.
+func (a *applying) wait(p pendingRow, slot int) error {
+	p.ID = a.key()
+	a.result.Armed = append(a.result.Armed, queueItem{at: p.Due, id: p.ID, pending: true})
+	return a.s.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		p.ID, p.Cause, p.JobID, p.Group, slot, p.Attempt, p.Node, p.Due, p.Asked)
+}
+
 // store writes the rows of a job. It has been checked.
 func (a *applying) store(p jobPut, parent int64) error {
 	j, rev := &p.Job, int64(a.result.Index)
@@ -1584,13 +1603,12 @@ func (a *applying) store(p jobPut, parent int64) error {
 		id, rev, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
 		jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
 		j.Executor, int64(j.Retries), parent, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt))
-	switch {
-	case err != nil:
+	if err != nil || p.Base.ID != 0 && p.Keep {
 		return err
-	case p.Base.ID == 0:
+	}
+	a.arm(id, p.Next, j.armed())
+	if p.Base.ID == 0 {
 		return a.s.exec("INSERT INTO job_state VALUES (?, ?, 0, 0, 0, 0, 0, 0, 0, '')", id, p.Next)
-	case p.Keep:
-		return nil
 	}
 	return a.s.exec("UPDATE job_state SET next = ? WHERE job = ?", p.Next, id)
 }
@@ -1684,6 +1702,7 @@ func (a *applying) restore(r restoring) error {
 	if err := a.acyclic(); err != nil {
 		return err
 	}
+	a.result.Restored = r.Restore
 	created := rows[2] // states of jobs
 	return a.audit("", "", nil, map[string]int64{"created": created, "replaced": int64(n) - created})
 }
@@ -1768,6 +1787,7 @@ func (a *applying) bury(id int64) error {
 		return err
 	}
 	a.touch(id, parent)
+	a.arm(id, never, false)
 	a.s.listed = true // an ephemeral job goes without a call that asks for it
 	if err := a.s.exec("UPDATE jobs SET deleted = ?1, rev = ?1 WHERE id = ?2", int64(a.result.Index), id); err != nil {
 		return err
@@ -1968,6 +1988,7 @@ func (a *applying) decide(list []decision) error {
 		}
 		a.result.Accepted[i] = true
 		t.next, t.fired = d.Next, max(d.Due, d.Until)
+		a.arm(d.Job, d.Next, true)
 		if len(d.Targets) > 0 && t.forbid && t.open > 0 {
 			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, overlapReason
 		}
@@ -2257,8 +2278,8 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 		return nil
 	}
 	d.open++
-	return a.s.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		a.key(), causeRetry, e.JobID, e.Group, e.slot, e.Attempt+1, e.Node, a.c.Now+int64(retryDelay(e.Attempt)), e.Due)
+	return a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node,
+		Due: a.c.Now + int64(retryDelay(e.Attempt)), Asked: e.Due}, e.slot)
 }
 
 // add counts a report for its job and for its day.
@@ -2348,7 +2369,7 @@ func (a *applying) follow(id int64) error {
 		return err
 	}
 	for _, child := range children {
-		if err := a.s.exec("INSERT INTO pending VALUES (?, ?, ?, 0, 0, 1, '', ?, ?)", a.key(), causeChild, child, a.c.Now, a.c.Now); err != nil {
+		if err := a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: a.c.Now}, 0); err != nil {
 			return err
 		}
 	}
@@ -2397,6 +2418,7 @@ func (a *applying) reset(list []reset) error {
 			continue
 		}
 		a.touch(r.Job)
+		a.arm(r.Job, r.Next, true)
 		if err := a.s.exec("UPDATE jobs SET rev = ? WHERE id = ?", int64(a.result.Index), r.Job); err != nil {
 			return err
 		}
@@ -3367,9 +3389,9 @@ type pendingRow struct {
 	Asked   int64
 }
 
-// pending returns all pending rows behind an id, in the order of their ids.
-func (s *store) pending(after int64) ([]pendingRow, error) {
-	return s.collectPending("WHERE id > ? ORDER BY id", after)
+// pending returns all pending rows, in the order of their ids.
+func (s *store) pending() ([]pendingRow, error) {
+	return s.collectPending("ORDER BY id")
 }
 
 // pendingByID returns those of the given pending rows that are still there.
@@ -3377,9 +3399,9 @@ func (s *store) pendingByID(ids []int64) ([]pendingRow, error) {
 	return s.collectPending("WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", jsonInts(ids))
 }
 
-func (s *store) collectPending(tail string, arg any) ([]pendingRow, error) {
+func (s *store) collectPending(tail string, args ...any) ([]pendingRow, error) {
 	var list []pendingRow
-	err := s.viewEach("SELECT id, cause, job, grp, attempt, node, due, asked FROM pending "+tail, []any{arg}, func(scan scanner) error {
+	err := s.viewEach("SELECT id, cause, job, grp, attempt, node, due, asked FROM pending "+tail, args, func(scan scanner) error {
 		var p pendingRow
 		err := scan(&p.ID, &p.Cause, &p.JobID, &p.Group, &p.Attempt, &p.Node, &p.Due, &p.Asked)
 		list = append(list, p)

@@ -313,7 +313,7 @@ func (l *randomLog) put() jobPut {
 }
 
 func (l *randomLog) runs(row *jobRow) []runDecision {
-	rows, err := l.s.pending(0)
+	rows, err := l.s.pending()
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -884,7 +884,7 @@ func (g *stage) lose(executions ...int64) {
 // pending are the rows that wait, as "cause job attempt".
 func (g *stage) pending() (list []string, rows []pendingRow) {
 	g.t.Helper()
-	rows, err := g.s.pending(0)
+	rows, err := g.s.pending()
 	if err != nil {
 		g.t.Fatal(err)
 	}
