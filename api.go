@@ -21,6 +21,7 @@ import (
 	"io/fs"
 	"iter"
 	"log/slog"
+	"maps"
 	"math"
 	"mime/multipart"
 	"net"
@@ -30,6 +31,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -38,11 +40,12 @@ import (
 )
 
 const (
-	keyBytesMax     = 255   // of an Idempotency-Key
-	upcomingMax     = 100   // ticks that /v1/schedule computes
-	auditPageMax    = 1_000 // rows in one answer
-	recentOutputMax = 4_000 // bytes of each output in a list over all jobs
-	metadataMax     = 16    // keys of metadata that a list of jobs is filtered by
+	keyBytesMax     = 255                    // of an Idempotency-Key
+	upcomingMax     = 100                    // ticks that /v1/schedule computes
+	auditPageMax    = 1_000                  // rows in one answer
+	recentOutputMax = 4_000                  // bytes of each output in a list over all jobs
+	printedPatience = 300 * time.Millisecond // for what runs has printed, in a list
+	metadataMax     = 16                     // keys of metadata that a list of jobs is filtered by
 
 	outcomeJobsMax = 100 // jobs of one request for outcomes
 	outcomesShown  = 10  // executions of each
@@ -86,7 +89,9 @@ type api struct {
 	// output writes what a running execution has printed, and with follow what
 	// it goes on to print; errUnknownExecution if its node knows it no more.
 	output func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error
-	log    *slog.Logger
+	// printed returns the end of what executions of a node have printed, as the node's executor does.
+	printed func(ctx context.Context, node string, executions []int64) (map[int64][]byte, error)
+	log     *slog.Logger
 
 	stopping <-chan struct{} // closed when the node stops; nil: it does not
 	copying  atomic.Bool     // a backup is under way
@@ -1289,6 +1294,7 @@ type executionView struct {
 	Group           int64     `json:"group"`
 	Attempt         int       `json:"attempt"`
 
+	Reason        string    `json:"reason,omitempty"`         // ours: why it failed, which is in the output too
 	Outcome       string    `json:"outcome"`                  // ours: also says interrupted, lost and killed; empty while it runs
 	Cause         string    `json:"cause"`                    // ours: tick, child, retry or hand
 	ScheduledAt   time.Time `json:"scheduled_at"`             // ours: when the tick fell due, or the run was asked for
@@ -1299,7 +1305,7 @@ type executionView struct {
 func (e *executionRow) view(zone *time.Location) executionView {
 	v := executionView{
 		ID: executionName(e.ID, e.Node), JobName: e.JobName, StartedAt: timeOf(e.Started).In(zone), Success: e.Outcome == outcomeSuccess,
-		Output: e.text(), NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
+		Output: string(e.Output), Reason: strings.TrimSpace(string(e.Reason)), NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
 		Outcome: e.Outcome, Cause: e.Cause, ScheduledAt: timeOf(e.Due).In(zone), OutputDropped: e.Dropped,
 	}
 	if e.Finished != 0 {
@@ -1308,13 +1314,38 @@ func (e *executionRow) view(zone *time.Location) executionView {
 	return v
 }
 
-// text returns the output without the rest of a character that was cut.
-func (e *executionRow) text() string {
-	output := e.Output
-	for n := 0; n < utf8.UTFMax-1 && e.OutputSize > len(e.Output) && len(output) > 0 && !utf8.RuneStart(output[0]); n++ {
-		output = output[1:]
+// addPrinted puts the last bytes of what runs has printed so far, at most outputMax and printedBytesMax of each, into rows
+// that have no output yet. Nodes are asked side by side, each once; what one does not say in time stays empty.
+func (a *api) addPrinted(ctx context.Context, list []executionRow, outputMax int) {
+	running := map[string][]int64{} // by node
+	for _, e := range list {
+		if e.Finished == 0 && outputMax > 0 {
+			running[e.Node] = append(running[e.Node], e.ID)
+		}
 	}
-	return string(output)
+	ctx, cancel := context.WithTimeout(ctx, printedPatience)
+	defer cancel()
+	var nodes sync.WaitGroup
+	var mu sync.Mutex
+	printed := map[int64][]byte{} // guarded by mu
+	for node, ids := range running {
+		nodes.Go(func() {
+			part, err := a.printed(ctx, node, ids)
+			if err != nil {
+				return // it may be down, and the rest is as useful without it
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			maps.Copy(printed, part)
+		})
+	}
+	nodes.Wait()
+	for i := range list {
+		if output, ok := printed[list[i].ID]; ok {
+			list[i].Output, list[i].OutputSize = output, len(output)
+			list[i].cut(min(outputMax, printedBytesMax))
+		}
+	}
 }
 
 // listExecutions answers with times in the zone of the job, newest first, as
@@ -1340,10 +1371,11 @@ func (a *api) listExecutions(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.addPrinted(r.Context(), list, limit)
 	zone := a.zoneOf(row)
 	views := make([]executionView, len(list))
 	for i, e := range list {
-		truncated := e.OutputSize > limit
+		truncated := e.OutputSize > len(e.Output)
 		views[i] = e.view(zone)
 		views[i].OutputTruncated = &truncated
 	}
@@ -1362,7 +1394,12 @@ func (a *api) zoneOf(row *jobRow) *time.Location {
 
 func (a *api) showExecution(r *http.Request) (*response, error) {
 	e, err := a.execution(r)
-	return &response{status: http.StatusOK, body: e.view(time.UTC)}, err
+	if err != nil {
+		return nil, err
+	}
+	list := []executionRow{e}
+	a.addPrinted(r.Context(), list, outputBytesMax)
+	return &response{status: http.StatusOK, body: list[0].view(time.UTC)}, nil
 }
 
 // execution returns the execution that the path names.
@@ -1578,14 +1615,20 @@ func (a *api) busy(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := a.callerOf(r)
-	views := []executionView{}
-	for _, e := range list {
-		if c.may(jobPath(e.JobName)+"/executions", mayList) {
-			views = append(views, e.view(time.UTC))
-		}
-	}
+	views := a.viewsOf(r, list, outputBytesMax)
 	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
+}
+
+// viewsOf shows those of the executions whose jobs the caller may list, with what they have printed so far.
+func (a *api) viewsOf(r *http.Request, list []executionRow, outputMax int) []executionView {
+	c := a.callerOf(r)
+	list = slices.DeleteFunc(list, func(e executionRow) bool { return !c.may(jobPath(e.JobName)+"/executions", mayList) })
+	a.addPrinted(r.Context(), list, outputMax)
+	views := make([]executionView, len(list))
+	for i := range list {
+		views[i] = list[i].view(time.UTC)
+	}
+	return views
 }
 
 func (a *api) showPause(r *http.Request) (*response, error) {
@@ -1970,15 +2013,12 @@ func (a *api) recentExecutions(r *http.Request) (*response, error) {
 	if err != nil || outputMax < 0 {
 		outputMax = 0
 	}
-	list, err := a.store.recentExecutions(nanosOf(start), nanosOf(end), q.Get("outcome"), limit, min(outputMax, recentOutputMax))
-	c := a.callerOf(r)
-	views := []executionView{}
-	for _, e := range list {
-		if c.may(jobPath(e.JobName)+"/executions", mayList) {
-			views = append(views, e.view(time.UTC))
-		}
+	outputMax = min(outputMax, recentOutputMax)
+	list, err := a.store.recentExecutions(nanosOf(start), nanosOf(end), q.Get("outcome"), limit, outputMax)
+	if err != nil {
+		return nil, err
 	}
-	return &response{status: http.StatusOK, body: views}, err
+	return &response{status: http.StatusOK, body: a.viewsOf(r, list, outputMax)}, nil
 }
 
 // limitParam reads how many rows a list may have.

@@ -84,6 +84,20 @@ func (n *fakeNode) copyOutput(ctx context.Context, _ string, execution int64, fo
 	return out.copyTo(ctx, w, 0, follow)
 }
 
+func (n *fakeNode) printed(_ context.Context, _ string, ids []int64) (map[int64][]byte, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	found := map[int64][]byte{}
+	for _, id := range ids {
+		var out bytes.Buffer
+		if err := n.output[id].copyTo(context.Background(), &out, -printedBytesMax-1, false); err != nil {
+			return nil, err
+		}
+		found[id] = out.Bytes()
+	}
+	return found, nil
+}
+
 // print adds a line to the output of the oldest execution.
 func (n *fakeNode) print(line string) {
 	n.mu.Lock()
@@ -106,6 +120,7 @@ func (n *fakeNode) finish(outcome string) result {
 	out.close()
 	r := result{Execution: o.Execution, Started: time.Now().UnixNano(), Finished: time.Now().UnixNano(), Outcome: outcome}
 	r.Output, r.Dropped = out.final(reason)
+	r.Reason = len(reason)
 	return r
 }
 
@@ -169,6 +184,7 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 		gauges:   func() gauges { return gauges{} },
 		troubles: func() []string { return nil },
 		output:   s.node.copyOutput,
+		printed:  s.node.printed,
 	}
 	s.handler = s.api.handler()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -1567,6 +1583,99 @@ func TestAPI_UTF8(t *testing.T) {
 			if code := restore(c.prefix + "[" + fmt.Sprintf(job, "b", c.e) + "]"); code != want {
 				t.Errorf("a file with %q, %q: got %d, want %d", c.prefix, c.e, code, want)
 			}
+		}
+	})
+}
+
+// executionDocs returns the executions that a list answers, or one.
+func (s *testServer) executionDocs(target string) (list []map[string]any) {
+	s.t.Helper()
+	doc := bytes.TrimSpace(s.do("GET", target, "").Body.Bytes())
+	if len(doc) > 0 && doc[0] == '{' {
+		doc = slices.Concat([]byte("["), doc, []byte("]"))
+	}
+	if err := json.Unmarshal(doc, &list); err != nil {
+		s.t.Fatalf("%s: %v", target, err)
+	}
+	return list
+}
+
+// TestAPI_FailureEnds holds that a list shows why a run failed together with the end of what it printed, however long
+// that is.
+func TestAPI_FailureEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		for _, lines := range []int{0, 3, 300, 30_000} {
+			group := s.do("POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
+			path := "/v1/jobs/a/executions/" + group + "-node1"
+			printed := ""
+			for i := range lines {
+				printed += fmt.Sprintf("building part %d\n", i)
+			}
+			s.node.output[s.node.orders[0].Execution].Write([]byte(printed))
+			s.do("POST", path+"/kill", "")
+			s.finish(outcomeKilled)
+			reason := "killed by anonymous at " + time.Now().UTC().Format(time.RFC3339)
+			wait(time.Second)
+			for target, size := range map[string]int{"/v1/executions?limit=1&output_size_limit=200": 200, "/v1/jobs/a/executions?_end=1&output_size_limit=10": 10,
+				"/v1/jobs/a/executions?_end=1&output_size_limit=5000": 5000, "/v1/jobs/a/executions?_end=1": outputBytesMax, path: outputBytesMax, "/v1/executions?limit=1": 0} {
+				got := s.executionDocs(target)[0]
+				want := (reason + "\n" + printed[max(0, len(printed)-max(0, size-len(reason)-1)):])
+				want = want[:min(len(want), size)]
+				if output, _ := got["output"].(string); got["reason"] != reason || output != want {
+					t.Errorf("%d lines, %s: %v, %d bytes %.60q; want %d", lines, target, got["reason"], len(output), output, len(want))
+				}
+			}
+		}
+	})
+}
+
+// TestAPI_Running holds that what runs shows the end of what it has printed wherever it is listed, and that a node which
+// does not answer holds nobody up for long.
+func TestAPI_Running(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
+		group := s.do("POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
+		path := "/v1/jobs/a/executions/" + group + "-node1"
+		targets := map[string]int{"/v1/busy": 4000, "/v1/jobs/a/executions": 4000, "/v1/jobs/a/executions?output_size_limit=3": 3, path: 4000,
+			"/v1/executions": 0, "/v1/executions?output_size_limit=50": 50}
+		check := func(printed string) {
+			t.Helper()
+			for target, size := range targets {
+				got := s.executionDocs(target)[0]
+				want := printed[max(0, len(printed)-size):]
+				if output, _ := got["output"].(string); output != want || got["outcome"] != "" {
+					t.Errorf("%s: %d bytes %.40q, want %d", target, len(output), output, len(want))
+				}
+				if cut, ok := got["output_truncated"]; ok && cut != (len(printed) > size) {
+					t.Errorf("%s: output_truncated is %v of %d bytes", target, cut, len(printed))
+				}
+			}
+		}
+		wait(time.Second)
+		check("")
+		s.node.print("one")
+		check("one\n")
+		s.node.print(strings.Repeat("x", 4000))
+		check("one\n" + strings.Repeat("x", 4000) + "\n")
+
+		asked := 0
+		s.api.printed = func(ctx context.Context, node string, ids []int64) (map[int64][]byte, error) {
+			asked++
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		began := time.Now()
+		if list := s.executionDocs("/v1/busy"); len(list) != 1 || list[0]["output"] != nil || time.Since(began) > printedPatience || asked != 1 {
+			t.Errorf("got %v after %s and %d requests", list, time.Since(began), asked)
+		}
+		s.executionDocs("/v1/jobs/a/executions?_start=1&_end=2")
+		s.finish(outcomeSuccess)
+		s.executionDocs("/v1/jobs/a/executions")
+		if asked != 1 {
+			t.Errorf("%d requests, want none for rows that are not on the page or have ended", asked)
 		}
 	})
 }

@@ -2301,13 +2301,14 @@ type planeConfig struct {
 
 // planeHooks is what the plane calls for what comes in. All are fixed before run.
 type planeHooks struct {
-	start  func(dispatch) error
-	ask    func(question) (answer, error)
-	kill   func(kill) error
-	output func(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error
-	report func(ctx context.Context, results []result) (taken []int64, err error) // the leader's
-	api    http.Handler                                                           // of a server; forwardedFrom tells who asks
-	joined func(cluster string) error                                             // of an agent: it belongs to that cluster from now on
+	start   func(dispatch) error
+	ask     func(question) (answer, error)
+	kill    func(kill) error
+	output  func(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error
+	printed func(executions []int64) map[int64][]byte
+	report  func(ctx context.Context, results []result) (taken []int64, err error) // the leader's
+	api     http.Handler                                                           // of a server; forwardedFrom tells who asks
+	joined  func(cluster string) error                                             // of an agent: it belongs to that cluster from now on
 }
 
 // A record is what a node says of itself in its heartbeats.
@@ -3297,6 +3298,7 @@ func (p *plane) handler() http.Handler {
 	handle("POST /kill", false, serveCall(p.kill))
 	handle("POST /question", false, serveCall(p.ask))
 	handle("GET /output", false, p.serveOutput)
+	handle("POST /printed", false, serveCall(p.printed))
 	if p.server != nil {
 		handle("POST /raft", true, serveCall(p.server.takeMessages))
 		handle("POST /snapshot", true, p.server.takeImage)
@@ -3497,6 +3499,9 @@ func callNode[In, Out any](ctx context.Context, p *plane, name, path string, in 
 func (p *plane) start(_ context.Context, d dispatch) (none, error) { return none{}, p.hooks.start(d) }
 func (p *plane) ask(_ context.Context, q question) (answer, error) { return p.hooks.ask(q) }
 func (p *plane) kill(_ context.Context, k kill) (none, error)      { return none{}, p.hooks.kill(k) }
+func (p *plane) printed(_ context.Context, executions []int64) (map[int64][]byte, error) {
+	return p.hooks.printed(executions), nil
+}
 
 // dispatchTo gives a node, perhaps this one, its orders. After an error that
 // wraps errRefused it has surely started none of them; after another it may have.
@@ -3514,6 +3519,11 @@ func (p *plane) askNode(ctx context.Context, node string, q question) (answer, e
 func (p *plane) killOn(ctx context.Context, node string, k kill) error {
 	_, err := callNode(ctx, p, node, "/kill", k, p.kill)
 	return err
+}
+
+// printedOn asks a node for the end of what executions have printed.
+func (p *plane) printedOn(ctx context.Context, node string, executions []int64) (map[int64][]byte, error) {
+	return callNode(ctx, p, node, "/printed", executions, p.printed)
 }
 
 // outputFrom writes to w what an execution has printed, from the byte with the

@@ -1814,7 +1814,7 @@ func startWorker(t testing.TB, name string, join ...*peerNode) *peerNode {
 func (n *peerNode) start() {
 	n.t.Helper()
 	n.cfg.Incarnation = rand.Uint64() | 1
-	hooks := planeHooks{start: n.take, ask: n.answer, kill: func(k kill) error { return errUnknownExecution }, output: n.output, report: n.report, api: http.HandlerFunc(n.serveAPI)}
+	hooks := planeHooks{start: n.take, ask: n.answer, kill: func(k kill) error { return errUnknownExecution }, output: n.output, printed: n.printed, report: n.report, api: http.HandlerFunc(n.serveAPI)}
 	var err error
 	if n.cfg.Server {
 		n.store, err = openStore(n.cfg.Dir)
@@ -1908,6 +1908,10 @@ func (n *peerNode) output(ctx context.Context, execution int64, follow bool, fro
 		err = ctx.Err()
 	}
 	return err
+}
+
+func (n *peerNode) printed(executions []int64) map[int64][]byte {
+	return map[int64][]byte{executions[0]: []byte("on " + n.cfg.Name)}
 }
 
 func (n *peerNode) report(ctx context.Context, results []result) (ids []int64, err error) {
@@ -2708,6 +2712,9 @@ func TestPlane_Calls(t *testing.T) {
 		if err := b.plane.outputFrom(ctx, n.cfg.Name, 7, false, 0, &out); err != nil || out.String() != "printed on "+n.cfg.Name {
 			t.Errorf("output from %s: %q, %v", n.cfg.Name, out.String(), err)
 		}
+		if printed, err := b.plane.printedOn(ctx, n.cfg.Name, []int64{7, 8}); err != nil || string(printed[7]) != "on "+n.cfg.Name || len(printed) != 1 {
+			t.Errorf("printed on %s: %v, %v", n.cfg.Name, printed, err)
+		}
 		if err := b.plane.outputFrom(ctx, n.cfg.Name, 8, false, 0, &out); !errors.Is(err, errUnknownExecution) {
 			t.Errorf("output of an unknown execution from %s: %v", n.cfg.Name, err)
 		}
@@ -3210,7 +3217,7 @@ func TestPlane_Strangers(t *testing.T) {
 
 // planePaths are those of the plane's handlers, with the methods that they take
 // and what is near them.
-var planePaths = []string{"POST /members", "POST /self", "POST /dispatch", "POST /kill", "POST /question", "GET /output", "POST /raft", "POST /snapshot", "POST /results", "POST /remove",
+var planePaths = []string{"POST /members", "POST /self", "POST /dispatch", "POST /kill", "POST /question", "GET /output", "POST /printed", "POST /raft", "POST /snapshot", "POST /results", "POST /remove",
 	"GET /api/v1/jobs", "POST /api/v1/jobs", "DELETE /api/v1/jobs/one", "POST /api/v1/jobs/one", "POST /api/v1/leave", "POST /api/v1/restore", "POST /api/v1/acl/bootstrap", "GET /api/v1/acl/self",
 	"GET /api/", "POST /api", "GET /api/../self", "GET /api/%2e%2e/self", "POST //raft", "POST /nosuch", "GET /", "PUT /raft", "CONNECT /raft", "OPTIONS /api/v1/jobs", "HEAD /output"}
 

@@ -68,6 +68,9 @@ const (
 	outputBytesMax   = 256_000
 	outputSlackBytes = 64 << 10
 	outputReadBytes  = 4 << 10
+	// printedBytesMax and printedAllMax bound what a list shows of each output while it grows, and a node says at once.
+	printedBytesMax = 4_000
+	printedAllMax   = 1 << 20
 	// reasonBytesMax bounds the reason in front of an output; errors quote what the job says, which may be long.
 	reasonBytesMax = 4_000
 	// syslogBytesMax is the longest message given to syslog (RFC 5424 asks receivers for 2,048); longer lines are cut up.
@@ -214,6 +217,7 @@ type result struct {
 	Finished  int64  `json:"finished"` // Unix nanoseconds, not before Started
 	Outcome   string `json:"outcome"`
 	Output    []byte `json:"output,omitempty"`  // at most outputBytesMax
+	Reason    int    `json:"reason,omitempty"`  // bytes of the output, its first, that say why the run failed
 	Dropped   int64  `json:"dropped,omitempty"` // bytes of the output that came before those kept
 }
 
@@ -524,8 +528,9 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 		}
 	}
 	res.Output, res.Dropped = r.out.final(reason)
+	res.Reason = len(reason)
 	if len(r.order.Processors) > 0 {
-		res.Output = e.process(r.order, res.Output)
+		res.Output = append(res.Output[:res.Reason:res.Reason], e.process(r.order, res.Output[res.Reason:])...)
 	}
 	return res
 }
@@ -721,11 +726,12 @@ func (e *executor) endLocked(r *run, end *ending) {
 		return
 	}
 	now := time.Now().UnixNano()
-	e.finishLocked(r, result{Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome, Output: []byte(end.why + "\n")})
+	reason := end.why + "\n"
+	e.finishLocked(r, result{Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome, Output: []byte(reason), Reason: len(reason)})
 }
 
-// output writes what an execution has printed, from the byte with the offset from on, or from the oldest that is kept. With
-// follow it goes on until the run ends. Of a finished execution that is still held it writes the output of its result, whose
+// output writes what an execution has printed, from the byte with the offset from on, or from the oldest that is kept; if
+// from is negative, so many bytes at its end. With follow it goes on until the run ends. Of a finished execution that is still held it writes the output of its result, whose
 // first line may be the reason of a failure. Errors are errUnknownExecution, that of ctx, and those of w.
 func (e *executor) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
 	var finished held
@@ -742,9 +748,26 @@ func (e *executor) output(ctx context.Context, execution int64, follow bool, fro
 		return errUnknownExecution
 	}
 	res := e.load(finished)
-	skip := min(max(from-res.Dropped, 0), int64(len(res.Output)))
-	_, err := w.Write(res.Output[skip:])
+	if size := int64(len(res.Output)); from < 0 {
+		from += size
+	} else {
+		from = min(from-res.Dropped, size)
+	}
+	_, err := w.Write(res.Output[max(from, 0):])
 	return err
+}
+
+// printed returns the last printedBytesMax bytes of what executions have printed, and one more if there is more, until
+// printedAllMax bytes are found. What is not known here is left out.
+func (e *executor) printed(executions []int64) map[int64][]byte {
+	found, size := map[int64][]byte{}, 0
+	for _, id := range executions {
+		var out bytes.Buffer
+		if err := e.output(context.Background(), id, false, -printedBytesMax-1, &out); err == nil && size+out.Len() <= printedAllMax {
+			found[id], size = out.Bytes(), size+out.Len()
+		}
+	}
+	return found
 }
 
 // tail is the output of a run, of which it keeps the end.
@@ -819,10 +842,14 @@ func (t *tail) final(reason string) (output []byte, dropped int64) {
 	return output, dropped
 }
 
-// copyTo writes what is kept from the offset from on to w, and with follow what comes, until the output is closed.
+// copyTo writes what is kept from the offset from on to w, or if that is negative so many bytes at the end, and with follow
+// what comes, until the output is closed.
 func (t *tail) copyTo(ctx context.Context, w io.Writer, from int64, follow bool) error {
 	for {
 		t.mu.Lock()
+		if from < 0 {
+			from = max(t.total+from, 0)
+		}
 		part := bytes.Clone(t.lastLocked(t.total - from))
 		from = max(from, t.total)
 		last := t.closed || !follow
@@ -1675,7 +1702,7 @@ func (e *executor) process(o order, output []byte) []byte {
 		if err != nil {
 			e.cfg.Log.Warn("a processor failed", "processor", name, "job", o.Job, "err", err)
 			output = fmt.Appendf(slices.Clip(output), "\nprocessor %s: %v\n", name, err)
-			output = output[max(0, len(output)-outputBytesMax):]
+			output = output[max(0, len(output)-outputBytesMax+reasonBytesMax+1):]
 			continue
 		}
 		if forward, err := strconv.ParseBool(settings["forward"]); err != nil || !forward {
@@ -1878,7 +1905,7 @@ func parseResult(data []byte) (result, error) {
 	default:
 		return result{}, fmt.Errorf("%q is no outcome", res.Outcome)
 	}
-	if res.Execution <= 0 || res.Finished < res.Started || len(res.Output) > outputBytesMax {
+	if res.Execution <= 0 || res.Finished < res.Started || len(res.Output) > outputBytesMax || res.Reason < 0 || res.Reason > len(res.Output) {
 		return result{}, errors.New("not a result")
 	}
 	return res, nil

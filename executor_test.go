@@ -836,9 +836,9 @@ func TestExecutor_Stop(t *testing.T) {
 	}
 	for _, want := range []result{
 		{Execution: quick, Outcome: outcomeSuccess, Output: []byte("quick\n")},
-		{Execution: slow, Outcome: outcomeInterrupted, Output: fmt.Appendf(nil, "the node stopped\n%d\n", pid)},
-		{Execution: request, Outcome: outcomeInterrupted, Output: []byte("the node stopped\n")},
-		{Execution: waiting, Outcome: outcomeInterrupted, Output: []byte("the node stopped\n")},
+		{Execution: slow, Outcome: outcomeInterrupted, Output: fmt.Appendf(nil, "the node stopped\n%d\n", pid), Reason: 17},
+		{Execution: request, Outcome: outcomeInterrupted, Output: []byte("the node stopped\n"), Reason: 17},
+		{Execution: waiting, Outcome: outcomeInterrupted, Output: []byte("the node stopped\n"), Reason: 17},
 	} {
 		got := n.leader.wait(t, want.Execution)
 		if diff := gocmp.Diff(want, got, cmpopts.IgnoreFields(result{}, "Started", "Finished")); diff != "" {
@@ -1271,6 +1271,10 @@ func TestTail(t *testing.T) {
 			from := rnd.IntN(len(want) + 10)
 			oldest := max(0, len(want)-outputBytesMax)
 			var b bytes.Buffer
+			if err := got.copyTo(t.Context(), &b, int64(-from-1), false); err != nil || !bytes.Equal(b.Bytes(), want[max(0, len(want)-outputBytesMax, len(want)-from-1):]) {
+				t.Fatalf("seed %d: copyTo(%d) differs at %d bytes", seed, -from-1, len(want))
+			}
+			b.Reset()
 			if err := got.copyTo(t.Context(), &b, int64(from), false); err != nil || !bytes.Equal(b.Bytes(), want[min(len(want), max(from, oldest)):]) {
 				t.Fatalf("seed %d: copyTo(%d) differs at %d bytes", seed, from, len(want))
 			}
@@ -1571,4 +1575,38 @@ var proxied = []struct{ host, want string }{
 	{"10.0.0.1", "private address"},
 	{"10.1", "private address"},
 	{"0xc0.168.257", "private address"},
+}
+
+// TestExecutor_Printed holds that a node says the end of what runs there, or is held there, has printed, up to a bound.
+func TestExecutor_Printed(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	n.leader.setRefuse(true)
+	short := n.script(t, "echo begun; sleep 1000")
+	long := n.script(t, "yes x | head -c 300000; sleep 1000")
+	ended := n.script(t, "echo ended; exit 3")
+	n.printed(t, short, "begun")
+	n.printed(t, long, strings.Repeat("x\n", 100_000))
+	eventually(t, "one ended", func() bool { return n.undelivered() == 1 })
+	want := map[int64][]byte{short: []byte("begun\n"), ended: []byte("exit status 3\nended\n"), long: append([]byte("\n"), strings.Repeat("x\n", printedBytesMax/2)...)}
+	for range 2 { // the second time what is held is on disk only
+		if diff := gocmp.Diff(want, n.executor.printed([]int64{short, long, ended, 99})); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		if err := n.storeOlderThan(0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if held, _ := n.ask(question{Term: 1, Number: n.number, All: true}); held.Held[0].Reason != len("exit status 3\n") {
+		t.Errorf("%+v: want the reason to be the first line", held.Held)
+	}
+	busy := &executor{runs: map[int64]*run{}}
+	ids := make([]int64, 300)
+	for i := range ids {
+		ids[i] = int64(i)
+		busy.runs[ids[i]] = &run{}
+		busy.runs[ids[i]].out.Write(make([]byte, printedBytesMax))
+	}
+	if got := len(busy.printed(ids)); got != printedAllMax/printedBytesMax {
+		t.Errorf("%d executions, want %d", got, printedAllMax/printedBytesMax)
+	}
 }

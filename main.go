@@ -813,7 +813,7 @@ func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger
 	if err != nil {
 		return nil, err
 	}
-	hooks.start, hooks.ask, hooks.kill, hooks.output = n.exec.start, n.exec.ask, n.exec.kill, n.exec.output
+	hooks.start, hooks.ask, hooks.kill, hooks.output, hooks.printed = n.exec.start, n.exec.ask, n.exec.kill, n.exec.output, n.exec.printed
 	pc := cfg.plane(id, n.exec.incarnation())
 	pc.Cluster = cluster
 	if pc.Key == nil {
@@ -945,7 +945,8 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		output: func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error {
 			return p.outputFrom(ctx, node, execution, follow, 0, w)
 		},
-		acl: cfg.ACL, dir: cfg.DataDir,
+		printed: p.printedOn,
+		acl:     cfg.ACL, dir: cfg.DataDir,
 	}).handler()
 	p.hooks.api = n.front
 	return n.run(ctx, cfg, listener, greet, log)

@@ -40,6 +40,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sync/singleflight"
 	_ "modernc.org/sqlite"
@@ -197,12 +198,14 @@ CREATE INDEX executions_job ON executions (job, id);
 CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
 CREATE INDEX executions_unfinished ON executions (id) WHERE finished = 0;
 
--- An output in two parts. The end, at most 4,000 bytes, stands first in the
--- row, so that a list reads it without the pages of the rest.
+-- An output in three parts. Why the execution failed, and the end, at most
+-- 4,000 bytes each, stand first in the row, so that a list reads them without
+-- the pages of the rest.
 CREATE TABLE outputs (
 	execution INTEGER PRIMARY KEY,
+	reason    BLOB NOT NULL, -- the output begins with it
 	tail      BLOB NOT NULL,
-	head      BLOB NOT NULL -- what comes before
+	head      BLOB NOT NULL -- what comes between
 ) STRICT;
 
 -- What must still follow from something that ended.
@@ -1189,6 +1192,7 @@ type report struct {
 	Finished   int64  `json:"finished"`
 	Outcome    string `json:"outcome"`
 	Dropped    int64  `json:"dropped,omitempty"`
+	Reason     int    `json:"reason,omitempty"` // bytes of the output, its first
 	OutputSize int    `json:"output_size,omitempty"`
 	output     []byte
 }
@@ -2162,7 +2166,7 @@ func (a *applying) close(list []closing) error {
 	var reports []report
 	for _, c := range list {
 		with[c.Execution] = c.Incarnation
-		reports = append(reports, report{Execution: c.Execution, Finished: a.c.Now, Outcome: c.Outcome, output: []byte(c.Why)})
+		reports = append(reports, report{Execution: c.Execution, Finished: a.c.Now, Outcome: c.Outcome, output: []byte(c.Why), Reason: len(c.Why)})
 	}
 	if err := a.finish(reports, with); err != nil {
 		return err
@@ -2258,8 +2262,9 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 		}
 	}
 	if len(r.output) > 0 {
-		cut := max(0, len(r.output)-tailBytes)
-		if err := a.s.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)", e.ID, r.output[cut:], nonNil(r.output[:cut])); err != nil {
+		reason := min(max(0, r.Reason), len(r.output))
+		cut := max(reason, len(r.output)-tailBytes)
+		if err := a.s.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)", e.ID, nonNil(r.output[:reason]), nonNil(r.output[cut:]), nonNil(r.output[reason:cut])); err != nil {
 			return err
 		}
 	}
@@ -2936,16 +2941,17 @@ type executionRow struct {
 	Finished   int64
 	Outcome    string
 	Dropped    int64
+	Reason     []byte // why it failed; the output begins with it
 	Output     []byte // no more than was asked for
-	OutputSize int
+	OutputSize int    // of all of it
 
 	slot        int
 	incarnation uint64
 }
 
-// executionColumns ask for the last ?1 bytes of the output. What || joins is text, of which a NUL is the end to readers.
+// executionColumns ask for the reason and the last ?1 bytes behind it. What || joins is text, of which a NUL is the end to readers.
 const executionColumns = `e.id, e.job, j.name, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.cause, e.due, e.late, e.started, e.finished, e.outcome, e.dropped,
-	coalesce(length(o.tail) + length(o.head), 0), CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1) ELSE substr(CAST(o.head || o.tail AS BLOB), -?1) END`
+	coalesce(length(o.reason) + length(o.tail) + length(o.head), 0), coalesce(o.reason, x''), CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1) ELSE substr(CAST(o.head || o.tail AS BLOB), -?1) END`
 
 const executionTables = ` FROM executions e JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id`
 
@@ -2953,7 +2959,7 @@ func scanExecution(scan scanner) (executionRow, error) {
 	var e executionRow
 	var incarnation int64
 	err := scan(&e.ID, &e.JobID, &e.JobName, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Cause, &e.Due, &e.Late, &e.Started, &e.Finished, &e.Outcome, &e.Dropped,
-		&e.OutputSize, &e.Output)
+		&e.OutputSize, &e.Reason, &e.Output)
 	e.incarnation = uint64(incarnation)
 	return e, err
 }
@@ -2968,16 +2974,26 @@ func (s *store) selectExecutions(from string, outputMax int, args ...any) ([]exe
 	list := []executionRow{}
 	err := s.viewEach("SELECT "+executionColumns+from, append([]any{outputMax}, args...), func(scan scanner) error {
 		e, err := scanExecution(scan)
+		e.cut(outputMax)
 		list = append(list, e)
 		return err
 	})
 	return list, err
 }
 
+// cut makes an output of the reason and what there is behind it: its end, at most n bytes in all and no part of a character.
+func (e *executionRow) cut(n int) {
+	rest := e.Output[max(0, len(e.Output)-max(0, n-len(e.Reason))):]
+	for i := 0; i < utf8.UTFMax-1 && len(e.Reason)+len(rest) < e.OutputSize && len(rest) > 0 && !utf8.RuneStart(rest[0]); i++ {
+		rest = rest[1:]
+	}
+	e.Output = append(e.Reason[:min(n, len(e.Reason)):min(n, len(e.Reason))], rest...)
+}
+
 // executionOrder maps the fields that executions can be sorted by to columns.
 var executionOrder = map[string]string{
 	"": "e.started", "started_at": "e.started", "finished_at": "e.finished", "id": "e.id", "attempt": "e.attempt",
-	"group": "e.grp", "success": "e.outcome = 'success'", "node_name": "e.node", "job_name": "e.job", "output": "o.head || o.tail",
+	"group": "e.grp", "success": "e.outcome = 'success'", "node_name": "e.node", "job_name": "e.job", "output": "o.reason || o.head || o.tail",
 }
 
 // executions returns rows [start, end) of the executions of a job and the
@@ -3541,7 +3557,7 @@ type tickCount struct {
 // tickTable is every tick of the job ?1 that is kept by itself and fell due in
 // [?2, ?3).
 const tickTable = `(SELECT due, until, count, outcome, reason, 0 AS grp FROM ticks WHERE job = ?1 AND cause = 'tick' AND until >= ?2 AND due < ?3
-	UNION ALL SELECT due, due, 1, ` + ranSQL + `, iif(e.outcome = 'missed', coalesce((SELECT CAST(trim(tail, char(10)) AS TEXT) FROM outputs WHERE execution = e.id), ''), ''), id
+	UNION ALL SELECT due, due, 1, ` + ranSQL + `, iif(e.outcome = 'missed', coalesce((SELECT CAST(trim(reason, char(10)) AS TEXT) FROM outputs WHERE execution = e.id), ''), ''), id
 	FROM executions e WHERE job = ?1 AND cause = 'tick' AND id = grp AND due >= ?2 AND due < ?3)`
 
 // ticks returns rows [start, end) of the ticks of a job that fell due in

@@ -41,10 +41,11 @@ function facts(e) {
     ["Ended", parse(e.finished_at) ? at(parse(e.finished_at)) : "–"],
     ["Took", e.outcome ? duration(lasted(e)) : since(parse(e.started_at))],
     ["Node", e.node_name],
+    ["Reason", e.reason],
     ["Why", causes[e.cause] ?? e.cause],
     ["Attempt", e.attempt],
   ];
-  return el("dl", { class: "wide" }, rows.map(([k, v]) => el("div", null, el("dt", null, k), el("dd", null, v))));
+  return el("dl", { class: "wide" }, rows.filter(([, v]) => v).map(([k, v]) => el("div", null, el("dt", null, k), el("dd", null, v))));
 }
 
 let following = null; // the controller of the stream that is read

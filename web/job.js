@@ -18,7 +18,7 @@ export async function load({ names: [name], search }) {
   const start = (pageOf(search) - 1) * executionRows;
   const [job, executions, ticks, targets, runs] = await Promise.all([
     get(path),
-    permitted(list(`${path}/executions` + query({ _start: start, _end: start + executionRows, output_size_limit: 120 })), null),
+    permitted(list(`${path}/executions` + query({ _start: start, _end: start + executionRows, output_size_limit: 1000 })), null),
     permitted(get(`${path}/ticks` + query({ _start: 0, _end: tickRows })), null),
     permitted(get(`${path}/targets`), null),
     lastRuns([name]),
@@ -90,6 +90,12 @@ function nextList(j, { next, timezone }) {
   ];
 }
 
+// ending is why an execution failed, if it did, and the last two lines of what it has printed that are not empty.
+export function ending(e) {
+  const printed = (e.output ?? "").replace(e.reason ?? "", "");
+  return [e.reason, ...printed.split("\n").filter((l) => l.trim()).slice(-2)].filter(Boolean).join(" · ");
+}
+
 // lasted is how long an execution took, or takes so far, in milliseconds.
 export const lasted = (e) => (parse(e.finished_at) ?? new Date()) - parse(e.started_at);
 
@@ -109,14 +115,13 @@ export const causes = { tick: "schedule", child: "after its parent", retry: "ret
 
 function runRow(job, e, longest) {
   const state = e.outcome || "running";
-  const first = (e.output ?? "").split("\n", 1)[0];
   return el("tr", { "data-key": e.id },
     el("td", { "data-label": "Started" }, el("a", { href: `#/${executionPath(job.name, e.id)}` }, ago(parse(e.started_at)))),
     el("td", { "data-label": "Outcome" }, badge(state)),
     el("td", { "data-label": "Took" }, e.outcome ? duration(lasted(e)) : since(parse(e.started_at)), durationBar(lasted(e) / longest, kind(state))),
     el("td", { "data-label": "On" }, e.node_name),
     el("td", { "data-label": "Why" }, causes[e.cause] ?? e.cause, e.attempt > 1 && `, attempt ${e.attempt}`),
-    el("td", { "data-label": "Output", class: "excerpt" }, el("code", null, visible(first))));
+    el("td", { "data-label": "Output", class: "excerpt" }, el("code", null, visible(ending(e)))));
 }
 
 function durationBar(part, colour) {

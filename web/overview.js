@@ -6,6 +6,7 @@ import { badge, el, heading, panel, svg, visible } from "./dom.js";
 import { firstJob, lastRuns } from "./jobs.js";
 import { timeline } from "./timeline.js";
 import { ago, at, duration, parse, since } from "./time.js";
+import { ending } from "./job.js";
 
 const listRows = 5;
 const marksMax = 1_000;
@@ -119,12 +120,11 @@ function progress(part) {
     svg("rect", { width: 100, height: 4, class: "back" }), svg("rect", { width: Math.min(part, 1) * 100, height: 4, class: part > 2 ? "odd" : "busy" }));
 }
 
-// failureList shows how each ended and the first line of what it printed, which
-// are the first two lines of its output.
+// failureList shows why each failed and the last lines that it printed.
 function failureList(failed) {
   if (failed.length === 0) return el("p", { class: "quiet" }, "None in the last 24 hours.");
   return el("ul", { class: "plain" }, failed.map((e) => {
-    const line = (e.output ?? "").split("\n").filter((l) => l.trim()).slice(0, 2).join(" · ");
+    const line = ending(e);
     return el("li", { "data-key": e.id },
       el("a", { href: `#/${executionPath(e.job_name, e.id)}` }, e.job_name), " ", badge(e.outcome), " ",
       el("span", { class: "quiet" }, ago(parse(e.finished_at)), " · ", e.node_name),
