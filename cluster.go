@@ -2405,6 +2405,7 @@ func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, erro
 	if p.listener, err = p.cfg.host.listen("tcp", cfg.Bind); err != nil {
 		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)
 	}
+	p.listener = newBoundedListener(p.listener, connsMax())
 	p.self = cfg.record
 	if p.self.Addr == "" {
 		p.self.Addr, err = reachable(p.listener.Addr().String())
@@ -3284,6 +3285,7 @@ func (p *plane) handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			err := p.check(r, open)
 			if err == nil {
+				letIn(r)
 				err = fn(w, withSender(r))
 			}
 			if err != nil {
@@ -3730,6 +3732,9 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 			}
 			for k := range resp.Header { // who answers says who it is, and all else
 				w.Header().Del(k)
+			}
+			if resp.StatusCode < http.StatusBadRequest {
+				letIn(r)
 			}
 			return nil
 		},

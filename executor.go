@@ -329,11 +329,12 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 		limited: map[*run]limit{},
 		held:    map[int64]*held{},
 	}
-	// A running process costs two descriptors and some more while it starts, a request one; the node needs others.
+	// A running process costs two descriptors and some more while it starts, a request one: together two
+	// fifths of what we may open. connsMax says who has the others.
 	files := syscall.Rlimit{Cur: 1_024} // in case it is not known how many we may open
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
-	e.processes = lane{startsMax: processStarts, startTime: processStartTime, runningMax: int(min(processesMax, files.Cur/5))}
-	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: int(min(requestsMax, files.Cur*2/5))}
+	e.processes = lane{startsMax: processStarts, startTime: processStartTime, runningMax: int(min(processesMax, files.Cur/10))}
+	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: int(min(requestsMax, files.Cur/5))}
 	var err error
 	if e.transport, err = newTransport(nil, cfg.Limits); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)

@@ -10,6 +10,7 @@ package main
 
 import (
 	"bytes"
+	linked "container/list"
 	"context"
 	crand "crypto/rand"
 	"crypto/tls"
@@ -30,6 +31,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"text/tabwriter"
@@ -700,6 +702,7 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 		return fmt.Errorf("--http-addr %s: cannot listen there, choose another address: %w", cfg.HTTPAddr, err)
 	}
 	defer listener.Close()
+	listener = newBoundedListener(listener, connsMax())
 	cfg.HTTPAddr = listener.Addr().String()
 	scheme := "http"
 	hangup := func() { log.Info("there is nothing to read again, for the API has no certificate") }
@@ -1005,6 +1008,7 @@ func webServer(listener net.Listener, handler http.Handler, log *slog.Logger) fu
 
 // serveUntil serves until ctx ends, and then answers the requests that are there.
 func serveUntil(ctx context.Context, web *http.Server, listener net.Listener) error {
+	web.ConnState, web.ConnContext = noteConnState, withConn
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()
 	select {
@@ -1019,6 +1023,143 @@ func serveUntil(ctx context.Context, web *http.Server, listener net.Listener) er
 	}
 	<-ended // says only that it was closed
 	return nil
+}
+
+// connsMax is how many connections a listener has at once: a fifth of the
+// descriptors that this process may have open (Go has raised the limit). The API
+// has as many and the plane as many, what runs may have two fifths, and the rest
+// is for the database and for connections to others.
+func connsMax() int {
+	files := syscall.Rlimit{Cur: 1_024} // in case it is not known
+	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
+	return int(min(files.Cur/5, 100_000))
+}
+
+// A connRank says how dear a connection is to its listener.
+type connRank int
+
+const (
+	connIdle    connRank = iota // between two requests
+	connWaiting                 // it has not sent the head of a request, or not one that was let in
+	connReading                 // it is answered a GET, perhaps for as long as it likes
+	connWriting                 // it is answered another request, and is not closed for a new one
+)
+
+// boundedListener accepts whoever comes. Where that makes too many, it closes
+// the connection of the lowest rank that has had it the longest: who only
+// connects, or never ends, keeps nobody out, and takes no descriptor from what runs.
+type boundedListener struct {
+	net.Listener
+	max int
+
+	mu    sync.Mutex
+	count int                          // guarded by mu
+	ranks [connWriting + 1]linked.List // of *boundedConn, the longest there in front; guarded by mu
+}
+
+type boundedConn struct {
+	net.Conn
+	listener *boundedListener
+	rank     connRank        // guarded by listener.mu, as the next
+	place    *linked.Element // in its rank; nil: it is closed
+}
+
+func newBoundedListener(l net.Listener, max int) *boundedListener {
+	return &boundedListener{Listener: l, max: max}
+}
+
+// Accept implements net.Listener.
+func (l *boundedListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &boundedConn{Conn: conn, listener: l, rank: connWaiting}
+	if victim := l.add(c); victim != nil {
+		victim.Close() // it has lost its place, whatever becomes of its last bytes
+	}
+	return c, nil
+}
+
+// add gives a connection its place and returns the one to close for it: itself,
+// if all others are writing.
+func (l *boundedListener) add(c *boundedConn) (victim *boundedConn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.count++; l.count > l.max {
+		for rank := range connWriting {
+			if front := l.ranks[rank].Front(); front != nil && victim == nil {
+				victim = front.Value.(*boundedConn)
+			}
+		}
+		if victim == nil {
+			victim = c
+		}
+	}
+	c.place = l.ranks[c.rank].PushBack(c)
+	return victim
+}
+
+// enter moves a connection to a rank.
+func (c *boundedConn) enter(rank connRank) {
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	if c.place == nil {
+		return
+	}
+	c.listener.ranks[c.rank].Remove(c.place)
+	c.rank, c.place = rank, c.listener.ranks[rank].PushBack(c)
+}
+
+// Close implements net.Conn.
+func (c *boundedConn) Close() error {
+	c.listener.mu.Lock()
+	if c.place != nil {
+		c.listener.ranks[c.rank].Remove(c.place)
+		c.listener.count--
+		c.place = nil
+	}
+	c.listener.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// noteConnState has a listener know what its connections do.
+func noteConnState(conn net.Conn, state http.ConnState) {
+	c, ok := bounded(conn)
+	switch {
+	case !ok:
+	case state == http.StateActive:
+		c.enter(connWaiting) // for the rest of the head
+	case state == http.StateIdle:
+		c.enter(connIdle)
+	}
+}
+
+func bounded(conn net.Conn) (*boundedConn, bool) {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	c, ok := conn.(*boundedConn)
+	return c, ok
+}
+
+type connKey struct{}
+
+func withConn(ctx context.Context, conn net.Conn) context.Context {
+	c, _ := bounded(conn)
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// letIn notes that a request may have what it asks for.
+func letIn(r *http.Request) {
+	c, _ := r.Context().Value(connKey{}).(*boundedConn)
+	switch {
+	case c == nil:
+	case r.Method == http.MethodGet || r.Method == http.MethodHead:
+		c.enter(connReading)
+	default:
+		c.enter(connWriting)
+	}
 }
 
 // waitUntil returns when done is true, or after patience.

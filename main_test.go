@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -2275,4 +2276,166 @@ func (f *fleet) makeAll(n int, newJob func(i int) *job) float64 {
 	close(numbers)
 	clients.Wait()
 	return float64(n) / time.Since(began).Seconds()
+}
+
+// TestBoundedListener: at its bound a listener closes what is worth least, and
+// never who is answered a write.
+func TestBoundedListener(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 5
+	l := newBoundedListener(inner, most)
+	entered, leave := make(chan string), make(chan struct{})
+	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/quick" {
+			return
+		}
+		if r.URL.Path != "/stranger" {
+			letIn(r)
+		}
+		entered <- r.URL.Path
+		<-leave
+	})}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serveUntil(ctx, web, l) }()
+	t.Cleanup(func() {
+		close(leave)
+		stop()
+		<-ended
+	})
+	ranked := func(want [4]int) {
+		t.Helper()
+		var got [4]int
+		eventually(t, fmt.Sprintf("connections in their ranks: %v, want %v", &got, want), func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			sum := 0
+			for i := range l.ranks {
+				got[i] = l.ranks[i].Len()
+				sum += got[i]
+			}
+			return got == want && l.count == sum
+		})
+	}
+	dial := func(text string) net.Conn {
+		conn, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		io.WriteString(conn, text)
+		return conn
+	}
+	isClosed := func(c net.Conn) bool {
+		c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		_, err := io.Copy(io.Discard, c)
+		return !errors.Is(err, os.ErrDeadlineExceeded)
+	}
+	ask := func(method, path string) net.Conn {
+		c := dial(method + " " + path + " HTTP/1.1\r\nHost: a\r\n\r\n")
+		if got := <-entered; got != path {
+			t.Fatalf("entered %s, want %s", got, path)
+		}
+		return c
+	}
+	write := ask("POST", "/write")
+	read := ask("GET", "/read")
+	idle := dial("GET /quick HTTP/1.1\r\nHost: a\r\n\r\n")
+	ranked([4]int{1, 0, 1, 1})
+	stranger := ask("GET", "/stranger")
+	head := dial("GET / HT")
+	ranked([4]int{1, 2, 1, 1})
+	for _, want := range []struct {
+		name   string
+		closed net.Conn
+	}{{"idle", idle}, {"stranger", stranger}, {"head", head}, {"read", read}} {
+		ask("POST", "/write")
+		eventually(t, want.name+" is closed", func() bool { return isClosed(want.closed) })
+		for _, c := range []net.Conn{write} {
+			if isClosed(c) {
+				t.Errorf("a connection that is answered a write was closed after that of %s", want.name)
+			}
+		}
+	}
+	ranked([4]int{0, 0, 0, most})
+	eventually(t, "one that comes when all are writing is closed", func() bool { return isClosed(dial("")) })
+	ranked([4]int{0, 0, 0, most})
+}
+
+// TestServe_Connections: whoever opens connections and sends nothing, or only
+// the beginning of a request, neither takes descriptors from what runs nor keeps
+// anybody out.
+func TestServe_Connections(t *testing.T) {
+	t.Parallel()
+	const descriptors = 256
+	dir := t.TempDir()
+	cmd := program(t, dir, nil)
+	args := []string{"agent", "--server", "--bootstrap-expect=1", "--node-name=n1", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data", "--acl"}
+	cmd.Args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, descriptors), cmd.Path}, args...)
+	cmd.Path = "/bin/sh"
+	p := launch(t, cmd)
+	var made tokenView
+	p.eventually("first token", func() bool {
+		secret, err := os.ReadFile(filepath.Join(dir, "data", bootstrapFile))
+		if err != nil {
+			return false
+		}
+		resp, err := http.Post(p.url+"/v1/acl/bootstrap", "", strings.NewReader(`{"Secret": "`+strings.TrimSpace(string(secret))+`"}`))
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		return json.NewDecoder(resp.Body).Decode(&made) == nil && made.SecretID != ""
+	})
+	ask := func(method, path string, doc any) (int, []executionView) {
+		text, err := json.Marshal(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.NewRequest(method, p.url+path, bytes.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Dkron-Token", made.SecretID)
+		r.Close = true
+		resp, err := (&http.Client{Timeout: 5 * time.Second}).Do(r)
+		if err != nil {
+			t.Errorf("%s %s: %v", method, path, err)
+			return 0, nil
+		}
+		defer resp.Body.Close()
+		var list []executionView
+		json.NewDecoder(resp.Body).Decode(&list) // of what is no list nothing is asked
+		return resp.StatusCode, list
+	}
+	if status, _ := ask("POST", "/v1/jobs", shellJob("tick", "@every 1s", "echo hello")); status != http.StatusCreated {
+		t.Fatalf("a job is answered %d", status)
+	}
+	for _, text := range []string{"", "POST /v1/acl/bootstrap HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n", "GET / HTTP/1.1\r\n"} {
+		_, before := ask("GET", "/v1/jobs/tick/executions", nil)
+		for range 2 * descriptors {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			io.WriteString(conn, text)
+		}
+		if status, _ := ask("GET", "/health", nil); status != http.StatusOK {
+			t.Errorf("after %q: /health is answered %d", text, status)
+		}
+		p.eventually("runs", func() bool {
+			_, list := ask("GET", "/v1/jobs/tick/executions", nil)
+			return len(list) >= len(before)+4 || t.Failed()
+		})
+	}
+	_, list := ask("GET", "/v1/jobs/tick/executions", nil)
+	for _, e := range list {
+		if e.Outcome != outcomeSuccess && e.Outcome != "" {
+			t.Errorf("a run is %s: %s", e.Outcome, e.Output)
+		}
+	}
 }
