@@ -190,9 +190,10 @@ type message struct {
 	Handover uint64   // vote: term of the leader that told this candidate to stand for the next, or 0
 
 	// Append reply.
-	Match  uint64   // durable, and equal to the leader's log, up to here
-	Reject bool     // the append does not fit, or is of an old term
-	Hint   position // if it does not fit: the highest entry that may be in both logs
+	Match   uint64   // durable, and equal to the leader's log, up to here
+	Leaving bool     // the sender must not become a voter
+	Reject  bool     // the append does not fit, or is of an old term
+	Hint    position // if it does not fit: the highest entry that may be in both logs
 }
 
 // raftConfig is fixed for the life of a raft. Durations are in ticks.
@@ -277,6 +278,7 @@ type peer struct {
 	wait   int    // ticks until an unanswered append or snapshot is sent again; 0: none under way
 	silent int    // ticks since it answered
 	commit uint64 // commit index it was last told
+	joins  bool   // it has the latest list of voters, and said since then that it does not leave
 }
 
 // raft is one server's part in the protocol.
@@ -327,6 +329,7 @@ type raft struct {
 	heir  server // to whom it hands over, zero if nobody
 
 	learners []server // what setLearners said last
+	leaving  bool     // what setLeaving said last
 
 	out     []message // may leave
 	held    []message // may leave once state is durable
@@ -661,7 +664,7 @@ func (r *raft) ackable() uint64 {
 
 func (r *raft) ack() {
 	r.acked = r.ackable()
-	r.send(message{Kind: msgAppendReply, To: r.leader, Term: r.state.Term, Match: r.acked})
+	r.send(message{Kind: msgAppendReply, To: r.leader, Term: r.state.Term, Match: r.acked, Leaving: r.leaving})
 }
 
 // Leader
@@ -751,6 +754,9 @@ func (r *raft) onAppendReply(m message) {
 		return
 	}
 	p.silent = 0
+	if m.Match >= r.log.latestVoters().Index && m.Match <= r.log.last {
+		p.joins = !m.Leaving
+	}
 	if m.Match > p.match && m.Match <= r.log.last {
 		p.match, p.next, p.wait = m.Match, m.Match+1, 0
 		r.countCopies()
@@ -926,7 +932,7 @@ func (r *raft) changeVoters() {
 	}
 	voters := r.voters()
 	for _, s := range r.learners {
-		if r.isVoter(s.ID) || !r.caughtUp(s.ID) {
+		if r.isVoter(s.ID) || !r.caughtUp(s.ID) || !r.peer(s.ID).joins {
 			continue
 		}
 		switch i := slices.IndexFunc(voters, func(v server) bool { return v.Name == s.Name }); {
@@ -955,28 +961,37 @@ func (r *raft) caughtUp(id string) bool {
 	return p != nil && r.alive(id) && p.match >= r.first && p.match+appendEntriesMax >= r.commit
 }
 
-// removeVoter begins to take a voter out of the set; it is done when status
-// shows a set without it at a committed index. A leader may remove itself: it
-// steps down once that is committed. errBusy: a change is under way, try later.
-func (r *raft) removeVoter(id string) error {
+// setLeaving says whether this server leaves the cluster. Who says so first and
+// then has itself removed by removeVoter stays out, whatever setLearners says to
+// this leader or a later one: a leader takes in only who has answered with the
+// entry of that removal on its disk, and that answer says that it leaves.
+func (r *raft) setLeaving(leaving bool) { r.leaving = leaving }
+
+// removeVoter begins to take a server out of the set of voters. It is done when
+// the entry at index is committed in this term. That is also written for a server
+// that is no voter, or a leader might have heard before that it wishes to be one.
+// A leader may remove itself: it steps down once that is committed. errBusy: a
+// change is under way, try later.
+func (r *raft) removeVoter(id string) (index uint64, err error) {
 	voters := r.voters()
 	switch {
 	case r.role != roleLeader:
-		return errNotLeader
-	case !r.isVoter(id):
-		return nil
-	case len(voters) == 1:
-		return errLastVoter
+		return 0, errNotLeader
+	case len(voters) == 1 && r.isVoter(id):
+		return 0, errLastVoter
 	case !r.mayChangeVoters():
-		return errBusy
+		return 0, errBusy
 	}
 	r.appendVoters(slices.DeleteFunc(slices.Clone(voters), func(v server) bool { return v.ID == id }))
-	return nil
+	return r.log.last, nil
 }
 
 func (r *raft) appendVoters(list []server) {
 	r.append(entryVoters, encodeVoters(list))
 	r.setPeers()
+	for i := range r.peers {
+		r.peers[i].joins = false
+	}
 }
 
 func encodeVoters(list []server) []byte {
@@ -1543,19 +1558,28 @@ func (c *cluster) handOver(ctx context.Context) error {
 	return fmt.Errorf("leadership was not handed over: %w", err)
 }
 
-// removeVoter returns when the server with that id is no voter, and that is
-// committed. errNotLeader: ask the leader. After any other error it may still
-// become so.
+// removeVoter returns when it is committed that the server with that id is no
+// voter. errNotLeader: ask the leader. After any other error it may still become so.
 func (c *cluster) removeVoter(ctx context.Context, id string) error {
+	var index, term uint64 // of the entry
 	for {
 		var st raftStatus
 		var err error
-		if err := c.call(ctx, func() { st, err = c.raft.status(), c.raft.removeVoter(id) }); err != nil {
+		look := func() {
+			if c.raft.status().Term != term {
+				index = 0
+			}
+			if index == 0 {
+				index, err = c.raft.removeVoter(id)
+			}
+			st = c.raft.status()
+			term = st.Term
+		}
+		if err := c.call(ctx, look); err != nil {
 			return err
 		}
-		gone := !slices.ContainsFunc(st.Voters, func(v server) bool { return v.ID == id })
 		switch {
-		case gone && st.Index <= st.Commit:
+		case index != 0 && index <= st.Commit:
 			return nil
 		case err != nil && !errors.Is(err, errBusy):
 			return err
@@ -1564,6 +1588,11 @@ func (c *cluster) removeVoter(ctx context.Context, id string) error {
 			return err
 		}
 	}
+}
+
+// setLeaving tells the protocol whether this server leaves.
+func (c *cluster) setLeaving(ctx context.Context, leaving bool) error {
+	return c.call(ctx, func() { c.raft.setLeaving(leaving) })
 }
 
 // setLearners tells the protocol which servers wish to be voters.
@@ -3660,17 +3689,24 @@ func (p *plane) leave(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
-	for {
-		p.beat(ctx, nil) // the leader must know, or it would take this server in again
-		err := p.removePeer(ctx, p.cfg.ID)
-		if err == nil || errors.Is(err, errLastVoter) || p.clusterID() == "" {
+	err := p.server.setLeaving(ctx, true)
+	for err == nil {
+		p.beat(ctx, nil) // or the leader would refuse to remove a server that is alive
+		if p.leading() {
+			p.server.handOver(ctx) // so that nobody has to notice that it is gone; alone it removes itself
+		}
+		left := p.removePeer(ctx, p.cfg.ID)
+		if left == nil || errors.Is(left, errLastVoter) || p.clusterID() == "" {
 			return nil
 		}
 		if pause(ctx, removalPause) != nil {
-			p.setStatus(memberAlive)
-			return fmt.Errorf("this server has not left, as a majority of the servers must agree: start others, or just stop it; %w", err)
+			err = left
 		}
 	}
+	p.setStatus(memberAlive)
+	return errors.Join(
+		fmt.Errorf("this server has not left, as a majority of the servers must agree: start others, or just stop it; %w", err),
+		p.server.setLeaving(context.WithoutCancel(ctx), false))
 }
 
 // forwarded is what comes with a request of another node. If that passes on a

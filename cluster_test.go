@@ -23,6 +23,7 @@ import (
 	"hash/fnv"
 	"io"
 	"log/slog"
+	"math"
 	"math/big"
 	"math/rand/v2"
 	"net"
@@ -170,8 +171,9 @@ type simNode struct {
 	lives   int // disks this name has had
 	disk    simDisk
 	machine machine
-	left    bool // asked to be no voter
-	slow    bool // disk
+	left    bool     // asked to be no voter
+	removed position // with this entry, if it is committed
+	slow    bool     // disk
 	paused  bool
 	rate    int // of the clock, in percent
 
@@ -309,7 +311,7 @@ var protocolEvents = []simEvent{
 	}},
 	{"rejoin", 150, func(s *sim) {
 		if n := s.pick(func(n *simNode) bool { return n.left }); n != nil {
-			n.left = false
+			s.leave(n, false)
 		}
 	}},
 	fault("crash", 100, func(s *sim) { s.crash(s.any(func(*simNode) bool { return true })) }),
@@ -497,7 +499,7 @@ func (s *sim) members(n *simNode) {
 	}
 	var list []server
 	for _, m := range s.nodes {
-		if m.raft != nil && !m.left && s.rnd.IntN(10) > 0 {
+		if m.raft != nil && s.rnd.IntN(10) > 0 { // who has left is listed until everybody knows
 			list = append(list, m.self)
 		}
 	}
@@ -587,11 +589,37 @@ func (s *sim) remove() {
 	}
 	voters := n.raft.voters()
 	v := voters[s.rnd.IntN(len(voters))]
+	leaver := s.named(v)
+	s.leave(leaver, true)
+	if n.raft == nil {
+		return // struck as it left
+	}
 	s.touch(n, "remove "+v.Name, func() {
-		if n.raft.removeVoter(v.ID) == nil {
-			s.named(v).left = true
+		if index, err := n.raft.removeVoter(v.ID); err == nil {
+			leaver.removed = position{index, n.raft.state.Term}
+		} else {
+			s.leave(leaver, false)
 		}
 	})
+}
+
+// leave has a server say that it leaves, or that it does not.
+func (s *sim) leave(n *simNode, left bool) {
+	n.left, n.removed = left, position{}
+	if n.raft != nil {
+		n.raft.setLeaving(left)
+	}
+}
+
+// checkLeft: who has left, and whose removal is committed, is no voter for any
+// later leader.
+func (s *sim) checkLeft(leader *simNode) {
+	for _, n := range s.nodes {
+		if n.removed.Index > 0 && n.removed.Term == s.historyTerm(n.removed.Index) && leader.raft.log.last >= n.removed.Index &&
+			leader.raft.state.Term >= n.removed.Term && leader.raft.isVoter(n.self.ID) {
+			s.fail("%s counts %s, which left with entry %v, as a voter", leader.self.Name, n.self.Name, n.removed)
+		}
+	}
 }
 
 // replace gives a server an empty disk, if as far as anybody can know all
@@ -615,6 +643,7 @@ func (s *sim) replace() {
 
 func (s *sim) wipe(n *simNode) {
 	n.lives++
+	n.left, n.removed = false, position{}
 	n.self.ID = fmt.Sprintf("%s%d", n.self.Name, n.lives)
 	n.disk, n.machine = simDisk{}, s.plan.newMachine(n)
 }
@@ -686,6 +715,7 @@ func (d *simDisk) read() saved {
 func (s *sim) start(n *simNode) {
 	s.log("start %s", n.self.ID)
 	n.raft, n.paused, n.trimmed = s.open(n), false, 0
+	n.raft.setLeaving(n.left)
 	n.applied = n.disk.saved
 	n.machine.restart()
 	n.incoming, n.heard = map[position]*simSnapshot{}, map[string]int{}
@@ -917,6 +947,7 @@ func (s *sim) check(n *simNode, before simView) {
 			}
 		}
 		s.checkLeader(n, before.role != roleLeader || r.state.Term != before.term)
+		s.checkLeft(n)
 	}
 	if before.role != r.role || before.term != r.state.Term {
 		s.log("%s is %d in term %d, log %v, commit %d", n.self.Name, r.role, r.state.Term, r.log.end(), r.commit)
@@ -1285,6 +1316,37 @@ func TestRaft_SlowDisk(t *testing.T) {
 		}
 	}
 	t.Fatalf("does not lead: %+v", r.status())
+}
+
+// Who has left is taken in again when it says so after its removal, and not for
+// what it said before.
+func TestRaft_Leave(t *testing.T) {
+	r := newTestRaft(serverA, threeServers, 1)
+	elect(t, r)
+	r.setLearners(threeServers)
+	reply := func(from server, match uint64, leaving bool) {
+		t.Helper()
+		settle(r)
+		if err := r.step(message{Kind: msgAppendReply, From: from, To: serverA, Term: 2, Match: match, Leaving: leaving}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reply(serverB, 2, false)
+	reply(serverC, 2, false)
+	removal, err := r.removeVoter(serverC.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply(serverB, removal, false)
+	for _, c := range []struct {
+		match   uint64
+		leaving bool
+		last    uint64
+	}{{2, false, removal}, {removal, true, removal}, {2, false, removal}, {removal, false, removal + 1}} {
+		if reply(serverC, c.match, c.leaving); r.log.last != c.last {
+			t.Errorf("an answer with entry %d, leaving %t: the log ends at %d, want %d", c.match, c.leaving, r.log.last, c.last)
+		}
+	}
 }
 
 // A leader does not commit an entry of an earlier term because a majority has
@@ -2342,6 +2404,58 @@ func TestCluster_Leave(t *testing.T) {
 			t.Errorf("%s still votes", p.Node)
 		}
 	}
+}
+
+// Who leaves stays out while it drains, whoever leads meanwhile and however old
+// the list of members is that it knows; and a leave is one change of the voters.
+func TestCluster_LeaveAndDrain(t *testing.T) {
+	for _, leads := range []bool{true, false} {
+		t.Run(fmt.Sprintf("Leader=%t", leads), func(t *testing.T) {
+			var nodes []*peerNode
+			for _, name := range []string{"a", "b", "c"} {
+				n := newPeer(t, name, 3, nodes[:min(1, len(nodes))]...)
+				n.cfg.BeatTime = 2 * electionTicks * testTick // as in production: the lists of members are older than a leader
+				n.start()
+				nodes = append(nodes, n)
+			}
+			voters(t, "a b c", nodes...)
+			leader := leaderOf(t, nodes...)
+			leaver := nodes[(slices.Index(nodes, leader)+1)%3]
+			if leads {
+				leaver = leader
+			}
+			before := len(voterEntries(t, leaver))
+			leaver.must(leaver.plane.leave(t.Context()))
+			rest := slices.DeleteFunc(slices.Clone(nodes), func(n *peerNode) bool { return n == leaver })
+			names := rest[0].cfg.Name + " " + rest[1].cfg.Name
+			for range 20 { // time for leaders to do wrong, and one more change of them
+				put(t, "while it drains", rest...)
+				pause(t.Context(), testTick)
+			}
+			leaderOf(t, rest...).cluster.handOver(t.Context())
+			put(t, "under the next leader", rest...)
+			voters(t, names, rest...)
+			same(t, rest...)
+			if all := voterEntries(t, rest[0]); len(all) != before+1 {
+				t.Errorf("a leave took %d changes of the voters, want 1", len(all)-before)
+			}
+			leaver.kill()
+			put(t, "when it is gone", rest...)
+		})
+	}
+}
+
+// voterEntries returns the lists of voters in a server's log.
+func voterEntries(t testing.TB, n *peerNode) (lists []string) {
+	t.Helper()
+	log, err := n.store.entries(1, math.MaxInt64)
+	n.must(err)
+	for _, e := range log {
+		if e.Kind == entryVoters {
+			lists = append(lists, string(e.Data))
+		}
+	}
+	return lists
 }
 
 // Servers of which one is too many, or that were told different numbers, found
