@@ -826,7 +826,7 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
 	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution), errors.Is(err, errNoPolicy), errors.Is(err, errNoToken), errors.Is(err, errNoServer):
 		return problem{http.StatusNotFound, ""}
-	case errors.Is(err, errParent), errors.Is(err, errParentCycle):
+	case errors.Is(err, errParent), errors.Is(err, errParentCycle), errors.Is(err, errChildren), errors.Is(err, errAncestors):
 		return problem{http.StatusBadRequest, err.Error()}
 	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errBuiltIn), errors.Is(err, errManaged), errors.Is(err, errTokenShown), errors.Is(err, errConflict), errors.Is(err, errUndecided),
 		errors.Is(err, errAliveVoter), errors.Is(err, errLastVoter):

@@ -49,7 +49,6 @@ const (
 	nameBytesMax = 1024    // of a job's name
 	retriesMax   = 1 << 30 // of a job: far beyond sense, and safe to count with
 	jobBytesMax  = 512_000 // of a job's JSON
-	childrenMax  = 1_000   // of a job: each of its groups that ends makes a pending row for each, and a command has keys for a million
 	reportsMax   = 500     // in one done command
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
@@ -1175,9 +1174,14 @@ func jobsByKey(rows []*jobRow) map[int64]*jobRow {
 }
 
 // excuse returns nil for errors of a proposal after which the leader goes on,
-// or another one takes over.
+// or another one takes over. A command that is refused is not for another leader
+// to fail of too.
 func (s *scheduler) excuse(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errors.Is(err, errNotLeader) || errors.Is(err, errBusy) {
+		return nil
+	}
+	if errors.As(err, new(refusal)) || errors.Is(err, errTooLarge) {
+		s.log.Error("what the leader decided was refused; please report that", "err", err)
 		return nil
 	}
 	return err
@@ -1493,6 +1497,10 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		if byID[p.JobID] == nil {
 			continue // the job was deleted, and its pending rows with it
 		}
+		if p.Cause == causeChildren {
+			list, decided = append(list, runDecision{Pending: p.ID, Job: p.JobID}), append(decided, p)
+			continue
+		}
 		used, err := s.store.groupNodes(p.Group)
 		if err != nil {
 			return err
@@ -1525,11 +1533,14 @@ func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jo
 	}
 	orders := map[target][]order{}
 	for i, p := range rows {
-		if err == nil && res.Accepted[i] {
+		switch {
+		case err != nil:
+			s.enqueue(queueItem{at: m.now + int64(tickSlack), id: p.ID, pending: true})
+		case !res.Accepted[i]:
+			s.enqueue(queueItem{at: m.now, id: p.ID, pending: true})
+		default:
 			s.addOrders(orders, jobs[p.JobID], list[i].Targets, res.Started[i], order{Group: p.Group, Attempt: p.Attempt, ScheduledAt: p.Asked})
-			continue
 		}
-		s.enqueue(queueItem{at: m.now + int64(tickSlack), id: p.ID, pending: true})
 	}
 	s.dispatch(orders, firstTry)
 	return s.excuse(ctx, err)
@@ -2032,8 +2043,6 @@ const (
 	actorBootstrap = "bootstrap" // who has the secret of a server's data directory
 )
 
-var errChildren = fmt.Errorf("parent_job: that job has %d dependent jobs, and cannot have more; let some depend on one of these", childrenMax)
-
 // A request is a write that somebody asked for.
 type request struct {
 	Actor   string
@@ -2127,11 +2136,6 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 			return nil, err
 		}
 		p := jobPut{Base: base.version, Job: j, Keep: sameTicks(base, &j), Next: base.next}
-		if j.ParentJob != "" && j.ParentJob != base.ParentJob {
-			if n, err := s.store.countChildren(j.ParentJob); err != nil || n >= childrenMax {
-				return nil, cmp.Or(err, error(badInput{errChildren}))
-			}
-		}
 		if !p.Keep {
 			p.Next = j.firstTick(s.timezone(), now, base.fired)
 		}
@@ -2206,16 +2210,11 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 	defer s.endRestore()
 	var done restored
 	slice, size, sum := staging{}, 0, sha256.New()
-	children := map[string]int{}
 	for j, err := range jobs {
 		if err != nil {
 			return restored{}, err
 		}
-		err := j.validate(s.timezone())
-		if children[j.ParentJob]++; err == nil && j.ParentJob != "" && children[j.ParentJob] > childrenMax {
-			err = errChildren
-		}
-		if err != nil {
+		if err := j.validate(s.timezone()); err != nil {
 			return restored{}, badInput{fmt.Errorf("job %d of the file: %w", done.Jobs+1, err)}
 		}
 		doc, err := json.Marshal(j)

@@ -437,34 +437,87 @@ func TestScheduler_ChangeWhileLate(t *testing.T) {
 	}
 }
 
-// A job has so many children and no more, however they are made: what follows
-// from the end of many of its groups must fit into one command.
-func TestScheduler_Children(t *testing.T) {
+// TestScheduler_Families: a job has so many children and no more, and stands so
+// deep and no deeper, however the jobs are made; what a group's end leaves behind is
+// one row, whatever follows from it.
+func TestScheduler_Families(t *testing.T) {
 	now := testStart
-	s, _ := newTestScheduler(t, &now)
-	family := func(n int) iter.Seq2[job, error] {
+	s, sent := newTestScheduler(t, &now)
+	list := func(jobs ...job) iter.Seq2[job, error] {
 		return func(yield func(job, error) bool) {
-			if !yield(job{Name: "p", Schedule: "@manually"}, nil) {
-				return
-			}
-			for i := range n {
-				if !yield(job{Name: fmt.Sprint("c", i), ParentJob: "p"}, nil) {
+			for _, j := range jobs {
+				if !yield(j, nil) {
 					return
 				}
 			}
 		}
 	}
-	if _, err := s.restore(t.Context(), request{ID: "a"}, family(childrenMax+1)); !errors.Is(err, errChildren) {
-		t.Errorf("a restore with a child too many: %v, want %v", err, errChildren)
+	family := func(from, to int) (jobs []job) {
+		for i := from; i < to; i++ {
+			jobs = append(jobs, job{Name: fmt.Sprint("c", i), ParentJob: "p"})
+		}
+		return jobs
 	}
-	if _, err := s.restore(t.Context(), request{ID: "b"}, family(childrenMax)); err != nil {
-		t.Fatal(err)
+	putJobs(t, s, job{Name: "p", Schedule: "@manually"})
+	for i, c := range []struct {
+		jobs []job
+		want error
+	}{
+		{family(0, childrenMax/2), nil},
+		{family(childrenMax/2, childrenMax), nil},
+		{family(0, childrenMax), nil}, // they are there
+		{family(childrenMax, childrenMax+1), errChildren},
+	} {
+		if _, err := s.restore(t.Context(), request{ID: fmt.Sprint("family ", i)}, list(c.jobs...)); !errors.Is(err, c.want) {
+			t.Errorf("restore %d: %v, want %v", i, err, c.want)
+		}
 	}
 	if _, _, err := s.put(t.Context(), request{ID: "c"}, job{Name: "more", ParentJob: "p"}); !errors.Is(err, errChildren) {
 		t.Errorf("a child too many: %v, want %v", err, errChildren)
 	}
 	if _, _, err := s.put(t.Context(), request{ID: "d"}, job{Name: "c1", ParentJob: "p", Owner: "o"}); err != nil {
 		t.Errorf("a change of a child that there is: %v", err)
+	}
+
+	chain := []job{{Name: "a0", Schedule: "@manually"}}
+	for i := range ancestorsMax {
+		chain = append(chain, job{Name: fmt.Sprint("a", i+1), ParentJob: fmt.Sprint("a", i)})
+	}
+	if _, err := s.restore(t.Context(), request{ID: "chain"}, list(chain...)); err != nil {
+		t.Fatal(err)
+	}
+	last := job{Name: "last", ParentJob: chain[ancestorsMax].Name}
+	if _, err := s.restore(t.Context(), request{ID: "deep"}, list(last)); !errors.Is(err, errAncestors) {
+		t.Errorf("a restore that goes a job too deep: %v, want %v", err, errAncestors)
+	}
+	if _, _, err := s.put(t.Context(), request{ID: "e"}, last); !errors.Is(err, errAncestors) {
+		t.Errorf("a job too deep: %v, want %v", err, errAncestors)
+	}
+	if _, _, err := s.put(t.Context(), request{ID: "f"}, job{Name: "a0", ParentJob: "p"}); !errors.Is(err, errAncestors) && !errors.Is(err, errChildren) {
+		t.Errorf("a job with too many below it: %v, want %v", err, errAncestors)
+	}
+
+	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.report(t.Context(), []result{{Execution: res.Started[0][0], Started: now, Finished: now + 1, Outcome: outcomeSuccess}}); err != nil {
+		t.Fatal(err)
+	}
+	if rows, err := s.store.pending(); err != nil || len(rows) != 1 {
+		t.Errorf("%d rows are pending, %v, want one for all children", len(rows), err)
+	}
+	for range 2 {
+		if _, err := s.fireDue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := 0
+	for _, d := range *sent {
+		n += len(d.Orders)
+	}
+	if n != 1+childrenMax {
+		t.Errorf("%d orders were sent, want one of the parent and %d of its children", n, childrenMax)
 	}
 }
 
@@ -820,8 +873,10 @@ func TestScheduler_ManyTargets(t *testing.T) {
 	now += int64(time.Minute)
 	var runs atomic.Int64
 	s.start = func(_ string, d dispatch) error { runs.Add(int64(len(d.Orders))); return nil }
-	if _, err := s.fireDue(t.Context()); err != nil {
-		t.Fatal(err)
+	for range 2 { // one makes rows of the children, the other runs them
+		if _, err := s.fireDue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if want := int64(60 * len(nodes)); runs.Load() != want {
 		t.Errorf("%d runs are dispatched, want %d", runs.Load(), want)
@@ -2891,7 +2946,7 @@ func (w *world) pass(d time.Duration) {
 type ledger struct {
 	zone      string
 	jobs      map[int64]*ledgerJob
-	pending   map[int64]bool       // rows that wait
+	pending   map[int64]string     // rows that wait → cause
 	started   map[int64]startedRun // every execution that was ever accepted
 	running   map[int64]bool       // those of them that have not ended
 	decisions map[tickKey]uint64   // tick → log index of what became of it
@@ -2924,7 +2979,7 @@ type tickKey struct {
 }
 
 func newLedger() *ledger {
-	return &ledger{jobs: map[int64]*ledgerJob{}, pending: map[int64]bool{}, started: map[int64]startedRun{}, running: map[int64]bool{}, decisions: map[tickKey]uint64{}, requests: map[string]uint64{}}
+	return &ledger{jobs: map[int64]*ledgerJob{}, pending: map[int64]string{}, started: map[int64]startedRun{}, running: map[int64]bool{}, decisions: map[tickKey]uint64{}, requests: map[string]uint64{}}
 }
 
 // observe takes note of one entry that the store has just applied. s is the
@@ -3063,12 +3118,14 @@ func (l *ledger) reset(s *store, c *command) error {
 
 // followPending compares the rows that wait with those that waited before.
 func (l *ledger) followPending(s *store, c *command, res applied) error {
-	waits := map[int64]bool{}
-	err := s.each("SELECT id, job FROM pending", nil, func(scan scanner) error {
-		var id, job int64
-		err := scan(&id, &job)
-		waits[id] = true
-		if !l.pending[id] && c.Done == nil && c.Close == nil {
+	waits := map[int64]string{}
+	expanded := slices.ContainsFunc(c.Run, func(d runDecision) bool { return l.pending[d.Pending] == causeChildren })
+	err := s.each("SELECT id, cause FROM pending", nil, func(scan scanner) error {
+		var id int64
+		var cause string
+		err := scan(&id, &cause)
+		waits[id] = cause
+		if l.pending[id] == "" && c.Done == nil && c.Close == nil && !(expanded && cause == causeChild) {
 			return fmt.Errorf("pending row %d appeared out of nothing", id)
 		}
 		return err
@@ -3079,11 +3136,12 @@ func (l *ledger) followPending(s *store, c *command, res applied) error {
 	for i, d := range c.Run {
 		switch {
 		case d.Pending == 0:
-		case !l.pending[d.Pending] && len(res.Started[i]) > 0:
+		case l.pending[d.Pending] == "" && len(res.Started[i]) > 0:
 			return fmt.Errorf("pending row %d was consumed a second time", d.Pending)
-		case l.pending[d.Pending] && res.Accepted[i] && waits[d.Pending]:
+		case l.pending[d.Pending] != "" && res.Accepted[i] && waits[d.Pending] != "":
 			return fmt.Errorf("pending row %d was decided and waits still", d.Pending)
-		case l.pending[d.Pending] && res.Accepted[i] && len(res.Started[i]) == 0:
+		case l.pending[d.Pending] == causeChildren:
+		case l.pending[d.Pending] != "" && res.Accepted[i] && len(res.Started[i]) == 0:
 			if err := l.recorded(s, res.Index); err != nil {
 				return fmt.Errorf("pending row %d: %w", d.Pending, err)
 			}
@@ -3093,7 +3151,7 @@ func (l *ledger) followPending(s *store, c *command, res applied) error {
 		}
 	}
 	for id := range l.pending {
-		if !waits[id] && c.Delete == nil && c.Done == nil && c.Close == nil {
+		if waits[id] == "" && c.Delete == nil && c.Done == nil && c.Close == nil {
 			return fmt.Errorf("pending row %d vanished without an outcome", id)
 		}
 	}

@@ -43,7 +43,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sync/singleflight"
-	_ "modernc.org/sqlite"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 const (
@@ -51,6 +52,8 @@ const (
 	commandBytesMax = 1 << 20 // largest entry: a transaction stays well under 100 ms
 	applyBytesMax   = 1 << 20 // entries applied in one transaction, for the same reason
 	ticksMax        = 1000    // decisions in one command
+	childrenMax     = 1000    // of a job: one command makes a pending row for each
+	ancestorsMax    = 64      // of a job: apply looks at them one by one
 
 	logEntriesKept = 10_000   // behind the applied index, for followers that were away
 	logBytesKept   = 64 << 20 // or fewer entries, if these are large
@@ -96,12 +99,15 @@ const (
 	errHasChildren = refusal("other jobs name this one as parent_job; delete them, or give them another parent, first")
 	errParent      = refusal("parent_job: no job has that name")
 	errParentCycle = refusal("parent_job: the job would be its own ancestor")
+	errChildren    = refusal("parent_job: that job has 1000 dependent jobs, and cannot have more; let some depend on one of these")
+	errAncestors   = refusal("parent_job: more than 64 jobs would stand above a job; let it depend on one that is nearer to the top")
 	errJobDisabled = refusal("the job is disabled; enable it first")
 	errPaused      = refusal("submissions are paused: jobs can be created and updated again after POST /v1/unpause")
 	errNoPolicy    = refusal("no such policy")
 	errNoToken     = refusal("no such token")
 	errManaged     = refusal("there is a management token already; ask who has it for another")
 	errBrokenOff   = refusal("the restore was broken off; send the file again")
+	errKeys        = refusal("the change makes more rows than one command may make; make it in parts")
 )
 
 // schema is version 1 of the database. Times are Unix nanoseconds UTC; 0 means
@@ -211,7 +217,7 @@ CREATE TABLE outputs (
 -- What must still follow from something that ended.
 CREATE TABLE pending (
 	id      INTEGER PRIMARY KEY,
-	cause   TEXT    NOT NULL, -- retry or child
+	cause   TEXT    NOT NULL, -- retry, child, or children: of the job, whose group has succeeded
 	job     INTEGER NOT NULL,
 	grp     INTEGER NOT NULL, -- of a retry
 	slot    INTEGER NOT NULL,
@@ -1030,7 +1036,7 @@ func (s *store) applyEntry(e entry) (applied, error) {
 	}
 	a := applying{s: s, c: c, result: applied{Index: e.Index}}
 	told := len(s.told)
-	if err := a.apply(); err != nil {
+	if err := contradiction(a.apply()); err != nil {
 		if !errors.As(err, new(refusal)) {
 			return applied{}, err
 		}
@@ -1041,6 +1047,20 @@ func (s *store) applyEntry(e entry) (applied, error) {
 		a.result = applied{Index: e.Index, Err: err}
 	}
 	return a.result, s.exec("RELEASE command")
+}
+
+// contradiction turns an error of SQLite that says that a command does not fit
+// the state into a refusal: it is the same on every server, now and after each
+// restart, while any other error says that nothing is known about the disk.
+func contradiction(err error) error {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		switch e.Code() & 0xff {
+		case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG:
+			return refusal("the change contradicts what is stored: " + err.Error())
+		}
+	}
+	return err
 }
 
 // A command is one change of the replicated state: at most one of the fields
@@ -1248,6 +1268,9 @@ type cut struct {
 const (
 	causeTick  = "tick"
 	causeChild = "child"
+
+	causeChildren = "children" // of a pending row: the children of its job must follow
+
 	causeRetry = "retry"
 	causeHand  = "hand"
 	causeClock = "clock" // in ticks: a job that a wrong clock had carried into the future
@@ -1302,8 +1325,7 @@ func decodeCommand(data []byte) (*command, error) {
 	return &c, nil
 }
 
-// keyBits are the bits of a key that tell the rows of one command apart: a
-// million, for a thousand results whose jobs have a thousand children each.
+// keyBits are the bits of a key that tell the rows of one command apart: a million.
 const keyBits = 20
 
 // firstStaged is key(?1, 0) in SQL, ?1 being a restore: where its rows begin.
@@ -1321,10 +1343,12 @@ type applying struct {
 	s      *store
 	c      *command
 	keys   int // used so far
+	made   int // pending rows of children
 	result applied
 }
 
-// key returns a key that no other row has or will have.
+// key returns a key that no other row has or will have. Apply refuses a command
+// that has used more of them than there are.
 func (a *applying) key() int64 {
 	a.keys++
 	return key(a.result.Index, a.keys-1)
@@ -1339,7 +1363,11 @@ func (a *applying) apply() error {
 	if a.c.Submit && a.s.paused.Load() {
 		return errPaused
 	}
-	if err := a.change(); err != nil || a.c.Request == "" || a.result.More {
+	err := a.change()
+	if err == nil && a.keys > 1<<keyBits {
+		err = errKeys
+	}
+	if err != nil || a.c.Request == "" || a.result.More {
 		return err
 	}
 	return a.s.exec("INSERT INTO requests VALUES (?, ?, ?, ?)", int64(a.result.Index), a.c.Request, a.c.Answer, a.result.Refused)
@@ -1507,20 +1535,20 @@ func auditJSON(fields map[string]json.RawMessage) (string, error) {
 // would have no outcome; and a new next that is not behind the last decided
 // tick, one of which was decided since it was computed: the job would be stuck.
 func (a *applying) put(p jobPut) error {
-	parent, err := a.parent(p)
-	if err != nil {
-		return err
-	}
 	var base jobVersion
 	var next, fired, oldParent int64
 	var armed bool
-	err = a.s.get(`SELECT id, rev, next, fired, disabled = 0 AND parent = 0, parent FROM jobs JOIN job_state ON job = id WHERE name = ? AND deleted = 0`,
+	err := a.s.get(`SELECT id, rev, next, fired, disabled = 0 AND parent = 0, parent FROM jobs JOIN job_state ON job = id WHERE name = ? AND deleted = 0`,
 		[]any{p.Job.Name}, &base.ID, &base.Rev, &next, &fired, &armed, &oldParent)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
 	if base != p.Base {
 		return errConflict
+	}
+	parent, err := a.parent(p, oldParent)
+	if err != nil {
+		return err
 	}
 	if base.ID != 0 && !p.Keep && armed && next != never && next <= a.c.Now {
 		return errUndecided
@@ -1552,8 +1580,9 @@ func (a *applying) touch(ids ...int64) {
 // those who watch are told instead.
 func (a *applying) touchRun(id int64) { a.s.touched = append(a.s.touched, id) }
 
-// parent returns the id of the parent that p names, 0 if it names none.
-func (a *applying) parent(p jobPut) (int64, error) {
+// parent returns the id of the parent that p names, 0 if it names none. It bounds
+// how many children a job has, and how deep they stand.
+func (a *applying) parent(p jobPut, old int64) (int64, error) {
 	if p.Job.ParentJob == "" {
 		return 0, nil
 	}
@@ -1562,13 +1591,34 @@ func (a *applying) parent(p jobPut) (int64, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, errParent
 	}
-	for id := parent; id != 0 && err == nil; {
-		if id == p.Base.ID {
-			return 0, errParentCycle
-		}
-		err = a.s.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &id)
+	if err != nil || parent == old {
+		return parent, err
 	}
-	return parent, err
+	above, below, children := 0, 0, 0
+	for id := parent; id != 0; above++ {
+		switch {
+		case id == p.Base.ID:
+			return 0, errParentCycle
+		case above == ancestorsMax:
+			return 0, errAncestors
+		}
+		if err := a.s.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &id); err != nil {
+			return 0, err
+		}
+	}
+	err = a.s.get(`WITH RECURSIVE below(id, n) AS (SELECT ?1, 0
+		UNION ALL SELECT j.id, n + 1 FROM below b JOIN jobs j ON j.parent = b.id AND j.parent <> 0 AND j.deleted = 0)
+		SELECT max(n), (SELECT count(*) FROM jobs WHERE parent = ?2 AND parent <> 0 AND deleted = 0) FROM below`,
+		[]any{p.Base.ID, parent}, &below, &children)
+	switch {
+	case err != nil:
+		return 0, err
+	case above+below > ancestorsMax:
+		return 0, errAncestors
+	case children >= childrenMax:
+		return 0, errChildren
+	}
+	return parent, nil
 }
 
 // jobExcluded replaces the definition of a job by the row that met it.
@@ -1703,7 +1753,7 @@ func (a *applying) restore(r restoring) error {
 			return err
 		}
 	}
-	if err := a.acyclic(); err != nil {
+	if err := a.checkFamilies(); err != nil {
 		return err
 	}
 	a.result.Restored = r.Restore
@@ -1711,21 +1761,34 @@ func (a *applying) restore(r restoring) error {
 	return a.audit("", "", nil, map[string]int64{"created": created, "replaced": int64(n) - created})
 }
 
-// acyclic refuses jobs that are their own ancestors: those that cannot be
-// reached from the jobs without a parent.
-func (a *applying) acyclic() error {
-	var name string
-	err := a.s.get(`WITH RECURSIVE reached(id) AS (SELECT id FROM jobs WHERE parent = 0 AND deleted = 0
-		UNION ALL SELECT j.id FROM reached r JOIN jobs j ON j.parent = r.id AND j.parent <> 0 AND j.deleted = 0)
-		SELECT name FROM jobs WHERE parent <> 0 AND deleted = 0 AND id NOT IN reached ORDER BY parent, name LIMIT 1`, nil, &name)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil
+// checkFamilies refuses what parent refuses of one job, of all jobs at once. Those
+// that are their own ancestors are not reached from the jobs without a parent.
+func (a *applying) checkFamilies() error {
+	for _, c := range []struct {
+		err   error
+		query string
+	}{
+		{errChildren, `SELECT (SELECT name FROM jobs p WHERE p.id = c.parent) FROM jobs c WHERE parent <> 0 AND deleted = 0
+			GROUP BY parent HAVING count(*) > ?1 ORDER BY parent LIMIT 1`},
+		{errAncestors, reachedSQL + `SELECT name FROM reached JOIN jobs USING (id) WHERE n > ?2 ORDER BY name LIMIT 1`},
+		{errParentCycle, reachedSQL + `SELECT name FROM jobs WHERE parent <> 0 AND deleted = 0 AND id NOT IN (SELECT id FROM reached)
+			ORDER BY parent, name LIMIT 1`},
+	} {
+		var name string
+		err := a.s.get(c.query, []any{childrenMax, ancestorsMax}, &name)
+		if err == nil {
+			return fmt.Errorf("%s: %w", name, badInput{c.err})
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
 	}
-	if err == nil {
-		err = fmt.Errorf("%s: %w", name, badInput{errParentCycle})
-	}
-	return err
+	return nil
 }
+
+// reachedSQL are the jobs below those without a parent, and how many are above each.
+const reachedSQL = `WITH RECURSIVE reached(id, n) AS (SELECT id, 0 FROM jobs WHERE parent = 0 AND deleted = 0
+	UNION ALL SELECT j.id, n + 1 FROM reached r JOIN jobs j ON j.parent = r.id AND j.parent <> 0 AND j.deleted = 0 WHERE n <= ?2) `
 
 // jsonMap is how the tables hold a map, with its keys in order: null if it is
 // empty, as Dkron shows it.
@@ -2102,6 +2165,9 @@ func (a *applying) runPending(i int, d runDecision) error {
 	if err != nil {
 		return err
 	}
+	if e.Cause == causeChildren {
+		return a.expand(i, d.Pending, e)
+	}
 	var rev, open, own int64 // own: what the group itself keeps open
 	var forbid bool
 	err = a.s.get(`SELECT rev, concurrency = 'forbid', open, (SELECT count(*) FROM pending WHERE grp = ?2 AND grp <> 0) + (SELECT count(*) FROM executions WHERE (id = ?2 OR grp = ?2 AND grp <> id) AND finished = 0)
@@ -2129,6 +2195,32 @@ func (a *applying) runPending(i int, d runDecision) error {
 		}
 	}
 	return a.launch(i, d, e, freed)
+}
+
+// expand puts the children of a job in the place of the row that stands for all of
+// them. Of many such rows a command expands as many as one transaction should.
+func (a *applying) expand(i int, row int64, e executionRow) error {
+	if a.made >= childrenMax {
+		a.result.Accepted[i] = false
+		return nil
+	}
+	if err := a.s.exec("DELETE FROM pending WHERE id = ?", row); err != nil {
+		return err
+	}
+	var children []int64
+	err := a.s.each("SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id", []any{e.JobID}, func(scan scanner) error {
+		var child int64
+		err := scan(&child)
+		children = append(children, child)
+		return err
+	})
+	for _, child := range children {
+		if err == nil {
+			err = a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: e.Due, Asked: e.Due}, 0)
+		}
+		a.made++
+	}
+	return err
 }
 
 // launch starts e on the targets of d, if any, and counts what that opened
@@ -2359,34 +2451,24 @@ const (
 	statusPartial = "partially_failed"
 )
 
-// follow makes the children of a job pending whose group has succeeded, and
-// buries the job if it is ephemeral. A job that others depend on stays, as it
-// does when somebody tries to delete it.
+// follow makes one row pending for all children of a job whose group has
+// succeeded, and buries the job if it is ephemeral. A job that others depend on
+// stays, as it does when somebody tries to delete it.
 func (a *applying) follow(id int64) error {
-	var children []int64
-	err := a.s.each("SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id", []any{id}, func(scan scanner) error {
-		var child int64
-		err := scan(&child)
-		children = append(children, child)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	for _, child := range children {
-		if err := a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: a.c.Now}, 0); err != nil {
-			return err
-		}
-	}
-	var ephemeral bool
-	err = a.s.get("SELECT ephemeral FROM jobs WHERE id = ? AND deleted = 0", []any{id}, &ephemeral)
-	if errors.Is(err, sql.ErrNoRows) || err == nil && (!ephemeral || len(children) > 0) {
+	var ephemeral, parent bool
+	err := a.s.get(`SELECT ephemeral, EXISTS (SELECT * FROM jobs c WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0)
+		FROM jobs j WHERE id = ? AND deleted = 0`, []any{id}, &ephemeral, &parent)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case parent:
+		return a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Due: a.c.Now, Asked: a.c.Now}, 0)
+	case ephemeral:
+		return a.bury(id)
 	}
-	return a.bury(id)
+	return nil
 }
 
 // count adds what has ended to the state of the jobs and to the daily
@@ -3336,12 +3418,6 @@ func (s *store) request(id string) (r applied, ok bool, err error) {
 		return applied{}, false, nil
 	}
 	return r, err == nil, err
-}
-
-// countChildren returns how many jobs depend on the job of that name.
-func (s *store) countChildren(name string) (n int, err error) {
-	err = s.view("SELECT count(*) FROM jobs WHERE parent = (SELECT id FROM jobs WHERE name = ? AND deleted = 0) AND parent <> 0 AND deleted = 0", []any{name}, &n)
-	return n, err
 }
 
 // groupNodes returns the nodes that a group was given to.

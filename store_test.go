@@ -1152,6 +1152,7 @@ func TestApply_Forbid(t *testing.T) {
 		g := newStage(t, job{Name: "parent"}, job{Name: "a", ParentJob: "parent", Concurrency: concurrencyForbid})
 		g.do(&command{Run: []runDecision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}})
 		g.end(outcomeSuccess, g.tick("parent", "n1")...)
+		g.runPending() // makes a row of each child
 		if res := g.runPending(target{"n1", 7}); len(res.Started[0]) != 0 {
 			t.Errorf("started %v beside an open group", res.Started)
 		}
@@ -1275,7 +1276,19 @@ func TestApply_Follow(t *testing.T) {
 		g := newStage(t, job{Name: "a", Retries: 1}, job{Name: "child", ParentJob: "a"})
 		return g, g.tick("a", "n1", "n2")
 	}
-	child := "child child 1"
+	child := "children a 1"
+	t.Run("Expand", func(t *testing.T) {
+		g, e := setup(t)
+		g.end(outcomeSuccess, e...)
+		_, rows := g.pending()
+		expand := &command{Run: []runDecision{{Pending: rows[0].ID, Job: rows[0].JobID}}}
+		if res := g.do(expand); !res.Accepted[0] || len(res.Armed) != 1 || !res.Armed[0].pending {
+			t.Errorf("the row of the children is %+v, want it consumed and one row armed", res)
+		}
+		g.wantPending("child child 1")
+		g.do(expand)
+		g.wantPending("child child 1")
+	})
 	t.Run("OneByOne", func(t *testing.T) {
 		g, e := setup(t)
 		g.end(outcomeSuccess, e[1])
@@ -1334,6 +1347,16 @@ func TestApply_Follow(t *testing.T) {
 	})
 }
 
+// TestApply_Contradiction: what does not fit the state is refused, for good, on
+// every server, and does not keep one from starting.
+func TestApply_Contradiction(t *testing.T) {
+	g := newStage(t, job{Name: "a"})
+	if res := g.do(&command{PutToken: &tokenPut{Token: token{Accessor: "x"}}}); !errors.As(res.Err, new(refusal)) {
+		t.Errorf("a token without a hash: %v, want a refusal", res.Err)
+	}
+	g.row("a")
+}
+
 // TestApply_Ephemeral: the success of its group deletes an ephemeral job, and
 // only that; one that others depend on stays.
 func TestApply_Ephemeral(t *testing.T) {
@@ -1352,7 +1375,7 @@ func TestApply_Ephemeral(t *testing.T) {
 	}
 	g.end(outcomeSuccess, g.tick("parent", "n1")...)
 	g.row("parent")
-	g.wantPending("child child 1")
+	g.wantPending("children parent 1")
 }
 
 // TestApply_RestoreTwice: a restore that has been made visible is refused when
