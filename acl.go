@@ -364,43 +364,75 @@ func (c *caller) mayStoreAll() bool {
 
 // jobGlobs returns patterns of the names of all jobs that the caller may read or
 // list, sorted; "*" stands for any text. None: no job.
-func (c *caller) jobGlobs() []string {
+func (c *caller) jobGlobs() []string { return c.globsOf("", mayRead, mayList) }
+
+// rowGlobs is globsOf for a list over all jobs, nil if it may have every job.
+func (c *caller) rowGlobs(below, capability string) []string {
+	if globs := c.globsOf(below, capability); !slices.Equal(globs, []string{"*"}) {
+		return globs
+	}
+	return nil
+}
+
+// globsOf returns patterns of the names of all jobs on which, or on what is
+// below them, the caller has one of some capabilities.
+func (c *caller) globsOf(below string, capabilities ...string) []string {
 	if c.all {
 		return []string{"*"}
 	}
 	globs := []string{}
 	for _, p := range c.rules {
 		for path, rule := range p.Path {
-			if slices.Contains(rule.Capabilities, mayRead) || slices.Contains(rule.Capabilities, mayList) {
-				if glob, ok := jobGlob(path); ok {
+			if slices.ContainsFunc(capabilities, func(want string) bool { return slices.Contains(rule.Capabilities, want) }) {
+				if glob, ok := jobGlob(path, below); ok {
 					globs = append(globs, glob)
 				}
 			}
 		}
 	}
 	slices.Sort(globs)
-	return slices.Compact(globs)
+	if globs = slices.Compact(globs); slices.Contains(globs, "*") {
+		return []string{"*"}
+	}
+	return globs
 }
 
 // jobGlob returns which names a path of a policy has at the place of the job in
-// /v1/jobs/{job}; false if it means no such path.
-func jobGlob(path string) (string, bool) {
+// /v1/jobs/{job}, or in the path below that; false if it means no such path.
+func jobGlob(path, below string) (string, bool) {
 	path, rest := strings.CutSuffix(path, "**")
 	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
-	for i, want := range []string{"v1", "jobs"} {
+	wanted := []string{"v1", "jobs", "{job}"}
+	if below != "" {
+		wanted = append(wanted, below)
+	}
+	for i, want := range wanted {
 		last := i == len(segments)-1
+		open := last && rest // whatever follows
+		segment := segments[i]
+		if open {
+			segment += "*"
+		}
 		switch {
-		case last && rest:
-			return "*", matchSegment(segments[i]+"*", want)
-		case last || !matchSegment(segments[i], want):
+		case i != 2 && !matchSegment(segment, want), last && !rest && i < len(wanted)-1:
 			return "", false
+		case open && i < 2:
+			return "*", true
+		case open:
+			return nameGlob(segments[2], i == 2)
 		}
 	}
-	if len(segments) != 3 {
-		return "", false // below a job
+	if len(segments) != len(wanted) {
+		return "", false
 	}
+	return nameGlob(segments[2], false)
+}
+
+// nameGlob makes of a segment of a path a pattern of names, with rest of all
+// that begin like that.
+func nameGlob(segment string, rest bool) (string, bool) {
 	// A path has names escaped, and only in one way; a name has no stars.
-	pieces := strings.Split(segments[2], "*")
+	pieces := strings.Split(segment, "*")
 	for i, piece := range pieces {
 		name, err := url.PathUnescape(piece)
 		if err != nil || url.PathEscape(name) != piece || strings.ContainsAny(name, "*?[") {

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"math"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -532,7 +533,7 @@ func TestACL_Jobs(t *testing.T) {
 			s.mustAs(http.StatusCreated, root, "POST", "/v1/jobs", jobDoc(name))
 			s.mustAs(http.StatusAccepted, root, "POST", "/v1/jobs/"+name, "")
 		}
-		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/team-a", `{"Rules": "{\"path\": {\"/v1/jobs/team-a-**\": {\"capabilities\": [\"read\", \"list\"]}, \"/v1/jobs/team-a-*\": {\"capabilities\": [\"create\", \"update\"]}, \"/v1/busy\": {\"capabilities\": [\"list\"]}}}"}`)
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/team-a", `{"Rules": "{\"path\": {\"/v1/jobs/team-a-**\": {\"capabilities\": [\"read\", \"list\"]}, \"/v1/jobs/team-a-*\": {\"capabilities\": [\"create\", \"update\"]}, \"/v1/jobs/seen-*\": {\"capabilities\": [\"read\"]}, \"/v1/busy\": {\"capabilities\": [\"list\"]}}}"}`)
 		team := s.made(root, "/v1/acl/tokens", `{"Name": "team-a", "Policies": ["team-a"]}`).SecretID
 		viewer := s.made(root, "/v1/acl/tokens", `{"Name": "viewer", "Policies": ["viewer"]}`).SecretID
 		operator := s.made(root, "/v1/acl/tokens", `{"Name": "operator", "Policies": ["operator"]}`).SecretID
@@ -636,6 +637,8 @@ func TestACL_Jobs(t *testing.T) {
 			{team, "PUT", "/v1/jobs/team-a-3", jobDoc("team-b-1"), 403},
 			{team, "POST", "/v1/jobs", `{"name": "team-a-3", "Name": "team-b-1", "schedule": "@manually", "executor": "shell"}`, 403},
 			{team, "POST", "/v1/jobs", `{"name": "team-a-4", "parent_job": "team-b-1", "executor": "shell"}`, 403},
+			{team, "POST", "/v1/jobs", `{"name": "team-a-4", "parent_job": "seen-1", "executor": "shell"}`, 403}, // to read it is not enough
+			{team, "POST", "/v1/jobs", `{"name": "team-a-4", "parent_job": "team-a-1", "executor": "shell"}`, 201},
 			{team, "POST", "/v1/jobs", `nothing`, 400},
 			{team, "GET", "/v1/jobs/team-b-1", "", 403},
 			{team, "GET", "/v1/jobs/nosuch", "", 403},
@@ -660,6 +663,62 @@ func TestACL_Jobs(t *testing.T) {
 			t.Errorf("the team's token does not say what it grants: %s", text)
 		}
 	})
+}
+
+// TestACL_Lists: a list over all jobs that ends somewhere ends behind rows that
+// the token may see: who may see few misses none of them.
+func TestACL_Lists(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, filepath.Join(dir, "data"), 7)
+		root := s.guarded(dir)
+		job := func(name, schedule string) {
+			s.mustAs(http.StatusCreated, root, "POST", "/v1/jobs", `{"name": "`+name+`", "schedule": "`+schedule+`", "concurrency": "forbid", "executor": "shell", "executor_config": {"command": "true"}}`)
+		}
+		job("team-1", "@every 5m")
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/jobs/team-1", "")
+		wait(5*time.Minute + time.Second) // its tick is skipped
+		job("other-1", "@every 1s")
+		wait(10 * time.Second)
+		for range 6 {
+			s.finish(outcomeFailed)
+			wait(2 * time.Second)
+		}
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/team", `{"Rules": "{\"path\": {\"/v1/jobs/team-*/executions\": {\"capabilities\": [\"list\"]}, \"/v1/jobs/team-*/ticks\": {\"capabilities\": [\"list\"]}, \"/v1/jobs/team-*\": {\"capabilities\": [\"read\"]}, \"/v1/*\": {\"capabilities\": [\"read\", \"list\"]}}}"}`)
+		team := s.made(root, "/v1/acl/tokens", `{"Name": "team", "Policies": ["team"]}`).SecretID
+		for _, path := range []string{"/v1/executions?limit=1", "/v1/executions?limit=1&outcome=failed", "/v1/executions?limit=1&outcome=bad", "/v1/upcoming?limit=1", "/v1/summary"} {
+			text := s.mustAs(http.StatusOK, team, "GET", path, "")
+			if strings.Contains(text, "other-1") || !strings.Contains(text, "team-1") {
+				t.Errorf("%s as team: %s", path, text)
+			}
+			if text := s.mustAs(http.StatusOK, root, "GET", path, ""); !strings.Contains(text, "other-1") && !strings.Contains(path, "upcoming") && !strings.Contains(path, "=failed") && !strings.Contains(path, "=bad") {
+				t.Errorf("%s as root: %s", path, text)
+			}
+		}
+	})
+}
+
+// TestJobGlob: a pattern of names means those whose paths the policy means.
+func TestJobGlob(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	chance := mathrand.New(mathrand.NewPCG(seed, 1))
+	pick := func(words ...string) string { return words[chance.IntN(len(words))] }
+	for range 20_000 {
+		glob := pick("/v1", "/*", "/v**", "/v2") + pick("/jobs", "/j*", "/j**", "/job", "") + pick("/a", "/a*", "/*b", "/a*b", "/a**", "/**", "/", "") + pick("", "", "/ticks", "/t*", "/**", "/*", "/t**", "/", "/ticks/x")
+		if checkGlob(glob) != nil {
+			continue
+		}
+		for _, below := range []string{"", "ticks", "executions"} {
+			pattern, ok := jobGlob(glob, below)
+			for _, name := range []string{"a", "b", "ab", "axb", "ba", "t"} {
+				want := matchPath(glob, strings.TrimSuffix(jobPath(name)+"/"+below, "/"))
+				if got := ok && matchSegment(pattern, name); got != want {
+					t.Fatalf("%s below %q: the pattern %q, %t means %s: %t, want %t", glob, below, pattern, ok, name, got, want)
+				}
+			}
+		}
+	}
 }
 
 // TestACL_Health: who has no token learns that something is wrong, not what.

@@ -651,8 +651,8 @@ func (a *api) mayStoreJob(c *caller, r *http.Request) error {
 		return forbidden(path, mayUpdate)
 	case r.URL.Query().Has("runoncreate") && !c.may(path, mayCreate):
 		return forbidden(path, mayCreate)
-	case j.ParentJob != "" && !c.may(parent, mayRead):
-		return forbidden(parent, mayRead)
+	case j.ParentJob != "" && !c.mayStore(j.ParentJob):
+		return forbidden(parent, mayUpdate)
 	}
 	return nil
 }
@@ -1911,7 +1911,7 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 }
 
 // summary answers in numbers how all jobs are, and which ticks did not run
-// last, of the jobs that the caller may see. Ours.
+// last, these of the jobs whose ticks the caller may list. Ours.
 func (a *api) summary(r *http.Request) (*response, error) {
 	sum, err := a.store.summary(time.Now())
 	if err != nil {
@@ -1921,12 +1921,15 @@ func (a *api) summary(r *http.Request) (*response, error) {
 		Job string `json:"job_name"`
 		tickView
 	}
-	c := a.callerOf(r)
-	list := []unrun{}
-	for _, t := range sum.Unrun {
-		if c.may(jobPath(t.Job)+"/ticks", mayList) {
-			list = append(list, unrun{t.Job, t.view()})
+	ticks := sum.Unrun
+	if globs := a.callerOf(r).rowGlobs("ticks", mayList); globs != nil {
+		if ticks, err = a.store.unrun(globs); err != nil {
+			return nil, err
 		}
+	}
+	list := []unrun{}
+	for _, t := range ticks {
+		list = append(list, unrun{t.Job, t.view()})
 	}
 	return &response{status: http.StatusOK, body: map[string]any{
 		"jobs": map[string]int{
@@ -2015,7 +2018,8 @@ func (a *api) recentExecutions(r *http.Request) (*response, error) {
 		outputMax = 0
 	}
 	outputMax = min(outputMax, recentOutputMax)
-	list, err := a.store.recentExecutions(nanosOf(start), nanosOf(end), q.Get("outcome"), limit, outputMax)
+	globs := a.callerOf(r).rowGlobs("executions", mayList)
+	list, err := a.store.recentExecutions(nanosOf(start), nanosOf(end), q.Get("outcome"), globs, limit, outputMax)
 	if err != nil {
 		return nil, err
 	}
@@ -2051,9 +2055,7 @@ func (a *api) upcoming(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := a.scheduler.coming(start, end, limit)
-	c := a.callerOf(r)
-	list = slices.DeleteFunc(list, func(t comingTick) bool { return !c.may(jobPath(t.Job), mayRead) })
+	list, err := a.scheduler.coming(start, end, a.callerOf(r).rowGlobs("", mayRead), limit)
 	return &response{status: http.StatusOK, body: list}, err
 }
 

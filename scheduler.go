@@ -657,11 +657,11 @@ type comingTick struct {
 
 // coming returns the ticks that will fall due in [from, to) if nothing
 // changes, the earliest first, at most limit, as far as the next comingMax
-// ticks of all jobs reach.
-func (s *scheduler) coming(from, to time.Time, limit int) ([]comingTick, error) {
+// ticks of all jobs reach, or of those that patterns name, if these are not nil.
+func (s *scheduler) coming(from, to time.Time, globs []string, limit int) ([]comingTick, error) {
 	zone := s.timezone()
 	next := minHeap[comingTick]{less: func(a, b comingTick) bool { return a.Due.Before(b.Due) }}
-	err := s.store.dueJobs(nanosOf(to), comingMax, func(j job, due int64) {
+	err := s.store.dueJobs(nanosOf(to), globs, comingMax, func(j job, due int64) {
 		next.items = append(next.items, comingTick{Job: j.Name, Due: timeOf(due), job: j, schedule: j.schedule(zone)})
 	})
 	if err != nil {

@@ -2737,12 +2737,21 @@ func (f jobFilter) where() (string, []any) {
 		add("EXISTS (SELECT * FROM json_each(j.metadata) WHERE key = ? AND value = ?)", k, f.Metadata[k])
 	}
 	if f.Globs != nil {
-		// A name has no slash and none of the characters that GLOB knows besides
-		// the star, and jobGlob lets none of them into a pattern.
-		globs, _ := json.Marshal(f.Globs) // strings always marshal
-		add("EXISTS (SELECT * FROM json_each(?) WHERE j.name GLOB value)", string(globs))
+		add(nameIn("?"), globsJSON(f.Globs))
 	}
 	return cond, args
+}
+
+// nameIn is the condition that the name of a job is in the patterns that a
+// parameter, of globsJSON, holds. A name has no slash and none of the characters
+// that GLOB knows besides the star, and jobGlob lets none of them into a pattern.
+func nameIn(param string) string {
+	return "EXISTS (SELECT * FROM json_each(" + param + ") WHERE j.name GLOB value)"
+}
+
+func globsJSON(globs []string) string {
+	doc, _ := json.Marshal(globs) // strings always marshal
+	return string(doc)
 }
 
 // sortedKeys returns the keys of m in order, for what must not depend on the
@@ -3136,7 +3145,7 @@ const (
 // in [from, to), newest first, with the last outputMax bytes of each output:
 // those with the outcome, where "" is any and "bad" any end but success. Ids rise with time, so that
 // no index of the times is needed.
-func (s *store) recentExecutions(from, to int64, outcome string, limit, outputMax int) ([]executionRow, error) {
+func (s *store) recentExecutions(from, to int64, outcome string, globs []string, limit, outputMax int) ([]executionRow, error) {
 	low, high, err := s.idsOf("executions", "started", from, to)
 	if err != nil {
 		return nil, err
@@ -3149,11 +3158,16 @@ func (s *store) recentExecutions(from, to int64, outcome string, limit, outputMa
 	default:
 		table, cond = "executions e INDEXED BY executions_bad", "e.outcome NOT IN ('', 'success')"
 	}
+	args := []any{low, high, recentScanMax, from, to, outcome, limit}
+	if globs != nil {
+		cond += " AND e.job IN (SELECT id FROM jobs j WHERE " + nameIn("?9") + ")"
+		args = append(args, globsJSON(globs))
+	}
 	// CROSS has jobs and outputs looked up for what is answered only.
 	return s.selectExecutions(` FROM `+table+` CROSS JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id
 		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad'), ?2, max(?2, coalesce((SELECT id FROM `+table+` WHERE `+cond+` AND id < ?3 ORDER BY id DESC LIMIT 1 OFFSET ?4), 0)))
 		AND e.started >= ?5 AND e.started < ?6 AND (?7 IN ('', 'bad') OR e.outcome = ?7) AND j.deleted = 0 ORDER BY e.id DESC LIMIT ?8`,
-		outputMax, low, high, recentScanMax, from, to, outcome, limit)
+		outputMax, args...)
 }
 
 // idsOf returns from which id up to which the rows of a table lie that have a
@@ -3192,9 +3206,13 @@ func (s *store) firstFrom(table, column string, t int64) (int64, error) {
 
 // dueJobs calls fn for the jobs whose schedule fires next before a time, the
 // earliest first, at most limit, with no more of each than says when it is due.
-func (s *store) dueJobs(before int64, limit int, fn func(j job, next int64)) error {
+func (s *store) dueJobs(before int64, globs []string, limit int, fn func(j job, next int64)) error {
+	named, args := "1", []any{int64(never), before}
+	if globs != nil {
+		named, args = nameIn("?"), append(args, globsJSON(globs))
+	}
 	return s.viewEach(`SELECT j.name, j.schedule, j.timezone, j.starts_at, j.expires_at, s.next FROM job_state s CROSS JOIN jobs j ON j.id = s.job
-		WHERE s.next > ? AND s.next < ? AND j.disabled = 0 AND j.parent = 0 ORDER BY s.next, s.job LIMIT ?`, []any{int64(never), before, limit}, func(scan scanner) error {
+		WHERE s.next > ? AND s.next < ? AND j.disabled = 0 AND j.parent = 0 AND `+named+` ORDER BY s.next, s.job LIMIT ?`, append(args, limit), func(scan scanner) error {
 		var j job
 		var next int64
 		err := scan(&j.Name, &j.Schedule, &j.Timezone, &j.StartsAt, &j.ExpiresAt, &next)
@@ -3358,12 +3376,28 @@ func (s *store) sumTicks(sum *summary) error {
 	if err != nil {
 		return err
 	}
-	return s.viewEach("SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) t JOIN jobs j ON j.id = t.job WHERE j.deleted = 0 ORDER BY t.id DESC", []any{unrunMax}, func(scan scanner) error {
+	if err != nil {
+		return err
+	}
+	sum.Unrun, err = s.unrun(nil)
+	return err
+}
+
+// unrun returns the newest ticks that did not run, of the jobs that patterns
+// name, of all if these are nil: among the newest summaryTickMax of all jobs.
+func (s *store) unrun(globs []string) (list []unrunTick, err error) {
+	named, args := "1", []any{summaryTickMax}
+	if globs != nil {
+		named, args = nameIn("?"), append(args, globsJSON(globs))
+	}
+	err = s.viewEach(`SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) t CROSS JOIN jobs j ON j.id = t.job
+		WHERE j.deleted = 0 AND `+named+` ORDER BY t.id DESC LIMIT ?`, append(args, unrunMax), func(scan scanner) error {
 		var t unrunTick
 		err := scan(&t.Job, &t.Due, &t.Until, &t.Count, &t.Outcome, &t.Reason)
-		sum.Unrun = append(sum.Unrun, t)
+		list = append(list, t)
 		return err
 	})
+	return list, err
 }
 
 // sumDelays leaves out what was late because of an outage, and what nobody says

@@ -4,6 +4,7 @@
 import { executionPath, get, jobPath, list, permitted, query } from "./api.js";
 import { badge, el, heading, panel, svg, visible } from "./dom.js";
 import { firstJob, lastRuns } from "./jobs.js";
+import { may } from "./rights.js";
 import { timeline } from "./timeline.js";
 import { ago, at, duration, parse, since } from "./time.js";
 import { ending } from "./job.js";
@@ -19,7 +20,8 @@ const lastDay = () => new Date(Date.now() - 86_400_000).toISOString();
 
 // running are the runs that go on, the oldest first, and how long such runs took before.
 async function running() {
-  const { rows, total } = await permitted(list("busy"), { rows: [], total: 0 });
+  const { rows, total } = await permitted(list("busy"), {});
+  if (!rows) return null;
   const busy = rows.toSorted((a, b) => parse(a.started_at) - parse(b.started_at)).slice(0, listRows);
   const runs = await lastRuns([...new Set(busy.map((e) => e.job_name))]);
   return { busy: busy.map((e) => ({ ...e, usual: usual(runs[e.job_name] ?? []) })), total };
@@ -36,9 +38,9 @@ export async function load() {
     permitted(get("summary"), null),
     running(),
     permitted(get("stats"), {}),
-    permitted(get("executions" + query({ limit: marksMax })), []),
-    permitted(get("upcoming" + query({ limit: marksMax })), []),
-    permitted(get("executions" + query({ outcome: "bad", limit: listRows, output_size_limit: 4000, start: lastDay() })), []),
+    permitted(get("executions" + query({ limit: marksMax })), null),
+    permitted(get("upcoming" + query({ limit: marksMax })), null),
+    permitted(get("executions" + query({ outcome: "bad", limit: listRows, output_size_limit: 4000, start: lastDay() })), null),
   ]);
   return { summary, now, days: days.stats, past, next, failed };
 }
@@ -48,15 +50,19 @@ export function show({ summary, now, days, past, next, failed }, _, [members, le
     heading("Overview"),
     summary?.jobs.total === 0 && firstJob(),
     summary && tiles(summary),
+    summary && !may.seeAll() && el("p", { class: "quiet" }, "These numbers count all jobs. The lists have those that this token may see."),
     el("div", { class: "board" },
-      timeline(past, next, marksMax),
+      past && next && timeline(past, next, marksMax),
       days && panel("Runs a day", { class: "side" }, chart(days)),
-      panel("Running now", { id: "running", tabindex: "-1" }, runningList(now)),
-      panel("Last failures", { id: "failures", tabindex: "-1" }, failureList(failed)),
+      panel("Running now", { id: "running", tabindex: "-1" }, now ? runningList(now) : unseen()),
+      panel("Last failures", { id: "failures", tabindex: "-1" }, failed ? failureList(failed) : unseen()),
       summary && panel("Why it did not run", { id: "unrun", tabindex: "-1" }, unrunList(summary.unrun)),
       members.length > 0 && panel("Nodes", null, nodeList(members, leader))),
   ];
 }
+
+// unseen stands where the token does not let us look: nothing is no answer then.
+const unseen = () => el("p", { class: "quiet" }, "This token may not see that.");
 
 function tiles({ jobs: c, running: busy, today, start_delay: delay }) {
   const failing = c.failed + c.partially_failed;
