@@ -357,6 +357,7 @@ type host struct {
 	chance func() uint64
 	shell  func(ctx context.Context, o *order, out io.Writer) error // see executorConfig
 	disk   func(durable bool, tx func() error) error                // see store
+	made   func(*parts)                                             // sees what the node is made of before it runs
 }
 
 const (
@@ -831,6 +832,9 @@ func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger
 // run starts a node from the bottom up, and when ctx ends or a part fails stops
 // it from the top down, so that nothing loses what it stands on.
 func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) error {
+	if cfg.host.made != nil {
+		cfg.host.made(n)
+	}
 	var g errgroup.Group
 	failed, fail := context.WithCancel(context.Background())
 	defer fail()

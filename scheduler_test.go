@@ -3011,6 +3011,8 @@ func (l *ledger) observe(s *store, e entry, res applied) error {
 				err = orElse(err, l.decide(e.Index, c.Now, d, res.Started[i]))
 			}
 		}
+	case c.Restore != nil:
+		err = l.restored(s, int64(e.Index))
 	case c.Reset != nil:
 		err = l.reset(s, c)
 	case c.Trim != nil:
@@ -3057,6 +3059,31 @@ func (l *ledger) put(now int64, p jobPut, id int64) error {
 		return fmt.Errorf("job %s: next is %d, want the first tick %d behind %d", p.Job.Name, p.Next, want, after)
 	}
 	return nil
+}
+
+// restored takes the jobs that a restore has made or changed as they are.
+func (l *ledger) restored(s *store, rev int64) error {
+	var ids []int64
+	err := s.each("SELECT id FROM jobs WHERE rev = ? AND deleted = 0", []any{rev}, func(scan scanner) error {
+		ids = append(ids, 0)
+		return scan(&ids[len(ids)-1])
+	})
+	if err != nil {
+		return err
+	}
+	rows, err := s.jobsByID(ids)
+	for _, r := range rows {
+		j := l.jobs[r.version.ID]
+		if j == nil {
+			j = &ledgerJob{}
+			l.jobs[r.version.ID] = j
+		}
+		j.next = r.next
+		if j.def, err = r.definition(); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // decide walks the ticks of a decision one by one.
