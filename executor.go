@@ -8,7 +8,8 @@
 //     refused if its number is below that of a question or kill already answered: whoever was told "not here" can rely on it.
 //  3. An execution that was taken is running or held, from the order until its result is acknowledged. It goes from one to
 //     the other in one step, so no question can fall between.
-//  4. What a former process left running is ended, and the results that it left on disk are held, before the first answer.
+//  4. The runs that were open when a former process ended are ended, and the results that it left on disk are held, before
+//     the first answer. A process is signalled only while its run is open.
 //
 // The file follows an order: start takes it, launchLocked lets it begin, execute runs it by one of the two executors, and
 // deliver reports its result.
@@ -17,7 +18,9 @@
 // context, with the reason as the cause. Three more live in run: they deliver results, write to disk what nobody takes,
 // and watch memory. stop waits for the executions, run for the other three.
 //
-// Locks. executor.mu guards the books, tail.mu one output. Neither is held over I/O.
+// Locks. executor.mu guards the books, tail.mu one output; neither is held over I/O. executor.procsMu has one
+// reader
+// of /proc at a time.
 package main
 
 import (
@@ -94,19 +97,28 @@ const (
 	requestStarts    = 64
 	requestStartTime = 6 * time.Millisecond
 
-	// killGrace is the time between the signals TERM and KILL.
-	killGrace = 5 * time.Second
-	// drainMax bounds the wait for the rest of an output when the process group is gone: only a process that left the
-	// group can still hold it open.
-	drainMax = 250 * time.Millisecond
+	// killGrace is the time between the signals TERM and KILL if the job has no kill_timeout, and the longest when the node
+	// stops. killGraceMax bounds kill_timeout.
+	killGrace    = 5 * time.Second
+	killGraceMax = 10 * time.Minute
+	// outputWait is how long an output may stay open when the first process of its run has ended; drainMax is for the rest of
+	// it when only processes hold it open that are left alone.
+	outputWait = 5 * time.Second
+	drainMax   = 250 * time.Millisecond
+	// unkillableMax is how long KILL may take: a process of another user or in an uninterruptible system call holds up
+	// neither its run nor the node.
+	unkillableMax = 10 * time.Second
+	// detachMax is the time that a process which was just forked has to become a session of its own, as a daemon does.
+	detachMax = time.Second
+	// While processes end, /proc is looked at after lookFirst, then less and less often, at least every lookMax.
+	lookFirst = 5 * time.Millisecond
+	lookMax   = 100 * time.Millisecond
 	// argumentBytesMax is the longest argument, and entry of the environment, that Linux takes.
 	argumentBytesMax = 128<<10 - 1
+	// noteBytes is the length of a line in the file of open runs.
+	noteBytes = 128
 	// memoryEvery is how often runs with a mem_limit are looked at, as upstream.
 	memoryEvery = time.Second
-	// leftoverMax bounds the wait for processes that a former process left behind: one in an uninterruptible system call
-	// must not keep the node from starting. leftoverEvery is how often they are looked for.
-	leftoverMax   = 5 * time.Second
-	leftoverEvery = 5 * time.Millisecond
 
 	// requestTimeout is the timeout of a request whose job does not say one, or none that can be read; requestTimeoutMax,
 	// 34 years in seconds, keeps one from overflowing a time.Duration.
@@ -212,13 +224,22 @@ type kill struct {
 
 // A result is the final report of an execution. Nobody changes it once it is made.
 type result struct {
-	Execution int64  `json:"execution"`
-	Started   int64  `json:"started"`  // Unix nanoseconds
-	Finished  int64  `json:"finished"` // Unix nanoseconds, not before Started
-	Outcome   string `json:"outcome"`
-	Output    []byte `json:"output,omitempty"`  // at most outputBytesMax
-	Reason    int    `json:"reason,omitempty"`  // bytes of the output, its first, that say why the run failed
-	Dropped   int64  `json:"dropped,omitempty"` // bytes of the output that came before those kept
+	Execution int64      `json:"execution"`
+	Started   int64      `json:"started"`  // Unix nanoseconds
+	Finished  int64      `json:"finished"` // Unix nanoseconds, not before Started
+	Outcome   string     `json:"outcome"`
+	Output    []byte     `json:"output,omitempty"`  // at most outputBytesMax
+	Reason    int        `json:"reason,omitempty"`  // bytes of the output, its first, that say why the run failed
+	Dropped   int64      `json:"dropped,omitempty"` // bytes of the output that came before those kept
+	Process   processEnd `json:"process,omitzero"`
+}
+
+// processEnd is how the first process of a run ended, and what it and the children that it waited for have used.
+type processEnd struct {
+	ExitCode *int   `json:"exit_code,omitempty"` // nil: it did not exit by itself
+	Signal   string `json:"signal,omitempty"`    // that ended it, as "killed"
+	CPU      int64  `json:"cpu,omitempty"`       // nanoseconds
+	Memory   int64  `json:"memory,omitempty"`    // resident bytes at the peak of the largest; 0: unknown
 }
 
 // executorConfig is what main knows about the node. All fields but Shell and Chance are required.
@@ -258,6 +279,8 @@ type executor struct {
 	news      chan struct{}   // holds a token when results were added to due
 	drained   chan struct{}   // closed when stopping and nothing runs
 	working   sync.WaitGroup  // goroutines of executions; Add only under mu, while runs is not empty
+	notes     *os.File        // a line for each open run with a process; set by endLeftovers
+	lines     chan int        // those of notes that are free
 
 	mu        sync.Mutex
 	term      uint64          // highest term seen
@@ -270,6 +293,11 @@ type executor struct {
 	processes lane
 	requests  lane
 	stopping  bool
+	halted    time.Time // when stop began to end what still ran
+
+	procsMu    sync.Mutex // guards the two below
+	procsBegun time.Time
+	procsFound []proc // not to be changed
 }
 
 // run is one execution on this node, from the order to its result.
@@ -278,6 +306,7 @@ type run struct {
 	lane   *lane                   // fixed
 	out    tail                    // guards itself
 	cancel context.CancelCauseFunc // nil while the run waits; set once, under executor.mu
+	end    processEnd              // owned by the goroutine of the run
 }
 
 // ending is why a run is ended before it is done: the cause of its context, and so the error of its executor. The first
@@ -308,8 +337,8 @@ type held struct {
 	stored bool // the output is in its file only
 }
 
-// newExecutor ends what a former process of this node left running, reads the results that it left on disk, and returns
-// an executor that is ready for orders. Results are delivered and memory is watched only while run runs.
+// newExecutor reads the results that a former process of this node left on disk, and returns an executor that is ready for
+// orders when endLeftovers has been called. Results are delivered and memory is watched only while run runs.
 func newExecutor(cfg executorConfig) (*executor, error) {
 	if cfg.NodeID == "" {
 		return nil, errors.New("executor: the node has no id")
@@ -327,6 +356,7 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 		taken:   idSet{},
 		runs:    map[int64]*run{},
 		limited: map[*run]limit{},
+		lines:   make(chan int, processesMax),
 		held:    map[int64]*held{},
 	}
 	// A running process costs two descriptors and some more while it starts, a request one: together two
@@ -334,15 +364,15 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 	files := syscall.Rlimit{Cur: 1_024} // in case it is not known how many we may open
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
 	e.processes = lane{startsMax: processStarts, startTime: processStartTime, runningMax: int(min(processesMax, files.Cur/10))}
+	for line := range processesMax {
+		e.lines <- line + 1
+	}
 	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: int(min(requestsMax, files.Cur/5))}
 	var err error
 	if e.transport, err = newTransport(nil, cfg.Limits); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 
-	if cfg.Shell == nil {
-		e.endLeftovers()
-	}
 	if err := os.MkdirAll(e.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
@@ -381,7 +411,7 @@ func (e *executor) run(ctx context.Context) error {
 }
 
 // stop refuses new orders, waits up to grace until nothing runs, then ends what still does as interrupted. It returns when
-// nothing runs. The results are delivered by run, which must go on until undelivered is zero or patience ends.
+// nothing runs, at most killGrace and unkillableMax later. The results are delivered by run, which must go on until undelivered is zero or patience ends.
 func (e *executor) stop(grace time.Duration) {
 	e.mu.Lock()
 	if !e.stopping {
@@ -396,6 +426,7 @@ func (e *executor) stop(grace time.Duration) {
 	case <-e.drained:
 	case <-patience.C:
 		e.mu.Lock()
+		e.halted = time.Now()
 		for _, r := range e.runs {
 			e.endLocked(r, &ending{outcomeInterrupted, "the node stopped"})
 		}
@@ -528,6 +559,7 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 			res.Outcome = end.outcome
 		}
 	}
+	res.Process = r.end
 	res.Output, res.Dropped = r.out.final(reason)
 	res.Reason = len(reason)
 	if len(r.order.Processors) > 0 {
@@ -701,8 +733,7 @@ func (e *executor) ask(q question) (answer, error) {
 	return a, nil
 }
 
-// kill ends an execution: a process group by TERM, after killGrace by KILL, a request by cancelling it, one that waits at
-// once. It does not wait for the end. Of an execution that has finished and is held nothing is left to kill: its result
+// kill ends an execution: its processes by TERM, after a grace by KILL, a request by cancelling it, one that waits at once. It does not wait for the end. Of an execution that has finished and is held nothing is left to kill: its result
 // is on its way. Errors are errStaleTerm and errUnknownExecution.
 func (e *executor) kill(k kill) error {
 	e.mu.Lock()
@@ -872,84 +903,145 @@ func (t *tail) copyTo(ctx context.Context, w io.Writer, from int64, follow bool)
 
 // ---- The executor "shell"
 
-// runProcess runs the command of r in a process group of its own, and ends the group with it. The error is the reason of
-// a failure, or why the run was ended.
+// runProcess runs the command of r in a session of its own. When the first process has ended, the output is read until it
+// is closed, or for outputWait, and what is left of the session is ended. When ctx ends before that, all of the run is. The
+// error is the reason of a failure, or why the run was ended.
 func (e *executor) runProcess(ctx context.Context, r *run) error {
-	timeout, memoryBytes, err := parseLimits(r.order.Config)
+	limits, err := parseLimits(r.order.Config)
 	if err != nil {
 		return err
 	}
-	if memoryBytes > 0 && runtime.GOOS != "linux" {
+	if limits.memory > 0 && runtime.GOOS != "linux" {
 		return errors.New("executor_config.mem_limit works on Linux only")
 	}
-	if timeout > 0 {
+	if limits.timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("execution time exceeded the timeout of %s", timeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, limits.timeout, fmt.Errorf("execution time exceeded the timeout of %s", limits.timeout))
 		defer cancel()
 	}
-	cmd, err := e.command(ctx, &r.order)
+	cmd, err := e.command(&r.order)
 	if err != nil {
 		return err
 	}
-	// The pipe is ours and not one of exec.Cmd, whose Wait would wait for all that hold it open: those in the group are to
-	// be killed first.
+	// The pipe is ours and not one of exec.Cmd, whose Wait would wait for all that hold it open.
 	out, in, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = in, in
+	s := &session{execution: strconv.FormatInt(r.order.Execution, 10), ended: make(chan struct{})}
+	line := <-e.lines
+	defer func() { e.note(line, ""); e.lines <- line }()
+	e.note(line, s.execution) // whatever happens next
 	err = cmd.Start()
 	in.Close()
 	if err != nil {
-		return cmp.Or(context.Cause(ctx), err)
+		return err
 	}
-	var reader sync.WaitGroup
-	reader.Go(func() { r.out.ReadFrom(out) }) // ends with the last writer or the deadline; either is the end of the output
-
-	group := cmd.Process.Pid
-	if memoryBytes > 0 {
-		e.setLimit(r, limit{group, memoryBytes})
+	s.pid = cmd.Process.Pid
+	e.note(line, s.execution+" "+readProcess(s.pid).leader)
+	read := make(chan struct{})
+	go func() { // until the last writer is gone, or the deadline: either is the end of the output
+		r.out.ReadFrom(out)
+		close(read)
+	}()
+	go func() { // for ever, if the process cannot be ended
+		err = cmd.Wait()
+		close(s.ended)
+	}()
+	if limits.memory > 0 {
+		e.setLimit(r, limit{s, limits.memory})
 		defer e.setLimit(r, limit{})
 	}
-	err = cmd.Wait()
+	var left []proc
+	select {
+	case <-s.ended:
+		select {
+		case <-read:
+		case <-time.After(outputWait):
+		case <-ctx.Done():
+		}
+		if !isClosed(read) || syscall.Kill(-s.pid, 0) == nil { // mostly nothing is left, and this is quicker than a look
+			left = e.terminate(ctx, s.rest, limits.grace, detachMax)
+		}
+	case <-ctx.Done():
+	}
+	cause := context.Cause(ctx) // from here on it is too late to end the run
+	if cause != nil {
+		left = e.terminate(context.Background(), s.all, limits.grace, 0)
+	}
+	out.SetReadDeadline(time.Now().Add(drainMax))
+	<-read
+	if len(left) > 0 {
+		e.cfg.Log.Error("processes of an execution do not end", "job", r.order.Job, "execution", s.execution, "processes", names(left))
+		fmt.Fprintf(&r.out, "\nThese processes could not be ended: %s.\n", names(left))
+	}
+	select {
+	case <-s.ended:
+	case <-time.After(drainMax):
+		return cause // the first process is one of those left
+	}
+	r.end = endOf(cmd.ProcessState)
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil // the process succeeded without having read its payload, which a child holds open
 	}
-	err = cmp.Or(context.Cause(ctx), err) // from here on it is too late to end the run
-	endGroup(group)
-	out.SetReadDeadline(time.Now().Add(drainMax))
-	reader.Wait()
-	return err
+	return cmp.Or(cause, err)
 }
 
-// command returns the command of an order, without its output. When ctx ends, its process group gets TERM, and its main
-// process KILL after killGrace.
-func (e *executor) command(ctx context.Context, o *order) (*exec.Cmd, error) {
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// endOf reads how a process ended. The kernel counts what a process had in memory before it executed its program, and that
+// was ours: a peak that is not above our own says nothing.
+func endOf(state *os.ProcessState) processEnd {
+	end := processEnd{CPU: int64(state.UserTime() + state.SystemTime())}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		end.Signal = status.Signal().String()
+	} else if code := state.ExitCode(); code >= 0 {
+		end.ExitCode = &code
+	}
+	var own syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &own) // never fails
+	if r, ok := state.SysUsage().(*syscall.Rusage); ok && r.Maxrss > own.Maxrss && runtime.GOOS == "linux" {
+		end.Memory = r.Maxrss << 10
+	}
+	return end
+}
+
+// command returns the command of an order, without its output.
+func (e *executor) command(o *order) (*exec.Cmd, error) {
 	words, err := commandWords(o.Config)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
-	cmd.Env = e.environment(o)
-	// Pdeathsig is left out: it is for Linux alone, follows the thread and not the process, and does not reach
-	// grandchildren. endLeftovers does what it is for.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.WaitDelay = killGrace
-	cmd.Cancel = func() error { return signalGroup(cmd.Process.Pid, syscall.SIGTERM) }
-	if cmd.Dir = o.Config["cwd"]; cmd.Dir != "" {
+	// A session of its own has no terminal to wait for. Pdeathsig is left out: it is for Linux alone, follows the thread and
+	// not the process, and does not reach grandchildren. endLeftovers does what it is for.
+	cmd := &exec.Cmd{Args: words, Dir: o.Config["cwd"], SysProcAttr: &syscall.SysProcAttr{Setsid: true}, WaitDelay: drainMax}
+	if cmd.Dir != "" {
 		if _, err := os.Stat(cmd.Dir); err != nil { // which Start would report as if the program were missing
 			return nil, fmt.Errorf("executor_config.cwd: %w", err)
 		}
 	}
+	var account []string
 	if su := o.Config["su"]; su != "" {
 		// As a whole: "user" allows no "user:docker".
 		if !slices.Contains(e.cfg.Limits.AllowSu, su) {
 			return nil, fmt.Errorf("executor_config.su: this node does not run jobs as %q; add it to --allow-su there", su)
 		}
-		if cmd.SysProcAttr.Credential, err = credential(su); err != nil {
+		if cmd.SysProcAttr.Credential, account, err = credential(su); err != nil {
 			return nil, fmt.Errorf("executor_config.su: %w", err)
 		}
+	}
+	cmd.Env = e.environment(o, account)
+	if cmd.Path, err = lookPath(words[0], cmd.Env); err != nil {
+		return nil, err
 	}
 	if payload := o.Config["payload"]; payload != "" {
 		data, err := base64.StdEncoding.DecodeString(payload)
@@ -961,28 +1053,24 @@ func (e *executor) command(ctx context.Context, o *order) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// signalGroup signals a process group. It fails only if the group is gone, or if all in it became another user's by a
-// set-user-id program; neither leaves anything to do.
-//
-// The main process of the group may have been reaped a moment ago, and its id could by now be that of a new group; but ids
-// are given out in turn, so that takes thousands of new processes and not the microseconds in between.
-func signalGroup(group int, s syscall.Signal) error { return syscall.Kill(-group, s) }
-
-// endGroup kills what is left of a process group whose main process is reaped. If that leaves it to us, as to process 1 of
-// a container, it is reaped as well.
-func endGroup(group int) {
-	signalGroup(group, syscall.SIGKILL)
-	for {
-		if _, err := syscall.Wait4(-group, nil, 0, nil); err != nil && err != syscall.EINTR {
-			return // ECHILD: no child of ours is left
+// lookPath returns the file of a program by the PATH that it will have. Relative directories would be below our own.
+func lookPath(program string, environ []string) (string, error) {
+	if strings.Contains(program, "/") {
+		return program, nil
+	}
+	i := slices.IndexFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, "PATH=") })
+	for _, dir := range filepath.SplitList(strings.TrimPrefix(environ[max(i, 0)], "PATH=")) {
+		if file, err := exec.LookPath(filepath.Join(dir, program)); err == nil && filepath.IsAbs(dir) {
+			return file, nil
 		}
 	}
+	return "", &exec.Error{Name: program, Err: exec.ErrNotFound}
 }
 
 // checkShellConfig says what in the executor_config of a shell job would be taken for something else than was meant, or
 // could never run. What else may be wrong shows when it runs, as in Dkron. Values that may be secret are not quoted.
 func checkShellConfig(config map[string]string) error {
-	if _, _, err := parseLimits(config); err != nil {
+	if _, err := parseLimits(config); err != nil {
 		return err
 	}
 	for _, entry := range envEntries(config) {
@@ -1061,19 +1149,31 @@ func patternSize(tree *syntax.Regexp) int {
 	return n * max(1, tree.Min, tree.Max) // of a repetition
 }
 
-// parseLimits returns the limits in executor_config, zero for none.
-func parseLimits(config map[string]string) (timeout time.Duration, memoryBytes int64, err error) {
+// shellLimits are the limits in executor_config of a shell job.
+type shellLimits struct {
+	timeout time.Duration // zero: none
+	grace   time.Duration // between TERM and KILL
+	memory  int64         // bytes, zero: no limit
+}
+
+func parseLimits(config map[string]string) (l shellLimits, err error) {
+	l.grace = killGrace
 	if s := config["timeout"]; s != "" {
-		if timeout, err = time.ParseDuration(s); err != nil || timeout < 0 {
-			return 0, 0, fmt.Errorf(`executor_config.timeout: %q is not a duration such as "90s" or "1h30m"`, s)
+		if l.timeout, err = time.ParseDuration(s); err != nil || l.timeout < 0 {
+			return l, fmt.Errorf(`executor_config.timeout: %q is not a duration such as "90s" or "1h30m"`, s)
+		}
+	}
+	if s := config["kill_timeout"]; s != "" {
+		if l.grace, err = time.ParseDuration(s); err != nil || l.grace < 0 || l.grace > killGraceMax {
+			return l, fmt.Errorf(`executor_config.kill_timeout: %q is not a duration such as "30s" of at most 10m`, s)
 		}
 	}
 	if s := config["mem_limit"]; s != "" {
-		if memoryBytes, err = parseBytes(s); err != nil {
-			return 0, 0, fmt.Errorf(`executor_config.mem_limit: %q is not a size such as "1048576" or "512MB"`, s)
+		if l.memory, err = parseBytes(s); err != nil {
+			return l, fmt.Errorf(`executor_config.mem_limit: %q is not a size such as "1048576" or "512MB"`, s)
 		}
 	}
-	return timeout, memoryBytes, nil
+	return l, nil
 }
 
 // parseBytes reads a positive size: a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T or
@@ -1173,10 +1273,10 @@ func inheritedEnvironment(environ []string) []string {
 	}))
 }
 
-// environment returns the environment of a process, of which the last entry of a name counts: the inherited one, what
-// identifies the run, the job's own entries, and the two marks by which a leftover process is found.
-func (e *executor) environment(o *order) []string {
-	env := append(e.base,
+// environment returns the environment of a process, of which the last entry of a name counts: the inherited one, that of
+// the account it runs as, what identifies the run, the job's own entries, and the marks by which it is found.
+func (e *executor) environment(o *order, account []string) []string {
+	env := append(slices.Concat(e.base, account),
 		"ENV_JOB_NAME="+o.Job,
 		"BELFRY_JOB="+o.Job,
 		"BELFRY_SCHEDULED_AT="+o.scheduledAt(),
@@ -1184,95 +1284,132 @@ func (e *executor) environment(o *order) []string {
 		"BELFRY_NODE="+e.cfg.Node,
 	)
 	env = append(env, envEntries(o.Config)...)
-	return append(env, "BELFRY_EXECUTION="+executionName(o.Execution, e.cfg.Node), nodeIDVariable+"="+e.cfg.NodeID)
+	return append(env, "BELFRY_EXECUTION="+executionName(o.Execution, e.cfg.Node), "BELFRY_NODE_ID="+e.cfg.NodeID)
 }
 
-// credential returns whom to run as: "user" with all its groups, or "user:group" with that group alone.
-func credential(su string) (*syscall.Credential, error) {
+// credential returns whom to run as, "user" or "user:group", always with the other groups of that user, and what the
+// environment says of the account.
+func credential(su string) (*syscall.Credential, []string, error) {
 	name, group, hasGroup := strings.Cut(su, ":")
 	u, err := user.Lookup(name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	gid, groups := u.Gid, []string{}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return nil, nil, err
+	}
 	if hasGroup {
 		g, err := user.LookupGroup(group)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		gid = g.Gid
-	} else if groups, err = u.GroupIds(); err != nil {
-		return nil, err
+		u.Gid = g.Gid
 	}
-	numbers := make([]uint32, 0, 2+len(groups))
-	for _, s := range append([]string{u.Uid, gid}, groups...) {
+	var numbers []uint32
+	for _, s := range append([]string{u.Uid, u.Gid}, ids...) {
 		n, err := strconv.ParseUint(s, 10, 32)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		numbers = append(numbers, uint32(n))
 	}
-	return &syscall.Credential{Uid: numbers[0], Gid: numbers[1], Groups: numbers[2:]}, nil
-}
-
-// ---- Processes in /proc
-
-// nodeIDVariable marks the processes of a node, their children included.
-const nodeIDVariable = "BELFRY_NODE_ID"
-
-// endLeftovers kills the processes that a former process of this node left running, and waits until they are gone. Linux
-// alone tells the environment of another process; elsewhere they go on. So does a process that hides its environment, or
-// that does not end within leftoverMax.
-func (e *executor) endLeftovers() {
-	found := leftovers(e.cfg.NodeID)
-	if len(found) > 0 {
-		e.cfg.Log.Warn("ending processes that a former process of this node left running", "pids", found)
-	}
-	for deadline := time.Now().Add(leftoverMax); len(found) > 0; found = leftovers(e.cfg.NodeID) {
-		if time.Now().After(deadline) {
-			e.cfg.Log.Error("processes of a former process of this node do not end", "pids", found)
-			return
-		}
-		for _, pid := range found {
-			// Its group may have members that shed their environment. Our own group is spared: a job may have started us.
-			if group, err := syscall.Getpgid(pid); err == nil && group != syscall.Getpgrp() {
-				signalGroup(group, syscall.SIGKILL)
-			}
-			syscall.Kill(pid, syscall.SIGKILL) // fails if it is gone
-		}
-		time.Sleep(leftoverEvery)
-	}
-}
-
-// leftovers returns the processes, other than this one, whose environment names the node.
-func leftovers(nodeID string) (pids []int) {
-	for _, dir := range processDirs() {
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		environ, err := os.ReadFile(filepath.Join(dir, "environ"))
-		if err != nil {
-			continue // gone, or another user's
-		}
-		if slices.Contains(strings.Split(string(environ), "\x00"), nodeIDVariable+"="+nodeID) {
-			pids = append(pids, pid)
+	shell := "/bin/sh"
+	passwd, _ := os.ReadFile("/etc/passwd") // of users that it does not know nobody says the shell
+	for line := range strings.Lines(string(passwd)) {
+		if f := strings.Split(strings.TrimSpace(line), ":"); f[0] == u.Username && len(f) == 7 {
+			shell = cmp.Or(f[6], shell)
 		}
 	}
-	return pids
+	return &syscall.Credential{Uid: numbers[0], Gid: numbers[1], Groups: numbers[2:]},
+		[]string{"HOME=" + u.HomeDir, "USER=" + u.Username, "LOGNAME=" + u.Username, "SHELL=" + shell}, nil
 }
 
-// processDirs returns the directories of all processes; none where there is no /proc.
-func processDirs() []string {
-	dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only on a bad pattern
-	return dirs
+// ---- The processes of a run
+
+// proc is what /proc says of a process that is alive.
+type proc struct {
+	pid, group, session int
+	command             string
+	forked              bool // it has not executed a program yet
+	hangs               bool // in an uninterruptible system call
+	pages               int64
+	leader              string // pid and, in ticks since the machine booted, the start
+	execution           string // of this node, in its environment or in that of another process of its session
 }
 
-// limit is how much resident memory a process group may have; the zero value is no limit. Memory that processes share
-// counts for each of them.
+// session is what a run began: the session of its first process, and all that names its execution in the environment.
+type session struct {
+	execution string
+	pid       int           // the first process, which leads the session
+	ended     chan struct{} // closed when that was reaped
+}
+
+// all returns the processes of the run. When the first one was reaped, its number may be given to another session.
+func (s *session) all(found []proc) []proc {
+	if runtime.GOOS != "linux" && syscall.Kill(-s.pid, 0) == nil {
+		return []proc{{pid: s.pid, group: s.pid, session: s.pid}} // all that can be known
+	}
+	other := isClosed(s.ended) && slices.ContainsFunc(found, func(p proc) bool { return p.pid == s.pid })
+	return slices.DeleteFunc(slices.Clone(found), func(p proc) bool { return p.execution != s.execution && (p.session != s.pid || other) })
+}
+
+// rest returns those that did not leave the session.
+func (s *session) rest(found []proc) []proc {
+	return slices.DeleteFunc(s.all(found), func(p proc) bool { return p.session != s.pid })
+}
+
+// terminate ends the processes that find chooses: TERM, KILL after the grace, and unkillableMax later it gives up and
+// returns them. Before TERM it waits up to settle for those
+// that were just forked, and a fifth of it for others, which may be about to detach themselves. It leaves all as it is
+// when ctx ends. When the node stops, the grace is cut.
+func (e *executor) terminate(ctx context.Context, find func([]proc) []proc, grace, settle time.Duration) []proc {
+	begun, told, gone := time.Now(), time.Time{}, 0
+	for pause := lookFirst; ; pause = min(2*pause, lookMax) {
+		found, now, kill := find(e.procs()), time.Now(), told.Add(grace)
+		e.mu.Lock()
+		if last := e.halted.Add(killGrace); !e.halted.IsZero() && kill.After(last) {
+			kill = last
+		}
+		e.mu.Unlock()
+		if len(found) > 0 {
+			gone = 0
+		}
+		switch {
+		case ctx.Err() != nil || gone > 0:
+			return nil
+		case len(found) == 0: // one look may miss a process that is being forked, or executes another program
+			gone++
+		case told.IsZero() && now.Sub(begun) < settle && (now.Sub(begun) < settle/5 || slices.ContainsFunc(found, func(p proc) bool { return p.forked })):
+		case told.IsZero():
+			told = now
+			signalAll(found, syscall.SIGTERM)
+		case now.After(kill.Add(unkillableMax)):
+			return found
+		case !now.Before(kill):
+			signalAll(found, syscall.SIGKILL)
+		}
+		sleep(ctx, pause)
+	}
+}
+
+// signalAll signals the groups of processes, so that it reaches what they fork meanwhile; all of a session is of one run. An
+// error says that they are gone, or another user's, which leaves nothing to do.
+func signalAll(found []proc, signal syscall.Signal) {
+	groups := map[int]bool{}
+	for _, p := range found {
+		groups[p.group] = true
+	}
+	for group := range groups {
+		syscall.Kill(-group, signal)
+	}
+}
+
+// limit is how much resident memory the processes of a run may have; the zero value is no limit. Memory that processes
+// share counts for each of them.
 type limit struct {
-	group int
-	bytes int64
+	session *session
+	bytes   int64
 }
 
 // setLimit sets or removes the limit of a running process.
@@ -1286,7 +1423,7 @@ func (e *executor) setLimit(r *run, l limit) {
 	}
 }
 
-// watchMemory kills process groups that are above their limits, until ctx ends. One look at /proc serves all runs.
+// watchMemory kills runs that are above their limits, until ctx ends. One look at /proc serves all.
 func (e *executor) watchMemory(ctx context.Context) {
 	for sleep(ctx, memoryEvery) {
 		e.mu.Lock()
@@ -1295,41 +1432,147 @@ func (e *executor) watchMemory(ctx context.Context) {
 		if len(limited) == 0 {
 			continue
 		}
-		used := residentMemory()
+		found := e.procs()
 		for r, l := range limited {
-			if used[l.group] > l.bytes {
-				r.cancel(fmt.Errorf("resident memory of %d bytes exceeded the mem_limit of %d bytes", used[l.group], l.bytes))
-				signalGroup(l.group, syscall.SIGKILL) // TERM would leave it time to take more
+			used, all := int64(0), l.session.all(found)
+			for _, p := range all {
+				used += p.pages * int64(os.Getpagesize())
+			}
+			if used > l.bytes {
+				r.cancel(fmt.Errorf("resident memory of %d bytes exceeded the mem_limit of %d bytes", used, l.bytes))
+				signalAll(all, syscall.SIGKILL) // TERM would leave it time to take more
 			}
 		}
 	}
 }
 
-// residentMemory returns the bytes of resident memory of each process group.
-func residentMemory() map[int]int64 {
-	used := map[int]int64{}
-	for _, dir := range processDirs() {
-		stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-		if err != nil {
-			continue // gone
+// names returns processes by pid, user and command.
+func names(list []proc) string {
+	var texts []string
+	for _, p := range list {
+		owner := "?"
+		if info, err := os.Stat("/proc/" + strconv.Itoa(p.pid)); err == nil {
+			owner = fmt.Sprint(info.Sys().(*syscall.Stat_t).Uid)
 		}
-		if group, pages, ok := parseStat(stat); ok {
-			used[group] += pages * int64(os.Getpagesize())
+		if u, err := user.LookupId(owner); err == nil {
+			owner = u.Username
 		}
+		texts = append(texts, fmt.Sprintf("%d (%s, %s)", p.pid, owner, p.command))
 	}
-	return used
+	return strings.Join(texts, ", ")
 }
 
-// parseStat reads the process group and the resident pages from /proc/PID/stat, see proc_pid_stat(5): fields 5 and 24.
-// The second field is the program's name in parentheses, which may contain anything.
-func parseStat(stat []byte) (group int, pages int64, ok bool) {
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 22 {
-		return 0, 0, false
+// procs returns those outside our own session, as they are after the call. Runs that end together share a look. Where
+// there is no /proc, and of a process that hides its environment, nothing is known.
+func (e *executor) procs() []proc {
+	asked := time.Now()
+	e.procsMu.Lock()
+	defer e.procsMu.Unlock()
+	if e.procsBegun.After(asked) {
+		return e.procsFound
 	}
-	group, groupErr := strconv.Atoi(string(fields[2]))
-	pages, pagesErr := strconv.ParseInt(string(fields[21]), 10, 64)
-	return group, pages, groupErr == nil && pagesErr == nil
+	e.procsBegun, e.procsFound = time.Now(), nil
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only on a bad pattern
+	executions, own := map[int]string{}, readProcess(os.Getpid()).session
+	mark := []byte("\x00BELFRY_NODE_ID=" + e.cfg.NodeID + "\x00")
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		p := readProcess(pid)
+		if p.pid == 0 || p.session == own {
+			continue
+		}
+		var environ []byte
+		if !p.hangs { // or who reads its memory may hang as well
+			environ, _ = os.ReadFile(filepath.Join(dir, "environ")) // fails for another user's
+		}
+		if environ = append([]byte{0}, environ...); bytes.Contains(environ, mark) {
+			_, id, _ := bytes.Cut(environ, []byte("\x00BELFRY_EXECUTION="))
+			id, _, _ = bytes.Cut(id, []byte("-"))
+			executions[p.session] = string(id)
+		}
+		e.procsFound = append(e.procsFound, p)
+	}
+	for i, p := range e.procsFound {
+		e.procsFound[i].execution = executions[p.session]
+	}
+	return e.procsFound
+}
+
+// readProcess reads /proc/PID/stat. It returns the zero value of a process that has ended.
+func readProcess(pid int) proc {
+	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	p, _ := parseStat(stat)
+	return p
+}
+
+// parseStat reads what proc_pid_stat(5) describes, unless the process has ended. The second field is the program's name in
+// parentheses, which may contain anything.
+func parseStat(stat []byte) (p proc, ok bool) {
+	end := max(0, bytes.LastIndexByte(stat, ')'))
+	pid, command, _ := bytes.Cut(stat[:end], []byte(" ("))
+	fields := bytes.Fields(stat[end:])
+	if len(fields) < 23 || fields[1][0] == 'Z' || fields[1][0] == 'X' {
+		return p, false
+	}
+	number := func(b []byte) int {
+		n, _ := strconv.Atoi(string(b)) // the kernel writes numbers
+		return n
+	}
+	const forkNoExec = 0x40 // PF_FORKNOEXEC
+	return proc{pid: number(pid), command: string(command), group: number(fields[3]), session: number(fields[4]),
+		forked: number(fields[7])&forkNoExec != 0, hangs: fields[1][0] == 'D', leader: string(pid) + " " + string(fields[20]), pages: int64(number(fields[22]))}, true
+}
+
+// note writes a line of the file of open runs, behind the first: "execution pid start". It is not synced: a crash of this
+// process does not touch it, and one of the machine ends the processes too.
+func (e *executor) note(line int, text string) {
+	if _, err := e.notes.WriteAt(fmt.Appendf(nil, "%-*s\n", noteBytes-1, text), int64(line)*noteBytes); err != nil {
+		e.cfg.Log.Warn("an open run cannot be noted; if this node crashes, its processes go on", "err", err)
+	}
+}
+
+// endLeftovers ends what is left of the runs that were open when the former process of this node ended, and begins a new
+// file of open runs. It is called when nothing more can refuse the start, and before the node answers anybody. Its first
+// line says whose pids these are: of this boot and name space, and of the directory itself, which a copy is not. Linux
+// alone tells the environment of another process; elsewhere they go on.
+func (e *executor) endLeftovers() error {
+	if e.cfg.Shell != nil {
+		return nil
+	}
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	space, _ := os.Readlink("/proc/self/ns/pid")
+	dir, err := os.Stat(e.dir)
+	if err != nil {
+		return fmt.Errorf("executor: %w", err)
+	}
+	stat := dir.Sys().(*syscall.Stat_t)
+	here := fmt.Sprint(strings.TrimSpace(string(boot)), " ", space, " ", stat.Dev, ":", stat.Ino)
+	path := filepath.Join(e.cfg.DataDir, "running")
+	former, _ := os.ReadFile(path) // if it cannot be read, it cannot be written
+	open := map[string]bool{}      // executions, and leaders of sessions
+	for i, line := range strings.Split(string(former), "\n") {
+		if line = strings.Trim(line, "\x00 "); i == 0 && line != here {
+			break
+		}
+		id, leader, _ := strings.Cut(line, " ")
+		open[id], open[leader] = i > 0 && id != "", leader != ""
+	}
+	left := func(found []proc) []proc {
+		return slices.DeleteFunc(slices.Clone(found), func(p proc) bool {
+			return !open[p.execution] && !slices.ContainsFunc(found, func(q proc) bool { return q.pid == p.session && open[q.leader] })
+		})
+	}
+	if found := left(e.procs()); len(found) > 0 {
+		e.cfg.Log.Warn("ending processes that a former process of this node left running", "processes", names(found))
+		if found = e.terminate(context.Background(), left, 0, 0); len(found) > 0 {
+			e.cfg.Log.Error("processes of a former process of this node do not end", "processes", names(found))
+		}
+	}
+	if e.notes, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
+		return fmt.Errorf("executor: %w", err)
+	}
+	e.note(0, here)
+	return nil
 }
 
 // ---- The executor "http"

@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -19,7 +21,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -115,6 +119,9 @@ func newNode(t testing.TB, dir string) *testNode {
 		t.Fatal(err)
 	}
 	n.executor = e
+	if err := e.endLeftovers(); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- e.run(ctx) }()
@@ -207,11 +214,31 @@ func TestExecutorChild(t *testing.T) {
 			res := n.leader.wait(t, n.order(t, order{Executor: "http", Config: map[string]string{"method": "GET", "url": "http://" + c.host + "/"}}))
 			fmt.Printf("%q\n", res.Output)
 		}
-	case "init": // a node that is process 1
+	case "daemon": // detaches itself as Go programs do: it starts itself in a session of its own
+		child := exec.Command(os.Args[0], "-test.run=^TestExecutorChild$")
+		child.Env, child.SysProcAttr = append(os.Environ(), "EXECUTOR_CHILD=memory:1"), &syscall.SysProcAttr{Setsid: true}
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println(child.Process.Pid)
+	case "stubborn": // becomes root, if it is a set-user-id program, and ignores TERM
+		signal.Ignore(syscall.SIGTERM)
+		fmt.Println(syscall.Setuid(0), os.Getpid())
+		time.Sleep(time.Minute)
+	case "nobody": // a node that is nobody's, with a set-user-id program
 		n := newNode(t, arg)
-		n.leader.wait(t, n.script(t, "sleep 1000 & sleep 1000 & true"))
-		_, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
-		fmt.Print(os.Getpid(), " ", err)
+		config := childCommand("stubborn")
+		config["shell"], config["command"], config["timeout"], config["kill_timeout"] = "true", "'"+filepath.Join(arg, "setuid")+"' -test.run=^TestExecutorChild$ & wait", "1s", "1s"
+		timeout := n.shell(t, maps.Clone(config))
+		config["timeout"], config["command"] = "1h", strings.TrimSuffix(config["command"], "& wait")
+		stopped := n.shell(t, config)
+		n.printed(t, stopped, "\n")
+		got := n.leader.wait(t, timeout)
+		fmt.Printf("%s %q %s\n", got.Outcome, got.Output, time.Duration(got.Finished-got.Started))
+		began := time.Now()
+		n.stop(time.Second)
+		got = n.leader.wait(t, stopped)
+		fmt.Printf("%s %q %s\n", got.Outcome, got.Output, time.Since(began))
 	}
 	os.Exit(0) // at once, as in a crash
 }
@@ -315,7 +342,7 @@ func TestExecutor_Ask(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range a.Held {
-			a.Held[i].Started, a.Held[i].Finished = 0, 0
+			a.Held[i].Started, a.Held[i].Finished, a.Held[i].Process = 0, 0, processEnd{}
 		}
 		return a
 	}
@@ -583,35 +610,234 @@ func TestExecutor_Kill(t *testing.T) {
 	})
 }
 
-// Children that a run leaves in its group end with it, and do not hold up its result; nor does one that left the group
-// and still holds the output.
+// Children that a run leaves in its session end with it when its output has stayed open for a while; one that left the
+// session and holds the output is left alone.
 func TestExecutor_ChildrenEndWithTheRun(t *testing.T) {
-	dir := t.TempDir()
-	n := newNode(t, dir)
-	got := n.leader.wait(t, n.script(t, "sleep 1000 & echo $!; echo done"))
-	pid, err := strconv.Atoi(strings.Fields(string(got.Output))[0])
-	if err != nil || got.Outcome != outcomeSuccess {
-		t.Fatalf("got %s %q", got.Outcome, got.Output)
+	t.Parallel()
+	n := newNode(t, t.TempDir())
+	inside, outside := n.script(t, "sleep 1000 & echo $!; echo done"), n.script(t, "setsid sleep 1000 & echo $!")
+	closed := n.script(t, "sleep 1000 >/dev/null 2>&1 & echo $!")
+	for _, id := range []int64{inside, outside, closed} {
+		got := n.leader.wait(t, id)
+		pid, err := strconv.Atoi(strings.Fields(string(got.Output))[0])
+		if err != nil || got.Outcome != outcomeSuccess {
+			t.Fatalf("got %s %q", got.Outcome, got.Output)
+		}
+		if alive(pid) != (id == outside) {
+			t.Errorf("%q: the child lives: %v", got.Output, alive(pid))
+		}
+		if took := time.Duration(got.Finished - got.Started); took > 2*outputWait || id == closed && took > outputWait {
+			t.Errorf("%q: took %s", got.Output, took)
+		}
+		syscall.Kill(pid, syscall.SIGKILL)
 	}
-	eventually(t, "child ends", func() bool { return !alive(pid) })
-
-	got = n.leader.wait(t, n.script(t, "setsid sleep 1000 & echo $!"))
-	if pid, err = strconv.Atoi(strings.TrimSpace(string(got.Output))); err != nil || got.Outcome != outcomeSuccess {
-		t.Fatalf("got %s %q", got.Outcome, got.Output)
-	}
-	syscall.Kill(pid, syscall.SIGKILL)
 }
 
-// A node that is process 1 of a container inherits the children that a run leaves; none may stay as a zombie.
-func TestExecutor_ReapsAsProcessOne(t *testing.T) {
-	unshare, err := exec.LookPath("unshare")
-	if err != nil || os.Getuid() != 0 {
-		t.Skip("needs root and unshare")
+// What is written after the first process has ended is output as well.
+func TestExecutor_OutputToItsEnd(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, t.TempDir())
+	file := filepath.Join(t.TempDir(), "log")
+	for name, test := range map[string]struct{ command, want string }{
+		"tee":       {`bash -c 'exec > >(tee -a "$1") 2>&1; echo started; echo "final result: OK"' x ` + file, "started\nfinal result: OK\n"},
+		"loop":      {`bash -c 'exec > >(while read -r line; do echo "$(date +%Y) $line"; done); echo one; echo last' | sed 's/^[0-9]* //'`, "one\nlast\n"},
+		"dash":      {`dash -c '(sleep 0.5; echo late) & echo early'`, "early\nlate\n"},
+		"dashQuiet": {`dash -c '(sleep 0.5; echo sent >` + file + `.mail) & echo queued'`, "queued\n"},
+		"python":    {`python3 -c 'import os,time; print("parent", flush=True); os.fork() or (time.sleep(0.5), print("child"))'`, "parent\nchild\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for range 10 {
+				if got := n.leader.wait(t, n.script(t, test.command)); got.Outcome != outcomeSuccess || string(got.Output) != test.want {
+					t.Fatalf("got %s %q, want %q", got.Outcome, got.Output, test.want)
+				}
+			}
+			if name == "dashQuiet" {
+				if mail, _ := os.ReadFile(file + ".mail"); string(mail) != "sent\n" {
+					t.Errorf("the mail is %q", mail)
+				}
+			}
+		})
 	}
-	child := exec.Command(unshare, "--pid", "--fork", os.Args[0], "-test.run=^TestExecutorChild$")
-	child.Env = append(os.Environ(), "EXECUTOR_CHILD=init:"+t.TempDir())
-	if out, err := child.CombinedOutput(); err != nil || string(out) != "1 "+syscall.ECHILD.Error() {
-		t.Errorf("got %q, %v; want process 1 without children", out, err)
+}
+
+// of returns the processes of an execution.
+func (n *testNode) of(id int64) []proc {
+	return slices.DeleteFunc(slices.Clone(n.procs()), func(p proc) bool { return p.execution != strconv.FormatInt(id, 10) })
+}
+
+// A timeout and a kill end all that a run began, in whatever group and session it is, and its last process has the grace.
+func TestExecutor_EndsAllOfARun(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	daemon := childCommand("daemon")
+	for name, config := range map[string]map[string]string{
+		"timeout":     {"command": "timeout 300 sleep 61"},
+		"timeoutPipe": {"shell": "true", "command": "timeout 300 sleep 61 | cat"},
+		"setsid":      {"command": "setsid -w sleep 61"},
+		"setsidQuiet": {"shell": "true", "command": "setsid -f sleep 61 >/dev/null 2>&1; sleep 61"},
+		"jobs":        {"command": `bash -c 'set -m; sleep 61 & sleep 61 | cat & wait'`},
+		"jobsDash":    {"command": `dash -c 'set -m; sleep 61 & wait'`},
+		"python":      {"command": `python3 -c 'import os,time; os.fork() or os.setsid(); time.sleep(61)'`},
+		"noEnviron":   {"shell": "true", "command": "env -i setsid sh -c 'sleep 61 & wait' & env -i sleep 61"},
+		"go":          {"shell": "true", "command": daemon["command"] + "; sleep 61", "env": daemon["env"]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, byHand := range []bool{false, true} {
+				config := maps.Clone(config)
+				if !byHand {
+					config["timeout"] = "1s"
+				}
+				id := n.shell(t, config)
+				eventually(t, "all run", func() bool {
+					return len(slices.DeleteFunc(n.of(id), func(p proc) bool { return p.command != "sleep" && p.command != "python3" })) > 0
+				})
+				if byHand {
+					n.executor.kill(kill{Term: 1, Execution: id, Why: "killed by alice"})
+				}
+				got := n.leader.wait(t, id)
+				if left := n.of(id); len(left) != 0 || got.Outcome == outcomeSuccess || got.Finished-got.Started > int64(killGrace) {
+					t.Errorf("got %s %q after %s, and %s is left", got.Outcome, got.Output, time.Duration(got.Finished-got.Started), names(left))
+				}
+			}
+		})
+	}
+	t.Run("Grace", func(t *testing.T) {
+		t.Parallel()
+		const command = `sh -c 'trap "sleep 2; echo clean; exit 0" TERM; sleep 61 & echo ready; wait'; true`
+		for grace, want := range map[string]string{"": "ready\nclean\n", "300ms": "ready\n"} {
+			id := n.shell(t, map[string]string{"shell": "true", "command": command, "kill_timeout": grace})
+			n.printed(t, id, "ready")
+			n.executor.kill(kill{Term: 1, Execution: id, Why: "killed by alice"})
+			if got := n.leader.wait(t, id); string(got.Output) != "killed by alice\n"+want {
+				t.Errorf("kill_timeout %q: got %q", grace, got.Output)
+			}
+		}
+	})
+	t.Run("Stop", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, t.TempDir())
+		id := n.shell(t, map[string]string{"shell": "true", "command": "trap '' TERM; echo ready; while :; do sleep 1; done", "kill_timeout": "10m"})
+		n.printed(t, id, "ready")
+		n.executor.kill(kill{Term: 1, Execution: id, Why: "killed by alice"})
+		began := time.Now()
+		n.stop(0)
+		if took := time.Since(began); took < killGrace || took > killGrace+unkillableMax {
+			t.Errorf("the node stopped after %s", took)
+		}
+	})
+}
+
+// A process that may not be ended holds up neither its run nor the node; the record names it.
+func TestExecutor_NamesWhatItCannotEnd(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	t.Parallel()
+	dir, err := os.MkdirTemp("/tmp", "belfry-nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	binary, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]fs.FileMode{"setuid": fs.ModeSetuid | 0o755, "node": 0o755} {
+		if err := cmp.Or(os.WriteFile(filepath.Join(dir, name), binary, 0o755), os.Chmod(filepath.Join(dir, name), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(dir, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(filepath.Join(dir, "node"), "-test.run=^TestExecutorChild$")
+	child.Dir, child.Env = dir, append(os.Environ(), "EXECUTOR_CHILD=nobody:"+dir)
+	child.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := child.CombinedOutput()
+	for _, pid := range regexp.MustCompile(`nil> (\d+)`).FindAllStringSubmatch(string(out), -1) {
+		n, _ := strconv.Atoi(pid[1])
+		syscall.Kill(n, syscall.SIGKILL)
+	}
+	lines := strings.Split(string(out), "\n")
+	const left = `These processes could not be ended: \d+ \(root, setuid\)\.\\n" 1\d\.\d+s$`
+	if err != nil || !regexp.MustCompile(`^failed "execution time exceeded the timeout of 1s.*`+left).MatchString(lines[0]) ||
+		!regexp.MustCompile(`^interrupted "the node stopped.*`+left).MatchString(lines[1]) {
+		t.Errorf("got %v: %s", err, out)
+	}
+}
+
+// A daemon that detached itself lives on after its run, always, and no start of a node touches it.
+func TestExecutor_LeavesDaemons(t *testing.T) {
+	dir := t.TempDir()
+	n := newNode(t, dir)
+	const python = `import os,sys
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+print(os.getpid(), flush=True)
+os.dup2(os.open("/dev/null", os.O_RDWR), 1); os.dup2(1, 2)
+os.execlp("sleep", "sleep", "30")`
+	var pids []int
+	for name, config := range map[string]map[string]string{
+		"setsid": {"shell": "true", "command": "setsid -f sleep 30 </dev/null >/dev/null 2>&1"},
+		"bash":   {"command": "bash -c 'setsid sleep 30 </dev/null >/dev/null 2>&1 & disown'"},
+		"python": {"command": "python3 -c '" + python + "'"},
+		"go":     childCommand("daemon"),
+	} {
+		for range 20 {
+			id := n.shell(t, config)
+			if got := n.leader.wait(t, id); got.Outcome != outcomeSuccess || got.Finished-got.Started > int64(outputWait) {
+				t.Fatalf("%s: got %s %q after %s", name, got.Outcome, got.Output, time.Duration(got.Finished-got.Started))
+			}
+			eventually(t, name+" lives after the run", func() bool { // and has its environment: it may be executing its program
+				left := n.of(id)
+				if len(left) == 1 {
+					pids = append(pids, left[0].pid)
+				}
+				return len(left) == 1
+			})
+		}
+	}
+	defer func() {
+		for _, pid := range pids {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}()
+	n.end()
+	newNode(t, dir).end()
+	for _, pid := range pids {
+		if !alive(pid) {
+			t.Errorf("the daemon %d was ended", pid)
+		}
+	}
+}
+
+// A run has no terminal: what asks there fails at once.
+func TestExecutor_NoTerminal(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	if got := n.leader.wait(t, n.script(t, "read x </dev/tty; ps -o sid= -p $$; echo $$")); !strings.Contains(string(got.Output), "/dev/tty") ||
+		len(strings.Fields(string(got.Output))) < 2 {
+		t.Errorf("got %s %q", got.Outcome, got.Output)
+	}
+}
+
+// The exit of the first process, and what it and its children used, stand in the result.
+func TestExecutor_ProcessEnd(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	for script, want := range map[string]string{"exit 0": "0 ", "exit 3": "3 ", "kill -TERM $$": "terminated", "kill -SEGV $$": "segmentation fault"} {
+		got := n.leader.wait(t, n.script(t, script))
+		exit := got.Process.Signal
+		if got.Process.ExitCode != nil {
+			exit = fmt.Sprint(*got.Process.ExitCode, " ", got.Process.Signal)
+		}
+		if exit != want {
+			t.Errorf("%s: got %q", script, exit)
+		}
+	}
+	got := n.leader.wait(t, n.shell(t, map[string]string{"command": `python3 -c 'x = b"x" * (700 << 20); sum(range(5000000))'`}))
+	if got.Process.Memory < 700<<20 || got.Process.Memory > 1400<<20 || got.Process.CPU < int64(50*time.Millisecond) || got.Process.CPU > got.Finished-got.Started+int64(time.Second) {
+		t.Errorf("got %s %q: %d bytes, %s of CPU in %s", got.Outcome, got.Output, got.Process.Memory, time.Duration(got.Process.CPU), time.Duration(got.Finished-got.Started))
 	}
 }
 
@@ -660,6 +886,28 @@ func TestExecutor_EndsLeftovers(t *testing.T) {
 		pids = append(pids, pid)
 		if !alive(pid) {
 			t.Fatalf("process %d did not survive its node; the test shows nothing", pid)
+		}
+	}
+	other := t.TempDir()
+	if out, err := exec.Command("cp", "-a", dir+"/.", other).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// Neither a copy of the directory, nor a start that goes no further than this, ends anything.
+	cfg := executorConfig{Node: "n1", NodeID: testNodeID + dir, DataDir: dir, Log: slog.New(slog.DiscardHandler)}
+	if _, err := newExecutor(cfg); err != nil {
+		t.Fatal(err)
+	}
+	cfg.DataDir = other
+	copied, err := newExecutor(cfg)
+	if err == nil {
+		err = copied.endLeftovers()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids {
+		if !alive(pid) {
+			t.Errorf("process %d was ended by a copy", pid)
 		}
 	}
 	newNode(t, dir)
@@ -841,7 +1089,7 @@ func TestExecutor_Stop(t *testing.T) {
 		{Execution: waiting, Outcome: outcomeInterrupted, Output: []byte("the node stopped\n"), Reason: 17},
 	} {
 		got := n.leader.wait(t, want.Execution)
-		if diff := gocmp.Diff(want, got, cmpopts.IgnoreFields(result{}, "Started", "Finished")); diff != "" {
+		if diff := gocmp.Diff(want, got, cmpopts.IgnoreFields(result{}, "Started", "Finished", "Process")); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	}
@@ -1168,12 +1416,12 @@ func TestCheckShellConfig(t *testing.T) {
 }
 
 func TestParseStat(t *testing.T) {
-	const stat = "42 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 500 1000000 250 18446744073709551615 1 1"
-	if group, pages, ok := parseStat([]byte(stat)); group != 7 || pages != 250 || !ok {
-		t.Errorf("got group %d, %d pages, %v", group, pages, ok)
+	const stat = "42 (a) b (c) S 1 7 7 0 -1 4194624 100 0 0 0 1 2 0 0 20 0 1 0 500 1000000 250 18446744073709551615 1 1"
+	if p, ok := parseStat([]byte(stat)); p != (proc{pid: 42, group: 7, session: 7, command: "a) b (c", forked: true, pages: 250, leader: "42 500"}) || !ok {
+		t.Errorf("got %+v, %v", p, ok)
 	}
-	for _, bad := range []string{"", "42 (a", "42 (a) S 1 7"} {
-		if _, _, ok := parseStat([]byte(bad)); ok {
+	for _, bad := range []string{"", "42 (a", "42 (a) S 1 7", strings.Replace(stat, ") S", ") Z", 1)} {
+		if _, ok := parseStat([]byte(bad)); ok {
 			t.Errorf("%q: accepted", bad)
 		}
 	}

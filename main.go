@@ -73,7 +73,46 @@ With access control they need a token: --token, --token-file, or BELFRY_TOKEN.
 `
 
 func main() {
+	if os.Getpid() == 1 {
+		os.Exit(runAsInit())
+	}
 	os.Exit(commandLine(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+}
+
+// runAsInit is process 1 of a container: it starts the program as its only
+// child, passes signals on to it, and reaps the processes that the kernel gives
+// to process 1. It returns the exit status of the child, with which the kernel
+// ends all other processes.
+func runAsInit() int {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "belfry: %v\n", err)
+		return exitError
+	}
+	// In a group of its own, or what is typed at a terminal would reach it twice.
+	child, err := os.StartProcess(self, os.Args, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{Setpgid: true}})
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "belfry: %v\n", err)
+		return exitError
+	}
+	go func() {
+		for s := range signals {
+			child.Signal(s) // an error says that it has ended
+		}
+	}()
+	for {
+		var status syscall.WaitStatus
+		switch pid, err := syscall.Wait4(-1, &status, 0, nil); {
+		case err != nil && err != syscall.EINTR:
+			return exitError
+		case pid == child.Pid && status.Signaled():
+			return 128 + int(status.Signal()) // as a shell says it
+		case pid == child.Pid:
+			return status.ExitStatus()
+		}
+	}
 }
 
 // commandLine is the program. It returns the exit status.
@@ -316,6 +355,7 @@ type config struct {
 	Server          bool
 	BootstrapExpect int // servers that found a cluster together
 	NodeName        string
+	nodeNamed       bool   // NodeName was given, and is not the host's
 	BindAddr        string // host:port of the cluster plane
 	AdvertiseAddr   string // host:port that others are told, "": BindAddr
 	Encrypt         string // cluster key, base64; "": that in the data directory
@@ -448,7 +488,10 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	}
 	cfg.Unused = unused(fs, environ)
 	said := false
-	fs.Visit(func(f *flag.Flag) { said = said || f.Name == "timezone" })
+	fs.Visit(func(f *flag.Flag) {
+		said = said || f.Name == "timezone"
+		cfg.nodeNamed = cfg.nodeNamed || f.Name == "node-name"
+	})
 	if _, err := loadZone(cfg.Timezone); err != nil && !said {
 		return cfg, fmt.Errorf("TZ: %w; or name one with --timezone", err)
 	}
@@ -835,6 +878,9 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	if cfg.host.made != nil {
 		cfg.host.made(n)
 	}
+	if err := n.exec.endLeftovers(); err != nil { // not sooner: a start that is refused must end nothing
+		return err
+	}
 	var g errgroup.Group
 	failed, fail := context.WithCancel(context.Background())
 	defer fail()
@@ -899,6 +945,12 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	own, err := st.own()
 	if err != nil {
 		return err
+	}
+	if name, err := st.ownName(own); err != nil {
+		return err
+	} else if name != "" && name != cfg.NodeName && !cfg.nodeNamed {
+		log.Warn("the host has another name than this server's, which it keeps; --node-name says which", "host", cfg.NodeName, "name", name)
+		cfg.NodeName = name
 	}
 	if zone := st.timezone(); zone != "" && zone != cfg.Timezone {
 		log.Warn("jobs that name no zone keep that of the cluster; --timezone counts when a cluster is made", "cluster", zone, "timezone", cfg.Timezone)

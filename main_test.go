@@ -2457,6 +2457,64 @@ func TestServe_Connections(t *testing.T) {
 	}
 }
 
+// A server that is process 1 of a container reaps what its runs leave, and is told of signals.
+func TestProgram_AsProcessOne(t *testing.T) {
+	unshare, err := exec.LookPath("unshare")
+	if err != nil || os.Getuid() != 0 {
+		t.Skip("needs root and unshare")
+	}
+	cmd := program(t, t.TempDir(), nil, "agent", "--server", "--bootstrap-expect=1", "--node-name=n1", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data")
+	cmd.Path, cmd.Args = unshare, append([]string{unshare, "--pid", "--fork", "--mount-proc"}, append([]string{cmd.Path}, cmd.Args[1:]...)...)
+	p := launch(t, cmd)
+	p.eventually("a leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
+	const script = `for i in 1 2 3 4 5; do setsid -f sleep 0.3 </dev/null >/dev/null 2>&1; done; cat /proc/1/stat | cut -d\  -f2,4; sleep 1; ps -eo stat,comm | grep -c ^Z; true`
+	p.must("POST", "/v1/jobs", map[string]any{"name": "orphans", "schedule": "@manually", "executor": "shell", "executor_config": map[string]string{"shell": "true", "command": script}}, nil)
+	p.must("POST", "/v1/jobs/orphans/run", nil, nil)
+	var list []executionView
+	p.eventually("the run ends", func() bool {
+		p.must("GET", "/v1/jobs/orphans/executions", nil, &list)
+		return len(list) == 1 && list[0].Outcome != ""
+	})
+	if want := ") 0\n0\n"; !strings.HasSuffix(list[0].Output, want) {
+		t.Errorf("the run says %q, want an end of %q: process 1 without zombies", list[0].Output, want)
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+	one, _ := strconv.Atoi(strings.TrimSpace(string(children)))
+	if err != nil || one == 0 {
+		t.Fatalf("process 1 is not found: %q, %v", children, err)
+	}
+	syscall.Kill(one, syscall.SIGTERM)
+	<-p.done
+	if code := cmd.ProcessState.ExitCode(); code != 0 || !strings.Contains(p.log.String(), "stopping") {
+		t.Errorf("exit code %d after SIGTERM\n%s", code, &p.log)
+	}
+}
+
+// A server whose host has got another name keeps its own, unless it is told another, which is refused.
+func TestProgram_HostNameChanges(t *testing.T) {
+	unshare, err := exec.LookPath("unshare")
+	if err != nil || os.Getuid() != 0 {
+		t.Skip("needs root and unshare")
+	}
+	dir := t.TempDir()
+	on := func(host string) *exec.Cmd {
+		cmd := program(t, dir, nil, "agent", "--server", "--bootstrap-expect=1", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data")
+		cmd.Path, cmd.Args = unshare, append([]string{unshare, "--uts", "sh", "-c", `hostname "$0" && exec "$@"`, host, cmd.Path}, cmd.Args[1:]...)
+		return cmd
+	}
+	for _, host := range []string{"first", "second"} {
+		p := launch(t, on(host))
+		p.eventually("a leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
+		if _, body := p.get("/v1/members", nil); !strings.Contains(body, `"Name":"first"`) {
+			t.Errorf("on %s: got %s", host, body)
+		}
+		if logged := strings.Contains(p.log.String(), "host=second name=first"); logged != (host == "second") {
+			t.Errorf("on %s: logged %v\n%s", host, logged, &p.log)
+		}
+		p.kill()
+	}
+}
+
 // ---- Whole servers in one bubble
 
 // TestSimulation_Servers runs whole servers, made as main makes them, through

@@ -3937,6 +3937,25 @@ func (s *store) own() (o ownRow, err error) {
 	return o, err
 }
 
+// ownName returns the name of this server among the voters, or the founders
+// that it has accepted; "" if it is in neither.
+func (s *store) ownName(own ownRow) (string, error) {
+	disk, err := s.saved()
+	if err != nil {
+		return "", err
+	}
+	servers := disk.Voters[len(disk.Voters)-1].Voters
+	if own.Accepted != nil {
+		servers = slices.Concat(servers, own.Accepted.Voters)
+	}
+	for _, v := range servers {
+		if v.ID == own.ID {
+			return v.Name, nil
+		}
+	}
+	return "", nil
+}
+
 // secede makes this server the only voter of a new cluster, for whoever has lost
 // the majority of the old one. All that is in the log counts as committed: what
 // the lost servers had acknowledged and this one never got is lost, and what
