@@ -856,7 +856,7 @@ func TestAudit_Kept(t *testing.T) {
 	commands = append(commands, &command{Actor: actorAnonymous, Now: testStart + 1, Audit: &audited{Action: actionUnpause}})
 	commit(t, s, commands...)
 	for _, want := range []int{sliceRows + 11, 11, 1, 1} {
-		tr, err := s.trimmable(1, 0, 0, testStart+1, true)
+		tr, err := s.trimmable(retention{executions: 1, audit: testStart + 1, auditBytes: math.MaxInt64}, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -868,12 +868,39 @@ func TestAudit_Kept(t *testing.T) {
 	}
 }
 
+// TestAudit_KeptBytes: a trail that is too large loses its oldest rows, and says
+// so in a row of its own.
+func TestAudit_KeptBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.api.scheduler.cfg.AuditKeptBytes = 1_000_000
+		for i := range 150 {
+			wait(time.Millisecond)
+			if w := s.do("POST", "/v1/jobs", fmt.Sprintf(`{"name":"job-%d","schedule":"@manually","displayname":%q}`, i, strings.Repeat("x", 9_000))); w.Code != http.StatusCreated {
+				t.Fatal(w.Code, w.Body)
+			}
+		}
+		for range 2 { // the second finds nothing to do
+			if err := s.api.scheduler.trim(t.Context(), 0, time.Now(), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rows, total, _, err := s.api.store.audit(auditFilter{To: math.MaxInt64}, 0, 1000)
+		if err != nil || total < 90 || total > 111 {
+			t.Fatalf("%d rows are left, %v, want about 1 MB of them", total, err)
+		}
+		if first, last := rows[0], rows[1]; first.Action != actionTrimAudit || first.Actor != actorScheduler || !strings.Contains(first.Object, timeOf(rows[total-1].At-int64(time.Millisecond)).Format(time.RFC3339Nano)) || last.Job != "job-149" {
+			t.Errorf("the newest rows are %+v and of %q, want what went, and the last job", first, last.Job)
+		}
+	})
+}
+
 // TestAudit_Window: a search looks at so many rows and no more, and says where
 // to go on.
 func TestAudit_Window(t *testing.T) {
 	s := newStore(t)
 	err := s.update("NORMAL", func() error {
-		return s.exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO audit SELECT i, i * 1000000000, 'anonymous', '', '', 'job.put', iif(i % 1000, 'a', 'b'), '', 'null', 'null' FROM n`, 2*auditScanMax+10)
+		return s.exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO audit SELECT i, i * 1000000000, i * 200, 'anonymous', '', '', 'job.put', iif(i % 1000, 'a', 'b'), '', 'null', 'null' FROM n`, 2*auditScanMax+10)
 	})
 	if err != nil {
 		t.Fatal(err)

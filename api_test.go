@@ -160,7 +160,7 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 	}
 	s := &testServer{t: t, node: newFakeNode(incarnation), last: disk.Last}
 	self := member{Name: "node1", Addr: "127.0.0.1", Port: 8946, Tags: map[string]string{"role": "dkron"}, Status: 1}
-	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, Timezone: "UTC", LostAfter: 5 * time.Minute}, st, log)
+	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "UTC", LostAfter: 5 * time.Minute}, st, log)
 	sched.propose = s.propose
 	sched.spawn = func(task func()) { task() } // orders are with the node before the answer is with the client
 	sched.nodes = func() []node { return []node{{"node1", incarnation, self.Tags}} }

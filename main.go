@@ -378,6 +378,7 @@ type config struct {
 	CatchupWindow   time.Duration // age up to which a missed tick still runs
 	ExecutionsKept  int           // newest finished executions of a job that are kept
 	AuditKept       time.Duration // age up to which the audit trail is kept
+	AuditKeptBytes  int64         // size up to which it is
 	LostAfter       time.Duration // of silence of its node, after which an execution is lost
 	TLS             tlsFiles      // of the API
 	AllowedHosts    []string      // names of this node in Host, besides its own
@@ -465,6 +466,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute, "`age` up to which ticks that nobody could fire run late; older ones are recorded as missed")
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions that are kept of each job")
 	fs.DurationVar(&cfg.AuditKept, "audit-keep", 365*24*time.Hour, "`age` up to which the audit trail is kept")
+	fs.Int64Var(&cfg.AuditKeptBytes, "audit-keep-bytes", 256_000_000, "`size` up to which it is: beyond that the oldest rows go")
 	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute, "`time` after which an execution is given up whose node does not answer")
 	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second, "`time` that running executions have to end when the node stops")
 	cfg.TLS.flags(fs, "serve the API with the certificate in this `file`", "certificates in this `file` sign those that clients of the API must have")
@@ -625,6 +627,9 @@ func (c *config) validate() error {
 	}
 	if c.AuditKept < 0 {
 		return errors.New("--audit-keep: must not be negative")
+	}
+	if c.AuditKeptBytes < 1_000_000 {
+		return errors.New("--audit-keep-bytes: must be at least 1000000")
 	}
 	if c.LostAfter < 2*nodeFailed {
 		return fmt.Errorf("--lost-after: must be at least %s", 2*nodeFailed)
@@ -958,7 +963,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	if err := prepareBootstrap(cfg, st, log); err != nil {
 		return err
 	}
-	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, AuditKept: cfg.AuditKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
+	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
 	n, err := newParts(cfg, own.ID, "", planeHooks{report: sched.report}, log)
 	if err != nil {
 		return err

@@ -690,6 +690,7 @@ type schedulerConfig struct {
 	Catchup        time.Duration // how old a missed tick may be that still runs
 	ExecutionsKept int           // newest finished executions of a job that are kept
 	AuditKept      time.Duration // age up to which the audit trail is kept
+	AuditKeptBytes int64         // size up to which it is
 	Timezone       string        // of a new cluster
 	LostAfter      time.Duration // of unanswered questions, after which an execution is lost
 }
@@ -1977,19 +1978,29 @@ func expired(marks []requestMark, now time.Time) uint64 {
 // drops that has led for as long as it takes to forget a request: what goes by a
 // wrong clock does not come back, and until then somebody may see it in /health.
 func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, whole bool) error {
-	var day, audit int64
+	keep := retention{executions: s.cfg.ExecutionsKept, requests: requests, auditBytes: s.cfg.AuditKeptBytes}
 	if requests != 0 {
-		day, audit = now.UnixNano()/nanosPerDay-daysKept, now.Add(-s.cfg.AuditKept).UnixNano()
+		keep.day, keep.audit = now.UnixNano()/nanosPerDay-daysKept, now.Add(-s.cfg.AuditKept).UnixNano()
 	}
+	gone := "" // from the audit trail, for its size
 	for ctx.Err() == nil {
-		t, err := s.store.trimmable(s.cfg.ExecutionsKept, requests, day, audit, whole)
+		t, err := s.store.trimmable(keep, whole)
 		if err == nil {
 			t.Restore, err = s.abandoned(now)
+		}
+		if gone != "" && (err != nil || t.auditUpto == 0) {
+			s.log.Warn("the audit trail is larger than --audit-keep-bytes: its oldest rows went", "gone", gone)
+			gone = ""
 		}
 		if err != nil || t.empty() {
 			return err
 		}
-		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: now.UnixNano(), Trim: &t}); err != nil {
+		c := &command{Actor: actorScheduler, Now: now.UnixNano(), Trim: &t}
+		if t.auditUpto != 0 {
+			gone = "rows up to " + timeOf(t.auditUpto).Format(time.RFC3339Nano)
+			c.Audit = &audited{Action: actionTrimAudit, Object: gone}
+		}
+		if _, err := s.propose(ctx, c); err != nil {
 			return err
 		}
 	}

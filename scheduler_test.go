@@ -612,7 +612,7 @@ func TestMoment_Resolve(t *testing.T) {
 // clock that the test sets; its one node takes everything.
 func newTestScheduler(t *testing.T, now *int64) (*scheduler, *[]dispatch) {
 	t.Helper()
-	s := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, Timezone: "UTC"}, newStore(t), slog.New(slog.DiscardHandler))
+	s := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "UTC"}, newStore(t), slog.New(slog.DiscardHandler))
 	s.now = func() time.Time { return timeOf(*now) }
 	s.nodes = func() []node { return []node{{Name: "n1", Incarnation: 7}} }
 	s.propose = func(ctx context.Context, c *command) (applied, error) {
@@ -2068,7 +2068,7 @@ func (s *simServer) started() {
 	if s.w.rnd.IntN(8) == 0 {
 		s.w.must(s.store.check())
 	}
-	s.sched = newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 15, AuditKept: 365 * 24 * time.Hour, Timezone: "Europe/Berlin", LostAfter: 30 * time.Second}, s.store, slog.New(slog.DiscardHandler))
+	s.sched = newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 15, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "Europe/Berlin", LostAfter: 30 * time.Second}, s.store, slog.New(slog.DiscardHandler))
 	s.sched.propose, s.sched.nodes, s.sched.start, s.sched.ask, s.sched.spawn = s.propose, s.alive, s.start, s.ask, s.spawn
 	s.sched.now = func() time.Time { return timeOf(s.now()) }
 	s.sched.chance = s.w.rnd.Uint64
@@ -3294,7 +3294,7 @@ func testSlowRefusal(t *testing.T, answerFirst bool, want map[string]int) {
 	taken, tries := map[string]int{}, 0
 	refusal, answered := make(chan struct{}), make(chan struct{})
 
-	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, Timezone: "UTC", LostAfter: time.Minute}, st, slog.New(slog.DiscardHandler))
+	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "UTC", LostAfter: time.Minute}, st, slog.New(slog.DiscardHandler))
 	s := &testServer{t: t, api: &api{store: st, scheduler: sched, leading: func() bool { return true }, log: sched.log}}
 	s.handler = s.api.handler()
 	sched.propose = s.propose

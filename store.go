@@ -65,9 +65,11 @@ const (
 	tailBytes  = 4_000 // of an output, what can be read without the rest
 	daysKept   = 366   // of daily statistics and daily tick counts
 
-	auditFieldMax = 10_000 // bytes of a field's JSON that the audit trail keeps; of a longer one it keeps the length
-	auditScanMax  = 20_000 // rows of it that a search looks at, newest first
-	nanosPerDay   = int64(24 * time.Hour)
+	auditFieldMax   = 10_000  // bytes of a field's JSON that the audit trail keeps; of a longer one it keeps the length
+	auditScanMax    = 20_000  // rows of it that a search looks at, newest first
+	auditRowBytes   = 150     // of a row beside its texts
+	auditSliceBytes = 4 << 20 // of it that one command deletes at the most
+	nanosPerDay     = int64(24 * time.Hour)
 
 	lockPatience = time.Second // see lockDir
 	lockPause    = 10 * time.Millisecond
@@ -202,7 +204,7 @@ CREATE TABLE executions (
 ) STRICT;
 CREATE INDEX executions_job ON executions (job, id);
 CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
-CREATE INDEX executions_unfinished ON executions (id) WHERE finished = 0;
+CREATE INDEX executions_unfinished ON executions (job, grp) WHERE finished = 0;
 
 -- An output in three parts. Why the execution failed, and the end, at most
 -- 4,000 bytes each, stand first in the row, so that a list reads them without
@@ -320,6 +322,7 @@ const auditSchema = `
 CREATE TABLE audit (
 	id      INTEGER PRIMARY KEY,
 	at      INTEGER NOT NULL,
+	total   INTEGER NOT NULL, -- bytes of the trail up to here, since it was empty last
 	actor   TEXT    NOT NULL, -- accessor of a token, or as in commands
 	name    TEXT    NOT NULL, -- that the token had, '': none
 	address TEXT    NOT NULL, -- of the client, without port
@@ -720,13 +723,18 @@ func (s *store) each(query string, args []any, fn func(scanner) error) error {
 	return eachRow(rows, err, fn)
 }
 
+// errEnough is what fn returns to eachRow for no more rows.
+var errEnough = errors.New("enough")
+
 func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
-		if err := fn(rows.Scan); err != nil {
+		if err := fn(rows.Scan); errors.Is(err, errEnough) {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}
@@ -882,21 +890,17 @@ func nonNil(b []byte) []byte {
 // but at least one entry.
 func (s *store) entries(from uint64, size int64) ([]entry, error) {
 	var list []entry
-	stop := errors.New("enough")
 	err := s.viewEach("SELECT idx, term, kind, data FROM log WHERE idx >= ? ORDER BY idx", []any{int64(from)}, func(scan scanner) error {
 		var e entry
 		if err := scan(&e.Index, &e.Term, &e.Kind, &e.Data); err != nil {
 			return err
 		}
 		if size -= int64(len(e.Data)); size < 0 && len(list) > 0 {
-			return stop
+			return errEnough
 		}
 		list = append(list, e)
 		return nil
 	})
-	if errors.Is(err, stop) {
-		err = nil
-	}
 	return list, err
 }
 
@@ -1121,6 +1125,7 @@ const (
 	actionBootstrap        = "acl.bootstrap"
 	actionLeave            = "node.leave"
 	actionRemovePeer       = "peer.remove"
+	actionTrimAudit        = "audit.trim" // of the scheduler
 )
 
 // foundation makes a new cluster. It is written again by whoever recovers one
@@ -1252,6 +1257,8 @@ type trimming struct {
 	Day        int64   `json:"day,omitempty"`      // daily counts before this day; 0: none
 	Restore    int64   `json:"restore,omitempty"`  // staged jobs of this restore; 0: none
 	Audit      int64   `json:"audit,omitempty"`    // rows of the audit trail up to this id
+
+	auditUpto int64 // time of the newest of them that goes for the size of the trail; 0: none does
 }
 
 func (t *trimming) empty() bool {
@@ -1450,8 +1457,10 @@ func (a *applying) audit(job, object string, before, after any) error {
 	if err != nil {
 		return err
 	}
-	return a.s.exec("INSERT INTO audit VALUES (?, ?, ?, coalesce((SELECT name FROM tokens WHERE accessor = ?3), ''), ?, ?, ?, ?, ?, ?)",
-		a.key(), a.c.Now, a.c.Actor, w.Address, w.Action, cmp.Or(job, w.Job), cmp.Or(object, w.Object), was, is)
+	job, object = cmp.Or(job, w.Job), cmp.Or(object, w.Object)
+	return a.s.exec(`INSERT INTO audit VALUES (?, ?, ? + coalesce((SELECT total FROM audit ORDER BY id DESC LIMIT 1), 0),
+		?, coalesce((SELECT name FROM tokens WHERE accessor = ?4), ''), ?, ?, ?, ?, ?, ?)`,
+		a.key(), a.c.Now, auditRowBytes+len(job)+len(object)+len(was)+len(is), a.c.Actor, w.Address, w.Action, job, object, was, is)
 }
 
 // was returns the definition of a job, a *job, if the audit trail shall have it;
@@ -1984,24 +1993,37 @@ func (a *applying) deleteToken(accessor string) error {
 	return a.s.exec("DELETE FROM tokens WHERE accessor = ?", accessor)
 }
 
+// openGroupsSQL finds the groups of a job that are not over: these are spared
+// by whatever drops executions.
+const openGroupsSQL = "(SELECT grp FROM executions WHERE job = %[1]s AND finished = 0 UNION ALL SELECT grp FROM pending WHERE job = %[1]s)"
+
 // dropExecutions deletes the oldest finished executions of a job up to a cut,
 // at most sliceRows, sparing groups that are not over, and adds the ticks
 // among them to the daily counts. It returns how many.
 func (a *applying) dropExecutions(c cut) (int64, error) {
-	const doomed = ` IN (SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND finished <> 0 AND grp NOT IN (
-		SELECT grp FROM executions WHERE job = ?1 AND +finished = 0 UNION ALL SELECT grp FROM pending WHERE job = ?1)
-		ORDER BY id LIMIT ?3)`
-	args := []any{c.Job, c.Upto, sliceRows}
-	err := a.s.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
-		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2
-		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late, missed = missed + excluded.missed`, args...)
+	var ids []int64
+	query := "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 AND grp NOT IN " + fmt.Sprintf(openGroupsSQL, "?1") + " ORDER BY id LIMIT ?3"
+	err := a.s.each(query, []any{c.Job, c.Upto, sliceRows}, func(scan scanner) error {
+		var id int64
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}
-	if err := a.s.exec("DELETE FROM outputs WHERE execution"+doomed, args...); err != nil {
+	const doomed = " IN (SELECT value FROM json_each(?1))"
+	list := jsonInts(ids)
+	err = a.s.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
+		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2
+		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late, missed = missed + excluded.missed`, list)
+	if err != nil {
 		return 0, err
 	}
-	n, err := a.s.execRows("DELETE FROM executions WHERE id"+doomed, args...)
+	if err := a.s.exec("DELETE FROM outputs WHERE execution"+doomed, list); err != nil {
+		return 0, err
+	}
+	n, err := a.s.execRows("DELETE FROM executions WHERE id"+doomed, list)
 	if err != nil {
 		return 0, err
 	}
@@ -2546,7 +2568,10 @@ func (a *applying) trim(t *trimming) error {
 	if err := a.s.exec("DELETE FROM audit WHERE id <= ?", t.Audit); err != nil {
 		return err
 	}
-	return a.s.exec("DELETE FROM stats WHERE day < ?", t.Day)
+	if err := a.s.exec("DELETE FROM stats WHERE day < ?", t.Day); err != nil {
+		return err
+	}
+	return a.audit("", "", nil, nil)
 }
 
 // dropTicks adds the oldest skipped and missed ticks of a job to the daily
@@ -3430,15 +3455,12 @@ func (s *store) execution(id int64) (executionRow, error) {
 // unfinishedExecutions returns what has not ended, oldest first, without
 // outputs. Executions of deleted jobs are among them.
 func (s *store) unfinishedExecutions() ([]executionRow, error) {
-	return s.collectExecutions(0, "WHERE e.finished = 0 ORDER BY e.id")
+	return s.collectExecutions(0, "WHERE e.finished = 0 ORDER BY +e.id")
 }
 
-// openExecution returns the oldest unfinished execution of a job, if any. Of the
-// finished ones it passes only those that are younger, however many are kept:
-// open says how many there are to find, beside the retries to come.
+// openExecution returns the oldest unfinished execution of a job, if any.
 func (s *store) openExecution(job int64) (e executionRow, ok bool, err error) {
-	list, err := s.collectExecutions(0, `WHERE e.id = (SELECT min(id) FROM (SELECT id FROM executions WHERE job = ?2 AND +finished = 0 ORDER BY id DESC
-		LIMIT coalesce((SELECT open FROM job_state WHERE job = ?2), 0) - (SELECT count(*) FROM pending WHERE job = ?2 AND cause = 'retry')))`, job)
+	list, err := s.collectExecutions(0, "WHERE e.id = (SELECT min(+id) FROM executions WHERE job = ?2 AND finished = 0)", job)
 	if err != nil || len(list) == 0 {
 		return executionRow{}, false, err
 	}
@@ -3536,24 +3558,41 @@ func (s *store) collectPending(tail string, args ...any) ([]pendingRow, error) {
 	return list, err
 }
 
-// trimmable returns one command's worth of what need not be kept: all but the
-// newest keep executions of a job, deleted jobs, requests up to a log index,
-// and daily counts before a day; with whole, which reads a whole table, also
-// all but the newest ticksKept ticks of a job, and the audit trail before a time.
-func (s *store) trimmable(keep int, requests uint64, day, audit int64, whole bool) (t trimming, err error) {
-	slack := max(10, keep/10) // few large deletions cost less than many small ones
-	rows := 0                 // executions that go, with outputs of up to 256 kB each
+// retention is what trimmable keeps.
+type retention struct {
+	executions int    // newest ones of each job
+	requests   uint64 // those behind this log index
+	day        int64  // daily counts from this day on
+	audit      int64  // rows of the audit trail from this time on, of which the oldest go
+	auditBytes int64  // beyond this size
+}
+
+// trimmable returns one command's worth of what need not be kept, and stops
+// reading when it has found that much; with whole, which reads a whole table, also
+// ticks beyond the newest ticksKept of a job.
+func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
+	rows := 0 // executions that go, with outputs of up to 256 kB each
+	fits := func(n int) error {
+		if rows += n; rows > sliceRows && n < rows {
+			return errEnough
+		}
+		return nil
+	}
+	slack := max(10, keep.executions/10) // few large deletions cost less than many small ones
 	// Of groups that are not over nothing is dropped: who asked for that would
 	// ask for it for ever.
-	err = s.viewEach(`SELECT job, surplus, upto FROM (
-		SELECT job, kept - ?1 AS surplus, (SELECT id FROM executions e WHERE e.job = s.job AND +finished <> 0 ORDER BY id DESC LIMIT 1 OFFSET ?1) AS upto FROM job_state s WHERE kept >= ?2) t
-		WHERE EXISTS (SELECT * FROM executions e WHERE e.job = t.job AND e.id <= t.upto AND +finished <> 0 AND grp NOT IN (
-			SELECT grp FROM executions WHERE job = t.job AND +finished = 0 UNION ALL SELECT grp FROM pending WHERE job = t.job)) LIMIT ?3`,
-		[]any{keep, keep + slack, sliceRows}, func(scan scanner) error {
+	err = s.viewEach(`SELECT job, surplus, upto FROM (SELECT job, kept - ?1 AS surplus,
+		(SELECT id FROM executions e WHERE e.job = s.job AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)
+			ORDER BY id DESC LIMIT 1 OFFSET ?1) AS upto FROM job_state s WHERE kept >= ?2) t
+		WHERE EXISTS (SELECT * FROM executions e WHERE e.job = t.job AND e.id <= t.upto AND +finished <> 0 AND grp NOT IN `+fmt.Sprintf(openGroupsSQL, "t.job")+`)`,
+		[]any{keep.executions, keep.executions + slack}, func(scan scanner) error {
 			var c cut
 			var n int
 			err := scan(&c.Job, &n, &c.Upto)
-			if rows += n; rows <= sliceRows || len(t.Executions) == 0 {
+			if err == nil {
+				err = fits(n)
+			}
+			if err == nil {
 				t.Executions = append(t.Executions, c)
 			}
 			return err
@@ -3567,27 +3606,35 @@ func (s *store) trimmable(keep int, requests uint64, day, audit int64, whole boo
 				return err
 			})
 	}
-	if err == nil && whole {
-		err = s.view("SELECT coalesce(max(id), 0) FROM (SELECT id, at FROM audit ORDER BY id LIMIT ?) WHERE at < ?", []any{sliceRows, audit}, &t.Audit)
+	if err == nil {
+		// What is too large loses a sixteenth, more than to say so adds.
+		err = s.view(`SELECT coalesce(max(id), 0), coalesce(max(iif(at >= ?2, at, 0)), 0)
+			FROM (SELECT id, at, total, min(total) OVER () AS first, (SELECT total FROM audit ORDER BY id DESC LIMIT 1) AS last
+				FROM (SELECT id, at, total FROM audit ORDER BY id LIMIT ?1))
+			WHERE (at < ?2 OR last - first > ?3 AND total <= last - ?3 / 16 * 15) AND total <= first + ?4`,
+			[]any{sliceRows, keep.audit, keep.auditBytes, auditSliceBytes}, &t.Audit, &t.auditUpto)
 	}
 	if err == nil {
 		// Of what a deleted job still runs the row must stay, so that it can end.
-		err = s.viewEach(`SELECT id, (SELECT count(*) FROM executions WHERE job = j.id) FROM jobs j
-			WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND +finished = 0) ORDER BY id LIMIT 10`, nil, func(scan scanner) error {
+		err = s.viewEach(`SELECT id, (SELECT count(*) FROM (SELECT * FROM executions WHERE job = j.id LIMIT ?)) FROM jobs j
+			WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND finished = 0) ORDER BY id LIMIT 10`, []any{sliceRows}, func(scan scanner) error {
 			var id int64
 			var n int
 			err := scan(&id, &n)
-			if rows += n; rows <= sliceRows || len(t.Executions)+len(t.Jobs) == 0 {
+			if err == nil {
+				err = fits(n)
+			}
+			if err == nil {
 				t.Jobs = append(t.Jobs, id)
 			}
 			return err
 		})
 	}
 	if err == nil {
-		err = s.view("SELECT coalesce(max(idx), 0) FROM (SELECT idx FROM requests WHERE idx <= ? ORDER BY idx LIMIT ?)", []any{int64(requests), sliceRows}, &t.Requests)
+		err = s.view("SELECT coalesce(max(idx), 0) FROM (SELECT idx FROM requests WHERE idx <= ? ORDER BY idx LIMIT ?)", []any{int64(keep.requests), sliceRows}, &t.Requests)
 	}
 	if err == nil {
-		err = s.view("SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1), ?1, 0)", []any{day}, &t.Day)
+		err = s.view("SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1), ?1, 0)", []any{keep.day}, &t.Day)
 	}
 	return t, err
 }

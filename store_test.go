@@ -103,6 +103,47 @@ func BenchmarkStore_page(b *testing.B) {
 	}
 }
 
+// fillExecutions puts executions of each of the jobs into the store that have ended.
+func fillExecutions(t testing.TB, s *store, each int) {
+	t.Helper()
+	err := s.update("NORMAL", func() error {
+		for _, query := range []string{
+			`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1), e(id, job, at) AS MATERIALIZED (SELECT (i << 40) + j.id, j.id, i * 1000000000 FROM n CROSS JOIN jobs j)
+				INSERT INTO executions SELECT id, job, id, 0, 1, 'n1', 7, 'tick', at, 0, at, at + 1, 'success', 0 FROM e`,
+			"INSERT INTO outputs SELECT id, zeroblob(100), x'' FROM executions WHERE ?1 > 0 ORDER BY id",
+			"UPDATE job_state SET kept = ?1, success_count = ?1",
+		} {
+			if err := s.exec(query, each); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func BenchmarkStore_trim(b *testing.B) {
+	for _, jobs := range []int{100, 10_000} {
+		b.Run(fmt.Sprint(jobs, " jobs"), func(b *testing.B) {
+			s := mustOpen(b, b.TempDir())
+			defer s.close()
+			fill(b, s, jobs)
+			fillExecutions(b, s, 1_000_000/jobs)
+			keep := 1_000_000 / jobs * 10 / 11
+			b.ResetTimer()
+			for range b.N {
+				t, err := s.trimmable(retention{executions: keep, auditBytes: math.MaxInt64}, false)
+				if err != nil || t.empty() {
+					b.Fatal(t, err)
+				}
+				commit(b, s, &command{Trim: &t})
+			}
+		})
+	}
+}
+
 func BenchmarkStore_put(b *testing.B) {
 	s := newStore(b)
 	fill(b, s, b.N)
@@ -117,6 +158,42 @@ func writeNewerStore(t testing.TB, dir string) {
 	}
 	if err := errors.Join(s.exec(fmt.Sprintf("PRAGMA user_version = %d", len(migrations)+1)), s.close()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestStore_SQLite: an older SQLite could damage a database when it began its
+// write-ahead log anew.
+func TestStore_SQLite(t *testing.T) {
+	var major, minor, patch int
+	var version string
+	if err := newStore(t).view("SELECT sqlite_version()", nil, &version); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(version, "%d.%d.%d", &major, &minor, &patch); err != nil || major*1_000_000+minor*1000+patch < 3_051_003 {
+		t.Errorf("SQLite is %s, %v, want 3.51.3 or newer", version, err)
+	}
+}
+
+// TestStore_UnfinishedPlan: what has not ended is found without a look at what has.
+func TestStore_UnfinishedPlan(t *testing.T) {
+	s := newStore(t)
+	for _, query := range []string{
+		"SELECT e.id" + executionTables + " WHERE e.finished = 0 ORDER BY +e.id",
+		"SELECT min(+id) FROM executions WHERE job = 1 AND finished = 0",
+		"SELECT id FROM jobs WHERE id NOT IN " + fmt.Sprintf(openGroupsSQL, "1"),
+		"SELECT count(*) FROM executions WHERE finished = 0",
+	} {
+		var plan []string
+		err := s.viewEach("EXPLAIN QUERY PLAN "+query, nil, func(scan scanner) error {
+			var a, b, c int
+			var step string
+			err := scan(&a, &b, &c, &step)
+			plan = append(plan, step)
+			return err
+		})
+		if text := strings.Join(plan, "; "); err != nil || !strings.Contains(text, "executions_unfinished") {
+			t.Errorf("%s: %s, %v", query, text, err)
+		}
 	}
 }
 
@@ -286,7 +363,7 @@ func (l *randomLog) next() *command {
 		fired := row.fired
 		c.Reset = []reset{{Job: row.version.ID, Rev: row.version.Rev, Fired: fired, Next: l.now + int64(time.Minute), Reason: "a wrong clock"}}
 	case 11:
-		t, err := l.s.trimmable(3, uint64(l.rnd.IntN(l.n)), l.now/nanosPerDay-1, l.now-10*int64(time.Hour), true)
+		t, err := l.s.trimmable(retention{3, uint64(l.rnd.IntN(l.n)), l.now/nanosPerDay - 1, l.now - 10*int64(time.Hour), 20_000}, true)
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -1466,7 +1543,7 @@ func TestApply_Trim(t *testing.T) {
 	for range 30 {
 		g.end(outcomeSuccess, g.tick("a", "n1")...)
 	}
-	tr, err := g.s.trimmable(5, 0, 0, 0, true)
+	tr, err := g.s.trimmable(retention{executions: 5, auditBytes: math.MaxInt64}, true)
 	ok := !tr.empty()
 	if err != nil || !ok {
 		t.Fatalf("trimmable: %v, %v, want something", ok, err)
@@ -1482,15 +1559,15 @@ func TestApply_Trim(t *testing.T) {
 	}
 	open := g.tick("a", nodes...)
 	g.end(outcomeSuccess, open[1:]...) // the group is not over
-	if tr, err = g.s.trimmable(5, 0, 0, 0, true); err != nil || tr.empty() {
+	if tr, err = g.s.trimmable(retention{executions: 5, auditBytes: math.MaxInt64}, true); err != nil || tr.empty() {
 		t.Fatalf("trimmable: %v, want those of older groups", err)
 	}
 	g.do(&command{Trim: &tr})
-	if tr, err = g.s.trimmable(5, 0, 0, 0, true); err != nil || !tr.empty() {
+	if tr, err = g.s.trimmable(retention{executions: 5, auditBytes: math.MaxInt64}, true); err != nil || !tr.empty() {
 		t.Errorf("trimmable: %+v, %v, want nothing as long as the group is not over", tr, err)
 	}
 	g.end(outcomeSuccess, open[0])
-	if tr, err = g.s.trimmable(5, 0, 0, 0, true); err != nil || tr.empty() {
+	if tr, err = g.s.trimmable(retention{executions: 5, auditBytes: math.MaxInt64}, true); err != nil || tr.empty() {
 		t.Errorf("trimmable: %+v, %v, want those of the group that is over", tr, err)
 	}
 }
@@ -1551,7 +1628,7 @@ func TestApply_TrimDeleted(t *testing.T) {
 			g.end(outcomeSuccess, running...)
 			want = [2]int{}
 		}
-		tr, err := g.s.trimmable(5, 0, 0, 0, true)
+		tr, err := g.s.trimmable(retention{executions: 5, auditBytes: math.MaxInt64}, true)
 		if err != nil {
 			t.Fatal(err)
 		}
