@@ -28,6 +28,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -960,6 +961,12 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	header := jobLocation(j.Name)
+	if w := j.warning(); w != "" {
+		header[headerWarning] = w
+		if !res.repeated() {
+			a.log.Warn("a job was stored with a warning", "job", j.Name, "warning", w)
+		}
+	}
 	if r.URL.Query().Has("runoncreate") {
 		req.ID, req.Keep = req.ID+" run", nil
 		_, run, err := a.scheduler.runNow(r.Context(), req, j.Name)
@@ -975,6 +982,45 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusCreated, row, res, header)
 }
 
+// misfit finds in v, a JSON value that is to be nested maps of strings of that depth, what is something else.
+func misfit(v any, at string, depth int) (string, any) {
+	m, ok := v.(map[string]any)
+	if _, text := v.(string); v == nil || depth == 0 && text {
+		return "", nil
+	}
+	if depth == 0 || !ok {
+		return at, v
+	}
+	for _, k := range sortedKeys(m) {
+		if p, v := misfit(m[k], at+"."+k, depth-1); p != "" {
+			return p, v
+		}
+	}
+	return "", nil
+}
+
+// typeError says what does not fit, and what to write instead where a map of strings is wanted.
+func typeError(doc []byte, err *json.UnmarshalTypeError) error {
+	field, _, _ := strings.Cut(err.Field, ".")
+	var fields map[string]any
+	if depth := map[string]int{"tags": 1, "metadata": 1, "executor_config": 1, "processors": 2}[field]; depth > 0 && json.Unmarshal(doc, &fields) == nil {
+		switch at, v := misfit(fields[field], field, depth); v := v.(type) {
+		case nil:
+		case bool:
+			return fmt.Errorf(`%.80s: a JSON bool does not fit here; write "%t"`, at, v)
+		case float64:
+			return fmt.Errorf("%.80s: a JSON number does not fit here; write it in quotes", at)
+		default:
+			kind := map[reflect.Kind]string{reflect.Slice: "array", reflect.Map: "object", reflect.String: "string"}[reflect.TypeOf(v).Kind()]
+			return fmt.Errorf("%.80s: a JSON %s does not fit here", at, kind)
+		}
+	}
+	return fmt.Errorf("%s: a JSON %s does not fit here", err.Field, err.Value)
+}
+
+// headerWarning says what of a job was stored and has no effect.
+const headerWarning = "Belfry-Warning"
+
 // jobLocation is the header that says where a job is. Differs: upstream
 // appends the name to the request URI, query and all.
 func jobLocation(name string) map[string]string {
@@ -987,7 +1033,14 @@ func (a *api) showJob(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	doc, err := shown(a.callerOf(r), row)
-	return &response{status: http.StatusOK, kept: doc}, err
+	if err != nil {
+		return nil, err
+	}
+	header := map[string]string{}
+	if j, err := row.definition(); err == nil && j.warning() != "" {
+		header[headerWarning] = j.warning()
+	}
+	return &response{status: http.StatusOK, kept: doc, header: header}, nil
 }
 
 func (a *api) deleteJob(r *http.Request) (*response, error) {
@@ -1054,9 +1107,23 @@ func (a *api) restore(r *http.Request) (*response, error) {
 		// A large file takes longer than other requests may, for as long as
 		// it keeps coming. Where there is no deadline none is moved.
 		jobs := uploadedJobs(file, func() { _ = control.SetReadDeadline(time.Now().Add(readTimeout)) })
-		done, err := a.scheduler.restore(r.Context(), req, jobs)
+		warned, first := 0, ""
+		done, err := a.scheduler.restore(r.Context(), req, func(yield func(job, error) bool) {
+			for j, err := range jobs {
+				if err == nil && j.warning() != "" {
+					warned, first = warned+1, cmp.Or(first, url.PathEscape(j.Name))
+				}
+				if !yield(j, err) {
+					return
+				}
+			}
+		})
 		if err != nil {
 			return err
+		}
+		if warned > 0 {
+			w.Header().Set(headerWarning, fmt.Sprintf("%d jobs have a warning, which GET /v1/jobs/{job} says; the first is %s.", warned, first))
+			a.log.Warn("jobs were restored with a warning, which their pages show", "jobs", warned, "first", first)
 		}
 		a.writeRestored(w, r, done)
 		return nil

@@ -1679,3 +1679,60 @@ func TestAPI_Running(t *testing.T) {
 		}
 	})
 }
+
+// TestAPI_Warnings holds that a key which is almost one that the executor reads is refused, and that what else nobody here
+// acts upon is recorded and said: in the answer, once in the log, and with the job.
+func TestAPI_Warnings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		var log bytes.Buffer
+		s.api.log = slog.New(slog.NewTextHandler(&log, nil))
+		for _, c := range []struct {
+			job  string // what comes behind the name and the schedule
+			want string // the error, or of a job that is stored the warning
+		}{
+			{`"executor":"http","executor_config":{"expect_code":"200"}`, `!executor_config.expect_code: the executor http reads no such key; write "expectCode"`},
+			{`"executor":"http","executor_config":{"tls_no_verify_peer":"true"}`, `!write "tlsNoVerifyPeer"`},
+			{`"executor":"http","executor_config":{"URL":"http://h/"}`, `!write "url"`},
+			{`"executor":"shell","executor_config":{"Shell":"true"}`, `!write "shell"`},
+			{`"executor":"shell","executor_config":{"comand":"true"}`, `!write "command"`},
+			{`"executor":"shell","executor_config":{"ENV":"A=b"}`, `!write "env"`},
+			{`"executor":"shell","executor_config":{"shell":"true","command":"x","env":"A=b","cwd":"/","timeout":"1s","mem_limit":"1MB","payload":"","su":"x","kill_timeout":"1s"}`, ""},
+			{`"executor":"http","executor_config":{"method":"GET","url":"http://h/","headers":"[]","body":"x","timeout":"1","expectCode":"200","expectBody":"x","debug":"","tlsNoVerifyPeer":"","tlsCertificateFile":"","tlsCertificateKeyFile":"","tlsRootCAsFile":""}`, ""},
+			{`"executor":"shell","executor_config":{"command":"x","envs":"A=b"}`, `executor_config.envs: the executor shell reads no such key.`},
+			{`"executor":"shell","executor_config":{"command":"x","expectCode":"200","naïve\nkey":"1"}`, `executor_config.expectCode: the executor shell reads no such key. executor_config.na\u00efve\nkey: the executor shell reads no such key.`},
+			{`"executor":"kafka","executor_config":{"Topic":"x"}`, `executor: no node has "kafka"; every run fails.`},
+			{`"processors":{"fluent":{},"log":{},"slack":{"team":"x"}}`, `processors.fluent: no node has it; the output stays as it is. processors.slack: no node has it; the output stays as it is.`},
+			{`"executor":"shell","executor_config":{"shell":true}`, `!executor_config.shell: a JSON bool does not fit here; write "true"`},
+			{`"executor":"shell","executor_config":{"command":"x","timeout":30}`, `!executor_config.timeout: a JSON number does not fit here; write it in quotes`},
+			{`"processors":{"log":{"forward":false}}`, `!processors.log.forward: a JSON bool does not fit here; write "false"`},
+			{`"processors":{"log":"x"}`, `!processors.log: a JSON string does not fit here`},
+			{`"tags":{"a":["x"]}`, `!tags.a: a JSON array does not fit here`},
+			{`"metadata":"x"`, `!metadata: a JSON string does not fit here`},
+			{`"disabled":"x"`, `!disabled: a JSON string does not fit here`},
+		} {
+			log.Reset()
+			w := s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually",`+c.job+`}`)
+			if text, refused := strings.CutPrefix(c.want, "!"); refused {
+				if w.Code != http.StatusBadRequest || !strings.HasSuffix(w.Body.String(), text) {
+					t.Errorf("%s: got %d %s, want 400 %s", c.job, w.Code, w.Body, text)
+				}
+				continue
+			}
+			shown := s.do("GET", "/v1/jobs/a", "").Header().Get("Belfry-Warning")
+			if got := w.Header().Get("Belfry-Warning"); w.Code != http.StatusCreated || got != c.want || shown != c.want {
+				t.Errorf("%s: got %d %q, then %q; want 201 %q", c.job, w.Code, got, shown, c.want)
+			}
+			if n := strings.Count(log.String(), "level=WARN"); n != min(1, len(c.want)) {
+				t.Errorf("%s: logged %q", c.job, &log)
+			}
+		}
+		log.Reset()
+		w := httptest.NewRecorder()
+		s.handler.ServeHTTP(w, s.parseRequest("POST /v1/restore\nContent-Type: multipart/form-data; boundary=XX\n\n--XX\nContent-Disposition: form-data; name=\"file\"\n\n"+
+			`[{"name":"b","schedule":"@manually","executor":"kafka"},{"name":"c","schedule":"@manually"},{"name":"d","schedule":"@manually","processors":{"fluent":{}}}]`+"\n--XX--\n"))
+		if got := w.Header().Get("Belfry-Warning"); w.Code != http.StatusOK || got != `2 jobs have a warning, which GET /v1/jobs/{job} says; the first is b.` || strings.Count(log.String(), "level=WARN") != 1 {
+			t.Errorf("restore: %d %q, logged %q", w.Code, got, &log)
+		}
+	})
+}

@@ -164,6 +164,9 @@ const (
 	executorHTTP  = "http"
 )
 
+// processorNames are those that a job can name.
+var processorNames = []string{"log", "files", "syslog"}
+
 var (
 	// errStaleTerm answers an order, question or kill of a leader that has a successor.
 	errStaleTerm = errors.New("the term is over: this node has heard from a later leader")
@@ -1067,27 +1070,6 @@ func lookPath(program string, environ []string) (string, error) {
 	return "", &exec.Error{Name: program, Err: exec.ErrNotFound}
 }
 
-// checkShellConfig says what in the executor_config of a shell job would be taken for something else than was meant, or
-// could never run. What else may be wrong shows when it runs, as in Dkron. Values that may be secret are not quoted.
-func checkShellConfig(config map[string]string) error {
-	if _, err := parseLimits(config); err != nil {
-		return err
-	}
-	for _, entry := range envEntries(config) {
-		if strings.IndexByte(entry, '=') < 1 {
-			return errors.New(`executor_config.env: an entry has no name; write entries as NAME=value, and \, for a comma in a value`)
-		}
-		if len(entry) > argumentBytesMax {
-			return fmt.Errorf("executor_config.env: an entry is longer than the %d bytes that the kernel takes; pass it with payload", argumentBytesMax)
-		}
-	}
-	words, _ := commandWords(config)
-	if slices.ContainsFunc(words, func(word string) bool { return len(word) > argumentBytesMax }) {
-		return fmt.Errorf("executor_config.command: an argument is longer than the %d bytes that the kernel takes; pass a long script with payload, to a shell as the command", argumentBytesMax)
-	}
-	return nil
-}
-
 // envEntries returns the entries of executor_config.env, NAME=value with commas in between; \, is a comma in a value.
 func envEntries(config map[string]string) []string {
 	const comma = "\x00" // which no environment can hold
@@ -1096,32 +1078,6 @@ func envEntries(config map[string]string) []string {
 		entries[i] = strings.ReplaceAll(entry, comma, ",")
 	}
 	return slices.DeleteFunc(entries, func(entry string) bool { return entry == "" })
-}
-
-// checkHTTPConfig says what in the executor_config of an http job would be taken for something else than was meant, or
-// could never be met. What else may be wrong shows when it runs, as in Dkron; and a timeout without a digit is the default
-// there too.
-func checkHTTPConfig(config map[string]string) error {
-	timeout := config["timeout"]
-	if n, err := strconv.Atoi(timeout); (err != nil || n < 1) && strings.ContainsAny(timeout, "0123456789") {
-		return fmt.Errorf(`executor_config.timeout: %q is not a whole number of seconds such as "30"`, timeout)
-	}
-	if want := config["expectCode"]; want != "" {
-		for s := range strings.SplitSeq(want, ",") {
-			s = strings.TrimSpace(s)
-			if n, err := strconv.Atoi(s); s != "" && (err != nil || n < 100 || n > 999) {
-				return fmt.Errorf(`executor_config.expectCode: %q is not a list of status codes such as "200,204"`, want)
-			}
-		}
-	}
-	if _, err := url.Parse(config["url"]); err != nil && strings.Contains(config["url"], "@") {
-		return errURL // with a password, perhaps, which is not recorded where it is no password to us
-	}
-	if _, err := requestHeaders(config); err == errHeader {
-		return err
-	}
-	_, err := bodyPattern(config["expectBody"])
-	return err
 }
 
 // bodyPattern compiles an expectBody. It looks at the size before, as 22 kB can make a program of 500 MB.

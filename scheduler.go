@@ -32,6 +32,7 @@ import (
 	"math"
 	"math/bits"
 	"math/rand/v2"
+	"net/url"
 	"path"
 	"slices"
 	"strconv"
@@ -49,6 +50,7 @@ const (
 	nameBytesMax = 1024    // of a job's name
 	retriesMax   = 1 << 30 // of a job: far beyond sense, and safe to count with
 	jobBytesMax  = 512_000 // of a job's JSON
+	warningsMax  = 10      // of a job that are said
 	reportsMax   = 500     // in one done command
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
@@ -175,7 +177,7 @@ func decodeJob(doc []byte, j job) (job, error) {
 	case errors.As(err, new(badTime)):
 		return job{}, fmt.Errorf("starts_at, expires_at: %w", err)
 	case errors.As(err, &typ) && typ.Field != "":
-		return job{}, fmt.Errorf("%s: a JSON %s does not fit here", typ.Field, typ.Value)
+		return job{}, typeError(doc, typ)
 	case errors.As(err, &typ):
 		return job{}, fmt.Errorf("a job must be a JSON object, not a JSON %s", typ.Value)
 	case err == io.EOF:
@@ -236,7 +238,7 @@ func (j *job) validate(zone string) error {
 			return fmt.Errorf("tags.%s: %q ends in a number of nodes below 1, on which nothing would run; write 1 or more, or leave the number out", k, value)
 		}
 	}
-	if err := checkHidden(j.ExecutorConfig); err != nil {
+	if err := cmp.Or(checkHidden(j.ExecutorConfig), j.checkConfigKeys()); err != nil {
 		return err
 	}
 	var err error
@@ -278,6 +280,121 @@ func validateName(name string) error {
 		}
 	}
 	return nil
+}
+
+// checkShellConfig says what in the executor_config of a shell job would be taken for something else than was meant, or
+// could never run. What else may be wrong shows when it runs, as in Dkron. Values that may be secret are not quoted.
+func checkShellConfig(config map[string]string) error {
+	if _, err := parseLimits(config); err != nil {
+		return err
+	}
+	for _, entry := range envEntries(config) {
+		if strings.IndexByte(entry, '=') < 1 {
+			return errors.New(`executor_config.env: an entry has no name; write entries as NAME=value, and \, for a comma in a value`)
+		}
+		if len(entry) > argumentBytesMax {
+			return fmt.Errorf("executor_config.env: an entry is longer than the %d bytes that the kernel takes; pass it with payload", argumentBytesMax)
+		}
+	}
+	words, _ := commandWords(config)
+	if slices.ContainsFunc(words, func(word string) bool { return len(word) > argumentBytesMax }) {
+		return fmt.Errorf("executor_config.command: an argument is longer than the %d bytes that the kernel takes; pass a long script with payload, to a shell as the command", argumentBytesMax)
+	}
+	return nil
+}
+
+// checkHTTPConfig says what in the executor_config of an http job would be taken for something else than was meant, or
+// could never be met. What else may be wrong shows when it runs, as in Dkron; and a timeout without a digit is the default
+// there too.
+func checkHTTPConfig(config map[string]string) error {
+	timeout := config["timeout"]
+	if n, err := strconv.Atoi(timeout); (err != nil || n < 1) && strings.ContainsAny(timeout, "0123456789") {
+		return fmt.Errorf(`executor_config.timeout: %q is not a whole number of seconds such as "30"`, timeout)
+	}
+	if want := config["expectCode"]; want != "" {
+		for s := range strings.SplitSeq(want, ",") {
+			s = strings.TrimSpace(s)
+			if n, err := strconv.Atoi(s); s != "" && (err != nil || n < 100 || n > 999) {
+				return fmt.Errorf(`executor_config.expectCode: %q is not a list of status codes such as "200,204"`, want)
+			}
+		}
+	}
+	if _, err := url.Parse(config["url"]); err != nil && strings.Contains(config["url"], "@") {
+		return errURL // with a password, perhaps, which is not recorded where it is no password to us
+	}
+	if _, err := requestHeaders(config); err == errHeader {
+		return err
+	}
+	_, err := bodyPattern(config["expectBody"])
+	return err
+}
+
+// configKeys are what each executor reads of executor_config.
+var configKeys = map[string][]string{
+	executorShell: {"command", "shell", "env", "cwd", "timeout", "kill_timeout", "mem_limit", "payload", "su"},
+	executorHTTP: {"method", "url", "headers", "body", "timeout", "expectCode", "expectBody", "debug",
+		"tlsNoVerifyPeer", "tlsCertificateFile", "tlsCertificateKeyFile", "tlsRootCAsFile"},
+}
+
+// checkConfigKeys refuses a key that is almost one that the executor reads: the job would do something else than it says.
+func (j *job) checkConfigKeys() error {
+	plain := func(key string) string { return strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(key)) }
+	known := configKeys[j.Executor]
+	for _, key := range sortedKeys(j.ExecutorConfig) {
+		near := func(k string) bool {
+			a, b := plain(key), plain(k)
+			return a == b || min(len(key), len(k)) >= 5 && editDistance(a, b) <= 2
+		}
+		if i := slices.IndexFunc(known, near); i >= 0 && !slices.Contains(known, key) {
+			return fmt.Errorf("executor_config.%.40s: the executor %s reads no such key; write %q", key, j.Executor, known[i])
+		}
+	}
+	return nil
+}
+
+// editDistance returns how many letters must be added, taken away or replaced to make b of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1) // distances of what was read of a to the beginnings of b
+	for i := range row {
+		row[i] = i
+	}
+	for i := range len(a) {
+		before := row[0]
+		row[0] = i + 1
+		for k := range len(b) {
+			replaced := before
+			if a[i] != b[k] {
+				replaced++
+			}
+			before, row[k+1] = row[k+1], min(row[k]+1, row[k+1]+1, replaced)
+		}
+	}
+	return row[len(b)]
+}
+
+// warning says in ASCII what of a job is recorded and has no effect; empty if that is nothing.
+func (j *job) warning() string {
+	var list []string
+	add := func(field, key, what string) {
+		if key = strings.Trim(strconv.QuoteToASCII(key), `"`); len(list) < warningsMax {
+			list = append(list, fmt.Sprintf("%s.%.40s: %s.", field, key, what))
+		}
+	}
+	known := configKeys[j.Executor]
+	if known == nil && j.Executor != "" {
+		list = append(list, fmt.Sprintf("executor: no node has %+q; every run fails.", j.Executor))
+	}
+	for _, key := range sortedKeys(j.ExecutorConfig) {
+		if known != nil && !slices.Contains(known, key) {
+			add("executor_config", key, "the executor "+j.Executor+" reads no such key")
+		}
+	}
+	for _, name := range sortedKeys(j.Processors) {
+		if !slices.Contains(processorNames, name) {
+			add("processors", name, "no node has it; the output stays as it is")
+		}
+	}
+	return strings.Join(list, " ")
 }
 
 // zone returns the zone that the job's schedule is read in. Local is the

@@ -51,6 +51,12 @@ export async function get(path) {
   return (await send("GET", path)).json();
 }
 
+// warned returns what there is, and what the server warns of with it.
+export async function warned(path) {
+  const answer = await send("GET", path);
+  return { doc: await answer.json(), warning: answer.headers.get("Belfry-Warning") };
+}
+
 // permitted waits for an answer, and returns instead where the token does not
 // get one: a view shows what its viewer may see.
 export async function permitted(answer, instead) {

@@ -1,7 +1,7 @@
 // A job: when it runs next, how its runs went, and what became of every time
 // that it fell due.
 
-import { executionPath, get, jobPath, list, permitted, query } from "./api.js";
+import { executionPath, get, jobPath, list, permitted, query, warned } from "./api.js";
 import { badge, el, heading, kind, panel, strip, svg, visible } from "./dom.js";
 import { may } from "./rights.js";
 import { absolute, ago, at, duration, exact, inZone, parse, since, until, zone } from "./time.js";
@@ -16,14 +16,14 @@ export const title = ({ names }) => names[0];
 export async function load({ names: [name], search }) {
   const path = jobPath(name);
   const start = (pageOf(search) - 1) * executionRows;
-  const [job, executions, ticks, targets, runs] = await Promise.all([
-    get(path),
+  const [{ doc: job, warning }, executions, ticks, targets, runs] = await Promise.all([
+    warned(path),
     permitted(list(`${path}/executions` + query({ _start: start, _end: start + executionRows, output_size_limit: 1000 })), null),
     permitted(get(`${path}/ticks` + query({ _start: 0, _end: tickRows })), null),
     permitted(get(`${path}/targets`), null),
     lastRuns([name]),
   ]);
-  return { job, executions, ticks, targets, runs: runs[name] ?? [], coming: await comingTicks(job) };
+  return { job, warning, executions, ticks, targets, runs: runs[name] ?? [], coming: await comingTicks(job) };
 }
 
 export const concerns = (event, { names: [name] }) => event.job === name;
@@ -38,12 +38,12 @@ async function comingTicks(job) {
   return { words, timezone, next: first ? [first, ...next.map((t) => new Date(t))].filter((t) => !end || t <= end) : [] };
 }
 
-export function show({ job, executions, ticks, targets, runs, coming }, { search }) {
+export function show({ job, warning, executions, ticks, targets, runs, coming }, { search }) {
   return [
     el("p", { class: "crumbs" }, el("a", { href: "#/jobs" }, "Jobs"), " / "),
     el("div", { class: "title" }, heading(job.displayname || job.name),
       el("div", { class: "actions" }, may.edit(job.name) && el("a", { class: "button", href: `#/${jobPath(job.name)}/edit` }, "Edit"), buttons(job))),
-    el("div", { class: "columns" }, panel("Job", null, facts(job, runs, targets, coming)), panel("Next runs", null, nextList(job, coming))),
+    el("div", { class: "columns" }, panel("Job", null, warning && el("p", { class: "warning" }, warning), facts(job, runs, targets, coming)), panel("Next runs", null, nextList(job, coming))),
     executions && panel("Runs", null, runTable(job, executions, search)),
     ticks && panel("Every time it fell due, last 24 hours", null, tickList(job, ticks)),
     el("details", { class: "panel" }, el("summary", null, "As JSON"), el("pre", null, JSON.stringify(job, null, 2))),
