@@ -721,19 +721,45 @@ func TestJobGlob(t *testing.T) {
 	}
 }
 
-// TestACL_Health: who has no token learns that something is wrong, not what.
+// TestACL_Health: what is wrong but lets the node read and write is no 503. Who
+// has no token, or calls the server by a name that is not its own, as a load
+// balancer does, learns whether something is wrong, not what.
 func TestACL_Health(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		s := newTestServer(t, filepath.Join(dir, "data"), 7)
 		root := s.guarded(dir)
-		s.api.troubles = func() []string { return []string{"the disk is full"} }
-		if text := s.mustAs(http.StatusServiceUnavailable, "", "GET", "/health", ""); strings.Contains(text, "disk") {
-			t.Errorf("without a token: %s", text)
+		var problems, warnings []string
+		s.api.health = func() ([]string, []string) { return problems, warnings }
+		leads := true
+		s.api.leading = func() bool { return leads }
+		ask := func(secret, host, target string, status int, want string) {
+			t.Helper()
+			r := httptest.NewRequest("GET", target, nil)
+			r.Host = host
+			r.Header.Set("X-Dkron-Token", secret)
+			w := httptest.NewRecorder()
+			s.handler.ServeHTTP(w, r)
+			if w.Code != status || w.Body.String() != want {
+				t.Errorf("%s of %s with the token %.3q: %d %s, want %d %s", target, host, secret, w.Code, w.Body, status, want)
+			}
+			if host != "localhost" && w.Header()["X-Whom"] != nil {
+				t.Errorf("%s is told the node's name", host)
+			}
 		}
-		if text := s.mustAs(http.StatusServiceUnavailable, root, "GET", "/health", ""); !strings.Contains(text, "disk") {
-			t.Errorf("with a management token: %s", text)
-		}
+		ask(root, "localhost", "/health", 200, `{"status":"healthy"}`)
+		warnings = []string{"the clock is wrong"}
+		ask(root, "localhost", "/health", 200, `{"status":"healthy","warnings":["the clock is wrong"]}`)
+		ask("", "localhost", "/health", 200, `{"status":"healthy"}`)
+		ask(root, "belfry.svc:8080", "/health", 200, `{"status":"healthy"}`)
+		problems = []string{"the disk is full"}
+		ask(root, "localhost", "/health", 503, `{"problems":["the disk is full"],"status":"unhealthy","warnings":["the clock is wrong"]}`)
+		ask("", "localhost", "/health", 503, `{"status":"unhealthy"}`)
+		ask(root, "belfry.svc:8080", "/health", 503, `{"status":"unhealthy"}`)
+		ask("", "belfry.svc", "/health?live", 200, `{"status":"alive"}`)
+		ask("", "belfry.svc", "/health?leader", 200, `{"status":"leader"}`)
+		leads = false
+		ask("", "belfry.svc", "/health?leader", 503, `{"status":"follower"}`)
 	})
 }
 

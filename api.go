@@ -81,7 +81,7 @@ type api struct {
 	peers      func() []raftPeer
 	removePeer func(ctx context.Context, id string) error
 	relay      func(w http.ResponseWriter, r *http.Request, actor, request string) error // to the leader; of a node without state, to a server
-	troubles   func() []string                                                           // what keeps the node from its part, each with its remedy
+	health     func() (problems, warnings []string)                                      // why reads or writes fail here, and what else is wrong, each with its remedy
 	gauges     func() gauges                                                             // what the node's own numbers are
 
 	acl bool   // requests need a token
@@ -166,7 +166,7 @@ func (a *api) routes() []route {
 		{"GET /v1/raft/peers", mayList, a.listPeers},
 		{"DELETE /v1/raft/peers/{id}", mayDelete, a.dropPeer},
 
-		{healthRoute, noToken, a.health},
+		{healthRoute, noToken, a.showHealth},
 		{"GET /metrics", mayRead, a.metrics},
 
 		{"GET /v1/openapi.yaml", mayRead, a.openapi},
@@ -383,13 +383,17 @@ func trimSlash(mux *http.ServeMux) http.Handler {
 // somebody else's can point its own name at our address (DNS rebinding) and
 // then read and write as one origin with us; it cannot do so with an address
 // or with a name that is not its own. No browser leaves Host out, as HTTP/1.0
-// may: a proxy does that looks whether the server is there.
+// may: a proxy does that looks whether the server is there. One that asks for
+// /health may call it what it likes, and is told no more than yes or no.
 func (a *api) checkHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Whom", a.node)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin") // a page elsewhere cannot even load it, as a script or an image
-		if !a.ownHost(r.Host) {
+		own := a.ownHost(r.Host)
+		if own {
+			w.Header().Set("X-Whom", a.node)
+		}
+		if !own && r.URL.Path != "/health" {
 			a.countRefusal(r, refusedHost)
 			http.Error(w, fmt.Sprintf("this server is not called %q; use its address, or localhost, or start it with that name in --allowed-host", r.Host), http.StatusMisdirectedRequest)
 			return
@@ -538,7 +542,7 @@ func (a *api) caughtUp(r *http.Request) {
 	ask := func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), leaderTimeout) // of all who wait
 		defer cancel()
-		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "/health", http.NoBody)
+		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "/health?live", http.NoBody)
 		if err != nil {
 			return nil, err
 		}
@@ -2455,7 +2459,7 @@ func (a *api) relayHandler() http.Handler {
 	}
 	mux.HandleFunc("/", relay)
 	mux.Handle("GET /v1/isleader", a.answer(a.isFollower))
-	mux.Handle("GET /health", a.answer(a.health))
+	mux.Handle("GET /health", a.answer(a.showHealth))
 	for _, stream := range []string{watchRoute, outputRoute} {
 		mux.HandleFunc(stream, func(w http.ResponseWriter, r *http.Request) {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it may go on for days
@@ -2553,16 +2557,35 @@ func (a *api) isFollower(*http.Request) (*response, error) {
 	return &response{status: http.StatusNotFound, body: "I am a follower"}, nil
 }
 
-// health answers 200 as upstream, or 503 and what is wrong, each in a sentence
-// that says what to do.
-func (a *api) health(r *http.Request) (*response, error) {
-	if troubles := a.troubles(); len(troubles) > 0 {
-		if !a.callerOf(r).may("/health", mayRead) {
-			return &response{status: http.StatusServiceUnavailable, body: map[string]string{"status": "unhealthy"}}, nil
+// showHealth answers 200 where this node reads and writes, though something may
+// be wrong, and else 503. Asked with live it is 200 as long as the process
+// answers, for who would start it again: that helps where a majority is gone as
+// little as it hurts. Asked with leader it is 200 on the leader alone.
+func (a *api) showHealth(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	answer := func(ok bool, yes, no string) *response {
+		if ok {
+			return &response{status: http.StatusOK, body: map[string]any{"status": yes}}
 		}
-		return &response{status: http.StatusServiceUnavailable, body: map[string]any{"status": "unhealthy", "troubles": troubles}}, nil
+		return &response{status: http.StatusServiceUnavailable, body: map[string]any{"status": no}}
 	}
-	return &response{status: http.StatusOK, body: map[string]string{"status": "healthy"}}, nil
+	if q.Has("live") {
+		return answer(true, "alive", ""), nil
+	}
+	if q.Has("leader") {
+		return answer(a.leading != nil && a.leading(), "leader", "follower"), nil
+	}
+	problems, warnings := a.health()
+	res := answer(len(problems) == 0, "healthy", "unhealthy")
+	if !a.ownHost(r.Host) || !a.callerOf(r).may("/health", mayRead) {
+		return res, nil
+	}
+	for name, list := range map[string][]string{"problems": problems, "warnings": warnings} {
+		if len(list) > 0 {
+			res.body.(map[string]any)[name] = list
+		}
+	}
+	return res, nil
 }
 
 // metrics answers in the text format of Prometheus.

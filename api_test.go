@@ -180,11 +180,11 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 			}
 			return nil
 		},
-		relay:    func(http.ResponseWriter, *http.Request, string, string) error { return errNotLeader },
-		gauges:   func() gauges { return gauges{} },
-		troubles: func() []string { return nil },
-		output:   s.node.copyOutput,
-		printed:  s.node.printed,
+		relay:   func(http.ResponseWriter, *http.Request, string, string) error { return errNotLeader },
+		gauges:  func() gauges { return gauges{} },
+		health:  func() (problems, warnings []string) { return nil, nil },
+		output:  s.node.copyOutput,
+		printed: s.node.printed,
 	}
 	s.handler = s.api.handler()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -1179,12 +1179,14 @@ func TestAPI_Agent(t *testing.T) {
 		text   string
 	}{
 		{"/v1/isleader", nil, 404, `"I am a follower"`},
-		{"/health", errNotLeader, 503, `{"status":"unhealthy","troubles":["alone"]}`},
+		{"/health", errNotLeader, 503, `{"problems":["alone"],"status":"unhealthy","warnings":["clock"]}`},
+		{"/health?live", errNotLeader, 200, `{"status":"alive"}`},
+		{"/health?leader", nil, 503, `{"status":"follower"}`},
 		{"/v1/jobs", nil, 200, ""},
 		{"/v1/jobs", errNotLeader, 503, "no server can be reached; see --retry-join"},
 		{"/v1/jobs", errUnknown, 504, errUnknown.Error()},
 	} {
-		a := &api{node: "n1", log: slog.New(slog.DiscardHandler), troubles: func() []string { return []string{"alone"} }, relay: func(http.ResponseWriter, *http.Request, string, string) error { return c.relay }}
+		a := &api{node: "n1", log: slog.New(slog.DiscardHandler), health: func() (problems, warnings []string) { return []string{"alone"}, []string{"clock"} }, relay: func(http.ResponseWriter, *http.Request, string, string) error { return c.relay }}
 		r := httptest.NewRequest("GET", c.target, nil)
 		r.Host = "localhost"
 		w := httptest.NewRecorder()

@@ -1701,14 +1701,17 @@ func (c *cluster) noticeStuck(now time.Time) {
 	}
 }
 
-// troubles says what keeps this server from its work, each in a sentence that
-// says what to do. It asks nobody who may be stuck.
-func (c *cluster) troubles() []string {
-	list := c.plane.troubles()
+// health says why reads or writes fail on this server, and what else is wrong,
+// each in a sentence that says what to do. It asks nobody who may be stuck.
+func (c *cluster) health() (problems, warnings []string) {
+	problems, warnings = c.plane.health()
 	if stuck := c.progress.Load().trouble(time.Now()); stuck != "" {
-		list = append(list, stuck)
+		problems = append(problems, stuck)
 	}
-	return list
+	if err := c.store.readable(time.Now()); err != nil {
+		problems = append(problems, fmt.Sprintf("the database cannot be read: restore a backup, or start this server with an empty --data-dir, so that the others send it a copy: %v", err))
+	}
+	return problems, warnings
 }
 
 // stoodStill returns how long a loop did not come round, because the process or
@@ -3047,21 +3050,24 @@ func (p *plane) setTrouble(subject, why string) {
 	}
 }
 
-// troubles returns what keeps this node from its part in the cluster, each in
-// one sentence that says what to do, sorted.
-func (p *plane) troubles() []string {
+// health says why reads or writes fail on this node, as far as the plane knows,
+// and what else is wrong, each in one sentence that says what to do.
+func (p *plane) health() (problems, warnings []string) {
 	p.mu.Lock()
-	list := slices.Sorted(maps.Values(p.trouble))
+	warnings = slices.Sorted(maps.Values(p.trouble))
 	p.mu.Unlock()
-	_, led := p.leaderRecord()
+	leader, led := p.leaderRecord()
 	switch {
-	case led:
-	case p.server == nil:
-		list = append(list, "no server that leads is known: this node is given nothing to run; see --retry-join, and whether the servers are up")
-	case p.clusterID() != "":
-		list = append(list, "no leader is known: nothing fires and writes are refused until a majority of the servers reach each other; see \"belfry raft list-peers\"")
+	case !led && p.server == nil:
+		problems = []string{"no server that leads is known: this node is given nothing to run; see --retry-join, and whether the servers are up"}
+	case !led && p.clusterID() == "":
+		problems = []string{"this server belongs to no cluster yet: see --bootstrap-expect, --retry-join, and whether the others are up"}
+	case !led:
+		problems = []string{"no leader is known: nothing fires and writes are refused until a majority of the servers reach each other; see \"belfry raft list-peers\""}
+	case leader.ID == p.cfg.ID && !p.leading(), leader.ID != p.cfg.ID && !leader.Leads:
+		problems = []string{"the leader was elected a moment ago: writes are refused until it has taken up its work"}
 	}
-	return list
+	return problems, warnings
 }
 
 // setStatus changes what this node says of itself.

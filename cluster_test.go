@@ -2086,7 +2086,7 @@ func trio(t testing.TB) []*peerNode {
 }
 
 func hasTrouble(n *peerNode, text string) bool {
-	return slices.ContainsFunc(n.plane.troubles(), func(s string) bool { return strings.Contains(s, text) })
+	return slices.ContainsFunc(slices.Concat(n.plane.health()), func(s string) bool { return strings.Contains(s, text) })
 }
 
 // A server alone makes a cluster at once; two more are taken in one after the
@@ -2459,6 +2459,12 @@ func voterEntries(t testing.TB, n *peerNode) (lists []string) {
 }
 
 // Servers of which one is too many, or that were told different numbers, found
+// troubles returns how many things a node says are wrong.
+func troubles(n *peerNode) int {
+	problems, warnings := n.plane.health()
+	return len(problems) + len(warnings)
+}
+
 // nothing, and say what to do. When that is done, they do.
 func TestCluster_BootstrapRefusals(t *testing.T) {
 	a := startPeer(t, "a", 2)
@@ -2473,9 +2479,9 @@ func TestCluster_BootstrapRefusals(t *testing.T) {
 	voters(t, "a c", a, c)
 	b.start()
 	voters(t, "a b c", a, b, c) // one too many is taken in
-	if len(a.plane.troubles())+len(b.plane.troubles())+len(c.plane.troubles()) > 0 {
+	if troubles(a)+troubles(b)+troubles(c) > 0 {
 		eventually(t, "no trouble", func() bool {
-			return len(a.plane.troubles())+len(b.plane.troubles())+len(c.plane.troubles()) == 0
+			return troubles(a)+troubles(b)+troubles(c) == 0
 		})
 	}
 }

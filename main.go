@@ -1002,7 +1002,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 			return err
 		},
 		peers: p.peers, removePeer: p.removePeer, relay: p.forward,
-		troubles: clu.troubles,
+		health: clu.health,
 		gauges: func() gauges {
 			return gauges{Running: exec.running(), Undelivered: exec.undelivered(), Refused: p.refused.byReason()}
 		},
@@ -1050,10 +1050,10 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	defer n.plane.listener.Close()
 	n.front = (&api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, log: log, stopping: ctx.Done(),
-		leave:    func(ctx context.Context) error { defer quit(); return n.plane.leave(ctx) },
-		relay:    n.plane.forward,
-		troubles: n.plane.troubles,
-		acl:      cfg.ACL,
+		leave:  func(ctx context.Context) error { defer quit(); return n.plane.leave(ctx) },
+		relay:  n.plane.forward,
+		health: n.plane.health,
+		acl:    cfg.ACL,
 	}).relayHandler()
 	return n.run(ctx, cfg, listener, greet, log)
 }

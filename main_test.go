@@ -759,6 +759,28 @@ func TestServe_Timezone(t *testing.T) {
 	}
 }
 
+// TestServe_Ready: from the first 200 of /health on writes are done.
+func TestServe_Ready(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for i := range 3 {
+		p := launch(t, program(t, dir, nil, "agent", "--server", "--bootstrap-expect=1", "--node-name=n1", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data"))
+		unready := 0
+		p.eventually("readiness", func() bool {
+			status, _ := p.get("/health", nil)
+			if status == http.StatusServiceUnavailable {
+				unready++
+			}
+			return status == http.StatusOK
+		})
+		if status, text := p.send("POST", "/v1/jobs", shellJob("a", "@manually", "true"), nil); status != http.StatusCreated {
+			t.Errorf("start %d: a write is answered %d %s by a server that was ready", i, status, text)
+		}
+		t.Logf("/health was 503 %d times", unready)
+		p.end()
+	}
+}
+
 // TestServe_Hangup: without a certificate SIGHUP changes nothing.
 func TestServe_Hangup(t *testing.T) {
 	t.Parallel()
@@ -3913,7 +3935,7 @@ func (b *bubble) checkCalm(now time.Time) {
 		if n.life.parts == nil || closed(n.life.ended) {
 			continue
 		}
-		if list := n.life.parts.plane.troubles(); len(list) > 0 {
+		if list := slices.Concat(n.life.parts.plane.health()); len(list) > 0 {
 			wrong["health of "+n.name] = fmt.Sprintf("%s is not healthy: %q", n.name, list)
 		}
 		if c := n.driver(); c != nil && leader != nil && c.applied < leader.driver().committed {

@@ -367,6 +367,7 @@ type store struct {
 	docs   jobDocs
 	events events
 
+	unread    atomic.Pointer[failedRead] // the last read that failed
 	readMu    sync.Mutex
 	readStmts map[string]*sql.Stmt // guarded by readMu
 
@@ -762,28 +763,59 @@ func (s *store) readStmt(query string) (*sql.Stmt, error) {
 // view reads the one row of query from what is applied.
 func (s *store) view(query string, args []any, dest ...any) error {
 	st, err := s.readStmt(query)
-	if err != nil {
+	switch {
+	case err != nil:
+	case st == nil:
+		err = s.read.QueryRow(query, args...).Scan(dest...)
+	default:
+		err = st.QueryRow(args...).Scan(dest...)
+	}
+	return s.noteRead(err)
+}
+
+// failedReadAge is for how long a read that failed says that reads fail.
+const failedReadAge = time.Minute
+
+type failedRead struct {
+	at  time.Time
+	err error
+}
+
+// noteRead keeps an error for readable, and returns it.
+func (s *store) noteRead(err error) error {
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		s.unread.Store(&failedRead{time.Now(), err})
+	}
+	return err
+}
+
+// readable returns why reads fail now, or failed a moment ago: of a damaged
+// database some pages may still be read.
+func (s *store) readable(now time.Time) error {
+	var n int
+	if err := s.view("SELECT (SELECT count(*) FROM (SELECT id FROM jobs LIMIT 1)) + applied_index FROM cluster", nil, &n); err != nil {
 		return err
 	}
-	if st == nil {
-		return s.read.QueryRow(query, args...).Scan(dest...)
+	if last := s.unread.Load(); last != nil && now.Sub(last.at) < failedReadAge {
+		return last.err
 	}
-	return st.QueryRow(args...).Scan(dest...)
+	return nil
 }
 
 // viewEach calls fn for each row of query from what is applied. fn waits for
 // nobody: for as long as it takes a reader's connection is held.
 func (s *store) viewEach(query string, args []any, fn func(scanner) error) error {
 	st, err := s.readStmt(query)
-	if err != nil {
-		return err
+	var rows *sql.Rows
+	switch {
+	case err != nil:
+		return s.noteRead(err)
+	case st == nil:
+		rows, err = s.read.Query(query, args...)
+	default:
+		rows, err = st.Query(args...)
 	}
-	if st == nil {
-		rows, err := s.read.Query(query, args...)
-		return eachRow(rows, err, fn)
-	}
-	rows, err := st.Query(args...)
-	return eachRow(rows, err, fn)
+	return s.noteRead(eachRow(rows, err, fn))
 }
 
 // persist writes the vote and appends entries, replacing what the log holds

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -1732,4 +1734,53 @@ func TestStore_TickNeverStarted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStore_Unreadable: a server of which some pages are damaged says so, though
+// others can be read, from the first read on that meets one.
+func TestStore_Unreadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, dir, 7)
+		for i := range 100 {
+			s.do("POST", "/v1/jobs", fmt.Sprintf(`{"name": "job%d", "schedule": "@manually", "metadata": {"x": "%s"}}`, i, strings.Repeat("x", 10_000)))
+		}
+		st := s.api.store
+		if err := st.readable(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		s.stop()
+		path := filepath.Join(dir, "belfry.db")
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		damaged := bytes.ReplaceAll(whole, []byte(strings.Repeat("x", 1_000)), bytes.Repeat([]byte{0xff}, 1_000))
+		for page := 1; page < len(damaged)/4096; page++ {
+			if at := damaged[page*4096:]; bytes.Count(at[:4096], []byte{0xff}) > 2_000 {
+				copy(at[:8], "\xff\xff\xff\xff\xff\xff\xff\xff") // where the next page of a row stands
+			}
+		}
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		st, err = openStore(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.close()
+		if err := st.readable(time.Now()); err != nil {
+			t.Fatalf("the first pages are whole: %v", err)
+		}
+		if _, err := st.job("job50"); err == nil {
+			t.Fatal("a damaged row was read")
+		}
+		if err := st.readable(time.Now()); err == nil {
+			t.Error("a read has failed, and the store says that it reads")
+		}
+		wait(failedReadAge)
+		if err := st.readable(time.Now()); err != nil {
+			t.Errorf("nobody has met damage for a while: %v", err)
+		}
+	})
 }
