@@ -1371,6 +1371,11 @@ type executionView struct {
 	Cause         string    `json:"cause"`                    // ours: tick, child, retry or hand
 	ScheduledAt   time.Time `json:"scheduled_at"`             // ours: when the tick fell due, or the run was asked for
 	OutputDropped int64     `json:"output_dropped,omitempty"` // ours: bytes before those that were kept
+
+	ExitCode    *int    `json:"exit_code,omitempty"`         // ours: of the first process, if it exited by itself
+	Signal      string  `json:"signal,omitempty"`            // ours: which ended that process
+	CPUSeconds  float64 `json:"cpu_seconds,omitempty"`       // ours: of it and the children that it waited for
+	MemoryBytes int64   `json:"peak_memory_bytes,omitempty"` // ours: of the largest of them
 }
 
 // view shows an execution with its times in a zone.
@@ -1379,6 +1384,7 @@ func (e *executionRow) view(zone *time.Location) executionView {
 		ID: executionName(e.ID, e.Node), JobName: e.JobName, StartedAt: timeOf(e.Started).In(zone), Success: e.Outcome == outcomeSuccess,
 		Output: string(e.Output), Reason: strings.TrimSpace(string(e.Reason)), NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
 		Outcome: e.Outcome, Cause: e.Cause, ScheduledAt: timeOf(e.Due).In(zone), OutputDropped: e.Dropped,
+		ExitCode: e.Process.ExitCode, Signal: e.Process.Signal, CPUSeconds: time.Duration(e.Process.CPU).Seconds(), MemoryBytes: e.Process.Memory,
 	}
 	if e.Finished != 0 {
 		v.FinishedAt = timeOf(e.Finished).In(zone)

@@ -2497,6 +2497,9 @@ func TestProgram_AsProcessOne(t *testing.T) {
 		p.must("GET", "/v1/jobs/orphans/executions", nil, &list)
 		return len(list) == 1 && list[0].Outcome != ""
 	})
+	if e := list[0]; e.ExitCode == nil || *e.ExitCode != 0 || e.Signal != "" || e.CPUSeconds <= 0 {
+		t.Errorf("the record of its end is %+v", e)
+	}
 	if want := ") 0\n0\n"; !strings.HasSuffix(list[0].Output, want) {
 		t.Errorf("the run says %q, want an end of %q: process 1 without zombies", list[0].Output, want)
 	}

@@ -200,7 +200,11 @@ CREATE TABLE executions (
 	started     INTEGER NOT NULL, -- until it is finished: when it was decided
 	finished    INTEGER NOT NULL,
 	outcome     TEXT    NOT NULL, -- '' until it is finished
-	dropped     INTEGER NOT NULL  -- bytes of output that were not kept
+	dropped     INTEGER NOT NULL, -- bytes of output that were not kept
+	exit_code   INTEGER,          -- of its first process; NULL: it did not exit by itself
+	signal      TEXT    NOT NULL, -- that ended that process
+	cpu         INTEGER NOT NULL, -- nanoseconds that it and its children took
+	memory      INTEGER NOT NULL  -- bytes at the peak of the largest; 0: not known
 ) STRICT;
 CREATE INDEX executions_job ON executions (job, id);
 CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
@@ -1244,13 +1248,14 @@ type runDecision struct {
 // A report is the final word of a node on an execution. Its output follows the
 // command's JSON as raw bytes.
 type report struct {
-	Execution  int64  `json:"execution"`
-	Started    int64  `json:"started"`
-	Finished   int64  `json:"finished"`
-	Outcome    string `json:"outcome"`
-	Dropped    int64  `json:"dropped,omitempty"`
-	Reason     int    `json:"reason,omitempty"` // bytes of the output, its first
-	OutputSize int    `json:"output_size,omitempty"`
+	Execution  int64      `json:"execution"`
+	Started    int64      `json:"started"`
+	Finished   int64      `json:"finished"`
+	Outcome    string     `json:"outcome"`
+	Dropped    int64      `json:"dropped,omitempty"`
+	Process    processEnd `json:"process,omitzero"`
+	Reason     int        `json:"reason,omitempty"` // bytes of the output, its first
+	OutputSize int        `json:"output_size,omitempty"`
 	output     []byte
 }
 
@@ -2152,7 +2157,7 @@ func (a *applying) start(targets []target, e executionRow) ([]int64, error) {
 		if e.Group == 0 {
 			e.Group = id
 		}
-		err := a.s.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0)",
+		err := a.s.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0)",
 			id, e.JobID, e.Group, e.slot+i, e.Attempt, t.Node, int64(t.Incarnation), e.Cause, e.Due, e.Late, a.c.Now)
 		if err != nil {
 			return nil, err
@@ -2398,7 +2403,8 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	if r.Started == 0 {
 		r.Started = e.Started
 	}
-	if err := a.s.exec("UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ? WHERE id = ?", r.Started, r.Finished, r.Outcome, r.Dropped, e.ID); err != nil {
+	if err := a.s.exec("UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ?, exit_code = ?, signal = ?, cpu = ?, memory = ? WHERE id = ?",
+		r.Started, r.Finished, r.Outcome, r.Dropped, r.Process.ExitCode, r.Process.Signal, r.Process.CPU, r.Process.Memory, e.ID); err != nil {
 		return err
 	}
 	a.s.tell(eventEnded, e.ID)
@@ -3089,6 +3095,7 @@ type executionRow struct {
 	Finished   int64
 	Outcome    string
 	Dropped    int64
+	Process    processEnd
 	Reason     []byte // why it failed; the output begins with it
 	Output     []byte // no more than was asked for
 	OutputSize int    // of all of it
@@ -3098,7 +3105,7 @@ type executionRow struct {
 }
 
 // executionColumns ask for the reason and the last ?1 bytes behind it. What || joins is text, of which a NUL is the end to readers.
-const executionColumns = `e.id, e.job, j.name, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.cause, e.due, e.late, e.started, e.finished, e.outcome, e.dropped,
+const executionColumns = `e.id, e.job, j.name, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.cause, e.due, e.late, e.started, e.finished, e.outcome, e.dropped, e.exit_code, e.signal, e.cpu, e.memory,
 	coalesce(length(o.reason) + length(o.tail) + length(o.head), 0), coalesce(o.reason, x''), CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1) ELSE substr(CAST(o.head || o.tail AS BLOB), -?1) END`
 
 const executionTables = ` FROM executions e JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id`
@@ -3107,7 +3114,7 @@ func scanExecution(scan scanner) (executionRow, error) {
 	var e executionRow
 	var incarnation int64
 	err := scan(&e.ID, &e.JobID, &e.JobName, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Cause, &e.Due, &e.Late, &e.Started, &e.Finished, &e.Outcome, &e.Dropped,
-		&e.OutputSize, &e.Reason, &e.Output)
+		&e.Process.ExitCode, &e.Process.Signal, &e.Process.CPU, &e.Process.Memory, &e.OutputSize, &e.Reason, &e.Output)
 	e.incarnation = uint64(incarnation)
 	return e, err
 }

@@ -44,6 +44,10 @@ function facts(e) {
     ["Reason", e.reason],
     ["Why", causes[e.cause] ?? e.cause],
     ["Attempt", e.attempt],
+    ["Exit code", e.exit_code?.toString()],
+    ["Signal", e.signal],
+    ["CPU time", e.cpu_seconds && `${e.cpu_seconds.toFixed(3)} s`],
+    ["Peak memory", e.peak_memory_bytes && `${(e.peak_memory_bytes / 2 ** 20).toFixed(1)} MiB`],
   ];
   return el("dl", { class: "wide" }, rows.filter(([, v]) => v).map(([k, v]) => el("div", null, el("dt", null, k), el("dd", null, v))));
 }
