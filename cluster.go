@@ -71,6 +71,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"math"
 	"math/big"
 	"math/rand/v2"
 	"net"
@@ -179,6 +180,10 @@ type message struct {
 	// refused (reply).
 	Prev position
 
+	// Append and snapshot: grows with each that this server sends. Reply: the
+	// highest that the follower had received.
+	Number uint64
+
 	// Append. If Entries is empty and Last is behind Prev, the driver reads the
 	// entries behind Prev up to Last from disk, fewer if they are more than
 	// about appendBytesMax. It drops the message if they were trimmed meanwhile.
@@ -190,10 +195,12 @@ type message struct {
 	Handover uint64   // vote: term of the leader that told this candidate to stand for the next, or 0
 
 	// Append reply.
-	Match   uint64   // durable, and equal to the leader's log, up to here
-	Leaving bool     // the sender must not become a voter
-	Reject  bool     // the append does not fit, or is of an old term
-	Hint    position // if it does not fit: the highest entry that may be in both logs
+	Match      uint64   // durable, and equal to the leader's log, up to here
+	Have       uint64   // the same, but perhaps not durable yet
+	Installing bool     // a snapshot is being written
+	Leaving    bool     // the sender must not become a voter
+	Reject     bool     // the append does not fit, or is of an old term
+	Hint       position // if it does not fit: the highest entry that may be in both logs
 }
 
 // raftConfig is fixed for the life of a raft. Durations are in ticks.
@@ -202,7 +209,7 @@ type raftConfig struct {
 	heartbeatTicks int // between two appends of an idle leader
 	electionTicks  int // of silence until a leader counts as gone; several heartbeats
 	stepTicks      int // that each rank waits longer than the one above it
-	snapshotTicks  int // until a snapshot that nobody acknowledged is sent again
+	snapshotTicks  int // until a snapshot that did not get through is sent again
 }
 
 // saved is what a server finds on its disk when it starts.
@@ -270,15 +277,35 @@ const (
 	roleLeader
 )
 
+// A peerProgress says what the leader knows of a peer's log.
+type peerProgress uint8
+
+const (
+	probe     peerProgress = iota // next is a guess: an append carries one entry
+	replicate                     // the peer has all before next: an append carries what fits
+	snapshots                     // the log begins behind next
+)
+
 // A peer is the leader's view of another voter or learner.
+//
+// It is sent one thing at a time, an append with entries or a snapshot, which is
+// in flight until the peer has it on disk or has surely lost it. No clock says
+// so, but the driver, if it did not get through; or the answer to an append that
+// was sent after it had arrived. So nothing is sent twice because a link or a
+// disk is slow.
 type peer struct {
 	server
-	match  uint64 // its log is durable and equal to ours up to here
-	next   uint64 // first entry to send
-	wait   int    // ticks until an unanswered append or snapshot is sent again; 0: none under way
-	silent int    // ticks since it answered
-	commit uint64 // commit index it was last told
-	joins  bool   // it has the latest list of voters, and said since then that it does not leave
+	progress   peerProgress
+	match      uint64 // its log is durable and equal to ours up to here
+	next       uint64 // first entry to send
+	flight     uint64 // number of what is in flight, 0: nothing
+	end        uint64 // flight: its last entry; of a snapshot only once it has arrived
+	arrived    uint64 // flight: number of the last message sent when it had arrived, 0: it has not
+	pause      int    // ticks until the next try, after one that did not get through
+	installing bool   // it writes a snapshot
+	silent     int    // ticks since it answered
+	commit     uint64 // commit index it was last told
+	joins      bool   // it has the latest list of voters, and said since then that it does not leave
 }
 
 // raft is one server's part in the protocol.
@@ -321,12 +348,14 @@ type raft struct {
 
 	matched uint64   // follower: equal to the leader's log up to here
 	acked   uint64   // follower: what it told this leader
+	heard   uint64   // follower: highest number of this leader's messages
 	votes   []string // asking, candidate: ids that said yes
 
 	// Of the leader.
 	peers []peer // other voters and learners, by name and id
 	first uint64 // its first entry
 	heir  server // to whom it hands over, zero if nobody
+	sent  uint64 // number of the last append or snapshot, in whatever term
 
 	learners []server // what setLearners said last
 	leaving  bool     // what setLeaving said last
@@ -379,7 +408,7 @@ func (r *raft) hung() bool { return r.hangs && len(r.voters()) > 1 }
 func (r *raft) tickLeader() {
 	for i := range r.peers {
 		r.peers[i].silent++
-		r.peers[i].wait = max(0, r.peers[i].wait-1)
+		r.peers[i].pause = max(0, r.peers[i].pause-1)
 	}
 	if r.hung() || !r.hasMajority(r.alive) {
 		r.become(roleFollower, server{}) // thesis 6.2: clients must not wait for a leader that cannot commit
@@ -430,7 +459,7 @@ func (r *raft) become(role raftRole, leader server) {
 	r.role, r.leader = role, leader
 	r.votes, r.peers, r.heir = nil, nil, server{}
 	// Every leader has all that is committed (thesis 3.6.3, leader completeness).
-	r.matched, r.acked = r.commit, 0
+	r.matched, r.acked, r.heard = r.commit, 0, 0
 	r.resetElectionTimer(r.rankWait())
 }
 
@@ -615,9 +644,12 @@ func (r *raft) follow(leader server) {
 func (r *raft) onAppend(m message) error {
 	r.follow(m.From)
 	if m.Prev.Index > r.commit && r.log.term(m.Prev.Index) != m.Prev.Term {
-		r.send(message{Kind: msgAppendReply, To: m.From, Term: r.state.Term, Match: r.ackable(), Prev: m.Prev, Hint: r.log.back(m.Prev), Reject: true})
+		no := r.reply()
+		no.Reject, no.Number, no.Prev, no.Hint = true, m.Number, m.Prev, r.log.back(m.Prev)
+		r.send(no)
 		return nil
 	}
+	r.heard = max(r.heard, m.Number)
 	for _, e := range m.Entries {
 		switch {
 		case r.log.term(e.Index) == e.Term || e.Index <= r.log.base.Index:
@@ -641,6 +673,7 @@ func (r *raft) onAppend(m message) error {
 // comes while another is being installed is left: a slow disk would never be done.
 func (r *raft) onSnapshot(m message) {
 	r.follow(m.From)
+	r.heard = max(r.heard, m.Number)
 	switch {
 	case m.Prev.Index <= r.commit, r.snap != nil:
 	case r.log.term(m.Prev.Index) == m.Prev.Term:
@@ -664,7 +697,13 @@ func (r *raft) ackable() uint64 {
 
 func (r *raft) ack() {
 	r.acked = r.ackable()
-	r.send(message{Kind: msgAppendReply, To: r.leader, Term: r.state.Term, Match: r.acked, Leaving: r.leaving})
+	r.send(r.reply())
+}
+
+// reply is what the leader is told of this log.
+func (r *raft) reply() message {
+	return message{Kind: msgAppendReply, To: r.leader, Term: r.state.Term, Number: r.heard,
+		Match: r.ackable(), Have: r.matched, Installing: r.snap != nil, Leaving: r.leaving}
 }
 
 // Leader
@@ -691,23 +730,38 @@ func (r *raft) append(kind entryKind, data []byte) {
 	r.log.add(entry{r.log.last + 1, r.state.Term, kind, data})
 }
 
-// sendAppends gives every peer that waits for nothing what it lacks: one
-// append with entries at a time, so that all that is proposed meanwhile goes
-// in the next. A peer that does not answer gets heartbeats only.
+// sendAppends gives every peer that has nothing in flight what it lacks: all that
+// is proposed meanwhile goes in the next append. A peer that does not answer gets
+// heartbeats only.
 func (r *raft) sendAppends() {
 	for i := range r.peers {
 		switch p := &r.peers[i]; {
-		case p.wait > 0 || !r.alive(p.ID):
+		case p.flight != 0 || p.pause > 0 || !r.alive(p.ID):
 		case p.next <= r.log.base.Index:
-			p.wait = r.cfg.snapshotTicks
-			r.send(message{Kind: msgSnapshot, To: p.server, Term: r.state.Term})
+			if p.progress = snapshots; !p.installing {
+				r.fly(p, message{Kind: msgSnapshot, To: p.server, Term: r.state.Term}, math.MaxUint64)
+			}
 		case p.next <= r.log.last:
-			p.wait = r.cfg.electionTicks
+			if p.progress == snapshots {
+				p.progress = probe
+			}
 			r.sendEntries(p)
 		case p.commit < r.commit:
 			r.sendHeartbeat(p)
 		}
 	}
+}
+
+// fly sends what is in flight from now on; end is its last entry.
+func (r *raft) fly(p *peer, m message, end uint64) {
+	r.sendNumbered(m)
+	p.flight, p.end, p.arrived = r.sent, end, 0
+}
+
+func (r *raft) sendNumbered(m message) {
+	r.sent++
+	m.Number = r.sent
+	r.send(m)
 }
 
 // sendEntries takes what is not yet on this server's disk from memory: the
@@ -716,14 +770,19 @@ func (r *raft) sendAppends() {
 func (r *raft) sendEntries(p *peer) {
 	m := message{Kind: msgAppend, To: p.server, Term: r.state.Term, Commit: r.commit}
 	m.Prev = position{p.next - 1, r.log.term(p.next - 1)}
+	entries := appendEntriesMax
+	if p.progress == probe {
+		entries = 1
+	}
 	if p.next > r.log.durable {
-		m.Entries = firstEntries(r.log.tail[p.next-r.log.durable-1:])
+		tail := r.log.tail[p.next-r.log.durable-1:]
+		m.Entries = firstEntries(tail[:min(entries, len(tail))])
 		m.Last = m.Prev.Index + uint64(len(m.Entries))
 	} else {
-		m.Last = min(r.log.durable, m.Prev.Index+appendEntriesMax)
+		m.Last = min(r.log.durable, m.Prev.Index+uint64(entries))
 	}
 	p.commit = r.commit
-	r.send(m)
+	r.fly(p, m, m.Last)
 }
 
 // firstEntries is as much of list as one append may carry, at least one.
@@ -745,7 +804,7 @@ func (r *raft) sendHeartbeat(p *peer) {
 	}
 	m.Last = m.Prev.Index
 	p.commit = r.commit
-	r.send(m)
+	r.sendNumbered(m)
 }
 
 func (r *raft) onAppendReply(m message) {
@@ -757,12 +816,18 @@ func (r *raft) onAppendReply(m message) {
 	if m.Match >= r.log.latestVoters().Index && m.Match <= r.log.last {
 		p.joins = !m.Leaving
 	}
-	if m.Match > p.match && m.Match <= r.log.last {
-		p.match, p.next, p.wait = m.Match, m.Match+1, 0
-		r.countCopies()
-	} else if m.Reject && m.Prev.Index == p.next-1 && m.Prev.Index > p.match {
+	p.installing = m.Installing
+	switch {
+	case m.Reject && m.Number == p.flight && m.Prev.Index > p.match:
 		// The hint skips a whole run of terms at a time (thesis 3.5).
-		p.next, p.wait = max(p.match, r.log.back(m.Hint).Index)+1, 0
+		p.next = max(p.match, r.log.back(m.Hint).Index) + 1
+		p.progress, p.flight = probe, 0
+	case m.Match > p.match && m.Match <= r.log.last:
+		p.progress, p.match, p.next = replicate, m.Match, m.Match+1
+		r.land(p)
+		r.countCopies()
+	case !m.Reject && p.arrived != 0 && m.Number > p.arrived && m.Have < p.end && !m.Installing:
+		p.progress, p.flight = probe, 0 // it had arrived and is gone: the peer has started anew
 	}
 	r.handOver()
 	r.changeVoters()
@@ -801,13 +866,45 @@ func (r *raft) commitTo(index uint64) {
 	}
 }
 
-// unreachable says that a message to a server did not get through, so that
-// the next try need not wait until the answer is overdue. A snapshot waits: it is
-// dear, and what was in its way may still be.
-func (r *raft) unreachable(id string) {
-	if p := r.peer(id); p != nil && p.next > r.log.base.Index {
-		p.wait = min(p.wait, r.cfg.heartbeatTicks)
+// land ends a flight whose last entry the peer has on disk.
+func (r *raft) land(p *peer) {
+	if p.match >= p.end {
+		p.flight, p.arrived = 0, 0
 	}
+}
+
+// delivered says that the peer's driver has taken an append with entries, up to
+// entry end, or a snapshot that ends there. For each of these the leader's driver
+// says this or undelivered once.
+func (r *raft) delivered(id string, number, end uint64) {
+	if p := r.inFlight(id, number); p != nil {
+		p.arrived, p.end = r.sent, end
+		r.land(p)
+	}
+}
+
+// undelivered says that an append with entries or a snapshot did not get through,
+// as far as the driver knows. A snapshot is dear, and what was in its way may
+// still be.
+func (r *raft) undelivered(id string, number uint64) {
+	p := r.inFlight(id, number)
+	if p == nil {
+		return
+	}
+	p.flight, p.pause = 0, r.cfg.heartbeatTicks
+	if p.progress == snapshots {
+		p.pause = r.cfg.snapshotTicks
+	} else {
+		p.progress = probe
+	}
+}
+
+// inFlight returns the peer for which what has that number is in flight, or nil.
+func (r *raft) inFlight(id string, number uint64) *peer {
+	if p := r.peer(id); p != nil && number != 0 && p.flight == number {
+		return p
+	}
+	return nil
 }
 
 // transfer begins to hand over, to the voter that has the most of the log
@@ -2012,7 +2109,6 @@ func (c *cluster) resign() {
 const (
 	quickQueueMax  = 64               // heartbeats and answers: older than a few seconds they are of no use
 	bulkQueueMax   = 8                // appends with entries: the protocol has one under way
-	bulkTimeout    = 10 * time.Second // of an append with entries
 	imageBytesMax  = int64(64 << 30)  // of a snapshot
 	imageChunkTime = 30 * time.Second // for the next part of a snapshot or an output
 )
@@ -2037,7 +2133,7 @@ func (c *cluster) send(ctx context.Context, messages []message) {
 		case c.link(ctx, linkKey{m.To, m.isBulk()}) <- m:
 		default:
 			c.plane.refused["dropped"].Add(1)
-			c.raft.unreachable(m.To.ID)
+			c.raft.undelivered(m.To.ID, m.Number)
 		}
 	}
 }
@@ -2062,59 +2158,75 @@ func (c *cluster) carry(ctx context.Context, to server, queue <-chan message) {
 		case <-ctx.Done():
 			return
 		case m := <-queue:
-			if err := c.deliver(ctx, m, queue); err != nil && ctx.Err() == nil {
+			end, err := c.deliver(ctx, m, queue)
+			if err != nil && ctx.Err() == nil {
 				level := slog.LevelDebug // what is small is said again at once
 				if m.Kind == msgSnapshot {
 					level = slog.LevelWarn
 				}
 				c.log.Log(ctx, level, "a message to another server did not get through", "server", to.Name, "snapshot", m.Kind == msgSnapshot, "err", err)
-				c.tell(ctx, func() error { c.raft.unreachable(to.ID); return nil }) // an error only says that the driver ends
 			}
-			for m.Kind == msgSnapshot && len(queue) > 0 {
-				<-queue // asked for while the snapshot was on its way, which may have taken long
+			if m.isBulk() {
+				c.tell(ctx, func() error { c.landed(m, end, err); return nil }) // an error only says that the driver ends
 			}
 		}
 	}
 }
 
-// deliver sends a message; with a small one go those that wait behind it.
-func (c *cluster) deliver(ctx context.Context, m message, behind <-chan message) error {
+// landed tells the protocol what became of what is large.
+func (c *cluster) landed(m message, end uint64, err error) {
+	if err != nil {
+		c.raft.undelivered(m.To.ID, m.Number)
+	} else {
+		c.raft.delivered(m.To.ID, m.Number, end)
+	}
+}
+
+// deliver sends a message; with a small one go those that wait behind it. It
+// returns the last entry that a large one brought.
+func (c *cluster) deliver(ctx context.Context, m message, behind <-chan message) (end uint64, err error) {
 	to, ok := c.plane.byID(m.To.ID)
 	if !ok {
-		return errNoAddress
+		return 0, errNoAddress
 	}
 	if m.Kind == msgSnapshot {
 		return c.sendImage(ctx, to, m)
 	}
-	batch, timeout := []message{m}, c.electionTime()
+	batch := []message{m}
 	if m.isBulk() {
-		timeout = bulkTimeout
-		if ok, err := c.fill(&batch[0]); err != nil || !ok {
-			return err
+		if err := c.fill(&batch[0]); err != nil {
+			return 0, err
 		}
-	} else {
-		for len(behind) > 0 && len(batch) < quickQueueMax {
-			batch = append(batch, <-behind)
+		data, err := json.Marshal(batch)
+		if err != nil {
+			return 0, err
 		}
+		return m.Prev.Index + uint64(len(batch[0].Entries)), c.upload(ctx, to, "/raft", io.NopCloser(bytes.NewReader(data)), int64(len(data)), "")
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	for len(behind) > 0 && len(batch) < quickQueueMax {
+		batch = append(batch, <-behind)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.electionTime())
 	defer cancel()
-	return c.plane.exchange(ctx, c.plane.beats, to, "/raft", batch, &none{})
+	return 0, c.plane.exchange(ctx, c.plane.beats, to, "/raft", batch, &none{})
 }
 
 // fill reads the entries that an append is to carry, if the protocol left that
-// to us. ok is false if they are not there any more: they were trimmed, or this
-// server has heard of a later term, whose leader may have replaced them.
-func (c *cluster) fill(m *message) (ok bool, err error) {
+// to us. An error says that they are not there any more: they were trimmed, or
+// this server has heard of a later term, whose leader may have replaced them.
+func (c *cluster) fill(m *message) error {
 	if len(m.Entries) > 0 {
-		return true, nil
+		return nil
 	}
 	list, err := c.store.entries(m.Prev.Index+1, appendBytesMax)
 	if err != nil {
-		return false, err
+		return fmt.Errorf("this server cannot read its log, look at its disk: %w", err)
+	}
+	if len(list) == 0 || list[0].Index != m.Prev.Index+1 || c.term.Load() != m.Term {
+		return errOutdated
 	}
 	m.Entries = list[:min(uint64(len(list)), m.Last-m.Prev.Index)]
-	return len(list) > 0 && list[0].Index == m.Prev.Index+1 && c.term.Load() == m.Term, nil
+	return nil
 }
 
 // takeMessages is where the messages of peers come in.
@@ -2136,32 +2248,41 @@ func (c *cluster) take(ctx context.Context, messages []message, image string) er
 
 // sendImage sends a follower a copy of this server's state, behind the message
 // that names it.
-func (c *cluster) sendImage(ctx context.Context, to record, m message) error {
+func (c *cluster) sendImage(ctx context.Context, to record, m message) (end uint64, err error) {
+	if c.term.Load() != m.Term {
+		return 0, errOutdated
+	}
 	file, snap, err := c.store.image(ctx)
 	if err != nil {
-		return fmt.Errorf("look at this server's disk: %w", err)
+		return 0, fmt.Errorf("look at this server's disk: %w", err)
 	}
 	defer file.Close()
 	info, err := file.Stat()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	m.Prev, m.Voters = snap.position, snap.Voters
 	head, err := json.Marshal(m)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	c.log.Info("sending a snapshot to a server that is far behind", "server", to.Name, "bytes", info.Size(), "index", snap.Index)
+	return snap.Index, c.upload(ctx, to, "/snapshot", file, info.Size(), string(head))
+}
+
+// upload sends another server what is large. It may take as long as it likes, but
+// each part has its time only.
+func (c *cluster) upload(ctx context.Context, to record, path string, body io.ReadCloser, size int64, head string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stuck := time.AfterFunc(imageChunkTime, cancel)
-	body := &patientReader{file, func() error { stuck.Reset(imageChunkTime); return nil }}
-	r, err := c.plane.request(ctx, http.MethodPost, to, "/snapshot", body)
+	defer stuck.Stop()
+	r, err := c.plane.request(ctx, http.MethodPost, to, path, &patientReader{body, func() error { stuck.Reset(imageChunkTime); return nil }})
 	if err != nil {
 		return err
 	}
-	r.ContentLength = info.Size()
-	r.Header.Set(headerMessage, string(head))
+	r.ContentLength = size
+	r.Header.Set(headerMessage, head)
 	return answerTo(c.plane.beats, r, &none{})
 }
 
@@ -2251,6 +2372,7 @@ var (
 	errFormat    = errors.New("a format that this version does not know; run the same version on all nodes")
 	errForeign   = errors.New("a message of another cluster")
 	errNoAddress = errors.New("no node of that name or id is known")
+	errOutdated  = errors.New("what was to be sent was trimmed from the log, or is of an earlier term")
 	errOtherKey  = errors.New("the other node has another cluster key")
 	errClash     = errors.New("the name or the id of this node is another's")
 	errShortKey  = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
