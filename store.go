@@ -84,6 +84,7 @@ var (
 	errLocked       = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
 	errNotVoter     = errors.New("this server votes in no cluster, so there is nothing to recover; use the data directory of one that did")
 	errNewer        = errors.New("this database was written by a newer belfry; run that version, or restore a backup made by this one")
+	errNoWAL        = errors.New("a server that used belfry.db ended without closing it, and its write-ahead log belfry.db-wal is gone, with what it acknowledged last: put that back, or restore a backup; to remove belfry.db-open accepts the file as it is, which is right where \"sqlite3 belfry.db\" has written the log into it")
 	errUnknownEntry = errors.New("the log holds an entry of a format that this version does not know; run the version that wrote it")
 )
 
@@ -474,7 +475,7 @@ func (s *store) create() error {
 		return err
 	}
 	fresh := s.path + ".new"
-	for _, name := range []string{fresh, s.path + "-wal", s.path + "-shm"} { // what is left of a former database
+	for _, name := range []string{fresh, s.path + "-wal", s.path + "-shm", s.marker()} { // what is left of a former database
 		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -518,6 +519,9 @@ func (s *store) open() (err error) {
 	if err := s.shut(); err != nil {
 		return err
 	}
+	if err := s.checkWAL(); err != nil {
+		return err
+	}
 	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often
 	// enough to stay small, rarely enough that commits do not wait for it. What
 	// a savepoint may have to undo is kept in memory.
@@ -532,12 +536,65 @@ func (s *store) open() (err error) {
 	if err := s.migrate(); err != nil {
 		return err
 	}
+	if err := s.mark(); err != nil {
+		return fmt.Errorf("cannot write beside the database, look at the disk: %w", err)
+	}
 	if s.read, err = sql.Open("sqlite", s.dsn("query_only(1)", "cache_size(-4000)")); err != nil {
 		return err
 	}
 	s.read.SetMaxOpenConns(readerConns)
 	s.read.SetMaxIdleConns(readerConns)
 	return s.loadLog()
+}
+
+// marker is a file that is there while the write-ahead log holds what belfry.db
+// does not: it is made after the first commit of a process, and removed before
+// the last connection closes, which writes the log into the database.
+func (s *store) marker() string { return s.path + "-open" }
+
+// checkWAL refuses a database whose write-ahead log was taken away: it would
+// open as it was long ago, and nobody would know.
+func (s *store) checkWAL() error {
+	if _, err := os.Stat(s.marker()); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	info, err := os.Stat(s.path + "-wal")
+	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
+		return errNoWAL
+	}
+	return err
+}
+
+func (s *store) mark() error {
+	if err := s.update("FULL", func() error { return s.exec("UPDATE server SET id = id") }); err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.marker(), nil, 0o600); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(s.path))
+}
+
+func (s *store) unmark() error {
+	if err := os.Remove(s.marker()); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	return syncDir(filepath.Dir(s.path))
+}
+
+// syncDir makes what was created or removed in a directory survive a power cut.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // migrate brings the schema up to date and gives a new database its ids.
@@ -631,7 +688,7 @@ func (s *store) close() error {
 	}
 	s.readMu.Unlock()
 	if s.conn != nil {
-		errs = append(errs, s.conn.Close())
+		errs = append(errs, s.unmark(), s.conn.Close())
 	}
 	if s.db != nil {
 		errs = append(errs, s.db.Close())

@@ -612,7 +612,7 @@ func TestStore_Mode(t *testing.T) {
 	for range 2 {
 		s := mustOpen(t, dir)
 		files, err := filepath.Glob(filepath.Join(dir, "belfry.db*"))
-		if err != nil || len(files) != 3 {
+		if err != nil || len(files) != 4 {
 			t.Errorf("the files are %q, %v", files, err)
 		}
 		for _, file := range files {
@@ -1734,6 +1734,75 @@ func TestStore_TickNeverStarted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStore_WALGone: a database whose write-ahead log was deleted after a crash is
+// refused, and accepted when somebody says so; one that was closed needs none.
+func TestStore_WALGone(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	data := filepath.Join(dir, "data")
+	marker, wal := filepath.Join(data, "belfry.db-open"), filepath.Join(data, "belfry.db-wal")
+	p := startServer(t, dir)
+	p.must("POST", "/v1/jobs", shellJob("a", "@manually", "true"), nil)
+	if _, err := os.Stat(marker); err != nil {
+		t.Fatal(err)
+	}
+	p.kill()
+	refused := func() {
+		t.Helper()
+		if st, err := openStore(data); !errors.Is(err, errNoWAL) {
+			if err == nil {
+				st.close()
+			}
+			t.Fatalf("opened without its log: %v, want %v", err, errNoWAL)
+		}
+	}
+	text, err := os.ReadFile(wal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range []func() error{func() error { return os.Remove(wal) }, func() error { return os.WriteFile(wal, nil, 0o600) }} {
+		if err := gone(); err != nil {
+			t.Fatal(err)
+		}
+		refused()
+		refused() // to be refused changes nothing
+	}
+	if err := os.WriteFile(wal, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	has := func(what string) {
+		t.Helper()
+		st, err := openStore(data)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if _, err := st.job("a"); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := st.close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(marker); !os.IsNotExist(err) {
+			t.Errorf("%s: closed, and the marker is there: %v", what, err)
+		}
+	}
+	has("the log is back")
+	if err := os.Remove(wal); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	has("closed before")
+	p = startServer(t, dir)
+	p.kill()
+	if err := execFile(t.Context(), filepath.Join(data, "belfry.db"), "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil { // as sqlite3 does when it ends
+		t.Fatal(err)
+	}
+	refused()
+	if err := os.Remove(marker); err != nil {
+		t.Fatal(err)
+	}
+	has("accepted as it is")
 }
 
 // TestStore_Unreadable: a server of which some pages are damaged says so, though
