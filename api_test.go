@@ -118,7 +118,7 @@ func (n *fakeNode) finish(outcome string) result {
 	out := n.output[o.Execution]
 	delete(n.output, o.Execution)
 	out.close()
-	r := result{Execution: o.Execution, Started: time.Now().UnixNano(), Finished: time.Now().UnixNano(), Outcome: outcome}
+	r := result{Execution: o.Execution, Node: "node1", Incarnation: n.inc, Started: time.Now().UnixNano(), Finished: time.Now().UnixNano(), Outcome: outcome}
 	r.Output, r.Dropped = out.final(reason)
 	r.Reason = len(reason)
 	return r

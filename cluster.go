@@ -98,6 +98,8 @@ const (
 	backlogEntriesMax = 10_000   // proposed and not yet committed
 	backlogBytesMax   = 16 << 20 // proposed and not yet on this server's disk: they are held in memory
 	waitingBytesMax   = 64 << 20 // proposed and not yet applied: the same, where the others are slow
+	positionMax       = 1 << 62  // of a term or an index that a peer names: SQLite holds 2^63 - 1, and both are counted on from there
+	termJumpMax       = 1 << 32  // from the own term to one that a peer names: an election a second for 136 years
 )
 
 var (
@@ -201,6 +203,12 @@ type message struct {
 	Leaving    bool     // the sender must not become a voter
 	Reject     bool     // the append does not fit, or is of an old term
 	Hint       position // if it does not fit: the highest entry that may be in both logs
+}
+
+// believable reports whether a peer can have come to a term; own is the latest
+// that is known here, 0 for none.
+func believable(term, own uint64) bool {
+	return term <= positionMax && (own == 0 || term <= own+termJumpMax)
 }
 
 // raftConfig is fixed for the life of a raft. Durations are in ticks.
@@ -643,7 +651,7 @@ func (r *raft) follow(leader server) {
 // leader's are cut off: a late, shorter append must not undo a newer one.
 func (r *raft) onAppend(m message) error {
 	r.follow(m.From)
-	if m.Prev.Index > r.commit && r.log.term(m.Prev.Index) != m.Prev.Term {
+	if m.Prev.Index > r.commit && !r.log.has(m.Prev) {
 		no := r.reply()
 		no.Reject, no.Number, no.Prev, no.Hint = true, m.Number, m.Prev, r.log.back(m.Prev)
 		r.send(no)
@@ -676,7 +684,7 @@ func (r *raft) onSnapshot(m message) {
 	r.heard = max(r.heard, m.Number)
 	switch {
 	case m.Prev.Index <= r.commit, r.snap != nil:
-	case r.log.term(m.Prev.Index) == m.Prev.Term:
+	case r.log.has(m.Prev):
 		r.commitTo(m.Prev.Index)
 	default:
 		r.snap = &snapshot{m.Prev, m.Voters}
@@ -1209,12 +1217,18 @@ func (r *raft) send(m message) {
 
 // validate refuses what no correct server of this cluster sends to this one.
 func (r *raft) validate(m message) error {
+	own := r.state.Term
+	if r.log.last == 0 {
+		own = 0 // a new server takes the cluster's term, whatever that is
+	}
 	switch {
 	case m.To != r.cfg.self:
 		return errMisdirected
 	case m.From.ID == "" || m.From.ID == r.cfg.self.ID || m.Kind < msgPreVote || m.Kind > msgStand || m.Term == 0:
 		return errMalformed
-	case m.Prev.Term > m.Term && (m.Kind == msgAppend || m.Kind == msgSnapshot):
+	case !believable(m.Term, own) || m.Prev.Index > positionMax:
+		return errMalformed
+	case (m.Kind == msgAppend || m.Kind == msgSnapshot) && (m.Prev.Term > m.Term || (m.Prev.Term == 0) != (m.Prev.Index == 0)):
 		return errMalformed
 	}
 	last := m.Prev
@@ -1307,6 +1321,10 @@ func (l *raftLog) term(index uint64) uint64 {
 	n := sort.Search(len(l.runs), func(n int) bool { return l.runs[n].Index > index })
 	return l.runs[n-1].Term
 }
+
+// has reports whether the entry at p is known to be in the log. One that was
+// dropped is in it, and not known.
+func (l *raftLog) has(p position) bool { return p.Index <= l.last && l.term(p.Index) == p.Term }
 
 // back is the highest position not above p in index nor in term. If another
 // log holds p, then nothing behind that can be in both. In front of base the
@@ -1894,7 +1912,11 @@ func (c *cluster) receive(cluster string, messages []message, image string) erro
 		if !taken {
 			break
 		}
-		switch err := c.raft.step(m); {
+		err := errMalformed // a snapshot that nobody has sent
+		if (m.Kind == msgSnapshot) == (image != "") {
+			err = c.raft.step(m)
+		}
+		switch {
 		case errors.Is(err, errMalformed), errors.Is(err, errMisdirected):
 			c.plane.refused.count(err)
 		case err != nil:
@@ -2502,6 +2524,8 @@ const (
 	peersFile     = "peers.json"    // in the data directory: addresses of servers, for the next start
 	nodeFile      = "node.json"     // in an agent's data directory
 	memberNameMax = 255             // of a node's name or id
+	membersMax    = 1_000           // nodes that one knows besides itself
+	ownWordBeats  = 3               // heartbeats for which a node's own word keeps out what others say of it
 )
 
 // A contact is a record and when its node was last heard, by this node or by
@@ -2510,6 +2534,7 @@ type contact struct {
 	record
 	Age   time.Duration // when it is told of: since it was heard. Ages need no common clock
 	heard time.Time
+	self  time.Time     // when it said so itself; zero: this is hearsay
 	skew  time.Duration // of its clock behind this node's, more or less
 }
 
@@ -2926,37 +2951,68 @@ func (p *plane) learn(g greeting) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.hearLocked(g.From, 0, now)
-	for _, o := range g.Others {
-		p.hearLocked(o.record, max(o.Age, 0), now)
+	p.hearLocked(g.From, 0, true, now)
+	for _, o := range g.Others[:min(len(g.Others), membersMax)] {
+		p.hearLocked(o.record, max(o.Age, 0), false, now)
 	}
 }
 
 // hearLocked takes note of a node that was heard a while ago. A heartbeat
 // counts once, by whatever way it comes. Of two processes of one node, and of
 // two nodes of one name, the one that was heard last counts: the other is gone,
-// or reject would have kept this one out.
-func (p *plane) hearLocked(r record, age time.Duration, now time.Time) {
+// or reject would have kept this one out. What a node says itself wins over what
+// others say of it, for as long as it can be heard.
+func (p *plane) hearLocked(r record, age time.Duration, itself bool, now time.Time) {
 	heard := now.Add(-age)
 	if !r.valid() || r.foreignTo(&p.self) || r.ID == p.self.ID || r.Name == p.self.Name || age > forgetAfter || !r.Server && !p.cfg.Server {
 		return
 	}
-	c := p.known[r.ID]
-	switch {
-	case c != nil && c.Incarnation == r.Incarnation && r.Beat <= c.Beat, c != nil && c.Incarnation != r.Incarnation && !heard.After(c.heard):
-		return
-	case c == nil || c.Name != r.Name:
-		if other := p.byNameLocked(r.Name); other != nil && other.ID != r.ID {
-			if other.heard.After(heard) {
-				return
-			}
-			delete(p.known, other.ID)
+	contradicts := func(c *contact) bool { return !itself && now.Sub(c.self) <= ownWordBeats*p.cfg.BeatTime }
+	known := func(c *contact) bool { // or is older than what is known
+		if c.Incarnation == r.Incarnation {
+			return r.Beat <= c.Beat && !(itself && c.self.IsZero())
 		}
+		return !heard.After(c.heard)
+	}
+	c := p.known[r.ID]
+	if c != nil && (contradicts(c) || known(c)) {
+		return
+	}
+	if other := p.byNameLocked(r.Name); other != nil && other.ID != r.ID {
+		if contradicts(other) || other.heard.After(heard) {
+			return
+		}
+		delete(p.known, other.ID)
 	}
 	if c == nil {
+		if !p.makeRoomLocked(now) {
+			return
+		}
 		p.log.Info("another node is known now", "node", r.Name, "addr", r.Addr, "server", r.Server)
 	}
-	p.known[r.ID] = &contact{record: r, heard: heard, skew: time.Duration(heard.UnixNano() - r.Clock)}
+	c = &contact{record: r, heard: heard, skew: time.Duration(heard.UnixNano() - r.Clock)}
+	if itself {
+		c.self = now
+	}
+	p.known[r.ID] = c
+}
+
+// makeRoomLocked reports whether one more node can be known. Where there are too
+// many, the one that has been gone for longest is forgotten.
+func (p *plane) makeRoomLocked(now time.Time) bool {
+	if len(p.known) < membersMax {
+		return true
+	}
+	var gone *contact
+	for _, c := range p.known {
+		if p.statusLocked(c, now) > memberLeaving && (gone == nil || c.heard.Before(gone.heard)) {
+			gone = c
+		}
+	}
+	if gone != nil {
+		delete(p.known, gone.ID)
+	}
+	return gone != nil
 }
 
 func (r *record) valid() bool {
@@ -2997,7 +3053,7 @@ func (p *plane) statusLocked(c *contact, now time.Time) int {
 
 // takeGreeting answers a heartbeat.
 func (p *plane) takeGreeting(ctx context.Context, g greeting) (greeting, error) {
-	if !g.From.valid() {
+	if !g.From.valid() || len(g.Others) > membersMax {
 		return greeting{}, errMalformed
 	}
 	if err := p.reject(ctx, g.From); err != nil {
@@ -3020,9 +3076,13 @@ func (p *plane) reject(ctx context.Context, r record) error {
 			rivals = append(rivals, c.record)
 		}
 	}
+	full := p.cfg.Server && p.known[r.ID] == nil && !p.makeRoomLocked(now)
 	p.mu.Unlock()
 	if r.foreignTo(&self) {
 		return nodeRefusal{errForeign, fmt.Sprintf("%s belongs to cluster %s, %s to %s; two clusters are never merged: take its address out of --join and --retry-join, or give %s an empty --data-dir", self.Name, self.Cluster, r.Name, r.Cluster, r.Name)}
+	}
+	if full {
+		return nodeRefusal{errBusy, fmt.Sprintf("%s knows %d other nodes, and a cluster may have no more: stop one before you start %s", self.Name, membersMax, r.Name)}
 	}
 	for _, rival := range rivals {
 		if why := rival.clash(&r); why != "" && p.isAlive(ctx, rival) {
@@ -3671,7 +3731,11 @@ func (p *plane) dispatchTo(ctx context.Context, node string, d dispatch) error {
 
 // askNode asks a node what became of executions.
 func (p *plane) askNode(ctx context.Context, node string, q question) (answer, error) {
-	return callNode(ctx, p, node, "/question", q, p.ask)
+	a, err := callNode(ctx, p, node, "/question", q, p.ask)
+	if err == nil {
+		err = checkResults(a.Held)
+	}
+	return a, err
 }
 
 // killOn tells a node to end an execution.
@@ -3749,7 +3813,19 @@ func atLeader[In, Out any](ctx context.Context, p *plane, path string, in In, fn
 
 // reportToLeader has the leader record results, and returns those that it has taken.
 func (p *plane) reportToLeader(ctx context.Context, results []result) ([]int64, error) {
+	if err := checkResults(results); err != nil {
+		return nil, err
+	}
 	return atLeader(ctx, p, "/results", results, p.hooks.report)
+}
+
+func checkResults(results []result) error {
+	for i := range results {
+		if err := results[i].check(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // raftPeer is a server as "belfry raft list-peers" shows it.

@@ -2160,7 +2160,7 @@ func (n *peerNode) take(d dispatch) error {
 }
 
 func (n *peerNode) answer(q question) (answer, error) {
-	return answer{Incarnation: n.cfg.Incarnation, Running: q.Executions, Held: []result{{Execution: 7, Outcome: outcomeSuccess, Output: []byte("held by " + n.cfg.Name)}}}, nil
+	return answer{Incarnation: n.cfg.Incarnation, Running: q.Executions, Held: []result{{Execution: 7, Node: n.cfg.Name, Outcome: outcomeSuccess, Output: []byte("held by " + n.cfg.Name)}}}, nil
 }
 
 func (n *peerNode) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
@@ -2797,6 +2797,8 @@ func TestPlane_Refusals(t *testing.T) {
 		return data
 	}
 	foreign := map[string]string{headerCluster: "another"}
+	crowd, err := json.Marshal(greeting{record{Name: "x", ID: "id-x", Status: memberAlive}, make([]contact, membersMax+1)})
+	a.must(err)
 	misdirected := vote
 	misdirected.To.ID = "id-y"
 	entries := message{Kind: msgAppend, From: vote.From, To: self, Term: 99, Entries: []entry{{Index: 5, Term: 1}}}
@@ -2816,6 +2818,10 @@ func TestPlane_Refusals(t *testing.T) {
 		{name: "CallFormat", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerFormat: "1"}, counter: "format"},
 		{name: "CallMalformed", path: "/dispatch", body: []byte("[]"), counter: "malformed"},
 		{name: "Greeting", path: "/members", body: []byte("{}"), counter: "malformed"},
+		{name: "SnapshotWithoutFile", path: "/raft", body: pack(message{Kind: msgSnapshot, From: vote.From, To: self, Term: term + 1, Prev: position{1_000, term}, Voters: []server{self}}), counter: "malformed"},
+		{name: "TermJump", path: "/raft", body: pack(message{Kind: msgVoteNo, From: vote.From, To: self, Term: 1 << 40}), counter: "malformed"},
+		{name: "Outcome", path: "/results", body: []byte(`[{"execution": 1, "node": "a", "outcome": "lost"}]`), counter: "malformed"},
+		{name: "Members", path: "/members", body: crowd, counter: "malformed"},
 		{name: "Snapshot", path: "/snapshot", header: map[string]string{headerMessage: string(pack(vote))}, counter: "malformed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -2949,12 +2955,12 @@ func TestPlane_ClockTrouble(t *testing.T) {
 	now := time.Now()
 	p := &plane{cfg: planeConfig{record: record{Name: "a", Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
 	r := record{Name: "b", ID: "id-b", Beat: 1, Status: memberAlive, Server: true, Clock: now.Add(-3 * time.Second).UnixNano()}
-	p.hearLocked(r, 2*time.Second, now)
+	p.hearLocked(r, 2*time.Second, false, now)
 	if why := p.clockTrouble(); why != "" {
 		t.Errorf("one second apart: %s", why)
 	}
 	r.Beat, r.Clock = 2, now.Add(time.Hour).UnixNano()
-	p.hearLocked(r, 0, now)
+	p.hearLocked(r, 0, false, now)
 	if why := p.clockTrouble(); !strings.Contains(why, "a and b differ by about 1h0m0s") {
 		t.Errorf("an hour apart: %q", why)
 	}
@@ -2968,33 +2974,65 @@ func TestPlane_HearLocked(t *testing.T) {
 		return record{Name: "w", ID: "id-w", Incarnation: incarnation, Beat: beat, Status: memberAlive, Server: true}
 	}
 	other := record{Name: "w", ID: "id-v", Incarnation: 3, Beat: 1, Status: memberAlive, Server: true}
+	forged := r(1, math.MaxUint64)
 	for _, test := range []struct {
-		name string
-		r    record
-		age  time.Duration // the first was heard four seconds ago, with beat 10 of incarnation 1
-		want bool
+		name   string
+		r      record
+		age    time.Duration // the first was heard four seconds ago, with beat 10 of incarnation 1
+		itself [2]bool
+		want   bool
 	}{
-		{"Newer", r(1, 11), 0, true},
-		{"Echo", r(1, 10), time.Second, false},
-		{"Older", r(1, 9), 0, false},
-		{"NextProcess", r(2, 1), 3 * time.Second, true},
-		{"FormerProcess", r(2, 99), 5 * time.Second, false},
-		{"Namesake", other, 3 * time.Second, true},
-		{"FormerNamesake", other, 5 * time.Second, false},
-		{"LongAgo", r(1, 11), 2 * forgetAfter, false},
+		{name: "Newer", r: r(1, 11), want: true},
+		{name: "Echo", r: r(1, 10), age: time.Second},
+		{name: "Older", r: r(1, 9)},
+		{name: "NextProcess", r: r(2, 1), age: 3 * time.Second, want: true},
+		{name: "FormerProcess", r: r(2, 99), age: 5 * time.Second},
+		{name: "Namesake", r: other, age: 3 * time.Second, want: true},
+		{name: "FormerNamesake", r: other, age: 5 * time.Second},
+		{name: "LongAgo", r: r(1, 11), age: 2 * forgetAfter},
+		{name: "OwnWord", r: r(1, 11), itself: [2]bool{true, true}, want: true},
+		{name: "OwnWordAgain", r: r(1, 10), itself: [2]bool{true, true}},
+		{name: "Hearsay", r: forged, itself: [2]bool{true, false}},
+		{name: "HearsayOfAnotherProcess", r: r(2, 1), itself: [2]bool{true, false}},
+		{name: "HearsayOfANamesake", r: other, itself: [2]bool{true, false}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := &plane{cfg: planeConfig{record: record{Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
-			p.hearLocked(r(1, 10), 4*time.Second, now)
-			p.hearLocked(test.r, test.age, now)
-			c := p.byNameLocked("w")
-			if len(p.known) != 1 || c == nil {
-				t.Fatalf("known: %v", p.known)
+			age := 4 * time.Second
+			if test.itself[0] {
+				age = 0
 			}
-			if got := now.Sub(c.heard) == test.age && c.ID == test.r.ID; got != test.want {
-				t.Errorf("heard %v ago with %v, taken %t, want %t", now.Sub(c.heard), c.record, got, test.want)
+			p.hearLocked(r(1, 10), age, test.itself[0], now)
+			c := p.byNameLocked("w")
+			p.hearLocked(test.r, test.age, test.itself[1], now.Add(time.Millisecond))
+			if got := p.byNameLocked("w"); len(p.known) != 1 || (got != c) != test.want || test.want && got.ID != test.r.ID {
+				t.Errorf("%v is known, taken %t, want %t", got, got != c, test.want)
 			}
 		})
+	}
+	// What others have said of a node lasts until it says something itself.
+	p := &plane{cfg: planeConfig{record: record{Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
+	forged.Addr = "elsewhere:1"
+	p.hearLocked(forged, 0, false, now)
+	p.hearLocked(r(1, 11), 0, true, now.Add(time.Second))
+	if c := p.byNameLocked("w"); c.Addr != "" {
+		t.Errorf("%v is known, want the node's own word", c)
+	}
+	// A silent node of before makes way for another when a thousand are known; a live one does not.
+	n := 0
+	next := func(age time.Duration) {
+		n++
+		name := fmt.Sprintf("n%d", n)
+		p.hearLocked(record{Name: name, ID: name, Incarnation: 1, Beat: 1, Status: memberAlive}, age, false, now)
+	}
+	next(time.Hour)
+	for len(p.known) < membersMax {
+		next(0)
+	}
+	next(0)
+	next(0)
+	if len(p.known) != membersMax || p.byNameLocked("n1") != nil || p.byNameLocked(fmt.Sprintf("n%d", n-1)) == nil || p.byNameLocked(fmt.Sprintf("n%d", n)) != nil {
+		t.Errorf("%d nodes are known, want %d, and of the newest two one", len(p.known), membersMax)
 	}
 }
 
@@ -3034,7 +3072,7 @@ func TestPlane_Calls(t *testing.T) {
 		if err := b.plane.outputFrom(ctx, n.cfg.Name, 8, false, 0, &out); !errors.Is(err, errUnknownExecution) {
 			t.Errorf("output of an unknown execution from %s: %v", n.cfg.Name, err)
 		}
-		if ids, err := n.plane.reportToLeader(ctx, []result{{Execution: 5}, {Execution: 6}}); err != nil || !slices.Equal(ids, []int64{5, 6}) {
+		if ids, err := n.plane.reportToLeader(ctx, []result{{Execution: 5, Node: "x", Outcome: outcomeSuccess}, {Execution: 6, Node: "x", Outcome: outcomeFailed}}); err != nil || !slices.Equal(ids, []int64{5, 6}) {
 			t.Errorf("results from %s: taken %v, %v", n.cfg.Name, ids, err)
 		}
 	}
@@ -3224,6 +3262,51 @@ func TestCluster_NoticePause(t *testing.T) {
 	}
 }
 
+// forged are messages that only somebody with the cluster key and bad intent, or
+// with a broken disk, can send to a server of threeServers in a low term.
+func forged() map[string]message {
+	forged := map[string]message{
+		"TermJump":        {Kind: msgAppend, Term: termJumpMax + 100},
+		"VoteTermJump":    {Kind: msgVoteNo, Term: termJumpMax + 100},
+		"LastTerm":        {Kind: msgAppend, Term: math.MaxInt64},
+		"UnstorableTerm":  {Kind: msgVote, Term: 1 << 63, Prev: position{9, 1}},
+		"NothingThere":    {Kind: msgAppend, Term: 3, Prev: position{1_000, 0}, Commit: 1_000},
+		"NothingAtZero":   {Kind: msgAppend, Term: 3, Prev: position{0, 1}},
+		"SnapshotOfZero":  {Kind: msgSnapshot, Term: 3, Prev: position{1_000, 0}, Voters: threeServers},
+		"UnstorableIndex": {Kind: msgSnapshot, Term: 3, Prev: position{1 << 63, 3}, Voters: threeServers},
+	}
+	for name, m := range forged {
+		m.From, m.To = serverB, serverA
+		forged[name] = m
+	}
+	return forged
+}
+
+// TestRaft_Forged: a message that nobody can mean is refused and changes
+// nothing; only an empty server believes any term that can be stored.
+func TestRaft_Forged(t *testing.T) {
+	for name, m := range forged() {
+		t.Run(name, func(t *testing.T) {
+			r := newTestRaft(serverA, threeServers, 1)
+			before := r.status()
+			if err := r.step(m); !errors.Is(err, errMalformed) {
+				t.Errorf("got %v, want %v", err, errMalformed)
+			}
+			if after := r.status(); !reflect.DeepEqual(after, before) {
+				t.Errorf("%v became %v", before, after)
+			}
+			if err := r.check(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	r := newTestRaft(serverA, threeServers, 1)
+	r = newRaft(r.cfg, saved{}, r.rnd)
+	if err := r.step(forged()["TermJump"]); err != nil || r.status().Term != termJumpMax+100 {
+		t.Errorf("an empty server: term %d, %v; want that of its cluster", r.status().Term, err)
+	}
+}
+
 // FuzzMessages: whatever a peer sends, the protocol does not panic, and what it
 // cannot mean changes nothing.
 func FuzzMessages(f *testing.F) {
@@ -3239,6 +3322,13 @@ func FuzzMessages(f *testing.F) {
 	f.Add(data)
 	f.Add(data[:len(data)-1])
 	f.Add([]byte("[{}]"))
+	for _, m := range forged() {
+		data, err := json.Marshal([]message{m})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var messages []message
 		if json.Unmarshal(data, &messages) != nil {
@@ -3252,7 +3342,13 @@ func FuzzMessages(f *testing.F) {
 					t.Errorf("%v: %v, and yet %v became %v", m, err, before, after)
 				}
 			}
+			if err := r.check(); err != nil {
+				t.Fatalf("%v: %v", m, err)
+			}
 			settle(r)
+			if err := r.check(); err != nil {
+				t.Fatalf("%v, settled: %v", m, err)
+			}
 		}
 	})
 }

@@ -225,16 +225,30 @@ type kill struct {
 	Why       string `json:"why"` // one sentence, the first line of the output
 }
 
-// A result is the final report of an execution. Nobody changes it once it is made.
+// A result is the final report of an execution. Nobody changes it once it is made. Node and Incarnation are those of the
+// process that ran it, which may have ended before another one reports it.
 type result struct {
-	Execution int64      `json:"execution"`
-	Started   int64      `json:"started"`  // Unix nanoseconds
-	Finished  int64      `json:"finished"` // Unix nanoseconds, not before Started
-	Outcome   string     `json:"outcome"`
-	Output    []byte     `json:"output,omitempty"`  // at most outputBytesMax
-	Reason    int        `json:"reason,omitempty"`  // bytes of the output, its first, that say why the run failed
-	Dropped   int64      `json:"dropped,omitempty"` // bytes of the output that came before those kept
-	Process   processEnd `json:"process,omitzero"`
+	Execution   int64      `json:"execution"`
+	Node        string     `json:"node"`
+	Incarnation uint64     `json:"incarnation"`
+	Started     int64      `json:"started"`  // Unix nanoseconds
+	Finished    int64      `json:"finished"` // Unix nanoseconds, not before Started
+	Outcome     string     `json:"outcome"`
+	Output      []byte     `json:"output,omitempty"`  // at most outputBytesMax
+	Reason      int        `json:"reason,omitempty"`  // bytes of the output, its first, that say why the run failed
+	Dropped     int64      `json:"dropped,omitempty"` // bytes of the output that came before those kept
+	Process     processEnd `json:"process,omitzero"`
+}
+
+// check refuses what no executor makes.
+func (r *result) check() error {
+	switch {
+	case !slices.Contains([]string{outcomeSuccess, outcomeFailed, outcomeKilled, outcomeInterrupted}, r.Outcome):
+		return fmt.Errorf("%w: %q is no outcome", errMalformed, r.Outcome)
+	case r.Execution <= 0 || r.Node == "" || r.Finished < r.Started || r.Dropped < 0 || len(r.Output) > outputBytesMax || r.Reason < 0 || r.Reason > len(r.Output):
+		return fmt.Errorf("%w: not a result", errMalformed)
+	}
+	return nil
 }
 
 // processEnd is how the first process of a run ended, and what it and the children that it waited for have used.
@@ -485,10 +499,12 @@ func (e *executor) start(d dispatch) error {
 
 // hearLocked takes note of a leader's term, and of the number if it is one that later dispatches must not fall below.
 func (e *executor) hearLocked(term, floor uint64) error {
-	if term < e.term {
+	switch {
+	case term < e.term:
 		return errStaleTerm
-	}
-	if term > e.term {
+	case !believable(term, e.term):
+		return errMalformed
+	case term > e.term:
 		e.term, e.floor = term, 0
 	}
 	e.floor = max(e.floor, floor)
@@ -536,6 +552,7 @@ func (e *executor) work(ctx context.Context, r *run) {
 func (e *executor) finishLocked(r *run, res result) {
 	delete(e.runs, res.Execution)
 	r.out.close()
+	res.Node, res.Incarnation = e.cfg.Node, e.inc
 	e.held[res.Execution] = &held{result: res, size: len(res.Output), since: time.Now()}
 	e.due = append(e.due, res.Execution)
 	select {
@@ -2100,13 +2117,5 @@ func parseResult(data []byte) (result, error) {
 	if err := json.Unmarshal(data, &res); err != nil {
 		return result{}, err
 	}
-	switch res.Outcome {
-	case outcomeSuccess, outcomeFailed, outcomeKilled, outcomeInterrupted:
-	default:
-		return result{}, fmt.Errorf("%q is no outcome", res.Outcome)
-	}
-	if res.Execution <= 0 || res.Finished < res.Started || len(res.Output) > outputBytesMax || res.Reason < 0 || res.Reason > len(res.Output) {
-		return result{}, errors.New("not a result")
-	}
-	return res, nil
+	return res, res.check()
 }

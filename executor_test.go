@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -265,6 +266,8 @@ func TestExecutor_OrderRules(t *testing.T) {
 		{"OKAnyOrderOfDispatches", []call{{do: "start", term: 1, num: 2}, {do: "start", term: 1, num: 1}}},
 		{"ErrStaleTerm", []call{{do: "start", term: 2, num: 1}, {do: "start", term: 1, num: 9, want: errStaleTerm},
 			{do: "ask", term: 1, num: 9, want: errStaleTerm}, {do: "kill", term: 1, num: 9, want: errStaleTerm}}},
+		{"ErrFarTerm", []call{{do: "start", term: 2, num: 1}, {do: "start", term: termJumpMax + 3, num: 1, want: errMalformed},
+			{do: "ask", term: math.MaxUint64, num: 1, want: errMalformed}, {do: "kill", term: 2, num: 2, want: errUnknownExecution}}},
 		{"ErrStaleTermAfterQuestion", []call{{do: "ask", term: 2, num: 1}, {do: "start", term: 1, num: 9, want: errStaleTerm}}},
 		{"ErrStaleTermAfterRefusal", []call{{do: "start", term: 2, inc: 1, want: errOtherIncarnation}, {do: "start", term: 1, want: errStaleTerm}}},
 		{"ErrOtherIncarnation", []call{{do: "start", term: 1, num: 1, inc: 1, want: errOtherIncarnation}}},
@@ -346,7 +349,7 @@ func TestExecutor_Ask(t *testing.T) {
 		}
 		return a
 	}
-	held := []result{{Execution: short, Outcome: outcomeSuccess, Output: []byte("done\n")}}
+	held := []result{{Execution: short, Node: "n1", Incarnation: n.inc, Outcome: outcomeSuccess, Output: []byte("done\n")}}
 	for _, test := range []struct {
 		name string
 		q    question
@@ -1089,7 +1092,7 @@ func TestExecutor_Stop(t *testing.T) {
 		{Execution: waiting, Outcome: outcomeInterrupted, Output: []byte("the node stopped\n"), Reason: 17},
 	} {
 		got := n.leader.wait(t, want.Execution)
-		if diff := gocmp.Diff(want, got, cmpopts.IgnoreFields(result{}, "Started", "Finished", "Process")); diff != "" {
+		if diff := gocmp.Diff(want, got, cmpopts.IgnoreFields(result{}, "Node", "Incarnation", "Started", "Finished", "Process")); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	}

@@ -2015,7 +2015,7 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 		c := &command{Actor: actorScheduler, Now: s.now().UnixNano()}
 		for _, r := range part {
 			taken = append(taken, r.Execution)
-			c.Done = append(c.Done, report{Execution: r.Execution, Started: r.Started, Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, Process: r.Process, output: r.Output, Reason: r.Reason})
+			c.Done = append(c.Done, report{Execution: r.Execution, Node: r.Node, Incarnation: r.Incarnation, Started: r.Started, Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, Process: r.Process, output: r.Output, Reason: r.Reason})
 		}
 		if _, err := s.propose(ctx, c); err != nil {
 			return nil, err

@@ -376,6 +376,16 @@ func TestMoment_PlanPending(t *testing.T) {
 	}
 }
 
+// succeeded is the result of an execution that went well, as its node says it.
+func succeeded(t *testing.T, s *scheduler, id, now int64) []result {
+	t.Helper()
+	e, err := s.store.execution(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []result{{Execution: id, Node: e.Node, Incarnation: e.incarnation, Started: now, Finished: now + 1, Outcome: outcomeSuccess}}
+}
+
 // Orders are refused while the job of one is deleted: that holds up none of the
 // others.
 func TestScheduler_RefusedBesideDeleted(t *testing.T) {
@@ -386,7 +396,7 @@ func TestScheduler_RefusedBesideDeleted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.report(t.Context(), []result{{Execution: res.Started[0][0], Started: now, Finished: now + 1, Outcome: outcomeSuccess}}); err != nil {
+	if _, err := s.report(t.Context(), succeeded(t, s, res.Started[0][0], now)); err != nil {
 		t.Fatal(err)
 	}
 	now += int64(10 * time.Second)
@@ -755,7 +765,7 @@ func TestScheduler_Mute(t *testing.T) {
 	if nodes := s.moment().nodes; len(nodes) != 0 {
 		t.Fatalf("%v are chosen, want none", nodes)
 	}
-	if _, err := s.report(t.Context(), []result{{Execution: res.Started[0][0], Started: now, Finished: now + 1, Outcome: outcomeSuccess}}); err != nil {
+	if _, err := s.report(t.Context(), succeeded(t, s, res.Started[0][0], now)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.askNodes(t.Context()); err != nil {
@@ -867,7 +877,7 @@ func TestScheduler_ManyTargets(t *testing.T) {
 		}
 		return propose(ctx, c)
 	}
-	if _, err := s.report(t.Context(), []result{{Execution: res.Started[0][0], Started: now, Finished: now + 1, Outcome: outcomeSuccess}}); err != nil {
+	if _, err := s.report(t.Context(), succeeded(t, s, res.Started[0][0], now)); err != nil {
 		t.Fatal(err)
 	}
 	now += int64(time.Minute)

@@ -888,7 +888,7 @@ func (s *store) persist(state *hardState, entries []entry) error {
 
 func (s *store) write(state *hardState, entries []entry) error {
 	if state != nil {
-		if err := s.exec("UPDATE server SET term = ?, vote = ?", int64(state.Term), state.Vote); err != nil {
+		if err := s.exec("UPDATE server SET term = ?, vote = ?", state.Term, state.Vote); err != nil {
 			return err
 		}
 	}
@@ -917,7 +917,7 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 		if err := s.exec("DELETE FROM log"); err != nil {
 			return err
 		}
-		if err := s.exec("UPDATE server SET base_index = ?, base_term = ?", int64(at.Index), int64(at.Term)); err != nil {
+		if err := s.exec("UPDATE server SET base_index = ?, base_term = ?", at.Index, at.Term); err != nil {
 			return err
 		}
 		if err := s.loadSettings(); err != nil {
@@ -962,7 +962,7 @@ func (s *store) appendLog(entries []entry) error {
 		s.unapplied = slices.DeleteFunc(s.unapplied, func(e entry) bool { return e.Index >= first })
 	}
 	for _, e := range entries {
-		if err := s.exec("INSERT INTO log VALUES (?, ?, ?, ?)", int64(e.Index), int64(e.Term), int(e.Kind), nonNil(e.Data)); err != nil {
+		if err := s.exec("INSERT INTO log VALUES (?, ?, ?, ?)", e.Index, e.Term, int(e.Kind), nonNil(e.Data)); err != nil {
 			return err
 		}
 		s.logBytes = append(s.logBytes, int32(len(e.Data)))
@@ -1036,7 +1036,7 @@ func (s *store) apply(commit uint64) ([]applied, error) {
 			results = append(results, r)
 		}
 		last := s.unapplied[n-1]
-		if err := s.exec("UPDATE cluster SET applied_index = ?, applied_term = ?", int64(last.Index), int64(last.Term)); err != nil {
+		if err := s.exec("UPDATE cluster SET applied_index = ?, applied_term = ?", last.Index, last.Term); err != nil {
 			return err
 		}
 		return s.trimLog(last.Index)
@@ -1305,15 +1305,17 @@ type runDecision struct {
 // A report is the final word of a node on an execution. Its output follows the
 // command's JSON as raw bytes.
 type report struct {
-	Execution  int64      `json:"execution"`
-	Started    int64      `json:"started"`
-	Finished   int64      `json:"finished"`
-	Outcome    string     `json:"outcome"`
-	Dropped    int64      `json:"dropped,omitempty"`
-	Process    processEnd `json:"process,omitzero"`
-	Reason     int        `json:"reason,omitempty"` // bytes of the output, its first
-	OutputSize int        `json:"output_size,omitempty"`
-	output     []byte
+	Execution   int64      `json:"execution"`
+	Node        string     `json:"node,omitempty"`
+	Incarnation uint64     `json:"incarnation"` // of the process that ran it
+	Started     int64      `json:"started"`
+	Finished    int64      `json:"finished"`
+	Outcome     string     `json:"outcome"`
+	Dropped     int64      `json:"dropped,omitempty"`
+	Process     processEnd `json:"process,omitzero"`
+	Reason      int        `json:"reason,omitempty"` // bytes of the output, its first
+	OutputSize  int        `json:"output_size,omitempty"`
+	output      []byte
 }
 
 // A reassignment gives an execution that never started to another process.
@@ -1526,7 +1528,7 @@ func (a *applying) change() error {
 	case c.Run != nil:
 		return a.run(c.Run)
 	case c.Done != nil:
-		return a.finish(c.Done, nil)
+		return a.finish(c.Done, false)
 	case c.Reassign != nil:
 		return a.reassign(c.Reassign)
 	case c.Close != nil:
@@ -2370,13 +2372,11 @@ func (a *applying) reassign(list []reassignment) error {
 // close finishes executions that nobody will report any more, those of them
 // that are still unfinished and with the incarnation that the leader asked.
 func (a *applying) close(list []closing) error {
-	with := map[int64]uint64{}
 	var reports []report
 	for _, c := range list {
-		with[c.Execution] = c.Incarnation
-		reports = append(reports, report{Execution: c.Execution, Finished: a.c.Now, Outcome: c.Outcome, output: []byte(c.Why), Reason: len(c.Why)})
+		reports = append(reports, report{Execution: c.Execution, Incarnation: c.Incarnation, Finished: a.c.Now, Outcome: c.Outcome, output: []byte(c.Why), Reason: len(c.Why)})
 	}
-	if err := a.finish(reports, with); err != nil {
+	if err := a.finish(reports, true); err != nil {
 		return err
 	}
 	return a.audit("", "", nil, nil)
@@ -2398,9 +2398,10 @@ type jobDelta struct {
 
 // finish ends executions: the row, the output, counts, daily statistics and
 // status; and it makes pending what must follow, so that no crash can lose it.
-// Reports for executions that are gone or have ended do nothing. With `with`
-// only those are ended that are with the given incarnations.
-func (a *applying) finish(reports []report, with map[int64]uint64) error {
+// A report counts if it is of the process that the execution is with, and if
+// the execution has not ended. One that is lost may still be ended by its node,
+// not by the leader, which is closing it then.
+func (a *applying) finish(reports []report, closing bool) error {
 	rows, err := a.unfinished(reports)
 	if err != nil {
 		return err
@@ -2411,7 +2412,7 @@ func (a *applying) finish(reports []report, with map[int64]uint64) error {
 	place := map[int64]int{} // of a group in groups
 	for _, r := range reports {
 		e := rows[r.Execution]
-		if e == nil || with != nil && (e.Outcome != "" || with[e.ID] != e.incarnation) {
+		if e == nil || r.Incarnation != e.incarnation || closing && e.Outcome != "" || !closing && r.Node != e.Node {
 			continue
 		}
 		delete(rows, r.Execution) // a second report in the same command changes nothing

@@ -462,7 +462,7 @@ func (l *randomLog) ends(c *command) {
 		case 1:
 			c.Close = append(c.Close, closing{e.ID, 7 + uint64(l.rnd.IntN(4)/3), pick(l.rnd, outcomeLost, outcomeInterrupted, outcomeMissed), "why"})
 		default:
-			c.Done = append(c.Done, report{Execution: e.ID, Started: e.Started, Finished: l.now, Outcome: pick(l.rnd, outcomeSuccess, outcomeFailed), Dropped: 3, output: []byte("out\x00put")})
+			c.Done = append(c.Done, report{Execution: e.ID, Node: pick(l.rnd, e.Node, e.Node, e.Node, "other"), Incarnation: 7 + uint64(l.rnd.IntN(4)/3), Started: e.Started, Finished: l.now, Outcome: pick(l.rnd, outcomeSuccess, outcomeFailed), Dropped: 3, output: []byte("out\x00put")})
 		}
 	}
 	if c.Done != nil {
@@ -945,9 +945,18 @@ func (g *stage) end(outcome string, executions ...int64) {
 	g.t.Helper()
 	c := &command{Now: stageNext + 5}
 	for _, id := range executions {
-		c.Done = append(c.Done, report{Execution: id, Started: stageNext, Finished: stageNext + 5, Outcome: outcome})
+		c.Done = append(c.Done, report{Execution: id, Node: g.nodeOf(id), Incarnation: 7, Started: stageNext, Finished: stageNext + 5, Outcome: outcome})
 	}
 	g.do(c)
+}
+
+// nodeOf is the node that an execution is with, ” if it is gone.
+func (g *stage) nodeOf(execution int64) string {
+	e, err := g.s.execution(execution)
+	if err != nil && !errors.Is(err, errNoExecution) {
+		g.t.Fatal(err)
+	}
+	return e.Node
 }
 
 // lose closes executions as lost.
@@ -1486,6 +1495,43 @@ func TestApply_Lost(t *testing.T) {
 	row, err := g.s.execution(e[0])
 	if err != nil || row.Outcome != outcomeFailed || g.row("a").ErrorCount != 1 || len(row.Output) > 0 {
 		t.Errorf("outcome %q, %v, %d failures, output %q, want failed, 1, none", row.Outcome, err, g.row("a").ErrorCount, row.Output)
+	}
+}
+
+// TestApply_Report: a result counts if it is of the process of the node that the
+// execution is with.
+func TestApply_Report(t *testing.T) {
+	g := newStage(t, job{Name: "a"})
+	e := g.tick("a", "n1", "n2")
+	for _, c := range []struct {
+		execution   int64
+		node        string
+		incarnation uint64
+		want        string
+	}{
+		{e[0], "n2", 7, ""},
+		{e[0], "n1", 8, ""},
+		{e[0], "", 7, ""},
+		{e[0], "n1", 7, outcomeFailed},
+		{e[1], "n1", 7, ""},
+		{e[1], "n2", 7, outcomeFailed},
+	} {
+		g.do(&command{Now: stageNext + 9, Done: []report{{Execution: c.execution, Node: c.node, Incarnation: c.incarnation, Started: stageNext, Finished: stageNext + 5, Outcome: outcomeFailed}}})
+		if row, err := g.s.execution(c.execution); err != nil || row.Outcome != c.want {
+			t.Errorf("%+v: outcome %q, %v", c, row.Outcome, err)
+		}
+	}
+}
+
+// TestStore_Unstorable: a term that SQLite cannot hold is not written as another
+// one, with which the server could never start again.
+func TestStore_Unstorable(t *testing.T) {
+	s := newStore(t)
+	if err := s.persist(&hardState{Term: 1 << 63}, nil); err == nil {
+		t.Error("term 2^63 was written")
+	}
+	if disk, err := s.saved(); err != nil || disk.State.Term != 0 {
+		t.Errorf("term %d is read, %v; want 0", disk.State.Term, err)
 	}
 }
 
