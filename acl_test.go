@@ -11,8 +11,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"math/big"
@@ -24,6 +26,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -1007,6 +1010,10 @@ func TestACL_Nodes(t *testing.T) {
 		return code
 	}
 	for _, p := range nodes {
+		p.eventually("data directory without a secret", func() bool {
+			_, err := os.Stat(filepath.Join(p.cmd.Dir, "data", bootstrapFile))
+			return errors.Is(err, fs.ErrNotExist)
+		})
 		p.eventually("a node that knows the token", func() bool { return status(p, "GET", "/v1/members", root, "") == http.StatusOK })
 	}
 	out, err := cli(nodes[2], root, "acl", "token", "create", "--name=wall", "--policy=viewer")
@@ -1221,11 +1228,21 @@ func httpJobs(t *testing.T, p *process, secret, name string) intruder {
 	}
 }
 
+// publicDir is an empty directory that other users reach.
+func publicDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // startREADME starts a node with a command of the README, but for its addresses.
 func startREADME(t *testing.T, command []string) (p *process, plane string) {
 	t.Helper()
 	plane = freeAddr(t)
-	p = launch(t, program(t, t.TempDir(), []string{"BELFRY_HTTP_ADDR=127.0.0.1:0", "BELFRY_BIND_ADDR=" + plane}, command[1:]...))
+	p = launch(t, program(t, publicDir(t), []string{"BELFRY_HTTP_ADDR=127.0.0.1:0", "BELFRY_BIND_ADDR=" + plane}, command[1:]...))
 	p.eventually("a leader", func() bool { return strings.Contains(p.log.String(), "this server leads") })
 	return p, plane
 }
@@ -1287,6 +1304,49 @@ func TestKey_Token(t *testing.T) {
 	cli(root, readme(t, "$ belfry acl policy apply --name team-a")[0][1:])
 	team := cli(root, []string{"belfry", "acl", "token", "create", "--name", "team-a", "--policy", "team-a"}).SecretID
 	httpJobs(t, p, team, "team-a-").breakIn(t, p, plane)
+}
+
+// TestKey_Proc: a job of the node's own user finds no secret in what the node
+// leaves to it, nor in what /proc tells of the node.
+func TestKey_Proc(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
+	dir := publicDir(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := strings.TrimSpace(newKey())
+	cmd := program(t, dir, []string{"BELFRY_ENCRYPT=" + key, "BELFRY_TOKEN=a-token"}, "agent", "--server", "--bootstrap-expect=1", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data")
+	if os.Geteuid() == 0 { // who reads all; the node is another's then
+		cmd.Path = filepath.Join(dir, "belfry")
+		copyFile(t, self, cmd.Path)
+		if err := errors.Join(os.Chmod(cmd.Path, 0o755), os.Chown(dir, 65534, 65534)); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Args[0], cmd.SysProcAttr = cmd.Path, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	}
+	p := launch(t, cmd)
+	p.eventually("a leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
+	j := shellJob("look", "@manually", "env; cd /proc/$PPID; cat cmdline environ; cat maps; ls -l fd; ls -l /proc/self/fd; echo done")
+	p.must("POST", "/v1/jobs", j, nil)
+	p.eventually("node for the job", func() bool { status, _ := p.send("POST", "/v1/jobs/look/run", nil, nil); return status < 300 })
+	var runs []struct{ Output string }
+	p.eventually("output of the job", func() bool {
+		status, _ := p.get("/v1/jobs/look/executions", &runs)
+		return status == http.StatusOK && len(runs) > 0 && strings.Contains(runs[0].Output, "done\n")
+	})
+	out := runs[0].Output
+	for _, secret := range []string{key, "a-token", "belfry.db", "[heap]"} {
+		if strings.Contains(out, secret) {
+			t.Errorf("the job sees %s", secret)
+		}
+	}
+	if n := strings.Count(out, "denied"); n < 3 || !strings.Contains(out, "agent\x00--server") {
+		t.Errorf("%d things are denied to the job, want environ, maps and fd of the node that it looks at:\n%s", n, out)
+	}
 }
 
 // TestKey_Three: the README's three servers on one machine share a key that

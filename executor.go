@@ -1238,6 +1238,23 @@ func splitWords(s string) ([]string, error) {
 	return words, nil
 }
 
+// prctlNumbers are the numbers of Linux's prctl by GOARCH, which package syscall knows on Linux only.
+var prctlNumbers = map[string]uintptr{"386": 172, "amd64": 157, "arm": 172, "arm64": 167, "loong64": 167, "ppc64le": 171, "riscv64": 167, "s390x": 172}
+
+// guardProcess keeps this process's memory, environment and open files in /proc from other processes of its user, which
+// its jobs are; root still reads them. It guards nothing that lies in files.
+func guardProcess() error {
+	const setDumpable = 4
+	prctl, ok := prctlNumbers[runtime.GOARCH]
+	if runtime.GOOS != "linux" || !ok {
+		return errors.ErrUnsupported
+	}
+	if _, _, errno := syscall.RawSyscall(prctl, setDumpable, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // inheritedEnvironment returns what processes inherit of the node's environment: all but the settings of the node, which
 // may be secret, and what a process gets from its own order.
 func inheritedEnvironment(environ []string) []string {

@@ -405,6 +405,7 @@ const (
 	deliverPatience = 2 * time.Second // that a node which stops has for the last results
 	handOverPause   = time.Second     // between its tries to have another server lead
 	deliverPause    = 5 * time.Millisecond
+	secretPause     = 5 * time.Second // between two looks whether the bootstrap secret is still needed
 )
 
 // Bounds of the catch-up window. A tick is always looked at a little late, by a
@@ -487,6 +488,13 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		if cfg.Encrypt = strings.TrimSpace(string(key)); cfg.Encrypt == "" {
 			return cfg, fmt.Errorf("--encrypt-file %s: the file is empty; write the output of \"belfry keygen\" into it", cfg.EncryptFile)
 		}
+	}
+	typed := slices.ContainsFunc(args, func(arg string) bool {
+		name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(arg, "-"), "-"), "=")
+		return name == "encrypt" && arg[0] == '-'
+	})
+	if typed && cfg.Limits.AllowSu != nil {
+		return cfg, errors.New("--encrypt: with --allow-su, jobs of another user could read the key on this command line and take over every node; give it with --encrypt-file, or as BELFRY_ENCRYPT in the environment")
 	}
 	cfg.Unused = unused(fs, environ)
 	said := false
@@ -740,6 +748,9 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 // serve runs a node until ctx ends. It counts on writers that never block.
 func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error) {
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	if err := guardProcess(); err != nil {
+		log.Warn("the jobs of this node can read its memory and environment, and so its secrets", "err", err)
+	}
 	for _, name := range cfg.Unused {
 		log.Warn("this variable of the environment stands for no flag, and does nothing", "variable", name)
 	}
@@ -847,15 +858,16 @@ func (t *serverTLS) reload() error {
 type parts struct {
 	exec  *executor
 	plane *plane
-	sched *scheduler   // nil: an agent
-	clu   *cluster     // nil: an agent
-	front http.Handler // API and page
+	sched *scheduler                  // nil: an agent
+	clu   *cluster                    // nil: an agent
+	front http.Handler                // API and page
+	tend  func(context.Context) error // beside the others, until its context ends
 }
 
 // newParts makes what every node has, and listens on the cluster plane. cluster
 // is what an agent belongs to; hooks lack those of the executor.
 func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger) (*parts, error) {
-	n := &parts{}
+	n := &parts{tend: func(context.Context) error { return nil }}
 	var err error
 	// The executor is ready before the plane, and reports only when all runs.
 	n.exec, err = newExecutor(executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits, Shell: cfg.host.shell, Chance: cfg.host.chance,
@@ -894,6 +906,7 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 		stopDriver = spawn(&g, fail, n.clu.run)
 	}
 	stopReports, stopWeb := spawn(&g, fail, n.exec.run), spawn(&g, fail, webServer(listener, under(cfg.HTTPPrefix, n.front), log))
+	stopTending := spawn(&g, fail, n.tend)
 	greet()
 	select {
 	case <-ctx.Done():
@@ -902,6 +915,7 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	}
 
 	// 1. Take no more requests, and answer those that are here.
+	stopTending()
 	stopWeb()
 	// 2. Start nothing more, here or elsewhere.
 	n.plane.leaving()
@@ -991,6 +1005,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	sched.ask = func(node string, q question) (answer, error) { return p.askNode(clu.duty(), node, q) }
 	sched.end = func(node string, k kill) error { return p.killOn(clu.duty(), node, k) }
 	n.sched, n.clu = sched, clu
+	n.tend = func(ctx context.Context) error { return dropBootstrap(ctx, cfg.DataDir, st, log) }
 	n.front = (&api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, store: st, scheduler: sched, log: log, stopping: ctx.Done(),
 		members: p.members, leader: p.leader, leading: p.leading,
@@ -1030,6 +1045,24 @@ func prepareBootstrap(cfg config, st *store, log *slog.Logger) error {
 		return fmt.Errorf("--data-dir %s: cannot write the secret for \"belfry acl bootstrap\": %w", cfg.DataDir, err)
 	}
 	log.Info("there is no management token yet; make one here", "command", "belfry acl bootstrap --data-dir="+cfg.DataDir)
+	return nil
+}
+
+// dropBootstrap removes the secret once there is a management token, which may
+// have been made with the secret of another server.
+func dropBootstrap(ctx context.Context, dir string, st *store, log *slog.Logger) error {
+	for pause(ctx, secretPause) == nil {
+		if _, err := os.Stat(filepath.Join(dir, bootstrapFile)); err != nil {
+			continue
+		}
+		managed, err := st.managed(time.Now().UnixNano())
+		if err == nil && managed {
+			err = removeBootstrapSecret(dir)
+		}
+		if err != nil {
+			log.Warn("the used bootstrap secret stays", "err", err)
+		}
+	}
 	return nil
 }
 

@@ -191,6 +191,7 @@ func TestCommandLine(t *testing.T) {
 		{name: "recover-unsure", args: []string{"recover"}},
 		{name: "recover-nothing", args: []string{"recover", "--yes-i-lost-a-majority", "--data-dir=nowhere"}},
 		{name: "bad-key", args: append(slices.Clone(agent), "--encrypt=c2hvcnQ=")},
+		{name: "key-and-su", args: append(slices.Clone(agent), "--allow-su=nobody", "--encrypt=ozUCZtqRxzCNYOhrJiydKaYvCdQMz/ZQR3DPiciAPf4=")},
 		{name: "bad-key-file", args: append(slices.Clone(agent), "--encrypt-file=nowhere")},
 		{name: "empty-key-file", args: append(slices.Clone(agent), "--encrypt-file=/dev/null")},
 		{name: "bad-join", args: append(slices.Clone(agent), "--retry-join=127.0.0.1:8946,db1")},

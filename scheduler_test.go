@@ -2729,7 +2729,7 @@ func (w *world) node(name string) *modelNode {
 // start begins a new process of the node. What it held on disk it holds again.
 func (n *modelNode) start(w *world) {
 	n.up, n.busy, n.heard = true, 0, 0
-	n.exec = &executor{inc: w.rnd.Uint64() | 1, taken: idSet{}, runs: map[int64]*run{}, held: map[int64]*held{}}
+	n.exec = &executor{cfg: executorConfig{Node: n.name}, inc: w.rnd.Uint64() | 1, taken: idSet{}, runs: map[int64]*run{}, held: map[int64]*held{}}
 	n.runs, n.since = map[int64]*modelRun{}, map[int64]int64{}
 	for _, r := range n.kept {
 		n.exec.taken.add(r.Execution)
