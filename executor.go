@@ -284,6 +284,7 @@ type nodeLimits struct {
 	AllowSu       []string // values of "su" that jobs may have, each as a whole
 	AllowMetadata bool     // http requests reach the metadata services of clouds
 	DenyPrivate   bool     // http requests do not reach private and loopback addresses
+	FilesDir      string   // the processor "files" writes below this directory, which is made; "": files in the data directory
 }
 
 // executor runs what the leader orders. Its methods may be called by any goroutine.
@@ -363,6 +364,7 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 	if cfg.Chance == nil {
 		cfg.Chance = rand.Uint64
 	}
+	cfg.Limits.FilesDir = cmp.Or(cfg.Limits.FilesDir, filepath.Join(cfg.DataDir, "files"))
 	e := &executor{
 		cfg:     cfg,
 		inc:     cfg.Chance() | 1,
@@ -564,6 +566,9 @@ func (e *executor) finishLocked(r *run, res result) {
 
 // execute runs r to its end. Of a run that failed or was ended, the first line of the output is the reason.
 func (e *executor) execute(ctx context.Context, r *run) result {
+	if _, ok := r.order.Processors["files"]; ok {
+		r.out.file = e.openOutputFile(&r.order)
+	}
 	started := time.Now()
 	err := e.runOrder(ctx, r)
 
@@ -583,7 +588,7 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 	res.Output, res.Dropped = r.out.final(reason)
 	res.Reason = len(reason)
 	if len(r.order.Processors) > 0 {
-		res.Output = append(res.Output[:res.Reason:res.Reason], e.process(r.order, res.Output[res.Reason:])...)
+		res.Output = append(res.Output[:res.Reason:res.Reason], e.process(r, reason, res.Output[res.Reason:])...)
 	}
 	return res
 }
@@ -824,6 +829,8 @@ func (e *executor) printed(executions []int64) map[int64][]byte {
 
 // tail is the output of a run, of which it keeps the end.
 type tail struct {
+	file *outputFile // gets all of it as well; nil if there is none; owned by the writer
+
 	mu     sync.Mutex
 	kept   []byte        // the newest bytes: all, or at least outputBytesMax
 	total  int64         // bytes written since the beginning
@@ -833,6 +840,9 @@ type tail struct {
 
 // Write adds p and drops what is too old.
 func (t *tail) Write(p []byte) (int, error) {
+	if t.file != nil {
+		t.file.Write(p)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.total += int64(len(p))
@@ -1813,7 +1823,7 @@ func newTransport(config map[string]string, limits nodeLimits) (*http.Transport,
 
 // readTLSFile returns the content of the file that a setting of executor_config names.
 func readTLSFile(config map[string]string, setting string) ([]byte, error) {
-	f, err := openRegular(config[setting], os.O_RDONLY)
+	f, err := regular(os.OpenFile(config[setting], os.O_RDONLY|syscall.O_NONBLOCK, 0))
 	if err != nil {
 		return nil, fmt.Errorf("executor_config.%s: %w", setting, err)
 	}
@@ -1828,16 +1838,15 @@ func readTLSFile(config map[string]string, setting string) ([]byte, error) {
 	return data, nil
 }
 
-// openRegular opens a file that is to be a regular one, and refuses all else at once: a pipe may make who opens, reads or
-// writes it wait for ever.
-func openRegular(path string, flags int) (*os.File, error) {
-	f, err := os.OpenFile(path, flags|syscall.O_NONBLOCK, 0o600)
+// regular passes on what was opened without waiting if it is a regular file, and refuses all else: a pipe may make who
+// reads or writes it wait for ever.
+func regular(f *os.File, err error) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", path)
+		err = fmt.Errorf("%s is no regular file", f.Name())
 	}
 	if err != nil {
 		f.Close()
@@ -1916,27 +1925,30 @@ func (l nodeLimits) checkAddr(addr netip.Addr) error {
 // process passes an output through the processors of the order, in name order, and returns what is to be stored. A
 // processor with forward leaves the output as it is, else it leaves a note on where it went. One that fails leaves the
 // output with a line about that; one we do not have changes nothing.
-func (e *executor) process(o order, output []byte) []byte {
-	execution := executionName(o.Execution, e.cfg.Node)
+func (e *executor) process(r *run, reason string, output []byte) []byte {
+	o := &r.order
 	for _, name := range slices.Sorted(maps.Keys(o.Processors)) {
 		settings := o.Processors[name]
-		var note string
+		note := "Output in belfry log"
 		var err error
 		switch name {
 		case "log":
-			e.cfg.Log.Info("output of an execution", "job", o.Job, "execution", execution, "output", string(output))
-			note = "Output in belfry log"
+			e.cfg.Log.Info("output of an execution", "job", o.Job, "execution", executionName(o.Execution, e.cfg.Node), "output", reason+string(output))
 		case "files":
-			note, err = writeOutputFile(settings["log_dir"], execution, output)
+			note = "Output in " + filepath.Join(e.cfg.Limits.FilesDir, r.out.file.name)
+			r.out.file.Write([]byte(reason))
+			if err = cmp.Or(r.out.file.err, r.out.file.Close()); err == nil {
+				err = e.removeOutputFiles(o, r.out.file.name)
+			}
 		case "syslog":
-			note, err = "Output in syslog", writeSyslog(syslogPaths, time.Now().Add(syslogMax), o.Job, output)
+			note, err = "Output in syslog", writeSyslog(syslogPaths, time.Now().Add(syslogMax), o.Job, slices.Concat([]byte(reason), output))
 		default:
 			continue
 		}
 		if err != nil {
 			e.cfg.Log.Warn("a processor failed", "processor", name, "job", o.Job, "err", err)
 			output = fmt.Appendf(slices.Clip(output), "\nprocessor %s: %v\n", name, err)
-			output = output[max(0, len(output)-outputBytesMax+reasonBytesMax+1):]
+			output = output[max(0, len(output)-outputBytesMax+len(reason)):]
 			continue
 		}
 		if forward, err := strconv.ParseBool(settings["forward"]); err != nil || !forward {
@@ -1946,24 +1958,90 @@ func (e *executor) process(o order, output []byte) []byte {
 	return output
 }
 
-// writeOutputFile writes an output to a file of its own, and returns a note that names it.
-func writeOutputFile(dir, execution string, output []byte) (note string, err error) {
-	if dir == "" {
-		return "", errors.New("log_dir is missing")
+// outputFile is where the processor "files" writes an output as it comes. After its first error it takes nothing.
+type outputFile struct {
+	*os.File
+	name string // below nodeLimits.FilesDir
+	err  error
+}
+
+func (f *outputFile) Write(p []byte) (int, error) {
+	if f.err == nil {
+		_, f.err = f.File.Write(p)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
+	return len(p), nil
+}
+
+// outputPattern returns where the processor "files" writes below nodeLimits.FilesDir, with {job}, {execution} and {time} as
+// they are; ok is false if it is elsewhere.
+func outputPattern(settings map[string]string) (pattern string, ok bool) {
+	pattern = filepath.Join(settings["log_dir"], cmp.Or(settings["file_name"], "{job}-{execution}.log"))
+	return pattern, filepath.IsLocal(pattern)
+}
+
+// openOutputFile opens the file of an output, to which several runs may append. No link leads it out of nodeLimits.FilesDir.
+func (e *executor) openOutputFile(o *order) *outputFile {
+	f := &outputFile{}
+	pattern, ok := outputPattern(o.Processors["files"])
+	if !ok {
+		f.err = errors.New("log_dir and file_name: must name a file below the node's --files-dir, such as logs/{job}/{execution}.log")
+		return f
 	}
-	path := filepath.Join(dir, strings.ReplaceAll(execution, "/", "_")+".log")
-	f, err := openRegular(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+	f.name = strings.NewReplacer("{job}", o.Job, "{execution}", strings.ReplaceAll(executionName(o.Execution, e.cfg.Node), "/", "_"),
+		"{time}", time.Now().UTC().Format("20060102T150405Z")).Replace(pattern)
+	f.err = e.inFilesDir(func(dir *os.Root) (err error) {
+		if err = dir.MkdirAll(filepath.Dir(f.name), 0o700); err == nil {
+			f.File, err = regular(dir.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK, 0o600))
+		}
+		return err
+	})
+	return f
+}
+
+// inFilesDir calls do with the directory below which outputs are written.
+func (e *executor) inFilesDir(do func(*os.Root) error) error {
+	if err := os.MkdirAll(e.cfg.Limits.FilesDir, 0o700); err != nil {
+		return err
+	}
+	dir, err := os.OpenRoot(e.cfg.Limits.FilesDir)
 	if err != nil {
-		return "", err
+		return err
 	}
-	_, err = f.Write(output)
-	if err := cmp.Or(err, f.Close()); err != nil {
-		return "", err
+	defer dir.Close()
+	return do(dir)
+}
+
+// removeOutputFiles removes files of a job, beside the one of that name, that are older than its max_age, and the oldest
+// above its max_files. The job's are those whose names its file_name can make.
+func (e *executor) removeOutputFiles(o *order, name string) error {
+	settings := o.Processors["files"]
+	most, err := strconv.Atoi(cmp.Or(settings["max_files"], strconv.Itoa(math.MaxInt)))
+	age, err2 := time.ParseDuration(cmp.Or(settings["max_age"], "0s"))
+	if err != nil || most < 1 || err2 != nil || age < 0 {
+		return errors.New(`max_files, max_age: must be a number from 1 and a duration such as "720h"; nothing was removed`)
 	}
-	return "Output in " + path, nil
+	if most == math.MaxInt && age == 0 {
+		return nil
+	}
+	pattern, _ := outputPattern(settings)
+	own := regexp.MustCompile("^" + strings.NewReplacer(`\{job\}`, regexp.QuoteMeta(o.Job), `\{execution\}`, `\d+-`+regexp.QuoteMeta(strings.ReplaceAll(e.cfg.Node, "/", "_")),
+		`\{time\}`, `\d{8}T\d{6}Z`).Replace(regexp.QuoteMeta(filepath.Base(pattern))) + "$")
+	return e.inFilesDir(func(dir *os.Root) error {
+		var files []fs.FileInfo
+		entries, err := fs.ReadDir(dir.FS(), filepath.Dir(name))
+		for _, entry := range entries {
+			if info, err := entry.Info(); err == nil && own.MatchString(entry.Name()) { // else it is gone
+				files = append(files, info)
+			}
+		}
+		slices.SortFunc(files, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+		for i, f := range files {
+			if i >= most || age > 0 && time.Since(f.ModTime()) > age {
+				err = cmp.Or(err, dir.Remove(filepath.Join(filepath.Dir(name), f.Name())))
+			}
+		}
+		return err
+	})
 }
 
 // syslogPaths are where the log of a system listens.

@@ -1274,53 +1274,155 @@ func TestExecutor_TLS(t *testing.T) {
 	}
 }
 
-// Processors run in name order; without forward one leaves a note, one that fails or is unknown leaves the output.
+// Processors run in name order; without forward one leaves a note, one that fails or is unknown leaves the output. The
+// reason of a failure stays in front of a note.
 func TestExecutor_Processors(t *testing.T) {
 	n := newNode(t, t.TempDir())
-	dir := filepath.Join(n.dir, "outputs")
+	dir := filepath.Join(n.dir, "files")
+	outside := t.TempDir()
+	if err := cmp.Or(os.MkdirAll(dir, 0o700), os.Symlink(outside, filepath.Join(dir, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	const refused = "kept\n\nprocessor files: log_dir and file_name: must name a file below the node's --files-dir, such as logs/{job}/{execution}.log\n"
 	for _, test := range []struct {
 		name       string
 		processors string // JSON
 		want       string
-		file       string // the content of the output's file
+		file       string // of the output, with its content behind the name
 	}{
 		{"Log", `{"log":{}}`, "Output in belfry log", ""},
 		{"LogForward", `{"log":{"forward":"true"}}`, "kept\n", ""},
 		{"LogFalse", `{"log":{"forward":"false"}}`, "Output in belfry log", ""},
 		{"Unknown", `{"nosuch":{"a":"b"}}`, "kept\n", ""},
-		{"Files", `{"files":{"log_dir":"DIR"}}`, "Output in DIR/ID-n1.log", "kept\n"},
-		{"Order", `{"log":{},"files":{"log_dir":"DIR","forward":"true"}}`, "Output in belfry log", "kept\n"},
+		{"Files", `{"files":{}}`, "Output in DIR/job-ID-n1.log", "job-ID-n1.log kept\n"},
+		{"FilesDir", `{"files":{"log_dir":"a/{job}","file_name":"{execution}"}}`, "Output in DIR/a/job/ID-n1", "a/job/ID-n1 kept\n"},
+		{"Order", `{"log":{},"files":{"log_dir":"b","forward":"true"}}`, "Output in belfry log", "b/job-ID-n1.log kept\n"},
 		{"UnknownForward", `{"nosuch":{"forward":"false"},"log":{"forward":"1"}}`, "kept\n", ""},
-		{"ErrFiles", `{"files":{},"log":{"forward":"true"}}`, "kept\n\nprocessor files: log_dir is missing\n", ""},
+		{"ErrAbsolute", `{"files":{"log_dir":"` + outside + `"},"log":{"forward":"true"}}`, refused, ""},
+		{"ErrParent", `{"files":{"log_dir":"../results"}}`, refused, ""},
+		{"ErrName", `{"files":{"file_name":"../x"}}`, refused, ""},
+		{"ErrLink", `{"files":{"log_dir":"link"}}`, "~path escapes from parent\n", ""},
+		{"ErrDir", `{"files":{"file_name":"a"}}`, "kept\n\nprocessor files: openat a: is a directory\n", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			o := order{Executor: "shell", Config: map[string]string{"command": "echo kept"}}
-			if err := json.Unmarshal([]byte(strings.ReplaceAll(test.processors, "DIR", dir)), &o.Processors); err != nil {
+			if err := json.Unmarshal([]byte(test.processors), &o.Processors); err != nil {
 				t.Fatal(err)
 			}
 			id := n.order(t, o)
-			want := strings.NewReplacer("DIR", dir, "ID", strconv.FormatInt(id, 10)).Replace(test.want)
-			if got := n.leader.wait(t, id); string(got.Output) != want || got.Outcome != outcomeSuccess {
-				t.Errorf("got %s %q, want %q", got.Outcome, got.Output, want)
+			named := strings.NewReplacer("DIR", dir, "ID", strconv.FormatInt(id, 10))
+			part, loose := strings.CutPrefix(test.want, "~")
+			if got := n.leader.wait(t, id); !loose && string(got.Output) != named.Replace(test.want) || !strings.Contains(string(got.Output), named.Replace(part)) || got.Outcome != outcomeSuccess {
+				t.Errorf("got %s %q, want %q", got.Outcome, got.Output, named.Replace(test.want))
 			}
-			content, _ := os.ReadFile(filepath.Join(dir, executionName(id, "n1")+".log"))
-			if string(content) != test.file {
-				t.Errorf("file: got %q, want %q", content, test.file)
+			name, want, ok := strings.Cut(named.Replace(test.file), " ")
+			if content, _ := os.ReadFile(filepath.Join(dir, name)); ok && string(content) != want {
+				t.Errorf("%s: got %q, want %q", name, content, want)
 			}
 		})
+	}
+	if list, err := os.ReadDir(outside); err != nil || len(list) > 0 {
+		t.Errorf("outside of --files-dir: %v, %v", list, err)
+	}
+	t.Run("Failed", func(t *testing.T) {
+		id := n.order(t, order{Executor: "shell", Config: map[string]string{"shell": "true", "command": "echo kept; exit 3"}, Processors: map[string]map[string]string{"files": {"file_name": "failed"}}})
+		if got, want := n.leader.wait(t, id), "exit status 3\nOutput in "+filepath.Join(dir, "failed"); string(got.Output) != want || got.Reason != len("exit status 3\n") {
+			t.Errorf("got %q, reason %d, want %q", got.Output, got.Reason, want)
+		}
+		if content, _ := os.ReadFile(filepath.Join(dir, "failed")); string(content) != "kept\nexit status 3\n" {
+			t.Errorf("got %q", content)
+		}
+	})
+}
+
+// A file of an output has all of it, as it comes, and those of a job are not more or older than it says.
+func TestExecutor_Files(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	dir := filepath.Join(n.dir, "files", "d")
+	run := func(job, script string, settings ...string) int64 {
+		files := map[string]string{"log_dir": "d"}
+		for i := 0; i < len(settings); i += 2 {
+			files[settings[i]] = settings[i+1]
+		}
+		return n.order(t, order{Job: job, Executor: "shell", Config: map[string]string{"shell": "true", "command": script}, Processors: map[string]map[string]string{"files": files}})
+	}
+	names := func() (names []string) {
+		list, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range list {
+			names = append(names, f.Name())
+		}
+		return names
+	}
+	goOn := filepath.Join(n.dir, "go-on")
+	id := run("long", "yes x | head -c 400000; until test -e "+goOn+"; do sleep 0.01; done; echo end", "file_name", "{job}.log")
+	size := func() int64 {
+		info, err := os.Stat(filepath.Join(dir, "long.log"))
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	eventually(t, "the file has what there is", func() bool { return size() == 400_000 })
+	if err := os.WriteFile(goOn, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n.leader.wait(t, id); size() != 400_004 {
+		t.Errorf("%d bytes, want all", size())
+	}
+	if n.leader.wait(t, run("long", "echo more", "file_name", "{job}.log")); size() != 400_009 {
+		t.Errorf("%d bytes, want those of the second run too", size())
+	}
+	os.Remove(filepath.Join(dir, "long.log"))
+
+	for _, other := range []string{"a-b-1-n1.log", "a-1-n2.log", "a-1-n1.log.gz", "b-1-n1.log"} {
+		if err := os.WriteFile(filepath.Join(dir, other), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	others := names()
+	var own []string
+	for range 5 {
+		id := run("a", "echo kept", "max_files", "3")
+		n.leader.wait(t, id)
+		own = append(own, fmt.Sprintf("a-%d-n1.log", id))
+	}
+	want := slices.Sorted(slices.Values(append(others, own[2:]...)))
+	if got := names(); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for _, old := range own[2:4] {
+		if err := os.Chtimes(filepath.Join(dir, old), time.Time{}, time.Now().Add(-2*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id = run("a", "echo kept", "max_age", "1h")
+	n.leader.wait(t, id)
+	want = slices.Sorted(slices.Values(append(others, own[4], fmt.Sprintf("a-%d-n1.log", id))))
+	if got := names(); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for range 2 {
+		id = run("t", "true", "file_name", "{job}.{time}", "max_files", "1")
+	}
+	n.leader.wait(t, id)
+	if got := n.leader.wait(t, run("t", "echo kept", "max_files", "0")); !strings.Contains(string(got.Output), "max_files") {
+		t.Errorf("got %q", got.Output)
 	}
 }
 
 // A pipe at the place of an output's file, which a job can put there, is refused and not waited for.
 func TestExecutor_OutputPipe(t *testing.T) {
 	n := newNode(t, t.TempDir())
-	pipe := filepath.Join(n.dir, executionName(n.next, "n1")+".log")
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+	pipe := filepath.Join(n.dir, "files", "job-"+executionName(n.next, "n1")+".log")
+	if err := cmp.Or(os.MkdirAll(filepath.Dir(pipe), 0o700), syscall.Mkfifo(pipe, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	got := n.leader.wait(t, n.order(t, order{Executor: "shell", Config: map[string]string{"command": "echo kept"},
-		Processors: map[string]map[string]string{"files": {"log_dir": n.dir}}}))
-	if !strings.HasPrefix(string(got.Output), "kept\n\nprocessor files: open "+pipe) || got.Outcome != outcomeSuccess {
+		Processors: map[string]map[string]string{"files": {}}}))
+	if !strings.HasPrefix(string(got.Output), "kept\n\nprocessor files: ") || got.Outcome != outcomeSuccess {
 		t.Errorf("got %s %q", got.Outcome, got.Output)
 	}
 }

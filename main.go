@@ -272,7 +272,8 @@ func outliveReaders() (stop func()) {
 }
 
 const (
-	linesMax      = 1024        // that wait to be written
+	linesMax      = 16_384      // that wait to be written
+	linesBytesMax = 4 << 20     // of these: some outputs that the processor log writes
 	linesPatience = time.Second // for these, when the program ends
 )
 
@@ -280,7 +281,8 @@ const (
 // who should read it. A line that finds the queue full is dropped and counted;
 // how many were is written when there is room again.
 type lines struct {
-	queue   chan []byte // nil: the last
+	queue   chan []byte  // nil: the last
+	waiting atomic.Int64 // bytes in queue
 	dropped atomic.Int64
 	ended   chan struct{}
 }
@@ -293,11 +295,15 @@ func newLines(w io.Writer) *lines {
 
 // Write takes a line. It never fails, and never blocks.
 func (l *lines) Write(line []byte) (int, error) {
-	select {
-	case l.queue <- append([]byte{}, line...):
-	default:
-		l.dropped.Add(1)
+	if l.waiting.Add(int64(len(line))) <= linesBytesMax {
+		select {
+		case l.queue <- append([]byte{}, line...):
+			return len(line), nil
+		default:
+		}
 	}
+	l.waiting.Add(-int64(len(line)))
+	l.dropped.Add(1)
 	return len(line), nil
 }
 
@@ -309,7 +315,7 @@ func (l *lines) run(w io.Writer) {
 			return
 		}
 		w.Write(line) // nobody could be told of an error
-		if len(l.queue) > linesMax/2 {
+		if l.waiting.Add(-int64(len(line))); len(l.queue) > linesMax/2 {
 			continue
 		}
 		if n := l.dropped.Swap(0); n > 0 {
@@ -475,6 +481,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be given several times", list(&cfg.CORSOrigins))
 	fs.Func("executors", "`names` of the executors that run here, shell and http, with commas between them; both if it is not given", list(&cfg.Limits.Executors))
 	fs.Func("allow-su", "`user` or user:group that shell jobs may run as with su, as a whole; may be given several times", list(&cfg.Limits.AllowSu))
+	fs.StringVar(&cfg.Limits.FilesDir, "files-dir", "", "`directory` below which the processor files writes outputs; files in the data directory if it is not given")
 	fs.BoolVar(&cfg.Limits.AllowMetadata, "http-allow-metadata", false, "http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
 	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false, "http jobs do not reach private and loopback addresses")
 	if err := parseFlags(fs, args, environ, help); err != nil {

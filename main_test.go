@@ -869,8 +869,16 @@ func TestServe_NobodyReads(t *testing.T) {
 func TestLines(t *testing.T) {
 	r, w := io.Pipe()
 	l := newLines(w)
-	const sent = 3 * linesMax
-	for range sent {
+	large := "large " + strings.Repeat("x", 256_000)
+	const larger = 100
+	for range larger {
+		fmt.Fprintln(l, large)
+	}
+	if n := l.waiting.Load(); n > linesBytesMax || n < linesBytesMax-2*int64(len(large)) {
+		t.Errorf("%d bytes wait", n)
+	}
+	const sent = larger + 3*linesMax
+	for range sent - larger {
 		fmt.Fprintln(l, "line")
 	}
 	read := make(chan string)
@@ -881,7 +889,7 @@ func TestLines(t *testing.T) {
 	l.close()
 	w.Close()
 	text := <-read
-	kept, dropped := strings.Count(text, "line\n"), 0
+	kept, dropped := strings.Count(text, "line\n")+strings.Count(text, "large "), 0
 	for _, m := range regexp.MustCompile(` lines=(\d+)\n`).FindAllStringSubmatch(text, -1) {
 		n, _ := strconv.Atoi(m[1])
 		dropped += n

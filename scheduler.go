@@ -393,6 +393,9 @@ func (j *job) warning() string {
 		if !slices.Contains(processorNames, name) {
 			add("processors", name, "no node has it; the output stays as it is")
 		}
+		if _, ok := outputPattern(j.Processors[name]); name == "files" && !ok {
+			add("processors", name, "log_dir and file_name must name a file below a node's --files-dir; nothing is written")
+		}
 	}
 	return strings.Join(list, " ")
 }
