@@ -311,6 +311,7 @@ type peer struct {
 	arrived    uint64 // flight: number of the last message sent when it had arrived, 0: it has not
 	pause      int    // ticks until the next try, after one that did not get through
 	installing bool   // it writes a snapshot
+	kept       uint64 // snapshots: the log is kept behind this entry until that has been installed
 	silent     int    // ticks since it answered
 	commit     uint64 // commit index it was last told
 	joins      bool   // it has the latest list of voters, and said since then that it does not leave
@@ -746,7 +747,8 @@ func (r *raft) sendAppends() {
 		switch p := &r.peers[i]; {
 		case p.flight != 0 || p.pause > 0 || !r.alive(p.ID):
 		case p.next <= r.log.base.Index:
-			if p.progress = snapshots; !p.installing {
+			p.progress, p.kept = snapshots, r.log.base.Index
+			if !p.installing {
 				r.fly(p, message{Kind: msgSnapshot, To: p.server, Term: r.state.Term}, math.MaxUint64)
 			}
 		case p.next <= r.log.last:
@@ -872,6 +874,21 @@ func (r *raft) commitTo(index uint64) {
 	if r.role == roleLeader && !r.isVoter(r.cfg.self.ID) && r.log.latestVoters().Index <= index {
 		r.become(roleFollower, server{})
 	}
+}
+
+// needed returns the first entry that a peer which is there still needs, 0 if
+// there is none; of one that waits for a snapshot, which will end later.
+func (r *raft) needed() (first uint64) {
+	for _, p := range r.peers {
+		n := p.match + 1
+		if p.progress == snapshots {
+			n = p.kept + 1
+		}
+		if (p.flight != 0 || p.silent < r.cfg.snapshotTicks) && (first == 0 || n < first) {
+			first = n
+		}
+	}
+	return first
 }
 
 // land ends a flight whose last entry the peer has on disk.
@@ -1845,6 +1862,7 @@ func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
 func (c *cluster) publish() {
 	st := c.raft.status()
 	c.term.Store(st.Term)
+	c.store.pinned.Store(c.raft.needed())
 	c.view.Store(&st)
 }
 

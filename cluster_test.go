@@ -2378,7 +2378,7 @@ func TestCluster_Five(t *testing.T) {
 // A follower whose next entry is gone from the leader's log gets a snapshot; so
 // does a new server. Its term, vote and id stay its own.
 func TestCluster_Snapshot(t *testing.T) {
-	small := logRetention{entries: 10, bytes: 1 << 20, slack: 5}
+	small := logRetention{entries: 10, bytes: 1 << 20, pinned: 16 << 20, slack: 5}
 	var nodes []*peerNode
 	for _, name := range []string{"a", "b", "c"} {
 		n := newPeer(t, name, 3, nodes[:min(1, len(nodes))]...)
@@ -2420,6 +2420,56 @@ func TestCluster_Snapshot(t *testing.T) {
 		t.Errorf("the snapshot changed the node's id from %s to %s", before, behind.cfg.ID)
 	}
 }
+
+// A server catches up although more is written while its snapshot is on the way
+// than the log keeps.
+func TestCluster_SnapshotUnderLoad(t *testing.T) {
+	a := newPeer(t, "a", 1)
+	a.kept = logRetention{entries: 10, bytes: 1 << 20, pinned: 16 << 20, slack: 5}
+	a.start()
+	var snapshots atomic.Int64
+	next := a.plane.beats.Transport
+	a.plane.beats = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Path == "/snapshot" {
+			snapshots.Add(1)
+			for taken := a.store.applied.Load(); a.store.applied.Load() < taken+100; {
+				pause(t.Context(), testTick)
+			}
+		}
+		return next.RoundTrip(r)
+	})}
+	for i := range 60 {
+		put(t, fmt.Sprint("job-", i), a)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	for i := range 20 {
+		load.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				a.cluster.propose(ctx, putCommand(fmt.Sprintf("job-%d-%d", i, n)))
+			}
+		})
+	}
+	b := startPeer(t, "b", 0, a)
+	voters(t, "a b", a, b)
+	cancel()
+	load.Wait()
+	put(t, "last", a, b)
+	same(t, a, b)
+	if n := snapshots.Load(); n != 1 {
+		t.Errorf("%d snapshots were sent, want 1", n)
+	}
+	eventually(t, "the log is as short as before", func() bool {
+		put(t, "more", a, b)
+		disk, err := a.store.saved()
+		a.must(err)
+		return disk.Last-disk.Base.Index < 30
+	})
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // A snapshot that does not get on is given up, so that its receiver, which may be
 // back elsewhere, is not kept waiting; one that takes long is not.

@@ -3246,7 +3246,7 @@ func (n *bubbleNode) start() {
 				b.mu.Unlock()
 			}
 			if p.clu != nil && b.plan.logKept > 0 {
-				p.clu.store.kept = logRetention{b.plan.logKept, logBytesKept, 10}
+				p.clu.store.kept = logRetention{entries: b.plan.logKept, bytes: logBytesKept, pinned: logBytesPinned, slack: 10}
 			}
 		},
 	}

@@ -2117,7 +2117,7 @@ func (s *simServer) persisted(rd ready) {
 
 func (s *simServer) compacted() {
 	kept := s.store.kept
-	s.store.kept = logRetention{int(s.store.applied.Load() - s.n.trimmed), math.MaxInt, 1}
+	s.store.kept = logRetention{entries: int(s.store.applied.Load() - s.n.trimmed), bytes: math.MaxInt, slack: 1}
 	s.w.must(s.store.update("NORMAL", func() error { return s.store.trimLog(s.store.applied.Load()) }))
 	s.store.kept = kept
 	s.w.keep(s.n)

@@ -55,9 +55,11 @@ const (
 	childrenMax     = 1000    // of a job: one command makes a pending row for each
 	ancestorsMax    = 64      // of a job: apply looks at them one by one
 
-	logEntriesKept = 10_000   // behind the applied index, for followers that were away
-	logBytesKept   = 64 << 20 // or fewer entries, if these are large
-	logTrimSlack   = 1_000    // trimmed in steps of this many entries
+	logEntriesKept = 10_000    // behind the applied index, for followers that were away
+	logBytesKept   = 64 << 20  // or fewer entries, if these are large
+	logBytesPinned = 256 << 20 // of the log that is kept while a follower still needs it
+	logTrimSlack   = 1_000     // trimmed in steps of this many entries
+	logTrimMax     = 10_000    // at the most, as a transaction is short
 
 	ticksKept  = 1_000 // newest skipped and missed ticks of a job that are kept one by one
 	sliceRows  = 1_000 // rows that one command deletes at the most
@@ -391,6 +393,7 @@ type store struct {
 	logBytes  []int32
 	kept      logRetention  // fixed once the writer runs
 	turn      atomic.Uint64 // grows with each transaction of the writer, for all to see; odd: a durable one is under way
+	pinned    atomic.Uint64 // first entry of the log that a follower needs, 0: none
 
 	// disk runs a transaction of the writer, a durable one with synchronous=FULL; nil: at once. The simulation has one, that
 	// is slow, fails, or notes how much of the file a power cut leaves. Fixed once the writer runs.
@@ -401,6 +404,7 @@ type store struct {
 type logRetention struct {
 	entries int
 	bytes   int
+	pinned  int // bytes up to which the log is kept as long as it is pinned
 	slack   int // trimmed in steps of this many entries
 }
 
@@ -416,7 +420,7 @@ func openStore(dir string) (*store, error) {
 		return nil, fmt.Errorf("--data-dir %s: %w", dir, err)
 	}
 	s := &store{path: filepath.Join(dir, "belfry.db"), lock: lock, stmts: map[string]*sql.Stmt{}, readStmts: map[string]*sql.Stmt{},
-		kept: logRetention{logEntriesKept, logBytesKept, logTrimSlack}}
+		kept: logRetention{logEntriesKept, logBytesKept, logBytesPinned, logTrimSlack}}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("--data-dir %s: %w", dir, err), s.close())
 	}
@@ -1090,7 +1094,9 @@ func (s *store) applyUpTo(commit uint64) ([]applied, error) {
 }
 
 // trimLog drops the oldest entries, all of them applied, beyond what is kept
-// for followers that were away.
+// for followers that were away, and what a follower that is there still needs:
+// under load it could not catch up with a snapshot that took longer than the log
+// lasts.
 func (s *store) trimLog(applied uint64) error {
 	behind := int(applied + 1 - s.logFirst)
 	drop, size := behind-s.kept.entries, 0
@@ -1099,9 +1105,13 @@ func (s *store) trimLog(applied uint64) error {
 			drop = i + 1
 		}
 	}
+	if pinned := s.pinned.Load(); pinned != 0 && drop >= s.kept.slack && s.logSize() <= s.kept.pinned {
+		drop = min(drop, int(pinned)-int(s.logFirst))
+	}
 	if drop < s.kept.slack {
 		return nil
 	}
+	drop = min(drop, logTrimMax)
 	last := s.logFirst + uint64(drop) - 1
 	if err := s.exec("UPDATE server SET base_index = ?1, base_term = (SELECT term FROM log WHERE idx = ?1)", int64(last)); err != nil {
 		return err
@@ -1112,6 +1122,13 @@ func (s *store) trimLog(applied uint64) error {
 	s.logFirst = last + 1
 	s.logBytes = slices.Delete(s.logBytes, 0, drop)
 	return nil
+}
+
+func (s *store) logSize() (bytes int) {
+	for _, n := range s.logBytes {
+		bytes += int(n)
+	}
+	return bytes
 }
 
 // applyEntry applies one entry. A command that does not fit the state is a
