@@ -44,19 +44,14 @@ import (
 )
 
 var (
-	update       = flag.Bool("update", false, "write the golden files instead of comparing with them")
-	rounds       = flag.Int("rounds", 20, "lives of a real server that end with SIGKILL")
-	roundsSeed   = flag.Uint64("rounds.seed", 0, "seed of the rounds; 0 takes one from the clock")
-	faults       = flag.Int("faults", 10, "faults that a cluster of real servers meets")
-	faultsSeed   = flag.Uint64("faults.seed", 0, "seed of the faults and partitions; 0 takes one from the clock")
-	netns        = flag.Bool("netns", false, "cut the network between real servers; needs root, and ip of iproute2")
-	kills        = flag.Int("kills", 0, "leaders to kill while the time to the next one is measured")
-	serversSeed  = flag.Uint64("servers.seed", 0, "the one seed of the simulation of whole servers; 0: see the next")
-	serversSeeds = flag.Int("servers.seeds", 0, "seeds that it takes; 0: a fixed list")
-	serversFirst = flag.Uint64("servers.first", 1, "the first of them")
-	serversTrace = flag.Bool("servers.trace", false, "print all that happens in it")
-
-	burst = flag.Int("burst", 0, "http runs that fall due in one second while their rate is measured")
+	update     = flag.Bool("update", false, "write the golden files instead of comparing with them")
+	rounds     = flag.Int("rounds", 20, "lives of a real server that end with SIGKILL")
+	roundsSeed = flag.Uint64("rounds.seed", 0, "seed of the rounds; 0 takes one from the clock")
+	faults     = flag.Int("faults", 10, "faults that a cluster of real servers meets")
+	faultsSeed = flag.Uint64("faults.seed", 0, "seed of the faults and partitions; 0 takes one from the clock")
+	netns      = flag.Bool("netns", false, "cut the network between real servers; needs root, and ip of iproute2")
+	kills      = flag.Int("kills", 0, "leaders to kill while the time to the next one is measured")
+	burst      = flag.Int("burst", 0, "http runs that fall due in one second while their rate is measured")
 )
 
 // asProgram makes the test binary the program.
@@ -1293,6 +1288,1994 @@ func sameJob(row *jobRow, j *job) bool {
 	}
 	have, err := row.definition()
 	return err == nil && cmp.Equal(&have, j, cmpopts.EquateEmpty())
+}
+
+// ---- Whole servers in one bubble
+
+var (
+	serversSeed  = flag.Uint64("servers.seed", 0, "the one seed of the simulation of whole servers; 0: see the next")
+	serversSeeds = flag.Int("servers.seeds", 0, "seeds that it takes; 0: a fixed list")
+	serversFirst = flag.Uint64("servers.first", 1, "the first of them")
+	serversTrace = flag.Bool("servers.trace", false, "print all that happens in it")
+)
+
+// TestSimulation_Servers runs whole servers, made as main makes them, through
+// crashes, pauses, cuts, slow disks and leaves, with clients that write all the
+// time. With the race detector the fixed seeds take a few minutes.
+func TestSimulation_Servers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes more than a minute")
+	}
+	seeds := bubbleSeedsOfCI
+	switch {
+	case *serversSeed != 0:
+		seeds = []uint64{*serversSeed}
+	case *serversSeeds > 0:
+		seeds = nil
+		for i := range *serversSeeds {
+			seeds = append(seeds, *serversFirst+uint64(i))
+		}
+	}
+	if len(seeds) == 0 {
+		t.Skip("give it -servers.seeds or -servers.seed")
+	}
+	reached := map[string]int{}
+	for _, seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			b := runBubble(t, seed)
+			for what := range b.reached {
+				reached[what]++
+			}
+		})
+	}
+	for _, what := range sortedKeys(reached) {
+		t.Logf("%5d of %d seeds reached %s", reached[what], len(seeds), what)
+	}
+}
+
+// bubbleSeedsOfCI reach all the rare states together.
+var bubbleSeedsOfCI = []uint64{}
+
+// runBubble lives one life, and says all about it if it went wrong.
+func runBubble(t *testing.T, seed uint64) (b *bubble) {
+	began := time.Now()
+	synctest.Test(t, func(t *testing.T) {
+		b = newBubble(t, seed)
+		b.live()
+		if err := b.replica.close(); err != nil {
+			t.Error(err)
+		}
+		if b.failed == nil {
+			return
+		}
+		for _, n := range b.nodes {
+			t.Logf("the last log of %s:\n%s", n.name, n.life.log.tail(30))
+		}
+		t.Logf("what happened last:\n%s", strings.Join(b.hub.trace.tail[max(0, len(b.hub.trace.tail)-40):], "\n"))
+		t.Logf("what was done:\n%s", strings.Join(b.history, "\n"))
+		t.Logf("repeat it with -run '^TestSimulation_Servers$' -servers.seed=%d", seed)
+		t.Errorf("seed %d: %v", seed, b.failed)
+	})
+	t.Logf("seed %d: %d servers, %d events, trace %x, %s", seed, b.plan.servers, b.hub.trace.events, b.hub.trace.hash, time.Since(began).Round(time.Millisecond))
+	return b
+}
+
+// A hub is the network of a bubble. Nodes and clients are hosts on it; what one
+// writes to another is a packet on the link between the two, which is slow, loses
+// packets (they come later, as TCP sends them again) or is cut in one direction
+// (they come when it is whole again, if somebody still waits). synctest gives
+// time and no order, so one goroutine moves all packets, see pass: each quantum it
+// releases what is due, one wire after the other. What becomes of a packet is
+// chance, but always the same one for the same packet: if the runtime makes a
+// small difference, the rest of a life stays as it was.
+type hub struct {
+	seed uint64        // fixed
+	kick chan struct{} // something was sent; holds one
+
+	mu      sync.Mutex // guards all that follows, and the wires
+	doors   map[string]*door
+	free    map[link]time.Time // when a link has carried what it was given
+	serials map[link]int       // wires that were made of it
+	cut     map[link]bool
+	dark    map[string]bool // hosts without power
+	sent    []*packet       // since the last pass
+	flying  []*packet       // by due time
+	delay   time.Duration
+	jitter  time.Duration
+	loss    float64 // share of packets that come a retransmission later
+	rate    float64 // bytes a second of each link
+	trace   trace
+}
+
+const (
+	quantum     = time.Millisecond
+	linkRate    = 1e6       // bytes a second
+	linkWindow  = 256 << 10 // written and not yet read
+	linkRetries = 200 * time.Millisecond
+)
+
+// A link is the way from one host to another.
+type link struct{ from, to string }
+
+type packet struct {
+	kind    byte // one of "SAFRD": open, accepted, end, refused or reset, data
+	at, due time.Time
+	link    link
+	serial  int // of the wire
+	number  int // in its direction
+	to      *wire
+	data    []byte
+}
+
+// trace is the running hash of all that happened.
+type trace struct {
+	hash   uint64
+	events int
+	tail   []string
+}
+
+func (t *trace) add(format string, args ...any) {
+	line := fmt.Sprintf("%9.3f ", time.Since(bubbleEpoch).Seconds()) + fmt.Sprintf(format, args...)
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%x %s", t.hash, line)
+	t.hash = h.Sum64()
+	t.events++
+	if *serversTrace {
+		fmt.Println(line)
+	}
+	if t.tail = append(t.tail, line); len(t.tail) > 4_000 {
+		t.tail = append(t.tail[:0], t.tail[2_000:]...)
+	}
+}
+
+// syncTime is what a sync of a healthy disk takes.
+const syncTime = 1729 * time.Microsecond
+
+// bubbleEpoch is when time begins in a bubble.
+var bubbleEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// A wire is one end of a connection.
+type wire struct {
+	hub    *hub
+	life   *life // whose it is; nil: a client's
+	link   link  // of what it writes
+	serial int
+	peer   *wire
+	addr   [2]net.Addr // own, other
+
+	// Guarded by hub.mu.
+	changed   *sync.Cond
+	open      bool
+	closed    bool
+	err       error
+	in        []byte
+	ended     bool            // nothing comes after in
+	number    int             // of the next packet that it sends
+	expected  int             // the same of its peer
+	early     map[int]*packet // that came before the one expected
+	unread    int             // bytes that the peer has not read
+	deadlines [2]time.Time    // to read, to write
+	timers    [2]*time.Timer
+}
+
+// A door is a listener.
+type door struct {
+	hub     *hub
+	life    *life
+	addr    net.Addr
+	changed *sync.Cond // hub.mu
+	queue   []*wire
+	closed  bool
+}
+
+func newHub(seed uint64) *hub {
+	return &hub{seed: seed, kick: make(chan struct{}, 1), doors: map[string]*door{}, free: map[link]time.Time{}, serials: map[link]int{},
+		cut: map[link]bool{}, dark: map[string]bool{}, rate: linkRate}
+}
+
+func (h *hub) newWire(l link, life *life, own, other string) *wire {
+	w := &wire{hub: h, life: life, link: l, changed: sync.NewCond(&h.mu), early: map[int]*packet{}}
+	w.addr = [2]net.Addr{bubbleAddr(own), bubbleAddr(other)}
+	return w
+}
+
+func bubbleAddr(addr string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr)) }
+
+func hostOf(addr string) string { return netip.MustParseAddrPort(addr).Addr().String() }
+
+// listen opens a door of a life.
+func (h *hub) listen(l *life, addr string) (net.Listener, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.doors[addr] != nil {
+		return nil, syscall.EADDRINUSE
+	}
+	d := &door{hub: h, life: l, addr: bubbleAddr(addr), changed: sync.NewCond(&h.mu)}
+	h.doors[addr] = d
+	return d, nil
+}
+
+func (d *door) Accept() (net.Conn, error) {
+	d.hub.mu.Lock()
+	defer d.hub.mu.Unlock()
+	for len(d.queue) == 0 && !d.closed {
+		d.changed.Wait()
+	}
+	if d.closed {
+		return nil, net.ErrClosed
+	}
+	w := d.queue[0]
+	d.queue = d.queue[1:]
+	return w, nil
+}
+
+func (d *door) Addr() net.Addr { return d.addr }
+
+func (d *door) Close() error {
+	d.hub.mu.Lock()
+	defer d.hub.mu.Unlock()
+	d.closeLocked()
+	return nil
+}
+
+func (d *door) closeLocked() {
+	if d.closed {
+		return
+	}
+	d.closed = true
+	delete(d.hub.doors, d.addr.String())
+	for _, w := range d.queue {
+		w.closeLocked()
+	}
+	d.changed.Broadcast()
+}
+
+// dial connects a host to an address. life is nil for a client.
+func (h *hub) dial(ctx context.Context, life *life, host, addr string) (net.Conn, error) {
+	l := link{host, hostOf(addr)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w := h.newWire(l, life, host+":1", addr)
+	w.peer = h.newWire(link{l.to, l.from}, nil, addr, host+":1")
+	w.peer.peer = w
+	h.serials[l]++
+	w.serial, w.peer.serial = h.serials[l], -h.serials[l]
+	if life != nil {
+		if life.dead.Load() {
+			return nil, errDead
+		}
+		life.wires[w] = true
+	}
+	defer context.AfterFunc(ctx, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		w.changed.Broadcast()
+	})()
+	h.sendLocked(w, 'S', nil)
+	for !w.open && w.err == nil && ctx.Err() == nil {
+		w.changed.Wait()
+	}
+	if !w.open {
+		w.closeLocked()
+		return nil, orElse(w.err, ctx.Err())
+	}
+	return w, nil
+}
+
+// sendLocked hands a packet over to the link that w writes to.
+func (h *hub) sendLocked(w *wire, kind byte, data []byte) {
+	h.sent = append(h.sent, &packet{kind: kind, at: time.Now(), link: w.link, serial: w.serial, number: w.number, to: w.peer, data: data})
+	w.number++
+	select {
+	case h.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (w *wire) Write(p []byte) (n int, err error) {
+	h := w.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for len(p) > 0 {
+		for w.unread >= linkWindow && w.err == nil && !w.closed && !w.late(1) {
+			w.changed.Wait()
+		}
+		switch {
+		case w.closed:
+			return n, net.ErrClosed
+		case w.err != nil:
+			return n, w.err
+		case w.late(1):
+			return n, os.ErrDeadlineExceeded
+		}
+		part := p[:min(len(p), linkWindow-w.unread)]
+		h.sendLocked(w, 'D', bytes.Clone(part))
+		w.unread += len(part)
+		n, p = n+len(part), p[len(part):]
+	}
+	return n, nil
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	h := w.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for len(w.in) == 0 && !w.ended && w.err == nil && !w.closed && !w.late(0) {
+		w.changed.Wait()
+	}
+	switch {
+	case w.closed:
+		return 0, net.ErrClosed
+	case w.late(0):
+		return 0, os.ErrDeadlineExceeded
+	case len(w.in) > 0:
+		n := copy(p, w.in)
+		w.in = w.in[n:]
+		w.peer.unread -= n
+		w.peer.changed.Broadcast()
+		return n, nil
+	case w.err != nil:
+		return 0, w.err
+	}
+	return 0, io.EOF
+}
+
+func (w *wire) Close() error {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	w.closeLocked()
+	return nil
+}
+
+func (w *wire) closeLocked() {
+	if w.closed {
+		return
+	}
+	w.closed = true
+	if w.life != nil && !w.life.dead.Load() { // else its peer has not heard of it yet
+		delete(w.life.wires, w)
+	}
+	for i := range w.timers {
+		if w.timers[i] != nil {
+			w.timers[i].Stop()
+		}
+	}
+	if w.err == nil {
+		w.hub.sendLocked(w, 'F', nil)
+	}
+	w.changed.Broadcast()
+}
+
+func (w *wire) LocalAddr() net.Addr  { return w.addr[0] }
+func (w *wire) RemoteAddr() net.Addr { return w.addr[1] }
+
+func (w *wire) late(i int) bool {
+	return !w.deadlines[i].IsZero() && !time.Now().Before(w.deadlines[i])
+}
+
+func (w *wire) SetDeadline(t time.Time) error {
+	return errors.Join(w.SetReadDeadline(t), w.SetWriteDeadline(t))
+}
+func (w *wire) SetReadDeadline(t time.Time) error  { return w.setDeadline(0, t) }
+func (w *wire) SetWriteDeadline(t time.Time) error { return w.setDeadline(1, t) }
+
+func (w *wire) setDeadline(i int, t time.Time) error {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	if w.closed {
+		return net.ErrClosed
+	}
+	if w.timers[i] != nil {
+		w.timers[i].Stop()
+	}
+	w.deadlines[i] = t
+	if left := time.Until(t); !t.IsZero() && left > 0 {
+		w.timers[i] = time.AfterFunc(left, func() {
+			w.hub.mu.Lock()
+			defer w.hub.mu.Unlock()
+			w.changed.Broadcast()
+		})
+	}
+	w.changed.Broadcast()
+	return nil
+}
+
+// breakLocked ends a wire as a reset does.
+func (w *wire) breakLocked(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+	w.changed.Broadcast()
+}
+
+// wait returns when there may be something to do, at the next quantum or later,
+// but not after until.
+func (h *hub) wait(until time.Time) {
+	h.mu.Lock()
+	if len(h.flying) > 0 && h.flying[0].due.Before(until) {
+		until = h.flying[0].due
+	}
+	h.mu.Unlock()
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-h.kick:
+	}
+	now := time.Now()
+	time.Sleep(now.Truncate(quantum).Add(quantum).Sub(now))
+	synctest.Wait()
+}
+
+// pass moves packets. Everybody else stands still when it is called.
+func (h *hub) pass() {
+	select {
+	case <-h.kick:
+	default:
+	}
+	h.mu.Lock()
+	now := time.Now()
+	slices.SortStableFunc(h.sent, func(a, b *packet) int {
+		return stdcmp.Or(a.at.Compare(b.at), strings.Compare(a.link.from, b.link.from), strings.Compare(a.link.to, b.link.to), stdcmp.Compare(a.serial, b.serial), stdcmp.Compare(a.number, b.number))
+	})
+	for _, p := range h.sent {
+		h.launch(p, now)
+	}
+	h.sent = nil
+	due := h.land(now)
+	h.mu.Unlock()
+	for _, list := range due {
+		h.mu.Lock()
+		for _, p := range list {
+			h.trace.add("%s>%s %d.%d %c %d", p.link.from, p.link.to, p.serial, p.number, p.kind, len(p.data))
+			h.arrive(p)
+		}
+		h.mu.Unlock()
+		synctest.Wait()
+	}
+}
+
+// chance is that of a packet.
+func (h *hub) chance(p *packet) *rand.Rand {
+	f := fnv.New64a()
+	fmt.Fprint(f, p.link, p.serial, p.number, p.kind)
+	return rand.New(rand.NewPCG(h.seed, f.Sum64()))
+}
+
+// launch decides when a packet arrives.
+func (h *hub) launch(p *packet, now time.Time) {
+	begin := now
+	if free := h.free[p.link]; free.After(begin) {
+		begin = free
+	}
+	end := begin.Add(time.Duration(float64(len(p.data)) / h.rate * float64(time.Second)))
+	h.free[p.link] = end
+	p.due = end.Add(h.delay)
+	rnd := h.chance(p)
+	if h.jitter > 0 {
+		p.due = p.due.Add(time.Duration(rnd.Int64N(int64(h.jitter))))
+	}
+	for h.loss > 0 && rnd.Float64() < h.loss {
+		p.due = p.due.Add(linkRetries)
+	}
+	h.fly(p)
+}
+
+// fly puts a packet among those under way, after all that are due with it.
+func (h *hub) fly(p *packet) {
+	i := sort.Search(len(h.flying), func(i int) bool { return h.flying[i].due.After(p.due) })
+	h.flying = slices.Insert(h.flying, i, p)
+}
+
+// land takes what is due out of flying, by wires in an order of chance. What a
+// cut link holds is tried again; a new connection is not.
+func (h *hub) land(now time.Time) (due [][]*packet) {
+	n := sort.Search(len(h.flying), func(i int) bool { return h.flying[i].due.After(now) })
+	ready := slices.Clone(h.flying[:n])
+	h.flying = slices.Delete(h.flying, 0, n)
+	index := map[*wire]int{}
+	for _, p := range ready {
+		if h.cut[p.link] || h.dark[p.link.to] {
+			if p.kind != 'S' {
+				p.due = now.Add(linkRetries)
+				h.fly(p)
+			}
+			continue
+		}
+		i, ok := index[p.to]
+		if !ok {
+			i, due = len(due), append(due, nil)
+			index[p.to] = i
+		}
+		due[i] = append(due[i], p)
+	}
+	slices.SortStableFunc(due, func(a, b []*packet) int { return stdcmp.Compare(h.chance(a[0]).Uint64(), h.chance(b[0]).Uint64()) })
+	return due
+}
+
+// arrive has a packet arrive, and those that had to wait for it.
+func (h *hub) arrive(p *packet) {
+	w := p.to
+	if p.kind == 'R' {
+		w.breakLocked(syscall.ECONNRESET)
+		return
+	}
+	w.early[p.number] = p
+	for p = w.early[w.expected]; p != nil; p = w.early[w.expected] {
+		delete(w.early, w.expected)
+		w.expected++
+		h.take(w, p)
+	}
+}
+
+func (h *hub) take(w *wire, p *packet) {
+	switch {
+	case p.kind == 'S' && h.doors[w.addr[0].String()] != nil:
+		d := h.doors[w.addr[0].String()]
+		w.life = d.life
+		w.life.wires[w] = true
+		w.open = true
+		d.queue = append(d.queue, w)
+		d.changed.Broadcast()
+		h.sendLocked(w, 'A', nil)
+	case p.kind == 'S' || w.closed || w.err != nil:
+		if p.kind != 'F' {
+			h.resetLocked(w)
+		}
+	case p.kind == 'A':
+		w.open = true
+	case p.kind == 'F':
+		w.ended = true
+	default:
+		w.in = append(w.in, p.data...)
+	}
+	w.changed.Broadcast()
+}
+
+// resetLocked has the other end of a wire break.
+func (h *hub) resetLocked(w *wire) {
+	h.sent = append(h.sent, &packet{kind: 'R', at: time.Now(), link: w.link, serial: w.serial, number: w.number, to: w.peer})
+}
+
+// die ends all that a life has to do with the network. Without power nobody
+// hears of it until there is power again.
+func (h *hub) die(l *life, power bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l.dead.Store(true)
+	close(l.gone)
+	h.dark[l.node.host] = power
+	for _, addr := range sortedKeys(h.doors) {
+		if h.doors[addr].life == l {
+			h.doors[addr].closeLocked()
+		}
+	}
+	for w := range l.wires {
+		w.breakLocked(errDead)
+	}
+	if !power {
+		h.forgetLocked(l)
+	}
+}
+
+// forgetLocked says that nobody knows the connections of a life any more.
+func (h *hub) forgetLocked(l *life) {
+	for w := range l.wires {
+		h.resetLocked(w)
+	}
+	clear(l.wires)
+}
+
+// light gives a host its power back.
+func (h *hub) light(n *bubbleNode) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.dark, n.host)
+	if n.life != nil && n.life.dead.Load() {
+		h.forgetLocked(n.life)
+	}
+}
+
+// errDead is what a process meets that has been killed and does not know it.
+var errDead = errors.New("this process is dead")
+
+// A bubbleNode is a machine on which one node is started again and again.
+type bubbleNode struct {
+	b      *bubble
+	name   string
+	host   string // its address
+	server bool
+	args   []string
+
+	// Owned by the goroutine of the bubble.
+	dir    string
+	life   *life // the latest
+	lives  int
+	latest atomic.Pointer[life] // life, for clients
+	steady time.Time            // since when all can talk to it and it runs; zero: they cannot
+}
+
+// A life is one process of a node. One that was killed is a zombie for a while:
+// its goroutines end, but nobody hears of them and what they write is lost.
+type life struct {
+	node     *bubbleNode
+	number   int
+	dir      string
+	stop     context.CancelFunc
+	quiet    bool          // it was told to stop
+	leaving  bool          // it was told to leave
+	followed bool          // somebody has seen that it ended
+	compared uint64        // log index up to which its log was compared
+	gone     chan struct{} // closed when it is killed
+	ended    chan struct{} // closed when it has ended, by err
+	err      error
+	log      lockedBuffer
+	parts    *parts // nil: not made yet
+	wires    map[*wire]bool
+	dead     atomic.Bool
+	sync     atomic.Int64 // nanoseconds that each sync of the disk takes
+	synced   walMark      // owned by whoever writes
+
+	// What check has seen, owned by the goroutine of the bubble.
+	applied uint64
+	term    uint64
+}
+
+// A walMark is how much of a write-ahead log a power cut leaves.
+type walMark struct {
+	salt   [8]byte
+	frames uint32
+}
+
+// readWAL returns how far the write-ahead log of a database is written, and how
+// many of its frames are in the database itself, for which they were synced. It
+// stands in the header of the shared memory file (see walIndexHdr in wal.c).
+func readWAL(dir string) (written walMark, copied uint32) {
+	f, err := os.Open(filepath.Join(dir, "belfry.db-shm"))
+	if err != nil {
+		return written, 0
+	}
+	defer f.Close()
+	head := make([]byte, 100)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return written, 0
+	}
+	copy(written.salt[:], head[32:40])
+	written.frames = binary.NativeEndian.Uint32(head[16:])
+	return written, binary.NativeEndian.Uint32(head[96:])
+}
+
+const (
+	walHeader = 32
+	walFrame  = 24 + 4096
+)
+
+// disk is the disk of a life: each sync takes its time, and what was written
+// since the last one is gone when the power is.
+func (l *life) disk(durable bool, tx func() error) error {
+	if durable {
+		for since := time.Now(); time.Since(since) < time.Duration(l.sync.Load()) && !l.dead.Load(); {
+			time.Sleep(min(10*time.Millisecond, time.Duration(l.sync.Load())))
+		}
+	}
+	if l.dead.Load() {
+		return errDead
+	}
+	err := tx()
+	if durable {
+		l.synced, _ = readWAL(l.dir)
+	}
+	return err
+}
+
+// start starts a node on what is in its directory.
+func (n *bubbleNode) start() {
+	b := n.b
+	b.hub.light(n)
+	n.lives++
+	ctx, stop := context.WithCancel(context.Background())
+	l := &life{node: n, number: n.lives, dir: n.dir, stop: stop, gone: make(chan struct{}), ended: make(chan struct{}), wires: map[*wire]bool{}}
+	l.sync.Store(int64(syncTime))
+	n.life = l
+	n.latest.Store(l)
+	b.lives = append(b.lives, l)
+	b.endOrphans(n)
+	cfg, err := parseConfig(append([]string{"--node-name=" + n.name, "--bind-addr=" + n.host + ":8946", "--http-addr=" + n.host + ":8080", "--insecure",
+		"--data-dir=" + n.dir, "--encrypt=" + base64.StdEncoding.EncodeToString(testKey), "--timezone=UTC", "--executions-keep=100000"}, n.args...), nil, io.Discard)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(b.seed, uint64(len(n.name))<<40+uint64(n.name[1])<<32+uint64(n.lives)))
+	var mu sync.Mutex
+	cfg.host = host{
+		listen: func(_, addr string) (net.Listener, error) { return b.hub.listen(l, addr) },
+		dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return b.hub.dial(ctx, l, n.host, addr)
+		},
+		chance: func() uint64 {
+			mu.Lock()
+			defer mu.Unlock()
+			return rnd.Uint64()
+		},
+		shell: func(ctx context.Context, o *order, out io.Writer) error { return b.runProcess(ctx, l, o, out) },
+		disk:  l.disk,
+		made: func(p *parts) {
+			l.parts = p
+			if p.clu != nil { // who comes back may vote again
+				b.mu.Lock()
+				delete(b.left, p.clu.own.ID)
+				b.mu.Unlock()
+			}
+			if p.clu != nil && b.plan.logKept > 0 {
+				p.clu.store.kept = logRetention{entries: b.plan.logKept, bytes: logBytesKept, pinned: logBytesPinned, slack: 10}
+			}
+		},
+	}
+	listener, err := b.hub.listen(l, n.host+":8080")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(&l.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	run := runWorker
+	if n.server {
+		run = runServer
+	}
+	go func() {
+		defer close(l.ended)
+		l.err = run(ctx, cfg, listener, func() {}, log)
+		listener.Close()
+		if l.dead.Load() {
+			os.RemoveAll(l.dir)
+		}
+	}()
+}
+
+// runs reports whether a node has a process that is not about to end.
+func (n *bubbleNode) runs() bool {
+	select {
+	case <-n.life.ended:
+		return false
+	default:
+		return !n.life.dead.Load() && !n.life.quiet
+	}
+}
+
+// crash kills the process of a node, or takes the power from its machine. What
+// is on its disk then is where it starts again.
+func (n *bubbleNode) crash(power bool) {
+	l := n.life
+	dir := filepath.Join(n.b.dir, fmt.Sprintf("%s.%d", n.name, n.lives+1))
+	if err := l.copyDisk(dir, power); err != nil {
+		n.b.fail("%s: its disk cannot be copied: %v", n.name, err)
+	}
+	n.dir, n.steady = dir, time.Time{}
+	n.b.hub.die(l, power)
+	l.stop()
+	n.b.killProcesses(l, power)
+}
+
+func (l *life) copyDisk(dir string, power bool) error {
+	rnd := l.node.b.rnd
+	written, copied := readWAL(l.dir)
+	return filepath.WalkDir(l.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(dir, strings.TrimPrefix(path, l.dir))
+		switch {
+		case d.IsDir():
+			return os.MkdirAll(to, 0o700)
+		case d.Name() == "lock" || d.Name() == "belfry.db-shm":
+			return nil
+		case power && filepath.Base(filepath.Dir(path)) == "results" && rnd.IntN(2) == 0:
+			return nil // such files are not synced
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if power && d.Name() == "belfry.db-wal" && len(data) > walHeader {
+			kept := copied
+			if l.synced.salt == written.salt {
+				kept = max(kept, l.synced.frames)
+			}
+			lost := written.frames - kept
+			if lost > 0 {
+				n := uint32(rnd.IntN(int(lost) + 1))
+				if kept += n; n > 0 {
+					l.node.b.reach("a power cut in the middle of what was not synced")
+				}
+			}
+			data = data[:min(len(data), walHeader+int(kept)*walFrame)]
+			if lost > 0 && kept > 0 && rnd.IntN(4) == 0 && kept > copied && (l.synced.salt != written.salt || kept > l.synced.frames) {
+				data[len(data)-1-rnd.IntN(walFrame)] ^= 1 << rnd.IntN(8)
+				l.node.b.reach("a flipped bit in the log's last page")
+			}
+		}
+		return os.WriteFile(to, data, 0o600)
+	})
+}
+
+// ---- What the processes of jobs did
+
+// A bubbleProcess is one start of an execution.
+type bubbleProcess struct {
+	life    *life
+	order   order
+	begun   time.Time
+	ended   time.Time // zero: it runs
+	outcome string    // as it ended by itself or was ended; "": nobody knows
+	orphan  bool      // its node's process was killed
+}
+
+// runProcess is what the command of a job does: it waits for a time and has an
+// exit status, as in "0.5 1".
+func (b *bubble) runProcess(ctx context.Context, l *life, o *order, out io.Writer) error {
+	var seconds float64
+	var status int
+	if _, err := fmt.Sscan(o.Config["command"], &seconds, &status); err != nil {
+		return err
+	}
+	p := &bubbleProcess{life: l, order: *o, begun: time.Now()}
+	b.mu.Lock()
+	b.processes = append(b.processes, p)
+	b.mu.Unlock()
+	fmt.Fprintf(out, "%s begins\n", o.Job)
+	timer := time.NewTimer(time.Duration(seconds * float64(time.Second)))
+	defer timer.Stop()
+	var err error
+	outcome := outcomeSuccess
+	select {
+	case <-timer.C:
+		if status != 0 {
+			outcome, err = outcomeFailed, fmt.Errorf("exit status %d", status)
+		}
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+		outcome = outcomeFailed
+		if end, ok := errors.AsType[*ending](err); ok {
+			outcome = end.outcome
+		}
+	case <-l.gone:
+		return errDead
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p.ended.IsZero() {
+		p.ended, p.outcome = time.Now(), outcome
+	}
+	return err
+}
+
+// killProcesses is what becomes of what a life ran when it is killed: without
+// power all of it ends, else it goes on until the node starts again.
+func (b *bubble) killProcesses(l *life, power bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.processes {
+		if p.life == l && p.ended.IsZero() {
+			if p.orphan = !power; power {
+				p.ended = time.Now()
+			}
+		}
+	}
+}
+
+func (b *bubble) endOrphans(n *bubbleNode) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.processes {
+		if p.life.node == n && p.orphan && p.ended.IsZero() {
+			p.ended = time.Now()
+		}
+	}
+}
+
+// A bubblePlan is what a seed decides first.
+type bubblePlan struct {
+	servers, agents int
+	rounds          int // of trouble and rest
+	logKept         int // entries, 0: as in production
+	jobs            int // that fire each second or so
+	clients         int
+}
+
+// bubble is a cluster of whole servers, its clients, and what happens to them.
+// Its goroutine is the one that draws chance, moves packets, does what befalls
+// the nodes, and checks; it does so while all others stand still.
+type bubble struct {
+	t       *testing.T
+	seed    uint64
+	plan    bubblePlan
+	rnd     *rand.Rand
+	dir     string
+	hub     *hub
+	nodes   []*bubbleNode
+	lives   []*life // of all nodes
+	history []string
+	reached map[string]int
+	failed  error
+	events  []bubbleEvent // by time
+	calm    time.Time     // since when nothing is wrong; zero: something is
+
+	replica *store // follows the common log
+	ledger  *ledger
+	terms   map[uint64]string // of the log, index → digest, while it is followed
+	leaders map[uint64]string // term → who led it
+	left    map[string]bool   // ids of servers that left
+	checked time.Time
+	since   map[string]time.Time // what is wrong for now → since when
+
+	mu        sync.Mutex // guards what follows
+	processes []*bubbleProcess
+	calls     map[*bubbleCall]bool
+	clients   []*bubbleClient
+}
+
+type bubbleEvent struct {
+	at time.Time
+	do func()
+}
+
+// newPlan is what a seed decides.
+func newPlan(rnd *rand.Rand) bubblePlan {
+	p := bubblePlan{servers: []int{1, 1, 3, 3, 3, 3, 5}[rnd.IntN(7)], agents: 2, rounds: 1 + rnd.IntN(2), jobs: 3 + rnd.IntN(5), clients: 2 + rnd.IntN(2)}
+	if rnd.IntN(2) == 0 {
+		p.logKept = 20 + rnd.IntN(200)
+	}
+	return p
+}
+
+func newBubble(t *testing.T, seed uint64) *bubble {
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	b := &bubble{t: t, seed: seed, plan: newPlan(rnd), rnd: rnd, dir: simTempDir(t), reached: map[string]int{}, ledger: newLedger(),
+		terms: map[uint64]string{}, leaders: map[uint64]string{}, left: map[string]bool{}, since: map[string]time.Time{}, calls: map[*bubbleCall]bool{}}
+	b.hub = newHub(seed)
+	b.hub.delay, b.hub.jitter = time.Duration(rnd.IntN(3_000))*time.Microsecond, time.Duration(1+rnd.IntN(2_000))*time.Microsecond
+	var err error
+	if b.replica, err = openStore(filepath.Join(b.dir, "replica")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range b.plan.servers + b.plan.agents {
+		n := &bubbleNode{b: b, name: fmt.Sprintf("n%d", i+1), host: fmt.Sprintf("10.0.0.%d", i+1), server: i < b.plan.servers}
+		n.dir = filepath.Join(b.dir, n.name+".1")
+		n.args = []string{"--tag=role=x"}
+		if n.server {
+			n.args = append(n.args, "--server", fmt.Sprintf("--bootstrap-expect=%d", b.plan.servers))
+		}
+		b.nodes = append(b.nodes, n)
+	}
+	for _, n := range b.nodes {
+		for _, other := range b.servers() {
+			n.args = append(n.args, "--retry-join="+other.host+":8946")
+		}
+	}
+	for i := range b.plan.clients {
+		b.clients = append(b.clients, newBubbleClient(b, i))
+	}
+	return b
+}
+
+func (b *bubble) servers() []*bubbleNode { return b.nodes[:b.plan.servers] }
+
+// fail ends the life of the bubble with its first error.
+func (b *bubble) fail(format string, args ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failed == nil {
+		b.failed = fmt.Errorf("at %.3fs: %w", time.Since(bubbleEpoch).Seconds(), fmt.Errorf(format, args...))
+	}
+}
+
+func (b *bubble) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failed
+}
+
+// did notes what befell.
+func (b *bubble) did(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	b.history = append(b.history, fmt.Sprintf("%8.3fs %s", time.Since(bubbleEpoch).Seconds(), line))
+	b.hub.mu.Lock()
+	defer b.hub.mu.Unlock()
+	b.hub.trace.add("%s", line)
+}
+
+// reach counts a rare state.
+func (b *bubble) reach(what string) { b.reached[what]++ }
+
+// at has something done at a time.
+func (b *bubble) at(t time.Time, do func()) {
+	i := sort.Search(len(b.events), func(i int) bool { return b.events[i].at.After(t) })
+	b.events = slices.Insert(b.events, i, bubbleEvent{t, do})
+}
+
+func (b *bubble) after(d time.Duration, do func()) { b.at(time.Now().Add(d), do) }
+
+func (b *bubble) between(low, high time.Duration) time.Duration {
+	return low + time.Duration(b.rnd.Int64N(int64(high-low)))
+}
+
+// until has time go on until ok, or fails after patience. ok is asked at each step.
+func (b *bubble) until(what string, patience time.Duration, ok func() bool) {
+	end := time.Now().Add(patience)
+	for b.failure() == nil && !ok() {
+		if !time.Now().Before(end) {
+			b.fail("no %s within %s", what, patience)
+			return
+		}
+		next := end
+		if soon := time.Now().Add(50 * time.Millisecond); soon.Before(next) {
+			next = soon
+		}
+		if len(b.events) > 0 && b.events[0].at.Before(next) {
+			next = b.events[0].at
+		}
+		b.hub.wait(next)
+		b.hub.pass()
+		for len(b.events) > 0 && !b.events[0].at.After(time.Now()) && b.failure() == nil {
+			e := b.events[0]
+			b.events = b.events[1:]
+			e.do()
+		}
+		b.check()
+	}
+}
+
+// pass has time go on.
+func (b *bubble) pass(d time.Duration) {
+	end := time.Now().Add(d)
+	b.until("end", d+time.Second, func() bool { return !time.Now().Before(end) })
+}
+
+// live is the whole life of a bubble.
+func (b *bubble) live() {
+	for _, n := range b.nodes {
+		time.Sleep(137 * time.Microsecond) // so that no clock of one node strikes with those of others, or with the hub's
+		n.start()
+	}
+	b.until("leader", 20*time.Second, func() bool { return b.leader() != nil })
+	b.settle()
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for _, c := range b.clients {
+		clients.Go(func() { c.run(stop) })
+	}
+	b.pass(b.between(time.Second, 6*time.Second))
+	for round := 0; round < b.plan.rounds && b.failure() == nil; round++ {
+		for n := 1 + b.rnd.IntN(4); n > 0 && b.failure() == nil; n-- {
+			b.befall()
+			b.pass(b.between(100*time.Millisecond, 6*time.Second))
+		}
+		b.heal()
+		b.pass(b.between(13*time.Second, 20*time.Second))
+	}
+	close(stop)
+	done := make(chan struct{})
+	go func() { clients.Wait(); close(done) }()
+	b.until("end of the last write of all clients", 90*time.Second, func() bool { return closed(done) })
+	b.finish()
+	b.shut(done)
+	if b.failure() == nil {
+		b.compare()
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// leader is the server that leads in the latest term, as itself knows.
+func (b *bubble) leader() (leader *bubbleNode) {
+	var term uint64
+	for _, n := range b.servers() {
+		if c := n.driver(); c != nil && n.runs() && c.leading() && c.status().Term > term {
+			leader, term = n, c.status().Term
+		}
+	}
+	return leader
+}
+
+// driver is that of the server's living process, nil if there is none.
+func (n *bubbleNode) driver() *cluster {
+	if l := n.life; l != nil && !l.dead.Load() && l.parts != nil && !closed(l.ended) {
+		return l.parts.clu
+	}
+	return nil
+}
+
+// settle notes that nothing is wrong from now on.
+func (b *bubble) settle() {
+	b.calm = time.Now()
+	for _, n := range b.nodes {
+		if n.steady.IsZero() {
+			n.steady = b.calm
+		}
+	}
+}
+
+// unsteady notes that others cannot rely on a node.
+func (b *bubble) unsteady(nodes ...*bubbleNode) {
+	b.calm = time.Time{}
+	for _, n := range nodes {
+		n.steady = time.Time{}
+	}
+}
+
+func (b *bubble) setCut(on bool, from, to *bubbleNode) {
+	b.hub.mu.Lock()
+	defer b.hub.mu.Unlock()
+	b.hub.cut[link{from.host, to.host}] = on
+}
+
+func (b *bubble) cutBoth(a, c *bubbleNode) {
+	b.setCut(true, a, c)
+	b.setCut(true, c, a)
+}
+
+func (b *bubble) pick(list []*bubbleNode) *bubbleNode { return list[b.rnd.IntN(len(list))] }
+
+// befall does something to the nodes.
+func (b *bubble) befall() {
+	n := b.pick(b.nodes)
+	if l := b.leader(); l != nil && b.rnd.IntN(3) == 0 {
+		n = l
+	}
+	faults := []struct {
+		weight int
+		do     func()
+	}{
+		{4, func() { b.restart(n, b.rnd.IntN(2) == 0) }},
+		{2, func() { // all servers at once
+			for _, n := range b.servers() {
+				b.restart(n, b.rnd.IntN(2) == 0)
+			}
+		}},
+		{2, func() { b.stopNode(n) }},
+		{3, func() { // a pause: nothing comes in and nothing goes out
+			b.did("pause %s", n.name)
+			b.unsteady(n)
+			for _, other := range b.nodes {
+				if other != n {
+					b.cutBoth(n, other)
+				}
+			}
+		}},
+		{2, func() { // cut in one direction
+			to := b.pick(b.nodes)
+			if to == n {
+				return
+			}
+			b.did("cut %s to %s", n.name, to.name)
+			b.unsteady(n, to)
+			b.setCut(true, n, to)
+		}},
+		{2, func() { // two halves
+			b.did("cut in two")
+			b.unsteady(b.nodes...)
+			side := map[*bubbleNode]bool{}
+			for _, n := range b.nodes {
+				side[n] = b.rnd.IntN(2) == 0
+			}
+			for _, x := range b.nodes {
+				for _, y := range b.nodes {
+					if side[x] && !side[y] {
+						b.cutBoth(x, y)
+					}
+				}
+			}
+		}},
+		{3, func() { // a slow disk
+			n := b.pick(b.servers())
+			d := b.between(50*time.Millisecond, 1500*time.Millisecond)
+			if b.rnd.IntN(4) == 0 {
+				d = time.Hour
+			}
+			b.did("each sync of %s takes %s", n.name, d)
+			b.unsteady(n)
+			n.life.sync.Store(int64(d))
+		}},
+		{2, func() {
+			b.hub.mu.Lock()
+			b.hub.loss, b.hub.delay, b.hub.jitter = b.rnd.Float64()*0.2, b.between(0, 100*time.Millisecond), b.between(1, 50*time.Millisecond)
+			b.hub.mu.Unlock()
+			b.did("a bad network: loss %.2f, delay %s, jitter %s", b.hub.loss, b.hub.delay, b.hub.jitter)
+			b.unsteady(b.nodes...)
+		}},
+		{2, func() { b.leave(n) }},
+	}
+	total := 0
+	for _, f := range faults {
+		total += f.weight
+	}
+	draw := b.rnd.IntN(total)
+	for _, f := range faults {
+		if draw -= f.weight; draw < 0 {
+			f.do()
+			return
+		}
+	}
+}
+
+// restart crashes a node and starts it again a while later.
+func (b *bubble) restart(n *bubbleNode, power bool) {
+	if !n.runs() {
+		return
+	}
+	b.did("crash %s, power cut %t", n.name, power)
+	b.unsteady(n)
+	n.crash(power)
+	b.startLater(n, b.between(0, 4*time.Second))
+}
+
+func (b *bubble) startLater(n *bubbleNode, d time.Duration) {
+	b.after(d, func() {
+		b.did("start %s", n.name)
+		n.start()
+	})
+}
+
+// stopNode stops a node as a signal does, and starts it again.
+func (b *bubble) stopNode(n *bubbleNode) {
+	if !n.runs() {
+		return
+	}
+	b.did("stop %s", n.name)
+	b.unsteady(n)
+	n.life.quiet = true
+	n.life.stop()
+}
+
+// lookAfter starts again what has ended: whom a signal or a leave told to. A
+// server that left sometimes comes back with an empty directory, another one
+// under its name.
+func (b *bubble) lookAfter(n *bubbleNode) {
+	l := n.life
+	if l.dead.Load() || l.followed || !closed(l.ended) {
+		return
+	}
+	l.followed = true
+	if l.err != nil || !l.quiet && !l.leaving {
+		b.fail("%s ended: %v", n.name, l.err)
+		return
+	}
+	b.did("%s has ended", n.name)
+	b.unsteady(n)
+	if l.leaving && b.rnd.IntN(2) == 0 {
+		n.dir = filepath.Join(b.dir, fmt.Sprintf("%s.%d", n.name, n.lives+1))
+	}
+	b.startLater(n, b.between(0, 4*time.Second))
+}
+
+// leave has a node leave, and starts it anew with an empty directory.
+func (b *bubble) leave(n *bubbleNode) {
+	if !n.runs() || n.server && b.plan.servers == 1 {
+		return
+	}
+	b.did("leave %s", n.name)
+	b.unsteady(n)
+	l := n.life
+	l.leaving = true
+	go func() {
+		status, _, _ := b.clients[0].call(context.Background(), n, "POST", "/v1/leave", "", nil)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if status == http.StatusOK && n.server {
+			b.left[l.parts.clu.own.ID] = true
+		}
+	}()
+}
+
+// heal ends all that is wrong.
+func (b *bubble) heal() {
+	b.did("heal")
+	b.hub.mu.Lock()
+	clear(b.hub.cut)
+	b.hub.loss, b.hub.delay, b.hub.jitter = 0, time.Millisecond, time.Millisecond
+	b.hub.mu.Unlock()
+	for _, n := range b.nodes {
+		n.life.sync.Store(int64(syncTime))
+	}
+	b.until("life of all nodes", 60*time.Second, func() bool {
+		return !slices.ContainsFunc(b.nodes, func(n *bubbleNode) bool { return !n.runs() || n.life.parts == nil })
+	})
+	b.settle()
+}
+
+// shut stops all nodes and clients, and waits until nothing runs.
+func (b *bubble) shut(clients <-chan struct{}) {
+	b.events = nil
+	for _, n := range b.nodes {
+		if n.life.followed = true; n.life.dead.Load() {
+			continue
+		}
+		n.life.stop()
+		if b.failure() != nil {
+			b.hub.die(n.life, false)
+		}
+	}
+	for !closed(clients) || slices.ContainsFunc(b.lives, func(l *life) bool { return !closed(l.ended) }) {
+		b.hub.wait(time.Now().Add(time.Second))
+		b.hub.pass()
+	}
+}
+
+// ---- What must hold
+
+// check is called at each step, when all others stand still.
+func (b *bubble) check() {
+	now := time.Now()
+	for _, n := range b.nodes {
+		b.lookAfter(n)
+		if c := n.driver(); c != nil {
+			b.checkDriver(n, c)
+		}
+	}
+	if now.Sub(b.checked) < 500*time.Millisecond || b.failure() != nil {
+		return
+	}
+	b.checked = now
+	b.follow()
+	b.checkLeft()
+	if b.calm.IsZero() {
+		clear(b.since)
+		return
+	}
+	b.checkCalm(now)
+}
+
+// checkDriver expects of a server that what it has applied grows, that nobody
+// who waits for an entry is overtaken, and that no other leads in its term.
+func (b *bubble) checkDriver(n *bubbleNode, c *cluster) {
+	l := n.life
+	if c.applied < l.applied {
+		b.fail("%s has applied %d, before that %d", n.name, c.applied, l.applied)
+	}
+	l.applied = c.applied
+	if len(c.waiting) > 0 && c.waiting[0].index <= c.applied {
+		b.fail("%s has applied %d, and entry %d is still waited for", n.name, c.applied, c.waiting[0].index)
+	}
+	st := c.raft.status()
+	if st.Term < l.term {
+		b.fail("%s is in term %d, before that in %d", n.name, st.Term, l.term)
+	}
+	if l.term = st.Term; st.Leading {
+		if other := b.leaders[st.Term]; other != "" && other != n.name {
+			b.fail("%s and %s lead in term %d", other, n.name, st.Term)
+		}
+		b.leaders[st.Term] = n.name
+	}
+	if err := c.raft.check(); err != nil {
+		b.fail("%s: %v", n.name, err)
+	}
+}
+
+// checkLeft expects that who left is no voter any more.
+func (b *bubble) checkLeft() {
+	n := b.leader()
+	if n == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, v := range n.driver().status().Voters {
+		if b.left[v.ID] && b.failed == nil {
+			b.failed = fmt.Errorf("at %.3fs: %s has left, and votes according to %s", time.Since(bubbleEpoch).Seconds(), v.Name, n.name)
+		}
+	}
+}
+
+// How long something may be wrong although nobody does anything to the nodes.
+const (
+	calmBefore = 7 * time.Second // after the last that was done
+	calmLimit  = 5 * time.Second
+	callLimit  = 12 * time.Second // of a request
+)
+
+// checkCalm expects that the cluster does what it is for while nothing is
+// wrong: somebody leads, ticks are decided, calls are answered, and all say that
+// they are healthy.
+func (b *bubble) checkCalm(now time.Time) {
+	if now.Sub(b.calm) < calmBefore {
+		return
+	}
+	wrong := map[string]string{}
+	leader := b.leader()
+	if leader == nil {
+		wrong["leader"] = "no server leads"
+	} else {
+		st := leader.driver().store
+		var due int64
+		if err := st.view("SELECT coalesce(min(s.next), 0) FROM job_state s JOIN jobs j ON j.id = s.job WHERE j.deleted = 0 AND j.disabled = 0 AND j.parent = 0 AND s.next <> ?", []any{int64(never)}, &due); err != nil {
+			b.fail("%s: %v", leader.name, err)
+		}
+		if due != 0 && now.UnixNano() > due {
+			wrong["tick"] = fmt.Sprintf("a tick is undecided that was due at %.3fs", timeOf(due).Sub(bubbleEpoch).Seconds())
+		}
+		if err := st.view("SELECT coalesce(min(due), 0) FROM pending", nil, &due); err != nil {
+			b.fail("%s: %v", leader.name, err)
+		}
+		if due != 0 && now.UnixNano() > due {
+			wrong["pending"] = "a retry or child is undecided"
+		}
+	}
+	for _, n := range b.nodes {
+		if n.life.parts == nil || closed(n.life.ended) {
+			continue
+		}
+		if list := slices.Concat(n.life.parts.plane.health()); len(list) > 0 {
+			wrong["health of "+n.name] = fmt.Sprintf("%s is not healthy: %q", n.name, list)
+		}
+		if c := n.driver(); c != nil && leader != nil && c.applied < leader.driver().committed {
+			wrong["applied of "+n.name] = fmt.Sprintf("%s has not applied what is committed", n.name)
+		}
+	}
+	maps.DeleteFunc(b.since, func(what string, _ time.Time) bool { return wrong[what] == "" })
+	for _, what := range sortedKeys(wrong) {
+		if b.since[what].IsZero() {
+			b.since[what] = now
+		}
+		if now.Sub(b.since[what]) > calmLimit {
+			b.fail("%s, for %s, and nothing was done to the nodes since %.3fs", wrong[what], now.Sub(b.since[what]), b.calm.Sub(bubbleEpoch).Seconds())
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c := range b.calls {
+		begun := c.begun
+		if b.calm.After(begun) {
+			begun = b.calm
+		}
+		if b.failed == nil && !c.slow && now.Sub(begun) > callLimit {
+			b.failed = fmt.Errorf("at %.3fs: %s has no answer since %.3fs", time.Since(bubbleEpoch).Seconds(), c.what, c.begun.Sub(bubbleEpoch).Seconds())
+		}
+	}
+}
+
+// follow applies to the replica what the cluster has applied, and compares the logs.
+func (b *bubble) follow() {
+	var ahead *bubbleNode
+	for _, n := range b.servers() {
+		if c := n.driver(); c != nil && (ahead == nil || c.applied > ahead.driver().applied) {
+			ahead = n
+		}
+	}
+	if ahead == nil {
+		return
+	}
+	c := ahead.driver()
+	for b.replica.applied.Load() < c.applied && b.failure() == nil {
+		list, err := c.store.entries(b.replica.applied.Load()+1, 1<<20)
+		if err != nil || len(list) == 0 || list[0].Index != b.replica.applied.Load()+1 {
+			b.fail("the log of %s cannot be followed from %d on: %v", ahead.name, b.replica.applied.Load()+1, err)
+			return
+		}
+		for _, e := range list[:min(len(list), int(c.applied-list[0].Index)+1)] {
+			b.observe(e)
+		}
+	}
+	for _, n := range b.servers() {
+		if c := n.driver(); c != nil && n != ahead {
+			b.compareLog(n, c)
+		}
+	}
+}
+
+func (b *bubble) observe(e entry) {
+	b.terms[e.Index] = digest(e)
+	if err := b.replica.persist(nil, []entry{e}); err != nil {
+		b.fail("%v", err)
+		return
+	}
+	results, err := b.replica.apply(e.Index)
+	if err == nil {
+		err = b.ledger.observe(b.replica, e, results[0])
+	}
+	if err != nil {
+		b.fail("%v", err)
+		return
+	}
+	b.checkAll(e, results[0])
+}
+
+func digest(e entry) string { return fmt.Sprintf("%d %d %x", e.Term, e.Kind, sha256.Sum256(e.Data)) }
+
+// compareLog expects that the newest that a server has applied is what the
+// others have there.
+func (b *bubble) compareLog(n *bubbleNode, c *cluster) {
+	list, err := c.store.entries(max(n.life.compared, 1), 1<<20)
+	if err != nil {
+		b.fail("%s: %v", n.name, err)
+		return
+	}
+	for _, e := range list {
+		if e.Index > c.applied {
+			return
+		}
+		if b.terms[e.Index] != digest(e) {
+			b.fail("%s has applied another entry %d than the others", n.name, e.Index)
+			return
+		}
+		n.life.compared = e.Index + 1
+	}
+}
+
+// checkAll expects that a tick of a job for all nodes runs on all that were there.
+func (b *bubble) checkAll(e entry, res applied) {
+	if e.Kind != entryCommand || res.Err != nil || res.repeated() {
+		return
+	}
+	cmd, err := decodeCommand(e.Data)
+	if err != nil {
+		b.fail("entry %d: %v", e.Index, err)
+		return
+	}
+	for i, d := range cmd.Decide {
+		j := b.ledger.jobs[d.Job]
+		if !res.Accepted[i] || len(res.Started[i]) == 0 || j == nil || len(j.def.Tags) > 0 {
+			continue
+		}
+		for _, n := range b.nodes {
+			there := !n.steady.IsZero() && n.steady.Add(calmBefore).Before(timeOf(cmd.Now))
+			if there && !slices.ContainsFunc(d.Targets, func(t target) bool { return t.Node == n.name }) {
+				b.fail("entry %d: the tick of %s that was due at %.3fs was given to %v without %s, which was there since %.3fs", e.Index, j.def.Name,
+					timeOf(d.Due).Sub(bubbleEpoch).Seconds(), d.Targets, n.name, n.steady.Sub(bubbleEpoch).Seconds())
+			}
+		}
+	}
+}
+
+// finish brings the cluster to rest: nothing fires, runs or waits any more.
+func (b *bubble) finish() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range b.plan.jobs {
+			b.clients[0].write("POST", "/v1/jobs/"+tickJobName(i)+"/toggle", "stop "+tickJobName(i), nil)
+		}
+		for _, c := range b.clients {
+			c.stopJobs()
+		}
+	}()
+	b.until("end of the last toggles", 90*time.Second, func() bool { return closed(done) })
+	b.until("rest", 60*time.Second, func() bool {
+		var open, first uint64
+		for _, n := range b.servers() {
+			c := n.driver()
+			if c == nil {
+				return false
+			}
+			if st := c.status(); st.Last != c.applied || first != 0 && c.applied != first {
+				return false
+			}
+			first = c.applied
+			if err := c.store.view("SELECT (SELECT count(*) FROM executions WHERE finished = 0) + (SELECT count(*) FROM pending)", nil, &open); err != nil || open > 0 {
+				return false
+			}
+		}
+		return true
+	})
+	b.follow()
+}
+
+// compare opens the databases of all servers, which have ended.
+func (b *bubble) compare() {
+	want, err := b.replica.dump()
+	if err != nil {
+		b.fail("%v", err)
+	}
+	for _, n := range b.servers() {
+		s, err := openStore(n.dir)
+		if err != nil {
+			b.fail("%s: %v", n.name, err)
+			return
+		}
+		if err := s.check(); err != nil {
+			b.fail("%s: %v", n.name, err)
+		}
+		if got, err := s.dump(); err != nil || s.applied.Load() == b.replica.applied.Load() && got != want {
+			b.fail("%s: its state is not what the log makes: %v\n%s", n.name, err, cmp.Diff(want, got))
+		}
+		for _, c := range b.clients {
+			c.verify(n, s)
+		}
+		if err := s.close(); err != nil {
+			b.fail("%s: %v", n.name, err)
+		}
+	}
+	if err := b.ledger.settled(b.replica, time.Now().UnixNano()); err != nil {
+		b.fail("%v", err)
+	}
+	b.compareProcesses()
+}
+
+// compareProcesses expects that what ran is on record as it was accepted, that
+// nothing ran twice, and that what is on record as done by a process was.
+func (b *bubble) compareProcesses() {
+	ran := map[int64]*bubbleProcess{}
+	attempts := map[string]int64{}
+	for _, p := range b.processes {
+		id := p.order.Execution
+		on, ok := b.ledger.started[id]
+		if !ok || on.due != p.order.ScheduledAt || on.attempt != p.order.Attempt {
+			b.fail("execution %d ran on %s and is on record as %+v (%v)", id, p.life.node.name, on, ok)
+		}
+		if ran[id] != nil {
+			b.fail("execution %d began on %s and again on %s", id, ran[id].life.node.name, p.life.node.name)
+		}
+		attempt := fmt.Sprint(on.job, " ", on.group, " ", on.due, " ", on.attempt, " ", on.slot)
+		if other, ok := attempts[attempt]; ok {
+			b.fail("executions %d and %d are one attempt, and both ran", other, id)
+		}
+		ran[id], attempts[attempt] = p, id
+	}
+	err := b.replica.viewEach("SELECT id, node, outcome FROM executions", nil, func(scan scanner) error {
+		var id int64
+		var node, outcome string
+		if err := scan(&id, &node, &outcome); err != nil {
+			return err
+		}
+		p := ran[id]
+		switch {
+		case outcome != outcomeSuccess && outcome != outcomeFailed:
+			b.reach("outcome " + outcome)
+		case p == nil || p.outcome != outcome || p.life.node.name != node:
+			b.fail("execution %d is on record as %s on %s, and there was %+v", id, outcome, node, p)
+		}
+		return nil
+	})
+	if err != nil {
+		b.fail("%v", err)
+	}
+	b.did("%d log entries, %d executions, %d processes, %d ticks", b.replica.applied.Load(), len(b.ledger.started), len(b.processes), len(b.ledger.decisions))
+}
+
+// ---- Clients
+
+// A bubbleClient writes its own jobs through all nodes, and remembers what was
+// acknowledged.
+type bubbleClient struct {
+	b      *bubble
+	rnd    *rand.Rand
+	host   string
+	prefix string
+	http   *http.Client
+	serial int
+
+	versions map[string]string // job → its version that was acknowledged; "": deleted
+	groups   []int64           // of runs by hand that were acknowledged
+	unsure   []string          // jobs that may be there or not
+}
+
+// A bubbleCall is a request under way.
+type bubbleCall struct {
+	what  string
+	begun time.Time
+	slow  bool // its client takes its time
+}
+
+func newBubbleClient(b *bubble, i int) *bubbleClient {
+	c := &bubbleClient{b: b, rnd: rand.New(rand.NewPCG(b.seed, uint64(i+1))), host: fmt.Sprintf("10.0.1.%d", i+1), prefix: fmt.Sprintf("c%d-", i), versions: map[string]string{}}
+	c.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 10, DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		return b.hub.dial(ctx, nil, c.host, addr)
+	}}}
+	return c
+}
+
+// call makes a request; status 0 means that there was no answer.
+func (c *bubbleClient) call(ctx context.Context, n *bubbleNode, method, path, key string, body []byte, header ...string) (int, http.Header, string) {
+	ctx, cancel := context.WithTimeout(ctx, 75*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+n.host+":8080"+path, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	call := &bubbleCall{what: fmt.Sprintf("%s %s of %s at %s, key %q", method, path, c.prefix, n.name, key), begun: time.Now()}
+	c.b.mu.Lock()
+	c.b.calls[call] = true
+	c.b.mu.Unlock()
+	defer func() {
+		c.b.mu.Lock()
+		defer c.b.mu.Unlock()
+		delete(c.b.calls, call)
+	}()
+	res, err := c.http.Do(req)
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0, nil, err.Error()
+	}
+	return res.StatusCode, res.Header, string(text)
+}
+
+// write sends a write under one key, to one node after the other, until it is
+// done. It is not to fail. at is who answered.
+func (c *bubbleClient) write(method, path, key string, body []byte, header ...string) (at *life, answer http.Header, ok bool) {
+	return c.writeAs(rand.New(rand.NewPCG(c.rnd.Uint64(), 0)), method, path, key, body, header...)
+}
+
+func (c *bubbleClient) writeAs(rnd *rand.Rand, method, path, key string, body []byte, header ...string) (at *life, answer http.Header, ok bool) {
+	for tries := 1; c.b.failure() == nil; tries++ {
+		n := c.b.nodes[rnd.IntN(len(c.b.nodes))]
+		l := n.latest.Load()
+		status, answer, text := c.call(context.Background(), n, method, path, key, body, header...)
+		switch {
+		case status >= 200 && status < 300:
+			return l, answer, true
+		case status != 0 && status != http.StatusServiceUnavailable && status != http.StatusGatewayTimeout && status != http.StatusBadGateway:
+			c.b.fail("%s %s of %s at %s, try %d: status %d, %s; want it done, or 503, or 504", method, path, c.prefix, n.name, tries, status, text)
+			return nil, nil, false
+		}
+		time.Sleep(time.Duration(50+rnd.IntN(300)) * time.Millisecond)
+	}
+	return nil, nil, false
+}
+
+// run makes calls until stop is closed, and the last one is done.
+func (c *bubbleClient) run(stop <-chan struct{}) {
+	defer c.http.CloseIdleConnections()
+	if c == c.b.clients[0] {
+		for i := range c.b.plan.jobs {
+			c.putTickJob(i)
+		}
+	}
+	for c.b.failure() == nil {
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Duration(c.rnd.IntN(600)) * time.Millisecond):
+		}
+		c.act()
+	}
+}
+
+// putTickJob makes one of the jobs that fire all the time.
+func (c *bubbleClient) putTickJob(i int) {
+	j := shellJob(tickJobName(i), []string{"@every 1s", "* * * * * *", "@every 2s", "*/3 * * * * *"}[i%4], []string{"0.1 0", "0.3 1", "1.5 0", "0 0", "4 0"}[i%5])
+	j.Tags = []map[string]string{{"role": "x:1"}, nil, {"role": "x:2"}}[i%3]
+	j.Retries = []uint{0, 1, 0}[i%3]
+	j.Concurrency = []string{concurrencyAllow, concurrencyForbid}[i/2%2]
+	c.write("POST", "/v1/jobs", "make "+j.Name, c.doc(j))
+}
+
+func (c *bubbleClient) doc(v any) []byte {
+	doc, err := json.Marshal(v)
+	if err != nil {
+		c.b.fail("%v", err)
+	}
+	return doc
+}
+
+func (c *bubbleClient) nextKey() string {
+	c.serial++
+	return fmt.Sprint(c.prefix, c.serial)
+}
+
+// job is a new version of a job of the client's.
+func (c *bubbleClient) job(name, version string) *job {
+	j := shellJob(name, "@manually", "0.2 0")
+	j.Tags = map[string]string{"role": "x:1"}
+	j.Metadata = map[string]string{"version": version}
+	return j
+}
+
+// own returns a job of the client's that is there, "" if there is none.
+func (c *bubbleClient) own() string {
+	list := slices.DeleteFunc(sortedKeys(c.versions), func(name string) bool { return c.versions[name] == "" })
+	if len(list) == 0 {
+		return ""
+	}
+	return list[c.rnd.IntN(len(list))]
+}
+
+func (c *bubbleClient) act() {
+	acts := []struct {
+		weight int
+		do     func()
+	}{
+		{6, c.put}, {4, c.putAtOnce}, {4, c.putAndLeave}, {2, c.restore}, {3, c.toggle}, {3, c.runByHand}, {2, c.deleteJob}, {2, c.kill}, {2, c.list}, {1, c.watch},
+	}
+	total := 0
+	for _, a := range acts {
+		total += a.weight
+	}
+	draw := c.rnd.IntN(total)
+	for _, a := range acts {
+		if draw -= a.weight; draw < 0 {
+			a.do()
+			return
+		}
+	}
+}
+
+// put makes or changes a job, and reads it where it was written.
+func (c *bubbleClient) put() {
+	name, key := c.prefix+strconv.Itoa(c.rnd.IntN(6)), c.nextKey()
+	at, _, ok := c.write("POST", "/v1/jobs", key, c.doc(c.job(name, key)))
+	if !ok {
+		return
+	}
+	c.versions[name] = key
+	status, _, text := c.call(context.Background(), at.node, "GET", "/v1/jobs/"+name, "", nil)
+	same := at.node.server && at.node.latest.Load() == at // it did not start anew on another disk
+	if same && (status == http.StatusOK && !strings.Contains(text, `"`+key+`"`) || status == http.StatusNotFound) {
+		c.b.fail("%s has acknowledged %s of %s, and then says: %d, %s", at.node.name, key, name, status, text)
+	}
+}
+
+// putAtOnce sends one write several times at once.
+func (c *bubbleClient) putAtOnce() {
+	name, key := c.prefix+strconv.Itoa(c.rnd.IntN(6)), c.nextKey()
+	doc := c.doc(c.job(name, key))
+	var all sync.WaitGroup
+	done := make([]bool, 2+c.rnd.IntN(3))
+	for i := range done {
+		rnd := rand.New(rand.NewPCG(c.rnd.Uint64(), 0))
+		all.Go(func() { _, _, done[i] = c.writeAs(rnd, "POST", "/v1/jobs", key, doc) })
+	}
+	all.Wait()
+	if !slices.Contains(done, false) {
+		c.versions[name] = key
+	}
+}
+
+// putAndLeave does not wait for the answer. The job fires if it is there.
+func (c *bubbleClient) putAndLeave() {
+	key := c.nextKey()
+	j := c.job(c.prefix+"left-"+strconv.Itoa(c.serial), key)
+	j.Schedule = "@every 2s"
+	c.unsure = append(c.unsure, j.Name)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.rnd.IntN(12_000))*time.Microsecond)
+	defer cancel()
+	c.call(ctx, c.b.nodes[c.rnd.IntN(len(c.b.nodes))], "POST", "/v1/jobs", key, c.doc(j))
+}
+
+// restore makes or changes several jobs at once.
+func (c *bubbleClient) restore() {
+	key := c.nextKey()
+	var jobs []*job
+	for i := range 1 + c.rnd.IntN(20) {
+		jobs = append(jobs, c.job(c.prefix+"r"+strconv.Itoa(i), key))
+		if i%4 == 3 {
+			jobs[i].Schedule, jobs[i].ParentJob = "", jobs[i-1].Name
+		}
+	}
+	form := "--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"jobs\"\r\n\r\n" + string(c.doc(jobs)) + "\r\n--XX--\r\n"
+	if _, _, ok := c.write("POST", "/v1/restore", key, []byte(form), "Content-Type", "multipart/form-data; boundary=XX"); ok {
+		for _, j := range jobs {
+			c.versions[j.Name] = key
+		}
+	}
+}
+
+// toggle turns one of the jobs that fire off and on again.
+func (c *bubbleClient) toggle() {
+	if c != c.b.clients[0] {
+		return
+	}
+	path := "/v1/jobs/" + tickJobName(c.rnd.IntN(c.b.plan.jobs)) + "/toggle"
+	for range 2 {
+		c.write("POST", path, c.nextKey(), nil)
+		time.Sleep(time.Duration(c.rnd.IntN(1_500)) * time.Millisecond)
+	}
+}
+
+func (c *bubbleClient) runByHand() {
+	name := c.own()
+	if name == "" {
+		return
+	}
+	_, header, ok := c.write("POST", "/v1/jobs/"+name+"/run", c.nextKey(), nil)
+	if !ok {
+		return
+	}
+	group, err := strconv.ParseInt(header.Get("Belfry-Group"), 10, 64)
+	if err != nil {
+		c.b.fail("run %s: the group is %q: %v", name, header.Get("Belfry-Group"), err)
+	}
+	c.groups = append(c.groups, group)
+}
+
+func (c *bubbleClient) deleteJob() {
+	name := c.own()
+	if name == "" || strings.Contains(name, "-r") { // others may depend on it
+		return
+	}
+	if _, _, ok := c.write("DELETE", "/v1/jobs/"+name, c.nextKey(), nil); ok {
+		c.versions[name] = ""
+	}
+}
+
+// kill ends something that runs.
+func (c *bubbleClient) kill() {
+	n := c.b.nodes[c.rnd.IntN(len(c.b.nodes))]
+	status, _, text := c.call(context.Background(), n, "GET", "/v1/busy", "", nil)
+	var busy []executionView
+	if status != http.StatusOK || json.Unmarshal([]byte(text), &busy) != nil || len(busy) == 0 {
+		return
+	}
+	v := busy[c.rnd.IntN(len(busy))]
+	status, _, text = c.call(context.Background(), n, "POST", "/v1/jobs/"+v.JobName+"/executions/"+v.ID+"/kill", c.nextKey(), nil)
+	if status == http.StatusInternalServerError {
+		c.b.fail("kill of %s at %s: %s", v.ID, n.name, text)
+	}
+}
+
+// list reads long lists, sometimes slowly, and sometimes not to the end.
+func (c *bubbleClient) list() {
+	n := c.b.nodes[c.rnd.IntN(len(c.b.nodes))]
+	path := []string{"/v1/jobs", "/v1/executions", "/v1/jobs/" + tickJobName(0) + "/executions", "/v1/jobs/" + tickJobName(0) + "/ticks?_end=100000", "/v1/members", "/v1/backup"}[c.rnd.IntN(6)]
+	c.read(n, path, 20*time.Second)
+}
+
+// watch follows the events for a while.
+func (c *bubbleClient) watch() {
+	c.read(c.b.nodes[c.rnd.IntN(len(c.b.nodes))], "/v1/events", time.Duration(c.rnd.IntN(4_000))*time.Millisecond)
+}
+
+func (c *bubbleClient) read(n *bubbleNode, path string, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://"+n.host+":8080"+path, nil)
+	if err != nil {
+		c.b.fail("%v", err)
+		return
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return
+	}
+	defer res.Body.Close()
+	part := make([]byte, 4<<10)
+	for pause := time.Duration(c.rnd.IntN(20)) * time.Millisecond; ; time.Sleep(pause) {
+		if _, err := res.Body.Read(part); err != nil {
+			break
+		}
+	}
+	if res.StatusCode == http.StatusInternalServerError {
+		c.b.fail("GET %s at %s: status %d", path, n.name, res.StatusCode)
+	}
+}
+
+// stopJobs disables what the client has made that fires.
+func (c *bubbleClient) stopJobs() {
+	defer c.http.CloseIdleConnections()
+	for _, name := range c.unsure {
+		c.write("POST", "/v1/jobs", "end "+name, c.doc(c.job(name, "end")))
+	}
+}
+
+// verify looks for all that was acknowledged in the database of a server.
+func (c *bubbleClient) verify(n *bubbleNode, s *store) {
+	for _, name := range sortedKeys(c.versions) {
+		row, err := s.job(name)
+		if want := c.versions[name]; want == "" && !errors.Is(err, errNoJob) || want != "" && (err != nil || !strings.Contains(string(row.Metadata), `"`+want+`"`)) {
+			b := c.b
+			b.fail("%s: job %s is %+v, %v, want the acknowledged version %q", n.name, name, row, err, want)
+		}
+	}
+	for _, group := range c.groups {
+		if on, ok := c.b.ledger.started[group]; !ok || on.group != group {
+			c.b.fail("group %d of a run by hand was acknowledged and is not on record", group)
+		}
+	}
 }
 
 // ---- Clusters of real processes
@@ -2546,1972 +4529,5 @@ func TestProgram_HostNameChanges(t *testing.T) {
 			t.Errorf("on %s: logged %v\n%s", host, logged, &p.log)
 		}
 		p.kill()
-	}
-}
-
-// ---- Whole servers in one bubble
-
-// TestSimulation_Servers runs whole servers, made as main makes them, through
-// crashes, pauses, cuts, slow disks and leaves, with clients that write all the
-// time. With the race detector the fixed seeds take a few minutes.
-func TestSimulation_Servers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes more than a minute")
-	}
-	seeds := bubbleSeedsOfCI
-	switch {
-	case *serversSeed != 0:
-		seeds = []uint64{*serversSeed}
-	case *serversSeeds > 0:
-		seeds = nil
-		for i := range *serversSeeds {
-			seeds = append(seeds, *serversFirst+uint64(i))
-		}
-	}
-	if len(seeds) == 0 {
-		t.Skip("give it -servers.seeds or -servers.seed")
-	}
-	reached := map[string]int{}
-	for _, seed := range seeds {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			b := runBubble(t, seed)
-			for what := range b.reached {
-				reached[what]++
-			}
-		})
-	}
-	for _, what := range sortedKeys(reached) {
-		t.Logf("%5d of %d seeds reached %s", reached[what], len(seeds), what)
-	}
-}
-
-// bubbleSeedsOfCI reach all the rare states together.
-var bubbleSeedsOfCI = []uint64{}
-
-// runBubble lives one life, and says all about it if it went wrong.
-func runBubble(t *testing.T, seed uint64) (b *bubble) {
-	began := time.Now()
-	synctest.Test(t, func(t *testing.T) {
-		b = newBubble(t, seed)
-		b.live()
-		if err := b.replica.close(); err != nil {
-			t.Error(err)
-		}
-		if b.failed == nil {
-			return
-		}
-		for _, n := range b.nodes {
-			t.Logf("the last log of %s:\n%s", n.name, n.life.log.tail(30))
-		}
-		t.Logf("what happened last:\n%s", strings.Join(b.hub.trace.tail[max(0, len(b.hub.trace.tail)-40):], "\n"))
-		t.Logf("what was done:\n%s", strings.Join(b.history, "\n"))
-		t.Logf("repeat it with -run '^TestSimulation_Servers$' -servers.seed=%d", seed)
-		t.Errorf("seed %d: %v", seed, b.failed)
-	})
-	t.Logf("seed %d: %d servers, %d events, trace %x, %s", seed, b.plan.servers, b.hub.trace.events, b.hub.trace.hash, time.Since(began).Round(time.Millisecond))
-	return b
-}
-
-// A hub is the network of a bubble. Nodes and clients are hosts on it; what one
-// writes to another is a packet on the link between the two, which is slow, loses
-// packets (they come later, as TCP sends them again) or is cut in one direction
-// (they come when it is whole again, if somebody still waits). synctest gives
-// time and no order, so one goroutine moves all packets, see pass: only it draws
-// chance, and each quantum it releases what is due one wire after the other.
-type hub struct {
-	rnd  *rand.Rand    // owned by the goroutine that calls pass
-	kick chan struct{} // something was sent; holds one
-
-	mu      sync.Mutex // guards all that follows, and the wires
-	doors   map[string]*door
-	free    map[link]time.Time // when a link has carried what it was given
-	serials map[link]int       // wires that were made of it
-	cut     map[link]bool
-	dark    map[string]bool // hosts without power
-	sent    []*packet       // since the last pass
-	flying  []*packet       // by due time
-	delay   time.Duration
-	jitter  time.Duration
-	loss    float64 // share of packets that come a retransmission later
-	rate    float64 // bytes a second of each link
-	trace   trace
-}
-
-const (
-	quantum     = time.Millisecond
-	linkRate    = 1e6       // bytes a second
-	linkWindow  = 256 << 10 // written and not yet read
-	linkRetries = 200 * time.Millisecond
-)
-
-// A link is the way from one host to another.
-type link struct{ from, to string }
-
-type packet struct {
-	kind    byte // one of "SAFRD": open, accepted, end, refused or reset, data
-	at, due time.Time
-	link    link
-	serial  int // of the wire
-	number  int // in its direction
-	to      *wire
-	data    []byte
-}
-
-// trace is the running hash of all that happened.
-type trace struct {
-	hash   uint64
-	events int
-	tail   []string
-}
-
-func (t *trace) add(format string, args ...any) {
-	line := fmt.Sprintf("%9.3f ", time.Since(bubbleEpoch).Seconds()) + fmt.Sprintf(format, args...)
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%x %s", t.hash, line)
-	t.hash = h.Sum64()
-	t.events++
-	if *serversTrace {
-		fmt.Println(line)
-	}
-	if t.tail = append(t.tail, line); len(t.tail) > 4_000 {
-		t.tail = append(t.tail[:0], t.tail[2_000:]...)
-	}
-}
-
-// bubbleEpoch is when time begins in a bubble.
-var bubbleEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-
-// A wire is one end of a connection.
-type wire struct {
-	hub    *hub
-	life   *life // whose it is; nil: a client's
-	link   link  // of what it writes
-	serial int
-	peer   *wire
-	addr   [2]net.Addr // own, other
-
-	// Guarded by hub.mu.
-	changed   *sync.Cond
-	open      bool
-	closed    bool
-	err       error
-	in        []byte
-	ended     bool            // nothing comes after in
-	number    int             // of the next packet that it sends
-	expected  int             // the same of its peer
-	early     map[int]*packet // that came before the one expected
-	unread    int             // bytes that the peer has not read
-	deadlines [2]time.Time    // to read, to write
-	timers    [2]*time.Timer
-}
-
-// A door is a listener.
-type door struct {
-	hub     *hub
-	life    *life
-	addr    net.Addr
-	changed *sync.Cond // hub.mu
-	queue   []*wire
-	closed  bool
-}
-
-func newHub(rnd *rand.Rand) *hub {
-	return &hub{rnd: rnd, kick: make(chan struct{}, 1), doors: map[string]*door{}, free: map[link]time.Time{}, serials: map[link]int{},
-		cut: map[link]bool{}, dark: map[string]bool{}, rate: linkRate}
-}
-
-func (h *hub) newWire(l link, life *life, own, other string) *wire {
-	w := &wire{hub: h, life: life, link: l, changed: sync.NewCond(&h.mu), early: map[int]*packet{}}
-	w.addr = [2]net.Addr{bubbleAddr(own), bubbleAddr(other)}
-	return w
-}
-
-func bubbleAddr(addr string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr)) }
-
-func hostOf(addr string) string { return netip.MustParseAddrPort(addr).Addr().String() }
-
-// listen opens a door of a life.
-func (h *hub) listen(l *life, addr string) (net.Listener, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.doors[addr] != nil {
-		return nil, syscall.EADDRINUSE
-	}
-	d := &door{hub: h, life: l, addr: bubbleAddr(addr), changed: sync.NewCond(&h.mu)}
-	h.doors[addr] = d
-	return d, nil
-}
-
-func (d *door) Accept() (net.Conn, error) {
-	d.hub.mu.Lock()
-	defer d.hub.mu.Unlock()
-	for len(d.queue) == 0 && !d.closed {
-		d.changed.Wait()
-	}
-	if d.closed {
-		return nil, net.ErrClosed
-	}
-	w := d.queue[0]
-	d.queue = d.queue[1:]
-	return w, nil
-}
-
-func (d *door) Addr() net.Addr { return d.addr }
-
-func (d *door) Close() error {
-	d.hub.mu.Lock()
-	defer d.hub.mu.Unlock()
-	d.closeLocked()
-	return nil
-}
-
-func (d *door) closeLocked() {
-	if d.closed {
-		return
-	}
-	d.closed = true
-	delete(d.hub.doors, d.addr.String())
-	for _, w := range d.queue {
-		w.closeLocked()
-	}
-	d.changed.Broadcast()
-}
-
-// dial connects a host to an address. life is nil for a client.
-func (h *hub) dial(ctx context.Context, life *life, host, addr string) (net.Conn, error) {
-	l := link{host, hostOf(addr)}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	w := h.newWire(l, life, host+":1", addr)
-	w.peer = h.newWire(link{l.to, l.from}, nil, addr, host+":1")
-	w.peer.peer = w
-	h.serials[l]++
-	w.serial, w.peer.serial = h.serials[l], -h.serials[l]
-	if life != nil {
-		if life.dead.Load() {
-			return nil, errDead
-		}
-		life.wires[w] = true
-	}
-	defer context.AfterFunc(ctx, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		w.changed.Broadcast()
-	})()
-	h.sendLocked(w, 'S', nil)
-	for !w.open && w.err == nil && ctx.Err() == nil {
-		w.changed.Wait()
-	}
-	if !w.open {
-		w.closeLocked()
-		return nil, orElse(w.err, ctx.Err())
-	}
-	return w, nil
-}
-
-// sendLocked hands a packet over to the link that w writes to.
-func (h *hub) sendLocked(w *wire, kind byte, data []byte) {
-	h.sent = append(h.sent, &packet{kind: kind, at: time.Now(), link: w.link, serial: w.serial, number: w.number, to: w.peer, data: data})
-	w.number++
-	select {
-	case h.kick <- struct{}{}:
-	default:
-	}
-}
-
-func (w *wire) Write(p []byte) (n int, err error) {
-	h := w.hub
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for len(p) > 0 {
-		for w.unread >= linkWindow && w.err == nil && !w.closed && !w.late(1) {
-			w.changed.Wait()
-		}
-		switch {
-		case w.closed:
-			return n, net.ErrClosed
-		case w.err != nil:
-			return n, w.err
-		case w.late(1):
-			return n, os.ErrDeadlineExceeded
-		}
-		part := p[:min(len(p), linkWindow-w.unread)]
-		h.sendLocked(w, 'D', bytes.Clone(part))
-		w.unread += len(part)
-		n, p = n+len(part), p[len(part):]
-	}
-	return n, nil
-}
-
-func (w *wire) Read(p []byte) (int, error) {
-	h := w.hub
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for len(w.in) == 0 && !w.ended && w.err == nil && !w.closed && !w.late(0) {
-		w.changed.Wait()
-	}
-	switch {
-	case w.closed:
-		return 0, net.ErrClosed
-	case w.late(0):
-		return 0, os.ErrDeadlineExceeded
-	case len(w.in) > 0:
-		n := copy(p, w.in)
-		w.in = w.in[n:]
-		w.peer.unread -= n
-		w.peer.changed.Broadcast()
-		return n, nil
-	case w.err != nil:
-		return 0, w.err
-	}
-	return 0, io.EOF
-}
-
-func (w *wire) Close() error {
-	w.hub.mu.Lock()
-	defer w.hub.mu.Unlock()
-	w.closeLocked()
-	return nil
-}
-
-func (w *wire) closeLocked() {
-	if w.closed {
-		return
-	}
-	w.closed = true
-	if w.life != nil {
-		delete(w.life.wires, w)
-	}
-	for i := range w.timers {
-		if w.timers[i] != nil {
-			w.timers[i].Stop()
-		}
-	}
-	if w.err == nil {
-		w.hub.sendLocked(w, 'F', nil)
-	}
-	w.changed.Broadcast()
-}
-
-func (w *wire) LocalAddr() net.Addr  { return w.addr[0] }
-func (w *wire) RemoteAddr() net.Addr { return w.addr[1] }
-
-func (w *wire) late(i int) bool {
-	return !w.deadlines[i].IsZero() && !time.Now().Before(w.deadlines[i])
-}
-
-func (w *wire) SetDeadline(t time.Time) error {
-	return errors.Join(w.SetReadDeadline(t), w.SetWriteDeadline(t))
-}
-func (w *wire) SetReadDeadline(t time.Time) error  { return w.setDeadline(0, t) }
-func (w *wire) SetWriteDeadline(t time.Time) error { return w.setDeadline(1, t) }
-
-func (w *wire) setDeadline(i int, t time.Time) error {
-	w.hub.mu.Lock()
-	defer w.hub.mu.Unlock()
-	if w.closed {
-		return net.ErrClosed
-	}
-	if w.timers[i] != nil {
-		w.timers[i].Stop()
-	}
-	w.deadlines[i] = t
-	if left := time.Until(t); !t.IsZero() && left > 0 {
-		w.timers[i] = time.AfterFunc(left, func() {
-			w.hub.mu.Lock()
-			defer w.hub.mu.Unlock()
-			w.changed.Broadcast()
-		})
-	}
-	w.changed.Broadcast()
-	return nil
-}
-
-// breakLocked ends a wire as a reset does.
-func (w *wire) breakLocked(err error) {
-	if w.err == nil {
-		w.err = err
-	}
-	w.changed.Broadcast()
-}
-
-// wait returns when there may be something to do, at the next quantum or later,
-// but not after until.
-func (h *hub) wait(until time.Time) {
-	h.mu.Lock()
-	if len(h.flying) > 0 && h.flying[0].due.Before(until) {
-		until = h.flying[0].due
-	}
-	h.mu.Unlock()
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-h.kick:
-	}
-	now := time.Now()
-	time.Sleep(now.Truncate(quantum).Add(quantum).Sub(now))
-	synctest.Wait()
-}
-
-// pass moves packets. Everybody else stands still when it is called.
-func (h *hub) pass() {
-	select {
-	case <-h.kick:
-	default:
-	}
-	h.mu.Lock()
-	now := time.Now()
-	slices.SortStableFunc(h.sent, func(a, b *packet) int {
-		return stdcmp.Or(a.at.Compare(b.at), strings.Compare(a.link.from, b.link.from), strings.Compare(a.link.to, b.link.to), stdcmp.Compare(a.serial, b.serial), stdcmp.Compare(a.number, b.number))
-	})
-	for _, p := range h.sent {
-		h.launch(p, now)
-	}
-	h.sent = nil
-	due := h.land(now)
-	h.mu.Unlock()
-	for _, list := range due {
-		h.mu.Lock()
-		for _, p := range list {
-			h.trace.add("%s>%s %d.%d %c %d", p.link.from, p.link.to, p.serial, p.number, p.kind, len(p.data))
-			h.arrive(p)
-		}
-		h.mu.Unlock()
-		synctest.Wait()
-	}
-}
-
-// launch decides when a packet arrives.
-func (h *hub) launch(p *packet, now time.Time) {
-	begin := now
-	if free := h.free[p.link]; free.After(begin) {
-		begin = free
-	}
-	end := begin.Add(time.Duration(float64(len(p.data)) / h.rate * float64(time.Second)))
-	h.free[p.link] = end
-	p.due = end.Add(h.delay)
-	if h.jitter > 0 {
-		p.due = p.due.Add(time.Duration(h.rnd.Int64N(int64(h.jitter))))
-	}
-	for h.loss > 0 && h.rnd.Float64() < h.loss {
-		p.due = p.due.Add(linkRetries)
-	}
-	h.fly(p)
-}
-
-// fly puts a packet among those under way, after all that are due with it.
-func (h *hub) fly(p *packet) {
-	i := sort.Search(len(h.flying), func(i int) bool { return h.flying[i].due.After(p.due) })
-	h.flying = slices.Insert(h.flying, i, p)
-}
-
-// land takes what is due out of flying, by wires in an order of chance. What a
-// cut link holds is tried again; a new connection is not.
-func (h *hub) land(now time.Time) (due [][]*packet) {
-	n := sort.Search(len(h.flying), func(i int) bool { return h.flying[i].due.After(now) })
-	ready := slices.Clone(h.flying[:n])
-	h.flying = slices.Delete(h.flying, 0, n)
-	index := map[*wire]int{}
-	for _, p := range ready {
-		if h.cut[p.link] || h.dark[p.link.to] {
-			if p.kind != 'S' {
-				p.due = now.Add(linkRetries)
-				h.fly(p)
-			}
-			continue
-		}
-		i, ok := index[p.to]
-		if !ok {
-			i, due = len(due), append(due, nil)
-			index[p.to] = i
-		}
-		due[i] = append(due[i], p)
-	}
-	h.rnd.Shuffle(len(due), func(i, j int) { due[i], due[j] = due[j], due[i] })
-	return due
-}
-
-// arrive has a packet arrive, and those that had to wait for it.
-func (h *hub) arrive(p *packet) {
-	w := p.to
-	if p.kind == 'R' {
-		w.breakLocked(syscall.ECONNRESET)
-		return
-	}
-	w.early[p.number] = p
-	for p = w.early[w.expected]; p != nil; p = w.early[w.expected] {
-		delete(w.early, w.expected)
-		w.expected++
-		h.take(w, p)
-	}
-}
-
-func (h *hub) take(w *wire, p *packet) {
-	switch {
-	case p.kind == 'S' && h.doors[w.addr[0].String()] != nil:
-		d := h.doors[w.addr[0].String()]
-		w.life = d.life
-		w.life.wires[w] = true
-		w.open = true
-		d.queue = append(d.queue, w)
-		d.changed.Broadcast()
-		h.sendLocked(w, 'A', nil)
-	case p.kind == 'S' || w.closed || w.err != nil:
-		if p.kind != 'F' {
-			h.resetLocked(w)
-		}
-	case p.kind == 'A':
-		w.open = true
-	case p.kind == 'F':
-		w.ended = true
-	default:
-		w.in = append(w.in, p.data...)
-	}
-	w.changed.Broadcast()
-}
-
-// resetLocked has the other end of a wire break.
-func (h *hub) resetLocked(w *wire) {
-	h.sent = append(h.sent, &packet{kind: 'R', at: time.Now(), link: w.link, serial: w.serial, number: w.number, to: w.peer})
-}
-
-// die ends all that a life has to do with the network. Without power nobody
-// hears of it until there is power again.
-func (h *hub) die(l *life, power bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	l.dead.Store(true)
-	close(l.gone)
-	h.dark[l.node.host] = power
-	for _, addr := range sortedKeys(h.doors) {
-		if h.doors[addr].life == l {
-			h.doors[addr].closeLocked()
-		}
-	}
-	for w := range l.wires {
-		w.breakLocked(errDead)
-	}
-	if !power {
-		h.forgetLocked(l)
-	}
-}
-
-// forgetLocked says that nobody knows the connections of a life any more.
-func (h *hub) forgetLocked(l *life) {
-	for w := range l.wires {
-		h.resetLocked(w)
-	}
-	clear(l.wires)
-}
-
-// light gives a host its power back.
-func (h *hub) light(n *bubbleNode) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.dark, n.host)
-	if n.life != nil && n.life.dead.Load() {
-		h.forgetLocked(n.life)
-	}
-}
-
-// errDead is what a process meets that has been killed and does not know it.
-var errDead = errors.New("this process is dead")
-
-// A bubbleNode is a machine on which one node is started again and again.
-type bubbleNode struct {
-	b      *bubble
-	name   string
-	host   string // its address
-	server bool
-	args   []string
-
-	// Owned by the goroutine of the bubble.
-	dir    string
-	life   *life // the latest
-	lives  int
-	latest atomic.Pointer[life] // life, for clients
-	steady time.Time            // since when all can talk to it and it runs; zero: they cannot
-}
-
-// A life is one process of a node. One that was killed is a zombie for a while:
-// its goroutines end, but nobody hears of them and what they write is lost.
-type life struct {
-	node     *bubbleNode
-	number   int
-	dir      string
-	stop     context.CancelFunc
-	quiet    bool          // it was told to stop
-	leaving  bool          // it was told to leave
-	followed bool          // somebody has seen that it ended
-	compared uint64        // log index up to which its log was compared
-	gone     chan struct{} // closed when it is killed
-	ended    chan struct{} // closed when it has ended, by err
-	err      error
-	log      lockedBuffer
-	parts    *parts // nil: not made yet
-	wires    map[*wire]bool
-	dead     atomic.Bool
-	sync     atomic.Int64 // nanoseconds that each sync of the disk takes
-	synced   walMark      // owned by whoever writes
-
-	// What check has seen, owned by the goroutine of the bubble.
-	applied uint64
-	term    uint64
-}
-
-// A walMark is how much of a write-ahead log a power cut leaves.
-type walMark struct {
-	salt   [8]byte
-	frames uint32
-}
-
-// readWAL returns how far the write-ahead log of a database is written, and how
-// many of its frames are in the database itself, for which they were synced. It
-// stands in the header of the shared memory file (see walIndexHdr in wal.c).
-func readWAL(dir string) (written walMark, copied uint32) {
-	f, err := os.Open(filepath.Join(dir, "belfry.db-shm"))
-	if err != nil {
-		return written, 0
-	}
-	defer f.Close()
-	head := make([]byte, 100)
-	if _, err := io.ReadFull(f, head); err != nil {
-		return written, 0
-	}
-	copy(written.salt[:], head[32:40])
-	written.frames = binary.NativeEndian.Uint32(head[16:])
-	return written, binary.NativeEndian.Uint32(head[96:])
-}
-
-const (
-	walHeader = 32
-	walFrame  = 24 + 4096
-)
-
-// disk is the disk of a life: each sync takes its time, and what was written
-// since the last one is gone when the power is.
-func (l *life) disk(durable bool, tx func() error) error {
-	if durable {
-		for since := time.Now(); time.Since(since) < time.Duration(l.sync.Load()) && !l.dead.Load(); {
-			time.Sleep(min(10*time.Millisecond, time.Duration(l.sync.Load())))
-		}
-	}
-	if l.dead.Load() {
-		return errDead
-	}
-	err := tx()
-	if durable {
-		l.synced, _ = readWAL(l.dir)
-	}
-	return err
-}
-
-// start starts a node on what is in its directory.
-func (n *bubbleNode) start() {
-	b := n.b
-	b.hub.light(n)
-	n.lives++
-	ctx, stop := context.WithCancel(context.Background())
-	l := &life{node: n, number: n.lives, dir: n.dir, stop: stop, gone: make(chan struct{}), ended: make(chan struct{}), wires: map[*wire]bool{}}
-	l.sync.Store(int64(2 * time.Millisecond))
-	n.life = l
-	n.latest.Store(l)
-	b.lives = append(b.lives, l)
-	b.endOrphans(n)
-	cfg, err := parseConfig(append([]string{"--node-name=" + n.name, "--bind-addr=" + n.host + ":8946", "--http-addr=" + n.host + ":8080", "--insecure",
-		"--data-dir=" + n.dir, "--encrypt=" + base64.StdEncoding.EncodeToString(testKey), "--timezone=UTC", "--executions-keep=100000"}, n.args...), nil, io.Discard)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	rnd := rand.New(rand.NewPCG(b.seed, uint64(len(n.name))<<40+uint64(n.name[1])<<32+uint64(n.lives)))
-	var mu sync.Mutex
-	cfg.host = host{
-		listen: func(_, addr string) (net.Listener, error) { return b.hub.listen(l, addr) },
-		dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return b.hub.dial(ctx, l, n.host, addr)
-		},
-		chance: func() uint64 {
-			mu.Lock()
-			defer mu.Unlock()
-			return rnd.Uint64()
-		},
-		shell: func(ctx context.Context, o *order, out io.Writer) error { return b.runProcess(ctx, l, o, out) },
-		disk:  l.disk,
-		made: func(p *parts) {
-			l.parts = p
-			if p.clu != nil { // who comes back may vote again
-				b.mu.Lock()
-				delete(b.left, p.clu.own.ID)
-				b.mu.Unlock()
-			}
-			if p.clu != nil && b.plan.logKept > 0 {
-				p.clu.store.kept = logRetention{entries: b.plan.logKept, bytes: logBytesKept, pinned: logBytesPinned, slack: 10}
-			}
-		},
-	}
-	listener, err := b.hub.listen(l, n.host+":8080")
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	log := slog.New(slog.NewTextHandler(&l.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	run := runWorker
-	if n.server {
-		run = runServer
-	}
-	go func() {
-		defer close(l.ended)
-		l.err = run(ctx, cfg, listener, func() {}, log)
-		listener.Close()
-		if l.dead.Load() {
-			os.RemoveAll(l.dir)
-		}
-	}()
-}
-
-// runs reports whether a node has a process that is not about to end.
-func (n *bubbleNode) runs() bool {
-	select {
-	case <-n.life.ended:
-		return false
-	default:
-		return !n.life.dead.Load() && !n.life.quiet
-	}
-}
-
-// crash kills the process of a node, or takes the power from its machine. What
-// is on its disk then is where it starts again.
-func (n *bubbleNode) crash(power bool) {
-	l := n.life
-	dir := filepath.Join(n.b.dir, fmt.Sprintf("%s.%d", n.name, n.lives+1))
-	if err := l.copyDisk(dir, power); err != nil {
-		n.b.fail("%s: its disk cannot be copied: %v", n.name, err)
-	}
-	n.dir, n.steady = dir, time.Time{}
-	n.b.hub.die(l, power)
-	l.stop()
-	n.b.killProcesses(l, power)
-}
-
-func (l *life) copyDisk(dir string, power bool) error {
-	rnd := l.node.b.rnd
-	written, copied := readWAL(l.dir)
-	return filepath.WalkDir(l.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		to := filepath.Join(dir, strings.TrimPrefix(path, l.dir))
-		switch {
-		case d.IsDir():
-			return os.MkdirAll(to, 0o700)
-		case d.Name() == "lock" || d.Name() == "belfry.db-shm":
-			return nil
-		case power && filepath.Base(filepath.Dir(path)) == "results" && rnd.IntN(2) == 0:
-			return nil // such files are not synced
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		if power && d.Name() == "belfry.db-wal" && len(data) > walHeader {
-			kept := copied
-			if l.synced.salt == written.salt {
-				kept = max(kept, l.synced.frames)
-			}
-			lost := written.frames - kept
-			if lost > 0 {
-				n := uint32(rnd.IntN(int(lost) + 1))
-				if kept += n; n > 0 {
-					l.node.b.reach("a power cut in the middle of what was not synced")
-				}
-			}
-			data = data[:min(len(data), walHeader+int(kept)*walFrame)]
-			if lost > 0 && kept > 0 && rnd.IntN(4) == 0 && kept > copied && (l.synced.salt != written.salt || kept > l.synced.frames) {
-				data[len(data)-1-rnd.IntN(walFrame)] ^= 1 << rnd.IntN(8)
-				l.node.b.reach("a flipped bit in the log's last page")
-			}
-		}
-		return os.WriteFile(to, data, 0o600)
-	})
-}
-
-// ---- What the processes of jobs did
-
-// A bubbleProcess is one start of an execution.
-type bubbleProcess struct {
-	life    *life
-	order   order
-	begun   time.Time
-	ended   time.Time // zero: it runs
-	outcome string    // as it ended by itself or was ended; "": nobody knows
-	orphan  bool      // its node's process was killed
-}
-
-// runProcess is what the command of a job does: it waits for a time and has an
-// exit status, as in "0.5 1".
-func (b *bubble) runProcess(ctx context.Context, l *life, o *order, out io.Writer) error {
-	var seconds float64
-	var status int
-	if _, err := fmt.Sscan(o.Config["command"], &seconds, &status); err != nil {
-		return err
-	}
-	p := &bubbleProcess{life: l, order: *o, begun: time.Now()}
-	b.mu.Lock()
-	b.processes = append(b.processes, p)
-	b.mu.Unlock()
-	fmt.Fprintf(out, "%s begins\n", o.Job)
-	timer := time.NewTimer(time.Duration(seconds * float64(time.Second)))
-	defer timer.Stop()
-	var err error
-	outcome := outcomeSuccess
-	select {
-	case <-timer.C:
-		if status != 0 {
-			outcome, err = outcomeFailed, fmt.Errorf("exit status %d", status)
-		}
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-		outcome = outcomeFailed
-		if end, ok := errors.AsType[*ending](err); ok {
-			outcome = end.outcome
-		}
-	case <-l.gone:
-		return errDead
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if p.ended.IsZero() {
-		p.ended, p.outcome = time.Now(), outcome
-	}
-	return err
-}
-
-// killProcesses is what becomes of what a life ran when it is killed: without
-// power all of it ends, else it goes on until the node starts again.
-func (b *bubble) killProcesses(l *life, power bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, p := range b.processes {
-		if p.life == l && p.ended.IsZero() {
-			if p.orphan = !power; power {
-				p.ended = time.Now()
-			}
-		}
-	}
-}
-
-func (b *bubble) endOrphans(n *bubbleNode) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, p := range b.processes {
-		if p.life.node == n && p.orphan && p.ended.IsZero() {
-			p.ended = time.Now()
-		}
-	}
-}
-
-// A bubblePlan is what a seed decides first.
-type bubblePlan struct {
-	servers, agents int
-	rounds          int // of trouble and rest
-	logKept         int // entries, 0: as in production
-	jobs            int // that fire each second or so
-	clients         int
-}
-
-// bubble is a cluster of whole servers, its clients, and what happens to them.
-// Its goroutine is the one that draws chance, moves packets, does what befalls
-// the nodes, and checks; it does so while all others stand still.
-type bubble struct {
-	t       *testing.T
-	seed    uint64
-	plan    bubblePlan
-	rnd     *rand.Rand
-	dir     string
-	hub     *hub
-	nodes   []*bubbleNode
-	lives   []*life // of all nodes
-	history []string
-	reached map[string]int
-	failed  error
-	events  []bubbleEvent // by time
-	calm    time.Time     // since when nothing is wrong; zero: something is
-
-	replica *store // follows the common log
-	ledger  *ledger
-	terms   map[uint64]string // of the log, index → digest, while it is followed
-	leaders map[uint64]string // term → who led it
-	left    map[string]bool   // ids of servers that left
-	checked time.Time
-	since   map[string]time.Time // what is wrong for now → since when
-
-	mu        sync.Mutex // guards what follows
-	processes []*bubbleProcess
-	calls     map[*bubbleCall]bool
-	clients   []*bubbleClient
-}
-
-type bubbleEvent struct {
-	at time.Time
-	do func()
-}
-
-// newPlan is what a seed decides.
-func newPlan(rnd *rand.Rand) bubblePlan {
-	p := bubblePlan{servers: []int{1, 1, 3, 3, 3, 3, 5}[rnd.IntN(7)], agents: 2, rounds: 1 + rnd.IntN(2), jobs: 3 + rnd.IntN(5), clients: 2 + rnd.IntN(2)}
-	if rnd.IntN(2) == 0 {
-		p.logKept = 20 + rnd.IntN(200)
-	}
-	return p
-}
-
-func newBubble(t *testing.T, seed uint64) *bubble {
-	rnd := rand.New(rand.NewPCG(seed, 0))
-	b := &bubble{t: t, seed: seed, plan: newPlan(rnd), rnd: rnd, dir: simTempDir(t), reached: map[string]int{}, ledger: newLedger(),
-		terms: map[uint64]string{}, leaders: map[uint64]string{}, left: map[string]bool{}, since: map[string]time.Time{}, calls: map[*bubbleCall]bool{}}
-	b.hub = newHub(rnd)
-	b.hub.delay, b.hub.jitter = time.Duration(rnd.IntN(3_000))*time.Microsecond, time.Duration(1+rnd.IntN(2_000))*time.Microsecond
-	var err error
-	if b.replica, err = openStore(filepath.Join(b.dir, "replica")); err != nil {
-		t.Fatal(err)
-	}
-	for i := range b.plan.servers + b.plan.agents {
-		n := &bubbleNode{b: b, name: fmt.Sprintf("n%d", i+1), host: fmt.Sprintf("10.0.0.%d", i+1), server: i < b.plan.servers}
-		n.dir = filepath.Join(b.dir, n.name+".1")
-		n.args = []string{"--tag=role=x"}
-		if n.server {
-			n.args = append(n.args, "--server", fmt.Sprintf("--bootstrap-expect=%d", b.plan.servers))
-		}
-		b.nodes = append(b.nodes, n)
-	}
-	for _, n := range b.nodes {
-		for _, other := range b.servers() {
-			n.args = append(n.args, "--retry-join="+other.host+":8946")
-		}
-	}
-	for i := range b.plan.clients {
-		b.clients = append(b.clients, newBubbleClient(b, i))
-	}
-	return b
-}
-
-func (b *bubble) servers() []*bubbleNode { return b.nodes[:b.plan.servers] }
-
-// fail ends the life of the bubble with its first error.
-func (b *bubble) fail(format string, args ...any) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.failed == nil {
-		b.failed = fmt.Errorf("at %.3fs: %w", time.Since(bubbleEpoch).Seconds(), fmt.Errorf(format, args...))
-	}
-}
-
-func (b *bubble) failure() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.failed
-}
-
-// did notes what befell.
-func (b *bubble) did(format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
-	b.history = append(b.history, fmt.Sprintf("%8.3fs %s", time.Since(bubbleEpoch).Seconds(), line))
-	b.hub.mu.Lock()
-	defer b.hub.mu.Unlock()
-	b.hub.trace.add("%s", line)
-}
-
-// reach counts a rare state.
-func (b *bubble) reach(what string) { b.reached[what]++ }
-
-// at has something done at a time.
-func (b *bubble) at(t time.Time, do func()) {
-	i := sort.Search(len(b.events), func(i int) bool { return b.events[i].at.After(t) })
-	b.events = slices.Insert(b.events, i, bubbleEvent{t, do})
-}
-
-func (b *bubble) after(d time.Duration, do func()) { b.at(time.Now().Add(d), do) }
-
-func (b *bubble) between(low, high time.Duration) time.Duration {
-	return low + time.Duration(b.rnd.Int64N(int64(high-low)))
-}
-
-// until has time go on until ok, or fails after patience. ok is asked at each step.
-func (b *bubble) until(what string, patience time.Duration, ok func() bool) {
-	end := time.Now().Add(patience)
-	for b.failure() == nil && !ok() {
-		if !time.Now().Before(end) {
-			b.fail("no %s within %s", what, patience)
-			return
-		}
-		next := end
-		if soon := time.Now().Add(50 * time.Millisecond); soon.Before(next) {
-			next = soon
-		}
-		if len(b.events) > 0 && b.events[0].at.Before(next) {
-			next = b.events[0].at
-		}
-		b.hub.wait(next)
-		b.hub.pass()
-		for len(b.events) > 0 && !b.events[0].at.After(time.Now()) && b.failure() == nil {
-			e := b.events[0]
-			b.events = b.events[1:]
-			e.do()
-		}
-		b.check()
-	}
-}
-
-// pass has time go on.
-func (b *bubble) pass(d time.Duration) {
-	end := time.Now().Add(d)
-	b.until("end", d+time.Second, func() bool { return !time.Now().Before(end) })
-}
-
-// live is the whole life of a bubble.
-func (b *bubble) live() {
-	for _, n := range b.nodes {
-		n.start()
-	}
-	b.until("leader", 20*time.Second, func() bool { return b.leader() != nil })
-	b.settle()
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
-	for _, c := range b.clients {
-		clients.Go(func() { c.run(stop) })
-	}
-	b.pass(b.between(time.Second, 6*time.Second))
-	for round := 0; round < b.plan.rounds && b.failure() == nil; round++ {
-		for n := 1 + b.rnd.IntN(4); n > 0 && b.failure() == nil; n-- {
-			b.befall()
-			b.pass(b.between(100*time.Millisecond, 6*time.Second))
-		}
-		b.heal()
-		b.pass(b.between(13*time.Second, 20*time.Second))
-	}
-	close(stop)
-	done := make(chan struct{})
-	go func() { clients.Wait(); close(done) }()
-	b.until("end of the last write of all clients", 90*time.Second, func() bool { return closed(done) })
-	b.finish()
-	b.shut(done)
-	if b.failure() == nil {
-		b.compare()
-	}
-}
-
-func closed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-// leader is the server that leads in the latest term, as itself knows.
-func (b *bubble) leader() (leader *bubbleNode) {
-	var term uint64
-	for _, n := range b.servers() {
-		if c := n.driver(); c != nil && n.runs() && c.leading() && c.status().Term > term {
-			leader, term = n, c.status().Term
-		}
-	}
-	return leader
-}
-
-// driver is that of the server's living process, nil if there is none.
-func (n *bubbleNode) driver() *cluster {
-	if l := n.life; l != nil && !l.dead.Load() && l.parts != nil && !closed(l.ended) {
-		return l.parts.clu
-	}
-	return nil
-}
-
-// settle notes that nothing is wrong from now on.
-func (b *bubble) settle() {
-	b.calm = time.Now()
-	for _, n := range b.nodes {
-		if n.steady.IsZero() {
-			n.steady = b.calm
-		}
-	}
-}
-
-// unsteady notes that others cannot rely on a node.
-func (b *bubble) unsteady(nodes ...*bubbleNode) {
-	b.calm = time.Time{}
-	for _, n := range nodes {
-		n.steady = time.Time{}
-	}
-}
-
-func (b *bubble) setCut(on bool, from, to *bubbleNode) {
-	b.hub.mu.Lock()
-	defer b.hub.mu.Unlock()
-	b.hub.cut[link{from.host, to.host}] = on
-}
-
-func (b *bubble) cutBoth(a, c *bubbleNode) {
-	b.setCut(true, a, c)
-	b.setCut(true, c, a)
-}
-
-func (b *bubble) pick(list []*bubbleNode) *bubbleNode { return list[b.rnd.IntN(len(list))] }
-
-// befall does something to the nodes.
-func (b *bubble) befall() {
-	n := b.pick(b.nodes)
-	if l := b.leader(); l != nil && b.rnd.IntN(3) == 0 {
-		n = l
-	}
-	faults := []struct {
-		weight int
-		do     func()
-	}{
-		{4, func() { b.restart(n, b.rnd.IntN(2) == 0) }},
-		{2, func() { // all servers at once
-			for _, n := range b.servers() {
-				b.restart(n, b.rnd.IntN(2) == 0)
-			}
-		}},
-		{2, func() { b.stopNode(n) }},
-		{3, func() { // a pause: nothing comes in and nothing goes out
-			b.did("pause %s", n.name)
-			b.unsteady(n)
-			for _, other := range b.nodes {
-				if other != n {
-					b.cutBoth(n, other)
-				}
-			}
-		}},
-		{2, func() { // cut in one direction
-			to := b.pick(b.nodes)
-			if to == n {
-				return
-			}
-			b.did("cut %s to %s", n.name, to.name)
-			b.unsteady(n, to)
-			b.setCut(true, n, to)
-		}},
-		{2, func() { // two halves
-			b.did("cut in two")
-			b.unsteady(b.nodes...)
-			side := map[*bubbleNode]bool{}
-			for _, n := range b.nodes {
-				side[n] = b.rnd.IntN(2) == 0
-			}
-			for _, x := range b.nodes {
-				for _, y := range b.nodes {
-					if side[x] && !side[y] {
-						b.cutBoth(x, y)
-					}
-				}
-			}
-		}},
-		{3, func() { // a slow disk
-			n := b.pick(b.servers())
-			d := b.between(50*time.Millisecond, 1500*time.Millisecond)
-			if b.rnd.IntN(4) == 0 {
-				d = time.Hour
-			}
-			b.did("each sync of %s takes %s", n.name, d)
-			b.unsteady(n)
-			n.life.sync.Store(int64(d))
-		}},
-		{2, func() {
-			b.hub.mu.Lock()
-			b.hub.loss, b.hub.delay, b.hub.jitter = b.rnd.Float64()*0.2, b.between(0, 100*time.Millisecond), b.between(1, 50*time.Millisecond)
-			b.hub.mu.Unlock()
-			b.did("a bad network: loss %.2f, delay %s, jitter %s", b.hub.loss, b.hub.delay, b.hub.jitter)
-			b.unsteady(b.nodes...)
-		}},
-		{2, func() { b.leave(n) }},
-	}
-	total := 0
-	for _, f := range faults {
-		total += f.weight
-	}
-	draw := b.rnd.IntN(total)
-	for _, f := range faults {
-		if draw -= f.weight; draw < 0 {
-			f.do()
-			return
-		}
-	}
-}
-
-// restart crashes a node and starts it again a while later.
-func (b *bubble) restart(n *bubbleNode, power bool) {
-	if !n.runs() {
-		return
-	}
-	b.did("crash %s, power cut %t", n.name, power)
-	b.unsteady(n)
-	n.crash(power)
-	b.startLater(n, b.between(0, 4*time.Second))
-}
-
-func (b *bubble) startLater(n *bubbleNode, d time.Duration) {
-	b.after(d, func() {
-		b.did("start %s", n.name)
-		n.start()
-	})
-}
-
-// stopNode stops a node as a signal does, and starts it again.
-func (b *bubble) stopNode(n *bubbleNode) {
-	if !n.runs() {
-		return
-	}
-	b.did("stop %s", n.name)
-	b.unsteady(n)
-	n.life.quiet = true
-	n.life.stop()
-}
-
-// lookAfter starts again what has ended: whom a signal or a leave told to. A
-// server that left sometimes comes back with an empty directory, another one
-// under its name.
-func (b *bubble) lookAfter(n *bubbleNode) {
-	l := n.life
-	if l.dead.Load() || l.followed || !closed(l.ended) {
-		return
-	}
-	l.followed = true
-	if l.err != nil || !l.quiet && !l.leaving {
-		b.fail("%s ended: %v", n.name, l.err)
-		return
-	}
-	b.did("%s has ended", n.name)
-	b.unsteady(n)
-	if l.leaving && b.rnd.IntN(2) == 0 {
-		n.dir = filepath.Join(b.dir, fmt.Sprintf("%s.%d", n.name, n.lives+1))
-	}
-	b.startLater(n, b.between(0, 4*time.Second))
-}
-
-// leave has a node leave, and starts it anew with an empty directory.
-func (b *bubble) leave(n *bubbleNode) {
-	if !n.runs() || n.server && b.plan.servers == 1 {
-		return
-	}
-	b.did("leave %s", n.name)
-	b.unsteady(n)
-	l := n.life
-	l.leaving = true
-	go func() {
-		status, _, _ := b.clients[0].call(context.Background(), n, "POST", "/v1/leave", "", nil)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if status == http.StatusOK && n.server {
-			b.left[l.parts.clu.own.ID] = true
-		}
-	}()
-}
-
-// heal ends all that is wrong.
-func (b *bubble) heal() {
-	b.did("heal")
-	b.hub.mu.Lock()
-	clear(b.hub.cut)
-	b.hub.loss, b.hub.delay, b.hub.jitter = 0, time.Millisecond, time.Millisecond
-	b.hub.mu.Unlock()
-	for _, n := range b.nodes {
-		n.life.sync.Store(int64(2 * time.Millisecond))
-	}
-	b.until("life of all nodes", 60*time.Second, func() bool {
-		return !slices.ContainsFunc(b.nodes, func(n *bubbleNode) bool { return !n.runs() || n.life.parts == nil })
-	})
-	b.settle()
-}
-
-// shut stops all nodes and clients, and waits until nothing runs.
-func (b *bubble) shut(clients <-chan struct{}) {
-	b.events = nil
-	for _, n := range b.nodes {
-		if n.life.followed = true; n.life.dead.Load() {
-			continue
-		}
-		n.life.stop()
-		if b.failure() != nil {
-			b.hub.die(n.life, false)
-		}
-	}
-	for !closed(clients) || slices.ContainsFunc(b.lives, func(l *life) bool { return !closed(l.ended) }) {
-		b.hub.wait(time.Now().Add(time.Second))
-		b.hub.pass()
-	}
-}
-
-// ---- What must hold
-
-// check is called at each step, when all others stand still.
-func (b *bubble) check() {
-	now := time.Now()
-	for _, n := range b.nodes {
-		b.lookAfter(n)
-		if c := n.driver(); c != nil {
-			b.checkDriver(n, c)
-		}
-	}
-	if now.Sub(b.checked) < 500*time.Millisecond || b.failure() != nil {
-		return
-	}
-	b.checked = now
-	b.follow()
-	b.checkLeft()
-	if b.calm.IsZero() {
-		clear(b.since)
-		return
-	}
-	b.checkCalm(now)
-}
-
-// checkDriver expects of a server that what it has applied grows, that nobody
-// who waits for an entry is overtaken, and that no other leads in its term.
-func (b *bubble) checkDriver(n *bubbleNode, c *cluster) {
-	l := n.life
-	if c.applied < l.applied {
-		b.fail("%s has applied %d, before that %d", n.name, c.applied, l.applied)
-	}
-	l.applied = c.applied
-	if len(c.waiting) > 0 && c.waiting[0].index <= c.applied {
-		b.fail("%s has applied %d, and entry %d is still waited for", n.name, c.applied, c.waiting[0].index)
-	}
-	st := c.raft.status()
-	if st.Term < l.term {
-		b.fail("%s is in term %d, before that in %d", n.name, st.Term, l.term)
-	}
-	if l.term = st.Term; st.Leading {
-		if other := b.leaders[st.Term]; other != "" && other != n.name {
-			b.fail("%s and %s lead in term %d", other, n.name, st.Term)
-		}
-		b.leaders[st.Term] = n.name
-	}
-	if err := c.raft.check(); err != nil {
-		b.fail("%s: %v", n.name, err)
-	}
-}
-
-// checkLeft expects that who left is no voter any more.
-func (b *bubble) checkLeft() {
-	n := b.leader()
-	if n == nil {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, v := range n.driver().status().Voters {
-		if b.left[v.ID] && b.failed == nil {
-			b.failed = fmt.Errorf("at %.3fs: %s has left, and votes according to %s", time.Since(bubbleEpoch).Seconds(), v.Name, n.name)
-		}
-	}
-}
-
-// How long something may be wrong although nobody does anything to the nodes.
-const (
-	calmBefore = 7 * time.Second // after the last that was done
-	calmLimit  = 5 * time.Second
-	callLimit  = 12 * time.Second // of a request
-)
-
-// checkCalm expects that the cluster does what it is for while nothing is
-// wrong: somebody leads, ticks are decided, calls are answered, and all say that
-// they are healthy.
-func (b *bubble) checkCalm(now time.Time) {
-	if now.Sub(b.calm) < calmBefore {
-		return
-	}
-	wrong := map[string]string{}
-	leader := b.leader()
-	if leader == nil {
-		wrong["leader"] = "no server leads"
-	} else {
-		st := leader.driver().store
-		var due int64
-		if err := st.view("SELECT coalesce(min(s.next), 0) FROM job_state s JOIN jobs j ON j.id = s.job WHERE j.deleted = 0 AND j.disabled = 0 AND j.parent = 0 AND s.next <> ?", []any{int64(never)}, &due); err != nil {
-			b.fail("%s: %v", leader.name, err)
-		}
-		if due != 0 && now.UnixNano() > due {
-			wrong["tick"] = fmt.Sprintf("a tick is undecided that was due at %.3fs", timeOf(due).Sub(bubbleEpoch).Seconds())
-		}
-		if err := st.view("SELECT coalesce(min(due), 0) FROM pending", nil, &due); err != nil {
-			b.fail("%s: %v", leader.name, err)
-		}
-		if due != 0 && now.UnixNano() > due {
-			wrong["pending"] = "a retry or child is undecided"
-		}
-	}
-	for _, n := range b.nodes {
-		if n.life.parts == nil || closed(n.life.ended) {
-			continue
-		}
-		if list := slices.Concat(n.life.parts.plane.health()); len(list) > 0 {
-			wrong["health of "+n.name] = fmt.Sprintf("%s is not healthy: %q", n.name, list)
-		}
-		if c := n.driver(); c != nil && leader != nil && c.applied < leader.driver().committed {
-			wrong["applied of "+n.name] = fmt.Sprintf("%s has not applied what is committed", n.name)
-		}
-	}
-	maps.DeleteFunc(b.since, func(what string, _ time.Time) bool { return wrong[what] == "" })
-	for _, what := range sortedKeys(wrong) {
-		if b.since[what].IsZero() {
-			b.since[what] = now
-		}
-		if now.Sub(b.since[what]) > calmLimit {
-			b.fail("%s, for %s, and nothing was done to the nodes since %.3fs", wrong[what], now.Sub(b.since[what]), b.calm.Sub(bubbleEpoch).Seconds())
-		}
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for c := range b.calls {
-		begun := c.begun
-		if b.calm.After(begun) {
-			begun = b.calm
-		}
-		if b.failed == nil && !c.slow && now.Sub(begun) > callLimit {
-			b.failed = fmt.Errorf("at %.3fs: %s has no answer since %.3fs", time.Since(bubbleEpoch).Seconds(), c.what, c.begun.Sub(bubbleEpoch).Seconds())
-		}
-	}
-}
-
-// follow applies to the replica what the cluster has applied, and compares the logs.
-func (b *bubble) follow() {
-	var ahead *bubbleNode
-	for _, n := range b.servers() {
-		if c := n.driver(); c != nil && (ahead == nil || c.applied > ahead.driver().applied) {
-			ahead = n
-		}
-	}
-	if ahead == nil {
-		return
-	}
-	c := ahead.driver()
-	for b.replica.applied.Load() < c.applied && b.failure() == nil {
-		list, err := c.store.entries(b.replica.applied.Load()+1, 1<<20)
-		if err != nil || len(list) == 0 || list[0].Index != b.replica.applied.Load()+1 {
-			b.fail("the log of %s cannot be followed from %d on: %v", ahead.name, b.replica.applied.Load()+1, err)
-			return
-		}
-		for _, e := range list[:min(len(list), int(c.applied-list[0].Index)+1)] {
-			b.observe(e)
-		}
-	}
-	for _, n := range b.servers() {
-		if c := n.driver(); c != nil && n != ahead {
-			b.compareLog(n, c)
-		}
-	}
-}
-
-func (b *bubble) observe(e entry) {
-	b.terms[e.Index] = digest(e)
-	if err := b.replica.persist(nil, []entry{e}); err != nil {
-		b.fail("%v", err)
-		return
-	}
-	results, err := b.replica.apply(e.Index)
-	if err == nil {
-		err = b.ledger.observe(b.replica, e, results[0])
-	}
-	if err != nil {
-		b.fail("%v", err)
-		return
-	}
-	b.checkAll(e, results[0])
-}
-
-func digest(e entry) string { return fmt.Sprintf("%d %d %x", e.Term, e.Kind, sha256.Sum256(e.Data)) }
-
-// compareLog expects that the newest that a server has applied is what the
-// others have there.
-func (b *bubble) compareLog(n *bubbleNode, c *cluster) {
-	list, err := c.store.entries(max(n.life.compared, 1), 1<<20)
-	if err != nil {
-		b.fail("%s: %v", n.name, err)
-		return
-	}
-	for _, e := range list {
-		if e.Index > c.applied {
-			return
-		}
-		if b.terms[e.Index] != digest(e) {
-			b.fail("%s has applied another entry %d than the others", n.name, e.Index)
-			return
-		}
-		n.life.compared = e.Index + 1
-	}
-}
-
-// checkAll expects that a tick of a job for all nodes runs on all that were there.
-func (b *bubble) checkAll(e entry, res applied) {
-	if e.Kind != entryCommand || res.Err != nil || res.repeated() {
-		return
-	}
-	cmd, err := decodeCommand(e.Data)
-	if err != nil {
-		b.fail("entry %d: %v", e.Index, err)
-		return
-	}
-	for i, d := range cmd.Decide {
-		j := b.ledger.jobs[d.Job]
-		if !res.Accepted[i] || len(res.Started[i]) == 0 || j == nil || len(j.def.Tags) > 0 {
-			continue
-		}
-		for _, n := range b.nodes {
-			there := !n.steady.IsZero() && n.steady.Add(calmBefore).Before(timeOf(cmd.Now))
-			if there && !slices.ContainsFunc(d.Targets, func(t target) bool { return t.Node == n.name }) {
-				b.fail("entry %d: the tick of %s that was due at %.3fs was given to %v without %s, which was there since %.3fs", e.Index, j.def.Name,
-					timeOf(d.Due).Sub(bubbleEpoch).Seconds(), d.Targets, n.name, n.steady.Sub(bubbleEpoch).Seconds())
-			}
-		}
-	}
-}
-
-// finish brings the cluster to rest: nothing fires, runs or waits any more.
-func (b *bubble) finish() {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for i := range b.plan.jobs {
-			b.clients[0].write("POST", "/v1/jobs/"+tickJobName(i)+"/toggle", "stop "+tickJobName(i), nil)
-		}
-		for _, c := range b.clients {
-			c.stopJobs()
-		}
-	}()
-	b.until("end of the last toggles", 90*time.Second, func() bool { return closed(done) })
-	b.until("rest", 60*time.Second, func() bool {
-		var open, first uint64
-		for _, n := range b.servers() {
-			c := n.driver()
-			if c == nil {
-				return false
-			}
-			if st := c.status(); st.Last != c.applied || first != 0 && c.applied != first {
-				return false
-			}
-			first = c.applied
-			if err := c.store.view("SELECT (SELECT count(*) FROM executions WHERE finished = 0) + (SELECT count(*) FROM pending)", nil, &open); err != nil || open > 0 {
-				return false
-			}
-		}
-		return true
-	})
-	b.follow()
-}
-
-// compare opens the databases of all servers, which have ended.
-func (b *bubble) compare() {
-	want, err := b.replica.dump()
-	if err != nil {
-		b.fail("%v", err)
-	}
-	for _, n := range b.servers() {
-		s, err := openStore(n.dir)
-		if err != nil {
-			b.fail("%s: %v", n.name, err)
-			return
-		}
-		if err := s.check(); err != nil {
-			b.fail("%s: %v", n.name, err)
-		}
-		if got, err := s.dump(); err != nil || s.applied.Load() == b.replica.applied.Load() && got != want {
-			b.fail("%s: its state is not what the log makes: %v\n%s", n.name, err, cmp.Diff(want, got))
-		}
-		for _, c := range b.clients {
-			c.verify(n, s)
-		}
-		if err := s.close(); err != nil {
-			b.fail("%s: %v", n.name, err)
-		}
-	}
-	if err := b.ledger.settled(b.replica, time.Now().UnixNano()); err != nil {
-		b.fail("%v", err)
-	}
-	b.compareProcesses()
-}
-
-// compareProcesses expects that what ran is on record as it was accepted, that
-// nothing ran twice, and that what is on record as done by a process was.
-func (b *bubble) compareProcesses() {
-	ran := map[int64]*bubbleProcess{}
-	attempts := map[string]int64{}
-	for _, p := range b.processes {
-		id := p.order.Execution
-		on, ok := b.ledger.started[id]
-		if !ok || on.due != p.order.ScheduledAt || on.attempt != p.order.Attempt {
-			b.fail("execution %d ran on %s and is on record as %+v (%v)", id, p.life.node.name, on, ok)
-		}
-		if ran[id] != nil {
-			b.fail("execution %d began on %s and again on %s", id, ran[id].life.node.name, p.life.node.name)
-		}
-		attempt := fmt.Sprint(on.job, " ", on.group, " ", on.due, " ", on.attempt, " ", on.slot)
-		if other, ok := attempts[attempt]; ok {
-			b.fail("executions %d and %d are one attempt, and both ran", other, id)
-		}
-		ran[id], attempts[attempt] = p, id
-	}
-	err := b.replica.viewEach("SELECT id, node, outcome FROM executions", nil, func(scan scanner) error {
-		var id int64
-		var node, outcome string
-		if err := scan(&id, &node, &outcome); err != nil {
-			return err
-		}
-		p := ran[id]
-		switch {
-		case outcome != outcomeSuccess && outcome != outcomeFailed:
-			b.reach("outcome " + outcome)
-		case p == nil || p.outcome != outcome || p.life.node.name != node:
-			b.fail("execution %d is on record as %s on %s, and there was %+v", id, outcome, node, p)
-		}
-		return nil
-	})
-	if err != nil {
-		b.fail("%v", err)
-	}
-	b.did("%d log entries, %d executions, %d processes, %d ticks", b.replica.applied.Load(), len(b.ledger.started), len(b.processes), len(b.ledger.decisions))
-}
-
-// ---- Clients
-
-// A bubbleClient writes its own jobs through all nodes, and remembers what was
-// acknowledged.
-type bubbleClient struct {
-	b      *bubble
-	rnd    *rand.Rand
-	host   string
-	prefix string
-	http   *http.Client
-	serial int
-
-	versions map[string]string // job → its version that was acknowledged; "": deleted
-	groups   []int64           // of runs by hand that were acknowledged
-	unsure   []string          // jobs that may be there or not
-}
-
-// A bubbleCall is a request under way.
-type bubbleCall struct {
-	what  string
-	begun time.Time
-	slow  bool // its client takes its time
-}
-
-func newBubbleClient(b *bubble, i int) *bubbleClient {
-	c := &bubbleClient{b: b, rnd: rand.New(rand.NewPCG(b.seed, uint64(i+1))), host: fmt.Sprintf("10.0.1.%d", i+1), prefix: fmt.Sprintf("c%d-", i), versions: map[string]string{}}
-	c.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 10, DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		return b.hub.dial(ctx, nil, c.host, addr)
-	}}}
-	return c
-}
-
-// call makes a request; status 0 means that there was no answer.
-func (c *bubbleClient) call(ctx context.Context, n *bubbleNode, method, path, key string, body []byte, header ...string) (int, http.Header, string) {
-	ctx, cancel := context.WithTimeout(ctx, 75*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+n.host+":8080"+path, bytes.NewReader(body))
-	if err != nil {
-		return 0, nil, err.Error()
-	}
-	if key != "" {
-		req.Header.Set("Idempotency-Key", key)
-	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	call := &bubbleCall{what: fmt.Sprintf("%s %s of %s at %s, key %q", method, path, c.prefix, n.name, key), begun: time.Now()}
-	c.b.mu.Lock()
-	c.b.calls[call] = true
-	c.b.mu.Unlock()
-	defer func() {
-		c.b.mu.Lock()
-		defer c.b.mu.Unlock()
-		delete(c.b.calls, call)
-	}()
-	res, err := c.http.Do(req)
-	if err != nil {
-		return 0, nil, err.Error()
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		return 0, nil, err.Error()
-	}
-	return res.StatusCode, res.Header, string(text)
-}
-
-// write sends a write under one key, to one node after the other, until it is
-// done. It is not to fail. at is who answered.
-func (c *bubbleClient) write(method, path, key string, body []byte, header ...string) (at *life, answer http.Header, ok bool) {
-	return c.writeAs(rand.New(rand.NewPCG(c.rnd.Uint64(), 0)), method, path, key, body, header...)
-}
-
-func (c *bubbleClient) writeAs(rnd *rand.Rand, method, path, key string, body []byte, header ...string) (at *life, answer http.Header, ok bool) {
-	for tries := 1; c.b.failure() == nil; tries++ {
-		n := c.b.nodes[rnd.IntN(len(c.b.nodes))]
-		l := n.latest.Load()
-		status, answer, text := c.call(context.Background(), n, method, path, key, body, header...)
-		switch {
-		case status >= 200 && status < 300:
-			return l, answer, true
-		case status != 0 && status != http.StatusServiceUnavailable && status != http.StatusGatewayTimeout && status != http.StatusBadGateway:
-			c.b.fail("%s %s of %s at %s, try %d: status %d, %s; want it done, or 503, or 504", method, path, c.prefix, n.name, tries, status, text)
-			return nil, nil, false
-		}
-		time.Sleep(time.Duration(50+rnd.IntN(300)) * time.Millisecond)
-	}
-	return nil, nil, false
-}
-
-// run makes calls until stop is closed, and the last one is done.
-func (c *bubbleClient) run(stop <-chan struct{}) {
-	defer c.http.CloseIdleConnections()
-	if c == c.b.clients[0] {
-		for i := range c.b.plan.jobs {
-			c.putTickJob(i)
-		}
-	}
-	for c.b.failure() == nil {
-		select {
-		case <-stop:
-			return
-		case <-time.After(time.Duration(c.rnd.IntN(600)) * time.Millisecond):
-		}
-		c.act()
-	}
-}
-
-// putTickJob makes one of the jobs that fire all the time.
-func (c *bubbleClient) putTickJob(i int) {
-	j := shellJob(tickJobName(i), []string{"@every 1s", "* * * * * *", "@every 2s", "*/3 * * * * *"}[i%4], []string{"0.1 0", "0.3 1", "1.5 0", "0 0", "4 0"}[i%5])
-	j.Tags = []map[string]string{{"role": "x:1"}, nil, {"role": "x:2"}}[i%3]
-	j.Retries = []uint{0, 1, 0}[i%3]
-	j.Concurrency = []string{concurrencyAllow, concurrencyForbid}[i/2%2]
-	c.write("POST", "/v1/jobs", "make "+j.Name, c.doc(j))
-}
-
-func (c *bubbleClient) doc(v any) []byte {
-	doc, err := json.Marshal(v)
-	if err != nil {
-		c.b.fail("%v", err)
-	}
-	return doc
-}
-
-func (c *bubbleClient) nextKey() string {
-	c.serial++
-	return fmt.Sprint(c.prefix, c.serial)
-}
-
-// job is a new version of a job of the client's.
-func (c *bubbleClient) job(name, version string) *job {
-	j := shellJob(name, "@manually", "0.2 0")
-	j.Tags = map[string]string{"role": "x:1"}
-	j.Metadata = map[string]string{"version": version}
-	return j
-}
-
-// own returns a job of the client's that is there, "" if there is none.
-func (c *bubbleClient) own() string {
-	list := slices.DeleteFunc(sortedKeys(c.versions), func(name string) bool { return c.versions[name] == "" })
-	if len(list) == 0 {
-		return ""
-	}
-	return list[c.rnd.IntN(len(list))]
-}
-
-func (c *bubbleClient) act() {
-	acts := []struct {
-		weight int
-		do     func()
-	}{
-		{6, c.put}, {4, c.putAtOnce}, {4, c.putAndLeave}, {2, c.restore}, {3, c.toggle}, {3, c.runByHand}, {2, c.deleteJob}, {2, c.kill}, {2, c.list}, {1, c.watch},
-	}
-	total := 0
-	for _, a := range acts {
-		total += a.weight
-	}
-	draw := c.rnd.IntN(total)
-	for _, a := range acts {
-		if draw -= a.weight; draw < 0 {
-			a.do()
-			return
-		}
-	}
-}
-
-// put makes or changes a job, and reads it where it was written.
-func (c *bubbleClient) put() {
-	name, key := c.prefix+strconv.Itoa(c.rnd.IntN(6)), c.nextKey()
-	at, _, ok := c.write("POST", "/v1/jobs", key, c.doc(c.job(name, key)))
-	if !ok {
-		return
-	}
-	c.versions[name] = key
-	status, _, text := c.call(context.Background(), at.node, "GET", "/v1/jobs/"+name, "", nil)
-	same := at.node.server && at.node.latest.Load() == at // it did not start anew on another disk
-	if same && (status == http.StatusOK && !strings.Contains(text, `"`+key+`"`) || status == http.StatusNotFound) {
-		c.b.fail("%s has acknowledged %s of %s, and then says: %d, %s", at.node.name, key, name, status, text)
-	}
-}
-
-// putAtOnce sends one write several times at once.
-func (c *bubbleClient) putAtOnce() {
-	name, key := c.prefix+strconv.Itoa(c.rnd.IntN(6)), c.nextKey()
-	doc := c.doc(c.job(name, key))
-	var all sync.WaitGroup
-	done := make([]bool, 2+c.rnd.IntN(3))
-	for i := range done {
-		rnd := rand.New(rand.NewPCG(c.rnd.Uint64(), 0))
-		all.Go(func() { _, _, done[i] = c.writeAs(rnd, "POST", "/v1/jobs", key, doc) })
-	}
-	all.Wait()
-	if !slices.Contains(done, false) {
-		c.versions[name] = key
-	}
-}
-
-// putAndLeave does not wait for the answer. The job fires if it is there.
-func (c *bubbleClient) putAndLeave() {
-	key := c.nextKey()
-	j := c.job(c.prefix+"left-"+strconv.Itoa(c.serial), key)
-	j.Schedule = "@every 2s"
-	c.unsure = append(c.unsure, j.Name)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.rnd.IntN(12_000))*time.Microsecond)
-	defer cancel()
-	c.call(ctx, c.b.nodes[c.rnd.IntN(len(c.b.nodes))], "POST", "/v1/jobs", key, c.doc(j))
-}
-
-// restore makes or changes several jobs at once.
-func (c *bubbleClient) restore() {
-	key := c.nextKey()
-	var jobs []*job
-	for i := range 1 + c.rnd.IntN(20) {
-		jobs = append(jobs, c.job(c.prefix+"r"+strconv.Itoa(i), key))
-		if i%4 == 3 {
-			jobs[i].Schedule, jobs[i].ParentJob = "", jobs[i-1].Name
-		}
-	}
-	form := "--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"jobs\"\r\n\r\n" + string(c.doc(jobs)) + "\r\n--XX--\r\n"
-	if _, _, ok := c.write("POST", "/v1/restore", key, []byte(form), "Content-Type", "multipart/form-data; boundary=XX"); ok {
-		for _, j := range jobs {
-			c.versions[j.Name] = key
-		}
-	}
-}
-
-// toggle turns one of the jobs that fire off and on again.
-func (c *bubbleClient) toggle() {
-	if c != c.b.clients[0] {
-		return
-	}
-	path := "/v1/jobs/" + tickJobName(c.rnd.IntN(c.b.plan.jobs)) + "/toggle"
-	for range 2 {
-		c.write("POST", path, c.nextKey(), nil)
-		time.Sleep(time.Duration(c.rnd.IntN(1_500)) * time.Millisecond)
-	}
-}
-
-func (c *bubbleClient) runByHand() {
-	name := c.own()
-	if name == "" {
-		return
-	}
-	_, header, ok := c.write("POST", "/v1/jobs/"+name+"/run", c.nextKey(), nil)
-	if !ok {
-		return
-	}
-	group, err := strconv.ParseInt(header.Get("Belfry-Group"), 10, 64)
-	if err != nil {
-		c.b.fail("run %s: the group is %q: %v", name, header.Get("Belfry-Group"), err)
-	}
-	c.groups = append(c.groups, group)
-}
-
-func (c *bubbleClient) deleteJob() {
-	name := c.own()
-	if name == "" || strings.Contains(name, "-r") { // others may depend on it
-		return
-	}
-	if _, _, ok := c.write("DELETE", "/v1/jobs/"+name, c.nextKey(), nil); ok {
-		c.versions[name] = ""
-	}
-}
-
-// kill ends something that runs.
-func (c *bubbleClient) kill() {
-	n := c.b.nodes[c.rnd.IntN(len(c.b.nodes))]
-	status, _, text := c.call(context.Background(), n, "GET", "/v1/busy", "", nil)
-	var busy []executionView
-	if status != http.StatusOK || json.Unmarshal([]byte(text), &busy) != nil || len(busy) == 0 {
-		return
-	}
-	v := busy[c.rnd.IntN(len(busy))]
-	status, _, text = c.call(context.Background(), n, "POST", "/v1/jobs/"+v.JobName+"/executions/"+v.ID+"/kill", c.nextKey(), nil)
-	if status == http.StatusInternalServerError {
-		c.b.fail("kill of %s at %s: %s", v.ID, n.name, text)
-	}
-}
-
-// list reads long lists, sometimes slowly, and sometimes not to the end.
-func (c *bubbleClient) list() {
-	n := c.b.nodes[c.rnd.IntN(len(c.b.nodes))]
-	path := []string{"/v1/jobs", "/v1/executions", "/v1/jobs/" + tickJobName(0) + "/executions", "/v1/jobs/" + tickJobName(0) + "/ticks?_end=100000", "/v1/members", "/v1/backup"}[c.rnd.IntN(6)]
-	c.read(n, path, 20*time.Second)
-}
-
-// watch follows the events for a while.
-func (c *bubbleClient) watch() {
-	c.read(c.b.nodes[c.rnd.IntN(len(c.b.nodes))], "/v1/events", time.Duration(c.rnd.IntN(4_000))*time.Millisecond)
-}
-
-func (c *bubbleClient) read(n *bubbleNode, path string, patience time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "GET", "http://"+n.host+":8080"+path, nil)
-	if err != nil {
-		c.b.fail("%v", err)
-		return
-	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		return
-	}
-	defer res.Body.Close()
-	part := make([]byte, 4<<10)
-	for pause := time.Duration(c.rnd.IntN(20)) * time.Millisecond; ; time.Sleep(pause) {
-		if _, err := res.Body.Read(part); err != nil {
-			break
-		}
-	}
-	if res.StatusCode == http.StatusInternalServerError {
-		c.b.fail("GET %s at %s: status %d", path, n.name, res.StatusCode)
-	}
-}
-
-// stopJobs disables what the client has made that fires.
-func (c *bubbleClient) stopJobs() {
-	defer c.http.CloseIdleConnections()
-	for _, name := range c.unsure {
-		c.write("POST", "/v1/jobs", "end "+name, c.doc(c.job(name, "end")))
-	}
-}
-
-// verify looks for all that was acknowledged in the database of a server.
-func (c *bubbleClient) verify(n *bubbleNode, s *store) {
-	for _, name := range sortedKeys(c.versions) {
-		row, err := s.job(name)
-		if want := c.versions[name]; want == "" && !errors.Is(err, errNoJob) || want != "" && (err != nil || !strings.Contains(string(row.Metadata), `"`+want+`"`)) {
-			b := c.b
-			b.fail("%s: job %s is %+v, %v, want the acknowledged version %q", n.name, name, row, err, want)
-		}
-	}
-	for _, group := range c.groups {
-		if on, ok := c.b.ledger.started[group]; !ok || on.group != group {
-			c.b.fail("group %d of a run by hand was acknowledged and is not on record", group)
-		}
 	}
 }
