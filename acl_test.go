@@ -890,7 +890,7 @@ func TestAudit_Kept(t *testing.T) {
 			t.Fatal(err)
 		}
 		commit(t, s, &command{Trim: &tr})
-		rows, total, _, err := s.audit(auditFilter{To: math.MaxInt64}, 0, 10)
+		rows, total, _, err := listAudit(s, auditFilter{To: math.MaxInt64}, 0, 10)
 		if err != nil || total != want || rows[0].Action != actionUnpause {
 			t.Fatalf("%d rows are left, %v, want %d", total, err, want)
 		}
@@ -914,7 +914,7 @@ func TestAudit_KeptBytes(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		rows, total, _, err := s.api.store.audit(auditFilter{To: math.MaxInt64}, 0, 1000)
+		rows, total, _, err := listAudit(s.api.store, auditFilter{To: math.MaxInt64}, 0, 1000)
 		if err != nil || total < 90 || total > 111 {
 			t.Fatalf("%d rows are left, %v, want about 1 MB of them", total, err)
 		}
@@ -936,7 +936,7 @@ func TestAudit_Window(t *testing.T) {
 	}
 	sum, searches := 0, 0
 	for f := (auditFilter{To: math.MaxInt64}); f.To != 0; searches++ {
-		rows, total, older, err := s.audit(f, 0, 2)
+		rows, total, older, err := listAudit(s, f, 0, 2)
 		if err != nil || total > auditScanMax || len(rows) != 2 || older >= f.To {
 			t.Fatalf("before %d: %d of %d rows, more before %d, %v", f.To, len(rows), total, older, err)
 		}
@@ -945,7 +945,7 @@ func TestAudit_Window(t *testing.T) {
 	if sum != 2*auditScanMax+10 || searches != 3 {
 		t.Errorf("%d searches find %d rows, want 3 and %d", searches, sum, 2*auditScanMax+10)
 	}
-	rows, total, older, err := s.audit(auditFilter{To: math.MaxInt64, Job: "b"}, 0, 1000)
+	rows, total, older, err := listAudit(s, auditFilter{To: math.MaxInt64, Job: "b"}, 0, 1000)
 	if err != nil || total != 2*auditScanMax/1000 || len(rows) != total || older != 0 {
 		t.Errorf("of one job: %d of %d rows, more before %d, %v", len(rows), total, older, err)
 	}

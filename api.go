@@ -58,6 +58,12 @@ const (
 	restoreBytesMax = 256 << 20
 	progressBytes   = 64 << 10 // of an upload that must come within readTimeout
 
+	longAnswer         = 1 << 20 // bytes up to which an answer is sent at once
+	longAnswersMax     = 16      // longer ones at once
+	longAnswersOfToken = 4
+	chunkBytes         = 256 << 10 // of an answer, each of which has
+	chunkTime          = 30 * time.Second
+
 	retryAfter    = "1"              // seconds, for who finds no leader
 	readTimeout   = 30 * time.Second // of a request
 	idleTimeout   = 2 * time.Minute  // of a kept-alive connection
@@ -96,6 +102,7 @@ type api struct {
 
 	stopping <-chan struct{} // closed when the node stops; nil: it does not
 	copying  atomic.Bool     // a backup is under way
+	long     longAnswers
 	refusals refusals
 	catching singleflight.Group // the question that caughtUp asks
 }
@@ -251,12 +258,14 @@ func (a *api) guard(next http.Handler) http.Handler {
 	}))
 	fromClient := a.checkHost(a.cors(own.Handler(next)))
 	forwarded := a.checkHost(next)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		w := &pacedWriter{out, http.NewResponseController(out)}
 		if _, ok := forwardedFrom(r.Context()); ok {
 			forwarded.ServeHTTP(w, r)
-			return
+		} else {
+			fromClient.ServeHTTP(w, r)
 		}
-		fromClient.ServeHTTP(w, r)
+		w.extend() // for what is still to be flushed
 	})
 }
 
@@ -527,7 +536,7 @@ func (a *api) authenticate(r *http.Request) (*caller, error) {
 // validToken returns the token whose secret has that hash, or errNoToken if
 // there is none, or none any more.
 func (a *api) validToken(hash [sha256.Size]byte, now int64) (token, error) {
-	t, err := a.store.tokenByHash(hash[:])
+	t, err := a.store.clients.tokenByHash(hash[:])
 	if err == nil && (!sameHash(t.Hash, hash[:]) || !t.valid(now)) {
 		err = errNoToken
 	}
@@ -576,7 +585,7 @@ func (a *api) newCaller(t token) (*caller, error) {
 	c := &caller{token: t, all: t.Type == tokenManagement}
 	var policies []policy
 	for _, name := range t.Policies {
-		p, err := a.store.policy(name)
+		p, err := a.store.clients.policy(name)
 		if err != nil && !errors.Is(err, errNoPolicy) {
 			return nil, err
 		}
@@ -692,7 +701,8 @@ type response struct {
 	status int
 	header map[string]string
 	body   any             // encoded as JSON
-	kept   json.RawMessage // or JSON that is there already: the answer that was given before, or a list of what is held encoded
+	kept   json.RawMessage // or JSON that is there already, as the answer that was given before
+	rows   documents       // or a list, which is sent as it is read
 
 	// serve writes the answer itself, status and all. What it returns before
 	// its first byte is answered like any error; after that it returns nil.
@@ -720,24 +730,203 @@ func (a *api) answer(handle func(*http.Request) (*response, error)) http.Handler
 			}
 			return
 		}
-		doc := []byte(res.kept)
-		if doc == nil {
-			if doc, err = json.Marshal(res.body); err != nil {
-				a.fail(w, r, err)
+		if err := a.send(w, r, res); err != nil {
+			a.fail(w, r, err)
+		}
+	})
+}
+
+// documents are the rows of a list as JSON.
+type documents = iter.Seq2[json.RawMessage, error]
+
+// shownAs yields rows in the form that show gives them.
+func shownAs[T any](rows iter.Seq2[T, error], show func(T) (json.RawMessage, error)) documents {
+	return func(yield func(json.RawMessage, error) bool) {
+		for row, err := range rows {
+			var doc json.RawMessage
+			if err == nil {
+				doc, err = show(row)
+			}
+			if !yield(doc, err) || err != nil {
 				return
 			}
 		}
-		if _, pretty := r.URL.Query()["pretty"]; pretty {
-			var out bytes.Buffer
-			if err := json.Indent(&out, doc, "", "    "); err == nil {
-				doc = out.Bytes()
-			}
+	}
+}
+
+// send answers with JSON. An error is from before the first byte; what fails
+// later breaks the answer off, so that nobody takes a part for the whole.
+func (a *api) send(w http.ResponseWriter, r *http.Request, res *response) error {
+	out := &answerWriter{ResponseWriter: w, api: a, token: a.callerOf(r).token.Accessor, status: res.status}
+	defer out.close()
+	_, pretty := r.URL.Query()["pretty"]
+	err := writeAnswer(out, res, pretty)
+	if err == nil {
+		err = out.end()
+	}
+	if err != nil && out.long {
+		panic(http.ErrAbortHandler)
+	}
+	return err
+}
+
+// writeAnswer writes a document as json.Indent would have it, or without spaces.
+func writeAnswer(w io.Writer, res *response, pretty bool) error {
+	write := func(prefix string, doc []byte) error {
+		var out bytes.Buffer
+		if pretty && json.Indent(&out, doc, prefix, indent) == nil {
+			doc = out.Bytes()
 		}
-		w.Header().Set("Content-Type", "application/json; charset=utf-8")
-		w.Header().Set("Content-Length", strconv.Itoa(len(doc)))
-		w.WriteHeader(res.status)
-		w.Write(doc) // an error is the client's, who has gone
-	})
+		_, err := w.Write(doc)
+		return err
+	}
+	switch {
+	case res.kept != nil:
+		return write("", res.kept)
+	case res.rows == nil:
+		doc, err := json.Marshal(res.body)
+		if err != nil {
+			return err
+		}
+		return write("", doc)
+	}
+	begin, between, end := "[", ",", "]"
+	if pretty {
+		begin, between, end = "[\n"+indent, ",\n"+indent, "\n]"
+	}
+	next := begin
+	for doc, err := range res.rows {
+		if err == nil {
+			_, err = io.WriteString(w, next)
+		}
+		if err == nil {
+			err = write(indent, doc)
+		}
+		if err != nil {
+			return err
+		}
+		next = between
+	}
+	if next == begin {
+		end = "[]"
+	}
+	_, err := io.WriteString(w, end)
+	return err
+}
+
+const indent = "    " // as upstream
+
+// answerWriter holds an answer back until it is whole, or long: then it is sent
+// as it comes, if there are not too many of these already.
+type answerWriter struct {
+	http.ResponseWriter
+	api    *api
+	token  string // accessor of the caller's, "": none
+	status int
+	held   bytes.Buffer
+	long   bool // it has begun
+}
+
+func (w *answerWriter) Write(p []byte) (int, error) {
+	if w.held.Write(p); w.held.Len() <= longAnswer && !w.long || w.held.Len() < chunkBytes {
+		return len(p), nil
+	}
+	if !w.long {
+		if !w.api.long.enter(w.token) {
+			return 0, errLongAnswers
+		}
+		w.long = true
+		w.begin()
+	}
+	_, err := w.held.WriteTo(w.ResponseWriter)
+	return len(p), err
+}
+
+func (w *answerWriter) begin() {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(w.status)
+}
+
+// end sends what is held.
+func (w *answerWriter) end() error {
+	if !w.long {
+		w.Header().Set("Content-Length", strconv.Itoa(w.held.Len()))
+		w.begin()
+	}
+	_, err := w.held.WriteTo(w.ResponseWriter)
+	if !w.long {
+		return nil // an error is the client's, who has gone
+	}
+	return err
+}
+
+func (w *answerWriter) close() {
+	if w.long {
+		w.api.long.leave(w.token)
+	}
+}
+
+// errLongAnswers is the answer to one long answer too many.
+var errLongAnswers = problem{http.StatusServiceUnavailable, fmt.Sprintf(
+	"the answer is longer than 1 MiB, and %d of these are on their way already, or %d with this token; ask for less with _start and _end, or later", longAnswersMax, longAnswersOfToken)}
+
+// longAnswers counts those that are being sent.
+type longAnswers struct {
+	mu  sync.Mutex
+	all int            // guarded by mu
+	of  map[string]int // by accessor; guarded by mu
+}
+
+func (l *longAnswers) enter(token string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == longAnswersMax || token != "" && l.of[token] == longAnswersOfToken {
+		return false
+	}
+	if l.of == nil {
+		l.of = map[string]int{}
+	}
+	l.all++
+	l.of[token]++
+	return true
+}
+
+func (l *longAnswers) leave(token string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all--
+	if l.of[token]--; l.of[token] == 0 {
+		delete(l.of, token)
+	}
+}
+
+// pacedWriter gives each part of an answer its time, so that a client who does not
+// read is given up, and a slow one is not.
+type pacedWriter struct {
+	http.ResponseWriter
+	control *http.ResponseController
+}
+
+// Unwrap implements what http.ResponseController looks for.
+func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// extend begins the time of a part. Where there is no deadline none is moved.
+func (w *pacedWriter) extend() { _ = w.control.SetWriteDeadline(time.Now().Add(chunkTime)) }
+
+func (w *pacedWriter) WriteHeader(status int) {
+	w.extend()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *pacedWriter) Write(p []byte) (n int, err error) {
+	for part := range slices.Chunk(p, chunkBytes) {
+		w.extend()
+		m, err := w.ResponseWriter.Write(part)
+		if n += m; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // atLeader has a write done by the leader, wherever it came in. Where another
@@ -890,8 +1079,8 @@ func newRequestID() string {
 // looks secret.
 func shown(c *caller, row *jobRow) (json.RawMessage, error) {
 	doc, err := json.Marshal(row)
-	if err == nil && row != nil && !c.mayStore(row.Name) {
-		doc, err = hideSecrets(doc)
+	if err == nil && row != nil {
+		doc, err = jobShown(c, doc)
 	}
 	return doc, err
 }
@@ -1032,19 +1221,16 @@ func jobLocation(name string) map[string]string {
 }
 
 func (a *api) showJob(r *http.Request) (*response, error) {
-	row, err := a.store.job(r.PathValue("job"))
-	if err != nil {
-		return nil, err
-	}
-	doc, err := shown(a.callerOf(r), row)
+	held, err := a.store.docs.one(a.store, r.PathValue("job"))
 	if err != nil {
 		return nil, err
 	}
 	header := map[string]string{}
-	if j, err := row.definition(); err == nil && j.warning() != "" {
-		header[headerWarning] = j.warning()
+	if held.warning != "" {
+		header[headerWarning] = held.warning
 	}
-	return &response{status: http.StatusOK, kept: doc, header: header}, nil
+	doc, err := jobShown(a.callerOf(r), held.doc)
+	return &response{status: http.StatusOK, kept: doc, header: header}, err
 }
 
 func (a *api) deleteJob(r *http.Request) (*response, error) {
@@ -1129,8 +1315,18 @@ func (a *api) restore(r *http.Request) (*response, error) {
 			w.Header().Set(headerWarning, fmt.Sprintf("%d jobs have a warning, which GET /v1/jobs/{job} says; the first is %s.", warned, first))
 			a.log.Warn("jobs were restored with a warning, which their pages show", "jobs", warned, "first", first)
 		}
-		a.writeRestored(w, r, done)
-		return nil
+		names, err := a.store.clients.stagedNames(done.ID)
+		if err == nil && len(names) != done.Jobs {
+			err = errBrokenOff
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler) // it is done, and nobody must take a part of its answer for the whole
+		}
+		line := func(part []string) ([]json.RawMessage, error) {
+			doc, err := json.Marshal("success create " + part[0])
+			return []json.RawMessage{doc}, err
+		}
+		return a.send(w, r, &response{status: http.StatusOK, rows: inParts(names, 1, line)})
 	}}, nil
 }
 
@@ -1230,32 +1426,6 @@ func (r *jobReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// writeRestored answers a restore. Where the rows that it reads from fail, it
-// breaks off, so that nobody takes a part for the whole.
-func (a *api) writeRestored(w http.ResponseWriter, r *http.Request, done restored) {
-	names, err := a.store.stagedNames(done.ID)
-	if err != nil || len(names) != done.Jobs {
-		panic(http.ErrAbortHandler)
-	}
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	w.WriteHeader(http.StatusOK) // by itself it would not pass indexWriter
-	out := bufio.NewWriter(w)
-	begin, between, end := "[", ",", "]"
-	if _, pretty := r.URL.Query()["pretty"]; pretty && len(names) > 0 {
-		begin, between, end = "[\n    ", ",\n    ", "\n]"
-	}
-	out.WriteString(begin)
-	for i, name := range names {
-		if i > 0 {
-			out.WriteString(between)
-		}
-		line, _ := json.Marshal("success create " + name) // strings always marshal
-		out.Write(line)
-	}
-	out.WriteString(end)
-	out.Flush() // an error is the client's, who has gone
-}
-
 func (a *api) listJobs(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	f := jobFilter{Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"), Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: map[string]string{}}
@@ -1282,45 +1452,22 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 		f.Globs = c.jobGlobs()
 	}
 	docs, total, err := a.store.jobs(f, start, end)
-	if err == nil && !c.all {
-		docs, err = allShown(c, docs)
-	}
-	return &response{status: http.StatusOK, header: count(total), kept: jsonArray(docs)}, err
+	show := func(doc json.RawMessage) (json.RawMessage, error) { return jobShown(c, doc) }
+	return &response{status: http.StatusOK, header: count(total), rows: shownAs(docs, show)}, err
 }
 
-// allShown returns the documents of jobs as a caller sees them.
-func allShown(c *caller, docs []json.RawMessage) ([]json.RawMessage, error) {
-	out := make([]json.RawMessage, len(docs))
-	for i, doc := range docs {
-		var row struct {
-			Name string `json:"name"`
-		}
-		err := json.Unmarshal(doc, &row)
-		if err == nil && !c.mayStore(row.Name) {
-			doc, err = hideSecrets(doc)
-		}
-		if err != nil {
-			return nil, err
-		}
-		out[i] = doc
+// jobShown is the document of a job as a caller sees it.
+func jobShown(c *caller, doc json.RawMessage) (json.RawMessage, error) {
+	var row struct {
+		Name string `json:"name"`
 	}
-	return out, nil
-}
-
-// jsonArray joins documents. encoding/json would read all of them again.
-func jsonArray(docs []json.RawMessage) json.RawMessage {
-	size := len("[]")
-	for _, d := range docs {
-		size += len(d) + len(",")
+	if c.all {
+		return doc, nil
 	}
-	list := append(make([]byte, 0, size), '[')
-	for i, d := range docs {
-		if i > 0 {
-			list = append(list, ',')
-		}
-		list = append(list, d...)
+	if err := json.Unmarshal(doc, &row); err != nil || c.mayStore(row.Name) {
+		return doc, err
 	}
-	return append(list, ']')
+	return hideSecrets(doc)
 }
 
 // page reads which part of a list is asked for: rows [start, end). As
@@ -1441,23 +1588,23 @@ func (a *api) listExecutions(r *http.Request) (*response, error) {
 	if err != nil || limit < 0 {
 		limit = outputBytesMax
 	}
-	row, err := a.store.job(r.PathValue("job"))
+	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
 		return nil, err
 	}
-	list, total, err := a.store.executions(row.version.ID, q.Get("_sort"), !strings.EqualFold(q.Get("_order"), "ASC"), start, end, limit)
+	list, total, err := a.store.clients.executions(row.version.ID, q.Get("_sort"), !strings.EqualFold(q.Get("_order"), "ASC"), start, end)
 	if err != nil {
 		return nil, err
 	}
 	a.addPrinted(r.Context(), list, limit)
 	zone := a.zoneOf(row)
-	views := make([]executionView, len(list))
-	for i, e := range list {
+	show := func(e executionRow) (json.RawMessage, error) {
 		truncated := e.OutputSize > len(e.Output)
-		views[i] = e.view(zone)
-		views[i].OutputTruncated = &truncated
+		v := e.view(zone)
+		v.OutputTruncated = &truncated
+		return json.Marshal(v)
 	}
-	return &response{status: http.StatusOK, header: count(total), body: views}, nil
+	return &response{status: http.StatusOK, header: count(total), rows: shownAs(a.store.clients.withOutputs(list, limit), show)}, nil
 }
 
 // zoneOf returns the zone of a job; UTC if this server does not know it.
@@ -1482,7 +1629,7 @@ func (a *api) showExecution(r *http.Request) (*response, error) {
 
 // execution returns the execution that the path names.
 func (a *api) execution(r *http.Request) (executionRow, error) {
-	row, err := a.store.job(r.PathValue("job"))
+	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
 		return executionRow{}, err
 	}
@@ -1501,7 +1648,7 @@ func (a *api) anyExecution(r *http.Request) (executionRow, error) {
 	if err != nil {
 		return executionRow{}, errNoExecution
 	}
-	e, err := a.store.execution(n)
+	e, err := a.store.clients.execution(n)
 	if err == nil && (e.Node != node || e.JobName != r.PathValue("job")) {
 		err = errNoExecution
 	}
@@ -1636,15 +1783,15 @@ func (a *api) listTicks(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	row, err := a.store.job(r.PathValue("job"))
+	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
 		return nil, err
 	}
-	list, total, err := a.store.ticks(row.version.ID, nanosOf(start), nanosOf(end), first, last)
+	list, total, err := a.store.clients.ticks(row.version.ID, nanosOf(start), nanosOf(end), first, last)
 	if err != nil {
 		return nil, err
 	}
-	sum, days, err := a.store.tickCounts(row.version.ID, nanosOf(start), nanosOf(end))
+	sum, days, err := a.store.clients.tickCounts(row.version.ID, nanosOf(start), nanosOf(end))
 	if err != nil {
 		return nil, err
 	}
@@ -1689,24 +1836,21 @@ func (a *api) deleteExecutions(r *http.Request) (*response, error) {
 }
 
 func (a *api) busy(r *http.Request) (*response, error) {
-	list, err := a.store.unfinishedExecutions()
+	list, err := a.store.clients.unfinishedExecutions()
 	if err != nil {
 		return nil, err
 	}
-	views := a.viewsOf(r, list, outputBytesMax)
-	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
+	n, rows := a.viewsOf(r, list, outputBytesMax)
+	return &response{status: http.StatusOK, header: count(n), rows: rows}, nil
 }
 
-// viewsOf shows those of the executions whose jobs the caller may list, with what they have printed so far.
-func (a *api) viewsOf(r *http.Request, list []executionRow, outputMax int) []executionView {
+// viewsOf shows those of the executions whose jobs the caller may list, and how many they are, with outputs up to now.
+func (a *api) viewsOf(r *http.Request, list []executionRow, outputMax int) (int, documents) {
 	c := a.callerOf(r)
 	list = slices.DeleteFunc(list, func(e executionRow) bool { return !c.may(jobPath(e.JobName)+"/executions", mayList) })
 	a.addPrinted(r.Context(), list, outputMax)
-	views := make([]executionView, len(list))
-	for i := range list {
-		views[i] = list[i].view(time.UTC)
-	}
-	return views
+	show := func(e executionRow) (json.RawMessage, error) { return json.Marshal(e.view(time.UTC)) }
+	return len(list), shownAs(a.store.clients.withOutputs(list, outputMax), show)
 }
 
 func (a *api) showPause(r *http.Request) (*response, error) {
@@ -1735,7 +1879,7 @@ func (a *api) stats(r *http.Request) (*response, error) {
 		days = n
 	}
 	today := time.Now().UnixNano() / nanosPerDay
-	list, err := a.store.dailyStats(today-int64(days)+1, today)
+	list, err := a.store.clients.dailyStats(today-int64(days)+1, today)
 	type day struct {
 		Date    time.Time `json:"date"`
 		Success int64     `json:"success_count"`
@@ -1749,12 +1893,12 @@ func (a *api) stats(r *http.Request) (*response, error) {
 }
 
 func (a *api) listPolicies(r *http.Request) (*response, error) {
-	list, err := a.store.policies()
+	list, err := a.store.clients.policies()
 	return &response{status: http.StatusOK, header: count(len(list)), body: list}, err
 }
 
 func (a *api) showPolicy(r *http.Request) (*response, error) {
-	p, err := a.store.policy(r.PathValue("name"))
+	p, err := a.store.clients.policy(r.PathValue("name"))
 	return &response{status: http.StatusOK, body: p}, err
 }
 
@@ -1772,7 +1916,7 @@ func (a *api) putPolicy(r *http.Request) (*response, error) {
 		return nil, badRequest("the policy is invalid: %v", err)
 	}
 	if _, fixed := builtInPolicy(p.Name); len(body) == 0 && !fixed {
-		old, err := a.store.policy(p.Name)
+		old, err := a.store.clients.policy(p.Name)
 		switch {
 		case err == nil && old != p:
 			return nil, badRequest("the body is empty, and would take from the policy %q all that it grants; send its Rules, or {\"Rules\": \"{}\"} if that is meant", p.Name)
@@ -1820,23 +1964,19 @@ func (a *api) listAudit(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	f := auditFilter{From: nanosOf(from), To: nanosOf(to), Job: q.Get("job"), Actor: q.Get("actor"), Action: q.Get("action")}
-	rows, total, older, err := a.store.audit(f, start, min(end, start+auditPageMax))
+	rows, total, older, err := a.store.clients.audit(f, start, min(end, start+auditPageMax))
 	if err != nil {
 		return nil, err
 	}
-	docs := make([]json.RawMessage, len(rows))
-	for i, row := range rows {
-		docs[i], err = plainJSON(auditView{Time: timeOf(row.At), Action: row.Action, Actor: row.Actor, ActorName: row.Name, Address: row.Address,
+	show := func(row auditRow) (json.RawMessage, error) {
+		return plainJSON(auditView{Time: timeOf(row.At), Action: row.Action, Actor: row.Actor, ActorName: row.Name, Address: row.Address,
 			JobName: row.Job, Object: row.Object, Before: rawJSON(row.Before), After: rawJSON(row.After)})
-		if err != nil {
-			return nil, err
-		}
 	}
 	header := count(total)
 	if older != 0 {
 		header["Belfry-Older"] = timeOf(older).Format(time.RFC3339Nano)
 	}
-	return &response{status: http.StatusOK, header: header, kept: jsonArray(docs)}, nil
+	return &response{status: http.StatusOK, header: header, rows: shownAs(rows, show)}, nil
 }
 
 // tokenView is a token as clients see it.
@@ -1863,7 +2003,7 @@ func (a *api) listTokens(r *http.Request) (*response, error) {
 	if !a.acl {
 		return nil, errNoACL
 	}
-	list, err := a.store.tokens()
+	list, err := a.store.clients.tokens()
 	views := make([]tokenView, len(list))
 	for i, t := range list {
 		views[i] = t.view("")
@@ -1875,7 +2015,7 @@ func (a *api) showToken(r *http.Request) (*response, error) {
 	if !a.acl {
 		return nil, errNoACL
 	}
-	t, err := a.store.token(r.PathValue("accessor"))
+	t, err := a.store.clients.token(r.PathValue("accessor"))
 	return &response{status: http.StatusOK, body: t.view("")}, err
 }
 
@@ -2000,7 +2140,7 @@ func (a *api) summary(r *http.Request) (*response, error) {
 	}
 	ticks := sum.Unrun
 	if globs := a.callerOf(r).rowGlobs("ticks", mayList); globs != nil {
-		if ticks, err = a.store.unrun(globs); err != nil {
+		if ticks, err = a.store.clients.unrun(globs); err != nil {
 			return nil, err
 		}
 	}
@@ -2038,7 +2178,7 @@ func (a *api) outcomes(r *http.Request) (*response, error) {
 	names = slices.DeleteFunc(names, func(name string) bool {
 		return !c.may(jobPath(name)+"/executions", mayList)
 	})
-	rows, err := a.store.lastExecutions(names, outcomesShown)
+	rows, err := a.store.clients.lastExecutions(names, outcomesShown)
 	type outcome struct {
 		ID         string    `json:"id"`
 		Outcome    string    `json:"outcome"`
@@ -2059,7 +2199,7 @@ func (a *api) outcomes(r *http.Request) (*response, error) {
 // targets answers with the nodes to which a tick would be sent now, or of which
 // it would take some if a tag has a count. Ours.
 func (a *api) targets(r *http.Request) (*response, error) {
-	row, err := a.store.job(r.PathValue("job"))
+	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
 		return nil, err
 	}
@@ -2096,11 +2236,12 @@ func (a *api) recentExecutions(r *http.Request) (*response, error) {
 	}
 	outputMax = min(outputMax, recentOutputMax)
 	globs := a.callerOf(r).rowGlobs("executions", mayList)
-	list, err := a.store.recentExecutions(nanosOf(start), nanosOf(end), q.Get("outcome"), globs, limit, outputMax)
+	list, err := a.store.clients.recentExecutions(nanosOf(start), nanosOf(end), q.Get("outcome"), globs, limit)
 	if err != nil {
 		return nil, err
 	}
-	return &response{status: http.StatusOK, body: a.viewsOf(r, list, outputMax)}, nil
+	_, rows := a.viewsOf(r, list, outputMax)
+	return &response{status: http.StatusOK, rows: rows}, nil
 }
 
 // limitParam reads how many rows a list may have.
@@ -2599,7 +2740,7 @@ func (a *api) metrics(r *http.Request) (*response, error) {
 	g := a.gauges()
 	g.Leading, g.Lag, g.Requests = a.leading(), a.scheduler.lag(time.Now()), &a.refusals
 	var err error
-	if g.Jobs, err = a.store.countJobs(); err != nil {
+	if g.Jobs, err = a.store.clients.countJobs(); err != nil {
 		return nil, err
 	}
 	return &response{serve: func(w http.ResponseWriter) error {

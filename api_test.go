@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -615,7 +617,7 @@ func TestAPI_RestoreSlow(t *testing.T) {
 			s.handler.ServeHTTP(w, r)
 		}()
 		wait(time.Second)
-		if n := s.api.store.read.Stats().InUse; w.Code != http.StatusOK || n != 0 {
+		if n := s.api.store.clients.pool.Stats().InUse; w.Code != http.StatusOK || n != 0 {
 			t.Errorf("%d: %d connections are held for a client that does not read", w.Code, n)
 		}
 		close(w.reads)
@@ -804,7 +806,7 @@ func TestAPI_ListsBound(t *testing.T) {
 			}
 			filters += fmt.Sprintf("&metadata[k%d]=v", i)
 		}
-		if n := len(s.api.store.readStmts); n != readStmtsMax {
+		if n := len(s.api.store.clients.prepared); n != readStmtsMax {
 			t.Errorf("%d statements are kept, want %d", n, readStmtsMax)
 		}
 		if w := s.do("GET", "/v1/jobs/job-1/executions", ""); w.Header().Get("X-Total-Count") != "1" || !strings.Contains(w.Body.String(), `"success":true`) {
@@ -1440,6 +1442,157 @@ func TestWatch_Slow(t *testing.T) {
 		}
 		conn.Close()
 		web.Close()
+	})
+}
+
+// fillOutputs makes a job with n executions whose outputs are as long as they may
+// be, of what JSON needs six bytes for.
+func (s *testServer) fillOutputs(name string, n int) {
+	s.t.Helper()
+	s.do("POST", "/v1/jobs", fmt.Sprintf(`{"name":%q,"schedule":"@manually"}`, name))
+	for range n {
+		s.do("POST", "/v1/jobs/"+name, "")
+		s.node.print(strings.Repeat("\x01", outputBytesMax-1))
+		s.finish(outcomeSuccess)
+	}
+}
+
+// heapWriter is a client who looks now and then how much memory is in use.
+type heapWriter struct {
+	discardWriter
+	size, most int
+	looks      int
+}
+
+func (w *heapWriter) Write(p []byte) (int, error) {
+	if w.size += len(p); w.looks%25 == 0 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		w.most = max(w.most, int(m.HeapAlloc))
+	}
+	w.looks++
+	return len(p), nil
+}
+
+// TestAPI_LongAnswer: however long an answer is, it takes no more memory than a
+// part of it.
+func TestAPI_LongAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most = 32 << 20
+		s := newTestServer(t, t.TempDir(), 1)
+		s.fillOutputs("a", 50)
+		for i := range 150 {
+			doc := fmt.Sprintf(`{"name":"b-%d","schedule":"@manually","displayname":%q}`, i, strings.Repeat("x", jobBytesMax-100))
+			if w := s.do("POST", "/v1/jobs", doc); w.Code != http.StatusCreated {
+				t.Fatal(w.Code, w.Body)
+			}
+		}
+		for target, size := range map[string]int{"/v1/jobs/a/executions": 50 * 6 * (outputBytesMax - 1), "/v1/jobs": 150 * (jobBytesMax - 200), "/v1/jobs?_sort=next": 150 * (jobBytesMax - 200)} {
+			s.api.store.docs.drop(nil, true)
+			before, w := heapWriter{discardWriter: discardWriter{http.Header{}}}, heapWriter{discardWriter: discardWriter{http.Header{}}}
+			before.Write(nil)
+			r := httptest.NewRequest("GET", target, nil)
+			r.Host = "localhost"
+			if s.handler.ServeHTTP(&w, r); w.size < size || w.size < most || w.most-before.most > most+docsBytesMax {
+				t.Errorf("%s: %d bytes, want %d, took %d bytes of memory, want %d", target, w.size, size, w.most-before.most, most+docsBytesMax)
+			}
+		}
+	})
+}
+
+// TestAPI_NeverReads: who does not read a long answer is given up, as many as may
+// be on their way keep nobody from a short one, and who reads slowly gets all.
+func TestAPI_NeverReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.fillOutputs("a", 2)
+		listener := make(pipes)
+		web := &http.Server{Handler: s.handler, ReadTimeout: readTimeout}
+		go web.Serve(listener)
+		const long = "/v1/jobs/a/executions"
+		ask := func() net.Conn {
+			conn, there := net.Pipe()
+			listener <- there
+			fmt.Fprint(conn, "GET "+long+" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+			return conn
+		}
+		for range longAnswersMax {
+			defer ask().Close()
+		}
+		wait(time.Second)
+		if w := s.do("GET", long, ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+			t.Errorf("one long answer too many: %d, %v", w.Code, w.Header())
+		}
+		if w := s.do("GET", "/v1/jobs/a", ""); w.Code != http.StatusOK {
+			t.Errorf("a short answer beside the long ones: %d %s", w.Code, w.Body)
+		}
+		wait(chunkTime)
+		if n := s.api.long.all; n != 0 {
+			t.Errorf("%d long answers are on their way to nobody", n)
+		}
+		slow := ask()
+		defer slow.Close()
+		size, began := 0, time.Now()
+		for part := make([]byte, chunkBytes); ; {
+			n, err := io.ReadFull(slow, part)
+			if size += n; err != nil {
+				break
+			}
+			wait(chunkTime * 2 / 3)
+		}
+		if want := s.do("GET", long, "").Body.Len(); size < want || time.Since(began) < 2*chunkTime {
+			t.Errorf("who reads slowly got %d of %d bytes in %v", size, want, time.Since(began))
+		}
+		web.Close()
+	})
+}
+
+// TestLongAnswers: one token leaves room for others.
+func TestLongAnswers(t *testing.T) {
+	var l longAnswers
+	for range longAnswersOfToken {
+		if !l.enter("a") {
+			t.Fatal("a token may not have as many as it may")
+		}
+	}
+	if l.enter("a") || !l.enter("b") {
+		t.Error("a token has more than it may, or another none")
+	}
+	l.leave("a")
+	for n := longAnswersOfToken; n < longAnswersMax; n++ {
+		if !l.enter("") {
+			t.Errorf("refused after %d", n)
+		}
+	}
+	if l.enter("c") {
+		t.Error("there are more than there may be")
+	}
+}
+
+// TestAPI_Readers: whatever clients read, the leader reads beside them.
+func TestAPI_Readers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		for range readerConns {
+			conn, err := s.api.store.clients.pool.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
+		if w := s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@every 1s","concurrency":"forbid"}`); w.Code != http.StatusCreated {
+			t.Fatal(w.Code, w.Body)
+		}
+		wait(10 * time.Second)
+		s.finish(outcomeSuccess)
+		wait(time.Second)
+		if n := len(s.node.orders); n != 1 {
+			t.Errorf("%d runs after one has ended, want the next", n)
+		}
+		if entries, err := s.api.store.entries(1, math.MaxInt64); err != nil || len(entries) < 3 {
+			t.Errorf("replication reads %d entries, %v", len(entries), err)
+		}
 	})
 }
 

@@ -781,7 +781,7 @@ type comingTick struct {
 func (s *scheduler) coming(from, to time.Time, globs []string, limit int) ([]comingTick, error) {
 	zone := s.timezone()
 	next := minHeap[comingTick]{less: func(a, b comingTick) bool { return a.Due.Before(b.Due) }}
-	err := s.store.dueJobs(nanosOf(to), globs, comingMax, func(j job, due int64) {
+	err := s.store.clients.dueJobs(nanosOf(to), globs, comingMax, func(j job, due int64) {
 		next.items = append(next.items, comingTick{Job: j.Name, Due: timeOf(due), job: j, schedule: j.schedule(zone)})
 	})
 	if err != nil {

@@ -30,6 +30,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"iter"
 	"maps"
 	"math"
 	"os"
@@ -78,6 +79,11 @@ const (
 
 	readerConns  = 4   // SQLite readers do not share a connection; more than the cores brings nothing
 	readStmtsMax = 128 // statements that are kept prepared for them
+
+	// A list is read in parts that take a few MB, however long it is.
+	partJobs  = 16      // each of up to 1 MiB
+	partAudit = 16      // rows of the audit trail, each of up to about 400 kB
+	partBytes = 2 << 20 // of outputs
 
 	never = math.MinInt64 // as a time: no next tick. It sorts first, as Dkron's zero time does
 )
@@ -358,9 +364,10 @@ var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs
 // store is one open database. Its methods are safe for readers at any time;
 // persist and apply belong to one goroutine.
 type store struct {
-	path string
-	lock *os.File // held while the database is open
-	read *sql.DB  // query_only
+	path    string
+	lock    *os.File // held while the database is open
+	reader           // of the leader and of replication
+	clients reader   // of what clients ask for, who keep nothing from those two however much it is
 
 	// Set by the writer, read by anybody.
 	paused  atomic.Bool   // what the cluster table says, for those who ask with every request
@@ -373,10 +380,6 @@ type store struct {
 	sums   summaries
 	docs   jobDocs
 	events events
-
-	unread    atomic.Pointer[failedRead] // the last read that failed
-	readMu    sync.Mutex
-	readStmts map[string]*sql.Stmt // guarded by readMu
 
 	// Owned by the writer.
 	db        *sql.DB
@@ -419,7 +422,7 @@ func openStore(dir string) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--data-dir %s: %w", dir, err)
 	}
-	s := &store{path: filepath.Join(dir, "belfry.db"), lock: lock, stmts: map[string]*sql.Stmt{}, readStmts: map[string]*sql.Stmt{},
+	s := &store{path: filepath.Join(dir, "belfry.db"), lock: lock, stmts: map[string]*sql.Stmt{},
 		kept: logRetention{logEntriesKept, logBytesKept, logBytesPinned, logTrimSlack}}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("--data-dir %s: %w", dir, err), s.close())
@@ -543,11 +546,10 @@ func (s *store) open() (err error) {
 	if err := s.mark(); err != nil {
 		return fmt.Errorf("cannot write beside the database, look at the disk: %w", err)
 	}
-	if s.read, err = sql.Open("sqlite", s.dsn("query_only(1)", "cache_size(-4000)")); err != nil {
+	name := s.dsn("query_only(1)", "cache_size(-4000)")
+	if err := errors.Join(s.reader.open(name), s.clients.open(name)); err != nil {
 		return err
 	}
-	s.read.SetMaxOpenConns(readerConns)
-	s.read.SetMaxIdleConns(readerConns)
 	return s.loadLog()
 }
 
@@ -686,19 +688,12 @@ func (s *store) close() error {
 	for _, st := range s.stmts {
 		errs = append(errs, st.Close())
 	}
-	s.readMu.Lock() // who still reads finds everything closed
-	for _, st := range s.readStmts {
-		errs = append(errs, st.Close())
-	}
-	s.readMu.Unlock()
+	errs = append(errs, s.reader.close(), s.clients.close()) // who still reads finds everything closed
 	if s.conn != nil {
 		errs = append(errs, s.unmark(), s.conn.Close())
 	}
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
-	}
-	if s.read != nil {
-		errs = append(errs, s.read.Close())
 	}
 	return errors.Join(append(errs, s.lock.Close())...)
 }
@@ -807,35 +802,81 @@ func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
 	return rows.Err()
 }
 
-// readStmt returns the readers' prepared statement for query, or nil if so many
-// are kept that this one is not. What varies is bound, not written, but for the
-// conditions and orders of lists, of which clients can ask for any number.
-func (s *store) readStmt(query string) (*sql.Stmt, error) {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	st := s.readStmts[query]
-	if st != nil || len(s.readStmts) >= readStmtsMax {
+// A reader is some connections that read what is applied, and write nothing.
+type reader struct {
+	pool     *sql.DB
+	mu       sync.Mutex
+	prepared map[string]*sql.Stmt       // guarded by mu
+	unread   atomic.Pointer[failedRead] // the last read that failed
+}
+
+func (s *reader) open(name string) (err error) {
+	s.prepared = map[string]*sql.Stmt{}
+	if s.pool, err = sql.Open("sqlite", name); err == nil {
+		s.pool.SetMaxOpenConns(readerConns)
+		s.pool.SetMaxIdleConns(readerConns)
+	}
+	return err
+}
+
+func (s *reader) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, st := range s.prepared {
+		errs = append(errs, st.Close())
+	}
+	if s.pool != nil {
+		errs = append(errs, s.pool.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// stmt returns the prepared statement for query, or nil if so many are kept that
+// this one is not. What varies is bound, not written, but for the conditions and
+// orders of lists, of which clients can ask for any number.
+func (s *reader) stmt(query string) (*sql.Stmt, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.prepared[query]
+	if st != nil || len(s.prepared) >= readStmtsMax {
 		return st, nil
 	}
-	st, err := s.read.Prepare(query)
+	st, err := s.pool.Prepare(query)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", query, err)
 	}
-	s.readStmts[query] = st
+	s.prepared[query] = st
 	return st, nil
 }
 
-// view reads the one row of query from what is applied.
-func (s *store) view(query string, args []any, dest ...any) error {
-	st, err := s.readStmt(query)
+// view reads the one row of query.
+func (s *reader) view(query string, args []any, dest ...any) error {
+	st, err := s.stmt(query)
 	switch {
 	case err != nil:
 	case st == nil:
-		err = s.read.QueryRow(query, args...).Scan(dest...)
+		err = s.pool.QueryRow(query, args...).Scan(dest...)
 	default:
 		err = st.QueryRow(args...).Scan(dest...)
 	}
 	return s.noteRead(err)
+}
+
+// viewEach calls fn for each row of query. fn waits for nobody: for as long as it
+// takes a connection is held.
+func (s *reader) viewEach(query string, args []any, fn func(scanner) error) error {
+	st, err := s.stmt(query)
+	var rows *sql.Rows
+	switch {
+	case err != nil:
+		return s.noteRead(err)
+	case st == nil:
+		rows, err = s.pool.Query(query, args...)
+	default:
+		rows, err = st.Query(args...)
+	}
+	return s.noteRead(eachRow(rows, err, fn))
 }
 
 // failedReadAge is for how long a read that failed says that reads fail.
@@ -847,7 +888,7 @@ type failedRead struct {
 }
 
 // noteRead keeps an error for readable, and returns it.
-func (s *store) noteRead(err error) error {
+func (s *reader) noteRead(err error) error {
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		s.unread.Store(&failedRead{time.Now(), err})
 	}
@@ -861,26 +902,23 @@ func (s *store) readable(now time.Time) error {
 	if err := s.view("SELECT (SELECT count(*) FROM (SELECT id FROM jobs LIMIT 1)) + applied_index FROM cluster", nil, &n); err != nil {
 		return err
 	}
-	if last := s.unread.Load(); last != nil && now.Sub(last.at) < failedReadAge {
-		return last.err
+	for _, r := range []*reader{&s.reader, &s.clients} {
+		if last := r.unread.Load(); last != nil && now.Sub(last.at) < failedReadAge {
+			return last.err
+		}
 	}
 	return nil
 }
 
-// viewEach calls fn for each row of query from what is applied. fn waits for
-// nobody: for as long as it takes a reader's connection is held.
-func (s *store) viewEach(query string, args []any, fn func(scanner) error) error {
-	st, err := s.readStmt(query)
-	var rows *sql.Rows
-	switch {
-	case err != nil:
-		return s.noteRead(err)
-	case st == nil:
-		rows, err = s.read.Query(query, args...)
-	default:
-		rows, err = st.Query(args...)
-	}
-	return s.noteRead(eachRow(rows, err, fn))
+// ids reads a column of ids.
+func (s *reader) ids(query string, args ...any) (ids []int64, err error) {
+	err = s.viewEach(query, args, func(scan scanner) error {
+		var id int64
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	})
+	return ids, err
 }
 
 // persist writes the vote and appends entries, replacing what the log holds
@@ -2789,13 +2827,13 @@ func timeOf(nanos int64) time.Time {
 }
 
 // countJobs returns the number of jobs that are not deleted.
-func (s *store) countJobs() (n int, err error) {
+func (s *reader) countJobs() (n int, err error) {
 	err = s.view("SELECT count(*) FROM jobs WHERE deleted = 0", nil, &n)
 	return n, err
 }
 
 // job returns the job of that name, or errNoJob.
-func (s *store) job(name string) (*jobRow, error) {
+func (s *reader) job(name string) (*jobRow, error) {
 	var j *jobRow
 	err := s.viewEach("SELECT "+jobColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.name = ? AND j.deleted = 0", []any{name}, func(scan scanner) (err error) {
 		j, err = scanJob(scan)
@@ -2809,7 +2847,7 @@ func (s *store) job(name string) (*jobRow, error) {
 
 // jobsByID returns the jobs that have the given ids, in that order, without
 // those that are deleted.
-func (s *store) jobsByID(ids []int64) ([]*jobRow, error) {
+func (s *reader) jobsByID(ids []int64) ([]*jobRow, error) {
 	found := make(map[int64]*jobRow, len(ids))
 	err := s.viewEach("SELECT "+jobColumns+" FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE j.deleted = 0", []any{jsonInts(ids)}, func(scan scanner) error {
 		j, err := scanJob(scan)
@@ -2898,23 +2936,48 @@ func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
 	return slices.Sorted(maps.Keys(m))
 }
 
-// jobs returns rows [start, end) of the jobs that f selects, and the number of
-// all of them. f.Sort must be in jobOrder. Every change that an API call has
-// made before shows; what runs change in the order or the choice of jobs may
-// show a second later, of lists that take long to make up to listAgeMax, never
-// in the rows themselves.
-// They are the JSON of jobRows, which nobody changes.
-func (s *store) jobs(f jobFilter, start, end int) ([]json.RawMessage, int, error) {
-	ids, err := s.lists.ids(s, f)
-	if err != nil {
-		return nil, 0, err
+// jobs returns rows [start, end) of the jobs that f selects, as the JSON of
+// jobRows, which nobody changes, and the number of all of them. f.Sort must be in
+// jobOrder. Every change that an API call has made before shows; what runs change
+// in the order or the choice of jobs may show a second later, of lists that take
+// long to make up to listAgeMax, never in the rows themselves.
+func (s *store) jobs(f jobFilter, start, end int) (iter.Seq2[json.RawMessage, error], int, error) {
+	ids, total, err := s.jobIDs(f, start, end)
+	return inParts(ids, partJobs, func(ids []int64) ([]json.RawMessage, error) { return s.docs.read(s, ids) }), total, err
+}
+
+// jobIDs returns the ids of what jobs does. All jobs by name are in that order in
+// an index already.
+func (s *store) jobIDs(f jobFilter, start, end int) (ids []int64, total int, err error) {
+	if query, args := f.query(); len(args) == 0 && jobOrder[f.Sort] == "j.name" {
+		if err := s.clients.view("SELECT count(*) FROM job_state", nil, &total); err != nil {
+			return nil, 0, err
+		}
+		ids, err = s.clients.ids(query+" LIMIT ? OFFSET ?", max(0, end-start), start)
+		return ids, total, err
 	}
-	total := len(ids)
-	if start >= min(end, total) {
-		return nil, total, nil
+	ids, err = s.lists.ids(s, f)
+	total = len(ids)
+	return ids[min(start, total):max(min(start, total), min(end, total))], total, err
+}
+
+// inParts yields what read makes of a list, so many at a time. Nothing is held
+// while the caller takes them, but a part.
+func inParts[In, Out any](list []In, n int, read func([]In) ([]Out, error)) iter.Seq2[Out, error] {
+	return func(yield func(Out, error) bool) {
+		for part := range slices.Chunk(list, n) {
+			rows, err := read(part)
+			if err != nil {
+				yield(*new(Out), err)
+				return
+			}
+			for _, row := range rows {
+				if !yield(row, nil) {
+					return
+				}
+			}
+		}
 	}
-	docs, err := s.docs.read(s, ids[start:min(end, total)])
-	return docs, total, err
 }
 
 // query returns the statement for the ids of the jobs that f selects, in order.
@@ -2978,13 +3041,8 @@ func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 	}
 	list, err, _ := l.flight.Do(fmt.Sprint(listing, key), func() (any, error) {
 		list := &jobList{listing: listing, changes: changes, made: time.Now()}
-		err := s.viewEach(query, args, func(scan scanner) error {
-			var id int64
-			err := scan(&id)
-			list.ids = append(list.ids, id)
-			return err
-		})
-		if err == nil {
+		var err error
+		if list.ids, err = s.clients.ids(query, args...); err == nil {
 			// In the second half of it one caller renews it, while the others go on with it.
 			list.age = min(max(listAge, 2*listShare*time.Since(list.made)), listAgeMax)
 			l.keep(key, list)
@@ -3032,8 +3090,8 @@ func (l *jobList) cost(key string) int { return len(l.ids) + (len(key)+listCost)
 // docsBytesMax bounds the JSON that jobDocs holds, with what it costs to hold.
 const docsBytesMax = 32 << 20
 
-// docCost is about what a map entry and two allocations take beside the JSON.
-const docCost = 100
+// docCost is about what two map entries, a name and the allocations take beside the JSON.
+const docCost = 200
 
 // jobDocs holds the JSON of jobs as lists show it. To read a page of rows from
 // the tables and to encode them takes 0.4 ms; from here it takes a tenth.
@@ -3042,10 +3100,35 @@ const docCost = 100
 // and before anybody is told of it. A reader adds what it has read only if
 // nothing was dropped since it began to read, so that nothing old stays.
 type jobDocs struct {
-	mu    sync.Mutex
-	byID  map[int64]json.RawMessage // guarded by mu
-	size  int                       // guarded by mu
-	drops uint64                    // guarded by mu
+	mu     sync.Mutex
+	byID   map[int64]jobDoc // guarded by mu
+	byName map[string]int64 // of those; guarded by mu
+	size   int              // guarded by mu
+	drops  uint64           // guarded by mu
+}
+
+type jobDoc struct {
+	name    string
+	doc     json.RawMessage
+	warning string // what of the job has no effect
+}
+
+func (d *jobDoc) cost() int { return len(d.doc) + len(d.warning) + docCost }
+
+// one returns the JSON of the job of that name, or errNoJob.
+func (d *jobDocs) one(s *store, name string) (jobDoc, error) {
+	d.mu.Lock()
+	held, drops := d.byID[d.byName[name]], d.drops
+	d.mu.Unlock()
+	if held.doc != nil {
+		return held, nil
+	}
+	row, err := s.clients.job(name)
+	if err != nil {
+		return jobDoc{}, err
+	}
+	found, err := d.add([]*jobRow{row}, drops)
+	return found[row.version.ID], err
 }
 
 // read returns the JSON of the jobs that have the given ids, in that order,
@@ -3055,22 +3138,19 @@ func (d *jobDocs) read(s *store, ids []int64) ([]json.RawMessage, error) {
 	if len(missing) == 0 {
 		return docs, nil
 	}
-	rows, err := s.jobsByID(missing)
+	rows, err := s.clients.jobsByID(missing)
 	if err != nil {
 		return nil, err
 	}
-	found := make(map[int64]json.RawMessage, len(rows))
-	for _, r := range rows {
-		if found[r.version.ID], err = json.Marshal(r); err != nil {
-			return nil, err
-		}
+	found, err := d.add(rows, drops)
+	if err != nil {
+		return nil, err
 	}
-	d.add(found, drops)
 	all := docs[:0]
 	for i, id := range ids {
 		if doc := docs[i]; doc != nil {
 			all = append(all, doc)
-		} else if doc := found[id]; doc != nil {
+		} else if doc := found[id].doc; doc != nil {
 			all = append(all, doc)
 		}
 	}
@@ -3084,27 +3164,39 @@ func (d *jobDocs) lookup(ids []int64) (docs []json.RawMessage, missing []int64, 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, id := range ids {
-		if docs[i] = d.byID[id]; docs[i] == nil {
+		if docs[i] = d.byID[id].doc; docs[i] == nil {
 			missing = append(missing, id)
 		}
 	}
 	return docs, missing, d.drops
 }
 
-// add keeps what was read since lookup returned drops.
-func (d *jobDocs) add(docs map[int64]json.RawMessage, drops uint64) {
+// add returns what was read since drops as JSON, and keeps it.
+func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
+	found := make(map[int64]jobDoc, len(rows))
+	for _, r := range rows {
+		doc, err := json.Marshal(r)
+		if err != nil {
+			return nil, err
+		}
+		j, err := r.definition()
+		if err != nil {
+			return nil, err
+		}
+		found[r.version.ID] = jobDoc{r.Name, doc, j.warning()}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.drops != drops {
-		return
+		return found, nil
 	}
 	if d.byID == nil {
-		d.byID = map[int64]json.RawMessage{}
+		d.byID, d.byName = map[int64]jobDoc{}, map[string]int64{}
 	}
-	for id, doc := range docs {
+	for id, held := range found {
 		d.removeLocked(id)
-		d.byID[id] = doc
-		d.size += len(doc) + docCost
+		d.byID[id], d.byName[held.name] = held, id
+		d.size += held.cost()
 	}
 	for id := range d.byID { // any of them: which one is asked for next nobody knows
 		if d.size <= docsBytesMax {
@@ -3112,6 +3204,7 @@ func (d *jobDocs) add(docs map[int64]json.RawMessage, drops uint64) {
 		}
 		d.removeLocked(id)
 	}
+	return found, nil
 }
 
 // drop forgets jobs that have changed, or all of them.
@@ -3120,7 +3213,7 @@ func (d *jobDocs) drop(ids []int64, all bool) {
 	defer d.mu.Unlock()
 	d.drops++
 	if all {
-		d.byID, d.size = nil, 0
+		d.byID, d.byName, d.size = nil, nil, 0
 	}
 	for _, id := range ids {
 		d.removeLocked(id)
@@ -3128,9 +3221,10 @@ func (d *jobDocs) drop(ids []int64, all bool) {
 }
 
 func (d *jobDocs) removeLocked(id int64) {
-	if doc, ok := d.byID[id]; ok {
-		d.size -= len(doc) + docCost
+	if held, ok := d.byID[id]; ok {
+		d.size -= held.cost()
 		delete(d.byID, id)
+		delete(d.byName, held.name)
 	}
 }
 
@@ -3138,7 +3232,7 @@ func (d *jobDocs) removeLocked(id int64) {
 func (d *jobDocs) check(s *store) error {
 	d.mu.Lock()
 	held, ids := d.byID, sortedKeys(d.byID)
-	d.byID, d.size = nil, 0
+	d.byID, d.byName, d.size = nil, nil, 0
 	d.mu.Unlock()
 	docs, err := d.read(s, ids)
 	if err != nil {
@@ -3148,8 +3242,8 @@ func (d *jobDocs) check(s *store) error {
 		return fmt.Errorf("%d jobs are deleted and still held", len(ids)-len(docs))
 	}
 	for i, id := range ids {
-		if !bytes.Equal(held[id], docs[i]) {
-			return fmt.Errorf("job %d is held as it was: %s, and is %s", id, held[id], docs[i])
+		if !bytes.Equal(held[id].doc, docs[i]) {
+			return fmt.Errorf("job %d is held as it was: %s, and is %s", id, held[id].doc, docs[i])
 		}
 	}
 	return nil
@@ -3196,11 +3290,11 @@ func scanExecution(scan scanner) (executionRow, error) {
 
 // collectExecutions reads executions with the last outputMax bytes of their
 // outputs. tail follows the tables; its arguments start at ?2.
-func (s *store) collectExecutions(outputMax int, tail string, args ...any) ([]executionRow, error) {
+func (s *reader) collectExecutions(outputMax int, tail string, args ...any) ([]executionRow, error) {
 	return s.selectExecutions(executionTables+" "+tail, outputMax, args...)
 }
 
-func (s *store) selectExecutions(from string, outputMax int, args ...any) ([]executionRow, error) {
+func (s *reader) selectExecutions(from string, outputMax int, args ...any) ([]executionRow, error) {
 	list := []executionRow{}
 	err := s.viewEach("SELECT "+executionColumns+from, append([]any{outputMax}, args...), func(scan scanner) error {
 		e, err := scanExecution(scan)
@@ -3209,6 +3303,28 @@ func (s *store) selectExecutions(from string, outputMax int, args ...any) ([]exe
 		return err
 	})
 	return list, err
+}
+
+// withOutputs yields executions with the last outputMax bytes of what they put out,
+// of those that have ended. They were read without.
+func (s *reader) withOutputs(list []executionRow, outputMax int) iter.Seq2[executionRow, error] {
+	return inParts(list, max(1, partBytes/(outputMax+1000)), func(part []executionRow) ([]executionRow, error) {
+		place := map[int64]int{}
+		for i, e := range part {
+			if e.Finished != 0 && e.OutputSize > 0 && outputMax > 0 {
+				place[e.ID] = i
+			}
+		}
+		if len(place) == 0 {
+			return part, nil
+		}
+		part = slices.Clone(part)
+		full, err := s.collectExecutions(outputMax, "WHERE e.id IN (SELECT value FROM json_each(?2))", jsonInts(sortedKeys(place)))
+		for _, e := range full {
+			part[place[e.ID]] = e
+		}
+		return part, err
+	})
 }
 
 // cut makes an output of the reason and what there is behind it: its end, at most n bytes in all and no part of a character.
@@ -3226,9 +3342,9 @@ var executionOrder = map[string]string{
 	"group": "e.grp", "success": "e.outcome = 'success'", "node_name": "e.node", "job_name": "e.job", "output": "o.reason || o.head || o.tail",
 }
 
-// executions returns rows [start, end) of the executions of a job and the
-// number of all of them. sort must be in executionOrder.
-func (s *store) executions(job int64, sort string, desc bool, start, end, outputMax int) ([]executionRow, int, error) {
+// executions returns rows [start, end) of the executions of a job, without outputs,
+// and the number of all of them. sort must be in executionOrder.
+func (s *reader) executions(job int64, sort string, desc bool, start, end int) ([]executionRow, int, error) {
 	var total int
 	if err := s.view("SELECT count(*) FROM executions WHERE job = ?", []any{job}, &total); err != nil {
 		return nil, 0, err
@@ -3240,13 +3356,13 @@ func (s *store) executions(job int64, sort string, desc bool, start, end, output
 	if desc {
 		direction = " DESC"
 	}
-	list, err := s.collectExecutions(outputMax, "WHERE e.job = ?2 ORDER BY "+executionOrder[sort]+direction+", e.id"+direction+" LIMIT ?3 OFFSET ?4", job, end-start, start)
+	list, err := s.collectExecutions(0, "WHERE e.job = ?2 ORDER BY "+executionOrder[sort]+direction+", e.id"+direction+" LIMIT ?3 OFFSET ?4", job, end-start, start)
 	return list, total, err
 }
 
 // lastExecutions returns the last n executions of jobs by their names, newest
 // first and without outputs. Names that no job has are left out.
-func (s *store) lastExecutions(names []string, n int) (map[string][]executionRow, error) {
+func (s *reader) lastExecutions(names []string, n int) (map[string][]executionRow, error) {
 	doc, err := json.Marshal(names)
 	if err != nil {
 		return nil, err
@@ -3281,10 +3397,9 @@ const (
 )
 
 // recentExecutions returns at most limit executions of all jobs that started
-// in [from, to), newest first, with the last outputMax bytes of each output:
-// those with the outcome, where "" is any and "bad" any end but success. Ids rise with time, so that
+// in [from, to), newest first and without outputs: those with the outcome, where "" is any and "bad" any end but success. Ids rise with time, so that
 // no index of the times is needed.
-func (s *store) recentExecutions(from, to int64, outcome string, globs []string, limit, outputMax int) ([]executionRow, error) {
+func (s *reader) recentExecutions(from, to int64, outcome string, globs []string, limit int) ([]executionRow, error) {
 	low, high, err := s.idsOf("executions", "started", from, to)
 	if err != nil {
 		return nil, err
@@ -3306,12 +3421,12 @@ func (s *store) recentExecutions(from, to int64, outcome string, globs []string,
 	return s.selectExecutions(` FROM `+table+` CROSS JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id
 		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad'), ?2, max(?2, coalesce((SELECT id FROM `+table+` WHERE `+cond+` AND id < ?3 ORDER BY id DESC LIMIT 1 OFFSET ?4), 0)))
 		AND e.started >= ?5 AND e.started < ?6 AND (?7 IN ('', 'bad') OR e.outcome = ?7) AND j.deleted = 0 ORDER BY e.id DESC LIMIT ?8`,
-		outputMax, args...)
+		0, args...)
 }
 
 // idsOf returns from which id up to which the rows of a table lie that have a
 // time, its column, in [from, to). Others may lie between them.
-func (s *store) idsOf(table, column string, from, to int64) (low, high int64, err error) {
+func (s *reader) idsOf(table, column string, from, to int64) (low, high int64, err error) {
 	const slack = int64(startSlack)
 	if low, err = s.firstFrom(table, column, max(from, 0)-slack); err == nil {
 		high, err = s.firstFrom(table, column, min(to, math.MaxInt64-slack)+slack)
@@ -3321,7 +3436,7 @@ func (s *store) idsOf(table, column string, from, to int64) (low, high int64, er
 
 // firstFrom returns the id from which on the rows of a table have a time, its
 // column, of t or later, as far as ids tell.
-func (s *store) firstFrom(table, column string, t int64) (int64, error) {
+func (s *reader) firstFrom(table, column string, t int64) (int64, error) {
 	var before, from int64 // rows up to before are of an earlier time, those from from on are not
 	// One at a time: both in one SELECT would read the whole table.
 	if err := s.view("SELECT coalesce((SELECT min(id) FROM "+table+"), 1) - 1, coalesce((SELECT max(id) FROM "+table+"), 0) + 1", nil, &before, &from); err != nil {
@@ -3345,7 +3460,7 @@ func (s *store) firstFrom(table, column string, t int64) (int64, error) {
 
 // dueJobs calls fn for the jobs whose schedule fires next before a time, the
 // earliest first, at most limit, with no more of each than says when it is due.
-func (s *store) dueJobs(before int64, globs []string, limit int, fn func(j job, next int64)) error {
+func (s *reader) dueJobs(before int64, globs []string, limit int, fn func(j job, next int64)) error {
 	named, args := "1", []any{int64(never), before}
 	if globs != nil {
 		named, args = nameIn("?"), append(args, globsJSON(globs))
@@ -3368,7 +3483,7 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 		ids[m.what] = append(ids[m.what], m.row)
 	}
 	names, runs := map[int64]string{}, map[int64]event{}
-	err := s.viewEach("SELECT j.id, j.name FROM json_each(?) v JOIN jobs j ON j.id = v.value", []any{jsonInts(ids[eventJob])}, func(scan scanner) error {
+	err := s.clients.viewEach("SELECT j.id, j.name FROM json_each(?) v JOIN jobs j ON j.id = v.value", []any{jsonInts(ids[eventJob])}, func(scan scanner) error {
 		var id int64
 		var name string
 		err := scan(&id, &name)
@@ -3378,7 +3493,7 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.viewEach("SELECT e.id, e.node, e.outcome, j.name FROM json_each(?) v JOIN executions e ON e.id = v.value JOIN jobs j ON j.id = e.job",
+	err = s.clients.viewEach("SELECT e.id, e.node, e.outcome, j.name FROM json_each(?) v JOIN executions e ON e.id = v.value JOIN jobs j ON j.id = e.job",
 		[]any{jsonInts(append(ids[eventStarted], ids[eventEnded]...))}, func(scan scanner) error {
 			var id int64
 			var node string
@@ -3486,7 +3601,7 @@ func (s *store) summary(now time.Time) (*summary, error) {
 
 func (s *store) sumJobs(sum *summary) error {
 	// SQLite counts a whole table without looking at its rows, so the state that most are in is the rest.
-	err := s.view("SELECT (SELECT count(*) FROM job_state), (SELECT count(*) FROM job_state WHERE status = ?), (SELECT count(*) FROM job_state WHERE status = ?), (SELECT count(*) FROM job_state WHERE status = '')",
+	err := s.clients.view("SELECT (SELECT count(*) FROM job_state), (SELECT count(*) FROM job_state WHERE status = ?), (SELECT count(*) FROM job_state WHERE status = ?), (SELECT count(*) FROM job_state WHERE status = '')",
 		[]any{statusFailed, statusPartial}, &sum.Jobs, &sum.Failed, &sum.Partly, &sum.Never)
 	sum.Good = sum.Jobs - sum.Failed - sum.Partly - sum.Never
 	if err != nil {
@@ -3498,11 +3613,11 @@ func (s *store) sumJobs(sum *summary) error {
 }
 
 func (s *store) sumRuns(sum *summary) error {
-	if err := s.view("SELECT count(*) FROM executions WHERE finished = 0", nil, &sum.Running); err != nil {
+	if err := s.clients.view("SELECT count(*) FROM executions WHERE finished = 0", nil, &sum.Running); err != nil {
 		return err
 	}
 	day := sum.made.UnixNano() / nanosPerDay
-	today, err := s.dailyStats(day, day)
+	today, err := s.clients.dailyStats(day, day)
 	if err == nil {
 		sum.DayGood, sum.DayBad = today[0].Success, today[0].Failed
 	}
@@ -3510,7 +3625,7 @@ func (s *store) sumRuns(sum *summary) error {
 }
 
 func (s *store) sumTicks(sum *summary) error {
-	err := s.view("SELECT coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) WHERE due >= ?",
+	err := s.clients.view("SELECT coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) WHERE due >= ?",
 		[]any{summaryTickMax, sum.made.UnixNano() / nanosPerDay * nanosPerDay}, &sum.DaySkipped, &sum.DayMissed)
 	if err != nil {
 		return err
@@ -3518,13 +3633,13 @@ func (s *store) sumTicks(sum *summary) error {
 	if err != nil {
 		return err
 	}
-	sum.Unrun, err = s.unrun(nil)
+	sum.Unrun, err = s.clients.unrun(nil)
 	return err
 }
 
 // unrun returns the newest ticks that did not run, of the jobs that patterns
 // name, of all if these are nil: among the newest summaryTickMax of all jobs.
-func (s *store) unrun(globs []string) (list []unrunTick, err error) {
+func (s *reader) unrun(globs []string) (list []unrunTick, err error) {
 	named, args := "1", []any{summaryTickMax}
 	if globs != nil {
 		named, args = nameIn("?"), append(args, globsJSON(globs))
@@ -3542,7 +3657,7 @@ func (s *store) unrun(globs []string) (list []unrunTick, err error) {
 // sumDelays leaves out what was late because of an outage, and what nobody says
 // yet when it began. Clocks of nodes may differ: nothing begins before it is due.
 func (s *store) sumDelays(sum *summary) error {
-	err := s.viewEach("SELECT max(0, started - due) FROM (SELECT * FROM executions ORDER BY id DESC LIMIT ?) WHERE cause = 'tick' AND late = 0 AND finished <> 0 AND outcome <> 'missed' AND due > ?",
+	err := s.clients.viewEach("SELECT max(0, started - due) FROM (SELECT * FROM executions ORDER BY id DESC LIMIT ?) WHERE cause = 'tick' AND late = 0 AND finished <> 0 AND outcome <> 'missed' AND due > ?",
 		[]any{delayRuns, sum.made.Add(-delayAge).UnixNano()}, func(scan scanner) error {
 			var d time.Duration
 			err := scan(&d)
@@ -3555,7 +3670,7 @@ func (s *store) sumDelays(sum *summary) error {
 
 // execution returns one execution with its whole output, or errNoExecution. Its
 // job may be deleted.
-func (s *store) execution(id int64) (executionRow, error) {
+func (s *reader) execution(id int64) (executionRow, error) {
 	list, err := s.collectExecutions(outputBytesMax, "WHERE e.id = ?2", id)
 	if err == nil && len(list) == 0 {
 		err = errNoExecution
@@ -3568,7 +3683,7 @@ func (s *store) execution(id int64) (executionRow, error) {
 
 // unfinishedExecutions returns what has not ended, oldest first, without
 // outputs. Executions of deleted jobs are among them.
-func (s *store) unfinishedExecutions() ([]executionRow, error) {
+func (s *reader) unfinishedExecutions() ([]executionRow, error) {
 	return s.collectExecutions(0, "WHERE e.finished = 0 ORDER BY +e.id")
 }
 
@@ -3603,15 +3718,8 @@ func (s *store) groupNodes(group int64) ([]string, error) {
 }
 
 // killed returns those of the executions that were ended by hand.
-func (s *store) killed(ids []int64) ([]int64, error) {
-	var killed []int64
-	err := s.viewEach("SELECT e.id FROM json_each(?) v JOIN executions e ON e.id = v.value WHERE e.outcome = ?", []any{jsonInts(ids), outcomeKilled}, func(scan scanner) error {
-		var id int64
-		err := scan(&id)
-		killed = append(killed, id)
-		return err
-	})
-	return killed, err
+func (s *reader) killed(ids []int64) ([]int64, error) {
+	return s.ids("SELECT e.id FROM json_each(?) v JOIN executions e ON e.id = v.value WHERE e.outcome = ?", jsonInts(ids), outcomeKilled)
 }
 
 // armed calls fn for each job that has a next tick to decide.
@@ -3628,15 +3736,8 @@ func (s *store) armed(fn func(job, next int64)) error {
 
 // firedBehind returns the ids, above a given one and in order, of jobs whose
 // last decided tick lies behind a time: as many as fit in a command.
-func (s *store) firedBehind(t, above int64) ([]int64, error) {
-	var ids []int64
-	err := s.viewEach("SELECT job FROM job_state WHERE fired > ? AND job > ? ORDER BY job LIMIT ?", []any{t, above, ticksMax}, func(scan scanner) error {
-		var id int64
-		err := scan(&id)
-		ids = append(ids, id)
-		return err
-	})
-	return ids, err
+func (s *reader) firedBehind(t, above int64) ([]int64, error) {
+	return s.ids("SELECT job FROM job_state WHERE fired > ? AND job > ? ORDER BY job LIMIT ?", t, above, ticksMax)
 }
 
 // pendingRow is what must follow from something that ended.
@@ -3791,7 +3892,7 @@ func (s *store) restored(restore int64, fn func(job, next int64)) error {
 
 // stagedNames returns the name of each job of a restore, in the order of its
 // file.
-func (s *store) stagedNames(restore int64) (names []string, err error) {
+func (s *reader) stagedNames(restore int64) (names []string, err error) {
 	err = s.viewEach("SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id", []any{restore}, func(scan scanner) error {
 		var name string
 		err := scan(&name)
@@ -3833,7 +3934,7 @@ const tickTable = `(SELECT due, until, count, outcome, reason, 0 AS grp FROM tic
 
 // ticks returns rows [start, end) of the ticks of a job that fell due in
 // [from, to), newest first, and the number of all of these rows.
-func (s *store) ticks(job, from, to int64, start, end int) (list []tickRow, total int, err error) {
+func (s *reader) ticks(job, from, to int64, start, end int) (list []tickRow, total int, err error) {
 	args := []any{job, from, to}
 	if err := s.view("SELECT count(*) FROM "+tickTable, args, &total); err != nil {
 		return nil, 0, err
@@ -3866,7 +3967,7 @@ func (s *store) ticks(job, from, to int64, start, end int) (list []tickRow, tota
 // tickCounts returns how many ticks of a job fell due in [from, to): those
 // kept by themselves, and those of older days that the range touches, day by
 // day, newest first. A day may have some of both.
-func (s *store) tickCounts(job, from, to int64) (single tickCount, days []tickCount, err error) {
+func (s *reader) tickCounts(job, from, to int64) (single tickCount, days []tickCount, err error) {
 	err = s.view("SELECT coalesce(sum(iif(outcome = 'ran', count, 0)), 0), coalesce(sum(iif(outcome = 'late', count, 0)), 0), coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM "+tickTable,
 		[]any{job, from, to}, &single.Ran, &single.Late, &single.Skipped, &single.Missed)
 	if err != nil {
@@ -3882,7 +3983,7 @@ func (s *store) tickCounts(job, from, to int64) (single tickCount, days []tickCo
 }
 
 // policies returns all policies, by name, those that are built in too.
-func (s *store) policies() ([]policy, error) {
+func (s *reader) policies() ([]policy, error) {
 	list := slices.Clone(builtIn)
 	err := s.viewEach("SELECT name, rules FROM policies", nil, func(scan scanner) error {
 		var p policy
@@ -3897,7 +3998,7 @@ func (s *store) policies() ([]policy, error) {
 }
 
 // policy returns the policy of that name, or errNoPolicy.
-func (s *store) policy(name string) (p policy, err error) {
+func (s *reader) policy(name string) (p policy, err error) {
 	if p, ok := builtInPolicy(name); ok {
 		return p, nil
 	}
@@ -3922,7 +4023,7 @@ func scanToken(scan scanner) (t token, err error) {
 }
 
 // tokens returns all tokens in the order of their making.
-func (s *store) tokens() ([]token, error) {
+func (s *reader) tokens() ([]token, error) {
 	list := []token{}
 	err := s.viewEach("SELECT "+tokenColumns+" FROM tokens ORDER BY created, accessor", nil, func(scan scanner) error {
 		t, err := scanToken(scan)
@@ -3933,12 +4034,12 @@ func (s *store) tokens() ([]token, error) {
 }
 
 // token returns the token of that accessor, or errNoToken.
-func (s *store) token(accessor string) (token, error) { return s.oneToken("accessor = ?", accessor) }
+func (s *reader) token(accessor string) (token, error) { return s.oneToken("accessor = ?", accessor) }
 
 // tokenByHash returns the token whose secret has that hash, or errNoToken.
-func (s *store) tokenByHash(hash []byte) (token, error) { return s.oneToken("hash = ?", hash) }
+func (s *reader) tokenByHash(hash []byte) (token, error) { return s.oneToken("hash = ?", hash) }
 
-func (s *store) oneToken(where string, arg any) (token, error) {
+func (s *reader) oneToken(where string, arg any) (token, error) {
 	t, err := scanToken(func(dest ...any) error {
 		return s.view("SELECT "+tokenColumns+" FROM tokens WHERE "+where, []any{arg}, dest...)
 	})
@@ -3976,7 +4077,7 @@ type auditFilter struct {
 // newest first, and the number of all of them. It looks at no more than the
 // newest auditScanMax rows of the time, or of the job if f names one. If there
 // are others, older is the time before which they were made; else it is 0.
-func (s *store) audit(f auditFilter, start, end int) (list []auditRow, total int, older int64, err error) {
+func (s *reader) audit(f auditFilter, start, end int) (list iter.Seq2[auditRow, error], total int, older int64, err error) {
 	low, high, err := s.idsOf("audit", "at", f.From, f.To)
 	if err != nil {
 		return nil, 0, 0, err
@@ -3991,16 +4092,22 @@ func (s *store) audit(f auditFilter, start, end int) (list []auditRow, total int
 	}
 	from += " AND at >= ?4 AND at < ?5 AND (?6 = '' OR actor = ?6) AND (?7 = '' OR action = ?7)"
 	args = append(args, f.From, f.To, f.Actor, f.Action)
-	if err := s.view("SELECT count(*) "+from, args, &total); err != nil || start >= min(end, total) {
-		return nil, total, older, err
+	if err := s.view("SELECT count(*) "+from, args, &total); err != nil {
+		return nil, 0, 0, err
 	}
-	err = s.viewEach("SELECT at, actor, name, address, action, job, object, before, after "+from+" ORDER BY id DESC LIMIT ?8 OFFSET ?9", append(args, end-start, start), func(scan scanner) error {
-		var r auditRow
-		err := scan(&r.At, &r.Actor, &r.Name, &r.Address, &r.Action, &r.Job, &r.Object, &r.Before, &r.After)
-		list = append(list, r)
-		return err
-	})
-	return list, total, older, err
+	ids, err := s.ids("SELECT id "+from+" ORDER BY id DESC LIMIT ?8 OFFSET ?9", append(args, max(0, end-start), start)...)
+	return inParts(ids, partAudit, s.auditRows), total, older, err
+}
+
+func (s *reader) auditRows(ids []int64) (list []auditRow, err error) {
+	err = s.viewEach("SELECT at, actor, name, address, action, job, object, before, after FROM audit WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id DESC",
+		[]any{jsonInts(ids)}, func(scan scanner) error {
+			var r auditRow
+			err := scan(&r.At, &r.Actor, &r.Name, &r.Address, &r.Action, &r.Job, &r.Object, &r.Before, &r.After)
+			list = append(list, r)
+			return err
+		})
+	return list, err
 }
 
 // A dayStats counts the executions that ended on one day.
@@ -4011,7 +4118,7 @@ type dayStats struct {
 
 // dailyStats returns the days from first to last, oldest first. A day on
 // which nothing ended has zeros.
-func (s *store) dailyStats(first, last int64) ([]dayStats, error) {
+func (s *reader) dailyStats(first, last int64) ([]dayStats, error) {
 	days := make([]dayStats, last-first+1)
 	for i := range days {
 		days[i].Day = first + int64(i)
@@ -4278,7 +4385,7 @@ func readImage(path string) (snap snapshot, err error) {
 func (s *store) dump() (string, error) {
 	var out strings.Builder
 	for _, table := range replicated {
-		rows, err := s.read.Query("SELECT * FROM " + table + " ORDER BY 1, 2")
+		rows, err := s.pool.Query("SELECT * FROM " + table + " ORDER BY 1, 2")
 		if err != nil {
 			return "", err
 		}
@@ -4333,7 +4440,7 @@ var checks = []struct{ rule, query string }{
 // an operator in doubt.
 func (s *store) check() error {
 	var verdict string
-	if err := s.read.QueryRow("PRAGMA integrity_check").Scan(&verdict); err != nil {
+	if err := s.pool.QueryRow("PRAGMA integrity_check").Scan(&verdict); err != nil {
 		return err
 	}
 	if verdict != "ok" {
@@ -4342,7 +4449,7 @@ func (s *store) check() error {
 	errs := []error{s.docs.check(s)}
 	for _, c := range checks {
 		var at int64
-		err := s.read.QueryRow(c.query + " LIMIT 1").Scan(&at)
+		err := s.pool.QueryRow(c.query + " LIMIT 1").Scan(&at)
 		if err == nil {
 			err = fmt.Errorf("invariant broken at %d: %s", at, c.rule)
 		}

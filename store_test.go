@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"maps"
 	"math"
@@ -92,13 +93,44 @@ func fill(t testing.TB, s *store, n int) []jobVersion {
 	return versions
 }
 
+// whole reads a list to its end.
+func whole[T any](rows iter.Seq2[T, error]) (list []T, err error) {
+	for row, err := range rows {
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, row)
+	}
+	return list, nil
+}
+
+// listJobs is store.jobs in one piece.
+func listJobs(s *store, f jobFilter, start, end int) ([]json.RawMessage, int, error) {
+	rows, total, err := s.jobs(f, start, end)
+	if err != nil {
+		return nil, 0, err
+	}
+	list, err := whole(rows)
+	return list, total, err
+}
+
+// listAudit is store.audit in one piece.
+func listAudit(s *store, f auditFilter, start, end int) ([]auditRow, int, int64, error) {
+	rows, total, older, err := s.audit(f, start, end)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	list, err := whole(rows)
+	return list, total, older, err
+}
+
 func BenchmarkStore_page(b *testing.B) {
 	s := newStore(b)
 	fill(b, s, 10_000)
 	b.ResetTimer()
 	for i := range b.N {
 		start := i * 7919 % 9950
-		rows, _, err := s.jobs(jobFilter{}, start, start+50)
+		rows, _, err := listJobs(s, jobFilter{}, start, start+50)
 		if err != nil || len(rows) != 50 {
 			b.Fatal(len(rows), err)
 		}
@@ -144,6 +176,24 @@ func BenchmarkStore_trim(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkStore_pageAfterPut reads a page of 100,000 jobs by name, each time
+// after a job was stored.
+func BenchmarkStore_pageAfterPut(b *testing.B) {
+	s := newStore(b)
+	fill(b, s, 100_000)
+	var took time.Duration
+	for i := range b.N {
+		commit(b, s, &command{Actor: actorAnonymous, Now: testStart, Put: []jobPut{{Job: job{Name: fmt.Sprint("new-", i), Schedule: "@manually"}, Next: never}}})
+		start := i * 7919 % 99_950
+		began := time.Now()
+		rows, n, err := listJobs(s, jobFilter{}, start, start+50)
+		if took += time.Since(began); err != nil || len(rows) != 50 || n != 100_001+i {
+			b.Fatal(len(rows), n, err)
+		}
+	}
+	b.ReportMetric(float64(took.Microseconds())/float64(b.N)/1000, "ms/page")
 }
 
 func BenchmarkStore_put(b *testing.B) {
@@ -274,7 +324,7 @@ func randomSeed(t testing.TB) uint64 {
 
 func (l *randomLog) job() *jobRow {
 	l.t.Helper()
-	rows, n, err := l.s.jobs(jobFilter{}, 0, 100)
+	rows, n, err := listJobs(l.s, jobFilter{}, 0, 100)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -700,7 +750,7 @@ func TestStore_WriteFails(t *testing.T) {
 			if results := append(mustApply(t, s), commit(t, s, big)...); results[len(results)-1].Err != nil {
 				t.Errorf("the repeated write is answered %v", results[len(results)-1].Err)
 			}
-			if _, n, err := s.jobs(jobFilter{}, 0, 10); n != 6 || err != nil {
+			if _, n, err := listJobs(s, jobFilter{}, 0, 10); n != 6 || err != nil {
 				t.Errorf("%d jobs in the end, %v, want 6", n, err)
 			}
 			if err := errors.Join(s.check(), s.close()); err != nil {
@@ -1094,7 +1144,7 @@ func TestApply_Put(t *testing.T) {
 func TestApply_PutAll(t *testing.T) {
 	g := newStage(t)
 	res := g.do(&command{Put: []jobPut{{Job: job{Name: "a"}}, {Job: job{Name: "b", ParentJob: "a"}}, {Job: job{Name: "c", ParentJob: "none"}}}})
-	if _, n, err := g.s.jobs(jobFilter{}, 0, 9); res.Err != errParent || n != 0 || err != nil {
+	if _, n, err := listJobs(g.s, jobFilter{}, 0, 9); res.Err != errParent || n != 0 || err != nil {
 		t.Errorf("%d jobs, %v, %v, want none and %v", n, res.Err, err, errParent)
 	}
 	if res = g.do(&command{Put: []jobPut{{Job: job{Name: "a"}}, {Job: job{Name: "b", ParentJob: "a"}}}}); res.Err != nil || len(res.Jobs) != 2 {
@@ -1451,11 +1501,11 @@ func TestApply_Ephemeral(t *testing.T) {
 	g := newStage(t, job{Name: "a", Ephemeral: true}, job{Name: "parent", Ephemeral: true}, job{Name: "child", ParentJob: "parent"})
 	g.end(outcomeFailed, g.tick("a", "n1")...)
 	g.row("a")
-	if _, n, err := g.s.jobs(jobFilter{}, 0, 9); n != 3 || err != nil {
+	if _, n, err := listJobs(g.s, jobFilter{}, 0, 9); n != 3 || err != nil {
 		t.Errorf("%d jobs in the list, %v, want 3", n, err)
 	}
 	g.end(outcomeSuccess, g.tick("a", "n1")...)
-	if rows, n, err := g.s.jobs(jobFilter{}, 0, 9); n != 2 || len(rows) != 2 || err != nil {
+	if rows, n, err := listJobs(g.s, jobFilter{}, 0, 9); n != 2 || len(rows) != 2 || err != nil {
 		t.Errorf("%d jobs are counted and %d listed, %v, want 2: a list must not outlive what it lists", n, len(rows), err)
 	}
 	if _, err := g.s.job("a"); err != errNoJob {
