@@ -143,8 +143,8 @@ func fillExecutions(t testing.TB, s *store, each int) {
 	err := s.update("NORMAL", func() error {
 		for _, query := range []string{
 			`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1), e(id, job, at) AS MATERIALIZED (SELECT (i << 40) + j.id, j.id, i * 1000000000 FROM n CROSS JOIN jobs j)
-				INSERT INTO executions SELECT id, job, id, 0, 1, 'n1', 7, 'tick', at, 0, at, at + 1, 'success', 0 FROM e`,
-			"INSERT INTO outputs SELECT id, zeroblob(100), x'' FROM executions WHERE ?1 > 0 ORDER BY id",
+				INSERT INTO executions SELECT id, job, id, 0, 1, 'n1', 7, 'tick', at, 0, at, at + 1, 'success', 0, 0, '', 0, 0 FROM e`,
+			"INSERT INTO outputs (execution, tail, head, reason) SELECT id, zeroblob(100), x'', x'' FROM executions WHERE ?1 > 0 ORDER BY id",
 			"UPDATE job_state SET kept = ?1, success_count = ?1",
 		} {
 			if err := s.exec(query, each); err != nil {
