@@ -1894,3 +1894,54 @@ func TestAPI_Warnings(t *testing.T) {
 		}
 	})
 }
+
+// TestAPI_Counters holds that the record of a job's runs is taken from a backup: in a create, and in a restore what is
+// larger than what is stored; an update leaves it.
+func TestAPI_Counters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		wait(time.Hour)
+		restore := func(file string) int {
+			w := httptest.NewRecorder()
+			s.handler.ServeHTTP(w, s.parseRequest("POST /v1/restore\nContent-Type: multipart/form-data; boundary=XX\n\n--XX\nContent-Disposition: form-data; name=\"file\"\n\n["+file+"]\n--XX--\n"))
+			return w.Code
+		}
+		job := func(name string, good, bad int, last string) string {
+			return fmt.Sprintf(`{"name":"%s","schedule":"@manually","success_count":%d,"error_count":%d,"last_success":"%s","last_error":null}`, name, good, bad, last)
+		}
+		check := func(name string, good, bad int, last string) {
+			t.Helper()
+			got := s.executionDocs("/v1/jobs/" + name)[0]
+			if fmt.Sprint(got["success_count"], got["error_count"], got["last_success"]) != fmt.Sprint(good, bad, last) {
+				t.Errorf("%s: %v good, %v failed, last %v; want %d, %d, %s", name, got["success_count"], got["error_count"], got["last_success"], good, bad, last)
+			}
+		}
+		const early, late = "1999-12-31T00:00:00Z", "2000-01-01T00:30:00Z"
+		w := s.do("POST", "/v1/jobs", job("a", 7, 2, early))
+		if w.Code != http.StatusCreated || !strings.Contains(w.Body.String(), `"success_count":7,"error_count":2,"last_success":"`+early+`"`) {
+			t.Errorf("got %d %s", w.Code, w.Body)
+		}
+		check("a", 7, 2, early)
+		s.do("POST", "/v1/jobs", job("a", 100, 100, late))
+		check("a", 7, 2, early)
+		if audit := s.do("GET", "/v1/audit?limit=1", "").Body.String(); strings.Contains(audit, "100") {
+			t.Errorf("the audit trail has counters that did not count: %s", audit)
+		}
+		if code := restore(job("a", 3, 9, late) + "," + job("b", 5, 0, early)); code != http.StatusOK {
+			t.Errorf("got %d", code)
+		}
+		check("a", 7, 9, late)
+		check("b", 5, 0, early)
+		s.do("POST", "/v1/jobs/a", "")
+		s.finish(outcomeSuccess)
+		check("a", 8, 9, "2000-01-01T01:00:01.5Z")
+		for _, bad := range []string{job("c", -1, 0, early), job("c", 0, -1, early), job("c", 1, 0, "2000-01-01T02:00:00Z"), job("c", 1, 0, "1960-01-01T00:00:00Z"), job("c", 1, 0, "9999-01-01T00:00:00Z")} {
+			if w := s.do("POST", "/v1/jobs", bad); w.Code != http.StatusBadRequest {
+				t.Errorf("%s: got %d %s", bad, w.Code, w.Body)
+			}
+			if code := restore(bad); code != http.StatusBadRequest {
+				t.Errorf("%s: restored with %d", bad, code)
+			}
+		}
+	})
+}

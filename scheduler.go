@@ -151,7 +151,26 @@ type job struct {
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
 	StartsAt       instant                      `json:"starts_at,omitempty"`
 	ExpiresAt      instant                      `json:"expires_at,omitempty"`
+
+	// What a job that is created, or restored from a backup, brings of its record. Of a job that exists the larger ones
+	// count in a restore, and its own in an update. They are no part of the definition that is stored.
+	SuccessCount int64   `json:"success_count,omitempty"`
+	ErrorCount   int64   `json:"error_count,omitempty"`
+	LastSuccess  instant `json:"last_success,omitempty"`
+	LastError    instant `json:"last_error,omitempty"`
 }
+
+func (j *job) checkRecord(now int64) error {
+	switch {
+	case j.SuccessCount < 0 || j.ErrorCount < 0:
+		return errors.New("success_count, error_count: must not be negative")
+	case j.LastSuccess < 0 || j.LastError < 0 || int64(max(j.LastSuccess, j.LastError)) > now:
+		return errors.New("last_success, last_error: must lie between 1970 and now, or be null")
+	}
+	return nil
+}
+
+func (j *job) dropRecord() { j.SuccessCount, j.ErrorCount, j.LastSuccess, j.LastError = 0, 0, 0, 0 }
 
 // Values of a job's concurrency; ” is allow.
 const (
@@ -175,7 +194,7 @@ func decodeJob(doc []byte, j job) (job, error) {
 	var typ *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, new(badTime)):
-		return job{}, fmt.Errorf("starts_at, expires_at: %w", err)
+		return job{}, fmt.Errorf("starts_at, expires_at, last_success, last_error: %w", err)
 	case errors.As(err, &typ) && typ.Field != "":
 		return job{}, typeError(doc, typ)
 	case errors.As(err, &typ):
@@ -2253,18 +2272,21 @@ func (r request) keepText(c *command, text string) *command {
 
 // put stores a job, new or not, and returns it as it is then. Counters and
 // status stay, and so does the next tick unless what decides it has changed.
-func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied, error) {
-	if err := j.validate(s.timezone()); err != nil {
+func (s *scheduler) put(ctx context.Context, r request, sent job) (*jobRow, applied, error) {
+	if err := cmp.Or(sent.validate(s.timezone()), sent.checkRecord(s.now().UnixNano())); err != nil {
 		return nil, applied{}, badInput{err}
 	}
 	var row *jobRow
 	res, err := s.attempt(ctx, r, func(now int64) (*command, error) {
+		j := sent
 		base, err := s.store.job(j.Name)
-		if errors.Is(err, errNoJob) {
-			base, err = &jobRow{DependentJobs: json.RawMessage("null")}, nil
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, errNoJob):
+			base = &jobRow{DependentJobs: json.RawMessage("null"), SuccessCount: j.SuccessCount, ErrorCount: j.ErrorCount, LastSuccess: j.LastSuccess, LastError: j.LastError}
+		case err != nil:
 			return nil, err
+		default:
+			j.dropRecord()
 		}
 		p := jobPut{Base: base.version, Job: j, Keep: sameTicks(base, &j), Next: base.next}
 		if !p.Keep {
@@ -2276,7 +2298,7 @@ func (s *scheduler) put(ctx context.Context, r request, j job) (*jobRow, applied
 	if err != nil {
 		return nil, applied{}, err
 	}
-	if res.repeated() && !answeredFor(res.Answer, j) {
+	if res.repeated() && !answeredFor(res.Answer, sent) {
 		return nil, applied{}, errKeyUsed
 	}
 	return row, res, nil
@@ -2292,6 +2314,8 @@ func answeredFor(answer string, j job) bool {
 		return true
 	}
 	was, err := decodeJob([]byte(answer), job{})
+	was.dropRecord() // the answer has what counted
+	j.dropRecord()
 	doc, _ := json.Marshal(was) // both always marshal
 	other, _ := json.Marshal(j)
 	return err == nil && bytes.Equal(doc, other)
@@ -2345,7 +2369,7 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 		if err != nil {
 			return restored{}, err
 		}
-		if err := j.validate(s.timezone()); err != nil {
+		if err := cmp.Or(j.validate(s.timezone()), j.checkRecord(s.now().UnixNano())); err != nil {
 			return restored{}, badInput{fmt.Errorf("job %d of the file: %w", done.Jobs+1, err)}
 		}
 		doc, err := json.Marshal(j)

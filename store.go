@@ -293,7 +293,11 @@ CREATE TABLE staged (
 	ephemeral       INTEGER NOT NULL,
 	starts_at       INTEGER NOT NULL,
 	expires_at      INTEGER NOT NULL,
-	next            INTEGER NOT NULL
+	next            INTEGER NOT NULL,
+	success_count   INTEGER NOT NULL, -- at least; this and the following
+	error_count     INTEGER NOT NULL,
+	last_success    INTEGER NOT NULL,
+	last_error      INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX staged_restore ON staged (restore, name);
 
@@ -1822,7 +1826,7 @@ func (a *applying) store(p jobPut, parent int64) error {
 	}
 	a.arm(id, p.Next, j.armed())
 	if p.Base.ID == 0 {
-		return a.s.exec("INSERT INTO job_state VALUES (?, ?, 0, 0, 0, 0, 0, 0, 0, '')", id, p.Next)
+		return a.s.exec("INSERT INTO job_state VALUES (?, ?, 0, 0, 0, ?, ?, ?, ?, '')", id, p.Next, j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
 	}
 	return a.s.exec("UPDATE job_state SET next = ? WHERE job = ?", p.Next, id)
 }
@@ -1835,10 +1839,11 @@ func (a *applying) stage(st *staging) error {
 	}
 	for _, p := range st.Jobs {
 		j := &p.Job
-		err := a.s.exec("INSERT INTO staged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+		err := a.s.exec("INSERT INTO staged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
 			a.key(), restore, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
 			jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
-			j.Executor, int64(j.Retries), j.ParentJob, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt), p.Next)
+			j.Executor, int64(j.Retries), j.ParentJob, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt), p.Next,
+			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
 		if err != nil {
 			return err
 		}
@@ -1897,7 +1902,7 @@ func (a *applying) restore(r restoring) error {
 		}
 	}
 	a.s.allNew = true
-	var rows [4]int64 // that each of these has written
+	var rows [5]int64 // that each of these has written
 	for i, query := range []string{
 		`UPDATE job_state SET next = st.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
@@ -1907,6 +1912,9 @@ func (a *applying) restore(r restoring) error {
 		`INSERT INTO job_state SELECT st.id, st.next, 0, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent AND p.deleted = 0
 			WHERE st.restore = ?1 AND st.parent <> '' AND jobs.name = st.name AND jobs.deleted = 0`,
+		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count), error_count = max(job_state.error_count, st.error_count),
+			last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
+			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND job_state.job = j.id AND st.success_count + st.error_count + st.last_success + st.last_error > 0`,
 	} {
 		var err error
 		if rows[i], err = a.s.execRows(query, r.Restore, int64(a.result.Index)); err != nil {
