@@ -52,6 +52,7 @@ const (
 	jobBytesMax  = 512_000 // of a job's JSON
 	warningsMax  = 10      // of a job that are said
 	reportsMax   = 500     // in one done command
+	nodesMax     = 200     // in one command that says which are there
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
 	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
@@ -510,18 +511,23 @@ type node struct {
 // of nodes. All tags must match; a value that ends in ":N" limits how many
 // nodes are taken, at random, and the lowest limit counts. No tags: every node.
 func chooseNodes(tags map[string]string, nodes []node, rnd *rand.Rand) []target {
-	matching := matchingNodes(tags, nodes)
-	limit := len(matching)
-	for _, value := range tags {
-		if _, n, ok := cutCount(value); ok {
-			limit = min(limit, n)
-		}
-	}
+	matching, limit := matchingNodes(tags, nodes), nodesWanted(tags)
 	for len(matching) > limit {
 		i := rnd.IntN(len(matching))
 		matching = slices.Delete(matching, i, i+1)
 	}
 	return matching
+}
+
+// nodesWanted returns on how many nodes a job with these tags runs at the most.
+func nodesWanted(tags map[string]string) int {
+	limit := math.MaxInt
+	for _, value := range tags {
+		if _, n, ok := cutCount(value); ok {
+			limit = min(limit, n)
+		}
+	}
+	return limit
 }
 
 // matchingNodes returns the nodes that have all the tags, whatever the limits.
@@ -537,16 +543,6 @@ func matchingNodes(tags map[string]string, nodes []node) []target {
 		}
 	}
 	return matching
-}
-
-// counted reports whether a tag limits on how many nodes the job runs.
-func (j *job) counted() bool {
-	for _, value := range j.Tags {
-		if _, _, ok := cutCount(value); ok {
-			return true
-		}
-	}
-	return false
 }
 
 // cutCount splits "web:2" into the value and the count.
@@ -580,6 +576,7 @@ type moment struct {
 	zone      string        // the cluster's
 	nodes     []node
 	mute      []node // live, but they did not answer for their last orders
+	awaited   []node // not seen yet, but they were there before it led
 	rnd       *rand.Rand
 }
 
@@ -593,10 +590,26 @@ func (m moment) alone(rnd *rand.Rand) moment {
 // node which it does not see is not there.
 func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
 
-// mayFind reports whether a node with the tags, where none is now, may be there
-// soon for what is due since then.
-func (m moment) mayFind(tags map[string]string, due int64) bool {
-	return !m.settled() || len(matchingNodes(tags, m.mute)) > 0 && m.now-due < int64(m.catchup)
+// choose returns the nodes that run a job with the tags. ok is false if there may
+// soon be more for what is due since then: none is there and the leader has not
+// led for long, or some that were there before have not come yet.
+func (m moment) choose(tags map[string]string, due int64) (targets []target, ok bool) {
+	targets = chooseNodes(tags, m.nodes, m.rnd)
+	switch {
+	case !m.settled():
+		ok = len(targets) > 0 && !m.lacks(tags, targets)
+	case len(targets) == 0:
+		ok = len(matchingNodes(tags, m.mute)) == 0 || m.now-due >= int64(m.catchup)
+	default:
+		ok = true
+	}
+	return targets, ok
+}
+
+// lacks reports whether a node that was there before, and has not come yet, would
+// be among the targets.
+func (m moment) lacks(tags map[string]string, targets []target) bool {
+	return !m.settled() && len(targets) < nodesWanted(tags) && len(matchingNodes(tags, m.awaited)) > 0
 }
 
 // plan says what becomes of every tick of a job up to now, oldest first, each
@@ -607,8 +620,8 @@ func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 	if err != nil {
 		return nil, err
 	}
-	targets := chooseNodes(j.Tags, m.nodes, m.rnd)
-	if len(targets) == 0 && m.mayFind(j.Tags, r.next) {
+	targets, ok := m.choose(j.Tags, r.next)
+	if !ok {
 		return nil, nil
 	}
 	newest := catchupMax
@@ -863,6 +876,7 @@ type scheduler struct {
 	unread    []int64           // restores whose jobs are to be queued
 	doubts    map[int64]doubt   // unfinished executions that the nodes must be asked about
 	placings  map[int64]placing // of executions that were placed anew in this term
+	seen      []node            // the nodes on record, by name
 	asked     []target          // the processes of the nodes when they were asked last
 	mute      map[string]bool   // nodes that were sent orders and did not answer
 	unasked   map[string]bool   // nodes that must be asked even if nothing that they were given is in doubt
@@ -874,10 +888,11 @@ type scheduler struct {
 
 	tasks sync.WaitGroup // what is under way beside the loops, such as orders on their way to a node
 	spawn func(func())   // begins such a task
+	wait  func(context.Context, time.Duration) error
 }
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
-	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1),
+	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1), wait: pause,
 		queue: newDueQueue(), doubts: map[int64]doubt{}, mute: map[string]bool{}, unasked: map[string]bool{}}
 	sched.spawn = func(task func()) { go task() }
 	return sched
@@ -925,6 +940,9 @@ func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 	s.mu.Unlock()
 	m, err := s.store.meta()
 	if err != nil {
+		return err
+	}
+	if err := s.readNodes(); err != nil {
 		return err
 	}
 	if err := s.doubtIf(func(executionRow) bool { return true }); err != nil {
@@ -1070,7 +1088,56 @@ func (s *scheduler) moment() moment {
 			m.nodes = append(m.nodes, n)
 		}
 	}
+	if !m.settled() {
+		for _, n := range s.seen {
+			same := func(other node) bool { return other.Name == n.Name }
+			if !slices.ContainsFunc(m.nodes, same) && !slices.ContainsFunc(m.mute, same) {
+				m.awaited = append(m.awaited, n)
+			}
+		}
+	}
 	return m
+}
+
+// readNodes reads which nodes are on record.
+func (s *scheduler) readNodes() error {
+	seen, err := s.store.nodesSeen()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = seen
+	return err
+}
+
+// recordNodes puts on record which nodes are there, for the next leader. One that is
+// not there has gone once it counts as failed.
+func (s *scheduler) recordNodes(ctx context.Context) error {
+	there := s.nodes()
+	settled := s.moment().settled()
+	s.mu.Lock()
+	seen := s.seen
+	s.mu.Unlock()
+	var changes []nodeSeen
+	for _, n := range there {
+		same := func(old node) bool { return old.Name == n.Name && maps.Equal(old.Tags, n.Tags) }
+		if !slices.ContainsFunc(seen, same) {
+			changes = append(changes, nodeSeen{Name: n.Name, Tags: n.Tags})
+		}
+	}
+	for _, n := range seen {
+		same := func(other node) bool { return other.Name == n.Name }
+		if settled && !slices.ContainsFunc(there, same) {
+			changes = append(changes, nodeSeen{Name: n.Name, Gone: true})
+		}
+	}
+	for part := range slices.Chunk(changes, nodesMax) {
+		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Nodes: part}); err != nil {
+			return err
+		}
+	}
+	if len(changes) > 0 {
+		return s.readNodes()
+	}
+	return nil
 }
 
 // newRand returns a source of chance for one goroutine.
@@ -1581,7 +1648,7 @@ func (m moment) elsewhere(j *job, name string, used []string) (target, bool) {
 		switch {
 		case t.Node == name:
 			same = append(same, t)
-		case j.counted() && !slices.Contains(used, t.Node):
+		case nodesWanted(j.Tags) < math.MaxInt && !slices.Contains(used, t.Node):
 			others = append(others, t)
 		}
 	}
@@ -1714,8 +1781,11 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (runDecision
 		}
 		return d, nil
 	}
-	d.Targets = chooseNodes(j.Tags, m.nodes, m.rnd)
-	if len(d.Targets) == 0 && waited {
+	targets := chooseNodes(j.Tags, m.nodes, m.rnd)
+	if m.lacks(j.Tags, targets) {
+		return d, nil
+	}
+	if d.Targets = targets; len(targets) == 0 && waited {
 		d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason)
 	}
 	return d, nil
@@ -1817,6 +1887,9 @@ func (s *scheduler) settleDoubts(ctx context.Context, asked chan<- struct{}) err
 
 // askNodes asks once about all that is in doubt.
 func (s *scheduler) askNodes(ctx context.Context) error {
+	if err := s.recordNodes(ctx); err != nil {
+		return err
+	}
 	if err := s.doubtOthers(); err != nil {
 		return err
 	}
@@ -2217,28 +2290,29 @@ func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int
 	now := s.now().UnixNano()
 	for range writeTries {
 		c, err := compute(now)
-		if err != nil {
-			return applied{}, err
+		if err == nil {
+			c.Actor, c.Now, c.Request, c.Audit.Address = r.Actor, now, r.ID, r.Address
+			res, err = s.propose(ctx, c)
 		}
-		c.Actor, c.Now, c.Request, c.Audit.Address = r.Actor, now, r.ID, r.Address
-		res, err = s.propose(ctx, c)
-		now = s.now().UnixNano()
+		m := s.moment()
+		now = m.now
 		switch {
-		case errors.Is(err, errUndecided) && len(c.Put) > 0:
+		case errors.Is(err, errUndecided) && c != nil && len(c.Put) > 0:
 			// The loop that fires may be late for long, and always later than now, or
 			// wait for a node that does not answer.
-			m := s.moment()
 			m.mute = nil
-			if now, err = m.now, s.fireTicks(ctx, m, c.jobs()); err != nil {
+			if err = s.fireTicks(ctx, m, c.jobs()); err != nil {
 				return applied{}, err
 			}
 		case !errors.Is(err, errConflict) && !errors.Is(err, errUndecided):
 			return res, err
 		}
-		select {
-		case <-ctx.Done():
-			return applied{}, ctx.Err()
-		case <-time.After(writePause):
+		wait := writePause
+		if !m.settled() { // what waits for nodes is decided in a few seconds
+			wait = 2 * nodeFailed / writeTries
+		}
+		if err := s.wait(ctx, wait); err != nil {
+			return applied{}, err
 		}
 	}
 	return applied{}, errConflict
@@ -2705,7 +2779,10 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 		}
 		m := s.moment()
 		d = runDecision{Job: row.version.ID, Rev: row.version.Rev, Targets: chooseNodes(j.Tags, m.nodes, m.rnd)}
-		if len(d.Targets) == 0 {
+		switch {
+		case m.lacks(j.Tags, d.Targets):
+			return nil, errUndecided
+		case len(d.Targets) == 0:
 			return nil, errNoNode
 		}
 		return r.keep(&command{Audit: &audited{Action: actionRun}, Run: []runDecision{d}}, row), nil

@@ -585,6 +585,88 @@ func TestScheduler_QueueForgets(t *testing.T) {
 	}
 }
 
+// TestScheduler_CatchUpWaits: a leader that has just begun does not take the nodes
+// that came first for all that there are: it knows who was there before, and waits
+// for them as long as a node takes to count as failed.
+func TestScheduler_CatchUpWaits(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		tags map[string]string
+		back int // nodes that come back after two seconds
+		want []int
+	}{
+		{"Every", nil, 3, []int{0, 3, 3}},
+		{"EveryThatComes", nil, 2, []int{0, 0, 2}},
+		{"Count", map[string]string{"role": "x:2"}, 3, []int{0, 2, 2}},
+		{"CountThatIsThere", map[string]string{"role": "x:1"}, 3, []int{1, 1, 1}},
+		{"Foreign", map[string]string{"own": "1"}, 1, []int{1, 1, 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			now := testStart
+			s, sent := newTestScheduler(t, &now)
+			nodes := []node{}
+			for i := range 3 {
+				nodes = append(nodes, node{fmt.Sprint("n", i+1), 7, map[string]string{"role": "x", "own": fmt.Sprint(i + 1)}})
+			}
+			there := nodes
+			s.nodes = func() []node { return there }
+			if err := s.askNodes(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			putJobs(t, s, job{Name: "a", Schedule: "@at " + timeOf(now+int64(10*time.Second)).Format(time.RFC3339), Tags: c.tags})
+			s.leaveOffice()
+			there = nodes[:1]
+			now += int64(30 * time.Second)
+			if err := s.takeOffice(t.Context(), 2); err != nil {
+				t.Fatal(err)
+			}
+			for i, step := range []time.Duration{0, 2 * time.Second, nodeFailed} {
+				if now += int64(step); i > 0 {
+					there = nodes[:c.back]
+				}
+				if _, err := s.fireDue(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.askNodes(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				n := 0
+				for _, d := range *sent {
+					n += len(d.Orders)
+				}
+				if n != c.want[i] {
+					t.Errorf("at step %d the late tick has %d runs, want %d", i, n, c.want[i])
+				}
+			}
+			if seen, err := s.store.nodesSeen(); err != nil || len(seen) != c.back {
+				t.Errorf("on record are %v, %v, want %d nodes", seen, err, c.back)
+			}
+		})
+	}
+}
+
+// TestScheduler_ToggleAtStart: a job whose tick waits for nodes, just after a start,
+// can be toggled: that waits as well.
+func TestScheduler_ToggleAtStart(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
+	s.leaveOffice()
+	now += int64(10 * time.Second)
+	s.nodes = func() []node { return nil }
+	if err := s.takeOffice(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	s.wait = func(_ context.Context, d time.Duration) error { now += int64(d); return nil }
+	row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a")
+	if err != nil || !row.Disabled {
+		t.Fatalf("the job is %+v, %v, want it disabled", row, err)
+	}
+	if list, _, err := s.store.ticks(row.version.ID, 0, math.MaxInt64, 0, 9); err != nil || len(list) != 1 || list[0].Reason != noNodeReason {
+		t.Errorf("of its tick became %+v, %v, want a skip for want of a node", list, err)
+	}
+}
+
 // TestMoment_Resolve: what a node's answer means for an execution in doubt.
 func TestMoment_Resolve(t *testing.T) {
 	every, once := &jobRow{Name: "a", Schedule: "@every 1m"}, &jobRow{Name: "a", Schedule: "@at 2026-01-01T00:00:00Z"}
@@ -2082,6 +2164,7 @@ func (s *simServer) started() {
 	s.sched.propose, s.sched.nodes, s.sched.start, s.sched.ask, s.sched.spawn = s.propose, s.alive, s.start, s.ask, s.spawn
 	s.sched.now = func() time.Time { return timeOf(s.now()) }
 	s.sched.chance = s.w.rnd.Uint64
+	s.sched.wait = func(_ context.Context, d time.Duration) error { s.w.sleep(d); return nil }
 	s.seen = map[string]heartbeat{}
 	s.w.logf("%s starts, applied is %d", s.n.self.Name, disk.Applied)
 	s.own.start(s.w)
@@ -2344,9 +2427,7 @@ func (s *simServer) propose(_ context.Context, c *command) (applied, error) {
 		return applied{}, err
 	}
 	s.w.await(func() bool { return p.done })
-	if p.err == errUndecided || p.err == errConflict { // it is computed anew a moment later
-		s.w.sleep(200 * time.Millisecond)
-	} else if s.w.chance(30) {
+	if s.w.chance(30) {
 		s.w.sleep(time.Duration(s.w.rnd.Int64N(int64(50 * time.Millisecond))))
 	}
 	return p.res, p.err

@@ -301,6 +301,12 @@ CREATE TABLE staged (
 ) STRICT;
 CREATE INDEX staged_restore ON staged (restore, name);
 
+-- The nodes that were there, so that a new leader knows for whom it may wait.
+CREATE TABLE nodes (
+	name TEXT PRIMARY KEY,
+	tags TEXT NOT NULL -- JSON object
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE policies (
 	name  TEXT PRIMARY KEY,
 	rules TEXT NOT NULL -- JSON as it was sent
@@ -363,7 +369,7 @@ var migrations = []string{schema, tokensSchema, auditSchema, badSchema}
 
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
-var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "staged", "policies", "tokens", "requests", "stats", "audit"}
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "staged", "nodes", "policies", "tokens", "requests", "stats", "audit"}
 
 // store is one open database. Its methods are safe for readers at any time;
 // persist and apply belong to one goroutine.
@@ -1248,6 +1254,7 @@ type command struct {
 	Reassign         []reassignment `json:"reassign,omitempty"`
 	Close            []closing      `json:"close,omitempty"`
 	Reset            []reset        `json:"reset,omitempty"`
+	Nodes            []nodeSeen     `json:"nodes,omitempty"`
 	Trim             *trimming      `json:"trim,omitempty"`
 }
 
@@ -1401,6 +1408,13 @@ type reset struct {
 	Fired  int64  `json:"fired"` // as found
 	Next   int64  `json:"next"`
 	Reason string `json:"reason"`
+}
+
+// A nodeSeen says that a node is there, or that it is not any more.
+type nodeSeen struct {
+	Name string            `json:"name"`
+	Tags map[string]string `json:"tags,omitempty"`
+	Gone bool              `json:"gone,omitempty"`
 }
 
 // trimming drops what need not be kept, at most about sliceRows rows of a kind.
@@ -1594,6 +1608,8 @@ func (a *applying) change() error {
 		return a.close(c.Close)
 	case c.Reset != nil:
 		return a.reset(c.Reset)
+	case c.Nodes != nil:
+		return a.seeNodes(c.Nodes)
 	case c.Trim != nil:
 		return a.trim(c.Trim)
 	}
@@ -2697,6 +2713,19 @@ func (a *applying) reset(list []reset) error {
 	return nil
 }
 
+func (a *applying) seeNodes(list []nodeSeen) error {
+	for _, n := range list {
+		query, args := "INSERT OR REPLACE INTO nodes VALUES (?, ?)", []any{n.Name, jsonMap(n.Tags)}
+		if n.Gone {
+			query, args = "DELETE FROM nodes WHERE name = ?", args[:1]
+		}
+		if err := a.s.exec(query, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (a *applying) trim(t *trimming) error {
 	for _, c := range t.Executions {
 		if _, err := a.dropExecutions(c); err != nil {
@@ -3740,6 +3769,20 @@ func (s *store) armed(fn func(job, next int64)) error {
 		fn(job, next)
 		return nil
 	})
+}
+
+// nodesSeen returns the nodes that were there, by name. They have no incarnation.
+func (s *store) nodesSeen() (list []node, err error) {
+	err = s.viewEach("SELECT name, tags FROM nodes ORDER BY name", nil, func(scan scanner) error {
+		var n node
+		var tags []byte
+		if err := scan(&n.Name, &tags); err != nil {
+			return err
+		}
+		list = append(list, n)
+		return json.Unmarshal(tags, &list[len(list)-1].Tags)
+	})
+	return list, err
 }
 
 // firedBehind returns the ids, above a given one and in order, of jobs whose
