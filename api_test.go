@@ -161,6 +161,9 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 		t.Fatal(err)
 	}
 	s := &testServer{t: t, node: newFakeNode(incarnation), last: disk.Last}
+	if err := st.exec(`INSERT OR REPLACE INTO nodes VALUES ('node1', '{"role":"dkron"}')`); err != nil { // the files name indexes of the log
+		t.Fatal(err)
+	}
 	self := member{Name: "node1", Addr: "127.0.0.1", Port: 8946, Tags: map[string]string{"role": "dkron"}, Status: 1}
 	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "UTC", LostAfter: 5 * time.Minute}, st, log)
 	sched.propose = s.propose
