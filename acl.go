@@ -1,5 +1,6 @@
 // The acl owns policies and tokens: what they may say, what they mean, and who a
-// request is by the secret that it carries.
+// request is by the secret that it carries. It also says as whom the jobs
+// of a node may run, and which addresses they may reach.
 //
 // Rules that always hold:
 //
@@ -13,21 +14,27 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 )
@@ -586,6 +593,125 @@ func decodeStrict(doc []byte, v any) error {
 	}
 	if _, err := d.Token(); err != io.EOF {
 		return errors.New("something follows the JSON value")
+	}
+	return nil
+}
+
+// ---- What the operator of a node lets jobs do there
+
+// nodeLimits is what a node's operator lets jobs do there, whoever stored them. The zero value runs both executors, as the
+// node's own user alone, and reaches all but metadata services.
+type nodeLimits struct {
+	Executors     []string // that run here, nil: all
+	AllowSu       []string // values of "su" that jobs may have, each as a whole
+	AllowMetadata bool     // http requests reach the metadata services of clouds
+	DenyPrivate   bool     // http requests do not reach private and loopback addresses
+	FilesDir      string   // the processor "files" writes below this directory, which is made; "": files in the data directory
+}
+
+// account returns whom to run as for the su of a job, "user" or "user:group",
+// always with the other groups of that user, and what the environment says of
+// that user.
+func (l nodeLimits) account(su string) (*syscall.Credential, []string, error) {
+	if !slices.Contains(l.AllowSu, su) { // as a whole: "user" allows no "user:docker"
+		return nil, nil, fmt.Errorf("this node does not run jobs as %q; add it to --allow-su there", su)
+	}
+	name, group, hasGroup := strings.Cut(su, ":")
+	u, err := user.Lookup(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return nil, nil, err
+	}
+	if hasGroup {
+		g, err := user.LookupGroup(group)
+		if err != nil {
+			return nil, nil, err
+		}
+		u.Gid = g.Gid
+	}
+	var numbers []uint32
+	for _, s := range append([]string{u.Uid, u.Gid}, ids...) {
+		n, err := strconv.ParseUint(s, 10, 32)
+		if err != nil {
+			return nil, nil, err
+		}
+		numbers = append(numbers, uint32(n))
+	}
+	shell := "/bin/sh"
+	passwd, _ := os.ReadFile("/etc/passwd") // of users that it does not know nobody says the shell
+	for line := range strings.Lines(string(passwd)) {
+		if f := strings.Split(strings.TrimSpace(line), ":"); f[0] == u.Username && len(f) == 7 {
+			shell = cmp.Or(f[6], shell)
+		}
+	}
+	return &syscall.Credential{Uid: numbers[0], Gid: numbers[1], Groups: numbers[2:]},
+		[]string{"HOME=" + u.HomeDir, "USER=" + u.Username, "LOGNAME=" + u.Username, "SHELL=" + shell}, nil
+}
+
+// metadataAddrs are where clouds tell a machine who it is and what it may do. Credentials can be read there by whoever makes
+// the machine ask: link-local addresses, and those that some clouds took instead.
+var metadataAddrs = prefixes("169.254.0.0/16", "fe80::/10",
+	"fd00:ec2::/32",                               // AWS
+	"fd20:ce::254/128",                            // Google
+	"100.100.100.200/32", "fd00:100::100:200/128", // Alibaba
+	"168.63.129.16/32",                         // Azure
+	"192.0.0.192/32", "fd00:c1::a9fe:a9fe/128", // Oracle
+	"fd00:42::42/128",       // Scaleway
+	"fd00:a9fe:a9fe::1/128", // Linode
+	"64:ff9b:1::/48")        // whatever a network's own NAT64 makes of it
+
+// privateAddrs are private beyond what netip says.
+var privateAddrs = prefixes("100.64.0.0/10", "0.0.0.0/8")
+
+func prefixes(list ...string) (parsed []netip.Prefix) {
+	for _, s := range list {
+		parsed = append(parsed, netip.MustParsePrefix(s))
+	}
+	return parsed
+}
+
+// nat64 holds all IPv4 addresses in its last four bytes.
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// literalAddr returns the address that a host stands for without being resolved, if it is one: also IPv4 as C libraries
+// read it, of one to four numbers in decimal, hex or octal, of which the last fills what is left.
+func literalAddr(host string) (netip.Addr, bool) {
+	host = strings.TrimSuffix(host, ".")
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr, true
+	}
+	parts := strings.Split(host, ".")
+	n := uint64(0)
+	for i, part := range parts {
+		bits := 8
+		if i == len(parts)-1 {
+			bits = 8 * max(1, 4-i)
+		}
+		v, err := strconv.ParseUint(part, 0, bits)
+		if err != nil || i == 4 {
+			return netip.Addr{}, false
+		}
+		n = n<<bits | v
+	}
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, uint32(n)))), true
+}
+
+// checkAddr says why a request must not reach an address, nil if it may.
+func (l nodeLimits) checkAddr(addr netip.Addr) error {
+	addr = addr.Unmap().WithZone("")
+	if nat64.Contains(addr) {
+		b := addr.As16()
+		addr = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	in := func(p netip.Prefix) bool { return p.Contains(addr) }
+	switch {
+	case !l.AllowMetadata && slices.ContainsFunc(metadataAddrs, in):
+		return fmt.Errorf("executor_config.url: %s is an address of a metadata service, which this node does not reach without --http-allow-metadata", addr)
+	case l.DenyPrivate && (addr.IsPrivate() || addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast() || slices.ContainsFunc(privateAddrs, in)):
+		return fmt.Errorf("executor_config.url: %s is a private address, which this node does not reach because of --http-deny-private", addr)
 	}
 	return nil
 }

@@ -31,7 +31,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,7 +49,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"regexp"
 	"regexp/syntax"
@@ -277,16 +275,6 @@ type executorConfig struct {
 	Report func(ctx context.Context, results []result) (taken []int64, err error)
 }
 
-// nodeLimits is what a node's operator lets jobs do there, whoever stored them. The zero value runs both executors, as the
-// node's own user alone, and reaches all but metadata services.
-type nodeLimits struct {
-	Executors     []string // that run here, nil: all
-	AllowSu       []string // values of "su" that jobs may have, each as a whole
-	AllowMetadata bool     // http requests reach the metadata services of clouds
-	DenyPrivate   bool     // http requests do not reach private and loopback addresses
-	FilesDir      string   // the processor "files" writes below this directory, which is made; "": files in the data directory
-}
-
 // executor runs what the leader orders. Its methods may be called by any goroutine.
 type executor struct {
 	cfg       executorConfig  // fixed
@@ -301,13 +289,13 @@ type executor struct {
 	lines     chan int        // those of notes that are free
 
 	mu        sync.Mutex
-	term      uint64          // highest term seen
-	floor     uint64          // number of the latest question or kill answered in term
-	taken     idSet           // every execution taken by this process
-	runs      map[int64]*run  // taken and not finished
-	limited   map[*run]limit  // processes with a mem_limit
-	held      map[int64]*held // finished and not acknowledged
-	due       []int64         // held executions to be delivered, oldest first; may name some that are no longer held
+	term      uint64            // highest term seen
+	floor     uint64            // number of the latest question or kill answered in term
+	taken     idSet             // every execution taken by this process
+	runs      map[int64]*run    // taken and not finished
+	limited   map[*run]*session // processes with a mem_limit
+	held      map[int64]*held   // finished and not acknowledged
+	due       []int64           // held executions to be delivered, oldest first; may name some that are no longer held
 	processes lane
 	requests  lane
 	stopping  bool
@@ -374,7 +362,7 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 		drained: make(chan struct{}),
 		taken:   idSet{},
 		runs:    map[int64]*run{},
-		limited: map[*run]limit{},
+		limited: map[*run]*session{},
 		lines:   make(chan int, processesMax),
 		held:    map[int64]*held{},
 	}
@@ -960,7 +948,7 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = in, in
-	s := &session{execution: strconv.FormatInt(r.order.Execution, 10), ended: make(chan struct{})}
+	s := &session{execution: strconv.FormatInt(r.order.Execution, 10), memoryMax: limits.memory}
 	line := <-e.lines
 	defer func() { e.note(line, ""); e.lines <- line }()
 	e.note(line, s.execution) // whatever happens next
@@ -970,30 +958,34 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 		return err
 	}
 	s.pid = cmd.Process.Pid
-	e.note(line, s.execution+" "+readProcess(s.pid).leader)
-	read := make(chan struct{})
+	e.note(line, s.execution+" "+readProc(s.pid).leader)
+	read, ended, quiet := make(chan struct{}), make(chan struct{}), false
 	go func() { // until the last writer is gone, or the deadline: either is the end of the output
 		r.out.ReadFrom(out)
 		close(read)
 	}()
 	go func() { // for ever, if the process cannot be ended
 		err = cmd.Wait()
-		close(s.ended)
+		s.reaped.Store(true)
+		close(ended)
 	}()
-	if limits.memory > 0 {
-		e.setLimit(r, limit{s, limits.memory})
-		defer e.setLimit(r, limit{})
+	if s.memoryMax > 0 {
+		e.limit(r, s)
+		defer e.limit(r, nil)
 	}
 	var left []proc
 	select {
-	case <-s.ended:
+	case <-ended:
 		select {
 		case <-read:
+			quiet = syscall.Kill(-s.pid, 0) == syscall.ESRCH // as most runs are, and this is quicker than a look at /proc
 		case <-time.After(outputWait):
 		case <-ctx.Done():
 		}
-		if !isClosed(read) || syscall.Kill(-s.pid, 0) == nil { // mostly nothing is left, and this is quicker than a look
-			left = e.terminate(ctx, s.rest, limits.grace, detachMax)
+		if !quiet {
+			left = e.terminate(ctx, func(found []proc) []proc {
+				return slices.DeleteFunc(s.all(found), func(p proc) bool { return p.session != s.pid }) // not a daemon
+			}, limits.grace, detachMax)
 		}
 	case <-ctx.Done():
 	}
@@ -1008,7 +1000,7 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 		fmt.Fprintf(&r.out, "\nThese processes could not be ended: %s.\n", names(left))
 	}
 	select {
-	case <-s.ended:
+	case <-ended:
 	case <-time.After(drainMax):
 		return cause // the first process is one of those left
 	}
@@ -1017,15 +1009,6 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 		err = nil // the process succeeded without having read its payload, which a child holds open
 	}
 	return cmp.Or(cause, err)
-}
-
-func isClosed(c chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }
 
 // endOf reads how a process ended. The kernel counts what a process had in memory before it executed its program, and that
@@ -1061,11 +1044,7 @@ func (e *executor) command(o *order) (*exec.Cmd, error) {
 	}
 	var account []string
 	if su := o.Config["su"]; su != "" {
-		// As a whole: "user" allows no "user:docker".
-		if !slices.Contains(e.cfg.Limits.AllowSu, su) {
-			return nil, fmt.Errorf("executor_config.su: this node does not run jobs as %q; add it to --allow-su there", su)
-		}
-		if cmd.SysProcAttr.Credential, account, err = credential(su); err != nil {
+		if cmd.SysProcAttr.Credential, account, err = e.cfg.Limits.account(su); err != nil {
 			return nil, fmt.Errorf("executor_config.su: %w", err)
 		}
 	}
@@ -1287,62 +1266,14 @@ func (e *executor) environment(o *order, account []string) []string {
 	return append(env, "BELFRY_EXECUTION="+executionName(o.Execution, e.cfg.Node), "BELFRY_NODE_ID="+e.cfg.NodeID)
 }
 
-// credential returns whom to run as, "user" or "user:group", always with the other groups of that user, and what the
-// environment says of the account.
-func credential(su string) (*syscall.Credential, []string, error) {
-	name, group, hasGroup := strings.Cut(su, ":")
-	u, err := user.Lookup(name)
-	if err != nil {
-		return nil, nil, err
-	}
-	ids, err := u.GroupIds()
-	if err != nil {
-		return nil, nil, err
-	}
-	if hasGroup {
-		g, err := user.LookupGroup(group)
-		if err != nil {
-			return nil, nil, err
-		}
-		u.Gid = g.Gid
-	}
-	var numbers []uint32
-	for _, s := range append([]string{u.Uid, u.Gid}, ids...) {
-		n, err := strconv.ParseUint(s, 10, 32)
-		if err != nil {
-			return nil, nil, err
-		}
-		numbers = append(numbers, uint32(n))
-	}
-	shell := "/bin/sh"
-	passwd, _ := os.ReadFile("/etc/passwd") // of users that it does not know nobody says the shell
-	for line := range strings.Lines(string(passwd)) {
-		if f := strings.Split(strings.TrimSpace(line), ":"); f[0] == u.Username && len(f) == 7 {
-			shell = cmp.Or(f[6], shell)
-		}
-	}
-	return &syscall.Credential{Uid: numbers[0], Gid: numbers[1], Groups: numbers[2:]},
-		[]string{"HOME=" + u.HomeDir, "USER=" + u.Username, "LOGNAME=" + u.Username, "SHELL=" + shell}, nil
-}
-
 // ---- The processes of a run
-
-// proc is what /proc says of a process that is alive.
-type proc struct {
-	pid, group, session int
-	command             string
-	forked              bool // it has not executed a program yet
-	hangs               bool // in an uninterruptible system call
-	pages               int64
-	leader              string // pid and, in ticks since the machine booted, the start
-	execution           string // of this node, in its environment or in that of another process of its session
-}
 
 // session is what a run began: the session of its first process, and all that names its execution in the environment.
 type session struct {
 	execution string
-	pid       int           // the first process, which leads the session
-	ended     chan struct{} // closed when that was reaped
+	memoryMax int64 // resident bytes of all together, 0: no limit
+	pid       int   // of the first process, which leads the session
+	reaped    atomic.Bool
 }
 
 // all returns the processes of the run. When the first one was reaped, its number may be given to another session.
@@ -1350,19 +1281,13 @@ func (s *session) all(found []proc) []proc {
 	if runtime.GOOS != "linux" && syscall.Kill(-s.pid, 0) == nil {
 		return []proc{{pid: s.pid, group: s.pid, session: s.pid}} // all that can be known
 	}
-	other := isClosed(s.ended) && slices.ContainsFunc(found, func(p proc) bool { return p.pid == s.pid })
+	other := s.reaped.Load() && slices.ContainsFunc(found, func(p proc) bool { return p.pid == s.pid })
 	return slices.DeleteFunc(slices.Clone(found), func(p proc) bool { return p.execution != s.execution && (p.session != s.pid || other) })
 }
 
-// rest returns those that did not leave the session.
-func (s *session) rest(found []proc) []proc {
-	return slices.DeleteFunc(s.all(found), func(p proc) bool { return p.session != s.pid })
-}
-
 // terminate ends the processes that find chooses: TERM, KILL after the grace, and unkillableMax later it gives up and
-// returns them. Before TERM it waits up to settle for those
-// that were just forked, and a fifth of it for others, which may be about to detach themselves. It leaves all as it is
-// when ctx ends. When the node stops, the grace is cut.
+// returns them. Before TERM it waits up to settle for those that were just forked, and a fifth of it for others, which may
+// be about to detach themselves. It leaves all as it is when ctx ends. When the node stops, the grace is cut.
 func (e *executor) terminate(ctx context.Context, find func([]proc) []proc, grace, settle time.Duration) []proc {
 	begun, told, gone := time.Now(), time.Time{}, 0
 	for pause := lookFirst; ; pause = min(2*pause, lookMax) {
@@ -1372,14 +1297,13 @@ func (e *executor) terminate(ctx context.Context, find func([]proc) []proc, grac
 			kill = last
 		}
 		e.mu.Unlock()
-		if len(found) > 0 {
-			gone = 0
-		}
 		switch {
-		case ctx.Err() != nil || gone > 0:
+		case ctx.Err() != nil:
 			return nil
 		case len(found) == 0: // one look may miss a process that is being forked, or executes another program
-			gone++
+			if gone++; gone > 1 {
+				return nil
+			}
 		case told.IsZero() && now.Sub(begun) < settle && (now.Sub(begun) < settle/5 || slices.ContainsFunc(found, func(p proc) bool { return p.forked })):
 		case told.IsZero():
 			told = now
@@ -1405,25 +1329,16 @@ func signalAll(found []proc, signal syscall.Signal) {
 	}
 }
 
-// limit is how much resident memory the processes of a run may have; the zero value is no limit. Memory that processes
-// share counts for each of them.
-type limit struct {
-	session *session
-	bytes   int64
-}
-
-// setLimit sets or removes the limit of a running process.
-func (e *executor) setLimit(r *run, l limit) {
+// limit has the memory of a run watched, nil: no longer.
+func (e *executor) limit(r *run, s *session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if l == (limit{}) {
+	if e.limited[r] = s; s == nil {
 		delete(e.limited, r)
-	} else {
-		e.limited[r] = l
 	}
 }
 
-// watchMemory kills runs that are above their limits, until ctx ends. One look at /proc serves all.
+// watchMemory kills runs that are above their limits, until ctx ends. Memory that processes share counts for each of them.
 func (e *executor) watchMemory(ctx context.Context) {
 	for sleep(ctx, memoryEvery) {
 		e.mu.Lock()
@@ -1433,94 +1348,28 @@ func (e *executor) watchMemory(ctx context.Context) {
 			continue
 		}
 		found := e.procs()
-		for r, l := range limited {
-			used, all := int64(0), l.session.all(found)
+		for r, s := range limited {
+			used, all := int64(0), s.all(found)
 			for _, p := range all {
 				used += p.pages * int64(os.Getpagesize())
 			}
-			if used > l.bytes {
-				r.cancel(fmt.Errorf("resident memory of %d bytes exceeded the mem_limit of %d bytes", used, l.bytes))
+			if used > s.memoryMax {
+				r.cancel(fmt.Errorf("resident memory of %d bytes exceeded the mem_limit of %d bytes", used, s.memoryMax))
 				signalAll(all, syscall.SIGKILL) // TERM would leave it time to take more
 			}
 		}
 	}
 }
 
-// names returns processes by pid, user and command.
-func names(list []proc) string {
-	var texts []string
-	for _, p := range list {
-		owner := "?"
-		if info, err := os.Stat("/proc/" + strconv.Itoa(p.pid)); err == nil {
-			owner = fmt.Sprint(info.Sys().(*syscall.Stat_t).Uid)
-		}
-		if u, err := user.LookupId(owner); err == nil {
-			owner = u.Username
-		}
-		texts = append(texts, fmt.Sprintf("%d (%s, %s)", p.pid, owner, p.command))
-	}
-	return strings.Join(texts, ", ")
-}
-
-// procs returns those outside our own session, as they are after the call. Runs that end together share a look. Where
-// there is no /proc, and of a process that hides its environment, nothing is known.
+// procs returns those outside our own session, as they are after the call. Runs that end together share a look.
 func (e *executor) procs() []proc {
 	asked := time.Now()
 	e.procsMu.Lock()
 	defer e.procsMu.Unlock()
-	if e.procsBegun.After(asked) {
-		return e.procsFound
-	}
-	e.procsBegun, e.procsFound = time.Now(), nil
-	dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only on a bad pattern
-	executions, own := map[int]string{}, readProcess(os.Getpid()).session
-	mark := []byte("\x00BELFRY_NODE_ID=" + e.cfg.NodeID + "\x00")
-	for _, dir := range dirs {
-		pid, _ := strconv.Atoi(filepath.Base(dir))
-		p := readProcess(pid)
-		if p.pid == 0 || p.session == own {
-			continue
-		}
-		var environ []byte
-		if !p.hangs { // or who reads its memory may hang as well
-			environ, _ = os.ReadFile(filepath.Join(dir, "environ")) // fails for another user's
-		}
-		if environ = append([]byte{0}, environ...); bytes.Contains(environ, mark) {
-			_, id, _ := bytes.Cut(environ, []byte("\x00BELFRY_EXECUTION="))
-			id, _, _ = bytes.Cut(id, []byte("-"))
-			executions[p.session] = string(id)
-		}
-		e.procsFound = append(e.procsFound, p)
-	}
-	for i, p := range e.procsFound {
-		e.procsFound[i].execution = executions[p.session]
+	if !e.procsBegun.After(asked) {
+		e.procsBegun, e.procsFound = time.Now(), readProcs(e.cfg.NodeID)
 	}
 	return e.procsFound
-}
-
-// readProcess reads /proc/PID/stat. It returns the zero value of a process that has ended.
-func readProcess(pid int) proc {
-	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	p, _ := parseStat(stat)
-	return p
-}
-
-// parseStat reads what proc_pid_stat(5) describes, unless the process has ended. The second field is the program's name in
-// parentheses, which may contain anything.
-func parseStat(stat []byte) (p proc, ok bool) {
-	end := max(0, bytes.LastIndexByte(stat, ')'))
-	pid, command, _ := bytes.Cut(stat[:end], []byte(" ("))
-	fields := bytes.Fields(stat[end:])
-	if len(fields) < 23 || fields[1][0] == 'Z' || fields[1][0] == 'X' {
-		return p, false
-	}
-	number := func(b []byte) int {
-		n, _ := strconv.Atoi(string(b)) // the kernel writes numbers
-		return n
-	}
-	const forkNoExec = 0x40 // PF_FORKNOEXEC
-	return proc{pid: number(pid), command: string(command), group: number(fields[3]), session: number(fields[4]),
-		forked: number(fields[7])&forkNoExec != 0, hangs: fields[1][0] == 'D', leader: string(pid) + " " + string(fields[20]), pages: int64(number(fields[22]))}, true
 }
 
 // note writes a line of the file of open runs, behind the first: "execution pid start". It is not synced: a crash of this
@@ -1853,71 +1702,6 @@ func regular(f *os.File, err error) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-// metadataAddrs are where clouds tell a machine who it is and what it may do. Credentials can be read there by whoever makes
-// the machine ask: link-local addresses, and those that some clouds took instead.
-var metadataAddrs = prefixes("169.254.0.0/16", "fe80::/10",
-	"fd00:ec2::/32",                               // AWS
-	"fd20:ce::254/128",                            // Google
-	"100.100.100.200/32", "fd00:100::100:200/128", // Alibaba
-	"168.63.129.16/32",                         // Azure
-	"192.0.0.192/32", "fd00:c1::a9fe:a9fe/128", // Oracle
-	"fd00:42::42/128",       // Scaleway
-	"fd00:a9fe:a9fe::1/128", // Linode
-	"64:ff9b:1::/48")        // whatever a network's own NAT64 makes of it
-
-// privateAddrs are private beyond what netip says.
-var privateAddrs = prefixes("100.64.0.0/10", "0.0.0.0/8")
-
-func prefixes(list ...string) (parsed []netip.Prefix) {
-	for _, s := range list {
-		parsed = append(parsed, netip.MustParsePrefix(s))
-	}
-	return parsed
-}
-
-// nat64 holds all IPv4 addresses in its last four bytes.
-var nat64 = netip.MustParsePrefix("64:ff9b::/96")
-
-// literalAddr returns the address that a host stands for without being resolved, if it is one: also IPv4 as C libraries
-// read it, of one to four numbers in decimal, hex or octal, of which the last fills what is left.
-func literalAddr(host string) (netip.Addr, bool) {
-	host = strings.TrimSuffix(host, ".")
-	if addr, err := netip.ParseAddr(host); err == nil {
-		return addr, true
-	}
-	parts := strings.Split(host, ".")
-	n := uint64(0)
-	for i, part := range parts {
-		bits := 8
-		if i == len(parts)-1 {
-			bits = 8 * max(1, 4-i)
-		}
-		v, err := strconv.ParseUint(part, 0, bits)
-		if err != nil || i == 4 {
-			return netip.Addr{}, false
-		}
-		n = n<<bits | v
-	}
-	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, uint32(n)))), true
-}
-
-// checkAddr says why a request must not reach an address, nil if it may.
-func (l nodeLimits) checkAddr(addr netip.Addr) error {
-	addr = addr.Unmap().WithZone("")
-	if nat64.Contains(addr) {
-		b := addr.As16()
-		addr = netip.AddrFrom4([4]byte(b[12:]))
-	}
-	in := func(p netip.Prefix) bool { return p.Contains(addr) }
-	switch {
-	case !l.AllowMetadata && slices.ContainsFunc(metadataAddrs, in):
-		return fmt.Errorf("executor_config.url: %s is an address of a metadata service, which this node does not reach without --http-allow-metadata", addr)
-	case l.DenyPrivate && (addr.IsPrivate() || addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast() || slices.ContainsFunc(privateAddrs, in)):
-		return fmt.Errorf("executor_config.url: %s is a private address, which this node does not reach because of --http-deny-private", addr)
-	}
-	return nil
 }
 
 // ---- Processors

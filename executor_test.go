@@ -19,7 +19,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -1763,54 +1762,6 @@ func TestExecutor_HTTPOnce(t *testing.T) {
 }
 
 // ---- What a node's operator forbids
-
-func TestNodeLimits_CheckAddr(t *testing.T) {
-	for _, c := range []struct {
-		addr                  string
-		open, metadata, alone bool // reached with the zero limits, with AllowMetadata, with DenyPrivate
-	}{
-		{"169.254.169.254", false, true, false},
-		{"169.254.0.1", false, true, false},
-		{"::ffff:169.254.169.254", false, true, false},
-		{"64:ff9b::a9fe:a9fe", false, true, false},
-		{"fe80::1", false, true, false},
-		{"fe80::1%eth0", false, true, false},
-		{"fd00:ec2::254", false, true, false},
-		{"fd00:ec2::23", false, true, false},
-		{"fd00:ec2:1::1", false, true, false},
-		{"64:ff9b:1::a9fe:a9fe", false, true, false},
-		{"fd00:c1::a9fe:a9fe", false, true, false},
-		{"fd00:42::42", false, true, false},
-		{"fd00:a9fe:a9fe::1", false, true, false},
-		{"fd00:100::100:200", false, true, false},
-		{"100.100.100.200", false, true, false},
-		{"168.63.129.16", false, true, false},
-		{"127.0.0.1", true, true, false},
-		{"::1", true, true, false},
-		{"::ffff:127.0.0.1", true, true, false},
-		{"0.0.0.0", true, true, false},
-		{"0.1.2.3", true, true, false},
-		{"10.1.2.3", true, true, false},
-		{"172.16.0.1", true, true, false},
-		{"192.168.1.1", true, true, false},
-		{"100.64.0.1", true, true, false},
-		{"fd12::1", true, true, false},
-		{"64:ff9b::0a00:0001", true, true, false},
-		{"192.0.2.1", true, true, true},
-		{"2001:db8::1", true, true, true},
-		{"169.253.255.255", true, true, true},
-	} {
-		addr := netip.MustParseAddr(c.addr)
-		for _, l := range []struct {
-			limits nodeLimits
-			want   bool
-		}{{nodeLimits{}, c.open}, {nodeLimits{AllowMetadata: true}, c.metadata}, {nodeLimits{DenyPrivate: true}, c.alone}} {
-			if err := l.limits.checkAddr(addr); (err == nil) != l.want {
-				t.Errorf("%s with %+v: %v, want reached %t", c.addr, l.limits, err, l.want)
-			}
-		}
-	}
-}
 
 // TestExecutor_Limits: neither a URL, nor a redirect, nor su, nor an executor
 // that is switched off leads around what the operator said.

@@ -1,19 +1,26 @@
 // The stats own what this process has seen since it started: every number that
 // is counted rather than kept, how Prometheus reads it, and what those are told
-// who watch. Nothing is decided by them.
+// who watch, and what the machine says of its processes. Nothing is decided by
+// them.
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"maps"
 	"math"
+	"os"
+	"os/user"
+	"path/filepath"
 	"runtime"
 	"runtime/metrics"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -355,4 +362,88 @@ func (e *events) since(next uint64) (list []*window, end uint64, more <-chan str
 func (w *window) read(names func([]mark) ([]event, error)) ([]event, error) {
 	w.names.Do(func() { w.events, w.err = names(w.marks) })
 	return w.events, w.err
+}
+
+// ---- Processes of the machine
+
+// proc is what /proc says of a process that is alive.
+type proc struct {
+	pid, group, session int
+	command             string
+	forked              bool // it has not executed a program yet
+	hangs               bool // in an uninterruptible system call
+	pages               int64
+	leader              string // pid and, in ticks since the machine booted, the start
+	execution           string // of this node, in its environment or in that of another process of its session
+}
+
+// readProcs returns the processes outside our own session, and which of them
+// are marked by the node with that id. Where there is no /proc, and of a process
+// that hides its environment, nothing is known.
+func readProcs(nodeID string) (found []proc) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only on a bad pattern
+	executions, own := map[int]string{}, readProc(os.Getpid()).session
+	mark := []byte("\x00BELFRY_NODE_ID=" + nodeID + "\x00")
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		p := readProc(pid)
+		if p.session == 0 || p.session == own { // 0: gone, or outside our name space
+			continue
+		}
+		var environ []byte
+		if !p.hangs { // or who reads its memory may hang as well
+			environ, _ = os.ReadFile(filepath.Join(dir, "environ")) // fails for another user's
+		}
+		if environ = append([]byte{0}, environ...); bytes.Contains(environ, mark) {
+			_, id, _ := bytes.Cut(environ, []byte("\x00BELFRY_EXECUTION="))
+			id, _, _ = bytes.Cut(id, []byte("-"))
+			executions[p.session] = string(id)
+		}
+		found = append(found, p)
+	}
+	for i, p := range found {
+		found[i].execution = executions[p.session]
+	}
+	return found
+}
+
+// readProc reads /proc/PID/stat. It returns the zero value of a process that has ended.
+func readProc(pid int) proc {
+	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	p, _ := parseStat(stat)
+	return p
+}
+
+// parseStat reads what proc_pid_stat(5) describes, unless the process has ended. The second field is the program's name in
+// parentheses, which may contain anything.
+func parseStat(stat []byte) (p proc, ok bool) {
+	end := max(0, bytes.LastIndexByte(stat, ')'))
+	pid, command, _ := bytes.Cut(stat[:end], []byte(" ("))
+	fields := bytes.Fields(stat[end:])
+	if len(fields) < 23 || fields[1][0] == 'Z' || fields[1][0] == 'X' {
+		return p, false
+	}
+	number := func(b []byte) int {
+		n, _ := strconv.Atoi(string(b)) // the kernel writes numbers
+		return n
+	}
+	const forkNoExec = 0x40 // PF_FORKNOEXEC
+	return proc{pid: number(pid), command: string(command), group: number(fields[3]), session: number(fields[4]),
+		forked: number(fields[7])&forkNoExec != 0, hangs: fields[1][0] == 'D', leader: string(pid) + " " + string(fields[20]), pages: int64(number(fields[22]))}, true
+}
+
+// names returns processes by pid, user and command.
+func names(list []proc) string {
+	var texts []string
+	for _, p := range list {
+		owner := "?"
+		if info, err := os.Stat("/proc/" + strconv.Itoa(p.pid)); err == nil {
+			owner = fmt.Sprint(info.Sys().(*syscall.Stat_t).Uid)
+		}
+		if u, err := user.LookupId(owner); err == nil {
+			owner = u.Username
+		}
+		texts = append(texts, fmt.Sprintf("%d (%s, %s)", p.pid, owner, p.command))
+	}
+	return strings.Join(texts, ", ")
 }
