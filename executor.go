@@ -281,6 +281,7 @@ type executor struct {
 	inc       uint64          // fixed: the incarnation
 	dir       string          // fixed: where results are kept
 	base      []string        // fixed: the environment that processes inherit
+	files     *os.Root        // fixed: below it outputs are written
 	transport *http.Transport // the connections of requests without TLS settings; guards itself
 	news      chan struct{}   // holds a token when results were added to due
 	drained   chan struct{}   // closed when stopping and nothing runs
@@ -380,8 +381,11 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 
-	if err := os.MkdirAll(e.dir, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(e.dir, 0o700), os.MkdirAll(cfg.Limits.FilesDir, 0o700)); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
+	}
+	if e.files, err = os.OpenRoot(cfg.Limits.FilesDir); err != nil {
+		return nil, fmt.Errorf("--files-dir: %w", err)
 	}
 	if err := e.readResults(); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
@@ -442,6 +446,7 @@ func (e *executor) stop(grace time.Duration) {
 	<-e.drained
 	e.working.Wait()
 	e.transport.CloseIdleConnections()
+	e.files.Close()
 }
 
 // drainLocked closes drained if it is time.
@@ -1463,8 +1468,11 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 		fmt.Fprintf(&r.out, "%s\n\n", dump)
 	}
 	resp, err := (&http.Client{Transport: once{transport}, CheckRedirect: checkRedirect}).Do(req)
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err // without the URL, which may hold a password
+	}
 	if err != nil {
-		return cmp.Or(context.Cause(ctx), withoutUser(err))
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	defer resp.Body.Close()
 	if got := resp.Request.Method; got != req.Method {
@@ -1511,17 +1519,6 @@ func withoutSecrets(headers http.Header) http.Header {
 	plain := headers.Clone()
 	maps.DeleteFunc(plain, func(name string, _ []string) bool { return secretKey(name) && name != "Idempotency-Key" })
 	return plain
-}
-
-// withoutUser takes user and query out of the URL that an error of net/http quotes.
-func withoutUser(err error) error {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		if at, err := url.Parse(e.URL); err == nil {
-			at.User, at.RawQuery = nil, ""
-			e.URL = at.String()
-		}
-	}
-	return err
 }
 
 // Errors of an http job that quote nothing, as it may be secret.
@@ -1773,59 +1770,41 @@ func (e *executor) openOutputFile(o *order) *outputFile {
 	}
 	f.name = strings.NewReplacer("{job}", o.Job, "{execution}", strings.ReplaceAll(executionName(o.Execution, e.cfg.Node), "/", "_"),
 		"{time}", time.Now().UTC().Format("20060102T150405Z")).Replace(pattern)
-	f.err = e.inFilesDir(func(dir *os.Root) (err error) {
-		if err = dir.MkdirAll(filepath.Dir(f.name), 0o700); err == nil {
-			f.File, err = regular(dir.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK, 0o600))
-		}
-		return err
-	})
+	if f.err = e.files.MkdirAll(filepath.Dir(f.name), 0o700); f.err == nil {
+		f.File, f.err = regular(e.files.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK, 0o600))
+	}
 	return f
-}
-
-// inFilesDir calls do with the directory below which outputs are written.
-func (e *executor) inFilesDir(do func(*os.Root) error) error {
-	if err := os.MkdirAll(e.cfg.Limits.FilesDir, 0o700); err != nil {
-		return err
-	}
-	dir, err := os.OpenRoot(e.cfg.Limits.FilesDir)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return do(dir)
 }
 
 // removeOutputFiles removes files of a job, beside the one of that name, that are older than its max_age, and the oldest
 // above its max_files. The job's are those whose names its file_name can make.
 func (e *executor) removeOutputFiles(o *order, name string) error {
 	settings := o.Processors["files"]
+	if settings["max_files"]+settings["max_age"] == "" {
+		return nil
+	}
 	most, err := strconv.Atoi(cmp.Or(settings["max_files"], strconv.Itoa(math.MaxInt)))
 	age, err2 := time.ParseDuration(cmp.Or(settings["max_age"], "0s"))
 	if err != nil || most < 1 || err2 != nil || age < 0 {
 		return errors.New(`max_files, max_age: must be a number from 1 and a duration such as "720h"; nothing was removed`)
 	}
-	if most == math.MaxInt && age == 0 {
-		return nil
-	}
 	pattern, _ := outputPattern(settings)
 	own := regexp.MustCompile("^" + strings.NewReplacer(`\{job\}`, regexp.QuoteMeta(o.Job), `\{execution\}`, `\d+-`+regexp.QuoteMeta(strings.ReplaceAll(e.cfg.Node, "/", "_")),
 		`\{time\}`, `\d{8}T\d{6}Z`).Replace(regexp.QuoteMeta(filepath.Base(pattern))) + "$")
-	return e.inFilesDir(func(dir *os.Root) error {
-		var files []fs.FileInfo
-		entries, err := fs.ReadDir(dir.FS(), filepath.Dir(name))
-		for _, entry := range entries {
-			if info, err := entry.Info(); err == nil && own.MatchString(entry.Name()) { // else it is gone
-				files = append(files, info)
-			}
+	var files []fs.FileInfo
+	entries, err := fs.ReadDir(e.files.FS(), filepath.Dir(name))
+	for _, entry := range entries {
+		if info, err := entry.Info(); err == nil && own.MatchString(entry.Name()) { // else it is gone
+			files = append(files, info)
 		}
-		slices.SortFunc(files, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
-		for i, f := range files {
-			if i >= most || age > 0 && time.Since(f.ModTime()) > age {
-				err = cmp.Or(err, dir.Remove(filepath.Join(filepath.Dir(name), f.Name())))
-			}
+	}
+	slices.SortFunc(files, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	for i, f := range files {
+		if i >= most || age > 0 && time.Since(f.ModTime()) > age {
+			err = cmp.Or(err, e.files.Remove(filepath.Join(filepath.Dir(name), f.Name())))
 		}
-		return err
-	})
+	}
+	return err
 }
 
 // syslogPaths are where the log of a system listens.
