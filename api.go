@@ -2205,8 +2205,8 @@ func (a *api) targets(r *http.Request) (*response, error) {
 	}
 	j, err := row.definition()
 	names := []string{}
-	for _, t := range matchingNodes(j.Tags, a.scheduler.moment().nodes) {
-		names = append(names, t.Node)
+	for _, n := range matchingNodes(j.Tags, a.scheduler.moment().nodes) {
+		names = append(names, n.Name)
 	}
 	return &response{status: http.StatusOK, body: names}, err
 }

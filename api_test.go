@@ -168,7 +168,7 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "UTC", LostAfter: 5 * time.Minute}, st, log)
 	sched.propose = s.propose
 	sched.spawn = func(task func()) { task() } // orders are with the node before the answer is with the client
-	sched.nodes = func() []node { return []node{{"node1", incarnation, self.Tags}} }
+	sched.nodes = func() []node { return []node{{Name: "node1", Incarnation: incarnation, Tags: self.Tags}} }
 	sched.start = func(_ string, d dispatch) error { return s.node.start(d) }
 	sched.ask = func(_ string, q question) (answer, error) { return s.node.ask(q) }
 	sched.end = func(_ string, k kill) error { return s.node.end(k) }

@@ -3312,13 +3312,16 @@ func (r *record) member() member {
 	return member{Name: r.Name, Addr: host, Port: n, Tags: r.Tags, Status: r.Status}
 }
 
-// nodes returns those that can be given something to run.
+// nodes returns those that can be given something to run. One is overdue that
+// missed a heartbeat, or whose last one, to a server that leads, said that it
+// leads: it was heard before that and not since.
 func (p *plane) nodes() []node {
 	var list []node
-	cluster := p.clusterID()
+	cluster, leads := p.clusterID(), p.leading()
 	for _, c := range p.all() {
 		if c.Cluster == cluster && c.Status == memberAlive {
-			list = append(list, node{c.Name, c.Incarnation, c.Tags})
+			overdue := time.Since(c.heard) > p.cfg.BeatTime*3/2 || leads && c.Leads && c.ID != p.cfg.ID
+			list = append(list, node{c.Name, c.Incarnation, c.Tags, overdue})
 		}
 	}
 	return list

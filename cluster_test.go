@@ -3000,6 +3000,32 @@ func TestPlane_Members(t *testing.T) {
 	}
 }
 
+// A node is overdue from one and a half heartbeats on, and for a new leader the
+// old one is until it is heard again.
+func TestPlane_Overdue(t *testing.T) {
+	now := time.Now()
+	p := &plane{cfg: planeConfig{record: record{Name: "a", ID: "id-a", Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
+	p.self = record{Name: "a", ID: "id-a", Status: memberAlive, Server: true}
+	p.server = &cluster{}
+	r := record{Name: "b", ID: "id-b", Beat: 1, Status: memberAlive, Server: true, Leads: true}
+	overdue := func(want bool) {
+		t.Helper()
+		if list := p.nodes(); len(list) != 2 || list[0].Overdue || list[1].Overdue != want {
+			t.Errorf("nodes: %+v, want b overdue %t", list, want)
+		}
+	}
+	p.hearLocked(r, 1400*time.Millisecond, true, now)
+	overdue(false)
+	p.server.office.Store(2)
+	overdue(true)
+	r.Beat, r.Leads = 2, false
+	p.hearLocked(r, 1400*time.Millisecond, true, now)
+	overdue(false)
+	r.Beat = 3
+	p.hearLocked(r, 1600*time.Millisecond, true, now)
+	overdue(true)
+}
+
 // A server whose clock is off says so, and which other.
 func TestPlane_ClockTrouble(t *testing.T) {
 	now := time.Now()

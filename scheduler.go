@@ -2,7 +2,7 @@
 // follows when a run ends; it is what the leader does.
 //
 // Three parts, from the outside in: the job and its rules; the choices as
-// functions of what is known and of a time that is handed in (plan, chooseNodes,
+// functions of what is known and of a time that is handed in (plan, pick,
 // resolve); the scheduler itself, whose goroutines run on the leader only and
 // end with its term. Below them the schedule dialect.
 //
@@ -56,6 +56,7 @@ const (
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
 	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
+	answerOverdue = time.Second / 2       // of orders that a node has not answered: others are chosen first
 	retryWaitMax  = time.Minute           // between attempts
 	tickSlack     = time.Second           // between looks at the clock; a longer gap is an outage
 	doubtPause    = time.Second           // between questions about executions in doubt
@@ -505,18 +506,32 @@ type node struct {
 	Name        string
 	Incarnation uint64
 	Tags        map[string]string
+	Overdue     bool // it is late with a heartbeat, or with an answer to orders
 }
 
-// chooseNodes returns the nodes that run a job with these tags, in the order
-// of nodes. All tags must match; a value that ends in ":N" limits how many
-// nodes are taken, at random, and the lowest limit counts. No tags: every node.
-func chooseNodes(tags map[string]string, nodes []node, rnd *rand.Rand) []target {
-	matching, limit := matchingNodes(tags, nodes), nodesWanted(tags)
-	for len(matching) > limit {
-		i := rnd.IntN(len(matching))
-		matching = slices.Delete(matching, i, i+1)
+func (n node) target() target { return target{n.Name, n.Incarnation} }
+
+// pick returns the nodes that run a job with these tags, in the order of nodes.
+// All tags must match; a value that ends in ":N" limits how many nodes are taken,
+// and the lowest limit counts: nodes that are overdue come last, then those that
+// m has picked most often so, and of equals chance decides. No tags: every node.
+func (m moment) pick(tags map[string]string) (picked []target) {
+	matching, limit := matchingNodes(tags, m.nodes), nodesWanted(tags)
+	if limit < len(matching) {
+		m.rnd.Shuffle(len(matching), func(i, j int) { matching[i], matching[j] = matching[j], matching[i] })
+		slices.SortStableFunc(matching, func(a, b node) int {
+			return cmp.Or(falseFirst(a.Overdue, b.Overdue), cmp.Compare(m.picked[a.Name], m.picked[b.Name]))
+		})
+		matching = matching[:limit]
+		slices.SortFunc(matching, func(a, b node) int { return cmp.Compare(a.Name, b.Name) })
+		for _, n := range matching {
+			m.picked[n.Name]++
+		}
 	}
-	return matching
+	for _, n := range matching {
+		picked = append(picked, n.target())
+	}
+	return picked
 }
 
 // nodesWanted returns on how many nodes a job with these tags runs at the most.
@@ -531,18 +546,28 @@ func nodesWanted(tags map[string]string) int {
 }
 
 // matchingNodes returns the nodes that have all the tags, whatever the limits.
-func matchingNodes(tags map[string]string, nodes []node) []target {
+func matchingNodes(tags map[string]string, nodes []node) []node {
 	wanted := map[string]string{}
 	for k, value := range tags {
 		wanted[k], _, _ = cutCount(value)
 	}
-	var matching []target
+	var matching []node
 	for _, n := range nodes {
 		if hasTags(n.Tags, wanted) {
-			matching = append(matching, target{n.Name, n.Incarnation})
+			matching = append(matching, n)
 		}
 	}
 	return matching
+}
+
+func falseFirst(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // cutCount splits "web:2" into the value and the count.
@@ -578,11 +603,12 @@ type moment struct {
 	mute      []node // live, but they did not answer for their last orders
 	awaited   []node // not seen yet, but they were there before it led
 	rnd       *rand.Rand
+	picked    map[string]int // node → how often a count chose it
 }
 
 // alone returns what m knows for a goroutine of its own, to which rnd belongs.
 func (m moment) alone(rnd *rand.Rand) moment {
-	m.rnd = rnd
+	m.rnd, m.picked = rnd, map[string]int{}
 	return m
 }
 
@@ -594,7 +620,7 @@ func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
 // soon be more for what is due since then: none is there and the leader has not
 // led for long, or some that were there before have not come yet.
 func (m moment) choose(tags map[string]string, due int64) (targets []target, ok bool) {
-	targets = chooseNodes(tags, m.nodes, m.rnd)
+	targets = m.pick(tags)
 	switch {
 	case !m.settled():
 		ok = len(targets) > 0 && !m.lacks(tags, targets)
@@ -873,18 +899,19 @@ type scheduler struct {
 	number    uint64     // of the last dispatch or question of the term
 	since     int64      // from when on it has led and been awake
 	queue     *dueQueue
-	unread    []int64           // restores whose jobs are to be queued
-	doubts    map[int64]doubt   // unfinished executions that the nodes must be asked about
-	placings  map[int64]placing // of executions that were placed anew in this term
-	seen      []node            // the nodes on record, by name
-	asked     []target          // the processes of the nodes when they were asked last
-	mute      map[string]bool   // nodes that were sent orders and did not answer
-	unasked   map[string]bool   // nodes that must be asked even if nothing that they were given is in doubt
-	until     int64             // when the loop that fires looks at the queue next
-	quiet     bool              // starts nothing any more
-	restoring bool              // a restore is under way
-	restored  time.Time         // when the last restore ended
-	poke      chan struct{}     // something earlier is due; holds one
+	unread    []int64                // restores whose jobs are to be queued
+	doubts    map[int64]doubt        // unfinished executions that the nodes must be asked about
+	placings  map[int64]placing      // of executions that were placed anew in this term
+	seen      []node                 // the nodes on record, by name
+	asked     []target               // the processes of the nodes when they were asked last
+	mute      map[string]bool        // nodes that were sent orders and did not answer
+	open      map[*dispatch]onItsWay // orders on their way
+	unasked   map[string]bool        // nodes that must be asked even if nothing that they were given is in doubt
+	until     int64                  // when the loop that fires looks at the queue next
+	quiet     bool                   // starts nothing any more
+	restoring bool                   // a restore is under way
+	restored  time.Time              // when the last restore ended
+	poke      chan struct{}          // something earlier is due; holds one
 
 	tasks sync.WaitGroup // what is under way beside the loops, such as orders on their way to a node
 	spawn func(func())   // begins such a task
@@ -893,7 +920,7 @@ type scheduler struct {
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1), wait: pause,
-		queue: newDueQueue(), doubts: map[int64]doubt{}, mute: map[string]bool{}, unasked: map[string]bool{}}
+		queue: newDueQueue(), doubts: map[int64]doubt{}, mute: map[string]bool{}, open: map[*dispatch]onItsWay{}, unasked: map[string]bool{}}
 	sched.spawn = func(task func()) { go task() }
 	return sched
 }
@@ -1075,13 +1102,24 @@ func (s *scheduler) enqueue(items ...queueItem) {
 	s.wakeLocked()
 }
 
+// onItsWay is orders that a node has not answered yet.
+type onItsWay struct {
+	node  string
+	since time.Time
+}
+
 // moment returns what the leader knows now. A node that did not answer for its
 // last orders is not chosen until it has answered a question.
 func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(), rnd: s.newRand()}
+	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(), rnd: s.newRand(), picked: map[string]int{}}
+	late := map[string]bool{}
+	for _, o := range s.open {
+		late[o.node] = late[o.node] || s.now().Sub(o.since) > answerOverdue
+	}
 	for _, n := range s.nodes() {
+		n.Overdue = n.Overdue || late[n.Name]
 		if s.mute[n.Name] {
 			m.mute = append(m.mute, n)
 		} else {
@@ -1164,8 +1202,8 @@ func (s *scheduler) fireLoop(ctx context.Context) error {
 			return err
 		}
 		timer.Reset(wait)
-		if slept = s.now(); slept.Round(0).Before(woke.Round(0)) {
-			slept = woke // set back while it fired, which is noticed as if it had slept
+		if slept = s.now(); slept.Round(0).Before(woke.Round(0)) || stoodStill(woke, slept, nodeFailed) > 0 {
+			slept = woke // set back, or not awake, while it fired, which is noticed as if it had slept
 		}
 	}
 }
@@ -1344,7 +1382,7 @@ func (s *scheduler) decide(ctx context.Context, m moment, rows []*jobRow, list [
 			s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
 		}
 	}
-	s.dispatch(orders, firstTry)
+	s.dispatch(m.now, orders, firstTry)
 	return s.excuse(ctx, err)
 }
 
@@ -1417,18 +1455,30 @@ func (s *scheduler) addOrders(orders map[target][]order, r *jobRow, targets []ta
 
 // dispatch hands the nodes their orders, each the process that apply accepted:
 // one that came after it has nothing to do with them. It does not wait for the
-// answers.
-func (s *scheduler) dispatch(orders map[target][]order, try try) {
+// answers. If what was decided at a time is accepted only when that lies before
+// the catch-up window, because this server stood still, then nobody is told: the
+// nodes are asked, and what they do not run comes to what it would have, had it
+// been looked at now.
+func (s *scheduler) dispatch(decided int64, orders map[target][]order, try try) {
+	if s.now().UnixNano()-decided > int64(s.cfg.Catchup) {
+		for _, list := range orders {
+			s.doubt(list)
+		}
+		return
+	}
 	byNode := func(a, b target) int {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Incarnation, b.Incarnation))
 	}
 	for _, t := range slices.SortedFunc(maps.Keys(orders), byNode) {
 		for part := range parcels(orders[t]) {
-			d := dispatch{Incarnation: t.Incarnation, Orders: part}
+			d := &dispatch{Incarnation: t.Incarnation, Orders: part}
 			var ok bool
 			if d.Term, d.Number, ok = s.begin(); !ok {
 				return // the next leader finds the rest unfinished, and asks
 			}
+			s.mu.Lock()
+			s.open[d] = onItsWay{t.Node, s.now()}
+			s.mu.Unlock()
 			s.spawn(func() {
 				defer s.tasks.Done()
 				s.send(t, d, try)
@@ -1494,8 +1544,11 @@ type placing struct {
 
 // send hands one node its orders. What a first try was refused never started,
 // and goes elsewhere; what nobody can tell about is left in doubt.
-func (s *scheduler) send(t target, d dispatch, try try) {
-	err := s.start(t.Node, d)
+func (s *scheduler) send(t target, d *dispatch, try try) {
+	err := s.start(t.Node, *d)
+	s.mu.Lock()
+	delete(s.open, d)
+	s.mu.Unlock()
 	if err == nil {
 		return
 	}
@@ -1515,9 +1568,14 @@ func (s *scheduler) send(t target, d dispatch, try try) {
 			doubtful = d.Orders
 		}
 	}
+	s.doubt(doubtful)
+}
+
+// doubt has the nodes asked what became of orders.
+func (s *scheduler) doubt(orders []order) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, o := range doubtful {
+	for _, o := range orders {
 		if _, ok := s.doubts[o.Execution]; !ok {
 			s.doubts[o.Execution] = doubt{since: s.now()}
 		}
@@ -1615,7 +1673,7 @@ func (s *scheduler) reassign(from target, orders []order, try try) error {
 			moved[r.To] = append(moved[r.To], byID[r.Execution])
 		}
 	}
-	s.dispatch(moved, secondTry)
+	s.dispatch(m.now, moved, secondTry)
 	return nil
 }
 
@@ -1643,20 +1701,19 @@ func (s *scheduler) otherTarget(m moment, from target, o order) (to target, ok b
 // elsewhere returns another matching node for a run of j, none of used, if a
 // count of its tags leaves a choice; else the same node, if it is there.
 func (m moment) elsewhere(j *job, name string, used []string) (target, bool) {
-	var same, others []target
-	for _, t := range matchingNodes(j.Tags, m.nodes) {
+	var same, others []node
+	for _, n := range matchingNodes(j.Tags, m.nodes) {
 		switch {
-		case t.Node == name:
-			same = append(same, t)
-		case nodesWanted(j.Tags) < math.MaxInt && !slices.Contains(used, t.Node):
-			others = append(others, t)
+		case n.Name == name:
+			same = append(same, n)
+		case nodesWanted(j.Tags) < math.MaxInt && !slices.Contains(used, n.Name):
+			others = append(others, n)
 		}
 	}
-	if len(others) > 0 {
-		return others[m.rnd.IntN(len(others))], true
-	}
-	if len(same) > 0 {
-		return same[0], true
+	m.rnd.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+	slices.SortStableFunc(others, func(a, b node) int { return falseFirst(a.Overdue, b.Overdue) })
+	for _, n := range append(others, same...) {
+		return n.target(), true
 	}
 	return target{}, false
 }
@@ -1749,7 +1806,7 @@ func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jo
 			s.addOrders(orders, jobs[p.JobID], list[i].Targets, res.Started[i], order{Group: p.Group, Attempt: p.Attempt, ScheduledAt: p.Asked})
 		}
 	}
-	s.dispatch(orders, firstTry)
+	s.dispatch(m.now, orders, firstTry)
 	return s.excuse(ctx, err)
 }
 
@@ -1781,7 +1838,7 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (runDecision
 		}
 		return d, nil
 	}
-	targets := chooseNodes(j.Tags, m.nodes, m.rnd)
+	targets := m.pick(j.Tags)
 	if m.lacks(j.Tags, targets) {
 		return d, nil
 	}
@@ -2042,7 +2099,7 @@ func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer)
 			s.mu.Unlock()
 		}
 	}
-	s.dispatch(orders, againTry)
+	s.dispatch(m.now, orders, againTry)
 	return s.closeAll(ctx, gone)
 }
 
@@ -2778,7 +2835,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 			return nil, err
 		}
 		m := s.moment()
-		d = runDecision{Job: row.version.ID, Rev: row.version.Rev, Targets: chooseNodes(j.Tags, m.nodes, m.rnd)}
+		d = runDecision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(j.Tags)}
 		switch {
 		case m.lacks(j.Tags, d.Targets):
 			return nil, errUndecided
@@ -2792,7 +2849,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 	}
 	orders := map[target][]order{}
 	s.addOrders(orders, row, d.Targets, res.Started[0], order{Attempt: 1, ScheduledAt: asked})
-	s.dispatch(orders, firstTry)
+	s.dispatch(asked, orders, firstTry)
 	return row, res, nil
 }
 

@@ -226,14 +226,14 @@ func TestJob_FirstTick(t *testing.T) {
 
 // ---- The choices
 
-// TestChooseNodes: every tag must match, the lowest count limits, and no tags
+// TestMoment_Pick: every tag must match, the lowest count limits, and no tags
 // mean every node.
-func TestChooseNodes(t *testing.T) {
+func TestMoment_Pick(t *testing.T) {
 	nodes := []node{
-		{"n1", 1, map[string]string{"role": "web", "dc": "a"}},
-		{"n2", 2, map[string]string{"role": "web", "dc": "b"}},
-		{"n3", 3, map[string]string{"role": "web", "dc": "b", "port": "x:80"}},
-		{"n4", 4, map[string]string{"role": "db:1"}},
+		{"n1", 1, map[string]string{"role": "web", "dc": "a"}, false},
+		{"n2", 2, map[string]string{"role": "web", "dc": "b"}, false},
+		{"n3", 3, map[string]string{"role": "web", "dc": "b", "port": "x:80"}, false},
+		{"n4", 4, map[string]string{"role": "db:1"}, false},
 	}
 	for _, c := range []struct {
 		tags map[string]string
@@ -253,15 +253,105 @@ func TestChooseNodes(t *testing.T) {
 		{map[string]string{"role": "none"}, nil, 0},
 	} {
 		for seed := range uint64(20) {
-			got := chooseNodes(c.tags, nodes, rand.New(rand.NewPCG(seed, 0)))
+			got := moment{nodes: nodes, rnd: rand.New(rand.NewPCG(seed, 0)), picked: map[string]int{}}.pick(c.tags)
 			for i, x := range got {
 				if !slices.Contains(c.from, x.Node) || i > 0 && got[i-1].Node >= x.Node {
-					t.Errorf("chooseNodes(%v) = %v, want some of %v in order", c.tags, got, c.from)
+					t.Errorf("pick(%v) = %v, want some of %v in order", c.tags, got, c.from)
 				}
 			}
 			if len(got) != c.want {
-				t.Errorf("chooseNodes(%v) = %v, want %d nodes", c.tags, got, c.want)
+				t.Errorf("pick(%v) = %v, want %d nodes", c.tags, got, c.want)
 			}
+		}
+	}
+}
+
+// TestMoment_PickOverdue: where a count leaves a choice, runs of one moment are
+// spread evenly over the nodes, and those that are overdue get what the others
+// do not make up. Where there is no choice they are no less chosen.
+func TestMoment_PickOverdue(t *testing.T) {
+	for _, c := range []struct {
+		tag     string
+		overdue string
+		want    map[string]int // the most of 20 runs
+	}{
+		{"web:1", "", map[string]int{"n1": 7, "n2": 7, "n3": 7}},
+		{"web:1", "n2", map[string]int{"n1": 10, "n3": 10}},
+		{"web:2", "n1 n2", map[string]int{"n1": 10, "n2": 10, "n3": 20}},
+		{"web:1", "n1 n2 n3", map[string]int{"n1": 7, "n2": 7, "n3": 7}},
+		{"web", "n2", map[string]int{"n1": 20, "n2": 20, "n3": 20}},
+	} {
+		for seed := range uint64(20) {
+			m := moment{rnd: rand.New(rand.NewPCG(seed, 0)), picked: map[string]int{}}
+			for _, name := range []string{"n1", "n2", "n3"} {
+				m.nodes = append(m.nodes, node{Name: name, Tags: map[string]string{"role": "web"}, Overdue: strings.Contains(c.overdue, name)})
+			}
+			got := map[string]int{}
+			for range 20 {
+				for _, x := range m.pick(map[string]string{"role": c.tag}) {
+					got[x.Node]++
+				}
+			}
+			for name, n := range got {
+				if n > c.want[name] {
+					t.Errorf("%s with %q overdue, seed %d: 20 runs went to %v, want at most %v", c.tag, c.overdue, seed, got, c.want)
+				}
+			}
+		}
+	}
+}
+
+// TestScheduler_OverdueAnswer: a node that has not answered its orders for half
+// a second is overdue until it does.
+func TestScheduler_OverdueAnswer(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	var tasks []func()
+	s.spawn = func(task func()) { tasks = append(tasks, task) }
+	s.dispatch(now, map[target][]order{{"n1", 7}: {{Execution: 5}}}, firstTry)
+	overdue := func(want bool) {
+		t.Helper()
+		if got := s.moment().nodes[0].Overdue; got != want {
+			t.Errorf("overdue after %s: %t, want %t", time.Duration(now-testStart), got, want)
+		}
+	}
+	overdue(false)
+	now += int64(answerOverdue) + 1
+	overdue(true)
+	for _, task := range tasks {
+		task()
+	}
+	overdue(false)
+}
+
+// TestScheduler_StoodStill: a leader that stands still between a decision and
+// its acceptance does not run it when it wakes after the catch-up window: the tick
+// is missed.
+func TestScheduler_StoodStill(t *testing.T) {
+	for gap, want := range map[time.Duration]string{2 * time.Minute: outcomeMissed, 10 * time.Second: ""} {
+		now := testStart
+		s, sent := newTestScheduler(t, &now)
+		a := job{Name: "a", Schedule: "@every 1h", Executor: "shell", ExecutorConfig: map[string]string{"command": "true"}}
+		commit(t, s.store, &command{Now: now, Put: []jobPut{{Job: a, Next: now}}})
+		if err := s.queueAll(); err != nil {
+			t.Fatal(err)
+		}
+		propose := s.propose
+		s.propose = func(ctx context.Context, c *command) (applied, error) {
+			if len(c.Decide) > 0 {
+				now += int64(gap)
+			}
+			return propose(ctx, c)
+		}
+		if _, err := s.fireDue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.askNodes(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rows, err := s.store.recentExecutions(0, math.MaxInt64, "", nil, 10)
+		if err != nil || len(rows) != 1 || rows[0].Outcome != want || len(*sent) == 0 != (want != "") {
+			t.Errorf("after %s: %+v, %v, orders %+v; want outcome %q", gap, rows, err, *sent, want)
 		}
 	}
 }
@@ -333,7 +423,7 @@ func TestMoment_Plan(t *testing.T) {
 			r := c.row
 			r.Name = "a"
 			r.Tags, r.Metadata, r.ExecutorConfig, r.Processors = rawJSON(orNull(c.tags)), rawJSON("null"), rawJSON("null"), rawJSON("{}")
-			m := moment{now: at(c.now), lostAfter: time.Minute, since: at(c.since), catchup: time.Minute, zone: "UTC", nodes: []node{{Name: "n1"}, {Name: "n2"}}, rnd: rand.New(rand.NewPCG(1, 1))}
+			m := moment{now: at(c.now), lostAfter: time.Minute, since: at(c.since), catchup: time.Minute, zone: "UTC", nodes: []node{{Name: "n1"}, {Name: "n2"}}, rnd: rand.New(rand.NewPCG(1, 1)), picked: map[string]int{}}
 			list, err := m.plan(&r, c.overlap)
 			if diff := cmp.Diff(c.want, planned(base, list)); err != nil || diff != "" {
 				t.Errorf("plan of %s at %d (-want +got): %v\n%s", r.Schedule, c.now, err, diff)
@@ -606,7 +696,7 @@ func TestScheduler_CatchUpWaits(t *testing.T) {
 			s, sent := newTestScheduler(t, &now)
 			nodes := []node{}
 			for i := range 3 {
-				nodes = append(nodes, node{fmt.Sprint("n", i+1), 7, map[string]string{"role": "x", "own": fmt.Sprint(i + 1)}})
+				nodes = append(nodes, node{Name: fmt.Sprint("n", i+1), Incarnation: 7, Tags: map[string]string{"role": "x", "own": fmt.Sprint(i + 1)}})
 			}
 			there := nodes
 			s.nodes = func() []node { return there }
@@ -1013,7 +1103,7 @@ func TestScheduler_LargeOrders(t *testing.T) {
 	for i := range orders[target{"n1", 7}] {
 		orders[target{"n1", 7}][i] = order{Execution: int64(i), Config: map[string]string{"body": strings.Repeat("<", 80_000)}, Processors: map[string]map[string]string{"files": {"log_dir": strings.Repeat("<", 4_000)}}}
 	}
-	s.dispatch(orders, firstTry)
+	s.dispatch(now, orders, firstTry)
 	next := int64(0)
 	for _, d := range *sent {
 		doc, err := json.Marshal(d)
@@ -2444,7 +2534,7 @@ func (s *simServer) alive() []node {
 		if ok && s.w.elapsed()-seen.at < int64(nodeFailed) {
 			tags := map[string]string{"own": n.name}
 			maps.Copy(tags, n.tags)
-			list = append(list, node{n.name, seen.incarnation, tags})
+			list = append(list, node{Name: n.name, Incarnation: seen.incarnation, Tags: tags})
 		}
 	}
 	return list
@@ -3381,7 +3471,7 @@ func testSlowRefusal(t *testing.T, answerFirst bool, want map[string]int) {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex // guards what follows
-	alive := []node{{"n1", 1, map[string]string{"role": "x"}}}
+	alive := []node{{Name: "n1", Incarnation: 1, Tags: map[string]string{"role": "x"}}}
 	taken, tries := map[string]int{}, 0
 	refusal, answered := make(chan struct{}), make(chan struct{})
 
@@ -3432,7 +3522,7 @@ func testSlowRefusal(t *testing.T, answerFirst bool, want map[string]int) {
 		}
 	}
 	mu.Lock()
-	alive = []node{{"n2", 2, map[string]string{"role": "x"}}}
+	alive = []node{{Name: "n2", Incarnation: 2, Tags: map[string]string{"role": "x"}}}
 	mu.Unlock()
 	wait(2 * doubtPause) // n1 is asked
 	steps := []chan struct{}{refusal, answered}
