@@ -34,6 +34,8 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"path"
+	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -348,6 +350,88 @@ func checkHTTPConfig(config map[string]string) error {
 	}
 	_, err := bodyPattern(config["expectBody"])
 	return err
+}
+
+// envEntries returns the entries of executor_config.env, NAME=value with commas in between; \, is a comma in a value.
+func envEntries(config map[string]string) []string {
+	const comma = "\x00" // which no environment can hold
+	entries := strings.Split(strings.ReplaceAll(config["env"], `\,`, comma), ",")
+	for i, entry := range entries {
+		entries[i] = strings.ReplaceAll(entry, comma, ",")
+	}
+	return slices.DeleteFunc(entries, func(entry string) bool { return entry == "" })
+}
+
+// bodyPattern compiles an expectBody. It looks at the size before, as 22 kB can make a program of 500 MB.
+func bodyPattern(pattern string) (*regexp.Regexp, error) {
+	tree, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return nil, fmt.Errorf("executor_config.expectBody: is not a regular expression: %s", err.(*syntax.Error).Code)
+	}
+	if patternSize(tree) > patternMax {
+		return nil, fmt.Errorf("executor_config.expectBody: compiles to more than %d instructions; write it with fewer repetitions", patternMax)
+	}
+	return regexp.Compile(pattern)
+}
+
+// patternSize returns an upper bound of the instructions that an expression compiles to, but for the two that each has.
+func patternSize(tree *syntax.Regexp) int {
+	own := map[syntax.Op]int{syntax.OpLiteral: len(tree.Rune), syntax.OpConcat: 0, syntax.OpCapture: 2, syntax.OpAlternate: len(tree.Sub) - 1}
+	n, ok := own[tree.Op]
+	if !ok {
+		n = 1
+	}
+	for _, sub := range tree.Sub {
+		n += patternSize(sub)
+	}
+	return n * max(1, tree.Min, tree.Max) // of a repetition
+}
+
+// shellLimits are the limits in executor_config of a shell job.
+type shellLimits struct {
+	timeout time.Duration // zero: none
+	grace   time.Duration // between TERM and KILL
+	memory  int64         // bytes, zero: no limit
+}
+
+func parseLimits(config map[string]string) (l shellLimits, err error) {
+	l.grace = killGrace
+	if s := config["timeout"]; s != "" {
+		if l.timeout, err = time.ParseDuration(s); err != nil || l.timeout < 0 {
+			return l, fmt.Errorf(`executor_config.timeout: %q is not a duration such as "90s" or "1h30m"`, s)
+		}
+	}
+	if s := config["kill_timeout"]; s != "" {
+		if l.grace, err = time.ParseDuration(s); err != nil || l.grace < 0 || l.grace > killGraceMax {
+			return l, fmt.Errorf(`executor_config.kill_timeout: %q is not a duration such as "30s" of at most 10m`, s)
+		}
+	}
+	if s := config["mem_limit"]; s != "" {
+		if l.memory, err = parseBytes(s); err != nil {
+			return l, fmt.Errorf(`executor_config.mem_limit: %q is not a size such as "1048576" or "512MB"`, s)
+		}
+	}
+	return l, nil
+}
+
+// parseBytes reads a positive size: a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T or
+// TB in any case, which are powers of 1,024.
+func parseBytes(s string) (int64, error) {
+	s = strings.ToUpper(strings.TrimSpace(s))
+	digits := strings.TrimRight(s, "BKMGT ")
+	unit := strings.TrimSuffix(strings.TrimSpace(s[len(digits):]), "B")
+	power := strings.Index("KMGT", unit) // -1 if there is no such unit; KM and the like are refused by their length
+	n, err := strconv.ParseFloat(digits, 64)
+	if err != nil || strings.Trim(digits, "0123456789.") != "" || power < 0 || len(unit) > 1 {
+		return 0, errors.New("not a size")
+	}
+	if unit != "" {
+		n = math.Ldexp(n, 10*(power+1))
+	}
+	if n < 1 || n > math.MaxInt64/2 {
+		return 0, errors.New("not a size")
+	}
+	return int64(n), nil
 }
 
 // configKeys are what each executor reads of executor_config.
