@@ -1071,8 +1071,13 @@ func lookPath(program string, environ []string) (string, error) {
 	if strings.Contains(program, "/") {
 		return program, nil
 	}
-	i := slices.IndexFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, "PATH=") })
-	for _, dir := range filepath.SplitList(strings.TrimPrefix(environ[max(i, 0)], "PATH=")) {
+	var dirs []string
+	for _, entry := range environ {
+		if path, ok := strings.CutPrefix(entry, "PATH="); ok {
+			dirs = filepath.SplitList(path) // the last counts
+		}
+	}
+	for _, dir := range dirs {
 		if file, err := exec.LookPath(filepath.Join(dir, program)); err == nil && filepath.IsAbs(dir) {
 			return file, nil
 		}
@@ -1101,69 +1106,37 @@ func commandWords(config map[string]string) ([]string, error) {
 
 // splitWords splits a command into words as a POSIX shell does: blanks separate, quotes and backslashes quote. Nothing is
 // expanded, and what else means something to a shell (operators, comments) is text.
-func splitWords(s string) ([]string, error) {
-	var words []string
+func splitWords(s string) (words []string, err error) {
 	var word []byte
-	inWord := false
+	inWord, quote := false, byte(0)
 	for i := 0; i < len(s); i++ {
-		switch c := s[i]; c {
-		case ' ', '\t', '\n':
+		switch c := s[i]; {
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote == 0 && (c == '\'' || c == '"'):
+			quote, inWord = c, true
+		case quote == 0 && (c == ' ' || c == '\t' || c == '\n'):
 			if inWord {
 				words = append(words, string(word))
 				word, inWord = word[:0], false
 			}
-		case '\\':
-			if i++; i == len(s) {
-				return nil, errors.New("a backslash at the end quotes nothing")
-			}
-			if s[i] != '\n' { // a quoted newline joins two lines
+		case c == '\\' && quote == 0 && i+1 == len(s):
+			return nil, errors.New("a backslash at the end quotes nothing")
+		case c == '\\' && i+1 < len(s) && (quote == 0 || quote == '"' && strings.IndexByte("$`\"\\\n", s[i+1]) >= 0):
+			if i++; s[i] != '\n' { // a quoted newline joins two lines
 				word, inWord = append(word, s[i]), true
-			}
-		case '\'':
-			end := strings.IndexByte(s[i+1:], '\'')
-			if end < 0 {
-				return nil, errors.New("a single quote is not closed")
-			}
-			word, inWord = append(word, s[i+1:i+1+end]...), true
-			i += 1 + end
-		case '"':
-			inWord = true
-			for i++; i < len(s) && s[i] != '"'; i++ {
-				if s[i] == '\\' && i+1 < len(s) && strings.IndexByte("$`\"\\\n", s[i+1]) >= 0 {
-					if i++; s[i] == '\n' {
-						continue
-					}
-				}
-				word = append(word, s[i])
-			}
-			if i == len(s) {
-				return nil, errors.New("a double quote is not closed")
 			}
 		default:
 			word, inWord = append(word, c), true
 		}
 	}
+	if quote != 0 {
+		return nil, fmt.Errorf("a %s quote is not closed", map[byte]string{'\'': "single", '"': "double"}[quote])
+	}
 	if inWord {
 		words = append(words, string(word))
 	}
 	return words, nil
-}
-
-// prctlNumbers are the numbers of Linux's prctl by GOARCH, which package syscall knows on Linux only.
-var prctlNumbers = map[string]uintptr{"386": 172, "amd64": 157, "arm": 172, "arm64": 167, "loong64": 167, "ppc64le": 171, "riscv64": 167, "s390x": 172}
-
-// guardProcess keeps this process's memory, environment and open files in /proc from other processes of its user, which
-// its jobs are; root still reads them. It guards nothing that lies in files.
-func guardProcess() error {
-	const setDumpable = 4
-	prctl, ok := prctlNumbers[runtime.GOARCH]
-	if runtime.GOOS != "linux" || !ok {
-		return errors.ErrUnsupported
-	}
-	if _, _, errno := syscall.RawSyscall(prctl, setDumpable, 0, 0); errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // inheritedEnvironment returns what processes inherit of the node's environment: all but the settings of the node, which

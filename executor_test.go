@@ -471,6 +471,45 @@ func TestExecutor_Shell(t *testing.T) {
 	})
 }
 
+// A run under su has the user's surroundings and groups, and PATH in env finds the command.
+func TestExecutor_Account(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "my-command"), []byte("#!/bin/sh\necho mine\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(t, t.TempDir())
+	config := map[string]string{"command": "my-command", "env": "A=1,PATH=/usr/bin:/bin:" + dir}
+	if got := n.leader.wait(t, n.shell(t, config)); string(got.Output) != "mine\n" {
+		t.Errorf("PATH in env: got %s %q", got.Outcome, got.Output)
+	}
+	config = map[string]string{"command": "sh -c true", "env": "PATH=/no/such/dir"}
+	if got := n.leader.wait(t, n.shell(t, config)); got.Outcome != outcomeFailed {
+		t.Errorf("a PATH without the command: got %s %q", got.Outcome, got.Output)
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	groups, err := exec.Command("id", "-G", "nobody").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry, err := exec.Command("getent", "passwd", "nobody").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Split(strings.TrimSpace(string(entry)), ":")
+	for su, gid := range map[string]string{"nobody": f[3], "nobody:daemon": "1"} {
+		got := n.leader.wait(t, n.shell(t, map[string]string{"shell": "true", "su": su, "cwd": "/", "env": "USER=given",
+			"command": `echo "$HOME $LOGNAME $SHELL $USER"; id -u; id -g; id -G`}))
+		lines := strings.Split(strings.TrimSpace(string(got.Output)), "\n")
+		want := []string{f[5] + " nobody " + f[6] + " given", f[2], gid}
+		all := strings.Fields(string(groups) + " " + gid)
+		if len(lines) != 4 || !slices.Equal(lines[:3], want) || slices.ContainsFunc(all, func(g string) bool { return !slices.Contains(strings.Fields(lines[3]), g) }) {
+			t.Errorf("su %s: got %q, want %q and the groups %q", su, lines, want, all)
+		}
+	}
+}
+
 // An executor that belfry does not have fails the run with a sentence that says so.
 func TestExecutor_UnknownExecutor(t *testing.T) {
 	n := newNode(t, t.TempDir())
@@ -1495,9 +1534,10 @@ func TestCheckHTTPConfig(t *testing.T) {
 // Limits that a job may have, and those that are refused when it is stored.
 func TestCheckShellConfig(t *testing.T) {
 	for key, values := range map[string]struct{ good, bad []string }{
-		"timeout": {[]string{"", "10s", "1h30m", "500ms", "0s"}, []string{"10", "abc", "1d", "-1s"}},
-		"env":     {[]string{"", "A=", "A=1,B=2,", "A=b\\,c", "A=" + strings.Repeat("x", 131_069)}, []string{"=x", "A=1,2", "A", "A=" + strings.Repeat("x", 131_070)}},
-		"command": {[]string{"", "'", strings.Repeat("x", 131_071), strings.Repeat("x ", 131_072)}, []string{strings.Repeat("x", 131_072), "echo '" + strings.Repeat("x", 131_072) + "'"}},
+		"timeout":      {[]string{"", "10s", "1h30m", "500ms", "0s"}, []string{"10", "abc", "1d", "-1s"}},
+		"env":          {[]string{"", "A=", "A=1,B=2,", "A=b\\,c", "A=" + strings.Repeat("x", 131_069)}, []string{"=x", "A=1,2", "A", "A=" + strings.Repeat("x", 131_070)}},
+		"command":      {[]string{"", "'", strings.Repeat("x", 131_071), strings.Repeat("x ", 131_072)}, []string{strings.Repeat("x", 131_072), "echo '" + strings.Repeat("x", 131_072) + "'"}},
+		"kill_timeout": {[]string{"", "0s", "300ms", "10m"}, []string{"10", "-1s", "10m1s"}},
 		"mem_limit": {[]string{"", "1048576", "512MB", "1.5GB", "100kb", "2g", "1 MB"},
 			[]string{"lots", "0", "-5", "MB", "10XB", "0MB", "inf", "nan", "1e3", "0x10", "1.2.3", "9999999999TB", "1 0MB", "1KM", "1BB", "1BK", "1KBB"}},
 	} {

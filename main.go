@@ -28,6 +28,7 @@ import (
 	"os/signal"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -84,6 +85,7 @@ func main() {
 // to process 1. It returns the exit status of the child, with which the kernel
 // ends all other processes.
 func runAsInit() int {
+	guardProcess() // the child says it where that cannot be done
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	self, err := os.Executable()
@@ -113,6 +115,23 @@ func runAsInit() int {
 			return status.ExitStatus()
 		}
 	}
+}
+
+// prctlNumbers are the numbers of Linux's prctl by GOARCH, which package syscall knows on Linux only.
+var prctlNumbers = map[string]uintptr{"386": 172, "amd64": 157, "arm": 172, "arm64": 167, "loong64": 167, "ppc64le": 171, "riscv64": 167, "s390x": 172}
+
+// guardProcess keeps this process's memory, environment and open files in /proc from other processes of its user, which
+// its jobs are; root still reads them. It guards nothing that lies in files.
+func guardProcess() error {
+	const setDumpable = 4
+	prctl, ok := prctlNumbers[runtime.GOARCH]
+	if runtime.GOOS != "linux" || !ok {
+		return errors.ErrUnsupported
+	}
+	if _, _, errno := syscall.RawSyscall(prctl, setDumpable, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // commandLine is the program. It returns the exit status.
