@@ -2984,9 +2984,9 @@ func (s *store) jobs(f jobFilter, start, end int) (iter.Seq2[json.RawMessage, er
 }
 
 // jobIDs returns the ids of what jobs does. All jobs by name are in that order in
-// an index already.
+// an index already: after a change a page of them need not wait for a new list.
 func (s *store) jobIDs(f jobFilter, start, end int) (ids []int64, total int, err error) {
-	if query, args := f.query(); len(args) == 0 && jobOrder[f.Sort] == "j.name" {
+	if query, args := f.query(); len(args) == 0 && jobOrder[f.Sort] == "j.name" && s.lists.early(fmt.Sprint(query, args), s.listing.Load()) {
 		if err := s.clients.view("SELECT count(*) FROM job_state", nil, &total); err != nil {
 			return nil, 0, err
 		}
@@ -3045,6 +3045,7 @@ const (
 	listAgeMax = 10 * time.Second // the same of one that takes long to make
 	listShare  = 100              // of the time; a list that somebody looks at all the time takes 1 % of a core to make
 	listIDsMax = 2 << 20          // held in all lists, 16 MiB; more than that and they are dropped
+	listPages  = 50               // of a list, read by themselves, take as long as to make it
 	listCost   = 200              // bytes that a list takes beside its ids and its key
 )
 
@@ -3052,10 +3053,13 @@ const (
 // page costs no more than its rows. Sorting 100,000 jobs takes a quarter of a
 // second, and there are too many orders for an index each.
 type jobLists struct {
-	mu     sync.Mutex
-	byKey  map[string]*jobList // guarded by mu
-	held   int                 // cost of all of them; guarded by mu
-	flight singleflight.Group
+	mu    sync.Mutex
+	byKey map[string]*jobList // guarded by mu
+	held  int                 // cost of all of them; guarded by mu
+
+	pages   int    // that were read without a list; guarded by mu
+	pagesAt uint64 // store.listing then; guarded by mu
+	flight  singleflight.Group
 }
 
 // A jobList is immutable but for renewing.
@@ -3090,6 +3094,21 @@ func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 		return nil, err
 	}
 	return list.([]int64), nil
+}
+
+// early reports whether a page shall be read without a list, that is to be made
+// yet. When as many pages were read so as cost what a list does, it is made.
+func (l *jobLists) early(key string, listing uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if list := l.byKey[key]; list != nil && list.listing == listing {
+		return false
+	}
+	if l.pagesAt != listing {
+		l.pagesAt, l.pages = listing, 0
+	}
+	l.pages++
+	return l.pages <= listPages
 }
 
 func (l *jobLists) lookup(key string, listing, changes uint64, volatile bool) ([]int64, bool) {

@@ -1768,6 +1768,40 @@ func TestApply_TrimOrder(t *testing.T) {
 	}
 }
 
+// TestStore_PageEarly: after a change a page by name is read without a list of all
+// jobs, and when many pages are read, from one; both are the same.
+func TestStore_PageEarly(t *testing.T) {
+	s := newStore(t)
+	fill(t, s, 30)
+	for _, desc := range []bool{false, true} {
+		var pages [listPages + 10][]string
+		for i := range pages {
+			for _, bounds := range [][2]int{{0, 5}, {20, 1000}, {30, 40}, {5, 2}} {
+				rows, total, err := listJobs(s, jobFilter{Desc: desc}, bounds[0], bounds[1])
+				if err != nil || total != 30 || len(rows) != max(0, min(30, bounds[1])-bounds[0]) {
+					t.Fatalf("page %d %v: %d of %d rows, %v", i, bounds, len(rows), total, err)
+				}
+				for _, row := range rows {
+					pages[i] = append(pages[i], string(row))
+				}
+			}
+			if made := len(s.lists.byKey) > 0; i == 0 && made || i == len(pages)-1 && !made {
+				t.Errorf("page %d: a list was made: %t", i, made)
+			}
+			if diff := cmp.Diff(pages[0], pages[i]); diff != "" {
+				t.Errorf("page %d differs (-first +this):\n%s", i, diff)
+			}
+		}
+		commit(t, s, &command{Actor: actorAnonymous, Now: testStart, Put: []jobPut{{Job: job{Name: "zz", Schedule: "@manually"}, Next: never}}})
+		row, err := s.job("zz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit(t, s, &command{Actor: actorAnonymous, Now: testStart, Delete: &row.version})
+		s.lists.byKey = nil
+	}
+}
+
 // TestStore_ListsBound: searches that find nothing do not fill the memory.
 func TestStore_ListsBound(t *testing.T) {
 	var l jobLists
