@@ -139,10 +139,13 @@ func newNode(t testing.TB, dir string) *testNode {
 // order starts o and returns its id.
 func (n *testNode) order(t testing.TB, o order) int64 {
 	t.Helper()
-	o.Execution, n.next = n.next, n.next+1
 	o.Job = cmp.Or(o.Job, "job")
+	n.leader.mu.Lock() // subtests run side by side
 	n.number++
-	if err := n.start(dispatch{Term: 1, Number: n.number, Incarnation: n.inc, Orders: []order{o}}); err != nil {
+	number := n.number
+	o.Execution, n.next = n.next, n.next+1
+	n.leader.mu.Unlock()
+	if err := n.start(dispatch{Term: 1, Number: number, Incarnation: n.inc, Orders: []order{o}}); err != nil {
 		t.Fatal(err)
 	}
 	return o.Execution
