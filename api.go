@@ -1161,7 +1161,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 		}
 	}
 	if r.URL.Query().Has("runoncreate") {
-		req.ID, req.Keep = req.ID+" run", nil
+		req.ID, req.Keep = "run of "+req.ID, nil // no other id begins so: they begin with a method, a token or a time
 		_, run, err := a.scheduler.runNow(r.Context(), req, j.Name)
 		switch {
 		case err != nil && a.problem(err).status >= http.StatusInternalServerError:
@@ -1783,15 +1783,21 @@ func (a *api) listTicks(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	row, err := a.store.clients.job(r.PathValue("job"))
-	if err != nil {
-		return nil, err
-	}
-	list, total, err := a.store.clients.ticks(row.version.ID, nanosOf(start), nanosOf(end), first, last)
-	if err != nil {
-		return nil, err
-	}
-	sum, days, err := a.store.clients.tickCounts(row.version.ID, nanosOf(start), nanosOf(end))
+	var list []tickRow
+	var total int
+	var sum tickCount
+	var days []tickCount
+	err = a.store.clients.atOnce(func(s *reader) error {
+		row, err := s.job(r.PathValue("job"))
+		if err != nil {
+			return err
+		}
+		if list, total, err = s.ticks(row.version.ID, nanosOf(start), nanosOf(end), first, last); err != nil {
+			return err
+		}
+		sum, days, err = s.tickCounts(row.version.ID, nanosOf(start), nanosOf(end))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -664,6 +664,33 @@ func TestAPI_RestoreFired(t *testing.T) {
 	})
 }
 
+// TestAPI_KeysApart: what differs is kept apart, however it is written: filters of
+// lists, and the key of a request from that of the run that belongs to another.
+func TestAPI_KeysApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 1)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually","metadata":{"team":"x y"}}`)
+		s.do("POST", "/v1/jobs", `{"name":"b","schedule":"@manually","metadata":{"team x":"y"}}`)
+		for query, want := range map[string]string{"metadata[team]=x+y": `"name":"a"`, "metadata[team+x]=y": `"name":"b"`} {
+			res := s.do("GET", "/v1/jobs?"+query, "")
+			if total := res.Header().Get("X-Total-Count"); total != "1" || !strings.Contains(res.Body.String(), want) {
+				t.Errorf("%s: %s jobs, %s, want %s", query, total, res.Body, want)
+			}
+		}
+		keyed := func(key, target, name string) string {
+			res, r := httptest.NewRecorder(), httptest.NewRequest("POST", target, strings.NewReader(`{"name":"`+name+`","schedule":"@manually"}`))
+			r.Host = "localhost"
+			r.Header.Set("Idempotency-Key", key)
+			s.handler.ServeHTTP(res, r)
+			return fmt.Sprint(res.Code, " ", res.Body)
+		}
+		keyed("k", "/v1/jobs?runoncreate=true", "run")
+		if got := keyed("k run", "/v1/jobs", "other"); !strings.Contains(got, `"name":"other"`) || s.do("GET", "/v1/jobs/other", "").Code != http.StatusOK {
+			t.Errorf("a job with the key %q is answered %s", "k run", got)
+		}
+	})
+}
+
 // TestAPI_CallerGone: what is committed when nobody waits for it any more counts
 // all the same: the job falls due.
 func TestAPI_CallerGone(t *testing.T) {

@@ -196,6 +196,7 @@ type dispatch struct {
 	Term        uint64  `json:"term"`
 	Number      uint64  `json:"number"`
 	Incarnation uint64  `json:"incarnation"`
+	Startable   int64   `json:"startable"` // no execution with a lower id is started any more, whoever asks for it
 	Orders      []order `json:"orders"`
 }
 
@@ -292,6 +293,8 @@ type executor struct {
 	term      uint64            // highest term seen
 	floor     uint64            // number of the latest question or kill answered in term
 	taken     idSet             // every execution taken by this process
+	startable int64             // every execution below was taken or will not be begun; see forgetLocked
+	kept      int               // entries of taken when it was last looked through
 	runs      map[int64]*run    // taken and not finished
 	limited   map[*run]*session // processes with a mem_limit
 	held      map[int64]*held   // finished and not acknowledged
@@ -475,8 +478,9 @@ func (e *executor) start(d dispatch) error {
 	case len(e.processes.queue)+len(e.requests.queue)+len(d.Orders) > queuedMax:
 		return errQueueFull
 	}
+	e.forgetLocked(d.Startable)
 	for _, o := range d.Orders {
-		if !e.taken.add(o.Execution) {
+		if o.Execution < e.startable || !e.taken.add(o.Execution) {
 			continue
 		}
 		r := &run{order: o, lane: &e.requests} // what no executor runs fails at once and may wait anywhere
@@ -489,6 +493,16 @@ func (e *executor) start(d dispatch) error {
 	e.launchLocked(&e.processes)
 	e.launchLocked(&e.requests)
 	return nil
+}
+
+// forgetLocked forgets the executions below startable, of which none may begin any more.
+func (e *executor) forgetLocked(startable int64) {
+	e.startable = max(e.startable, startable)
+	if len(e.taken) < 2*e.kept+takenSlack {
+		return
+	}
+	maps.DeleteFunc(e.taken, func(neighbours int64, _ uint64) bool { return (neighbours+1)<<6 <= e.startable })
+	e.kept = len(e.taken)
 }
 
 // hearLocked takes note of a leader's term, and of the number if it is one that later dispatches must not fall below.
@@ -702,8 +716,11 @@ func (o *order) scheduledAt() string {
 	return time.Unix(0, o.ScheduledAt).UTC().Format(time.RFC3339Nano)
 }
 
-// idSet is a set of ids, 64 neighbours to an entry. It only grows: a million runs a day take 0.4 MB a day if their ids are
-// neighbours, 4 MB if every tenth id is ours.
+// takenSlack is how many entries a set of ids grows by until it is looked at what need not be in it any more.
+const takenSlack = 1000
+
+// idSet is a set of ids, 64 neighbours to an entry. A million runs a day take 0.4 MB if their ids are neighbours, 4 MB if
+// every tenth id is ours.
 type idSet map[int64]uint64
 
 // add reports whether id was not in the set before.

@@ -1684,6 +1684,41 @@ func TestTail(t *testing.T) {
 }
 
 // An id is added once, neighbours are not confused, negative ids included.
+// TestExecutor_Forgets: a node remembers what it took for as long as that may be
+// ordered again, and no longer.
+func TestExecutor_Forgets(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	n.full(&n.processes)
+	order := func(id, startable int64) {
+		t.Helper()
+		d := dispatch{Term: 1, Number: 1, Incarnation: n.incarnation(), Startable: startable, Orders: []order{{Execution: id, Executor: executorShell}}}
+		if err := n.start(d); err != nil {
+			t.Fatal(err)
+		}
+		n.mu.Lock()
+		delete(n.runs, id) // it has ended
+		n.processes.queue = nil
+		n.mu.Unlock()
+	}
+	const step = 1000
+	for i := range int64(20_000) {
+		order(i*step, (i-10)*step)
+	}
+	if len(n.taken) > 3*takenSlack {
+		t.Errorf("%d entries are kept of what cannot be ordered any more", len(n.taken))
+	}
+	order(5*step, 0)
+	order(19_995*step, 0)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.taken.add(19_995 * step) {
+		t.Error("what may be ordered again was forgotten")
+	}
+	if n.taken[5*step>>6] != 0 {
+		t.Error("what may not be started any more was taken")
+	}
+}
+
 func TestIDSet(t *testing.T) {
 	s := idSet{}
 	for _, id := range []int64{0, 1, 63, 64, 127, 128, -1, -64, 1 << 62} {

@@ -40,6 +40,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	_ "time/tzdata" // so that every node knows the same zones
 	"unicode"
@@ -62,6 +63,7 @@ const (
 	retryWaitMax  = time.Minute           // between attempts
 	tickSlack     = time.Second           // between looks at the clock; a longer gap is an outage
 	doubtPause    = time.Second           // between questions about executions in doubt
+	startableAge  = 24 * time.Hour        // of an execution that may yet be started: nodes remember what they took for as long
 	firstAnswers  = time.Second / 2       // that a new leader waits for them before it fires
 	officePause   = 50 * time.Millisecond // between tries to take office
 	trimPause     = 5 * time.Second       // between looks for what need not be kept
@@ -686,6 +688,7 @@ type moment struct {
 	nodes     []node
 	mute      []node // live, but they did not answer for their last orders
 	awaited   []node // not seen yet, but they were there before it led
+	startable int64  // no execution with a lower id is started any more
 	rnd       *rand.Rand
 	picked    map[string]int // node → how often a count chose it
 }
@@ -978,6 +981,8 @@ type scheduler struct {
 	now     func() time.Time // the wall clock
 	chance  func() uint64    // seeds of the choice of nodes
 
+	startable atomic.Int64 // no execution with a lower id is started any more
+
 	mu        sync.Mutex // guards what follows
 	term      uint64     // that it leads in; 0: it does not
 	number    uint64     // of the last dispatch or question of the term
@@ -1197,7 +1202,8 @@ type onItsWay struct {
 func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(), rnd: s.newRand(), picked: map[string]int{}}
+	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(),
+		startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
 	late := map[string]bool{}
 	for _, o := range s.open {
 		late[o.node] = late[o.node] || s.now().Sub(o.since) > answerOverdue
@@ -1555,7 +1561,7 @@ func (s *scheduler) dispatch(decided int64, orders map[target][]order, try try) 
 	}
 	for _, t := range slices.SortedFunc(maps.Keys(orders), byNode) {
 		for part := range parcels(orders[t]) {
-			d := &dispatch{Incarnation: t.Incarnation, Orders: part}
+			d := &dispatch{Incarnation: t.Incarnation, Startable: s.startable.Load(), Orders: part}
 			var ok bool
 			if d.Term, d.Number, ok = s.begin(); !ok {
 				return // the next leader finds the rest unfinished, and asks
@@ -1763,14 +1769,15 @@ func (s *scheduler) reassign(from target, orders []order, try try) error {
 
 // otherTarget returns where an execution goes that its node did not take.
 func (s *scheduler) otherTarget(m moment, from target, o order) (to target, ok bool, err error) {
-	row, err := s.store.job(o.Job)
-	if errors.Is(err, errNoJob) {
-		return target{}, false, nil // deleted meanwhile, which must not hold up the others
-	}
+	e, err := s.store.execution(o.Execution)
 	if err != nil {
 		return target{}, false, err
 	}
-	j, err := row.definition()
+	rows, err := s.store.jobsByID([]int64{e.JobID})
+	if err != nil || len(rows) == 0 {
+		return target{}, false, err // deleted meanwhile, which must not hold up the others
+	}
+	j, err := rows[0].definition()
 	if err != nil {
 		return target{}, false, err
 	}
@@ -1907,6 +1914,10 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (runDecision
 	if err != nil {
 		return d, err
 	}
+	if p.Cause == causeChild && m.now > j.end() {
+		d.Outcome, d.Reason = outcomeSkipped, "the job's expires_at has passed"
+		return d, nil
+	}
 	waited := m.now-max(p.Due, m.since) > int64(m.lostAfter)
 	if p.Cause == causeRetry {
 		for _, n := range m.nodes {
@@ -2034,6 +2045,11 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 	if err := s.doubtOthers(); err != nil {
 		return err
 	}
+	startable, err := s.store.startable(s.now().Add(-startableAge).UnixNano())
+	if err != nil {
+		return err
+	}
+	s.startable.Store(max(startable, s.startable.Load()))
 	doubts, err := s.inDoubt()
 	if err != nil {
 		return err
@@ -2214,7 +2230,7 @@ func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRo
 		c.Why = fmt.Sprintf("interrupted: the belfry process on %s that it was given to has ended\n", e.Node)
 	case r == nil:
 		c.Why = "interrupted: the job was deleted before the run began\n"
-	case e.Cause == causeTick && e.Due < m.now-int64(m.catchup) && !m.once(r):
+	case e.ID < m.startable, e.Cause == causeTick && e.Due < m.now-int64(m.catchup) && !m.once(r):
 		c.Outcome, c.Why = outcomeMissed, fmt.Sprintf("missed: the order did not reach %s in time\n", e.Node)
 	default:
 		return closing{}, true
@@ -2873,7 +2889,7 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	case err != nil || moved.Finished != 0 || moved.incarnation == e.incarnation:
 		return err
 	}
-	r.ID += " of the process that it was given to meanwhile" // which happens once at most
+	r.ID = "moved run of " + r.ID // which happens once at most
 	return s.kill(ctx, r, moved)
 }
 

@@ -451,6 +451,8 @@ func TestMoment_PlanPending(t *testing.T) {
 		{"ChildNoNodeYet", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 4, runDecision{}},
 		{"ChildNoNodeStill", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 299, runDecision{}},
 		{"ChildNoNode", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 301, runDecision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason}},
+		{"ChildExpired", pendingRow{Cause: causeChild}, jobRow{ExpiresAt: instant(testStart - 1)}, "null", 0,
+			runDecision{Outcome: outcomeSkipped, Reason: "the job's expires_at has passed"}},
 		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{Disabled: true}, "null", 0, runDecision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -501,6 +503,34 @@ func TestScheduler_RefusedBesideDeleted(t *testing.T) {
 	}
 	if rows, err := s.store.unfinishedExecutions(); err != nil || len(rows) != 0 {
 		t.Errorf("unfinished are %+v, %v: no node took them and no other is there", rows, err)
+	}
+}
+
+// Orders are refused when the job of one was deleted and another was made of its
+// name: where the run goes is not for that to say.
+func TestScheduler_RefusedBesideNamesake(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	s.nodes = func() []node {
+		return []node{{Name: "n1", Incarnation: 7, Tags: map[string]string{"role": "a"}}, {Name: "n2", Incarnation: 8, Tags: map[string]string{"role": "b"}}}
+	}
+	putJobs(t, s, job{Name: "x", Schedule: "@manually", Tags: map[string]string{"role": "a:1"}})
+	var orders []string
+	s.start = func(node string, _ dispatch) error {
+		if orders = append(orders, node); len(orders) > 1 {
+			return nil
+		}
+		if _, _, err := s.delete(t.Context(), request{ID: "d"}, "x"); err != nil {
+			t.Fatal(err)
+		}
+		putJobs(t, s, job{Name: "x", Schedule: "@manually", Tags: map[string]string{"role": "b:1"}})
+		return fmt.Errorf("%w: %w", errRefused, errNoConnection)
+	}
+	if _, _, err := s.runNow(t.Context(), request{ID: "r"}, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"n1"}, orders); diff != "" {
+		t.Errorf("orders went to (-want +got):\n%s", diff)
 	}
 }
 
@@ -601,7 +631,7 @@ func TestScheduler_Families(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.report(t.Context(), []result{{Execution: res.Started[0][0], Started: now, Finished: now + 1, Outcome: outcomeSuccess}}); err != nil {
+	if _, err := s.report(t.Context(), succeeded(t, s, res.Started[0][0], now)); err != nil {
 		t.Fatal(err)
 	}
 	if rows, err := s.store.pending(); err != nil || len(rows) != 1 {
@@ -776,12 +806,16 @@ func TestMoment_Resolve(t *testing.T) {
 		{"NeverStarted", answer{Incarnation: 7, Running: []int64{1}}, causeTick, fresh, every, "", true},
 		{"NeverStartedTooOld", answer{Incarnation: 7}, causeTick, old, every, outcomeMissed, false},
 		{"NeverStartedOnce", answer{Incarnation: 7}, causeTick, old, once, "", true},
+		{"NeverStartedForLong", answer{Incarnation: 7}, causeHand, fresh, every, outcomeMissed, false},
 		{"NeverStartedRetry", answer{Incarnation: 7}, causeRetry, old, every, "", true},
 		{"NeverStartedDeleted", answer{Incarnation: 7}, causeTick, fresh, nil, outcomeInterrupted, false},
 		{"ProcessGone", answer{Incarnation: 8, Running: []int64{1}}, causeTick, fresh, every, outcomeInterrupted, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := moment{now: testStart, catchup: time.Minute, lostAfter: time.Minute, zone: "UTC"}
+			if c.name == "NeverStartedForLong" {
+				m.startable = 6
+			}
 			got, again := m.resolve(executionRow{ID: 5, Node: "n1", incarnation: 7, Cause: c.cause, Due: c.due}, c.answer, c.answer.known(), c.row)
 			if got.Outcome != c.want || again != c.again || got.Outcome != "" && (got.Execution != 5 || got.Incarnation != 7 || got.Why == "") {
 				t.Errorf("resolve with %+v: %+v, again %v, want outcome %q, again %v", c.answer, got, again, c.want, c.again)

@@ -355,7 +355,8 @@ CREATE TABLE audit (
 	before  TEXT    NOT NULL, -- JSON object of what the change replaced; null: nothing was there
 	after   TEXT    NOT NULL  -- JSON object of what it was replaced by; null: nothing is there now
 ) STRICT;
-CREATE INDEX audit_job ON audit (job) WHERE job <> '';
+CREATE INDEX audit_at ON audit (at); -- of a clock that was wrong, ids and times are in different orders
+CREATE INDEX audit_job ON audit (job, at) WHERE job <> '';
 `
 
 // badSchema finds the few executions that ended otherwise than in success.
@@ -815,6 +816,7 @@ func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
 // A reader is some connections that read what is applied, and write nothing.
 type reader struct {
 	pool     *sql.DB
+	moment   *sql.Tx // the one that it reads; nil: the latest
 	mu       sync.Mutex
 	prepared map[string]*sql.Stmt       // guarded by mu
 	unread   atomic.Pointer[failedRead] // the last read that failed
@@ -846,6 +848,9 @@ func (s *reader) close() error {
 // this one is not. What varies is bound, not written, but for the conditions and
 // orders of lists, of which clients can ask for any number.
 func (s *reader) stmt(query string) (*sql.Stmt, error) {
+	if s.moment != nil {
+		return nil, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.prepared[query]
@@ -865,6 +870,8 @@ func (s *reader) view(query string, args []any, dest ...any) error {
 	st, err := s.stmt(query)
 	switch {
 	case err != nil:
+	case s.moment != nil:
+		err = s.moment.QueryRow(query, args...).Scan(dest...)
 	case st == nil:
 		err = s.pool.QueryRow(query, args...).Scan(dest...)
 	default:
@@ -881,12 +888,29 @@ func (s *reader) viewEach(query string, args []any, fn func(scanner) error) erro
 	switch {
 	case err != nil:
 		return s.noteRead(err)
+	case s.moment != nil:
+		rows, err = s.moment.Query(query, args...)
 	case st == nil:
 		rows, err = s.pool.Query(query, args...)
 	default:
 		rows, err = st.Query(args...)
 	}
 	return s.noteRead(eachRow(rows, err, fn))
+}
+
+// atOnce calls fn with a reader of one moment.
+func (s *reader) atOnce(fn func(*reader) error) error {
+	tx, err := s.pool.BeginTx(context.Background(), &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return s.noteRead(err)
+	}
+	defer tx.Rollback()
+	r := &reader{moment: tx}
+	err = fn(r)
+	if failed := r.unread.Load(); failed != nil {
+		s.unread.Store(failed)
+	}
+	return err
 }
 
 // failedReadAge is for how long a read that failed says that reads fail.
@@ -3075,7 +3099,7 @@ type jobList struct {
 // ids returns the ids of the jobs that f selects, in order. Nobody changes them.
 func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 	query, args := f.query()
-	key := fmt.Sprint(query, args)
+	key := fmt.Sprintf("%s %q", query, args)
 	listing, changes := s.listing.Load(), s.changes.Load()
 	if ids, ok := l.lookup(key, listing, changes, f.volatile()); ok {
 		return ids, nil
@@ -3790,6 +3814,14 @@ func (s *store) armed(fn func(job, next int64)) error {
 	})
 }
 
+// startable returns the id from which on an execution may yet be started: those
+// before it have ended, or were begun before a time.
+func (s *reader) startable(since int64) (id int64, err error) {
+	err = s.view(`SELECT coalesce((SELECT id FROM executions WHERE finished = 0 AND started >= ? ORDER BY id LIMIT 1),
+		(SELECT max(id) + 1 FROM executions), 0)`, []any{since}, &id)
+	return id, err
+}
+
 // nodesSeen returns the nodes that were there, by name. They have no incarnation.
 func (s *store) nodesSeen() (list []node, err error) {
 	err = s.viewEach("SELECT name, tags FROM nodes ORDER BY name", nil, func(scan scanner) error {
@@ -4148,29 +4180,26 @@ type auditFilter struct {
 // newest auditScanMax rows of the time, or of the job if f names one. If there
 // are others, older is the time before which they were made; else it is 0.
 func (s *reader) audit(f auditFilter, start, end int) (list iter.Seq2[auditRow, error], total int, older int64, err error) {
-	low, high, err := s.idsOf("audit", "at", f.From, f.To)
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	from, args := "FROM audit WHERE id >= ?1 AND id < ?2", []any{low, high, f.Job}
+	from, args := "FROM audit INDEXED BY audit_at WHERE at >= ?1 AND at < ?2", []any{f.From, f.To, f.Job}
 	if f.Job != "" {
-		from = "FROM audit INDEXED BY audit_job WHERE id >= ?1 AND id < ?2 AND job = ?3 AND job <> ''"
+		from = "FROM audit INDEXED BY audit_job WHERE at >= ?1 AND at < ?2 AND job = ?3 AND job <> ''"
 	}
-	err = s.view("SELECT id + 1, at + 1 "+from+" ORDER BY id DESC LIMIT 1 OFFSET ?4", append(args, auditScanMax), &args[0], &older)
+	err = s.view("SELECT at + 1 "+from+" ORDER BY at DESC LIMIT 1 OFFSET ?4", append(args, auditScanMax), &older)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, 0, 0, err
 	}
-	from += " AND at >= ?4 AND at < ?5 AND (?6 = '' OR actor = ?6) AND (?7 = '' OR action = ?7)"
-	args = append(args, f.From, f.To, f.Actor, f.Action)
+	args[0] = max(f.From, older)
+	from += " AND (?4 = '' OR actor = ?4) AND (?5 = '' OR action = ?5)"
+	args = append(args, f.Actor, f.Action)
 	if err := s.view("SELECT count(*) "+from, args, &total); err != nil {
 		return nil, 0, 0, err
 	}
-	ids, err := s.ids("SELECT id "+from+" ORDER BY id DESC LIMIT ?8 OFFSET ?9", append(args, max(0, end-start), start)...)
+	ids, err := s.ids("SELECT id "+from+" ORDER BY at DESC, id DESC LIMIT ?6 OFFSET ?7", append(args, max(0, end-start), start)...)
 	return inParts(ids, partAudit, s.auditRows), total, older, err
 }
 
 func (s *reader) auditRows(ids []int64) (list []auditRow, err error) {
-	err = s.viewEach("SELECT at, actor, name, address, action, job, object, before, after FROM audit WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id DESC",
+	err = s.viewEach("SELECT at, actor, name, address, action, job, object, before, after FROM audit WHERE id IN (SELECT value FROM json_each(?)) ORDER BY at DESC, id DESC",
 		[]any{jsonInts(ids)}, func(scan scanner) error {
 			var r auditRow
 			err := scan(&r.At, &r.Actor, &r.Name, &r.Address, &r.Action, &r.Job, &r.Object, &r.Before, &r.After)

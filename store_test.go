@@ -1633,6 +1633,50 @@ func TestApply_Reset(t *testing.T) {
 	}
 }
 
+// TestStore_AuditTimes: a search by time finds what was done in it although a clock
+// was wrong before.
+func TestStore_AuditTimes(t *testing.T) {
+	s := newStore(t)
+	for i, ahead := range []time.Duration{0, time.Hour, time.Hour, 0, 0} { // the second and third by a clock ahead of its time
+		at := testStart + int64(time.Duration(i)*time.Minute+ahead)
+		commit(t, s, &command{Now: at, Audit: &audited{Action: fmt.Sprint(i)}})
+	}
+	rows, total, _, err := s.audit(auditFilter{From: testStart, To: testStart + int64(30*time.Minute)}, 0, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for r, err := range rows {
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, r.Action)
+	}
+	if diff := cmp.Diff([]string{"4", "3", "0"}, found); diff != "" || total != 3 {
+		t.Errorf("%d rows (-want +got):\n%s", total, diff)
+	}
+}
+
+// TestReader_AtOnce: what is read at once is of one moment, whatever is written
+// meanwhile.
+func TestReader_AtOnce(t *testing.T) {
+	s := newStore(t)
+	fill(t, s, 1)
+	err := s.clients.atOnce(func(r *reader) error {
+		for range 2 {
+			if n, err := r.countJobs(); n != 1 || err != nil {
+				t.Errorf("%d jobs, %v, want the one that was there", n, err)
+			}
+			name := fmt.Sprint("job-", s.applied.Load())
+			commit(t, s, &command{Now: testStart, Put: []jobPut{{Job: job{Name: name, Schedule: "@manually"}, Next: never}}})
+		}
+		return nil
+	})
+	if n, _ := s.clients.countJobs(); err != nil || n != 3 {
+		t.Errorf("%d jobs, %v, want 3", n, err)
+	}
+}
+
 // TestApply_Trim: the oldest finished executions go, and their ticks are
 // counted by the day; groups that are not over are spared, and are not asked
 // for again.
