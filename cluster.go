@@ -2149,6 +2149,7 @@ func (c *cluster) resign() {
 const (
 	quickQueueMax  = 64               // heartbeats and answers: older than a few seconds they are of no use
 	bulkQueueMax   = 8                // appends with entries: the protocol has one under way
+	linkIdleTime   = time.Minute      // after which a link ends
 	imageBytesMax  = int64(64 << 30)  // of a snapshot
 	imageChunkTime = 30 * time.Second // for the next part of a snapshot or an output
 )
@@ -2186,17 +2187,29 @@ func (c *cluster) link(ctx context.Context, k linkKey) chan<- message {
 			queue = make(chan message, bulkQueueMax)
 		}
 		c.links[k] = queue
-		c.children.Go(func() error { c.carry(ctx, k.to, queue); return nil })
+		c.children.Go(func() error { c.carry(ctx, k, queue); return nil })
 	}
 	return c.links[k]
 }
 
-// carry brings messages to a server, in order, until ctx ends.
-func (c *cluster) carry(ctx context.Context, to server, queue <-chan message) {
-	for {
+// carry brings messages to a server, in order, until ctx ends or there was none
+// for linkIdleTime: servers are replaced, and their links must not stay.
+func (c *cluster) carry(ctx context.Context, k linkKey, queue <-chan message) {
+	to, idle := k.to, time.NewTimer(linkIdleTime)
+	defer idle.Stop()
+	for over := false; !over; idle.Reset(linkIdleTime) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-idle.C:
+			end := func() {
+				if over = len(queue) == 0; over {
+					delete(c.links, k)
+				}
+			}
+			if c.call(ctx, end) != nil {
+				return
+			}
 		case m := <-queue:
 			end, err := c.deliver(ctx, m, queue)
 			if err != nil && ctx.Err() == nil {
@@ -2259,8 +2272,12 @@ func (c *cluster) fill(m *message) error {
 		return nil
 	}
 	list, err := c.store.entries(m.Prev.Index+1, appendBytesMax)
+	why := ""
 	if err != nil {
-		return fmt.Errorf("this server cannot read its log, look at its disk: %w", err)
+		why = fmt.Sprintf("this server cannot read its log, so other servers do not get what they lack; look at its disk: %v", err)
+	}
+	if c.plane.setTrouble("log", why); err != nil {
+		return err
 	}
 	if len(list) == 0 || list[0].Index != m.Prev.Index+1 || c.term.Load() != m.Term {
 		return errOutdated
@@ -2409,14 +2426,15 @@ const (
 )
 
 var (
-	errFormat    = errors.New("a format that this version does not know; run the same version on all nodes")
-	errForeign   = errors.New("a message of another cluster")
-	errNoAddress = errors.New("no node of that name or id is known")
-	errOutdated  = errors.New("what was to be sent was trimmed from the log, or is of an earlier term")
-	errOtherKey  = errors.New("the other node has another cluster key")
-	errClash     = errors.New("the name or the id of this node is another's")
-	errShortKey  = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
-	errOversized = fmt.Errorf("a call of more than %d bytes", rpcBytesMax)
+	errFormat     = errors.New("a format that this version does not know; run the same version on all nodes")
+	errForeign    = errors.New("a message of another cluster")
+	errNoAddress  = errors.New("no node of that name or id is known")
+	errOutdated   = errors.New("what was to be sent was trimmed from the log, or is of an earlier term")
+	errOtherKey   = errors.New("the other node has another cluster key")
+	errClash      = errors.New("the name or the id of this node is another's")
+	errOwnAddress = errors.New("the address is this node's own")
+	errShortKey   = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
+	errOversized  = fmt.Errorf("a call of more than %d bytes", rpcBytesMax)
 
 	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
 	// nothing: it said so, or no connection to it came about. After all others nobody can tell.
@@ -2537,6 +2555,8 @@ const (
 const (
 	silentBeats   = 5               // heartbeats that are missed until a node counts as failed
 	forgetAfter   = 24 * time.Hour  // since a node was heard
+	retryDeadMax  = time.Minute     // between two heartbeats to a server that counts as failed
+	deadBeats     = 60              // one heartbeat in so many tells of nodes that are silent
 	beatTimeout   = time.Second     // of one heartbeat and its answer
 	clockSkewMax  = 2 * time.Second // between two servers; a heartbeat under way is younger than that
 	peersFile     = "peers.json"    // in the data directory: addresses of servers, for the next start
@@ -2552,6 +2572,7 @@ type contact struct {
 	record
 	Age   time.Duration // when it is told of: since it was heard. Ages need no common clock
 	heard time.Time
+	tried time.Time     // when it was last sent a heartbeat, if it was not heard since
 	self  time.Time     // when it said so itself; zero: this is hearsay
 	skew  time.Duration // of its clock behind this node's, more or less
 }
@@ -2585,12 +2606,13 @@ type plane struct {
 	self    record              // guarded by mu
 	known   map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
 	trouble map[string]string   // guarded by mu: subject → what is wrong and what to do
+	unmet   []string            // guarded by mu: addresses of --join and --retry-join at which nobody has answered yet
 }
 
 // newPlane listens on the cluster plane. Nothing is served until run.
 func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
 	p := &plane{cfg: cfg, hooks: hooks, log: log, hurry: make(chan struct{}, 1), refused: newCounters(),
-		known: map[string]*contact{}, trouble: map[string]string{}}
+		known: map[string]*contact{}, trouble: map[string]string{}, unmet: slices.Clone(cfg.Join)}
 	if p.cfg.host.listen == nil {
 		p.cfg.host = host{listen: net.Listen, dial: new(net.Dialer).DialContext, chance: rand.Uint64}
 	}
@@ -2812,9 +2834,9 @@ func (p *plane) beatLoop(ctx context.Context) error {
 		p.log.Warn("the addresses of the other servers are not known from the last time", "err", err)
 	}
 	for {
-		answered, clash := p.beat(ctx, append(joins.due(time.Now()), remembered...))
+		answered, clash, refusal := p.beat(ctx, append(joins.due(time.Now()), remembered...))
 		if ctx.Err() == nil {
-			if err := errors.Join(joins.note(answered), p.afterBeat(ctx, answered, clash)); err != nil {
+			if err := errors.Join(joins.note(answered, refusal), p.afterBeat(ctx, answered, clash)); err != nil {
 				return err
 			}
 		}
@@ -2860,24 +2882,28 @@ func (j *joining) due(now time.Time) []string {
 	return slices.Clone(j.addrs)
 }
 
-// note takes how many nodes answered. Its error ends the node.
-func (j *joining) note(answered int) error {
+// note takes how many nodes answered, and why one refused this node, "" if none
+// did. Its error ends the node.
+func (j *joining) note(answered int, refusal string) error {
 	j.done = j.done || answered > 0
-	if !j.done && len(j.addrs) > 0 && j.tries > 0 && j.tried >= j.tries {
-		return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or use --retry-join with a larger --retry-max", strings.Join(j.addrs, ", "))
+	switch {
+	case j.done || len(j.addrs) == 0 || j.tries == 0 || j.tried < j.tries:
+		return nil
+	case refusal != "":
+		return fmt.Errorf("--join, --retry-join: %s", refusal)
 	}
-	return nil
+	return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or use --retry-join with a larger --retry-max", strings.Join(j.addrs, ", "))
 }
 
 // beat sends a heartbeat to every known server and to addrs, and waits for the
-// answers. It returns how many came, and why somebody said that this node's name
-// or id is another's.
-func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash string) {
+// answers. It returns how many came, why somebody said that this node's name
+// or id is another's, and why somebody refused it for that or another reason.
+func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash, refusal string) {
 	p.mu.Lock()
 	p.self.Beat++
 	p.self.Clock = time.Now().UnixNano()
 	p.self.Leads = p.server != nil && p.server.leading()
-	targets := p.targetsLocked(addrs)
+	targets := p.targetsLocked(addrs, time.Now())
 	g := p.greetingLocked(p.cfg.Server, time.Now())
 	p.mu.Unlock()
 	var wait sync.WaitGroup
@@ -2892,13 +2918,18 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 		switch {
 		case err == nil:
 			answered++
+			p.met(targets[i])
 			p.setTrouble("join "+targets[i], "")
+		case errors.Is(err, errOwnAddress):
+			p.met(targets[i])
 		case errors.Is(err, errClash):
-			clash = err.Error()
+			clash, refusal = err.Error(), err.Error()
 		case errors.As(err, &no):
-			p.setTrouble("join "+targets[i], no.text)
+			refusal = no.text
+			p.setTrouble("join "+targets[i], refusal)
 		case errors.Is(err, errOtherKey):
-			p.setTrouble("join "+targets[i], fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, such as %s in the data directory of one of them", targets[i], keyFile))
+			refusal = fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, such as %s in the data directory of one of them", targets[i], keyFile)
+			p.setTrouble("join "+targets[i], refusal)
 		default:
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
 			if p.needs(targets[i]) {
@@ -2913,7 +2944,28 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash s
 		addr, ok := strings.CutPrefix(subject, "join ")
 		return ok && !slices.Contains(targets, addr) && !slices.Contains(p.cfg.Join, addr)
 	})
-	return answered, clash
+	return answered, clash, refusal
+}
+
+// met notes that the node at an address of --join or --retry-join has answered, or
+// is this one.
+func (p *plane) met(addr string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unmet = slices.DeleteFunc(p.unmet, func(a string) bool { return a == addr })
+}
+
+// unmetNode returns an address of --join or --retry-join at which nobody has
+// answered, "" if there is none.
+func (p *plane) unmetNode() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, addr := range p.unmet {
+		if addr != p.self.Addr {
+			return addr
+		}
+	}
+	return ""
 }
 
 // needs reports whether a node belongs to no cluster, and has tried an address of
@@ -2924,12 +2976,14 @@ func (p *plane) needs(addr string) bool {
 	return p.self.Cluster == "" && p.self.Beat > silentBeats && slices.Contains(p.cfg.Join, addr)
 }
 
-// targetsLocked returns where a heartbeat goes, sorted.
-func (p *plane) targetsLocked(addrs []string) []string {
+// targetsLocked returns where a heartbeat goes, sorted. A server that counts as
+// failed is tried the more rarely the longer it has been silent.
+func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
 	var list []string
 	for _, c := range p.known {
-		if c.Server && c.Status != memberLeft {
-			list = append(list, c.Addr)
+		silent := now.Sub(c.heard)
+		if c.Server && c.Status != memberLeft && (!p.silentLocked(c, now) || now.Sub(c.tried) >= min(silent/10, retryDeadMax)) {
+			list, c.tried = append(list, c.Addr), now
 		}
 	}
 	list = slices.DeleteFunc(append(list, addrs...), func(addr string) bool { return addr == p.self.Addr })
@@ -2938,15 +2992,20 @@ func (p *plane) targetsLocked(addrs []string) []string {
 }
 
 // greetingLocked is what this node says now. Only servers hear of all the
-// others: a thousand agents need not know each other.
+// others: a thousand agents need not know each other. Of those that are silent
+// they hear now and then.
 func (p *plane) greetingLocked(all bool, now time.Time) greeting {
 	g := greeting{From: p.self}
 	for _, c := range p.known {
-		if all || p.cfg.Server && c.Server {
+		if (all || p.cfg.Server && c.Server) && (!p.silentLocked(c, now) || p.self.Beat%deadBeats == 0) {
 			g.Others = append(g.Others, contact{record: c.record, Age: now.Sub(c.heard)})
 		}
 	}
 	return g
+}
+
+func (p *plane) silentLocked(c *contact, now time.Time) bool {
+	return now.Sub(c.heard) > silentBeats*p.cfg.BeatTime
 }
 
 // greet sends a heartbeat to an address and learns from the answer.
@@ -2958,7 +3017,7 @@ func (p *plane) greet(ctx context.Context, addr string, g greeting) error {
 		return err
 	}
 	if answer.From.ID == p.cfg.ID {
-		return errors.New("the address is this node's own")
+		return errOwnAddress
 	}
 	p.learn(answer)
 	return nil
@@ -3063,7 +3122,7 @@ func (p *plane) byNameLocked(name string) *contact {
 }
 
 func (p *plane) statusLocked(c *contact, now time.Time) int {
-	if c.Status != memberLeft && now.Sub(c.heard) > silentBeats*p.cfg.BeatTime {
+	if c.Status != memberLeft && p.silentLocked(c, now) {
 		return memberFailed
 	}
 	return c.Status
@@ -3418,6 +3477,10 @@ type foundingStep struct {
 // negotiate takes the next step towards a new cluster.
 func (p *plane) negotiate(ctx context.Context, self record, servers []record) error {
 	step := nextStep(self, servers, crand.Text())
+	if addr := p.unmetNode(); addr != "" && step.accept != nil && self.Expect == 1 {
+		// Who founds alone would not find out that there is a cluster already.
+		step = foundingStep{why: fmt.Sprintf("this server founds a cluster alone once every node of --join and --retry-join has answered and none belongs to a cluster: %s has not; start that node, or take its address out", addr)}
+	}
 	p.setTrouble("cluster", step.why)
 	switch {
 	case step.accept != nil:
@@ -3825,8 +3888,8 @@ func atLeader[In, Out any](ctx context.Context, p *plane, path string, in In, fn
 		ctx, cancel := context.WithTimeout(ctx, leaderTimeout/time.Duration(len(list)))
 		err = p.exchange(ctx, p.calls, to, path, in, &out)
 		cancel()
-		if err == nil {
-			break
+		if !errors.Is(err, errRefused) {
+			break // it was done, or may be: the others would only do it again
 		}
 	}
 	return out, err

@@ -2505,7 +2505,7 @@ func TestCluster_SlowSnapshot(t *testing.T) {
 				queue := make(chan message, 1)
 				queue <- message{Kind: msgSnapshot, To: server{"b", "id-b"}}
 				var ended sync.WaitGroup
-				ended.Go(func() { c.carry(ctx, server{"b", "id-b"}, queue) })
+				ended.Go(func() { c.carry(ctx, linkKey{server{"b", "id-b"}, true}, queue) })
 				began := time.Now()
 				<-c.events // says what became of it
 				if n := requests.Load(); n != 1 {
@@ -3026,6 +3026,128 @@ func TestPlane_Overdue(t *testing.T) {
 	overdue(true)
 }
 
+// What a server has perhaps done is not asked of the next one.
+func TestPlane_ReportOnce(t *testing.T) {
+	w := startWorker(t, "w")
+	var asked atomic.Int64
+	for _, name := range []string{"a", "b", "c"} {
+		silent := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/results" {
+				asked.Add(1)
+			}
+			panic(http.ErrAbortHandler)
+		}))
+		silent.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+		silent.TLS = w.plane.tls.Clone()
+		silent.StartTLS()
+		defer silent.Close()
+		w.plane.learn(greeting{From: record{Name: name, ID: "id-" + name, Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive}})
+	}
+	if _, err := w.plane.reportToLeader(t.Context(), []result{{Execution: 5, Node: "x", Outcome: outcomeSuccess}}); err == nil || errors.Is(err, errRefused) || asked.Load() != 1 {
+		t.Errorf("%d servers were sent the results, %v; want one, and nobody to know whether it took them", asked.Load(), err)
+	}
+}
+
+// A leader that cannot read its log says so to its operator.
+func TestCluster_UnreadableLog(t *testing.T) {
+	s := newStore(t)
+	c := &cluster{plane: &plane{log: slog.New(slog.DiscardHandler), trouble: map[string]string{}}, store: s}
+	rename := func(from, to string) {
+		if err := execFile(t.Context(), s.path, "ALTER TABLE "+from+" RENAME TO "+to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rename("log", "lost")
+	defer rename("lost", "log")
+	if err := c.fill(&message{Kind: msgAppend, Prev: position{1, 1}, Last: 2}); err == nil || !strings.Contains(c.plane.trouble["log"], "cannot read its log") {
+		t.Errorf("%v, and %q", err, c.plane.trouble)
+	}
+}
+
+// A link to a server that is not talked to any more ends.
+func TestCluster_IdleLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := linkKey{serverB, false}
+		queue := make(chan message, 1)
+		c := &cluster{plane: &plane{known: map[string]*contact{}}, log: slog.New(slog.DiscardHandler), links: map[linkKey]chan message{k: queue}, events: make(chan func() error)}
+		ended := make(chan struct{})
+		go func() { c.carry(t.Context(), k, queue); close(ended) }()
+		time.Sleep(linkIdleTime / 2)
+		queue <- message{To: serverB}
+		began := time.Now()
+		for c.links[k] != nil {
+			(<-c.events)()
+		}
+		<-ended
+		if idle := time.Since(began); idle < linkIdleTime || idle > 2*linkIdleTime {
+			t.Errorf("the link ended after %v, want about %v", idle, linkIdleTime)
+		}
+	})
+}
+
+// A server that is to found a cluster alone does so when all that it was told of
+// have answered, and joins the cluster that is there; its own name is no stranger.
+func TestCluster_FoundAlone(t *testing.T) {
+	elsewhere, own := freeAddr(t), freeAddr(t)
+	named := func(addr string) string { return strings.Replace(addr, "127.0.0.1", "localhost", 1) }
+	b := newPeer(t, "b", 1)
+	b.cfg.Bind, b.cfg.Join = own, []string{elsewhere, named(own)}
+	b.start()
+	eventually(t, "b waits", func() bool { return hasTrouble(b, "founds a cluster alone once") && b.plane.own().Beat > 2*silentBeats })
+	if b.plane.clusterID() != "" || hasTrouble(b, "no node answers at localhost") {
+		t.Errorf("b belongs to %q, or says that it does not answer itself", b.plane.clusterID())
+	}
+	a := newPeer(t, "a", 1)
+	a.cfg.Bind = elsewhere
+	a.start()
+	voters(t, "a b", a, b)
+
+	own = freeAddr(t)
+	c := newPeer(t, "c", 1)
+	c.cfg.Bind, c.cfg.Join = own, []string{named(own)}
+	c.start()
+	voters(t, "c", c)
+}
+
+// A node that is refused where it was told to join says why when it gives up.
+func TestPlane_JoinRefused(t *testing.T) {
+	a := startPeer(t, "a", 1)
+	startWorker(t, "w", a)
+	eventually(t, "w is a member", func() bool { return len(a.plane.nodes()) == 2 })
+	second := newPeer(t, "w", 0, a)
+	second.cfg.Server, second.cfg.JoinTries = false, 1
+	second.start()
+	second.ended.Wait()
+	if err := second.errs[0]; err == nil || !strings.Contains(err.Error(), "--node-name") {
+		t.Errorf("the second w ended with %v", err)
+	}
+	second.cancel()
+	second.cancel = nil
+	second.must(second.dir.close())
+}
+
+// A server that has been dead for long is neither called nor told of each second.
+func TestPlane_Dead(t *testing.T) {
+	p := &plane{cfg: planeConfig{record: record{Name: "a", ID: "id-a", Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
+	start := time.Now()
+	r := record{Name: "b", ID: "id-b", Addr: "b:1", Beat: 1, Status: memberAlive, Server: true}
+	p.hearLocked(r, 0, true, start)
+	calls, mentions := 0, 0
+	for now := start; now.Before(start.Add(time.Hour)); now = now.Add(time.Second) {
+		p.self.Beat++
+		calls += len(p.targetsLocked(nil, now))
+		mentions += len(p.greetingLocked(true, now).Others)
+	}
+	if calls < 60 || calls > 120 || mentions < 60 || mentions > 70 {
+		t.Errorf("in the first hour it was called %d times and told of %d times; want about once a minute", calls, mentions)
+	}
+	r.Beat = 2
+	p.hearLocked(r, 0, true, start.Add(time.Hour))
+	if list := p.targetsLocked(nil, start.Add(time.Hour)); len(list) != 1 {
+		t.Errorf("when it is back %v are called", list)
+	}
+}
+
 // A server whose clock is off says so, and which other.
 func TestPlane_ClockTrouble(t *testing.T) {
 	now := time.Now()
@@ -3292,19 +3414,22 @@ func TestJoining(t *testing.T) {
 	if got := j.due(start.Add(time.Second / 2)); len(got) != 0 {
 		t.Errorf("too early %v is due", got)
 	}
-	if err := j.note(0); err != nil {
+	if err := j.note(0, "no"); err != nil {
 		t.Errorf("given up after one try: %v", err)
 	}
 	if got := j.due(start.Add(time.Second)); len(got) != 2 {
 		t.Errorf("after a pause %v is due", got)
 	}
-	if err := j.note(0); err == nil {
-		t.Error("not given up after two tries")
+	if err := j.note(0, ""); err == nil || !strings.Contains(err.Error(), "none of a, b answered") {
+		t.Errorf("after two tries: %v", err)
 	}
-	if err := j.note(1); err != nil {
+	if err := j.note(0, "the name is taken"); err == nil || !strings.Contains(err.Error(), "the name is taken") {
+		t.Errorf("after two tries, refused: %v", err)
+	}
+	if err := j.note(1, ""); err != nil {
 		t.Errorf("an answer, and yet: %v", err)
 	}
-	if err := j.note(0); err != nil {
+	if err := j.note(0, "no"); err != nil {
 		t.Errorf("given up after an answer: %v", err)
 	}
 }
