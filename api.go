@@ -757,7 +757,7 @@ func shownAs[T any](rows iter.Seq2[T, error], show func(T) (json.RawMessage, err
 // send answers with JSON. An error is from before the first byte; what fails
 // later breaks the answer off, so that nobody takes a part for the whole.
 func (a *api) send(w http.ResponseWriter, r *http.Request, res *response) error {
-	out := &answerWriter{ResponseWriter: w, api: a, token: a.callerOf(r).token.Accessor, status: res.status}
+	out := &answerWriter{ResponseWriter: w, api: a, token: a.callerOf(r).token.Accessor, status: res.status, held: buffers.Get().(*bytes.Buffer)}
 	defer out.close()
 	_, pretty := r.URL.Query()["pretty"]
 	err := writeAnswer(out, res, pretty)
@@ -773,9 +773,11 @@ func (a *api) send(w http.ResponseWriter, r *http.Request, res *response) error 
 // writeAnswer writes a document as json.Indent would have it, or without spaces.
 func writeAnswer(w io.Writer, res *response, pretty bool) error {
 	write := func(prefix string, doc []byte) error {
-		var out bytes.Buffer
-		if pretty && json.Indent(&out, doc, prefix, indent) == nil {
-			doc = out.Bytes()
+		if pretty {
+			var out bytes.Buffer
+			if json.Indent(&out, doc, prefix, indent) == nil {
+				doc = out.Bytes()
+			}
 		}
 		_, err := w.Write(doc)
 		return err
@@ -794,10 +796,10 @@ func writeAnswer(w io.Writer, res *response, pretty bool) error {
 	if pretty {
 		begin, between, end = "[\n"+indent, ",\n"+indent, "\n]"
 	}
-	next := begin
+	next, comma, none := []byte(begin), []byte(between), true
 	for doc, err := range res.rows {
 		if err == nil {
-			_, err = io.WriteString(w, next)
+			_, err = w.Write(next)
 		}
 		if err == nil {
 			err = write(indent, doc)
@@ -805,9 +807,9 @@ func writeAnswer(w io.Writer, res *response, pretty bool) error {
 		if err != nil {
 			return err
 		}
-		next = between
+		next, none = comma, false
 	}
-	if next == begin {
+	if none {
 		end = "[]"
 	}
 	_, err := io.WriteString(w, end)
@@ -823,7 +825,7 @@ type answerWriter struct {
 	api    *api
 	token  string // accessor of the caller's, "": none
 	status int
-	held   bytes.Buffer
+	held   *bytes.Buffer
 	long   bool // it has begun
 }
 
@@ -863,8 +865,14 @@ func (w *answerWriter) end() error {
 func (w *answerWriter) close() {
 	if w.long {
 		w.api.long.leave(w.token)
+		return
 	}
+	w.held.Reset()
+	buffers.Put(w.held)
 }
+
+// buffers are of former answers, none of them long.
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // errLongAnswers is the answer to one long answer too many.
 var errLongAnswers = problem{http.StatusServiceUnavailable, fmt.Sprintf(
