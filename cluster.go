@@ -1600,6 +1600,7 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	if !c.leading() {
 		return applied{}, errNotLeader
 	}
+	data[0] = c.format()
 	p := &proposal{data: data, done: make(chan outcome, 1)}
 	err = c.tell(ctx, func() error { c.append(p); return nil })
 	if errors.Is(err, errStopping) {
@@ -1614,6 +1615,19 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	case <-ctx.Done():
 		return applied{}, ctx.Err()
 	}
+}
+
+// format returns the latest format of commands that every voter is known to apply:
+// a leader writes none that one of them would have to stop at.
+func (c *cluster) format() byte {
+	format := c.store.format
+	for _, v := range c.status().Voters {
+		if v.ID != c.own.ID {
+			r, _ := c.plane.byID(v.ID)
+			format = min(format, max(r.Format, 1))
+		}
+	}
+	return format
 }
 
 // waitApplied returns once this server has applied the log up to index, so that
@@ -1873,7 +1887,7 @@ func (c *cluster) takesPart() bool { return c.own.Cluster != "" && c.plane.admit
 
 func (c *cluster) tick() error {
 	if c.takesPart() {
-		c.raft.writerHangs(c.writerHangs())
+		c.raft.writerHangs(c.writerHangs() || c.store.halted.Load()) // who cannot apply must not lead either
 		c.raft.tick()
 	}
 	return nil
@@ -2085,6 +2099,11 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	if rd.writes() {
 		c.raft.persisted(rd)
 	}
+	why := ""
+	if c.store.halted.Load() {
+		why = fmt.Sprintf("this server applies nothing after entry %d of the log, because the next is of a format that this version does not know; install the version that the other servers run", c.applied)
+	}
+	c.plane.setTrouble("format", why)
 	c.raise()
 	c.raft.compacted(base)
 	if c.queued = c.queued[1:]; len(c.queued) > 0 {
@@ -2531,6 +2550,7 @@ type record struct {
 	Beat        uint64 // grows with each heartbeat of an incarnation
 	Addr        string // host:port of its plane
 	HTTPAddr    string
+	Format      byte // of a server: the latest format of commands that it applies
 	Tags        map[string]string
 	Server      bool
 	Status      int    // memberAlive, memberLeaving or memberLeft
@@ -2645,6 +2665,7 @@ func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, erro
 // attach makes a node a server. Called before run.
 func (p *plane) attach(c *cluster, own ownRow) {
 	p.server = c
+	p.self.Format = c.store.format
 	p.setOwn(own)
 }
 

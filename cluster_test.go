@@ -2036,6 +2036,7 @@ type peerNode struct {
 	ended   sync.WaitGroup
 	errs    [2]error // of plane and cluster, after ended
 	kept    logRetention
+	format  byte // of commands, the latest that it applies; 0: that of this version
 
 	mu       sync.Mutex
 	orders   []order  // guarded by mu: what it was given
@@ -2086,6 +2087,9 @@ func (n *peerNode) start() {
 		n.must(err)
 		if n.kept != (logRetention{}) {
 			n.store.kept = n.kept
+		}
+		if n.format != 0 {
+			n.store.format = n.format
 		}
 		own, err := n.store.own()
 		n.must(err)
@@ -2702,6 +2706,58 @@ func voterEntries(t testing.TB, n *peerNode) (lists []string) {
 		}
 	}
 	return lists
+}
+
+// Servers are upgraded one by one. A leader writes a new format when every voter
+// has announced it; a server that meets one that it does not know stops applying,
+// says so, does not lead, and goes on when it is upgraded.
+func TestCluster_Formats(t *testing.T) {
+	a := startPeer(t, "a", 3)
+	b := startPeer(t, "b", 3, a)
+	old := newPeer(t, "c", 3, a)
+	old.format = commandFormat - 1
+	old.start()
+	nodes := []*peerNode{a, b, old}
+	voters(t, "a b c", nodes...)
+	puts := 0
+	written := func(nodes ...*peerNode) byte {
+		t.Helper()
+		puts++
+		at := put(t, fmt.Sprint("job-", puts), nodes...).Index
+		log, err := leaderOf(t, nodes...).store.entries(at, 1)
+		a.must(err)
+		return log[0].Data[0]
+	}
+	if got := written(nodes...); got != commandFormat-1 {
+		t.Errorf("with an old voter, format %d is written, want %d", got, commandFormat-1)
+	}
+	same(t, nodes...)
+
+	old.kill()
+	old.format = 0
+	old.start()
+	eventually(t, "the new format is written", func() bool { return written(nodes...) == commandFormat })
+	same(t, nodes...)
+
+	old.kill()
+	if got := written(a, b); got != commandFormat {
+		t.Errorf("format %d is written, want %d", got, commandFormat)
+	}
+	old.format = commandFormat - 1
+	old.start()
+	eventually(t, "the old server says that it does not know the format", func() bool { return hasTrouble(old, "format that this version does not know") })
+	halted := old.store.applied.Load()
+	put(t, "more", a, b)
+	if now := old.store.applied.Load(); now != halted || old.cluster.leading() {
+		t.Errorf("the old server has applied %d entries, before %d; it leads: %t", now, halted, old.cluster.leading())
+	}
+	old.kill()
+	old.format = 0
+	old.start()
+	same(t, nodes...)
+	if hasTrouble(old, "format") {
+		t.Error("the upgraded server does not know the format")
+	}
 }
 
 // Servers of which one is too many, or that were told different numbers, found

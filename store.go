@@ -89,11 +89,10 @@ const (
 )
 
 var (
-	errLocked       = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
-	errNotVoter     = errors.New("this server votes in no cluster, so there is nothing to recover; use the data directory of one that did")
-	errNewer        = errors.New("this database was written by a newer belfry; run that version, or restore a backup made by this one")
-	errNoWAL        = errors.New("a server that used belfry.db ended without closing it, and its write-ahead log belfry.db-wal is gone, with what it acknowledged last: put that back, or restore a backup; to remove belfry.db-open accepts the file as it is, which is right where \"sqlite3 belfry.db\" has written the log into it")
-	errUnknownEntry = errors.New("the log holds an entry of a format that this version does not know; run the version that wrote it")
+	errLocked   = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
+	errNotVoter = errors.New("this server votes in no cluster, so there is nothing to recover; use the data directory of one that did")
+	errNewer    = errors.New("this database was written by a newer belfry; run that version, or restore a backup made by this one")
+	errNoWAL    = errors.New("a server that used belfry.db ended without closing it, and its write-ahead log belfry.db-wal is gone, with what it acknowledged last: put that back, or restore a backup; to remove belfry.db-open accepts the file as it is, which is right where \"sqlite3 belfry.db\" has written the log into it")
 )
 
 // A refusal is what apply says of a command that does not fit the state: the
@@ -408,6 +407,8 @@ type store struct {
 	kept      logRetention  // fixed once the writer runs
 	turn      atomic.Uint64 // grows with each transaction of the writer, for all to see; odd: a durable one is under way
 	pinned    atomic.Uint64 // first entry of the log that a follower needs, 0: none
+	format    byte          // of commands, the latest that this server applies; fixed once the writer runs
+	halted    atomic.Bool   // the next entry is of a later format: nothing is applied any more
 
 	// disk runs a transaction of the writer, a durable one with synchronous=FULL; nil: at once. The simulation has one, that
 	// is slow, fails, or notes how much of the file a power cut leaves. Fixed once the writer runs.
@@ -433,7 +434,7 @@ func openStore(dir string) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--data-dir %s: %w", dir, err)
 	}
-	s := &store{path: filepath.Join(dir, "belfry.db"), lock: lock, stmts: map[string]*sql.Stmt{},
+	s := &store{path: filepath.Join(dir, "belfry.db"), lock: lock, stmts: map[string]*sql.Stmt{}, format: commandFormat,
 		kept: logRetention{logEntriesKept, logBytesKept, logBytesPinned, logTrimSlack}}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("--data-dir %s: %w", dir, err), s.close())
@@ -1007,6 +1008,7 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 		return err // fatal: whoever restarts reads everything again
 	}
 	s.applied.Store(at.Index)
+	s.halted.Store(false)
 	s.listed, s.allNew = true, true
 	s.published()
 	return s.detach()
@@ -1043,8 +1045,16 @@ func (s *store) appendLog(entries []entry) error {
 		}
 		s.logBytes = append(s.logBytes, int32(len(e.Data)))
 	}
-	s.unapplied = append(s.unapplied, entries...)
+	if !s.halted.Load() {
+		s.unapplied = append(s.unapplied, entries...)
+	}
 	return nil
+}
+
+// knows reports whether this server can apply an entry as others do. What it
+// cannot, it leaves until it is replaced by a later version.
+func (s *store) knows(e entry) bool {
+	return e.Kind != entryCommand || len(e.Data) > 0 && e.Data[0] > 0 && e.Data[0] <= s.format
 }
 
 // nonNil makes an empty blob of nil, which SQLite would store as NULL.
@@ -1095,11 +1105,15 @@ type applied struct {
 func (s *store) apply(commit uint64) ([]applied, error) {
 	var results []applied
 	n, size := 0, 0
-	for n < len(s.unapplied) && s.unapplied[n].Index <= commit && size <= applyBytesMax {
+	for n < len(s.unapplied) && s.unapplied[n].Index <= commit && size <= applyBytesMax && s.knows(s.unapplied[n]) {
 		size += len(s.unapplied[n].Data)
 		n++
 	}
 	if n == 0 {
+		if len(s.unapplied) > 0 && s.unapplied[0].Index <= commit {
+			s.halted.Store(true)
+			s.unapplied = nil // it is on disk, for a later version
+		}
 		return nil, nil
 	}
 	s.telling = s.events.watched()
@@ -1502,8 +1516,8 @@ func (c *command) encode() ([]byte, error) {
 
 // decodeCommand is the inverse of encode. The outputs alias data.
 func decodeCommand(data []byte) (*command, error) {
-	if len(data) == 0 || data[0] == 0 || data[0] > commandFormat {
-		return nil, errUnknownEntry
+	if len(data) == 0 {
+		return nil, errors.New("the entry is cut short")
 	}
 	size, n := binary.Uvarint(data[1:])
 	rest := data[1+max(n, 0):]

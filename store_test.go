@@ -882,8 +882,8 @@ func TestApply_UnknownFormat(t *testing.T) {
 	if err := s.persist(nil, []entry{{Index: 2, Term: 1, Kind: entryCommand, Data: []byte{commandFormat + 1, 2, '{', '}'}}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.apply(2); !errors.Is(err, errUnknownEntry) {
-		t.Errorf("apply of a later format: %v, want %v", err, errUnknownEntry)
+	if done, err := s.applyUpTo(2); err != nil || len(done) != 0 || !s.halted.Load() {
+		t.Errorf("apply of a later format: %v, %v, halted %t; want nothing done, and to be halted", done, err, s.halted.Load())
 	}
 	if diff := cmp.Diff(before, mustDump(t, s)); diff != "" {
 		t.Errorf("state behind it (-want +got):\n%s", diff)
