@@ -113,6 +113,7 @@ const leaveRoute = "POST /v1/leave"
 const (
 	bootstrapRoute = "POST /v1/acl/bootstrap"
 	healthRoute    = "GET /health"
+	restoreRoute   = "POST /v1/restore"
 	runRoute       = "POST /v1/jobs/{job}/run" // the other way to ask for POST /v1/jobs/{job}
 	watchRoute     = "GET /v1/events"
 	outputRoute    = "GET /v1/jobs/{job}/executions/{execution}/output"
@@ -141,7 +142,7 @@ func (a *api) routes() []route {
 		{runRoute, mayCreate, a.runJob},
 		{"DELETE /v1/jobs/{job}", mayDelete, a.deleteJob},
 		{"POST /v1/jobs/{job}/toggle", mayCreate, a.toggleJob},
-		{"POST /v1/restore", mayCreate, a.restore},
+		{restoreRoute, mayCreate, a.restore},
 		{"GET /v1/jobs/{job}/executions", mayList, a.listExecutions},
 		{"DELETE /v1/jobs/{job}/executions", mayDelete, a.deleteExecutions},
 		{"GET /v1/jobs/{job}/executions/{execution}", mayRead, a.showExecution},
@@ -204,7 +205,7 @@ func (a *api) handler() http.Handler {
 		case !strings.HasPrefix(route.pattern, "GET "):
 			answer = a.atLeader(answer)
 		}
-		answer = a.checked(route, answer)
+		answer = a.limited(route.bodyMax(), a.checked(route, answer))
 		if route.pattern == healthRoute {
 			answer = a.forFollowers(answer)
 		}
@@ -650,7 +651,7 @@ func (a *api) mayStoreJob(c *caller, r *http.Request) error {
 	if c.all {
 		return nil
 	}
-	doc, err := body(r, jobBytesMax)
+	doc, err := body(r)
 	if err != nil {
 		return err
 	}
@@ -679,7 +680,7 @@ func (a *api) checkBootstrap(c *caller, r *http.Request) error {
 	if from, ok := forwardedFrom(r.Context()); ok && from.Actor == actorBootstrap {
 		return nil
 	}
-	doc, err := body(r, tokenBytesMax)
+	doc, err := body(r)
 	if err != nil {
 		return err
 	}
@@ -1114,13 +1115,41 @@ func plain(r *http.Request) error {
 	return nil
 }
 
-// body reads a whole request body of at most limit bytes. One that breaks off
+// bodyMax is how many bytes a route takes.
+func (r route) bodyMax() int64 {
+	switch r.pattern {
+	case restoreRoute:
+		return restoreBytesMax
+	case "POST /v1/acl/policies/{name}":
+		return policyBytesMax
+	case "POST /v1/acl/tokens", bootstrapRoute:
+		return tokenBytesMax
+	}
+	return jobBytesMax // also where none is read
+}
+
+// limited refuses a body that is larger than its route takes before anything is
+// done with it: at once where it says how large it is.
+func (a *api) limited(limit int64, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength > limit {
+			a.fail(w, r, &http.MaxBytesError{Limit: limit})
+			return
+		}
+		if r.Body != nil {
+			r.Body = http.MaxBytesReader(w, r.Body, limit)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// body reads a whole request body, which limited has bound. One that breaks off
 // is the client's fault.
-func body(r *http.Request, limit int64) ([]byte, error) {
+func body(r *http.Request) ([]byte, error) {
 	if err := plain(r); err != nil {
 		return nil, err
 	}
-	doc, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, limit))
+	doc, err := io.ReadAll(r.Body)
 	var large *http.MaxBytesError
 	if err != nil && !errors.As(err, &large) {
 		err = badRequest("the body breaks off: %v", err)
@@ -1146,7 +1175,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	body, err := body(r, jobBytesMax)
+	body, err := body(r)
 	if err != nil {
 		return nil, err
 	}
@@ -1297,7 +1326,6 @@ func (a *api) restore(r *http.Request) (*response, error) {
 	}
 	return &response{serve: func(w http.ResponseWriter) error {
 		control := http.NewResponseController(w)
-		r.Body = http.MaxBytesReader(w, r.Body, restoreBytesMax)
 		file, err := uploadedFile(r)
 		if err != nil {
 			return err
@@ -1921,7 +1949,7 @@ func (a *api) putPolicy(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	body, err := body(r, policyBytesMax)
+	body, err := body(r)
 	if err != nil {
 		return nil, err
 	}
@@ -2038,7 +2066,7 @@ func (a *api) createToken(r *http.Request) (*response, error) {
 	if !a.acl {
 		return nil, errNoACL
 	}
-	doc, err := body(r, tokenBytesMax)
+	doc, err := body(r)
 	if err != nil {
 		return nil, err
 	}

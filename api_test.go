@@ -1126,6 +1126,49 @@ func TestAPI_RestoreIndex(t *testing.T) {
 	})
 }
 
+// TestAPI_BodyMax: no route reads more than it takes, and of a body that says how
+// large it is not a byte.
+func TestAPI_BodyMax(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		for _, route := range s.api.routes() {
+			method, path, _ := strings.Cut(strings.TrimSuffix(route.pattern, "{$}"), " ")
+			if method == http.MethodGet {
+				continue
+			}
+			for _, said := range []bool{true, false} {
+				read := &countingReader{left: 300 << 20}
+				r := httptest.NewRequest(method, patternName.ReplaceAllString(path, "other"), read)
+				r.Host, r.ContentLength = "localhost", -1
+				r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+				if said {
+					r.ContentLength = read.left
+				}
+				w := httptest.NewRecorder()
+				s.handler.ServeHTTP(w, r)
+				if said && (w.Code != http.StatusRequestEntityTooLarge || read.count > 0) || read.count > route.bodyMax()+1<<20 {
+					t.Errorf("%s, length said %t: %d after %d bytes, want at most %d", route.pattern, said, w.Code, read.count, route.bodyMax())
+				}
+			}
+		}
+	})
+}
+
+// countingReader is a long body of spaces.
+type countingReader struct{ left, count int64 }
+
+func (r *countingReader) Read(p []byte) (int, error) {
+	if r.left == 0 {
+		return 0, io.EOF
+	}
+	n := min(int64(len(p)), r.left)
+	for i := range p[:n] {
+		p[i] = ' '
+	}
+	r.left, r.count = r.left-n, r.count+n
+	return int(n), nil
+}
+
 // TestAPI_OneBackup: backups that are asked for at the same time do not fill
 // the disk.
 func TestAPI_OneBackup(t *testing.T) {

@@ -2427,6 +2427,7 @@ func patientBody(w http.ResponseWriter, r *http.Request) *patientReader {
 
 const (
 	planeFormat         = "2"              // of requests and their answers
+	greetingBytesMax    = 1 << 20          // of a heartbeat
 	rpcBytesMax         = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
 	planeHeaderTime     = 5 * time.Second  // for a handshake and a request's head
 	planeReadTime       = 30 * time.Second // for a request's body
@@ -2453,7 +2454,7 @@ var (
 	errClash      = errors.New("the name or the id of this node is another's")
 	errOwnAddress = errors.New("the address is this node's own")
 	errShortKey   = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
-	errOversized  = fmt.Errorf("a call of more than %d bytes", rpcBytesMax)
+	errOversized  = errors.New("a call of more bytes than it may have")
 
 	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
 	// nothing: it said so, or no connection to it came about. After all others nobody can tell.
@@ -3016,8 +3017,11 @@ func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
 // others: a thousand agents need not know each other. Of those that are silent
 // they hear now and then.
 func (p *plane) greetingLocked(all bool, now time.Time) greeting {
-	g := greeting{From: p.self}
-	for _, c := range p.known {
+	g, size := greeting{From: p.self}, 0
+	for _, c := range p.known { // in another order each time: who finds no room now is told of later
+		if size += recordBytes(&c.record); size > greetingBytesMax/2 {
+			break
+		}
 		if (all || p.cfg.Server && c.Server) && (!p.silentLocked(c, now) || p.self.Beat%deadBeats == 0) {
 			g.Others = append(g.Others, contact{record: c.record, Age: now.Sub(c.heard)})
 		}
@@ -3027,6 +3031,15 @@ func (p *plane) greetingLocked(all bool, now time.Time) greeting {
 
 func (p *plane) silentLocked(c *contact, now time.Time) bool {
 	return now.Sub(c.heard) > silentBeats*p.cfg.BeatTime
+}
+
+// recordBytes is about what a record takes in a greeting.
+func recordBytes(r *record) int {
+	n := 512
+	for k, v := range r.Tags {
+		n += len(k) + len(v) + 8
+	}
+	return n
 }
 
 // greet sends a heartbeat to an address and learns from the answer.
@@ -3616,18 +3629,18 @@ func (p *plane) handler() http.Handler {
 		})
 	}
 	// Who asks these may be of no cluster yet, or of another.
-	handle("POST /members", true, serveCall(p.takeGreeting))
+	handle("POST /members", true, serveCall(greetingBytesMax, p.takeGreeting))
 	handle("POST /self", true, func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, p.own()) })
-	handle("POST /dispatch", false, serveCall(p.start))
-	handle("POST /kill", false, serveCall(p.kill))
-	handle("POST /question", false, serveCall(p.ask))
+	handle("POST /dispatch", false, serveCall(rpcBytesMax, p.start))
+	handle("POST /kill", false, serveCall(rpcBytesMax, p.kill))
+	handle("POST /question", false, serveCall(rpcBytesMax, p.ask))
 	handle("GET /output", false, p.serveOutput)
-	handle("POST /printed", false, serveCall(p.printed))
+	handle("POST /printed", false, serveCall(rpcBytesMax, p.printed))
 	if p.server != nil {
-		handle("POST /raft", true, serveCall(p.server.takeMessages))
+		handle("POST /raft", true, serveCall(rpcBytesMax, p.server.takeMessages))
 		handle("POST /snapshot", true, p.server.takeImage)
-		handle("POST /results", false, serveCall(p.reportToLeader))
-		handle("POST /remove", false, serveCall(p.remove))
+		handle("POST /results", false, serveCall(rpcBytesMax, p.reportToLeader))
+		handle("POST /remove", false, serveCall(rpcBytesMax, p.remove))
 		handle("/api/", false, p.serveForwarded)
 	}
 	return mux
@@ -3653,11 +3666,14 @@ func (p *plane) fail(w http.ResponseWriter, err error) {
 	http.Error(w, err.Error(), http.StatusConflict)
 }
 
-// serveCall has fn answer calls.
-func serveCall[In, Out any](fn func(context.Context, In) (Out, error)) func(http.ResponseWriter, *http.Request) error {
+// serveCall has fn answer calls of at most limit bytes.
+func serveCall[In, Out any](limit int64, fn func(context.Context, In) (Out, error)) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var large *http.MaxBytesError
-		data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, rpcBytesMax))
+		if r.ContentLength > limit {
+			return errOversized
+		}
+		data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 		switch {
 		case errors.As(err, &large):
 			return errOversized

@@ -2919,6 +2919,7 @@ func TestPlane_Refusals(t *testing.T) {
 		{name: "MalformedForTheProtocol", path: "/raft", body: pack(entries), counter: "malformed"},
 		{name: "Misdirected", path: "/raft", body: pack(misdirected), counter: "misdirected"},
 		{name: "TooLarge", path: "/raft", body: make([]byte, rpcBytesMax+1), counter: "too_large"},
+		{name: "GreetingTooLarge", path: "/members", body: []byte(`{"Others": [` + strings.Repeat(`{},`, greetingBytesMax/3) + `{}]}`), counter: "too_large"},
 		{name: "CallOfForeign", path: "/dispatch", body: []byte("{}"), header: foreign, counter: "foreign"},
 		{name: "CallToAnother", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerTo: "id-y"}, counter: "misdirected"},
 		{name: "CallFormat", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerFormat: "1"}, counter: "format"},
@@ -2948,6 +2949,35 @@ func TestPlane_Refusals(t *testing.T) {
 	a.must(err)
 	if after != before || a.cluster.status().Term != term || !a.cluster.leading() {
 		t.Errorf("something changed: term %d, before %d; state\n%s\nbefore\n%s", a.cluster.status().Term, term, after, before)
+	}
+}
+
+// A node that tells of ever more others makes no server slower: it knows a bounded
+// number of them, and greets and brings up to date fewer.
+func TestPlane_ManyMembers(t *testing.T) {
+	a := startPeer(t, "a", 1)
+	voters(t, "a", a)
+	put(t, "one", a)
+	self := a.plane.own()
+	for round := range 10 {
+		g := greeting{From: record{Name: "x", ID: "id-x", Incarnation: 1, Beat: uint64(round + 1), Addr: "127.0.0.1:1", Status: memberAlive, Cluster: self.Cluster}}
+		for i := range 2_000 {
+			name := fmt.Sprintf("x%d-%d", round, i)
+			g.Others = append(g.Others, contact{record: record{Name: name, ID: name, Incarnation: 1, Addr: "127.0.0.1:1", Server: i%2 == 0, Status: memberAlive, Cluster: self.Cluster}})
+		}
+		var answer greeting
+		a.must(a.plane.exchange(t.Context(), a.plane.calls, self, "/members", g, &answer))
+		if size, err := json.Marshal(answer); err != nil || len(size) > greetingBytesMax {
+			t.Errorf("the answer has %d bytes, %v, more than a node takes", len(size), err)
+		}
+	}
+	began := time.Now()
+	put(t, "two", a)
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("a write took %v", took)
+	}
+	if all := len(a.plane.all()); all > membersMax+1 {
+		t.Errorf("%d nodes are known, want at most %d", all, membersMax+1)
 	}
 }
 
