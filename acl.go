@@ -145,6 +145,45 @@ func checkGlob(path string) error {
 	return nil
 }
 
+// checkPaths refuses a policy with a path that means none of the API's: its
+// author meant another. The API's are paths of routes, with {…} where names stand.
+func (p policy) checkPaths(api []string) error {
+	var rules policyRules
+	if err := json.Unmarshal([]byte(p.Rules), &rules); err != nil {
+		return err
+	}
+	for _, path := range sortedKeys(rules.Path) {
+		if !slices.ContainsFunc(api, func(known string) bool { return meansPath(path, known) }) {
+			return fmt.Errorf("Rules: the path %q is none of the API's, so it would grant nothing; jobs are /v1/jobs/{name}, all of them /v1/jobs/*, and what is below a job /v1/jobs/{name}/**", path)
+		}
+	}
+	return nil
+}
+
+// meansPath reports whether a path of a policy can mean a path with some names
+// in the places of {…}: those that it has there itself, if they can be names.
+func meansPath(glob, known string) bool {
+	globs := strings.Split(glob, "/")
+	segments := strings.Split(known, "/")
+	for i, s := range segments {
+		if !strings.HasPrefix(s, "{") {
+			continue
+		}
+		segments[i] = "x"
+		if i < len(globs) {
+			segments[i] = strings.ReplaceAll(globs[i], "*", "x")
+		}
+		name, err := url.PathUnescape(segments[i])
+		if i == len(globs)-1 && strings.HasSuffix(glob, "**") && name == "" {
+			name, segments[i] = "x", "x"
+		}
+		if err != nil || name == "" || url.PathEscape(name) != segments[i] || s == "{job}" && validateName(name) != nil {
+			return false
+		}
+	}
+	return matchPath(glob, strings.Join(segments, "/"))
+}
+
 // parsedRules returns the rules of policies that validate has accepted. Rules
 // that it does not accept, from an older version, grant nothing.
 func parsedRules(policies []policy) []policyRules {

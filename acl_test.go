@@ -164,6 +164,48 @@ func TestCheckGlob(t *testing.T) {
 	}
 }
 
+// TestPolicy_Paths: a path that means none of the API's is refused; all that any
+// route is asked for can be granted.
+func TestPolicy_Paths(t *testing.T) {
+	paths := (&api{}).paths()
+	check := func(path string) error {
+		rules, err := json.Marshal(map[string]any{"path": map[string]any{path: map[string]any{"capabilities": []string{"read"}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := policy{"p", string(rules)}
+		if err := p.validate(); err != nil {
+			t.Fatal(err)
+		}
+		return p.checkPaths(paths)
+	}
+	for _, path := range []string{
+		"/v1/jobs/", "/v1/job/*", "/v1/jobs/*/", "/v1/jobs//executions", "/v1/jobs/a/b", "/v2/**", "/jobs", "/v1/jobs/A*", "/v1/jobs/a.b", "/v1/jobs/a%2fb", "/v1/jobs/%",
+		"/v1/jobs/*/execution/*", "/v1/acl/policies/", "/metric", "/v1/*/*/*/*/*/*", "/healthz", "/",
+	} {
+		if check(path) == nil {
+			t.Errorf("%s is taken, and means nothing", path)
+		}
+	}
+	for _, path := range append(slices.Clone(paths),
+		"/**", "/v1/**", "/v1*", "/v1/jobs/team-*", "/v1/jobs/team-**", "/v1/jobs/a/**", "/v1/jobs/*-prod", "/v1/jobs/*/executions/*/kill", "/v1/acl/policies/a%2Fb", "/v1/*", "/*/jobs", "/health", "/v1/jobs**",
+	) {
+		if path = patternName.ReplaceAllString(path, "a"); check(path) != nil {
+			t.Errorf("%s is refused: %v", path, check(path))
+		}
+	}
+	for _, p := range builtIn {
+		if err := p.checkPaths(paths); err != nil {
+			t.Errorf("%s: %v", p.Name, err)
+		}
+	}
+	s := newTestServer(t, t.TempDir(), 7)
+	w := s.do("POST", "/v1/acl/policies/p", `{"Rules": "{\"path\": {\"/v1/jobs/\": {\"capabilities\": [\"read\"]}}}"}`)
+	if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "/v1/jobs/{name}") {
+		t.Errorf("a policy for nothing: %d %s", w.Code, w.Body)
+	}
+}
+
 // FuzzMatchPath compares with the rule written down the slow way: every split
 // of the path is tried.
 func FuzzMatchPath(f *testing.F) {
@@ -577,8 +619,11 @@ func TestACL_Jobs(t *testing.T) {
 			t.Errorf("with many rules: %s", text)
 		}
 
+		for _, path := range []string{"t%65am-*", "%5Bt%5D*", "%2A"} {
+			s.mustAs(http.StatusBadRequest, root, "POST", "/v1/acl/policies/escaped", `{"Rules": "{\"path\": {\"/v1/jobs/`+path+`\": {\"capabilities\": [\"read\"]}}}"}`)
+		}
 		// A name is escaped in a policy, in one way, wherever it is asked for.
-		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/escaped", `{"Rules": "{\"path\": {\"/v1/jobs/m%C3%BC*\": {\"capabilities\": [\"read\", \"list\", \"update\"]}, \"/v1/jobs/t%65am-*\": {\"capabilities\": [\"read\", \"list\"]}, \"/v1/jobs/%5Bt%5D*\": {\"capabilities\": [\"read\"]}, \"/v1/jobs/%2A\": {\"capabilities\": [\"list\"]}, \"/v1/jobs/m%C3%BC*/executions\": {\"capabilities\": [\"list\"]}, \"/v1/busy\": {\"capabilities\": [\"list\"]}}}"}`)
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/escaped", `{"Rules": "{\"path\": {\"/v1/jobs/m%C3%BC*\": {\"capabilities\": [\"read\", \"list\", \"update\"]}, \"/v1/jobs/m%C3%BC*/executions\": {\"capabilities\": [\"list\"]}, \"/v1/busy\": {\"capabilities\": [\"list\"]}}}"}`)
 		escaped := s.made(root, "/v1/acl/tokens", `{"Name": "escaped", "Policies": ["escaped"]}`).SecretID
 		s.mustAs(http.StatusCreated, escaped, "POST", "/v1/jobs", jobDoc("müller"))
 		s.mustAs(http.StatusAccepted, root, "POST", "/v1/jobs/müller", "")
@@ -723,6 +768,43 @@ func TestJobGlob(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestACL_Follow: an output that is followed ends within 5 s of its token.
+func TestACL_Follow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, filepath.Join(dir, "data"), 7)
+		root := s.guarded(dir)
+		s.mustAs(http.StatusCreated, root, "POST", "/v1/jobs", `{"name": "a", "schedule": "@manually"}`)
+		group := s.as(root, "POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
+		viewer := s.made(root, "/v1/acl/tokens", `{"Name": "viewer", "Policies": ["viewer"]}`)
+		done := make(chan any)
+		follow := func(secret string) {
+			defer func() { done <- recover() }()
+			s.as(secret, "GET", "/v1/jobs/a/executions/"+group+"-node1/output?follow", "")
+		}
+		go follow(viewer.SecretID)
+		s.node.print("one")
+		wait(time.Hour)
+		select {
+		case <-done:
+			t.Fatal("it ended while its token was good")
+		default:
+		}
+		s.mustAs(http.StatusOK, root, "DELETE", "/v1/acl/tokens/"+viewer.AccessorID, "")
+		wait(5 * time.Second)
+		select {
+		case got := <-done:
+			if got != http.ErrAbortHandler {
+				t.Errorf("it ended with %v, as if that were the whole", got)
+			}
+		default:
+			t.Error("it goes on 5 s after its token was deleted")
+			s.finish(outcomeSuccess)
+			<-done
+		}
+	})
 }
 
 // TestACL_Health: what is wrong but lets the node read and write is no 503. Who

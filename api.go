@@ -194,6 +194,16 @@ func (a *api) routes() []route {
 	}
 }
 
+// paths are those of the routes, as policies name them.
+func (a *api) paths() []string {
+	var list []string
+	for _, route := range a.routes() {
+		_, path, _ := strings.Cut(route.pattern, " ")
+		list = append(list, strings.TrimSuffix(path, "/{$}"))
+	}
+	return list
+}
+
 // handler returns the whole HTTP side of the server: the API and the page.
 func (a *api) handler() http.Handler {
 	mux := http.NewServeMux()
@@ -1038,9 +1048,11 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusUnprocessableEntity, err.Error()}
 	case errors.Is(err, errTooLarge):
 		return problem{http.StatusRequestEntityTooLarge, err.Error()}
+	case errors.Is(err, errUnknown): // whatever else it is
+		return problem{http.StatusGatewayTimeout, err.Error()}
 	case errors.Is(err, errPaused), errors.Is(err, errRestoring), errors.Is(err, errBrokenOff), errors.Is(err, errNotLeader), errors.Is(err, errBusy), errors.Is(err, context.Canceled):
 		return problem{http.StatusServiceUnavailable, err.Error()}
-	case errors.Is(err, errUnknown), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded):
 		return problem{http.StatusGatewayTimeout, err.Error()}
 	}
 	return problem{status: http.StatusInternalServerError}
@@ -1726,15 +1738,42 @@ func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionR
 		_ = control.SetReadDeadline(time.Time{})
 	}
 	out := &flushing{w: w, control: control}
-	err := a.output(r.Context(), e.Node, e.ID, follow, out)
+	ctx, stop := a.whileAdmitted(r)
+	defer stop()
+	err := a.output(ctx, e.Node, e.ID, follow, out)
 	switch {
 	case err != nil && out.began:
 		panic(http.ErrAbortHandler) // nobody must take a part for the whole
+	case err != nil && ctx.Err() != nil && r.Context().Err() == nil:
+		err = errUnauthenticated
 	case err != nil && !errors.Is(err, errUnknownExecution) && r.Context().Err() == nil:
 		a.log.Warn("an output could not be read from its node", "node", e.Node, "err", err)
 		err = problem{http.StatusServiceUnavailable, fmt.Sprintf("node %s does not answer; it has the output until the run is over", e.Node)}
 	}
 	return err
+}
+
+// whileAdmitted is the context of an output that is followed: it ends when its
+// caller may not see it any more.
+func (a *api) whileAdmitted(r *http.Request) (context.Context, context.CancelFunc) {
+	ctx, stop := context.WithCancel(r.Context())
+	if a.acl {
+		go func() {
+			ticker := time.NewTicker(admitLooks * lookTime)
+			defer ticker.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-ticker.C:
+				}
+				if _, err := a.admit(route{pattern: outputRoute, capability: mayRead}, r); err != nil {
+					stop()
+				}
+			}
+		}()
+	}
+	return ctx, stop
 }
 
 // flushing sends on at once what is written to it.
@@ -1955,6 +1994,9 @@ func (a *api) putPolicy(r *http.Request) (*response, error) {
 	}
 	p, err := decodePolicy(r.PathValue("name"), body)
 	if err != nil {
+		return nil, badRequest("the policy is invalid: %v", err)
+	}
+	if err := p.checkPaths(a.paths()); err != nil {
 		return nil, badRequest("the policy is invalid: %v", err)
 	}
 	if _, fixed := builtInPolicy(p.Name); len(body) == 0 && !fixed {
@@ -2321,7 +2363,7 @@ func (a *api) upcoming(r *http.Request) (*response, error) {
 
 const (
 	lookTime   = time.Second // between two looks at what stands in no log entry
-	admitLooks = 5           // of these, between two looks at the token
+	admitLooks = 2           // of these, between two looks at the token
 	aliveLooks = 15          // of these, between two signs of life
 	eventsMax  = 200         // that a client is told at once
 )

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -1448,7 +1449,7 @@ func TestWatch_Limited(t *testing.T) {
 		}
 		s.mustAs(http.StatusOK, root, "DELETE", "/v1/acl/tokens/"+tokens["runs"].AccessorID, "")
 		s.mustAs(http.StatusOK, root, "DELETE", "/v1/acl/policies/counts", "")
-		wait(admitLooks * lookTime)
+		wait(5 * time.Second)
 		for p, gone := range map[string]bool{"runs": true, "counts": true, "viewer": false, "brief": false} {
 			if clients[p].gone() != gone {
 				t.Errorf("%s: gone %t after a token and a policy were deleted", p, !gone)
@@ -1666,6 +1667,85 @@ func TestAPI_Readers(t *testing.T) {
 		if entries, err := s.api.store.entries(1, math.MaxInt64); err != nil || len(entries) < 3 {
 			t.Errorf("replication reads %d entries, %v", len(entries), err)
 		}
+	})
+}
+
+// TestAPI_SlowForward: a body that is passed on may take as long as it goes on to
+// come, and the answer to it as long as it takes.
+func TestAPI_SlowForward(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := slog.New(slog.DiscardHandler)
+		far, near := make(pipes), make(pipes)
+		there := host{
+			listen: func(string, string) (net.Listener, error) { return make(pipes), nil },
+			dial: func(context.Context, string, string) (net.Conn, error) {
+				ours, theirs := net.Pipe()
+				far <- theirs
+				return ours, nil
+			},
+		}
+		p, err := newPlane(planeConfig{record: record{Name: "agent", ID: "id", Addr: "agent:1"}, Key: testKey, BeatTime: time.Hour, host: there}, planeHooks{}, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.known["id-leader"] = &contact{record: record{Name: "leader", ID: "id-leader", Addr: "leader:1", Server: true, Leads: true, Status: memberAlive}, heard: time.Now()}
+		leader := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n, err := io.Copy(io.Discard, r.Body)
+			if err != nil {
+				http.Error(w, "the body breaks off", http.StatusBadRequest)
+				return
+			}
+			select {
+			case <-time.After(3 * readTimeout / 2):
+			case <-r.Context().Done():
+			}
+			fmt.Fprint(w, n)
+		})}
+		go leader.Serve(tls.NewListener(far, p.tls))
+		a := &api{node: "agent", log: log, relay: p.forward, stopping: make(chan struct{})}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- webServer(near, a.relayHandler(), log)(ctx) }()
+		ask := func(method string, parts int, chunk string) string {
+			conn, theirs := net.Pipe()
+			near <- theirs
+			fmt.Fprintf(conn, "%s /v1/restore HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", method, parts*len(chunk))
+			gone := make(chan struct{})
+			go func() {
+				for range parts {
+					select {
+					case <-time.After(time.Second):
+					case <-gone:
+					}
+					if _, err := io.WriteString(conn, chunk); err != nil {
+						return
+					}
+				}
+			}()
+			answer, err := io.ReadAll(conn)
+			conn.Close()
+			close(gone)
+			if err != nil {
+				return err.Error()
+			}
+			head, body, _ := strings.Cut(string(answer), "\r\n\r\n")
+			status, _, _ := strings.Cut(head, "\r\n")
+			return status + " " + body
+		}
+		if got, want := ask("POST", 42, strings.Repeat("x", 50_000)), "HTTP/1.1 200 OK 2100000"; got != want {
+			t.Errorf("2.1 MB in 42 s: %q, want %q", got, want)
+		}
+		if got, want := ask("GET", 0, ""), "HTTP/1.1 200 OK 0"; got != want {
+			t.Errorf("no body: %q, want %q", got, want)
+		}
+		if got := ask("POST", 60, "x"); !strings.Contains(got, "400") && !strings.Contains(got, "504") {
+			t.Errorf("a byte each second: %q, want 400 or 504", got)
+		}
+		p.streams.CloseIdleConnections()
+		leader.Close()
+		stop()
+		<-ended
+		wait(time.Minute)
 	})
 }
 

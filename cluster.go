@@ -3739,6 +3739,31 @@ func (p *patientWriter) Write(b []byte) (int, error) {
 	if err == nil {
 		err = p.control.Flush()
 	}
+	if errors.Is(err, http.ErrNotSupported) {
+		err = nil
+	}
+	return n, err
+}
+
+// movingBody is the body of a request that is passed on. It may take as long as
+// it goes on to come, and the answer then takes the time that it takes: the
+// node that answers has limits of its own.
+type movingBody struct {
+	io.ReadCloser
+	control *http.ResponseController
+	read    int // bytes since the deadline was moved
+}
+
+func (b *movingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	// Where there is no deadline none is moved.
+	if b.read += n; b.read >= progressBytes {
+		b.read = 0
+		_ = b.control.SetReadDeadline(time.Now().Add(readTimeout))
+	}
+	if err == io.EOF {
+		_ = b.control.SetReadDeadline(time.Time{})
+	}
 	return n, err
 }
 
@@ -4101,10 +4126,20 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
-	proxy.ServeHTTP(w, r)
+	control := http.NewResponseController(w)
+	if r.Body != nil && r.Body != http.NoBody {
+		r = r.WithContext(r.Context())
+		r.Body = &movingBody{ReadCloser: r.Body, control: control}
+	} else {
+		_ = control.SetReadDeadline(time.Time{}) // there is nothing more to come
+	}
+	proxy.ServeHTTP(&patientWriter{ResponseWriter: w, control: control}, r)
+	var large *http.MaxBytesError
 	switch {
 	case failed == nil:
 		return nil
+	case errors.As(failed, &large):
+		return failed
 	case errors.Is(failed, errRefused):
 		return fmt.Errorf("%w: %w", errNotLeader, failed)
 	}

@@ -2961,7 +2961,7 @@ func TestPlane_ManyMembers(t *testing.T) {
 	self := a.plane.own()
 	for round := range 10 {
 		g := greeting{From: record{Name: "x", ID: "id-x", Incarnation: 1, Beat: uint64(round + 1), Addr: "127.0.0.1:1", Status: memberAlive, Cluster: self.Cluster}}
-		for i := range 2_000 {
+		for i := range membersMax - 1 {
 			name := fmt.Sprintf("x%d-%d", round, i)
 			g.Others = append(g.Others, contact{record: record{Name: name, ID: name, Incarnation: 1, Addr: "127.0.0.1:1", Server: i%2 == 0, Status: memberAlive, Cluster: self.Cluster}})
 		}

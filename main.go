@@ -1396,7 +1396,7 @@ func (n *remoteNode) client() (*http.Client, string, error) {
 		addr += n.prefix
 	}
 	if !secure && n.tls == (tlsFiles{}) {
-		return http.DefaultClient, "http://" + addr, nil
+		return &http.Client{CheckRedirect: toSameNode}, "http://" + addr, nil
 	}
 	certs, roots, err := n.tls.load()
 	if err != nil {
@@ -1404,7 +1404,18 @@ func (n *remoteNode) client() (*http.Client, string, error) {
 	}
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig = &tls.Config{Certificates: certs, RootCAs: roots}
-	return &http.Client{Transport: t}, "https://" + addr, nil
+	return &http.Client{Transport: t, CheckRedirect: toSameNode}, "https://" + addr, nil
+}
+
+var errElsewhere = errors.New("it answers that another address is to be asked, which would be given the token; name that one yourself, if you trust it")
+
+// toSameNode follows a redirect to another path only: the client would send the
+// token along to wherever it leads.
+func toSameNode(r *http.Request, via []*http.Request) error {
+	if first := via[0].URL; r.URL.Host != first.Host || r.URL.Scheme != first.Scheme || len(via) > redirectsMax {
+		return fmt.Errorf("%w: %s", errElsewhere, r.URL.Redacted())
+	}
+	return nil
 }
 
 func (n *remoteNode) readToken() error {
@@ -1451,6 +1462,9 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 	var untrusted *tls.CertificateVerificationError
 	if errors.As(err, &untrusted) {
 		return nil, fmt.Errorf("--http-addr %s: the node's certificate is not to be trusted; --tls-ca names the file with those that sign it, and --http-addr must be a name in it: %w", n.addr, untrusted.Err)
+	}
+	if errors.Is(err, errElsewhere) {
+		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--http-addr %s: no node answers there: %w", n.addr, err)

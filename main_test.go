@@ -777,6 +777,41 @@ func TestServe_Ready(t *testing.T) {
 	}
 }
 
+// TestCommand_Redirect: a command gives its token to the address that it was
+// given, and to no other.
+func TestCommand_Redirect(t *testing.T) {
+	t.Parallel()
+	var stolen atomic.Int32
+	thief := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Dkron-Token") != "" {
+			stolen.Add(1)
+		}
+	}))
+	defer thief.Close()
+	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/v1/raft/peers":
+			http.Redirect(w, r, thief.URL+r.URL.Path, http.StatusTemporaryRedirect)
+		case "/v1/leave":
+			http.Redirect(w, r, "/v1/left", http.StatusTemporaryRedirect)
+		}
+	}))
+	defer node.Close()
+	for _, c := range []struct {
+		command string
+		ok      bool
+	}{{"raft list-peers", false}, {"leave", true}} {
+		args := append(strings.Fields(c.command), "--http-addr="+node.URL, "--token=secret")
+		out, err := program(t, t.TempDir(), nil, args...).CombinedOutput()
+		if (err == nil) != c.ok || !c.ok && !strings.Contains(string(out), "name that one yourself") {
+			t.Errorf("%s: %v\n%s", c.command, err, out)
+		}
+	}
+	if stolen.Load() > 0 {
+		t.Error("the token went to another address")
+	}
+}
+
 // TestServe_Hangup: without a certificate SIGHUP changes nothing.
 func TestServe_Hangup(t *testing.T) {
 	t.Parallel()
