@@ -324,13 +324,51 @@ func TestPage(t *testing.T) {
 		name string
 		run  func(*testing.T, *browser)
 	}{
-		{"FirstVisit", testFirstVisit}, {"Job", testJob}, {"Markup", testMarkup}, {"Viewer", testViewer}, {"Live", testLive}, {"OtherOrigin", testOtherOrigin}, {"Rebinding", testRebinding},
+		{"FirstVisit", testFirstVisit}, {"Job", testJob}, {"Markup", testMarkup}, {"Viewer", testViewer}, {"Names", testNames}, {"Live", testLive}, {"OtherOrigin", testOtherOrigin}, {"Rebinding", testRebinding},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			own := &browser{t: t, session: b.session}
 			own.complaints() // of the test before
 			test.run(t, own)
 		})
+	}
+}
+
+// testNames: a job may be called as what every object of JavaScript has; and on a
+// narrow screen, where rows are blocks, a table is still one to who listens.
+func testNames(t *testing.T, b *browser) {
+	p := startServer(t, t.TempDir())
+	for _, name := range []string{"constructor", "__proto__", "plain"} {
+		p.must("POST", "/v1/jobs", shellJob(name, "@manually", "true"), nil)
+	}
+	for _, name := range []string{"constructor", "__proto__"} {
+		b.open(p.url + "/#/jobs")
+		b.find("tbody", "plain")
+		b.find("tbody", name)
+		b.open(p.url + "/#/jobs/" + name)
+		b.find("h1", name)
+		b.find("dd", name)
+	}
+	b.open(p.url + "/#/jobs")
+	b.find("tbody", "plain")
+	b.devtools("Emulation.setDeviceMetricsOverride", map[string]any{"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": true})
+	defer b.devtools("Emulation.clearDeviceMetricsOverride", map[string]any{})
+	if got := b.run("return getComputedStyle(document.querySelector('tbody tr')).display"); got != "block" {
+		t.Errorf("a row of a narrow screen is displayed as %s", got)
+	}
+	for selector, want := range map[string]string{"table": "table", "tbody": "rowgroup", "tbody tr": "row", "tbody th": "rowheader", "tbody td": "cell"} {
+		var element map[string]string
+		b.must("POST", "/element", map[string]string{"using": "css selector", "value": selector}, &element)
+		for _, id := range element {
+			var role string
+			b.must("GET", "/element/"+id+"/computedrole", nil, &role)
+			if role != want {
+				t.Errorf("%s has the role %q on a narrow screen, want %q", selector, role, want)
+			}
+		}
+	}
+	if list := b.complaints(); len(list) > 0 {
+		t.Errorf("the browser complains: %q", list)
 	}
 }
 

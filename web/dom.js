@@ -11,8 +11,14 @@ function make(node, attributes, children) {
   return node;
 }
 
+// roles are what the parts of a table are. A narrow screen shows them as blocks,
+// which takes away what their names say to who listens.
+const roles = { table: "table", thead: "rowgroup", tbody: "rowgroup", tr: "row", td: "cell" };
+
+const roleOf = (tag, attributes) => (tag === "th" ? (attributes?.scope === "row" ? "rowheader" : "columnheader") : roles[tag]);
+
 // el makes an element. What happens on a click is said by data-action (see app.js).
-export const el = (tag, attributes, ...children) => make(document.createElement(tag), attributes, children);
+export const el = (tag, attributes, ...children) => make(document.createElement(tag), { role: roleOf(tag, attributes), ...attributes }, children);
 
 export const svg = (tag, attributes, ...children) =>
   make(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);

@@ -23,7 +23,7 @@ export async function load({ names: [name], search }) {
     permitted(get(`${path}/targets`), null),
     lastRuns([name]),
   ]);
-  return { job, warning, executions, ticks, targets, runs: runs[name] ?? [], coming: await comingTicks(job) };
+  return { job, warning, executions, ticks, targets, runs: runs.get(name) ?? [], coming: await comingTicks(job) };
 }
 
 export const concerns = (event, { names: [name] }) => event.job === name;

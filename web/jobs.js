@@ -33,9 +33,10 @@ export async function load({ search }) {
 
 let shown = new Set(); // the names in the list
 
-// lastRuns returns the last runs of jobs by their names, the newest first.
+// lastRuns returns the last runs of jobs, the newest first, in a map by their
+// names: a job may be called constructor.
 export async function lastRuns(names) {
-  return names.length ? permitted(get("outcomes?" + new URLSearchParams(names.map((n) => ["job", n]))), {}) : {};
+  return new Map(names.length ? Object.entries(await permitted(get("outcomes?" + new URLSearchParams(names.map((n) => ["job", n]))), {})) : []);
 }
 
 // concerns: runs of jobs that are not shown matter where they decide which are.
@@ -94,7 +95,7 @@ export function leave() {
 function table(rows, runs, search) {
   return el("table", { class: "list" },
     el("thead", null, el("tr", null, columns.map(([key, words]) => headCell(key, words, search)), el("th", null, "Last runs"), el("th", null, el("span", { class: "unseen" }, "Actions")))),
-    el("tbody", null, rows.map((j) => row(j, runs[j.name] ?? []))));
+    el("tbody", null, rows.map((j) => row(j, runs.get(j.name) ?? []))));
 }
 
 function headCell(key, words, search) {

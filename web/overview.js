@@ -24,7 +24,7 @@ async function running() {
   if (!rows) return null;
   const busy = rows.toSorted((a, b) => parse(a.started_at) - parse(b.started_at)).slice(0, listRows);
   const runs = await lastRuns([...new Set(busy.map((e) => e.job_name))]);
-  return { busy: busy.map((e) => ({ ...e, usual: usual(runs[e.job_name] ?? []) })), total };
+  return { busy: busy.map((e) => ({ ...e, usual: usual(runs.get(e.job_name) ?? []) })), total };
 }
 
 // usual is the middle of what good runs took, in milliseconds; NaN if there are none.
