@@ -1870,7 +1870,7 @@ const plantedEnv = "BELFRY_PLANTED"
 
 var (
 	// seedFlags are how a test that may find a planted mistake is told the one seed to take.
-	seedFlags = map[string]string{"TestSimulation": "-sim.seed", "TestSimulation_Rules": "-rules.seed"}
+	seedFlags = map[string]string{"TestSimulation": "-sim.seed", "TestSimulation_Rules": "-rules.seed", "TestSimulation_Servers": "-servers.seed"}
 
 	// failure is why a test failed: the last such line of what it printed.
 	failure = regexp.MustCompile(`(?m)^ +(?:seed \d+|\w+_test\.go:\d+): (.*)$`)
