@@ -388,6 +388,103 @@ func TestACL_Routes(t *testing.T) {
 	})
 }
 
+// TestACL_Attack sends what the routes take, and much that they do not, as
+// somebody who may not: by any node, with any token but a good one, at the path
+// and at what looks like it, with bodies at random. Nothing changes, nothing that
+// is not anybody's to read is read, and nothing fails but with a 4xx.
+func TestACL_Attack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		s := newTestServer(t, filepath.Join(dir, "data"), 7)
+		root := s.guarded(dir)
+		s.mustAs(http.StatusCreated, root, "POST", "/v1/jobs", `{"name": "other", "schedule": "@manually", "executor": "shell", "executor_config": {"command": "true", "env": "PASSWORD=hunter2"}}`)
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/team", `{"Rules": "{\"path\": {\"/v1/jobs/team-*\": {\"capabilities\": [\"create\", \"read\", \"list\", \"update\", \"delete\"]}}}"}`)
+		unknown, _ := newSecret()
+		tokens := map[string]string{"none": "", "unknown": unknown, "team": s.made(root, "/v1/acl/tokens", `{"Name": "team", "Policies": ["team"]}`).SecretID,
+			"viewer": s.made(root, "/v1/acl/tokens", `{"Name": "viewer", "Policies": ["viewer"]}`).SecretID}
+		leader := s.handler
+		relayed := func(final bool) func(http.ResponseWriter, *http.Request, string, string) error {
+			return func(w http.ResponseWriter, r *http.Request, actor, request string) error {
+				there := r.Clone(context.WithValue(r.Context(), forwardedKey{}, forwarded{Actor: actor, Client: clientAddr(r), Request: request, Final: final}))
+				there.Host = "localhost"
+				leader.ServeHTTP(w, there)
+				return nil
+			}
+		}
+		follower := &api{node: "node2", store: s.api.store, scheduler: s.api.scheduler, log: s.api.log, acl: true, dir: dir, members: s.api.members, leader: s.api.leader, health: s.api.health,
+			leave: s.api.leave, peers: s.api.peers, removePeer: s.api.removePeer, gauges: s.api.gauges, output: s.api.output, leading: func() bool { return false }, relay: relayed(true)}
+		agent := &api{node: "node3", log: s.api.log, acl: true, health: s.api.health, leave: s.api.leave, relay: relayed(false), stopping: make(chan struct{})}
+		nodes := map[string]http.Handler{"leader": leader, "follower": follower.handler(), "agent": agent.relayHandler()}
+		before, err := s.api.store.dump()
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := 0
+		attack := func(node, who, method, target, body string) {
+			r, err := http.NewRequest(method, "http://localhost"+target, strings.NewReader(body))
+			if err != nil {
+				return // no client can send that
+			}
+			asked++
+			r.RemoteAddr, r.RequestURI = "192.0.2.1:1", target
+			r.Header.Set("X-Dkron-Token", tokens[who])
+			ctx, leave := context.WithTimeout(t.Context(), time.Second)
+			defer leave()
+			w := httptest.NewRecorder()
+			nodes[node].ServeHTTP(w, r.WithContext(ctx))
+			text := w.Body.String()
+			open := r.URL.Path == "/health" || w.Header().Get("Content-Security-Policy") != ""
+			switch {
+			case w.Code >= 500, strings.Contains(text, "hunter2"):
+			case (who == "none" || who == "unknown") && w.Code/100 == 2 && !open:
+			case who == "team" && w.Code/100 == 2 && strings.Contains(text, `"other"`):
+			default:
+				return
+			}
+			t.Errorf("%s %s at the %s as %s with %.100q: %d %.300s", method, target, node, who, body, w.Code, text)
+		}
+		variants := []func(string) string{
+			func(p string) string { return p }, func(p string) string { return p + "/" }, func(p string) string { return "/" + p }, func(p string) string { return p + "?token=x&pretty" },
+			func(p string) string { return strings.Replace(p, "/v1/", "/v1/./", 1) }, func(p string) string { return strings.Replace(p, "/v1/", "/v1//", 1) },
+			func(p string) string { return "/v1/jobs/team-1/../.." + p }, func(p string) string { return strings.Replace(p, "/other", "/team-1%2F..%2Fother", 1) },
+			func(p string) string { return strings.Replace(p, "/other", "/team-1/%2e%2e/other", 1) }, func(p string) string { return strings.Replace(p, "other", "%6fther", 1) },
+			func(p string) string { return strings.Replace(p, "other", "OTHER", 1) }, func(p string) string { return strings.Replace(p, "other", "other%00", 1) },
+			func(p string) string { return strings.Replace(p, "/v1", "/V1", 1) }, func(p string) string { return p + ";team-1" }, func(p string) string { return "/api" + p }, func(p string) string { return p + "%20" },
+		}
+		for _, route := range s.api.routes() {
+			method, path, _ := strings.Cut(strings.TrimSuffix(route.pattern, "{$}"), " ")
+			path = patternName.ReplaceAllString(path, "other")
+			for _, variant := range variants {
+				for _, node := range sortedKeys(nodes) {
+					for _, who := range sortedKeys(tokens) {
+						attack(node, who, method, variant(path), `{"name": "other", "schedule": "@manually", "executor": "shell", "executor_config": {"command": "false"}}`)
+					}
+				}
+			}
+		}
+		seed := mathrand.Uint64()
+		t.Logf("seed %d", seed)
+		chance := mathrand.New(mathrand.NewPCG(seed, 1))
+		docs := []string{`{"name": "other", "Name": "team-1", "schedule": "@manually", "executor": "shell", "executor_config": {"command": "false"}}`,
+			`{"name": "team-1", "name": "other", "schedule": "@every 1s", "parent_job": "other"}`, `{"Name": "team", "Policies": ["admin"], "Type": "management"}`, `{"Rules": "{\"path\": {\"/**\": {\"capabilities\": [\"read\"]}}}"}`}
+		pieces := []string{`"`, `{`, `}`, `[`, `null`, `\u0000`, `"name": "other",`, `1e999`, "\xff", `\ud800`, strings.Repeat("[", 10_000), "other"}
+		for range 1_000 {
+			body := docs[chance.IntN(len(docs))]
+			for range 1 + chance.IntN(3) {
+				at := chance.IntN(len(body) + 1)
+				body = body[:at] + pieces[chance.IntN(len(pieces))] + body[min(at+chance.IntN(4), len(body)):]
+			}
+			target := []string{"POST /v1/jobs", "PATCH /v1/jobs", "PUT /v1/jobs/other", "POST /v1/restore", "POST /v1/acl/tokens", "POST /v1/acl/policies/team", "POST /v1/acl/bootstrap", "POST /v1/jobs?runoncreate"}[chance.IntN(8)]
+			method, target, _ := strings.Cut(target, " ")
+			attack(sortedKeys(nodes)[chance.IntN(3)], []string{"none", "unknown", "viewer"}[chance.IntN(3)], method, target, body)
+		}
+		if after, err := s.api.store.dump(); err != nil || after != before {
+			t.Errorf("something changed, %v:\n%s\nbefore\n%s", err, after, before)
+		}
+		t.Logf("%d requests", asked)
+	})
+}
+
 // TestACL_Refusals: who is refused learns nothing of tokens: garbage, unknown,
 // expired and missing are answered alike, at the same price.
 func TestACL_Refusals(t *testing.T) {
@@ -749,7 +846,7 @@ func TestACL_Lists(t *testing.T) {
 
 // TestJobGlob: a pattern of names means those whose paths the policy means.
 func TestJobGlob(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
+	seed := mathrand.Uint64()
 	t.Logf("seed %d", seed)
 	chance := mathrand.New(mathrand.NewPCG(seed, 1))
 	pick := func(words ...string) string { return words[chance.IntN(len(words))] }
