@@ -1349,14 +1349,14 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 func (s *scheduler) untilDue() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wait := tickSlack
+	now, wait := s.now(), tickSlack // one look at the clock: by a second one the first item would be due before until, for ever
 	if first, ok := s.queue.first(); ok {
-		wait = min(wait, timeOf(first.at).Sub(s.now()))
+		wait = min(wait, timeOf(first.at).Sub(now))
 	}
 	if len(s.unread) > 0 {
 		wait = 0
 	}
-	s.until = s.now().Add(wait).UnixNano()
+	s.until = now.Add(wait).UnixNano()
 	return wait
 }
 

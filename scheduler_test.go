@@ -534,6 +534,22 @@ func TestScheduler_RefusedBesideNamesake(t *testing.T) {
 	}
 }
 
+// TestScheduler_Rests: who waits for the next tick is not woken by himself,
+// though the clock goes on while he looks at it.
+func TestScheduler_Rests(t *testing.T) {
+	clock := time.Unix(1, 0)
+	s := &scheduler{queue: newDueQueue(), term: 1, poke: make(chan struct{}, 1), now: func() time.Time {
+		clock = clock.Add(time.Microsecond)
+		return clock
+	}}
+	s.enqueue(queueItem{at: clock.Add(tickSlack / 2).UnixNano(), id: 1})
+	wait := s.untilDue()
+	s.enqueue()
+	if len(s.poke) > 0 || wait <= 0 || wait > tickSlack/2 {
+		t.Errorf("it waits for %s and is woken %d times before", wait, len(s.poke))
+	}
+}
+
 // A node that did not answer for its last orders may answer the next question:
 // what is due there waits for that.
 func TestScheduler_MuteNode(t *testing.T) {
