@@ -1487,12 +1487,26 @@ func TestKey_Token(t *testing.T) {
 }
 
 // TestKey_Proc: a job of the node's own user finds no secret in what the node
-// leaves to it, nor in what /proc tells of the node.
+// leaves to it, nor in what /proc tells of the node, nor in that of process 1
+// of a container, which starts it.
 func TestKey_Proc(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("needs /proc")
 	}
+	t.Run("Node", func(t *testing.T) { lookAround(t, nil, 3) })
+	t.Run("ProcessOne", func(t *testing.T) {
+		unshare, err := exec.LookPath("unshare")
+		if err != nil || os.Geteuid() != 0 {
+			t.Skip("needs root and unshare")
+		}
+		lookAround(t, []string{unshare, "--pid", "--fork", "--mount-proc", "--setgid=65534", "--setuid=65534"}, 4)
+	})
+}
+
+// lookAround has a job look for the secrets of its node, which runs as another user if the test is root, and below the
+// program in by. So many things must be denied to it.
+func lookAround(t *testing.T, by []string, denied int) {
 	dir := publicDir(t)
 	self, err := os.Executable()
 	if err != nil {
@@ -1508,9 +1522,22 @@ func TestKey_Proc(t *testing.T) {
 		}
 		cmd.Args[0], cmd.SysProcAttr = cmd.Path, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	}
+	if by != nil {
+		cmd.Path, cmd.Args, cmd.SysProcAttr = by[0], slices.Concat(by, cmd.Args), nil
+	}
+	inherited, err := os.Create(filepath.Join(t.TempDir(), "inherited"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inherited.Close()
+	cmd.ExtraFiles = []*os.File{inherited}
 	p := launch(t, cmd)
+	if by != nil { // it does not die with its parent
+		one := processOne(t, cmd)
+		t.Cleanup(func() { syscall.Kill(one, syscall.SIGKILL) })
+	}
 	p.eventually("a leader", func() bool { status, _ := p.get("/v1/isleader", nil); return status == http.StatusOK })
-	j := shellJob("look", "@manually", "env; cd /proc/$PPID; cat cmdline environ; cat maps; ls -l fd; ls -l /proc/self/fd; echo done")
+	j := shellJob("look", "@manually", "env; cd /proc/$PPID; cat cmdline environ; cat maps; ls -l fd; cat /proc/1/environ; ls -l /proc/self/fd; echo done")
 	p.must("POST", "/v1/jobs", j, nil)
 	p.eventually("node for the job", func() bool { status, _ := p.send("POST", "/v1/jobs/look/run", nil, nil); return status < 300 })
 	var runs []struct{ Output string }
@@ -1519,13 +1546,13 @@ func TestKey_Proc(t *testing.T) {
 		return status == http.StatusOK && len(runs) > 0 && strings.Contains(runs[0].Output, "done\n")
 	})
 	out := runs[0].Output
-	for _, secret := range []string{key, "a-token", "belfry.db", "[heap]"} {
+	for _, secret := range []string{key, "a-token", "belfry.db", "[heap]", inherited.Name()} {
 		if strings.Contains(out, secret) {
 			t.Errorf("the job sees %s", secret)
 		}
 	}
-	if n := strings.Count(out, "denied"); n < 3 || !strings.Contains(out, "agent\x00--server") {
-		t.Errorf("%d things are denied to the job, want environ, maps and fd of the node that it looks at:\n%s", n, out)
+	if n := strings.Count(out, "denied"); n < denied || !strings.Contains(out, "agent\x00--server") {
+		t.Errorf("%d things are denied to the job, want environ, maps and fd of the node that it looks at, and environ of process 1 if it is ours:\n%s", n, out)
 	}
 }
 

@@ -121,8 +121,15 @@ func runAsInit() int {
 var prctlNumbers = map[string]uintptr{"386": 172, "amd64": 157, "arm": 172, "arm64": 167, "loong64": 167, "ppc64le": 171, "riscv64": 167, "s390x": 172}
 
 // guardProcess keeps this process's memory, environment and open files in /proc from other processes of its user, which
-// its jobs are; root still reads them. It guards nothing that lies in files.
+// its jobs are; root still reads them. It guards nothing that lies in files. What this process was started with beside
+// its standard files is not open in those that it starts.
 func guardProcess() error {
+	inherited, _ := os.ReadDir("/dev/fd") // where that is not there, nothing is known
+	for _, entry := range inherited {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
+	}
 	const setDumpable = 4
 	prctl, ok := prctlNumbers[runtime.GOARCH]
 	if runtime.GOOS != "linux" || !ok {

@@ -4699,16 +4699,22 @@ func TestProgram_AsProcessOne(t *testing.T) {
 	if want := ") 0\n0\n"; !strings.HasSuffix(list[0].Output, want) {
 		t.Errorf("the run says %q, want an end of %q: process 1 without zombies", list[0].Output, want)
 	}
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
-	one, _ := strconv.Atoi(strings.TrimSpace(string(children)))
-	if err != nil || one == 0 {
-		t.Fatalf("process 1 is not found: %q, %v", children, err)
-	}
-	syscall.Kill(one, syscall.SIGTERM)
+	syscall.Kill(processOne(t, cmd), syscall.SIGTERM)
 	<-p.done
 	if code := cmd.ProcessState.ExitCode(); code != 0 || !strings.Contains(p.log.String(), "stopping") {
 		t.Errorf("exit code %d after SIGTERM\n%s", code, &p.log)
 	}
+}
+
+// processOne returns the number outside of process 1 below unshare.
+func processOne(t *testing.T, unshare *exec.Cmd) int {
+	t.Helper()
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", unshare.Process.Pid, unshare.Process.Pid))
+	one, _ := strconv.Atoi(strings.TrimSpace(string(children)))
+	if err != nil || one == 0 {
+		t.Fatalf("process 1 is not found: %q, %v", children, err)
+	}
+	return one
 }
 
 // A server whose host has got another name keeps its own, unless it is told another, which is refused.
