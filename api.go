@@ -68,6 +68,7 @@ const (
 	readTimeout   = 30 * time.Second // of a request
 	idleTimeout   = 2 * time.Minute  // of a kept-alive connection
 	headerTimeout = 10 * time.Second // of a request's head: slow clients are normal, but not that slow
+	headBytesMax  = 64 << 10         // of a request's head; many short lines of it take twenty times as much memory
 )
 
 //go:embed web
@@ -409,6 +410,7 @@ func (a *api) checkHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin") // a page elsewhere cannot even load it, as a script or an image
+		w.Header().Set("Cache-Control", "no-store")                   // what one token reads, no cache may show to another
 		own := a.ownHost(r.Host)
 		if own {
 			w.Header().Set("X-Whom", a.node)
@@ -473,7 +475,9 @@ func (a *api) checked(route route, next http.Handler) http.Handler {
 			}
 			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 		}
-		letIn(r)
+		if !a.acl || route.pattern != healthRoute { // anybody may ask that
+			letIn(r)
+		}
 		next.ServeHTTP(w, r)
 	})
 }
@@ -2131,7 +2135,7 @@ func (a *api) makeToken(r *http.Request, t token, first bool) (*response, error)
 	if errors.Is(err, errNoPolicy) {
 		return nil, badRequest("the token is invalid: Policies: %v", err)
 	}
-	return &response{status: http.StatusCreated, header: map[string]string{"Cache-Control": "no-store"}, body: t.view(secret)}, err
+	return &response{status: http.StatusCreated, body: t.view(secret)}, err
 }
 
 func (a *api) deleteToken(r *http.Request) (*response, error) {
@@ -2383,7 +2387,6 @@ func (a *api) watch(r *http.Request) (*response, error) {
 		control := http.NewResponseController(w)
 		_ = control.SetReadDeadline(time.Time{}) // as for an output that is followed
 		w.Header().Set("Content-Type", "application/x-ndjson")
-		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Accel-Buffering", "no") // nginx would keep the lines until there are many
 		v := &watcher{api: a, out: &patientWriter{ResponseWriter: w, control: control}}
 		v.recognize(a.callerOf(r))

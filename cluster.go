@@ -2828,7 +2828,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 func (p *plane) run(ctx context.Context) error {
 	web := &http.Server{
 		Handler: p.handler(), ReadHeaderTimeout: planeHeaderTime, ReadTimeout: planeReadTime, WriteTimeout: planeWriteTime,
-		IdleTimeout: planeIdleTime, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		IdleTimeout: planeIdleTime, MaxHeaderBytes: headBytesMax, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
 	serving := p.tls.Clone()
 	serving.GetConfigForClient = p.noticeKey
@@ -4119,7 +4119,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 			for k := range resp.Header { // who answers says who it is, and all else
 				w.Header().Del(k)
 			}
-			if resp.StatusCode < http.StatusBadRequest {
+			if resp.StatusCode < http.StatusMultipleChoices && strings.HasPrefix(r.URL.Path, "/v1") { // the page asks for no token
 				letIn(r)
 			}
 			return nil

@@ -127,6 +127,8 @@ const (
 	patternMax   = 2_000
 	// tlsBytesMax bounds each file of a job's TLS settings; all roots that systems trust take a quarter of it.
 	tlsBytesMax = 1 << 20
+	// responseHeadMax is bytes; many short lines of a head take twenty times as much memory.
+	responseHeadMax = 256 << 10
 	// idleTimeMax is shorter than servers keep a connection: one that they close just when a request is sent fails the run.
 	idleTimeMax = 4 * time.Second
 	// idlePerHostMax and idleMax bound the connections kept open: twice what fast endpoints need at once, and so many hosts.
@@ -1544,6 +1546,7 @@ func newTransport(config map[string]string, limits nodeLimits) (*http.Transport,
 		return proxy, err
 	}
 	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.IdleConnTimeout = idleMax, idlePerHostMax, idleTimeMax
+	t.MaxResponseHeaderBytes = responseHeadMax
 	noVerify, err := strconv.ParseBool(config["tlsNoVerifyPeer"])
 	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: err == nil && noVerify}
 	if config["tlsCertificateFile"]+config["tlsCertificateKeyFile"] != "" {

@@ -1189,6 +1189,9 @@ func TestExecutor_HTTP(t *testing.T) {
 	mux.HandleFunc("/redirect", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/reply?body=there", http.StatusFound)
 	})
+	mux.HandleFunc("/head", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Much", strings.Repeat("a", responseHeadMax))
+	})
 	mux.HandleFunc("/long", func(w http.ResponseWriter, _ *http.Request) {
 		w.Write(slices.Concat([]byte("first"), bytes.Repeat([]byte("a"), 300_000), []byte("end")))
 	})
@@ -1228,6 +1231,7 @@ func TestExecutor_HTTP(t *testing.T) {
 		{"ErrNoConfig", `null`, outcomeFailed, "executor_config.url is empty\n"},
 		{"ErrNoMethod", `{"url":"%s/reply"}`, outcomeFailed, "executor_config.method is empty\n"},
 		{"ErrTimeout", `{"method":"GET","url":"%s/slow","timeout":"1"}`, outcomeFailed, "no complete answer within the timeout of 1s\n"},
+		{"ErrHead", `{"method":"GET","url":"%s/head"}`, outcomeFailed, "~headers exceeded"},
 		{"ErrRefused", `{"method":"GET","url":"http://127.0.0.1:9/"}`, outcomeFailed, "~dial tcp 127.0.0.1:9"},
 		{"ErrURL", `{"method":"GET","url":"::not a url"}`, outcomeFailed, "executor_config.url: is no URL; write it as in https://host/path, with %XX for what cannot stand in one\n"},
 		{"ErrHeaders", `{"method":"GET","url":"%s/echo","headers":"X: y"}`, outcomeFailed, "~executor_config.headers"},

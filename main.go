@@ -1127,7 +1127,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 // webServer returns what serves API and page until its context ends.
 func webServer(listener net.Listener, handler http.Handler, log *slog.Logger) func(context.Context) error {
 	web := &http.Server{
-		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout,
+		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: headBytesMax,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return func(ctx context.Context) error { return serveUntil(ctx, web, listener) }
@@ -1168,8 +1168,8 @@ type connRank int
 const (
 	connIdle    connRank = iota // between two requests
 	connWaiting                 // it has not sent the head of a request, or not one that was let in
-	connReading                 // it is answered a GET, perhaps for as long as it likes
-	connWriting                 // it is answered another request, and is not closed for a new one
+	connReading                 // it is answered a GET, perhaps for as long as it likes, or sends the body of another request
+	connWriting                 // it is answered another request, which is here as a whole, and is not closed for a new one
 )
 
 // boundedListener accepts whoever comes. Where that makes too many, it closes
@@ -1227,11 +1227,11 @@ func (l *boundedListener) add(c *boundedConn) (victim *boundedConn) {
 	return victim
 }
 
-// enter moves a connection to a rank.
+// enter moves a connection to a rank. Only the end of a request lowers it.
 func (c *boundedConn) enter(rank connRank) {
 	c.listener.mu.Lock()
 	defer c.listener.mu.Unlock()
-	if c.place == nil {
+	if c.place == nil || rank < c.rank && rank != connIdle {
 		return
 	}
 	c.listener.ranks[c.rank].Remove(c.place)
@@ -1277,16 +1277,35 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// letIn notes that a request may have what it asks for.
+// letIn notes that a request may have what it asks for. One that keeps its body
+// back is not closed for a new one only when that has come: or a few of them
+// would keep everybody out.
 func letIn(r *http.Request) {
 	c, _ := r.Context().Value(connKey{}).(*boundedConn)
 	switch {
 	case c == nil:
 	case r.Method == http.MethodGet || r.Method == http.MethodHead:
 		c.enter(connReading)
-	default:
+	case r.ContentLength == 0:
 		c.enter(connWriting)
+	default:
+		c.enter(connReading)
+		r.Body = &upload{r.Body, c}
 	}
+}
+
+// upload is the body of a request that was let in.
+type upload struct {
+	io.ReadCloser
+	conn *boundedConn
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	n, err := u.ReadCloser.Read(p)
+	if err == io.EOF {
+		u.conn.enter(connWriting)
+	}
+	return n, err
 }
 
 // waitUntil returns when done is true, or after patience.

@@ -4520,7 +4520,7 @@ func TestBoundedListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const most = 5
+	const most = 6
 	l := newBoundedListener(inner, most)
 	entered, leave := make(chan string), make(chan struct{})
 	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -4531,6 +4531,7 @@ func TestBoundedListener(t *testing.T) {
 			letIn(r)
 		}
 		entered <- r.URL.Path
+		io.Copy(io.Discard, r.Body)
 		<-leave
 	})}
 	ctx, stop := context.WithCancel(t.Context())
@@ -4576,18 +4577,24 @@ func TestBoundedListener(t *testing.T) {
 		}
 		return c
 	}
+	upload := func(sent string) net.Conn {
+		c := dial("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n" + sent)
+		<-entered
+		return c
+	}
 	write := ask("POST", "/write")
 	read := ask("GET", "/read")
+	part := upload("1")
 	idle := dial("GET /quick HTTP/1.1\r\nHost: a\r\n\r\n")
-	ranked([4]int{1, 0, 1, 1})
+	ranked([4]int{1, 0, 2, 1})
 	stranger := ask("GET", "/stranger")
 	head := dial("GET / HT")
-	ranked([4]int{1, 2, 1, 1})
+	ranked([4]int{1, 2, 2, 1})
 	for _, want := range []struct {
 		name   string
 		closed net.Conn
-	}{{"idle", idle}, {"stranger", stranger}, {"head", head}, {"read", read}} {
-		ask("POST", "/write")
+	}{{"idle", idle}, {"stranger", stranger}, {"head", head}, {"read", read}, {"part", part}} {
+		upload("12")
 		eventually(t, want.name+" is closed", func() bool { return isClosed(want.closed) })
 		for _, c := range []net.Conn{write} {
 			if isClosed(c) {
@@ -4649,7 +4656,20 @@ func TestServe_Connections(t *testing.T) {
 	if status, _ := ask("POST", "/v1/jobs", shellJob("tick", "@every 1s", "echo hello")); status != http.StatusCreated {
 		t.Fatalf("a job is answered %d", status)
 	}
-	for _, text := range []string{"", "POST /v1/acl/bootstrap HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n", "GET / HTTP/1.1\r\n"} {
+	stream, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	const head = "%s HTTP/1.1\r\nHost: localhost\r\nX-Dkron-Token: %s\r\nContent-Length: %d\r\n\r\n"
+	fmt.Fprintf(stream, head, "GET /v1/events", made.SecretID, 0)
+	streamed := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, stream)
+		streamed <- err
+	}()
+	heldBack := fmt.Sprintf(head, "POST /v1/jobs/none/toggle", made.SecretID, 200_000)
+	for _, text := range []string{"", "GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n", "POST /v1/acl/bootstrap HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n", "GET / HTTP/1.1\r\n", heldBack} {
 		_, before := ask("GET", "/v1/jobs/tick/executions", nil)
 		for range 2 * descriptors {
 			conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
@@ -4658,6 +4678,13 @@ func TestServe_Connections(t *testing.T) {
 			}
 			defer conn.Close()
 			io.WriteString(conn, text)
+		}
+		select {
+		case err := <-streamed:
+			if text != heldBack { // a token's connections are as dear as those of others
+				t.Errorf("after %q: who is told what happens is told no more: %v", text, err)
+			}
+		default:
 		}
 		if status, _ := ask("GET", "/health", nil); status != http.StatusOK {
 			t.Errorf("after %q: /health is answered %d", text, status)
@@ -4672,6 +4699,29 @@ func TestServe_Connections(t *testing.T) {
 		if e.Outcome != outcomeSuccess && e.Outcome != "" {
 			t.Errorf("a run is %s: %s", e.Outcome, e.Output)
 		}
+	}
+}
+
+// TestServe_Head: a request whose head does not end is refused before it takes
+// much memory: many short lines take twenty times that of their bytes.
+func TestServe_Head(t *testing.T) {
+	t.Parallel()
+	p := launch(t, program(t, t.TempDir(), nil, "agent", "--server", "--bootstrap-expect=1", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data"))
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	text := "GET / HTTP/1.1\r\nHost: localhost\r\n"
+	for i := 0; len(text) < headBytesMax+8<<10; i++ {
+		text += fmt.Sprintf("%x:\r\n", i)
+	}
+	io.WriteString(conn, text)
+	conn.SetReadDeadline(time.Now().Add(headerTimeout / 2))
+	answer := make([]byte, 100)
+	n, err := conn.Read(answer)
+	if !bytes.Contains(answer[:n], []byte(" 431 ")) {
+		t.Errorf("a head without an end is answered %q, %v", answer[:n], err)
 	}
 }
 
