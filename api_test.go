@@ -644,7 +644,7 @@ func TestAPI_RestoreFired(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.propose(t.Context(), &command{Now: fired.UnixNano(), Decide: []decision{
+		_, err = s.propose(t.Context(), &command{Now: fired.UnixNano(), Consume: []decision{
 			{Job: res.Jobs[0], Rev: int64(res.Index), Due: fired.UnixNano(), Next: fired.Add(time.Hour).UnixNano(), Outcome: outcomeSkipped, Reason: "test"}}})
 		if err != nil {
 			t.Fatal(err)

@@ -3023,9 +3023,9 @@ func (b *bubble) checkAll(e entry, res applied) {
 		b.fail("entry %d: %v", e.Index, err)
 		return
 	}
-	for i, d := range cmd.Decide {
+	for i, d := range cmd.Consume {
 		j := b.ledger.jobs[d.Job]
-		if !res.Accepted[i] || len(res.Started[i]) == 0 || j == nil || len(j.def.Tags) > 0 {
+		if !res.Accepted[i] || d.Due == 0 || len(res.Started[i]) == 0 || j == nil || len(j.def.Tags) > 0 {
 			continue
 		}
 		for _, n := range b.nodes {

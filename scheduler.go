@@ -962,8 +962,10 @@ type schedulerConfig struct {
 
 // A doubt is how long the node of an execution has not answered for it.
 type doubt struct {
-	since  time.Time     // when it was last asked, or the doubt arose
-	silent time.Duration // the gaps before that, each as at most nodeFailed
+	since   time.Time     // when it was last asked, or the doubt arose
+	silent  time.Duration // the gaps before that, each as at most nodeFailed
+	refused target        // that refused the first try, so that it never started there; zero: none did
+	bound   bool          // that was not the one that it was started for
 }
 
 // scheduler is the leader's side of a server. Its writing methods may be
@@ -990,7 +992,7 @@ type scheduler struct {
 	queue     *dueQueue
 	unread    []int64                // restores whose jobs are to be queued
 	doubts    map[int64]doubt        // unfinished executions that the nodes must be asked about
-	placings  map[int64]placing      // of executions that were placed anew in this term
+	first     map[int64]bool         // executions whose first try is on its way; true: with another process than at first
 	seen      []node                 // the nodes on record, by name
 	asked     []target               // the processes of the nodes when they were asked last
 	mute      map[string]bool        // nodes that were sent orders and did not answer
@@ -1001,6 +1003,7 @@ type scheduler struct {
 	restoring bool                   // a restore is under way
 	restored  time.Time              // when the last restore ended
 	poke      chan struct{}          // something earlier is due; holds one
+	refusals  chan struct{}          // a first try was refused; holds one
 
 	tasks sync.WaitGroup // what is under way beside the loops, such as orders on their way to a node
 	spawn func(func())   // begins such a task
@@ -1009,7 +1012,8 @@ type scheduler struct {
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1), wait: pause,
-		queue: newDueQueue(), doubts: map[int64]doubt{}, mute: map[string]bool{}, open: map[*dispatch]onItsWay{}, unasked: map[string]bool{}}
+		queue: newDueQueue(), first: map[int64]bool{}, refusals: make(chan struct{}, 1), doubts: map[int64]doubt{},
+		mute: map[string]bool{}, open: map[*dispatch]onItsWay{}, unasked: map[string]bool{}}
 	sched.spawn = func(task func()) { go task() }
 	return sched
 }
@@ -1049,7 +1053,7 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
 	s.mu.Lock()
 	if s.term != term {
-		s.term, s.number, s.placings = term, 0, map[int64]placing{}
+		s.term, s.number, s.first = term, 0, map[int64]bool{}
 	}
 	s.since, s.queue, s.unread, s.doubts, s.asked = s.now().UnixNano(), newDueQueue(), nil, map[int64]doubt{}, nil
 	s.mute, s.unasked = map[string]bool{}, map[string]bool{}
@@ -1122,12 +1126,32 @@ func (s *scheduler) queueRestored() error {
 // it and whether or not he still waits. It is called in the order of the log,
 // before those who wait are answered, and waits for nobody.
 func (s *scheduler) took(list ...applied) {
+	if started := s.arm(list); len(started) > 0 {
+		s.spawn(func() {
+			defer s.tasks.Done()
+			s.dispatch(started, false)
+		})
+	}
+}
+
+// arm queues what is armed, and returns what is to be dispatched by a task of this
+// term.
+func (s *scheduler) arm(list []applied) (started []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.term == 0 || s.quiet {
-		return
+	if s.term == 0 {
+		return nil
 	}
 	for _, a := range list {
+		for _, ids := range a.Started {
+			for _, id := range ids {
+				s.first[id] = a.Bound
+				started = append(started, id)
+			}
+		}
+		if s.quiet {
+			continue
+		}
 		for _, item := range a.Armed {
 			if item.pending {
 				item = s.pendingItem(item.id, item.at)
@@ -1139,6 +1163,10 @@ func (s *scheduler) took(list ...applied) {
 		}
 	}
 	s.wakeLocked()
+	if len(started) > 0 {
+		s.tasks.Add(1)
+	}
+	return started
 }
 
 // wakeLocked has the loop that fires look at the queue if something is due before
@@ -1376,33 +1404,21 @@ func (s *scheduler) popDue(now int64) (jobs, pending []int64) {
 	return jobs, pending
 }
 
-// fireTicks decides the due ticks of jobs, in as many commands as it takes,
-// and starts what was accepted.
+// fireTicks decides the due ticks of jobs.
 func (s *scheduler) fireTicks(ctx context.Context, m moment, ids []int64) error {
 	rows, err := s.store.jobsByID(ids)
 	if err != nil {
 		return err
 	}
 	var list []decision
-	targets := 0
 	for _, r := range rows {
 		ds, err := s.planJob(m, r)
 		if err != nil {
 			return err
 		}
-		n := 0
-		for _, d := range ds {
-			n += len(d.Targets)
-		}
-		if len(list)+len(ds) > ticksMax || targets+n > targetsMax {
-			if err := s.decide(ctx, m, rows, list); err != nil {
-				return err
-			}
-			list, targets = nil, 0
-		}
-		list, targets = append(list, ds...), targets+n
+		list = append(list, ds...)
 	}
-	return s.decide(ctx, m, rows, list)
+	return s.consume(ctx, m, list)
 }
 
 // planJob plans a job that is due, or finds that it is not: its item was early.
@@ -1444,36 +1460,52 @@ func (s *scheduler) silence(execution int64) string {
 	return fmt.Sprintf(", whose node has not answered for %s", d.silent.Round(time.Second))
 }
 
-// decide proposes decisions and dispatches what came of them.
-func (s *scheduler) decide(ctx context.Context, m moment, rows []*jobRow, list []decision) error {
-	if len(list) == 0 {
-		return nil
-	}
-	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Decide: list})
-	if half := len(list) / 2; errors.Is(err, errTooLarge) && half > 0 {
-		if err := s.decide(ctx, m, rows, list[:half]); err != nil {
+// consume proposes what becomes of causes, in as many commands as it takes. What
+// comes of it is dispatched when it is applied, see took.
+func (s *scheduler) consume(ctx context.Context, m moment, list []decision) error {
+	for len(list) > 0 {
+		n, targets := 0, 0
+		for n < min(len(list), ticksMax) && (n == 0 || targets+len(list[n].Targets) <= targetsMax) {
+			targets += len(list[n].Targets)
+			n++
+		}
+		if err := s.consumePart(ctx, m, list[:n]); err != nil {
 			return err
 		}
-		return s.decide(ctx, m, rows, list[half:])
+		list = list[n:]
 	}
-	orders := map[target][]order{}
-	byID := jobsByKey(rows)
+	return nil
+}
+
+func (s *scheduler) consumePart(ctx context.Context, m moment, list []decision) error {
+	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Consume: list})
+	if half := len(list) / 2; errors.Is(err, errTooLarge) && half > 0 {
+		if err := s.consumePart(ctx, m, list[:half]); err != nil {
+			return err
+		}
+		return s.consumePart(ctx, m, list[half:])
+	}
 	for i, d := range list {
-		// One that was not accepted finds the job changed, or was not
-		// committed for now: look again. If it was committed after all, the
-		// tick is not due any more when it is looked at.
+		// One that was not accepted finds its job changed, or was not committed for
+		// now: look again. If it was committed after all, nothing is due then.
 		switch {
 		case err != nil:
-			s.enqueue(queueItem{at: m.now + int64(tickSlack), id: d.Job})
+			s.enqueue(d.item(m.now + int64(tickSlack)))
 		case !res.Accepted[i]:
-			s.enqueue(queueItem{at: m.now, id: d.Job})
-		default:
-			s.addOrders(orders, byID[d.Job], d.Targets, res.Started[i], order{Attempt: 1, ScheduledAt: d.Due})
+			s.enqueue(d.item(m.now))
+		case d.Pending == 0:
 			s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
 		}
 	}
-	s.dispatch(m.now, orders, firstTry)
 	return s.excuse(ctx, err)
+}
+
+// item has the leader look at what the decision is about.
+func (d *decision) item(at int64) queueItem {
+	if d.Pending != 0 {
+		return queueItem{at: at, id: d.Pending, pending: true}
+	}
+	return queueItem{at: at, id: d.Job}
 }
 
 // became returns the outcome of a tick whose decision was accepted. A run that
@@ -1522,38 +1554,20 @@ func (s *scheduler) excuse(ctx context.Context, err error) error {
 	return err
 }
 
-// addOrders adds what the targets of a job's run are told. started are the
-// executions that apply made, in the order of targets.
-func (s *scheduler) addOrders(orders map[target][]order, r *jobRow, targets []target, started []int64, o order) {
-	if len(started) == 0 {
+// dispatch hands the nodes executions that apply started or bound, or with again
+// those that surely never started, each to the process that it is with: one that
+// came after that has nothing to do with it. It does not wait for the answers. What
+// was accepted only when its decision lay before the catch-up window, because this
+// server stood still, is told nobody: the nodes are asked, and what they do not run
+// comes to what it would have, had it been looked at now.
+func (s *scheduler) dispatch(ids []int64, again bool) {
+	if len(ids) == 0 {
 		return
 	}
-	j, err := r.definition()
+	orders, err := s.orders(ids, again)
 	if err != nil {
-		s.log.Error("cannot read a job; its run stays in doubt", "job", r.Name, "err", err)
-		return
-	}
-	o.Job, o.Executor, o.Config, o.Processors = j.Name, j.Executor, j.ExecutorConfig, j.Processors
-	if o.Group == 0 {
-		o.Group = started[0]
-	}
-	for i, id := range started {
-		o.Execution = id
-		orders[targets[i]] = append(orders[targets[i]], o)
-	}
-}
-
-// dispatch hands the nodes their orders, each the process that apply accepted:
-// one that came after it has nothing to do with them. It does not wait for the
-// answers. If what was decided at a time is accepted only when that lies before
-// the catch-up window, because this server stood still, then nobody is told: the
-// nodes are asked, and what they do not run comes to what it would have, had it
-// been looked at now.
-func (s *scheduler) dispatch(decided int64, orders map[target][]order, try try) {
-	if s.now().UnixNano()-decided > int64(s.cfg.Catchup) {
-		for _, list := range orders {
-			s.doubt(list)
-		}
+		s.log.Error("cannot read what was started; its nodes are asked", "err", err)
+		s.doubt(ids)
 		return
 	}
 	byNode := func(a, b target) int {
@@ -1571,10 +1585,45 @@ func (s *scheduler) dispatch(decided int64, orders map[target][]order, try try) 
 			s.mu.Unlock()
 			s.spawn(func() {
 				defer s.tasks.Done()
-				s.send(t, d, try)
+				s.send(t, d)
 			})
 		}
 	}
+}
+
+// orders are what the nodes are told of executions that have not ended.
+func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) {
+	rows, err := s.store.unfinishedByID(ids)
+	if err != nil {
+		return nil, err
+	}
+	jobIDs := make([]int64, len(rows))
+	for i, e := range rows {
+		jobIDs[i] = e.JobID
+	}
+	slices.Sort(jobIDs)
+	jobs, err := s.store.jobsByID(slices.Compact(jobIDs))
+	if err != nil {
+		return nil, err
+	}
+	defs := make(map[int64]job, len(jobs))
+	for _, r := range jobs {
+		if defs[r.version.ID], err = r.definition(); err != nil {
+			return nil, err
+		}
+	}
+	orders, now := map[target][]order{}, s.now().UnixNano()
+	for _, e := range rows {
+		j, ok := defs[e.JobID]
+		if !ok || !again && now-e.Started > int64(s.cfg.Catchup) {
+			s.doubt([]int64{e.ID})
+			continue
+		}
+		to := target{e.Node, e.incarnation}
+		orders[to] = append(orders[to], order{Execution: e.ID, Job: j.Name, Group: e.Group, Attempt: e.Attempt,
+			ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig, Processors: j.Processors})
+	}
+	return orders, nil
 }
 
 // parcels yields orders in parts that a node takes in one request: of what it
@@ -1615,109 +1664,53 @@ func (o *order) size() int {
 	return n
 }
 
-// A try says what is known of the dispatches of an execution before this one.
-type try int
-
-const (
-	firstTry  try = iota // it was accepted in this term and nobody can have sent it
-	secondTry            // the same for the node that it was reassigned to
-	againTry             // it may have been sent
-)
-
-// A placing is what became of an execution in this term after it was accepted.
-// It keeps apart two who may each send an order on: whoever was refused a first
-// try, and whoever asks the nodes, for a try can be long on its way.
-type placing struct {
-	again bool     // it was ordered again, so that a refusal shows no more that it never started
-	left  []target // that it was taken from: none of them gets it again
-}
-
-// send hands one node its orders. What a first try was refused never started,
-// and goes elsewhere; what nobody can tell about is left in doubt.
-func (s *scheduler) send(t target, d *dispatch, try try) {
+// send hands one node its orders. What was refused at the first try that anybody can
+// have made never started, and is bound to another process, see bindRefused; what
+// nobody can tell about is left in doubt.
+func (s *scheduler) send(t target, d *dispatch) {
 	err := s.start(t.Node, *d)
+	if err != nil {
+		s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
+	}
+	refused := errors.Is(err, errRefused) && processGone(err)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	delete(s.open, d)
-	s.mu.Unlock()
-	if err == nil {
-		return
-	}
-	s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
-	doubtful := d.Orders
-	if !errors.Is(err, errRefused) || errors.Is(err, errNoConnection) {
-		s.mu.Lock()
+	if err != nil && (!errors.Is(err, errRefused) || errors.Is(err, errNoConnection)) {
 		s.mute[t.Node] = true
-		s.mu.Unlock()
 	}
-	if errors.Is(err, errRefused) && try != againTry && processGone(err) {
-		var free []order
-		free, doubtful = s.takeFrom(t, d.Orders)
-		if err := s.reassign(t, free, try); err != nil {
-			s.log.Warn("orders that were refused stay in doubt", "node", t.Node, "orders", len(free), "err", err)
-			s.giveBack(t, free, err)
-			doubtful = d.Orders
-		}
-	}
-	s.doubt(doubtful)
-}
-
-// doubt has the nodes asked what became of orders.
-func (s *scheduler) doubt(orders []order) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, o := range orders {
-		if _, ok := s.doubts[o.Execution]; !ok {
-			s.doubts[o.Execution] = doubt{since: s.now()}
-		}
-	}
-}
-
-// takeFrom keeps a target from getting those orders that it was refused and
-// that nobody has sent to it again meanwhile, and returns these and the others.
-func (s *scheduler) takeFrom(t target, orders []order) (free, ordered []order) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, o := range orders {
-		p := s.placings[o.Execution]
-		if p.again {
-			ordered = append(ordered, o)
+	for _, o := range d.Orders {
+		bound, first := s.first[o.Execution]
+		delete(s.first, o.Execution)
+		doubt, ok := s.doubts[o.Execution]
+		if err == nil {
 			continue
 		}
-		p.left = append(p.left, t)
-		s.placings[o.Execution] = p
-		free = append(free, o)
+		if !ok {
+			doubt.since = s.now()
+		}
+		if refused && first {
+			doubt.refused, doubt.bound = t, bound
+		}
+		s.doubts[o.Execution] = doubt
 	}
-	return free, ordered
-}
-
-// giveBack undoes takeFrom if err says that nothing was written. If nobody can
-// tell, the row will: the target is left, or this leader's term is over.
-func (s *scheduler) giveBack(t target, orders []order, err error) {
-	if !errors.Is(err, errBusy) && !errors.Is(err, errNotLeader) {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, o := range orders {
-		p := s.placings[o.Execution]
-		p.left = slices.DeleteFunc(p.left, func(l target) bool { return l == t })
-		s.placings[o.Execution] = p
+	if refused {
+		select {
+		case s.refusals <- struct{}{}:
+		default:
+		}
 	}
 }
 
-// mayOrderAgain reports whether an execution still belongs to its target, and
-// notes that it is ordered again if so. e may be older than an answer that was
-// long in coming.
-func (s *scheduler) mayOrderAgain(e executionRow) bool {
+// doubt has the nodes asked what became of executions.
+func (s *scheduler) doubt(ids []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.placings[e.ID]
-	if slices.Contains(p.left, target{e.Node, e.incarnation}) {
-		return false
+	for _, id := range ids {
+		if _, ok := s.doubts[id]; !ok {
+			s.doubts[id] = doubt{since: s.now()}
+		}
 	}
-	p.again = true
-	s.placings[e.ID] = p
-	return true
 }
 
 // processGone reports whether a refusal says that the process which the orders
@@ -1727,52 +1720,57 @@ func processGone(err error) bool {
 	return !errors.Is(err, errStaleTerm) && !errors.Is(err, errStaleNumber) && !errors.Is(err, errQueueFull)
 }
 
-// reassign gives executions that surely never started to another node if a
-// count chose this one, else to the node's new process; where neither is
-// there, they are missed.
-func (s *scheduler) reassign(from target, orders []order, try try) error {
+// bindRefused gives executions whose first try was refused to another node if a
+// count chose this one, else to the node's new process; where neither is there,
+// they are missed. Only who asks the nodes calls it, so that no order that the
+// answers ask for is given beside it.
+func (s *scheduler) bindRefused(ctx context.Context) error {
+	refused := map[int64]doubt{}
+	s.mu.Lock()
+	for id, d := range s.doubts {
+		if d.refused != (target{}) {
+			refused[id] = d
+		}
+	}
+	s.mu.Unlock()
+	if len(refused) == 0 {
+		return nil
+	}
+	rows, err := s.store.unfinishedByID(sortedKeys(refused))
+	if err != nil {
+		return err
+	}
 	m := s.moment()
-	var moves []reassignment
-	var gone []closing
-	byID := map[int64]order{}
-	for _, o := range orders {
-		byID[o.Execution] = o
-		to, ok, err := s.otherTarget(m, from, o)
+	var moves []binding
+	var gone []report
+	for _, e := range rows {
+		d := refused[e.ID]
+		if d.refused != (target{e.Node, e.incarnation}) {
+			continue
+		}
+		to, ok, err := s.otherTarget(m, e)
 		if err != nil {
 			return err
 		}
-		if ok && try == firstTry {
-			moves = append(moves, reassignment{Execution: o.Execution, Incarnation: from.Incarnation, To: to})
+		if ok && !d.bound {
+			moves = append(moves, binding{Execution: e.ID, Incarnation: e.incarnation, To: to})
 		} else {
-			gone = append(gone, closing{Execution: o.Execution, Incarnation: from.Incarnation, Outcome: outcomeMissed,
-				Why: fmt.Sprintf("missed: %s did not take the order, and no other node could\n", from.Node)})
+			gone = append(gone, m.closing(e, outcomeMissed, "missed: %s did not take the order, and no other node could\n", e.Node))
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
-	defer cancel()
-	if err := s.closeAll(ctx, gone); err != nil || len(moves) == 0 {
+	if err := s.finish(ctx, gone); err != nil || len(moves) == 0 {
 		return err
 	}
-	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Reassign: moves})
-	if err != nil {
-		return err
-	}
-	moved := map[target][]order{}
-	for i, r := range moves {
-		if res.Accepted[i] {
-			moved[r.To] = append(moved[r.To], byID[r.Execution])
+	for part := range slices.Chunk(moves, ticksMax) {
+		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Bind: part}); err != nil {
+			return err
 		}
 	}
-	s.dispatch(m.now, moved, secondTry)
 	return nil
 }
 
-// otherTarget returns where an execution goes that its node did not take.
-func (s *scheduler) otherTarget(m moment, from target, o order) (to target, ok bool, err error) {
-	e, err := s.store.execution(o.Execution)
-	if err != nil {
-		return target{}, false, err
-	}
+// otherTarget returns where an execution goes that its process did not take.
+func (s *scheduler) otherTarget(m moment, e executionRow) (to target, ok bool, err error) {
 	rows, err := s.store.jobsByID([]int64{e.JobID})
 	if err != nil || len(rows) == 0 {
 		return target{}, false, err // deleted meanwhile, which must not hold up the others
@@ -1781,12 +1779,12 @@ func (s *scheduler) otherTarget(m moment, from target, o order) (to target, ok b
 	if err != nil {
 		return target{}, false, err
 	}
-	used, err := s.store.groupNodes(o.Group)
+	used, err := s.store.groupNodes(e.Group)
 	if err != nil {
 		return target{}, false, err
 	}
-	to, ok = m.elsewhere(&j, from.Node, used)
-	return to, ok && to != from, nil
+	to, ok = m.elsewhere(&j, e.Node, used)
+	return to, ok && to != target{e.Node, e.incarnation}, nil
 }
 
 // elsewhere returns another matching node for a run of j, none of used, if a
@@ -1830,8 +1828,7 @@ func (s *scheduler) nextNumber() (term, number uint64) {
 	return s.term, s.number
 }
 
-// firePending decides what becomes of pending rows and starts what was
-// accepted.
+// firePending decides what becomes of pending rows.
 func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) error {
 	rows, err := s.store.pendingByID(ids)
 	if err != nil {
@@ -1846,101 +1843,59 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		return err
 	}
 	byID := jobsByKey(jobs)
-	var list []runDecision
-	var decided []pendingRow
+	var list []decision
 	for _, p := range rows {
 		if byID[p.JobID] == nil {
 			continue // the job was deleted, and its pending rows with it
-		}
-		if p.Cause == causeChildren {
-			list, decided = append(list, runDecision{Pending: p.ID, Job: p.JobID}), append(decided, p)
-			continue
 		}
 		used, err := s.store.groupNodes(p.Group)
 		if err != nil {
 			return err
 		}
-		d, err := m.planPending(p, byID[p.JobID], used)
-		if err != nil {
-			return err
-		}
-		if len(d.Targets) == 0 && d.Outcome == "" {
-			s.enqueue(queueItem{at: m.now + int64(tickSlack), id: p.ID, pending: true})
-			continue
-		}
-		list, decided = append(list, d), append(decided, p)
-	}
-	return s.runPending(ctx, m, byID, decided, list)
-}
-
-// runPending proposes what becomes of pending rows, and dispatches what came
-// of it.
-func (s *scheduler) runPending(ctx context.Context, m moment, jobs map[int64]*jobRow, rows []pendingRow, list []runDecision) error {
-	if len(list) == 0 {
-		return nil
-	}
-	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Run: list})
-	if half := len(list) / 2; errors.Is(err, errTooLarge) && half > 0 {
-		if err := s.runPending(ctx, m, jobs, rows[:half], list[:half]); err != nil {
-			return err
-		}
-		return s.runPending(ctx, m, jobs, rows[half:], list[half:])
-	}
-	orders := map[target][]order{}
-	for i, p := range rows {
+		d, ok, err := m.planPending(p, byID[p.JobID], used)
 		switch {
 		case err != nil:
-			s.enqueue(queueItem{at: m.now + int64(tickSlack), id: p.ID, pending: true})
-		case !res.Accepted[i]:
-			s.enqueue(queueItem{at: m.now, id: p.ID, pending: true})
+			return err
+		case !ok:
+			s.enqueue(d.item(m.now + int64(tickSlack)))
 		default:
-			s.addOrders(orders, jobs[p.JobID], list[i].Targets, res.Started[i], order{Group: p.Group, Attempt: p.Attempt, ScheduledAt: p.Asked})
+			list = append(list, d)
 		}
 	}
-	s.dispatch(m.now, orders, firstTry)
-	return s.excuse(ctx, err)
+	return s.consume(ctx, m, list)
 }
 
 // planPending says what becomes of a pending row: a retry goes to its node, or
 // to another that its group has not used, a child to the nodes that its tags
-// choose. A decision without targets and outcome means: not now, ask again.
-func (m moment) planPending(p pendingRow, r *jobRow, used []string) (runDecision, error) {
-	d := runDecision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
-	if r.Disabled {
-		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
-		return d, nil
-	}
+// choose. ok is false if it is not to be decided now.
+func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision, ok bool, err error) {
+	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
 	j, err := r.definition()
-	if err != nil {
-		return d, err
-	}
-	if p.Cause == causeChild && m.now > j.end() {
-		d.Outcome, d.Reason = outcomeSkipped, "the job's expires_at has passed"
-		return d, nil
-	}
 	waited := m.now-max(p.Due, m.since) > int64(m.lostAfter)
-	if p.Cause == causeRetry {
-		for _, n := range m.nodes {
-			if n.Name == p.Node {
-				d.Targets = []target{{n.Name, n.Incarnation}}
-				return d, nil
-			}
-		}
-		if to, ok := m.elsewhere(&j, p.Node, used); ok && m.settled() {
+	switch {
+	case err != nil || p.Cause == causeChildren:
+	case r.Disabled:
+		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
+	case p.Cause == causeRetry:
+		if i := slices.IndexFunc(m.nodes, func(n node) bool { return n.Name == p.Node }); i >= 0 {
+			d.Targets = []target{m.nodes[i].target()}
+		} else if to, ok := m.elsewhere(&j, p.Node, used); ok && m.settled() {
 			d.Targets = []target{to}
 		} else if waited {
 			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the retry waited %s for node %s", m.lostAfter, p.Node)
 		}
-		return d, nil
+	case m.now > j.end():
+		d.Outcome, d.Reason = outcomeSkipped, "the job's expires_at has passed"
+	default:
+		targets := m.pick(j.Tags)
+		if m.lacks(j.Tags, targets) {
+			return d, false, nil
+		}
+		if d.Targets = targets; len(targets) == 0 && waited {
+			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason)
+		}
 	}
-	targets := m.pick(j.Tags)
-	if m.lacks(j.Tags, targets) {
-		return d, nil
-	}
-	if d.Targets = targets; len(targets) == 0 && waited {
-		d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason)
-	}
-	return d, nil
+	return d, p.Cause == causeChildren || len(d.Targets) > 0 || d.Outcome != "", err
 }
 
 // doubtIf puts in doubt what is unfinished and for which bad holds.
@@ -2022,17 +1977,25 @@ func (s *scheduler) mustAsk(names ...string) {
 // settleDoubts asks the nodes about executions in doubt, again and again, for
 // as long as this server leads. asked is closed behind the first round.
 func (s *scheduler) settleDoubts(ctx context.Context, asked chan<- struct{}) error {
-	for first := true; ; first = false {
-		if err := s.excuse(ctx, s.askNodes(ctx)); err != nil {
-			return err
-		}
-		if first {
-			close(asked)
-		}
+	round := time.NewTimer(0)
+	defer round.Stop()
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(doubtPause):
+		case <-s.refusals:
+			if err := s.excuse(ctx, s.bindRefused(ctx)); err != nil {
+				return err
+			}
+		case <-round.C:
+			if err := s.excuse(ctx, s.askNodes(ctx)); err != nil {
+				return err
+			}
+			if asked != nil {
+				close(asked)
+				asked = nil
+			}
+			round.Reset(doubtPause)
 		}
 	}
 }
@@ -2040,6 +2003,9 @@ func (s *scheduler) settleDoubts(ctx context.Context, asked chan<- struct{}) err
 // askNodes asks once about all that is in doubt.
 func (s *scheduler) askNodes(ctx context.Context) error {
 	if err := s.recordNodes(ctx); err != nil {
+		return err
+	}
+	if err := s.bindRefused(ctx); err != nil {
 		return err
 	}
 	if err := s.doubtOthers(); err != nil {
@@ -2073,7 +2039,11 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 		})
 	}
 	for range names {
-		i := <-answered // a slow node keeps no other waiting
+		i, err := s.nextAnswer(ctx, answered)
+		if err != nil {
+			s.mustAsk(names...)
+			return err
+		}
 		name := names[i]
 		if errs[i] != nil {
 			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(doubts[name]), "err", errs[i])
@@ -2090,13 +2060,28 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 	return nil
 }
 
+// nextAnswer returns which node has answered: a slow one keeps no other waiting, nor
+// what was refused meanwhile.
+func (s *scheduler) nextAnswer(ctx context.Context, answered <-chan int) (int, error) {
+	for {
+		if err := s.bindRefused(ctx); err != nil {
+			return 0, err
+		}
+		select {
+		case i := <-answered:
+			return i, nil
+		case <-s.refusals:
+		}
+	}
+}
+
 // countSilence adds the time since the last question to that for which the
 // node of the executions has not answered, and gives them up when that is long
 // enough. A gap counts as at most nodeFailed, so that neither a clock that
 // jumps nor a leader that slept makes it long.
 func (s *scheduler) countSilence(ctx context.Context, list []executionRow) error {
-	now := s.now()
-	var lost []closing
+	m, now := s.moment(), s.now()
+	var lost []report
 	s.mu.Lock()
 	for _, e := range list {
 		d := s.doubts[e.ID]
@@ -2104,12 +2089,12 @@ func (s *scheduler) countSilence(ctx context.Context, list []executionRow) error
 		d.since = now
 		s.doubts[e.ID] = d
 		if d.silent >= s.cfg.LostAfter {
-			lost = append(lost, closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeLost,
-				Why: fmt.Sprintf("lost: %s has not answered for %s; the run may or may not have ended\n", e.Node, d.silent.Round(time.Second))})
+			lost = append(lost, m.closing(e, outcomeLost,
+				"lost: %s has not answered for %s; the run may or may not have ended\n", e.Node, d.silent.Round(time.Second)))
 		}
 	}
 	s.mu.Unlock()
-	return s.closeAll(ctx, lost)
+	return s.finish(ctx, lost)
 }
 
 // takeAnswer does what a node's answer asks for.
@@ -2156,16 +2141,20 @@ func (s *scheduler) inDoubt() (byNode map[string][]executionRow, err error) {
 	defer s.mu.Unlock()
 	byNode = map[string][]executionRow{}
 	for _, e := range rows {
-		if _, ok := known[e.ID]; ok {
+		d, ok := known[e.ID]
+		switch {
+		case !ok:
+		case d.refused == target{}:
 			byNode[e.Node] = append(byNode[e.Node], e)
 			delete(known, e.ID)
+		case d.refused == target{e.Node, e.incarnation}:
+			delete(known, e.ID) // it is for bindRefused
 		}
 	}
-	for id := range known { // not what has come in doubt since: rows may be older
-		delete(s.doubts, id)
-	}
-	if len(rows) > 0 { // in the order of ids, which grow
-		maps.DeleteFunc(s.placings, func(id int64, _ placing) bool { return id < rows[0].ID })
+	for id, d := range known { // not what has come in doubt since: rows may be older
+		if s.doubts[id] == d {
+			delete(s.doubts, id)
+		}
 	}
 	return byNode, nil
 }
@@ -2181,26 +2170,27 @@ func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer)
 	if err != nil {
 		return err
 	}
-	m, jobs, orders := s.moment(), jobsByKey(rows), map[target][]order{}
+	m, jobs := s.moment(), jobsByKey(rows)
 	known := a.known()
-	var gone []closing
+	var again []int64
+	var gone []report
 	for _, e := range doubts {
-		c, again := m.resolve(e, a, known, jobs[e.JobID])
+		c, never := m.resolve(e, a, known, jobs[e.JobID])
+		s.mu.Lock()
 		switch {
-		case again && !s.mayOrderAgain(e):
-		case again:
-			to := target{e.Node, e.incarnation}
-			s.addOrders(orders, jobs[e.JobID], []target{to}, []int64{e.ID}, order{Group: e.Group, Attempt: e.Attempt, ScheduledAt: e.Due})
+		case s.doubts[e.ID].refused != target{}: // since it was asked: bindRefused has it, and e may be older
+		case never:
+			delete(s.first, e.ID) // a refusal says no more that it never started
+			again = append(again, e.ID)
 		case c.Outcome != "":
 			gone = append(gone, c)
 		default:
-			s.mu.Lock()
 			delete(s.doubts, e.ID)
-			s.mu.Unlock()
 		}
+		s.mu.Unlock()
 	}
-	s.dispatch(m.now, orders, againTry)
-	return s.closeAll(ctx, gone)
+	s.dispatch(again, true)
+	return s.finish(ctx, gone)
 }
 
 // known returns the executions that the node runs or holds the results of.
@@ -2220,22 +2210,27 @@ func (a *answer) known() map[int64]bool {
 // it is unknown to the very process that it was given to, it never started and
 // is ordered again, unless it is too late for that. A process that is gone may
 // have begun it, so it has ended; what follows is for the retries to say.
-func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRow) (c closing, again bool) {
+func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRow) (c report, never bool) {
 	if known[e.ID] {
-		return closing{}, false
+		return report{}, false
 	}
-	c = closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeInterrupted}
 	switch {
 	case a.Incarnation != e.incarnation:
-		c.Why = fmt.Sprintf("interrupted: the belfry process on %s that it was given to has ended\n", e.Node)
+		return m.closing(e, outcomeInterrupted, "interrupted: the belfry process on %s that it was given to has ended\n", e.Node), false
 	case r == nil:
-		c.Why = "interrupted: the job was deleted before the run began\n"
+		return m.closing(e, outcomeInterrupted, "interrupted: the job was deleted before the run began\n"), false
 	case e.ID < m.startable, e.Cause == causeTick && e.Due < m.now-int64(m.catchup) && !m.once(r):
-		c.Outcome, c.Why = outcomeMissed, fmt.Sprintf("missed: the order did not reach %s in time\n", e.Node)
-	default:
-		return closing{}, true
+		return m.closing(e, outcomeMissed, "missed: the order did not reach %s in time\n", e.Node), false
 	}
-	return c, false
+	return report{}, true
+}
+
+// closing ends an execution that its node does not report, if it is still with the
+// same process then.
+func (m moment) closing(e executionRow, outcome, why string, args ...any) report {
+	output := fmt.Appendf(nil, why, args...)
+	return report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: m.now, Outcome: outcome,
+		Reason: len(output), output: output}
 }
 
 // once reports whether a job has a single tick.
@@ -2244,14 +2239,14 @@ func (m moment) once(r *jobRow) bool {
 	return j.schedule(m.zone).once()
 }
 
-// closeAll ends executions that no node will report.
-func (s *scheduler) closeAll(ctx context.Context, list []closing) error {
-	for part := range slices.Chunk(list, ticksMax) {
-		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Close: part}); err != nil {
+// finish proposes the ends of executions.
+func (s *scheduler) finish(ctx context.Context, list []report) error {
+	for part := range slices.Chunk(list, reportsMax) {
+		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Finish: part}); err != nil {
 			return err
 		}
-		for _, c := range part {
-			s.stats.ran(c.Outcome)
+		for _, r := range part {
+			s.stats.ran(r.Outcome)
 		}
 	}
 	return nil
@@ -2260,21 +2255,14 @@ func (s *scheduler) closeAll(ctx context.Context, list []closing) error {
 // report records final reports of a node. It returns the executions whose
 // reports the node may forget: all of them, once they are committed.
 func (s *scheduler) report(ctx context.Context, results []result) (taken []int64, err error) {
-	if len(results) == 0 {
-		return nil, nil
-	}
-	for part := range slices.Chunk(results, reportsMax) {
-		c := &command{Actor: actorScheduler, Now: s.now().UnixNano()}
-		for _, r := range part {
-			taken = append(taken, r.Execution)
-			c.Done = append(c.Done, report{Execution: r.Execution, Node: r.Node, Incarnation: r.Incarnation, Started: r.Started, Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, Process: r.Process, output: r.Output, Reason: r.Reason})
-		}
-		if _, err := s.propose(ctx, c); err != nil {
-			return nil, err
-		}
-	}
+	var list []report
 	for _, r := range results {
-		s.stats.ran(r.Outcome)
+		taken = append(taken, r.Execution)
+		list = append(list, report{Execution: r.Execution, Node: r.Node, Incarnation: r.Incarnation, Started: r.Started,
+			Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, Process: r.Process, output: r.Output, Reason: r.Reason})
+	}
+	if err := s.finish(ctx, list); err != nil {
+		return nil, err
 	}
 	return taken, nil
 }
@@ -2878,8 +2866,9 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	}
 	s.mustAsk(e.Node) // it may come back and still run it
 	s.log.Warn("an execution is closed by hand: its node did not take the kill", "execution", executionName(e.ID, e.Node), "err", err)
-	closed := closing{Execution: e.ID, Incarnation: e.incarnation, Outcome: outcomeKilled, Why: fmt.Sprintf("%s; its node did not end it: %v\n", why, err)}
-	if _, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Audit: &row, Close: []closing{closed}}, nil }); err != nil {
+	closed := s.moment().closing(e, outcomeKilled, "%s; its node did not end it: %v\n", why, err)
+	_, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Audit: &row, Finish: []report{closed}}, nil })
+	if err != nil {
 		return err
 	}
 	moved, err := s.store.execution(e.ID)
@@ -2920,10 +2909,7 @@ const errFinished = refusal("the execution has finished")
 // runNow starts a job by hand and returns it as it was before. res.Refused
 // says why nothing was started; else res.Started holds the executions.
 func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jobRow, res applied, err error) {
-	var d runDecision
-	var asked int64
-	res, err = s.attempt(ctx, r, func(now int64) (c *command, err error) {
-		asked = now
+	res, err = s.attempt(ctx, r, func(int64) (c *command, err error) {
 		if row, err = s.store.job(name); err != nil {
 			return nil, err
 		}
@@ -2935,22 +2921,16 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jo
 			return nil, err
 		}
 		m := s.moment()
-		d = runDecision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(j.Tags)}
+		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(j.Tags)}
 		switch {
 		case m.lacks(j.Tags, d.Targets):
 			return nil, errUndecided
 		case len(d.Targets) == 0:
 			return nil, errNoNode
 		}
-		return r.keep(&command{Audit: &audited{Action: actionRun}, Run: []runDecision{d}}, row), nil
+		return r.keep(&command{Audit: &audited{Action: actionRun}, Consume: []decision{d}}, row), nil
 	})
-	if err != nil || res.repeated() || res.Refused != "" {
-		return row, res, err
-	}
-	orders := map[target][]order{}
-	s.addOrders(orders, row, d.Targets, res.Started[0], order{Attempt: 1, ScheduledAt: asked})
-	s.dispatch(asked, orders, firstTry)
-	return row, res, nil
+	return row, res, err
 }
 
 // errNoNode refuses a run by hand that could go nowhere.

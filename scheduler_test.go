@@ -306,9 +306,13 @@ func TestMoment_PickOverdue(t *testing.T) {
 func TestScheduler_OverdueAnswer(t *testing.T) {
 	now := testStart
 	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@manually"})
 	var tasks []func()
 	s.spawn = func(task func()) { tasks = append(tasks, task) }
-	s.dispatch(now, map[target][]order{{"n1", 7}: {{Execution: 5}}}, firstTry)
+	if _, _, err := s.runNow(t.Context(), request{ID: "r"}, "a"); err != nil {
+		t.Fatal(err)
+	}
+	tasks[0]() // makes the orders
 	overdue := func(want bool) {
 		t.Helper()
 		if got := s.moment().nodes[0].Overdue; got != want {
@@ -318,9 +322,7 @@ func TestScheduler_OverdueAnswer(t *testing.T) {
 	overdue(false)
 	now += int64(answerOverdue) + 1
 	overdue(true)
-	for _, task := range tasks {
-		task()
-	}
+	tasks[1]() // carries them
 	overdue(false)
 }
 
@@ -338,7 +340,7 @@ func TestScheduler_StoodStill(t *testing.T) {
 		}
 		propose := s.propose
 		s.propose = func(ctx context.Context, c *command) (applied, error) {
-			if len(c.Decide) > 0 {
+			if len(c.Consume) > 0 {
 				now += int64(gap)
 			}
 			return propose(ctx, c)
@@ -442,26 +444,26 @@ func TestMoment_PlanPending(t *testing.T) {
 		row   jobRow
 		tags  string
 		awake int64 // seconds
-		want  runDecision
+		want  decision
 	}{
-		{"Retry", pendingRow{Cause: causeRetry, Node: "n2"}, jobRow{}, "null", 0, runDecision{Targets: []target{{"n2", 6}}}},
-		{"RetryNodeGone", pendingRow{Cause: causeRetry, Node: "n3"}, jobRow{}, "null", 100, runDecision{}},
-		{"RetryDisabled", pendingRow{Cause: causeRetry, Node: "n2"}, jobRow{Disabled: true}, "null", 0, runDecision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
-		{"Child", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"web"}`, 0, runDecision{Targets: []target{{"n2", 6}}}},
-		{"ChildNoNodeYet", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 4, runDecision{}},
-		{"ChildNoNodeStill", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 299, runDecision{}},
-		{"ChildNoNode", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 301, runDecision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason}},
+		{"Retry", pendingRow{Cause: causeRetry, Node: "n2"}, jobRow{}, "null", 0, decision{Targets: []target{{"n2", 6}}}},
+		{"RetryNodeGone", pendingRow{Cause: causeRetry, Node: "n3"}, jobRow{}, "null", 100, decision{}},
+		{"RetryDisabled", pendingRow{Cause: causeRetry, Node: "n2"}, jobRow{Disabled: true}, "null", 0, decision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
+		{"Child", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"web"}`, 0, decision{Targets: []target{{"n2", 6}}}},
+		{"ChildNoNodeYet", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 4, decision{}},
+		{"ChildNoNodeStill", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 299, decision{}},
+		{"ChildNoNode", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 301, decision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason}},
 		{"ChildExpired", pendingRow{Cause: causeChild}, jobRow{ExpiresAt: instant(testStart - 1)}, "null", 0,
-			runDecision{Outcome: outcomeSkipped, Reason: "the job's expires_at has passed"}},
-		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{Disabled: true}, "null", 0, runDecision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
+			decision{Outcome: outcomeSkipped, Reason: "the job's expires_at has passed"}},
+		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{Disabled: true}, "null", 0, decision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.p.ID, c.p.JobID, c.row.version = 3, 4, jobVersion{4, 9}
 			c.row.Tags, c.row.Metadata, c.row.ExecutorConfig, c.row.Processors = rawJSON(c.tags), rawJSON("null"), rawJSON("null"), rawJSON("{}")
 			c.want.Pending, c.want.Job, c.want.Rev = 3, 4, 9
 			m := moment{now: testStart + c.awake*int64(time.Second), since: testStart, lostAfter: 5 * time.Minute, nodes: nodes, rnd: rand.New(rand.NewPCG(1, 1))}
-			got, err := m.planPending(c.p, &c.row, nil)
-			if diff := cmp.Diff(c.want, got); err != nil || diff != "" {
+			got, ok, err := m.planPending(c.p, &c.row, nil)
+			if diff := cmp.Diff(c.want, got); err != nil || diff != "" || ok != (len(got.Targets) > 0 || got.Outcome != "") {
 				t.Errorf("planPending(%+v) (-want +got): %v\n%s", c.p, err, diff)
 			}
 		})
@@ -498,7 +500,12 @@ func TestScheduler_RefusedBesideDeleted(t *testing.T) {
 		}
 		return fmt.Errorf("%w: %w", errRefused, errNoConnection)
 	}
-	if _, err := s.fireDue(t.Context()); err != nil {
+	for range 2 { // the first makes rows of the children
+		if _, err := s.fireDue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.askNodes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if rows, err := s.store.unfinishedExecutions(); err != nil || len(rows) != 0 {
@@ -527,6 +534,9 @@ func TestScheduler_RefusedBesideNamesake(t *testing.T) {
 		return fmt.Errorf("%w: %w", errRefused, errNoConnection)
 	}
 	if _, _, err := s.runNow(t.Context(), request{ID: "r"}, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.askNodes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{"n1"}, orders); diff != "" {
@@ -692,7 +702,7 @@ func TestScheduler_KillMoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := commit(t, s.store, &command{Now: now, Reassign: []reassignment{{e.ID, 7, target{"n2", 9}}}}); !r[0].Accepted[0] {
+	if r := commit(t, s.store, &command{Now: now, Bind: []binding{{e.ID, 7, target{"n2", 9}}}}); !r[0].Accepted[0] {
 		t.Fatal("the run was not moved")
 	}
 	s.end = func(string, kill) error { return errors.New("no answer") }
@@ -833,7 +843,7 @@ func TestMoment_Resolve(t *testing.T) {
 				m.startable = 6
 			}
 			got, again := m.resolve(executionRow{ID: 5, Node: "n1", incarnation: 7, Cause: c.cause, Due: c.due}, c.answer, c.answer.known(), c.row)
-			if got.Outcome != c.want || again != c.again || got.Outcome != "" && (got.Execution != 5 || got.Incarnation != 7 || got.Why == "") {
+			if got.Outcome != c.want || again != c.again || got.Outcome != "" && (got.Execution != 5 || got.Incarnation != 7 || len(got.output) == 0) {
 				t.Errorf("resolve with %+v: %+v, again %v, want outcome %q, again %v", c.answer, got, again, c.want, c.again)
 			}
 		})
@@ -944,7 +954,7 @@ func TestScheduler_Busy(t *testing.T) {
 	propose, busy := s.propose, 1
 	ended := make(chan struct{})
 	s.propose = func(ctx context.Context, c *command) (applied, error) {
-		if c.Close == nil {
+		if c.Finish == nil {
 			return propose(ctx, c)
 		}
 		if busy--; busy >= 0 {
@@ -1145,22 +1155,19 @@ func TestScheduler_Zone(t *testing.T) {
 	}
 }
 
-// TestScheduler_LargeOrders: what a node gets at a time is no more than it takes.
-func TestScheduler_LargeOrders(t *testing.T) {
-	now := testStart
-	s, sent := newTestScheduler(t, &now)
-	orders := map[target][]order{{"n1", 7}: make([]order, 400)}
-	for i := range orders[target{"n1", 7}] {
-		orders[target{"n1", 7}][i] = order{Execution: int64(i), Config: map[string]string{"body": strings.Repeat("<", 80_000)}, Processors: map[string]map[string]string{"files": {"log_dir": strings.Repeat("<", 4_000)}}}
+// TestParcels: what a node gets at a time is no more than it takes.
+func TestParcels(t *testing.T) {
+	orders := make([]order, 400)
+	for i := range orders {
+		orders[i] = order{Execution: int64(i), Config: map[string]string{"body": strings.Repeat("<", 80_000)}, Processors: map[string]map[string]string{"files": {"log_dir": strings.Repeat("<", 4_000)}}}
 	}
-	s.dispatch(now, orders, firstTry)
 	next := int64(0)
-	for _, d := range *sent {
-		doc, err := json.Marshal(d)
+	for part := range parcels(orders) {
+		doc, err := json.Marshal(dispatch{Orders: part})
 		if err != nil || len(doc) > rpcBytesMax {
 			t.Errorf("a dispatch has %d bytes, %v, want at most %d", len(doc), err, rpcBytesMax)
 		}
-		for _, o := range d.Orders {
+		for _, o := range part {
 			if o.Execution != next {
 				t.Fatalf("order %d comes where %d should", o.Execution, next)
 			}
@@ -1205,7 +1212,7 @@ func TestScheduler_ClockBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, r := range rows {
-			c.Decide = append(c.Decide, decision{Job: r.version.ID, Rev: r.version.Rev, Due: r.next, Until: ahead, Count: 2, Next: ahead + 1e9, Outcome: outcomeMissed, Reason: "why"})
+			c.Consume = append(c.Consume, decision{Job: r.version.ID, Rev: r.version.Rev, Due: r.next, Until: ahead, Count: 2, Next: ahead + 1e9, Outcome: outcomeMissed, Reason: "why"})
 		}
 		commit(t, s.store, c)
 	}
@@ -1232,7 +1239,7 @@ func TestScheduler_ClockBackWhileFiring(t *testing.T) {
 		s.now = func() time.Time { return time.Now().Round(0).Add(time.Duration(skew.Load())) }
 		propose := s.propose
 		s.propose = func(ctx context.Context, c *command) (applied, error) {
-			if c.Decide != nil && decides.Add(1) == 1 {
+			if c.Consume != nil && decides.Add(1) == 1 {
 				skew.Store(-int64(2 * time.Hour))
 			}
 			return propose(ctx, c)
@@ -2531,7 +2538,7 @@ func (s *simServer) has(name string) bool {
 // spawn begins what is done beside the loops. Who asks the nodes waits for
 // their answers in a way that no task can.
 func (s *simServer) spawn(do func()) {
-	if s.w.running.name == "ask" {
+	if s.w.running != nil && s.w.running.name == "ask" {
 		do()
 	} else {
 		s.begin(taskSend, "send", do)
@@ -2689,8 +2696,10 @@ func (w *world) observe(s *store, e entry, res applied) {
 		var err error
 		c, err = decodeCommand(e.Data)
 		w.must(err)
-		for _, cl := range c.Close {
-			w.checkClosing(s, c.Now, cl)
+		for _, r := range c.Finish {
+			if r.Closed {
+				w.checkClosing(s, c.Now, r)
+			}
 		}
 	}
 	w.must(w.ledger.observe(s, e, res))
@@ -2699,7 +2708,7 @@ func (w *world) observe(s *store, e entry, res applied) {
 // checkClosing expects that nothing is closed which its node may still start:
 // the process that it was given to is gone, or it is too late or in vain to
 // order it again.
-func (w *world) checkClosing(s *store, now int64, c closing) {
+func (w *world) checkClosing(s *store, now int64, c report) {
 	r := w.ledger.started[c.Execution]
 	row, err := s.execution(c.Execution)
 	if r.ended || err != nil || row.Finished == 0 {
@@ -3236,9 +3245,9 @@ func (l *ledger) observe(s *store, e entry, res applied) error {
 		}
 	case c.Delete != nil:
 		l.jobs[c.Delete.ID].deleted = true
-	case c.Decide != nil:
-		for i, d := range c.Decide {
-			if res.Accepted[i] {
+	case c.Consume != nil:
+		for i, d := range c.Consume {
+			if res.Accepted[i] && d.Due != 0 {
 				err = orElse(err, l.decide(e.Index, c.Now, d, res.Started[i]))
 			}
 		}
@@ -3377,13 +3386,13 @@ func (l *ledger) reset(s *store, c *command) error {
 // followPending compares the rows that wait with those that waited before.
 func (l *ledger) followPending(s *store, c *command, res applied) error {
 	waits := map[int64]string{}
-	expanded := slices.ContainsFunc(c.Run, func(d runDecision) bool { return l.pending[d.Pending] == causeChildren })
+	expanded := slices.ContainsFunc(c.Consume, func(d decision) bool { return l.pending[d.Pending] == causeChildren })
 	err := s.each("SELECT id, cause FROM pending", nil, func(scan scanner) error {
 		var id int64
 		var cause string
 		err := scan(&id, &cause)
 		waits[id] = cause
-		if l.pending[id] == "" && c.Done == nil && c.Close == nil && !(expanded && cause == causeChild) {
+		if l.pending[id] == "" && c.Finish == nil && !(expanded && cause == causeChild) {
 			return fmt.Errorf("pending row %d appeared out of nothing", id)
 		}
 		return err
@@ -3391,7 +3400,7 @@ func (l *ledger) followPending(s *store, c *command, res applied) error {
 	if err != nil {
 		return err
 	}
-	for i, d := range c.Run {
+	for i, d := range c.Consume {
 		switch {
 		case d.Pending == 0:
 		case l.pending[d.Pending] == "" && len(res.Started[i]) > 0:
@@ -3409,7 +3418,7 @@ func (l *ledger) followPending(s *store, c *command, res applied) error {
 		}
 	}
 	for id := range l.pending {
-		if waits[id] == "" && c.Delete == nil && c.Done == nil && c.Close == nil {
+		if waits[id] == "" && c.Delete == nil && c.Finish == nil {
 			return fmt.Errorf("pending row %d vanished without an outcome", id)
 		}
 	}
@@ -3429,7 +3438,7 @@ func (l *ledger) recorded(s *store, index uint64) error {
 
 // followExecutions takes note of what began and ended.
 func (l *ledger) followExecutions(s *store, c *command) error {
-	if c.Decide == nil && c.Run == nil && c.Done == nil && c.Close == nil && c.Reassign == nil {
+	if c.Consume == nil && c.Finish == nil && c.Bind == nil {
 		return nil
 	}
 	unfinished := map[int64]bool{}
@@ -3455,12 +3464,12 @@ func (l *ledger) followExecutions(s *store, c *command) error {
 		if unfinished[id] {
 			continue
 		}
-		if c.Done == nil && c.Close == nil {
+		if c.Finish == nil {
 			return fmt.Errorf("execution %d ended without a word of anybody", id)
 		}
 		r := l.started[id]
 		r.ended = true
-		r.lost = slices.ContainsFunc(c.Close, func(c closing) bool { return c.Execution == id && c.Outcome == outcomeLost })
+		r.lost = slices.ContainsFunc(c.Finish, func(r report) bool { return r.Closed && r.Execution == id && r.Outcome == outcomeLost })
 		l.started[id] = r
 		delete(l.running, id)
 	}

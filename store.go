@@ -1091,10 +1091,11 @@ type applied struct {
 	Answer   string    // that the command asked to be kept for its request
 	Refused  string    // a run by hand: why it was not started
 	Jobs     []int64   // put: the ids of the jobs
-	Accepted []bool    // decide, run and reassign: whether each decision is done with
-	Started  [][]int64 // decide and run: the executions of each decision, in the order of its targets
+	Accepted []bool    // consume and bind: whether each is done with
+	Started  [][]int64 // of consume and bind: the executions that may start now
 	More     bool      // delete_executions: more than one slice
 
+	Bound    bool        // bind: what started is with another process than before
 	Armed    []queueItem // what the leader must look at from now on, and when; never: no more
 	Restored int64       // a restore whose jobs it must look at beside these
 }
@@ -1275,25 +1276,23 @@ type command struct {
 
 	Audit *audited `json:"audit,omitempty"` // a change that somebody asked for, and no step of the scheduler's; alone: one that is made elsewhere
 
-	Found            *foundation    `json:"found,omitempty"`
-	Put              []jobPut       `json:"put,omitempty"` // all or none
-	Stage            *staging       `json:"stage,omitempty"`
-	Restore          *restoring     `json:"restore,omitempty"`
-	Delete           *jobVersion    `json:"delete,omitempty"`
-	DeleteExecutions *jobVersion    `json:"delete_executions,omitempty"` // one slice
-	SetPaused        *bool          `json:"set_paused,omitempty"`
-	PutPolicy        *policy        `json:"put_policy,omitempty"`
-	DeletePolicy     string         `json:"delete_policy,omitempty"` // its name
-	PutToken         *tokenPut      `json:"put_token,omitempty"`
-	DeleteToken      string         `json:"delete_token,omitempty"` // its accessor
-	Decide           []decision     `json:"decide,omitempty"`
-	Run              []runDecision  `json:"run,omitempty"`
-	Done             []report       `json:"done,omitempty"`
-	Reassign         []reassignment `json:"reassign,omitempty"`
-	Close            []closing      `json:"close,omitempty"`
-	Reset            []reset        `json:"reset,omitempty"`
-	Nodes            []nodeSeen     `json:"nodes,omitempty"`
-	Trim             *trimming      `json:"trim,omitempty"`
+	Found            *foundation `json:"found,omitempty"`
+	Put              []jobPut    `json:"put,omitempty"` // all or none
+	Stage            *staging    `json:"stage,omitempty"`
+	Restore          *restoring  `json:"restore,omitempty"`
+	Delete           *jobVersion `json:"delete,omitempty"`
+	DeleteExecutions *jobVersion `json:"delete_executions,omitempty"` // one slice
+	SetPaused        *bool       `json:"set_paused,omitempty"`
+	PutPolicy        *policy     `json:"put_policy,omitempty"`
+	DeletePolicy     string      `json:"delete_policy,omitempty"` // its name
+	PutToken         *tokenPut   `json:"put_token,omitempty"`
+	DeleteToken      string      `json:"delete_token,omitempty"` // its accessor
+	Consume          []decision  `json:"consume,omitempty"`
+	Bind             []binding   `json:"bind,omitempty"`
+	Finish           []report    `json:"finish,omitempty"`
+	Reset            []reset     `json:"reset,omitempty"`
+	Nodes            []nodeSeen  `json:"nodes,omitempty"`
+	Trim             *trimming   `json:"trim,omitempty"`
 }
 
 // audited is what the audit trail shall say of a change that is not in the state.
@@ -1373,13 +1372,15 @@ type restoring struct {
 	Jobs    int   `json:"jobs"` // that were staged
 }
 
-// A decision says what becomes of one due tick of a job, or of a range of
-// missed ones, and when the following one is.
+// A decision says what becomes of a cause: of a pending row; of one due tick of a
+// job, or of a range of missed ones, and when the following one is; or of the
+// command's request, which has neither a row nor a due time.
 type decision struct {
+	Pending int64    `json:"pending,omitempty"`
 	Job     int64    `json:"job"`
 	Rev     int64    `json:"rev"`
-	Due     int64    `json:"due"`
-	Next    int64    `json:"next"`
+	Due     int64    `json:"due,omitempty"` // of a tick; so are the next two
+	Next    int64    `json:"next,omitempty"`
 	Late    bool     `json:"late,omitempty"`
 	Targets []target `json:"targets,omitempty"` // to run on; empty: it does not run
 
@@ -1395,23 +1396,13 @@ type target struct {
 	Incarnation uint64 `json:"incarnation"`
 }
 
-// A runDecision says what becomes of a pending row, or of a run asked for by
-// hand (Pending 0).
-type runDecision struct {
-	Pending int64    `json:"pending,omitempty"`
-	Job     int64    `json:"job"`
-	Rev     int64    `json:"rev"`
-	Targets []target `json:"targets,omitempty"`
-	Outcome string   `json:"outcome,omitempty"`
-	Reason  string   `json:"reason,omitempty"`
-}
-
-// A report is the final word of a node on an execution. Its output follows the
-// command's JSON as raw bytes.
+// A report is the end of an execution: the final word of its node, or of a leader
+// who knows it otherwise. Its output follows the command's JSON as raw bytes.
 type report struct {
 	Execution   int64      `json:"execution"`
 	Node        string     `json:"node,omitempty"`
-	Incarnation uint64     `json:"incarnation"` // of the process that ran it
+	Incarnation uint64     `json:"incarnation"`      // of the process that it was with
+	Closed      bool       `json:"closed,omitempty"` // it is the leader's word
 	Started     int64      `json:"started"`
 	Finished    int64      `json:"finished"`
 	Outcome     string     `json:"outcome"`
@@ -1422,20 +1413,11 @@ type report struct {
 	output      []byte
 }
 
-// A reassignment gives an execution that never started to another process.
-type reassignment struct {
+// A binding gives an execution that never started to another process.
+type binding struct {
 	Execution   int64  `json:"execution"`
 	Incarnation uint64 `json:"incarnation"` // that it is with
 	To          target `json:"to"`
-}
-
-// A closing ends an execution without its node's word, if it is still with
-// that incarnation.
-type closing struct {
-	Execution   int64  `json:"execution"`
-	Incarnation uint64 `json:"incarnation"`
-	Outcome     string `json:"outcome"`
-	Why         string `json:"why"`
 }
 
 // A reset brings back a job whose last decided tick lies in the future,
@@ -1499,8 +1481,8 @@ const (
 // encode returns the command as an entry's data: the format number, the
 // length of the JSON, the JSON, and the outputs of its reports.
 func (c *command) encode() ([]byte, error) {
-	for i := range c.Done {
-		c.Done[i].OutputSize = len(c.Done[i].output)
+	for i := range c.Finish {
+		c.Finish[i].OutputSize = len(c.Finish[i].output)
 	}
 	doc, err := json.Marshal(c)
 	if err != nil {
@@ -1508,7 +1490,7 @@ func (c *command) encode() ([]byte, error) {
 	}
 	data := binary.AppendUvarint([]byte{commandFormat}, uint64(len(doc)))
 	data = append(data, doc...)
-	for _, r := range c.Done {
+	for _, r := range c.Finish {
 		data = append(data, r.output...)
 	}
 	return data, nil
@@ -1529,12 +1511,12 @@ func decodeCommand(data []byte) (*command, error) {
 		return nil, err
 	}
 	rest = rest[size:]
-	for i := range c.Done {
-		size := c.Done[i].OutputSize
+	for i := range c.Finish {
+		size := c.Finish[i].OutputSize
 		if size < 0 || size > len(rest) {
 			return nil, errors.New("the outputs of the entry are cut short")
 		}
-		c.Done[i].output, rest = rest[:size:size], rest[size:]
+		c.Finish[i].output, rest = rest[:size:size], rest[size:]
 	}
 	return &c, nil
 }
@@ -1634,16 +1616,12 @@ func (a *applying) change() error {
 		return a.putToken(*c.PutToken)
 	case c.DeleteToken != "":
 		return a.deleteToken(c.DeleteToken)
-	case c.Decide != nil:
-		return a.decide(c.Decide)
-	case c.Run != nil:
-		return a.run(c.Run)
-	case c.Done != nil:
-		return a.finish(c.Done, false)
-	case c.Reassign != nil:
-		return a.reassign(c.Reassign)
-	case c.Close != nil:
-		return a.close(c.Close)
+	case c.Consume != nil:
+		return a.consume(c.Consume)
+	case c.Bind != nil:
+		return a.bind(c.Bind)
+	case c.Finish != nil:
+		return a.finish(c.Finish)
 	case c.Reset != nil:
 		return a.reset(c.Reset)
 	case c.Nodes != nil:
@@ -2243,21 +2221,26 @@ func (a *applying) dropExecutions(c cut) (int64, error) {
 	return n, a.s.exec("UPDATE job_state SET kept = kept - ? WHERE job = ?", n, c.Job)
 }
 
-// ticking is what a decision needs to know of a job.
-type ticking struct {
-	rev, next, fired, open int64
-	armed, forbid          bool
+// consuming is what a decision needs to know of a job.
+type consuming struct {
+	name                    string
+	rev, next, fired, open  int64
+	armed, disabled, forbid bool
+	changed                 bool
 }
 
-// ticking reads the jobs that have the given ids and are not deleted.
-func (a *applying) ticking(ids []int64) (map[int64]*ticking, error) {
-	jobs := map[int64]*ticking{}
-	err := a.s.each(`SELECT j.id, rev, next, fired, open, disabled = 0 AND j.parent = 0, concurrency = 'forbid'
+// consuming reads the jobs of decisions that are not deleted.
+func (a *applying) consuming(list []decision) (map[int64]*consuming, error) {
+	ids, jobs := make([]int64, len(list)), map[int64]*consuming{}
+	for i, d := range list {
+		ids[i] = d.Job
+	}
+	err := a.s.each(`SELECT j.id, name, rev, next, fired, open, disabled = 0 AND j.parent = 0, disabled, concurrency = 'forbid'
 		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state ON job = j.id WHERE deleted = 0`,
 		[]any{jsonInts(ids)}, func(scan scanner) error {
 			var id int64
-			t := &ticking{}
-			err := scan(&id, &t.rev, &t.next, &t.fired, &t.open, &t.armed, &t.forbid)
+			t := &consuming{}
+			err := scan(&id, &t.name, &t.rev, &t.next, &t.fired, &t.open, &t.armed, &t.disabled, &t.forbid)
 			jobs[id] = t
 			return err
 		})
@@ -2270,47 +2253,113 @@ func jsonInts(ids []int64) string {
 	return string(doc)
 }
 
-// decide accepts each decision whose job is as the leader knew it and whose
-// tick is the one that is next; the others change nothing and start nothing.
-// A run that concurrency forbids by now becomes a skip.
-func (a *applying) decide(list []decision) error {
-	ids := make([]int64, len(list))
-	for i, d := range list {
-		ids[i] = d.Job
-	}
-	jobs, err := a.ticking(ids)
+// consume has causes come to a group of executions or to a reason, each once. One
+// that is not there as the leader knew it changes nothing and starts nothing.
+func (a *applying) consume(list []decision) error {
+	jobs, err := a.consuming(list)
 	if err != nil {
 		return err
 	}
 	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
 	for i, d := range list {
 		t := jobs[d.Job]
-		if t == nil || t.rev != d.Rev || !t.armed || t.next != d.Due || d.Due <= t.fired {
+		e, own, ok, err := a.cause(d, t)
+		if a.result.Accepted[i] = ok; err != nil {
+			return err
+		}
+		if e.Cause == "" {
 			continue
 		}
-		a.result.Accepted[i] = true
-		t.next, t.fired = d.Next, max(d.Due, d.Until)
-		a.arm(d.Job, d.Next, true)
-		if len(d.Targets) > 0 && t.forbid && t.open > 0 {
+		t.changed = true
+		if len(d.Targets) > 0 && t.forbid && t.open > own {
 			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, overlapReason
 		}
-		if len(d.Targets) == 0 {
-			err = a.record(d.Job, causeTick, d)
-		} else {
+		switch {
+		case len(d.Targets) > 0:
 			t.open += int64(len(d.Targets))
-			a.result.Started[i], err = a.start(d.Targets, executionRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: d.Due, Late: d.Late})
+			a.result.Started[i], err = a.start(d.Targets, e)
+		case e.Cause == causeHand:
+			a.result.Refused = d.Reason
+		default:
+			d.Due = e.Due
+			err = a.record(d.Job, e.Cause, d)
+		}
+		if err == nil && e.Cause == causeHand && len(d.Targets) > 0 {
+			err = a.auditRun(t.name, d.Targets, a.result.Started[i])
 		}
 		if err != nil {
 			return err
 		}
 	}
-	for id, t := range jobs {
-		a.touchRun(id)
-		if err := a.s.exec("UPDATE job_state SET next = ?, fired = ?, open = ? WHERE job = ?", t.next, t.fired, t.open, id); err != nil {
-			return err
+	for _, id := range sortedKeys(jobs) {
+		if t := jobs[id]; t.changed {
+			a.touchRun(id)
+			err := a.s.exec("UPDATE job_state SET next = ?, fired = ?, open = ? WHERE job = ?", t.next, t.fired, t.open, id)
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// cause takes the cause of d away, and returns the execution that it may come to,
+// and what else its group has open. ok is false if it is to be decided again; an
+// execution without a cause says that there is nothing left to decide.
+func (a *applying) cause(d decision, t *consuming) (e executionRow, own int64, ok bool, err error) {
+	e = executionRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: d.Due, Late: d.Late}
+	switch {
+	case d.Pending != 0:
+		return a.pendingCause(d, t)
+	case d.Due != 0:
+		if t == nil || t.rev != d.Rev || !t.armed || t.next != d.Due || d.Due <= t.fired {
+			return executionRow{}, 0, false, nil
+		}
+		t.next, t.fired = d.Next, max(d.Due, d.Until)
+		a.arm(d.Job, d.Next, true)
+	case t == nil:
+		err = errNoJob
+	case t.rev != d.Rev:
+		err = errConflict
+	case t.disabled:
+		err = errJobDisabled
+	default:
+		e.Cause, e.Due = causeHand, a.c.Now
+	}
+	return e, 0, true, err
+}
+
+// pendingCause is cause of a pending row. One that is gone was consumed before.
+func (a *applying) pendingCause(d decision, t *consuming) (e executionRow, own int64, ok bool, err error) {
+	err = a.s.get("SELECT cause, job, grp, slot, attempt, asked FROM pending WHERE id = ?", []any{d.Pending},
+		&e.Cause, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Due)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return executionRow{}, 0, true, nil
+	case err != nil:
+		return executionRow{}, 0, false, err
+	case e.Cause == causeChildren && a.made < childrenMax:
+		return executionRow{}, 0, true, a.expand(d.Pending, e)
+	case e.Cause == causeChildren, t == nil, e.JobID != d.Job, t.rev != d.Rev:
+		return executionRow{}, 0, false, nil
+	}
+	if e.Cause == causeRetry {
+		t.open--
+	}
+	if err = a.s.exec("DELETE FROM pending WHERE id = ?", d.Pending); err == nil && t.forbid && e.Group != 0 {
+		err = a.s.get(`SELECT (SELECT count(*) FROM pending WHERE grp = ?1 AND grp <> 0)
+			+ (SELECT count(*) FROM executions WHERE (id = ?1 OR grp = ?1 AND grp <> id) AND finished = 0)`, []any{e.Group}, &own)
+	}
+	return e, own, true, err
+}
+
+// auditRun puts on record what a run by hand has started.
+func (a *applying) auditRun(job string, targets []target, executions []int64) error {
+	started := make([]string, len(executions))
+	for i, id := range executions {
+		started[i] = executionName(id, targets[i].Node)
+	}
+	return a.audit(job, "", nil, map[string][]string{"executions": started})
 }
 
 // overlapReason is why a run that concurrency forbids did not start, where
@@ -2344,101 +2393,9 @@ func (a *applying) start(targets []target, e executionRow) ([]int64, error) {
 	return ids, nil
 }
 
-// run starts, or puts on record as not started, what is pending or was asked
-// for by hand. A pending row is consumed either way; one that is gone was
-// consumed before, and nothing happens.
-func (a *applying) run(list []runDecision) error {
-	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
-	for i, d := range list {
-		var err error
-		a.result.Accepted[i] = true
-		if d.Pending == 0 {
-			err = a.runByHand(i, d)
-		} else {
-			err = a.runPending(i, d)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (a *applying) runByHand(i int, d runDecision) error {
-	if err := a.alive(jobVersion{d.Job, d.Rev}); err != nil {
-		return err
-	}
-	var disabled, forbid bool
-	var open int64
-	var name string
-	err := a.s.get("SELECT name, disabled, concurrency = 'forbid', open FROM jobs JOIN job_state ON job = id WHERE id = ?", []any{d.Job}, &name, &disabled, &forbid, &open)
-	switch {
-	case err != nil:
-		return err
-	case disabled:
-		return errJobDisabled
-	case forbid && open > 0:
-		a.result.Refused = overlapReason
-		return nil
-	}
-	if err := a.launch(i, d, executionRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now}, 0); err != nil {
-		return err
-	}
-	var started []string
-	for n, id := range a.result.Started[i] {
-		started = append(started, executionName(id, d.Targets[n].Node))
-	}
-	return a.audit(name, "", nil, map[string][]string{"executions": started})
-}
-
-func (a *applying) runPending(i int, d runDecision) error {
-	var e executionRow
-	err := a.s.get("SELECT cause, job, grp, slot, attempt, asked FROM pending WHERE id = ?", []any{d.Pending}, &e.Cause, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Due)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if e.Cause == causeChildren {
-		return a.expand(i, d.Pending, e)
-	}
-	var rev, open, own int64 // own: what the group itself keeps open
-	var forbid bool
-	err = a.s.get(`SELECT rev, concurrency = 'forbid', open, (SELECT count(*) FROM pending WHERE grp = ?2 AND grp <> 0) + (SELECT count(*) FROM executions WHERE (id = ?2 OR grp = ?2 AND grp <> id) AND finished = 0)
-		FROM jobs JOIN job_state ON job = id WHERE id = ?1`, []any{e.JobID, e.Group}, &rev, &forbid, &open, &own)
-	if err != nil {
-		return err
-	}
-	if rev != d.Rev {
-		a.result.Accepted[i] = false // to be decided again, for the job as it is now
-		return nil
-	}
-	if err := a.s.exec("DELETE FROM pending WHERE id = ?", d.Pending); err != nil {
-		return err
-	}
-	var freed int64
-	if e.Cause == causeRetry {
-		freed = 1
-	}
-	if len(d.Targets) > 0 && forbid && open > own {
-		d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, overlapReason
-	}
-	if len(d.Targets) == 0 {
-		if err := a.record(e.JobID, e.Cause, decision{Due: e.Due, Outcome: d.Outcome, Reason: d.Reason}); err != nil {
-			return err
-		}
-	}
-	return a.launch(i, d, e, freed)
-}
-
 // expand puts the children of a job in the place of the row that stands for all of
 // them. Of many such rows a command expands as many as one transaction should.
-func (a *applying) expand(i int, row int64, e executionRow) error {
-	if a.made >= childrenMax {
-		a.result.Accepted[i] = false
-		return nil
-	}
+func (a *applying) expand(row int64, e executionRow) error {
 	if err := a.s.exec("DELETE FROM pending WHERE id = ?", row); err != nil {
 		return err
 	}
@@ -2458,45 +2415,22 @@ func (a *applying) expand(i int, row int64, e executionRow) error {
 	return err
 }
 
-// launch starts e on the targets of d, if any, and counts what that opened
-// against what it freed.
-func (a *applying) launch(i int, d runDecision, e executionRow, freed int64) error {
-	var err error
-	if len(d.Targets) > 0 {
-		if a.result.Started[i], err = a.start(d.Targets, e); err != nil {
-			return err
-		}
-	}
-	return a.s.exec("UPDATE job_state SET open = open + ? WHERE job = ?", int64(len(d.Targets))-freed, e.JobID)
-}
-
-// reassign moves those executions that are unfinished and still with the
-// process that did not take them.
-func (a *applying) reassign(list []reassignment) error {
-	a.result.Accepted = make([]bool, len(list))
-	for i, r := range list {
-		n, err := a.s.execRows("UPDATE executions SET node = ?, incarnation = ? WHERE id = ? AND incarnation = ? AND finished = 0", r.To.Node, int64(r.To.Incarnation), r.Execution, int64(r.Incarnation))
+// bind moves those executions that are unfinished and still with the process that
+// did not take them.
+func (a *applying) bind(list []binding) error {
+	a.result.Bound, a.result.Accepted, a.result.Started = true, make([]bool, len(list)), make([][]int64, len(list))
+	for i, b := range list {
+		n, err := a.s.execRows("UPDATE executions SET node = ?, incarnation = ? WHERE id = ? AND incarnation = ? AND finished = 0",
+			b.To.Node, int64(b.To.Incarnation), b.Execution, int64(b.Incarnation))
 		if err != nil {
 			return err
 		}
 		if a.result.Accepted[i] = n == 1; n == 1 {
-			a.s.tell(eventStarted, r.Execution) // under the name that it has now
+			a.result.Started[i] = []int64{b.Execution}
+			a.s.tell(eventStarted, b.Execution) // under the name that it has now
 		}
 	}
 	return nil
-}
-
-// close finishes executions that nobody will report any more, those of them
-// that are still unfinished and with the incarnation that the leader asked.
-func (a *applying) close(list []closing) error {
-	var reports []report
-	for _, c := range list {
-		reports = append(reports, report{Execution: c.Execution, Incarnation: c.Incarnation, Finished: a.c.Now, Outcome: c.Outcome, output: []byte(c.Why), Reason: len(c.Why)})
-	}
-	if err := a.finish(reports, true); err != nil {
-		return err
-	}
-	return a.audit("", "", nil, nil)
 }
 
 // ended is an unfinished execution, with what its job says of what follows.
@@ -2518,7 +2452,7 @@ type jobDelta struct {
 // A report counts if it is of the process that the execution is with, and if
 // the execution has not ended. One that is lost may still be ended by its node,
 // not by the leader, which is closing it then.
-func (a *applying) finish(reports []report, closing bool) error {
+func (a *applying) finish(reports []report) error {
 	rows, err := a.unfinished(reports)
 	if err != nil {
 		return err
@@ -2529,7 +2463,7 @@ func (a *applying) finish(reports []report, closing bool) error {
 	place := map[int64]int{} // of a group in groups
 	for _, r := range reports {
 		e := rows[r.Execution]
-		if e == nil || r.Incarnation != e.incarnation || closing && e.Outcome != "" || !closing && r.Node != e.Node {
+		if e == nil || r.Incarnation != e.incarnation || r.Closed && e.Outcome != "" || !r.Closed && r.Node != e.Node {
 			continue
 		}
 		delete(rows, r.Execution) // a second report in the same command changes nothing
@@ -2549,7 +2483,10 @@ func (a *applying) finish(reports []report, closing bool) error {
 			return err
 		}
 	}
-	return a.count(deltas, days)
+	if err := a.count(deltas, days); err != nil {
+		return err
+	}
+	return a.audit("", "", nil, nil)
 }
 
 // unfinished reads the executions of reports that have not ended, or are lost.
@@ -3773,6 +3710,12 @@ func (s *reader) execution(id int64) (executionRow, error) {
 		return executionRow{}, err
 	}
 	return list[0], nil
+}
+
+// unfinishedByID returns those of the executions that have not ended, as
+// unfinishedExecutions does.
+func (s *reader) unfinishedByID(ids []int64) ([]executionRow, error) {
+	return s.collectExecutions(0, "WHERE e.id IN (SELECT value FROM json_each(?2)) AND e.finished = 0 ORDER BY e.id", jsonInts(ids))
 }
 
 // unfinishedExecutions returns what has not ended, oldest first, without

@@ -380,7 +380,7 @@ func (l *randomLog) next() *command {
 		l.restore(c)
 	case 15:
 		for _, e := range l.unended() {
-			c.Reassign = append(c.Reassign, reassignment{e.ID, e.incarnation + uint64(l.rnd.IntN(3)/2), target{"n9", 7}})
+			c.Bind = append(c.Bind, binding{e.ID, e.incarnation + uint64(l.rnd.IntN(3)/2), target{"n9", 7}})
 		}
 	case 0, 1:
 		c.Submit = l.rnd.IntN(2) == 0
@@ -405,10 +405,10 @@ func (l *randomLog) next() *command {
 			if l.rnd.IntN(10) == 0 {
 				d.Next = never
 			}
-			c.Decide, due = append(c.Decide, d), d.Next
+			c.Consume, due = append(c.Consume, d), d.Next
 		}
 	case 7:
-		c.Run = l.runs(row)
+		c.Consume = l.runs(row)
 	case 8, 9:
 		l.ends(c)
 	case 10:
@@ -441,12 +441,12 @@ func (l *randomLog) put() jobPut {
 	return p
 }
 
-func (l *randomLog) runs(row *jobRow) []runDecision {
+func (l *randomLog) runs(row *jobRow) []decision {
 	rows, err := l.s.pending()
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	list := []runDecision{{Job: row.version.ID, Rev: row.version.Rev, Targets: l.targets()}}
+	list := []decision{{Job: row.version.ID, Rev: row.version.Rev, Targets: l.targets()}}
 	if len(rows) > 0 {
 		list = nil
 	}
@@ -455,7 +455,7 @@ func (l *randomLog) runs(row *jobRow) []runDecision {
 		if err != nil || len(jobs) == 0 {
 			l.t.Fatal(jobs, err)
 		}
-		d := runDecision{Pending: p.ID, Job: p.JobID, Rev: jobs[0].version.Rev - int64(l.rnd.IntN(8)/7), Targets: []target{{"n0", 7}}}
+		d := decision{Pending: p.ID, Job: p.JobID, Rev: jobs[0].version.Rev - int64(l.rnd.IntN(8)/7), Targets: []target{{"n0", 7}}}
 		if l.rnd.IntN(3) == 0 {
 			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, "why"
 		}
@@ -510,13 +510,10 @@ func (l *randomLog) ends(c *command) {
 		switch l.rnd.IntN(4) {
 		case 0:
 		case 1:
-			c.Close = append(c.Close, closing{e.ID, 7 + uint64(l.rnd.IntN(4)/3), pick(l.rnd, outcomeLost, outcomeInterrupted, outcomeMissed), "why"})
+			c.Finish = append(c.Finish, closedAt(l.now, e.ID, 7+uint64(l.rnd.IntN(4)/3), pick(l.rnd, outcomeLost, outcomeInterrupted, outcomeMissed)))
 		default:
-			c.Done = append(c.Done, report{Execution: e.ID, Node: pick(l.rnd, e.Node, e.Node, e.Node, "other"), Incarnation: 7 + uint64(l.rnd.IntN(4)/3), Started: e.Started, Finished: l.now, Outcome: pick(l.rnd, outcomeSuccess, outcomeFailed), Dropped: 3, output: []byte("out\x00put")})
+			c.Finish = append(c.Finish, report{Execution: e.ID, Node: pick(l.rnd, e.Node, e.Node, e.Node, "other"), Incarnation: 7 + uint64(l.rnd.IntN(4)/3), Started: e.Started, Finished: l.now, Outcome: pick(l.rnd, outcomeSuccess, outcomeFailed), Dropped: 3, output: []byte("out\x00put")})
 		}
-	}
-	if c.Done != nil {
-		c.Close = nil
 	}
 }
 
@@ -895,8 +892,8 @@ func TestApply_UnknownFormat(t *testing.T) {
 func FuzzDecodeCommand(f *testing.F) {
 	for _, c := range []*command{
 		{Actor: "anonymous", Now: 1, Put: []jobPut{{Job: job{Name: "a", Tags: map[string]string{"b": "c"}}}}},
-		{Done: []report{{Execution: 1, Outcome: "success", output: []byte("one")}, {Execution: 2, output: []byte("two")}}},
-		{Decide: []decision{{Job: 1, Targets: []target{{"n", math.MaxUint64}}}}},
+		{Finish: []report{{Execution: 1, Outcome: "success", output: []byte("one")}, {Execution: 2, output: []byte("two")}}},
+		{Consume: []decision{{Job: 1, Targets: []target{{"n", math.MaxUint64}}}}},
 	} {
 		data, err := c.encode()
 		if err != nil {
@@ -983,7 +980,7 @@ func (g *stage) tick(name string, nodes ...string) []int64 {
 	for _, n := range nodes {
 		d.Targets = append(d.Targets, target{n, 7})
 	}
-	res := g.do(&command{Now: row.next, Decide: []decision{d}})
+	res := g.do(&command{Now: row.next, Consume: []decision{d}})
 	if !res.Accepted[0] {
 		g.t.Fatalf("tick %d of %s was not accepted", row.next, name)
 	}
@@ -995,7 +992,7 @@ func (g *stage) end(outcome string, executions ...int64) {
 	g.t.Helper()
 	c := &command{Now: stageNext + 5}
 	for _, id := range executions {
-		c.Done = append(c.Done, report{Execution: id, Node: g.nodeOf(id), Incarnation: 7, Started: stageNext, Finished: stageNext + 5, Outcome: outcome})
+		c.Finish = append(c.Finish, report{Execution: id, Node: g.nodeOf(id), Incarnation: 7, Started: stageNext, Finished: stageNext + 5, Outcome: outcome})
 	}
 	g.do(c)
 }
@@ -1014,9 +1011,15 @@ func (g *stage) lose(executions ...int64) {
 	g.t.Helper()
 	c := &command{Now: stageNext + 5}
 	for _, id := range executions {
-		c.Close = append(c.Close, closing{id, 7, outcomeLost, "gone\n"})
+		c.Finish = append(c.Finish, closedAt(c.Now, id, 7, outcomeLost))
 	}
 	g.do(c)
+}
+
+// closedAt is the end of an execution by the leader.
+func closedAt(now, execution int64, incarnation uint64, outcome string) report {
+	e := executionRow{ID: execution, incarnation: incarnation}
+	return moment{now: now}.closing(e, outcome, "why\n")
 }
 
 // pending are the rows that wait, as "cause job attempt".
@@ -1055,11 +1058,11 @@ func (g *stage) runPending(targets ...target) applied {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	d := runDecision{Pending: rows[0].ID, Job: rows[0].JobID, Rev: jobs[0].version.Rev, Targets: targets}
+	d := decision{Pending: rows[0].ID, Job: rows[0].JobID, Rev: jobs[0].version.Rev, Targets: targets}
 	if len(targets) == 0 {
 		d.Outcome, d.Reason = outcomeSkipped, "why"
 	}
-	return g.do(&command{Run: []runDecision{d}})
+	return g.do(&command{Consume: []decision{d}})
 }
 
 // skipped are the ticks that did not run, as "cause outcome count: reason".
@@ -1216,7 +1219,7 @@ func TestApply_Decide(t *testing.T) {
 			if c.edit != nil {
 				c.edit(&d)
 			}
-			res := g.do(&command{Now: stageNext, Decide: []decision{d, d}}) // the second is stale by then
+			res := g.do(&command{Now: stageNext, Consume: []decision{d, d}}) // the second is stale by then
 			if diff := cmp.Diff([]bool{c.want, false}, res.Accepted); diff != "" {
 				t.Errorf("accepted (-want +got):\n%s", diff)
 			}
@@ -1254,7 +1257,7 @@ func TestApply_Forbid(t *testing.T) {
 	})
 	t.Run("Hand", func(t *testing.T) {
 		g, _ := forbidding(t)
-		c := &command{Request: "r", Run: []runDecision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}}
+		c := &command{Request: "r", Consume: []decision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}}
 		if res := g.do(c); res.Refused != overlapReason || len(res.Started[0]) != 0 {
 			t.Errorf("refused %q, started %v, want a refusal", res.Refused, res.Started)
 		}
@@ -1288,7 +1291,7 @@ func TestApply_Forbid(t *testing.T) {
 	})
 	t.Run("Child", func(t *testing.T) {
 		g := newStage(t, job{Name: "parent"}, job{Name: "a", ParentJob: "parent", Concurrency: concurrencyForbid})
-		g.do(&command{Run: []runDecision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}})
+		g.do(&command{Consume: []decision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}})
 		g.end(outcomeSuccess, g.tick("parent", "n1")...)
 		g.runPending() // makes a row of each child
 		if res := g.runPending(target{"n1", 7}); len(res.Started[0]) != 0 {
@@ -1302,7 +1305,7 @@ func TestApply_Forbid(t *testing.T) {
 // is answered what the first was.
 func TestApply_Request(t *testing.T) {
 	g := newStage(t, job{Name: "a"})
-	run := &command{Request: "r", Answer: "kept", Run: []runDecision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}}
+	run := &command{Request: "r", Answer: "kept", Consume: []decision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}}}}}
 	first := g.do(run)
 	again := g.do(run)
 	if diff := cmp.Diff(applied{Index: first.Index + 1, First: first.Index, Answer: "kept"}, again); diff != "" {
@@ -1336,7 +1339,7 @@ func TestApply_RunByHand(t *testing.T) {
 		v    jobVersion
 		want error
 	}{{"OK", a, nil}, {"ErrDisabled", off, errJobDisabled}, {"ErrChanged", jobVersion{a.ID, a.Rev + 1}, errConflict}, {"ErrNoJob", jobVersion{1, 1}, errNoJob}} {
-		if res := g.do(&command{Run: []runDecision{{Job: c.v.ID, Rev: c.v.Rev, Targets: []target{{"n1", 7}}}}}); res.Err != c.want {
+		if res := g.do(&command{Consume: []decision{{Job: c.v.ID, Rev: c.v.Rev, Targets: []target{{"n1", 7}}}}}); res.Err != c.want {
 			t.Errorf("%s: %v, want %v", c.name, res.Err, c.want)
 		}
 	}
@@ -1393,12 +1396,12 @@ func TestApply_Pending(t *testing.T) {
 	g := newStage(t, job{Name: "a", Retries: 1})
 	g.end(outcomeFailed, g.tick("a", "n1")...)
 	_, rows := g.pending()
-	d := runDecision{Pending: rows[0].ID, Job: rows[0].JobID, Rev: g.jobs["a"].Rev + 1, Targets: []target{{"n1", 7}}}
-	if res := g.do(&command{Run: []runDecision{d}}); res.Accepted[0] || len(res.Started[0]) != 0 {
+	d := decision{Pending: rows[0].ID, Job: rows[0].JobID, Rev: g.jobs["a"].Rev + 1, Targets: []target{{"n1", 7}}}
+	if res := g.do(&command{Consume: []decision{d}}); res.Accepted[0] || len(res.Started[0]) != 0 {
 		t.Errorf("a decision for another revision: %+v, want it not accepted", res)
 	}
 	d.Rev--
-	res := g.do(&command{Run: []runDecision{d, d}})
+	res := g.do(&command{Consume: []decision{d, d}})
 	if diff := cmp.Diff([]bool{true, true}, res.Accepted); diff != "" || len(res.Started[0]) != 1 || len(res.Started[1]) != 0 {
 		t.Errorf("decided twice: %+v, want one run, and nothing to do again", res)
 	}
@@ -1419,7 +1422,7 @@ func TestApply_Follow(t *testing.T) {
 		g, e := setup(t)
 		g.end(outcomeSuccess, e...)
 		_, rows := g.pending()
-		expand := &command{Run: []runDecision{{Pending: rows[0].ID, Job: rows[0].JobID}}}
+		expand := &command{Consume: []decision{{Pending: rows[0].ID, Job: rows[0].JobID}}}
 		if res := g.do(expand); !res.Accepted[0] || len(res.Armed) != 1 || !res.Armed[0].pending {
 			t.Errorf("the row of the children is %+v, want it consumed and one row armed", res)
 		}
@@ -1566,7 +1569,7 @@ func TestApply_Report(t *testing.T) {
 		{e[1], "n1", 7, ""},
 		{e[1], "n2", 7, outcomeFailed},
 	} {
-		g.do(&command{Now: stageNext + 9, Done: []report{{Execution: c.execution, Node: c.node, Incarnation: c.incarnation, Started: stageNext, Finished: stageNext + 5, Outcome: outcomeFailed}}})
+		g.do(&command{Now: stageNext + 9, Finish: []report{{Execution: c.execution, Node: c.node, Incarnation: c.incarnation, Started: stageNext, Finished: stageNext + 5, Outcome: outcomeFailed}}})
 		if row, err := g.s.execution(c.execution); err != nil || row.Outcome != c.want {
 			t.Errorf("%+v: outcome %q, %v", c, row.Outcome, err)
 		}
@@ -1591,7 +1594,8 @@ func TestApply_Close(t *testing.T) {
 	g := newStage(t, job{Name: "a"})
 	e := g.tick("a", "n1", "n2", "n3")
 	g.end(outcomeSuccess, e[2])
-	g.do(&command{Now: stageNext + 9, Close: []closing{{e[0], 7, outcomeInterrupted, "why\n"}, {e[1], 8, outcomeInterrupted, "why\n"}, {e[2], 7, outcomeInterrupted, "why\n"}, {12345, 7, outcomeLost, "why\n"}}})
+	g.do(&command{Now: stageNext + 9, Finish: []report{closedAt(stageNext+9, e[0], 7, outcomeInterrupted), closedAt(stageNext+9, e[1], 8, outcomeInterrupted),
+		closedAt(stageNext+9, e[2], 7, outcomeInterrupted), closedAt(stageNext+9, 12345, 7, outcomeLost)}})
 	var got []string
 	for _, id := range e {
 		row, err := g.s.execution(id)
@@ -1881,15 +1885,15 @@ func TestStore_TickNeverStarted(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			g := newStage(t, job{Name: "a"})
 			e := g.tick("a", c.nodes...)
-			var closed []closing
+			var closed []report
 			for _, id := range e[:c.lost] {
-				closed = append(closed, closing{id, 7, outcomeMissed, "missed: n1 did not take the order\n"})
+				closed = append(closed, closedAt(stageNext+5, id, 7, outcomeMissed))
 			}
-			g.do(&command{Now: stageNext + 5, Close: closed})
+			g.do(&command{Now: stageNext + 5, Finish: closed})
 			g.end(outcomeSuccess, e[c.lost:]...)
 			id := g.jobs["a"].ID
 			list, _, err := g.s.ticks(id, 0, math.MaxInt64, 0, 10)
-			if err != nil || len(list) != 1 || list[0].Outcome != c.want || (list[0].Reason == "missed: n1 did not take the order") != (c.lost > 0) {
+			if err != nil || len(list) != 1 || list[0].Outcome != c.want || (list[0].Reason == "why") != (c.lost > 0) {
 				t.Errorf("ticks: %+v, %v, want one %s", list, err, c.want)
 			}
 			single, _, err := g.s.tickCounts(id, 0, math.MaxInt64)
