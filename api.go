@@ -1009,6 +1009,9 @@ func badRequest(format string, args ...any) error {
 // internal error. Something that is not there has no text, as upstream.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := a.problem(err)
+	if r.ContentLength != 0 && (p.status == http.StatusUnauthorized || p.status == http.StatusForbidden) {
+		w.Header().Set("Connection", "close") // or net/http would first wait for the body, and on an agent a connection to a server with it
+	}
 	switch p.status {
 	case http.StatusInternalServerError:
 		a.log.Error("a request failed", "method", r.Method, "path", r.URL.Path, "err", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	stdcmp "cmp"
 	"context"
@@ -4653,6 +4654,16 @@ func TestServe_Connections(t *testing.T) {
 	}
 	if status, _ := ask("POST", "/v1/jobs", shellJob("tick", "@every 1s", "echo hello")); status != http.StatusCreated {
 		t.Fatalf("a job is answered %d", status)
+	}
+	refused, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refused.Close()
+	io.WriteString(refused, "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nX-Dkron-Token: wrong\r\nContent-Length: 100\r\n\r\n")
+	refused.SetReadDeadline(time.Now().Add(readTimeout / 3))
+	if answer, err := bufio.NewReader(refused).ReadString('\n'); !strings.Contains(answer, " 401 ") {
+		t.Errorf("who is refused and sends no body is answered %q, %v", answer, err)
 	}
 	stream, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
 	if err != nil {
