@@ -1538,9 +1538,45 @@ func key(index uint64, n int) int64 {
 type applying struct {
 	s      *store
 	c      *command
-	keys   int // used so far
-	made   int // pending rows of children
+	keys   int   // used so far
+	made   int   // pending rows of children
+	err    error // the first; nothing is read or written after it
 	result applied
+}
+
+// fail refuses the command, or ends the process, unless it has failed before.
+func (a *applying) fail(err error) {
+	if a.err == nil {
+		a.err = err
+	}
+}
+
+// exec changes rows, and returns how many.
+func (a *applying) exec(query string, args ...any) (rows int64) {
+	if a.err == nil {
+		rows, a.err = a.s.execRows(query, args...)
+	}
+	return rows
+}
+
+// get reads one row, and reports whether there is one.
+func (a *applying) get(query string, args []any, dest ...any) bool {
+	if a.err != nil {
+		return false
+	}
+	err := a.s.get(query, args, dest...)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false
+	}
+	a.fail(err)
+	return err == nil
+}
+
+// each calls fn for each row.
+func (a *applying) each(query string, args []any, fn func(scanner) error) {
+	if a.err == nil {
+		a.err = a.s.each(query, args, fn)
+	}
 }
 
 // key returns a key that no other row has or will have. Apply refuses a command
@@ -1553,118 +1589,110 @@ func (a *applying) key() int64 {
 // apply makes the change. Of a request that takes several commands the last
 // one is put on record, so that a repetition goes on where it was broken off.
 func (a *applying) apply() error {
-	if done, err := a.repeated(); done || err != nil {
-		return err
+	if a.repeated() || a.err != nil {
+		return a.err
 	}
 	if a.c.Submit && a.s.paused.Load() {
 		return errPaused
 	}
-	err := a.change()
-	if err == nil && a.keys > 1<<keyBits {
-		err = errKeys
+	a.change()
+	if a.keys > 1<<keyBits {
+		a.fail(errKeys)
 	}
-	if err != nil || a.c.Request == "" || a.result.More {
-		return err
+	if a.c.Request != "" && !a.result.More {
+		a.exec("INSERT INTO requests VALUES (?, ?, ?, ?)", int64(a.result.Index), a.c.Request, a.c.Answer, a.result.Refused)
 	}
-	return a.s.exec("INSERT INTO requests VALUES (?, ?, ?, ?)", int64(a.result.Index), a.c.Request, a.c.Answer, a.result.Refused)
+	return a.err
 }
 
 const requestQuery = "SELECT idx, answer, refused FROM requests WHERE id = ?"
 
 // repeated reports whether the command's request was accepted before.
-func (a *applying) repeated() (bool, error) {
-	if a.c.Request == "" {
-		return false, nil
-	}
+func (a *applying) repeated() bool {
 	r := applied{Index: a.result.Index}
-	err := a.s.get(requestQuery, []any{a.c.Request}, &r.First, &r.Answer, &r.Refused)
-	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
+	if a.c.Request == "" || !a.get(requestQuery, []any{a.c.Request}, &r.First, &r.Answer, &r.Refused) {
+		return false
 	}
 	a.result = r
-	return true, err
+	return true
 }
 
-func (a *applying) change() error {
+func (a *applying) change() {
 	c := a.c
 	a.s.listed = a.s.listed || c.Put != nil || c.Restore != nil || c.Delete != nil || c.DeleteExecutions != nil
 	switch {
 	case c.Found != nil:
-		return a.found(*c.Found)
+		a.found(*c.Found)
 	case c.Put != nil:
 		for _, p := range c.Put {
-			if err := a.put(p); err != nil {
-				return err
-			}
+			a.put(p)
 		}
-		return nil
 	case c.Stage != nil:
-		return a.stage(c.Stage)
+		a.stage(c.Stage)
 	case c.Restore != nil:
-		return a.restore(*c.Restore)
+		a.restore(*c.Restore)
 	case c.Delete != nil:
-		return a.delete(*c.Delete)
+		a.delete(*c.Delete)
 	case c.DeleteExecutions != nil:
-		return a.deleteExecutions(*c.DeleteExecutions)
+		a.deleteExecutions(*c.DeleteExecutions)
 	case c.SetPaused != nil:
-		return a.setPaused(*c.SetPaused)
+		a.setPaused(*c.SetPaused)
 	case c.PutPolicy != nil:
-		return a.putPolicy(*c.PutPolicy)
+		a.putPolicy(*c.PutPolicy)
 	case c.DeletePolicy != "":
-		return a.deletePolicy(c.DeletePolicy)
+		a.deletePolicy(c.DeletePolicy)
 	case c.PutToken != nil:
-		return a.putToken(*c.PutToken)
+		a.putToken(*c.PutToken)
 	case c.DeleteToken != "":
-		return a.deleteToken(c.DeleteToken)
+		a.deleteToken(c.DeleteToken)
 	case c.Consume != nil:
-		return a.consume(c.Consume)
+		a.consume(c.Consume)
 	case c.Bind != nil:
-		return a.bind(c.Bind)
+		a.bind(c.Bind)
 	case c.Finish != nil:
-		return a.finish(c.Finish)
+		a.finish(c.Finish)
 	case c.Reset != nil:
-		return a.reset(c.Reset)
+		a.reset(c.Reset)
 	case c.Nodes != nil:
-		return a.seeNodes(c.Nodes)
+		a.seeNodes(c.Nodes)
 	case c.Trim != nil:
-		return a.trim(c.Trim)
+		a.trim(c.Trim)
+	default:
+		a.audit("", "", nil, nil)
 	}
-	return a.audit("", "", nil, nil)
 }
 
 // audit adds a row to the audit trail, if somebody asked for the change that
 // the command makes. before and after are what it changed, each a document that
 // is shown to nobody else, or nil.
-func (a *applying) audit(job, object string, before, after any) error {
+func (a *applying) audit(job, object string, before, after any) {
 	w := a.c.Audit
-	if w == nil {
-		return nil
+	if w == nil || a.err != nil {
+		return
 	}
 	was, is, err := difference(before, after)
-	if err != nil {
-		return err
-	}
+	a.fail(err)
 	job, object = cmp.Or(job, w.Job), cmp.Or(object, w.Object)
-	return a.s.exec(`INSERT INTO audit VALUES (?, ?, ? + coalesce((SELECT total FROM audit ORDER BY id DESC LIMIT 1), 0),
+	a.exec(`INSERT INTO audit VALUES (?, ?, ? + coalesce((SELECT total FROM audit ORDER BY id DESC LIMIT 1), 0),
 		?, coalesce((SELECT name FROM tokens WHERE accessor = ?4), ''), ?, ?, ?, ?, ?, ?)`,
 		a.key(), a.c.Now, auditRowBytes+len(job)+len(object)+len(was)+len(is), a.c.Actor, w.Address, w.Action, job, object, was, is)
 }
 
 // was returns the definition of a job, a *job, if the audit trail shall have it;
 // nil for id 0.
-func (a *applying) was(id int64) (any, error) {
+func (a *applying) was(id int64) any {
 	if a.c.Audit == nil || id == 0 {
-		return nil, nil
+		return nil
 	}
 	var j job
-	err := a.s.each("SELECT "+jobColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ?", []any{id}, func(scan scanner) error {
+	a.each("SELECT "+jobColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ?", []any{id}, func(scan scanner) error {
 		row, err := scanJob(scan)
 		if err == nil {
 			j, err = row.definition()
 		}
 		return err
 	})
-	return &j, err
+	return &j
 }
 
 // difference returns the fields in which two documents differ, as JSON objects:
@@ -1730,37 +1758,27 @@ func auditJSON(fields map[string]json.RawMessage) (string, error) {
 // close a circle, a new next while the old one is due and undecided: that tick
 // would have no outcome; and a new next that is not behind the last decided
 // tick, one of which was decided since it was computed: the job would be stuck.
-func (a *applying) put(p jobPut) error {
+func (a *applying) put(p jobPut) {
 	var base jobVersion
 	var next, fired, oldParent int64
 	var armed bool
-	err := a.s.get(`SELECT id, rev, next, fired, disabled = 0 AND parent = 0, parent FROM jobs JOIN job_state ON job = id WHERE name = ? AND deleted = 0`,
-		[]any{p.Job.Name}, &base.ID, &base.Rev, &next, &fired, &armed, &oldParent)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
-	}
+	a.get(`SELECT id, rev, next, fired, disabled = 0 AND parent = 0, parent FROM jobs JOIN job_state ON job = id
+		WHERE name = ? AND deleted = 0`, []any{p.Job.Name}, &base.ID, &base.Rev, &next, &fired, &armed, &oldParent)
 	if base != p.Base {
-		return errConflict
+		a.fail(errConflict)
 	}
-	parent, err := a.parent(p, oldParent)
-	if err != nil {
-		return err
+	parent := a.parent(p, oldParent)
+	moved := base.ID != 0 && !p.Keep
+	switch {
+	case moved && armed && next != never && next <= a.c.Now:
+		a.fail(errUndecided)
+	case moved && p.Job.armed() && p.Next != never && p.Next <= fired:
+		a.fail(errConflict)
 	}
-	if base.ID != 0 && !p.Keep && armed && next != never && next <= a.c.Now {
-		return errUndecided
-	}
-	if base.ID != 0 && !p.Keep && p.Job.armed() && p.Next != never && p.Next <= fired {
-		return errConflict
-	}
-	was, err := a.was(base.ID)
-	if err != nil {
-		return err
-	}
+	was := a.was(base.ID)
 	a.touch(oldParent, parent)
-	if err := a.store(p, parent); err != nil {
-		return err
-	}
-	return a.audit(p.Job.Name, "", was, &p.Job)
+	a.store(p, parent)
+	a.audit(p.Job.Name, "", was, &p.Job)
 }
 
 // touch notes that jobs change as the API shows them: in what they are, or in
@@ -1778,43 +1796,37 @@ func (a *applying) touchRun(id int64) { a.s.touched = append(a.s.touched, id) }
 
 // parent returns the id of the parent that p names, 0 if it names none. It bounds
 // how many children a job has, and how deep they stand.
-func (a *applying) parent(p jobPut, old int64) (int64, error) {
+func (a *applying) parent(p jobPut, old int64) (parent int64) {
 	if p.Job.ParentJob == "" {
-		return 0, nil
+		return 0
 	}
-	var parent int64
-	err := a.s.get("SELECT id FROM jobs WHERE name = ? AND deleted = 0", []any{p.Job.ParentJob}, &parent)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, errParent
+	if !a.get("SELECT id FROM jobs WHERE name = ? AND deleted = 0", []any{p.Job.ParentJob}, &parent) {
+		a.fail(errParent)
 	}
-	if err != nil || parent == old {
-		return parent, err
+	if parent == old {
+		return parent
 	}
 	above, below, children := 0, 0, 0
-	for id := parent; id != 0; above++ {
+	for id := parent; id != 0 && a.err == nil; above++ {
 		switch {
 		case id == p.Base.ID:
-			return 0, errParentCycle
+			a.fail(errParentCycle)
 		case above == ancestorsMax:
-			return 0, errAncestors
+			a.fail(errAncestors)
 		}
-		if err := a.s.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &id); err != nil {
-			return 0, err
-		}
+		a.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &id)
 	}
-	err = a.s.get(`WITH RECURSIVE below(id, n) AS (SELECT ?1, 0
+	a.get(`WITH RECURSIVE below(id, n) AS (SELECT ?1, 0
 		UNION ALL SELECT j.id, n + 1 FROM below b JOIN jobs j ON j.parent = b.id AND j.parent <> 0 AND j.deleted = 0)
 		SELECT max(n), (SELECT count(*) FROM jobs WHERE parent = ?2 AND parent <> 0 AND deleted = 0) FROM below`,
 		[]any{p.Base.ID, parent}, &below, &children)
 	switch {
-	case err != nil:
-		return 0, err
 	case above+below > ancestorsMax:
-		return 0, errAncestors
+		a.fail(errAncestors)
 	case children >= childrenMax:
-		return 0, errChildren
+		a.fail(errChildren)
 	}
-	return parent, nil
+	return parent
 }
 
 // jobExcluded replaces the definition of a job by the row that met it.
@@ -1833,15 +1845,15 @@ func (a *applying) arm(id, next int64, armed bool) {
 }
 
 // wait makes a pending row, at which the leader looks when it is due.
-func (a *applying) wait(p pendingRow, slot int) error {
+func (a *applying) wait(p pendingRow, slot int) {
 	p.ID = a.key()
 	a.result.Armed = append(a.result.Armed, queueItem{at: p.Due, id: p.ID, pending: true})
-	return a.s.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
 		p.ID, p.Cause, p.JobID, p.Group, slot, p.Attempt, p.Node, p.Due, p.Asked)
 }
 
 // store writes the rows of a job. It has been checked.
-func (a *applying) store(p jobPut, parent int64) error {
+func (a *applying) store(p jobPut, parent int64) {
 	j, rev := &p.Job, int64(a.result.Index)
 	id := p.Base.ID
 	if id == 0 {
@@ -1849,43 +1861,39 @@ func (a *applying) store(p jobPut, parent int64) error {
 	}
 	a.result.Jobs = append(a.result.Jobs, id)
 	a.touch(id)
-	err := a.s.exec(`INSERT INTO jobs VALUES (?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET `+jobExcluded,
+	a.exec(`INSERT INTO jobs VALUES (?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET `+jobExcluded,
 		id, rev, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
 		jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
 		j.Executor, int64(j.Retries), parent, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt))
-	if err != nil || p.Base.ID != 0 && p.Keep {
-		return err
+	switch {
+	case p.Base.ID == 0:
+		a.exec("INSERT INTO job_state VALUES (?, ?, 0, 0, 0, ?, ?, ?, ?, '')", id, p.Next,
+			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
+	case p.Keep:
+		return
+	default:
+		a.exec("UPDATE job_state SET next = ? WHERE job = ?", p.Next, id)
 	}
 	a.arm(id, p.Next, j.armed())
-	if p.Base.ID == 0 {
-		return a.s.exec("INSERT INTO job_state VALUES (?, ?, 0, 0, 0, ?, ?, ?, ?, '')", id, p.Next, j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
-	}
-	return a.s.exec("UPDATE job_state SET next = ? WHERE job = ?", p.Next, id)
 }
 
 // stage keeps a slice of a restore.
-func (a *applying) stage(st *staging) error {
+func (a *applying) stage(st *staging) {
 	restore := st.Restore
 	if restore == 0 {
 		restore = int64(a.result.Index)
 	}
 	for _, p := range st.Jobs {
 		j := &p.Job
-		err := a.s.exec("INSERT INTO staged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+		a.exec("INSERT INTO staged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
 			a.key(), restore, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
 			jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
 			j.Executor, int64(j.Retries), j.ParentJob, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt), p.Next,
 			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
-		if err != nil {
-			return err
-		}
 	}
 	for _, p := range st.Moved {
-		if err := a.s.exec("UPDATE staged SET next = ? WHERE id = ? AND restore = ?", p.Next, p.ID, restore); err != nil {
-			return err
-		}
+		a.exec("UPDATE staged SET next = ? WHERE id = ? AND restore = ?", p.Next, p.ID, restore)
 	}
-	return nil
 }
 
 // sameTicksSQL holds for a staged job st that falls due when the job j of its
@@ -1915,22 +1923,16 @@ var restoreChecks = []struct {
 // whole tables, because all of it is one transaction: measured, 10 µs a job.
 // Jobs that exist keep their id, counters and status, and their next tick
 // unless what decides it has changed.
-func (a *applying) restore(r restoring) error {
+func (a *applying) restore(r restoring) {
 	var n int
-	if err := a.s.get("SELECT count(*) FROM staged WHERE restore = ?", []any{r.Restore}, &n); err != nil {
-		return err
-	}
+	a.get("SELECT count(*) FROM staged WHERE restore = ?", []any{r.Restore}, &n)
 	if n != r.Jobs {
-		return errBrokenOff
+		a.fail(errBrokenOff)
 	}
 	for _, c := range restoreChecks {
 		var name string
-		err := a.s.get(c.query+" ORDER BY 1 LIMIT 1", []any{r.Restore, a.c.Now}, &name)
-		if err == nil {
-			return fmt.Errorf("%s: %w", name, c.err)
-		}
-		if !errors.Is(err, sql.ErrNoRows) {
-			return err
+		if a.get(c.query+" ORDER BY 1 LIMIT 1", []any{r.Restore, a.c.Now}, &name) {
+			a.fail(fmt.Errorf("%s: %w", name, c.err))
 		}
 	}
 	a.s.allNew = true
@@ -1948,22 +1950,17 @@ func (a *applying) restore(r restoring) error {
 			last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
 			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND job_state.job = j.id AND st.success_count + st.error_count + st.last_success + st.last_error > 0`,
 	} {
-		var err error
-		if rows[i], err = a.s.execRows(query, r.Restore, int64(a.result.Index)); err != nil {
-			return err
-		}
+		rows[i] = a.exec(query, r.Restore, int64(a.result.Index))
 	}
-	if err := a.checkFamilies(); err != nil {
-		return err
-	}
+	a.checkFamilies()
 	a.result.Restored = r.Restore
 	created := rows[2] // states of jobs
-	return a.audit("", "", nil, map[string]int64{"created": created, "replaced": int64(n) - created})
+	a.audit("", "", nil, map[string]int64{"created": created, "replaced": int64(n) - created})
 }
 
 // checkFamilies refuses what parent refuses of one job, of all jobs at once. Those
 // that are their own ancestors are not reached from the jobs without a parent.
-func (a *applying) checkFamilies() error {
+func (a *applying) checkFamilies() {
 	for _, c := range []struct {
 		err   error
 		query string
@@ -1975,15 +1972,10 @@ func (a *applying) checkFamilies() error {
 			ORDER BY parent, name LIMIT 1`},
 	} {
 		var name string
-		err := a.s.get(c.query, []any{childrenMax, ancestorsMax}, &name)
-		if err == nil {
-			return fmt.Errorf("%s: %w", name, badInput{c.err})
-		}
-		if !errors.Is(err, sql.ErrNoRows) {
-			return err
+		if a.get(c.query, []any{childrenMax, ancestorsMax}, &name) {
+			a.fail(fmt.Errorf("%s: %w", name, badInput{c.err}))
 		}
 	}
-	return nil
 }
 
 // reachedSQL are the jobs below those without a parent, and how many are above each.
@@ -2008,138 +2000,92 @@ func processorsJSON(m map[string]map[string]string) string {
 	return string(doc)
 }
 
-// alive refuses a job that was deleted or changed since v.
-func (a *applying) alive(v jobVersion) error {
+func (a *applying) delete(v jobVersion) {
 	var rev int64
-	err := a.s.get("SELECT rev FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &rev)
+	var parent bool
+	found := a.get(`SELECT rev, EXISTS (SELECT * FROM jobs WHERE parent = ?1 AND parent <> 0 AND deleted = 0)
+		FROM jobs WHERE id = ?1 AND deleted = 0`, []any{v.ID}, &rev, &parent)
 	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return errNoJob
-	case err == nil && rev != v.Rev:
-		return errConflict
+	case !found:
+		a.fail(errNoJob)
+	case rev != v.Rev:
+		a.fail(errConflict)
+	case parent:
+		a.fail(errHasChildren)
 	}
-	return err
-}
-
-func (a *applying) delete(v jobVersion) error {
-	if err := a.alive(v); err != nil {
-		return err
-	}
-	var children int
-	if err := a.s.get("SELECT count(*) FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0", []any{v.ID}, &children); err != nil {
-		return err
-	}
-	if children > 0 {
-		return errHasChildren
-	}
-	was, err := a.was(v.ID)
-	if err != nil {
-		return err
-	}
-	if err := a.bury(v.ID); err != nil {
-		return err
-	}
+	was := a.was(v.ID)
+	a.bury(v.ID)
 	if j, ok := was.(*job); ok {
-		return a.audit(j.Name, "", was, nil)
+		a.audit(j.Name, "", was, nil)
 	}
-	return nil
 }
 
 // bury deletes a job: its name is free at once and nothing follows any more.
 // What it has still running ends on its own, under the old id; its rows go
 // with later trims.
-func (a *applying) bury(id int64) error {
+func (a *applying) bury(id int64) {
 	var parent int64
-	if err := a.s.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &parent); err != nil {
-		return err
-	}
+	a.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &parent)
 	a.touch(id, parent)
 	a.arm(id, never, false)
 	a.s.listed = true // an ephemeral job goes without a call that asks for it
-	if err := a.s.exec("UPDATE jobs SET deleted = ?1, rev = ?1 WHERE id = ?2", int64(a.result.Index), id); err != nil {
-		return err
-	}
-	if err := a.s.exec("DELETE FROM pending WHERE job = ?", id); err != nil {
-		return err
-	}
-	return a.s.exec("DELETE FROM job_state WHERE job = ?", id)
+	a.exec("UPDATE jobs SET deleted = ?1, rev = ?1 WHERE id = ?2", int64(a.result.Index), id)
+	a.exec("DELETE FROM pending WHERE job = ?", id)
+	a.exec("DELETE FROM job_state WHERE job = ?", id)
 }
 
 // deleteExecutions drops one slice of a job's finished executions and zeroes
 // its counters; its status stays, as Dkron has it. Groups that are not over
 // are spared.
-func (a *applying) deleteExecutions(v jobVersion) error {
+func (a *applying) deleteExecutions(v jobVersion) {
 	var name string
-	err := a.s.get("SELECT name FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &name)
-	if errors.Is(err, sql.ErrNoRows) {
-		return errNoJob
+	if !a.get("SELECT name FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &name) {
+		a.fail(errNoJob)
 	}
-	if err != nil {
-		return err
-	}
-	n, err := a.dropExecutions(cut{v.ID, math.MaxInt64})
-	if err != nil {
-		return err
-	}
-	a.result.More = n == sliceRows
+	a.result.More = a.dropExecutions(cut{v.ID, math.MaxInt64}) == sliceRows
 	a.touch(v.ID)
-	if err := a.s.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID); err != nil || a.result.More {
-		return err
+	a.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID)
+	if !a.result.More {
+		a.audit(name, "", nil, nil)
 	}
-	return a.audit(name, "", nil, nil)
 }
 
-func (a *applying) found(f foundation) error {
-	if err := a.s.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone)", f.ID, f.Timezone); err != nil {
-		return err
-	}
-	return a.s.loadSettings()
+func (a *applying) found(f foundation) {
+	a.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone)", f.ID, f.Timezone)
+	a.fail(a.s.loadSettings())
 }
 
 // setPaused may tell the readers before the transaction ends: the entry is
 // committed, and a failure of the transaction ends the process.
-func (a *applying) setPaused(paused bool) error {
+func (a *applying) setPaused(paused bool) {
 	a.s.paused.Store(paused)
 	a.s.tell(eventPaused, 0)
-	if err := a.s.exec("UPDATE cluster SET paused = ?", paused); err != nil {
-		return err
-	}
-	return a.audit("", "", nil, nil)
+	a.exec("UPDATE cluster SET paused = ?", paused)
+	a.audit("", "", nil, nil)
 }
 
-func (a *applying) putPolicy(p policy) error {
-	was, err := a.policy(p.Name)
-	if err != nil {
-		return err
-	}
-	if err := a.s.exec("INSERT OR REPLACE INTO policies VALUES (?, ?)", p.Name, p.Rules); err != nil {
-		return err
-	}
-	return a.audit("", p.Name, was, p)
+func (a *applying) putPolicy(p policy) {
+	was := a.policy(p.Name)
+	a.exec("INSERT OR REPLACE INTO policies VALUES (?, ?)", p.Name, p.Rules)
+	a.audit("", p.Name, was, p)
 }
 
-func (a *applying) deletePolicy(name string) error {
-	was, err := a.policy(name)
-	if err != nil {
-		return err
-	}
+func (a *applying) deletePolicy(name string) {
+	was := a.policy(name)
 	if was == nil {
-		return errNoPolicy
+		a.fail(errNoPolicy)
 	}
-	if err := a.s.exec("DELETE FROM policies WHERE name = ?", name); err != nil {
-		return err
-	}
-	return a.audit("", name, was, nil)
+	a.exec("DELETE FROM policies WHERE name = ?", name)
+	a.audit("", name, was, nil)
 }
 
 // policy returns the policy of that name, nil if there is none.
-func (a *applying) policy(name string) (any, error) {
+func (a *applying) policy(name string) any {
 	p := policy{Name: name}
-	err := a.s.get("SELECT rules FROM policies WHERE name = ?", []any{name}, &p.Rules)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
+	if !a.get("SELECT rules FROM policies WHERE name = ?", []any{name}, &p.Rules) {
+		return nil
 	}
-	return p, err
+	return p
 }
 
 // ranSQL is what became of the tick whose group the execution e is the first
@@ -2147,41 +2093,29 @@ func (a *applying) policy(name string) (any, error) {
 const ranSQL = `CASE WHEN e.outcome = 'missed' AND NOT EXISTS (SELECT * FROM executions m WHERE m.grp = e.id AND m.grp <> m.id AND m.outcome <> 'missed') THEN 'missed'
 	WHEN e.late THEN 'late' ELSE 'ran' END`
 
-func (a *applying) putToken(p tokenPut) error {
-	if p.First {
-		var n int
-		if err := a.s.get(managedQuery, []any{tokenManagement, a.c.Now}, &n); err != nil {
-			return err
-		}
-		if n > 0 {
-			return errManaged
-		}
+func (a *applying) putToken(p tokenPut) {
+	var n int
+	if p.First && a.get(managedQuery, []any{tokenManagement, a.c.Now}, &n) && n > 0 {
+		a.fail(errManaged)
 	}
 	policies, err := json.Marshal(p.Token.Policies)
-	if err != nil {
-		return err
-	}
+	a.fail(err)
 	t := p.Token
-	if err := a.s.exec("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", t.Accessor, t.Hash, t.Name, t.Type, string(policies), t.Created, t.Expires); err != nil {
-		return err
-	}
-	return a.audit("", t.Accessor, nil, t.view(""))
+	a.exec("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)",
+		t.Accessor, t.Hash, t.Name, t.Type, string(policies), t.Created, t.Expires)
+	a.audit("", t.Accessor, nil, t.view(""))
 }
 
-func (a *applying) deleteToken(accessor string) error {
+func (a *applying) deleteToken(accessor string) {
 	t, err := scanToken(func(dest ...any) error {
-		return a.s.get("SELECT "+tokenColumns+" FROM tokens WHERE accessor = ?", []any{accessor}, dest...)
+		if !a.get("SELECT "+tokenColumns+" FROM tokens WHERE accessor = ?", []any{accessor}, dest...) {
+			return errNoToken
+		}
+		return nil
 	})
-	if errors.Is(err, sql.ErrNoRows) {
-		return errNoToken
-	}
-	if err != nil {
-		return err
-	}
-	if err := a.audit("", accessor, t.view(""), nil); err != nil { // before it goes: it may be the token that asks
-		return err
-	}
-	return a.s.exec("DELETE FROM tokens WHERE accessor = ?", accessor)
+	a.fail(err)
+	a.audit("", accessor, t.view(""), nil) // before it goes: it may be the token that asks
+	a.exec("DELETE FROM tokens WHERE accessor = ?", accessor)
 }
 
 // openGroupsSQL finds the groups of a job that are not over: these are spared
@@ -2191,34 +2125,25 @@ const openGroupsSQL = "(SELECT grp FROM executions WHERE job = %[1]s AND finishe
 // dropExecutions deletes the oldest finished executions of a job up to a cut,
 // at most sliceRows, sparing groups that are not over, and adds the ticks
 // among them to the daily counts. It returns how many.
-func (a *applying) dropExecutions(c cut) (int64, error) {
+func (a *applying) dropExecutions(c cut) int64 {
 	var ids []int64
-	query := "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 AND grp NOT IN " + fmt.Sprintf(openGroupsSQL, "?1") + " ORDER BY id LIMIT ?3"
-	err := a.s.each(query, []any{c.Job, c.Upto, sliceRows}, func(scan scanner) error {
+	query := "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 AND grp NOT IN " +
+		fmt.Sprintf(openGroupsSQL, "?1") + " ORDER BY id LIMIT ?3"
+	a.each(query, []any{c.Job, c.Upto, sliceRows}, func(scan scanner) error {
 		var id int64
 		err := scan(&id)
 		ids = append(ids, id)
 		return err
 	})
-	if err != nil {
-		return 0, err
-	}
 	const doomed = " IN (SELECT value FROM json_each(?1))"
 	list := jsonInts(ids)
-	err = a.s.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
+	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
 		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2
 		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late, missed = missed + excluded.missed`, list)
-	if err != nil {
-		return 0, err
-	}
-	if err := a.s.exec("DELETE FROM outputs WHERE execution"+doomed, list); err != nil {
-		return 0, err
-	}
-	n, err := a.s.execRows("DELETE FROM executions WHERE id"+doomed, list)
-	if err != nil {
-		return 0, err
-	}
-	return n, a.s.exec("UPDATE job_state SET kept = kept - ? WHERE job = ?", n, c.Job)
+	a.exec("DELETE FROM outputs WHERE execution"+doomed, list)
+	n := a.exec("DELETE FROM executions WHERE id"+doomed, list)
+	a.exec("UPDATE job_state SET kept = kept - ? WHERE job = ?", n, c.Job)
+	return n
 }
 
 // consuming is what a decision needs to know of a job.
@@ -2230,12 +2155,12 @@ type consuming struct {
 }
 
 // consuming reads the jobs of decisions that are not deleted.
-func (a *applying) consuming(list []decision) (map[int64]*consuming, error) {
+func (a *applying) consuming(list []decision) map[int64]*consuming {
 	ids, jobs := make([]int64, len(list)), map[int64]*consuming{}
 	for i, d := range list {
 		ids[i] = d.Job
 	}
-	err := a.s.each(`SELECT j.id, name, rev, next, fired, open, disabled = 0 AND j.parent = 0, disabled, concurrency = 'forbid'
+	a.each(`SELECT j.id, name, rev, next, fired, open, disabled = 0 AND j.parent = 0, disabled, concurrency = 'forbid'
 		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state ON job = j.id WHERE deleted = 0`,
 		[]any{jsonInts(ids)}, func(scan scanner) error {
 			var id int64
@@ -2244,7 +2169,7 @@ func (a *applying) consuming(list []decision) (map[int64]*consuming, error) {
 			jobs[id] = t
 			return err
 		})
-	return jobs, err
+	return jobs
 }
 
 // jsonInts is how a list of ids is bound to a statement, for json_each.
@@ -2255,111 +2180,98 @@ func jsonInts(ids []int64) string {
 
 // consume has causes come to a group of executions or to a reason, each once. One
 // that is not there as the leader knew it changes nothing and starts nothing.
-func (a *applying) consume(list []decision) error {
-	jobs, err := a.consuming(list)
-	if err != nil {
-		return err
-	}
+func (a *applying) consume(list []decision) {
+	jobs := a.consuming(list)
 	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
 	for i, d := range list {
 		t := jobs[d.Job]
-		e, own, ok, err := a.cause(d, t)
-		if a.result.Accepted[i] = ok; err != nil {
-			return err
-		}
-		if e.Cause == "" {
+		e, own, ok := a.cause(d, t)
+		if a.result.Accepted[i] = ok; e.Cause == "" {
 			continue
 		}
 		t.changed = true
 		if len(d.Targets) > 0 && t.forbid && t.open > own {
 			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, overlapReason
 		}
+		started := a.start(d.Targets, e)
+		t.open += int64(len(started))
+		a.result.Started[i] = started
 		switch {
-		case len(d.Targets) > 0:
-			t.open += int64(len(d.Targets))
-			a.result.Started[i], err = a.start(d.Targets, e)
+		case len(started) > 0 && e.Cause == causeHand:
+			a.auditRun(t.name, d.Targets, started)
+		case len(started) > 0:
 		case e.Cause == causeHand:
 			a.result.Refused = d.Reason
 		default:
 			d.Due = e.Due
-			err = a.record(d.Job, e.Cause, d)
-		}
-		if err == nil && e.Cause == causeHand && len(d.Targets) > 0 {
-			err = a.auditRun(t.name, d.Targets, a.result.Started[i])
-		}
-		if err != nil {
-			return err
+			a.record(d.Job, e.Cause, d)
 		}
 	}
-	for _, id := range sortedKeys(jobs) {
-		if t := jobs[id]; t.changed {
+	for id, t := range jobs {
+		if t.changed {
 			a.touchRun(id)
-			err := a.s.exec("UPDATE job_state SET next = ?, fired = ?, open = ? WHERE job = ?", t.next, t.fired, t.open, id)
-			if err != nil {
-				return err
-			}
+			a.exec("UPDATE job_state SET next = ?, fired = ?, open = ? WHERE job = ?", t.next, t.fired, t.open, id)
 		}
 	}
-	return nil
 }
 
 // cause takes the cause of d away, and returns the execution that it may come to,
 // and what else its group has open. ok is false if it is to be decided again; an
 // execution without a cause says that there is nothing left to decide.
-func (a *applying) cause(d decision, t *consuming) (e executionRow, own int64, ok bool, err error) {
-	e = executionRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: d.Due, Late: d.Late}
+func (a *applying) cause(d decision, t *consuming) (e executionRow, own int64, ok bool) {
 	switch {
 	case d.Pending != 0:
 		return a.pendingCause(d, t)
 	case d.Due != 0:
 		if t == nil || t.rev != d.Rev || !t.armed || t.next != d.Due || d.Due <= t.fired {
-			return executionRow{}, 0, false, nil
+			return e, 0, false
 		}
 		t.next, t.fired = d.Next, max(d.Due, d.Until)
 		a.arm(d.Job, d.Next, true)
+		return executionRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: d.Due, Late: d.Late}, 0, true
 	case t == nil:
-		err = errNoJob
+		a.fail(errNoJob)
 	case t.rev != d.Rev:
-		err = errConflict
+		a.fail(errConflict)
 	case t.disabled:
-		err = errJobDisabled
+		a.fail(errJobDisabled)
 	default:
-		e.Cause, e.Due = causeHand, a.c.Now
+		return executionRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now}, 0, true
 	}
-	return e, 0, true, err
+	return e, 0, false
 }
 
 // pendingCause is cause of a pending row. One that is gone was consumed before.
-func (a *applying) pendingCause(d decision, t *consuming) (e executionRow, own int64, ok bool, err error) {
-	err = a.s.get("SELECT cause, job, grp, slot, attempt, asked FROM pending WHERE id = ?", []any{d.Pending},
-		&e.Cause, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Due)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return executionRow{}, 0, true, nil
-	case err != nil:
-		return executionRow{}, 0, false, err
-	case e.Cause == causeChildren && a.made < childrenMax:
-		return executionRow{}, 0, true, a.expand(d.Pending, e)
-	case e.Cause == causeChildren, t == nil, e.JobID != d.Job, t.rev != d.Rev:
-		return executionRow{}, 0, false, nil
+func (a *applying) pendingCause(d decision, t *consuming) (e executionRow, own int64, ok bool) {
+	if !a.get("SELECT cause, job, grp, slot, attempt, asked FROM pending WHERE id = ?", []any{d.Pending},
+		&e.Cause, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Due) {
+		return executionRow{}, 0, true
 	}
+	switch {
+	case e.Cause == causeChildren && a.made < childrenMax:
+		a.expand(d.Pending, e)
+		return executionRow{}, 0, true
+	case e.Cause == causeChildren, t == nil, e.JobID != d.Job, t.rev != d.Rev:
+		return executionRow{}, 0, false
+	}
+	a.exec("DELETE FROM pending WHERE id = ?", d.Pending)
 	if e.Cause == causeRetry {
 		t.open--
 	}
-	if err = a.s.exec("DELETE FROM pending WHERE id = ?", d.Pending); err == nil && t.forbid && e.Group != 0 {
-		err = a.s.get(`SELECT (SELECT count(*) FROM pending WHERE grp = ?1 AND grp <> 0)
+	if t.forbid && e.Group != 0 {
+		a.get(`SELECT (SELECT count(*) FROM pending WHERE grp = ?1 AND grp <> 0)
 			+ (SELECT count(*) FROM executions WHERE (id = ?1 OR grp = ?1 AND grp <> id) AND finished = 0)`, []any{e.Group}, &own)
 	}
-	return e, own, true, err
+	return e, own, true
 }
 
 // auditRun puts on record what a run by hand has started.
-func (a *applying) auditRun(job string, targets []target, executions []int64) error {
+func (a *applying) auditRun(job string, targets []target, executions []int64) {
 	started := make([]string, len(executions))
 	for i, id := range executions {
 		started[i] = executionName(id, targets[i].Node)
 	}
-	return a.audit(job, "", nil, map[string][]string{"executions": started})
+	a.audit(job, "", nil, map[string][]string{"executions": started})
 }
 
 // overlapReason is why a run that concurrency forbids did not start, where
@@ -2367,70 +2279,57 @@ func (a *applying) auditRun(job string, targets []target, executions []int64) er
 const overlapReason = "overlap with a run of the job that had not ended"
 
 // record notes what did not run, and why.
-func (a *applying) record(job int64, cause string, d decision) error {
+func (a *applying) record(job int64, cause string, d decision) {
 	a.s.tell(eventJob, job)
-	return a.s.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+	a.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
 		a.key(), job, cause, d.Due, max(d.Due, d.Until), max(1, d.Count), d.Outcome, d.Reason)
 }
 
 // start writes the unfinished executions of a group, or of one retry of it
 // (e.Group set), and returns their ids.
-func (a *applying) start(targets []target, e executionRow) ([]int64, error) {
-	var ids []int64
+func (a *applying) start(targets []target, e executionRow) (ids []int64) {
 	for i, t := range targets {
 		id := a.key()
 		if e.Group == 0 {
 			e.Group = id
 		}
-		err := a.s.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0)",
+		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0)",
 			id, e.JobID, e.Group, e.slot+i, e.Attempt, t.Node, int64(t.Incarnation), e.Cause, e.Due, e.Late, a.c.Now)
-		if err != nil {
-			return nil, err
-		}
 		a.s.tell(eventStarted, id)
 		ids = append(ids, id)
 	}
-	return ids, nil
+	return ids
 }
 
 // expand puts the children of a job in the place of the row that stands for all of
 // them. Of many such rows a command expands as many as one transaction should.
-func (a *applying) expand(row int64, e executionRow) error {
-	if err := a.s.exec("DELETE FROM pending WHERE id = ?", row); err != nil {
-		return err
-	}
+func (a *applying) expand(row int64, e executionRow) {
+	a.exec("DELETE FROM pending WHERE id = ?", row)
 	var children []int64
-	err := a.s.each("SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id", []any{e.JobID}, func(scan scanner) error {
+	a.each("SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id", []any{e.JobID}, func(scan scanner) error {
 		var child int64
 		err := scan(&child)
 		children = append(children, child)
 		return err
 	})
 	for _, child := range children {
-		if err == nil {
-			err = a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: e.Due, Asked: e.Due}, 0)
-		}
-		a.made++
+		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: e.Due, Asked: e.Due}, 0)
 	}
-	return err
+	a.made += len(children)
 }
 
 // bind moves those executions that are unfinished and still with the process that
 // did not take them.
-func (a *applying) bind(list []binding) error {
+func (a *applying) bind(list []binding) {
 	a.result.Bound, a.result.Accepted, a.result.Started = true, make([]bool, len(list)), make([][]int64, len(list))
 	for i, b := range list {
-		n, err := a.s.execRows("UPDATE executions SET node = ?, incarnation = ? WHERE id = ? AND incarnation = ? AND finished = 0",
+		n := a.exec("UPDATE executions SET node = ?, incarnation = ? WHERE id = ? AND incarnation = ? AND finished = 0",
 			b.To.Node, int64(b.To.Incarnation), b.Execution, int64(b.Incarnation))
-		if err != nil {
-			return err
-		}
 		if a.result.Accepted[i] = n == 1; n == 1 {
 			a.result.Started[i] = []int64{b.Execution}
 			a.s.tell(eventStarted, b.Execution) // under the name that it has now
 		}
 	}
-	return nil
 }
 
 // ended is an unfinished execution, with what its job says of what follows.
@@ -2452,11 +2351,8 @@ type jobDelta struct {
 // A report counts if it is of the process that the execution is with, and if
 // the execution has not ended. One that is lost may still be ended by its node,
 // not by the leader, which is closing it then.
-func (a *applying) finish(reports []report) error {
-	rows, err := a.unfinished(reports)
-	if err != nil {
-		return err
-	}
+func (a *applying) finish(reports []report) {
+	rows := a.unfinished(reports)
 	deltas := map[int64]*jobDelta{}
 	days := map[int64]*[2]int64{}
 	var groups []*ended
@@ -2467,9 +2363,7 @@ func (a *applying) finish(reports []report) error {
 			continue
 		}
 		delete(rows, r.Execution) // a second report in the same command changes nothing
-		if err := a.end(e, r, deltas, days); err != nil {
-			return err
-		}
+		a.end(e, r, deltas, days)
 		switch i, ok := place[e.Group]; {
 		case e.alive && !ok:
 			place[e.Group] = len(groups)
@@ -2479,58 +2373,52 @@ func (a *applying) finish(reports []report) error {
 		}
 	}
 	for _, e := range groups {
-		if err := a.settle(e, deltas[e.JobID]); err != nil {
-			return err
-		}
+		a.settle(e, deltas[e.JobID])
 	}
-	if err := a.count(deltas, days); err != nil {
-		return err
-	}
-	return a.audit("", "", nil, nil)
+	a.count(deltas, days)
+	a.audit("", "", nil, nil)
 }
 
 // unfinished reads the executions of reports that have not ended, or are lost.
-func (a *applying) unfinished(reports []report) (map[int64]*ended, error) {
+func (a *applying) unfinished(reports []report) map[int64]*ended {
 	ids := make([]int64, len(reports))
 	for i, r := range reports {
 		ids[i] = r.Execution
 	}
 	rows := map[int64]*ended{}
-	err := a.s.each(`SELECT e.id, e.job, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.due, e.started, e.outcome, j.retries, j.delivery = 'at-least-once', j.deleted = 0
+	a.each(`SELECT e.id, e.job, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.due, e.started, e.outcome,
+		j.retries, j.delivery = 'at-least-once', j.deleted = 0
 		FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job WHERE e.finished = 0 OR e.outcome = 'lost'`,
 		[]any{jsonInts(ids)}, func(scan scanner) error {
 			var e ended
 			var incarnation int64
-			err := scan(&e.ID, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Due, &e.Started, &e.Outcome, &e.retries, &e.again, &e.alive)
+			err := scan(&e.ID, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Due, &e.Started,
+				&e.Outcome, &e.retries, &e.again, &e.alive)
 			e.incarnation = uint64(incarnation)
 			rows[e.ID] = &e
 			return err
 		})
-	return rows, err
+	return rows
 }
 
 // end finishes one execution, and makes its retry pending if one follows. It
 // may have been lost before: then it is counted, and nothing follows.
-func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[int64]*[2]int64) error {
+func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 	if r.Started == 0 {
 		r.Started = e.Started
 	}
-	if err := a.s.exec("UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ?, exit_code = ?, signal = ?, cpu = ?, memory = ? WHERE id = ?",
-		r.Started, r.Finished, r.Outcome, r.Dropped, r.Process.ExitCode, r.Process.Signal, r.Process.CPU, r.Process.Memory, e.ID); err != nil {
-		return err
-	}
+	a.exec(`UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ?, exit_code = ?, signal = ?, cpu = ?, memory = ?
+		WHERE id = ?`, r.Started, r.Finished, r.Outcome, r.Dropped,
+		r.Process.ExitCode, r.Process.Signal, r.Process.CPU, r.Process.Memory, e.ID)
 	a.s.tell(eventEnded, e.ID)
 	if e.Outcome == outcomeLost { // what stood there said so
-		if err := a.s.exec("DELETE FROM outputs WHERE execution = ?", e.ID); err != nil {
-			return err
-		}
+		a.exec("DELETE FROM outputs WHERE execution = ?", e.ID)
 	}
 	if len(r.output) > 0 {
 		reason := min(max(0, r.Reason), len(r.output))
 		cut := max(reason, len(r.output)-tailBytes)
-		if err := a.s.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)", e.ID, nonNil(r.output[:reason]), nonNil(r.output[cut:]), nonNil(r.output[reason:cut])); err != nil {
-			return err
-		}
+		a.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
+			e.ID, nonNil(r.output[:reason]), nonNil(r.output[cut:]), nonNil(r.output[reason:cut]))
 	}
 	d := deltas[e.JobID]
 	if d == nil {
@@ -2539,15 +2427,15 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	}
 	d.add(r, days)
 	if e.Outcome == outcomeLost {
-		return nil
+		return
 	}
 	d.open--
 	d.kept++
 	if !e.alive || !retried(r.Outcome) && !(e.again && r.Outcome == outcomeLost) || int64(e.Attempt) > e.retries {
-		return nil
+		return
 	}
 	d.open++
-	return a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node,
+	a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node,
 		Due: a.c.Now + int64(retryDelay(e.Attempt)), Asked: e.Due}, e.slot)
 }
 
@@ -2575,10 +2463,11 @@ func undecided(outcome string) bool { return outcome == outcomeLost || outcome =
 // settle gives the job the status of the group that e has just ended in, and
 // lets follow what follows when the last attempt on every node has succeeded:
 // the children, and the end of an ephemeral job.
-func (a *applying) settle(e *ended, d *jobDelta) error {
+func (a *applying) settle(e *ended, d *jobDelta) {
 	var success, failed, unfinished int
 	last := map[int64]string{} // slot → outcome of its last attempt
-	err := a.s.each("SELECT slot, outcome, finished FROM executions WHERE id = ?1 UNION ALL SELECT slot, outcome, finished FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)",
+	a.each(`SELECT slot, outcome, finished FROM executions WHERE id = ?1
+		UNION ALL SELECT slot, outcome, finished FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)`,
 		[]any{e.Group}, func(scan scanner) error {
 			var slot, finished int64
 			var outcome string
@@ -2594,9 +2483,6 @@ func (a *applying) settle(e *ended, d *jobDelta) error {
 			}
 			return err
 		})
-	if err != nil {
-		return err
-	}
 	switch {
 	case failed == 0 && success > 0:
 		d.status = statusSuccess
@@ -2606,14 +2492,14 @@ func (a *applying) settle(e *ended, d *jobDelta) error {
 		d.status = statusPartial
 	}
 	if e.Outcome == outcomeLost || unfinished > 0 {
-		return nil
+		return
 	}
 	for _, outcome := range last {
 		if outcome != outcomeSuccess {
-			return nil
+			return
 		}
 	}
-	return a.follow(e.JobID)
+	a.follow(e.JobID)
 }
 
 // Values of a job's status, as Dkron names them; ” is a job that never ran.
@@ -2626,145 +2512,103 @@ const (
 // follow makes one row pending for all children of a job whose group has
 // succeeded, and buries the job if it is ephemeral. A job that others depend on
 // stays, as it does when somebody tries to delete it.
-func (a *applying) follow(id int64) error {
+func (a *applying) follow(id int64) {
 	var ephemeral, parent bool
-	err := a.s.get(`SELECT ephemeral, EXISTS (SELECT * FROM jobs c WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0)
+	a.get(`SELECT ephemeral, EXISTS (SELECT * FROM jobs c WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0)
 		FROM jobs j WHERE id = ? AND deleted = 0`, []any{id}, &ephemeral, &parent)
 	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return nil
-	case err != nil:
-		return err
 	case parent:
-		return a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Due: a.c.Now, Asked: a.c.Now}, 0)
+		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Due: a.c.Now, Asked: a.c.Now}, 0)
 	case ephemeral:
-		return a.bury(id)
+		a.bury(id)
 	}
-	return nil
 }
 
 // count adds what has ended to the state of the jobs and to the daily
 // statistics. A job that was deleted has no state any more.
-func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) error {
+func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 	for id, d := range deltas {
 		a.touchRun(id)
-		err := a.s.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?, last_success = max(last_success, ?), last_error = max(last_error, ?),
+		a.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?,
+			last_success = max(last_success, ?), last_error = max(last_error, ?),
 			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status) WHERE job = ?`,
 			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, id)
-		if err != nil {
-			return err
-		}
 	}
 	for day, n := range days {
-		if err := a.s.exec("INSERT INTO stats VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET success = success + excluded.success, failed = failed + excluded.failed", day, n[0], n[1]); err != nil {
-			return err
-		}
+		a.exec(`INSERT INTO stats VALUES (?, ?, ?)
+			ON CONFLICT DO UPDATE SET success = success + excluded.success, failed = failed + excluded.failed`, day, n[0], n[1])
 	}
-	return nil
 }
 
 // reset takes back ticks that a clock ahead of its time has decided. It is a
 // change of the job: a next that was computed from what is taken back must not
 // come behind it.
-func (a *applying) reset(list []reset) error {
+func (a *applying) reset(list []reset) {
 	for _, r := range list {
-		n, err := a.s.execRows("UPDATE job_state SET fired = ?, next = ? WHERE job = ? AND fired = ? AND EXISTS (SELECT * FROM jobs WHERE id = job AND rev = ? AND deleted = 0)",
-			a.c.Now, r.Next, r.Job, r.Fired, r.Rev)
-		if err != nil {
-			return err
-		}
+		n := a.exec(`UPDATE job_state SET fired = ?, next = ? WHERE job = ? AND fired = ?
+			AND EXISTS (SELECT * FROM jobs WHERE id = job AND rev = ? AND deleted = 0)`, a.c.Now, r.Next, r.Job, r.Fired, r.Rev)
 		if n == 0 {
 			continue
 		}
 		a.touch(r.Job)
 		a.arm(r.Job, r.Next, true)
-		if err := a.s.exec("UPDATE jobs SET rev = ? WHERE id = ?", int64(a.result.Index), r.Job); err != nil {
-			return err
-		}
-		if err := a.record(r.Job, causeClock, decision{Due: a.c.Now, Outcome: outcomeSkipped, Reason: r.Reason}); err != nil {
-			return err
-		}
+		a.exec("UPDATE jobs SET rev = ? WHERE id = ?", int64(a.result.Index), r.Job)
+		a.record(r.Job, causeClock, decision{Due: a.c.Now, Outcome: outcomeSkipped, Reason: r.Reason})
 	}
-	return nil
 }
 
-func (a *applying) seeNodes(list []nodeSeen) error {
+func (a *applying) seeNodes(list []nodeSeen) {
 	for _, n := range list {
-		query, args := "INSERT OR REPLACE INTO nodes VALUES (?, ?)", []any{n.Name, jsonMap(n.Tags)}
 		if n.Gone {
-			query, args = "DELETE FROM nodes WHERE name = ?", args[:1]
-		}
-		if err := a.s.exec(query, args...); err != nil {
-			return err
+			a.exec("DELETE FROM nodes WHERE name = ?", n.Name)
+		} else {
+			a.exec("INSERT OR REPLACE INTO nodes VALUES (?, ?)", n.Name, jsonMap(n.Tags))
 		}
 	}
-	return nil
 }
 
-func (a *applying) trim(t *trimming) error {
+func (a *applying) trim(t *trimming) {
 	for _, c := range t.Executions {
-		if _, err := a.dropExecutions(c); err != nil {
-			return err
-		}
+		a.dropExecutions(c)
 	}
 	for _, c := range t.Ticks {
-		if err := a.dropTicks(c); err != nil {
-			return err
-		}
+		a.dropTicks(c)
 	}
 	for _, id := range t.Jobs {
-		if err := a.purge(id); err != nil {
-			return err
-		}
+		a.purge(id)
 	}
 	// The orders are those of the indexes: they cost nothing, and without one it
 	// would be up to SQLite which rows go.
-	if err := a.s.exec("DELETE FROM staged WHERE id IN (SELECT id FROM staged WHERE restore = ? ORDER BY name, id LIMIT ?)", t.Restore, stagedRows); err != nil {
-		return err
-	}
-	if err := a.s.exec("DELETE FROM requests WHERE idx <= ?", int64(t.Requests)); err != nil {
-		return err
-	}
-	if err := a.s.exec("DELETE FROM tick_days WHERE (job, day) IN (SELECT job, day FROM tick_days WHERE day < ? ORDER BY day, job LIMIT ?)", t.Day, sliceRows); err != nil {
-		return err
-	}
-	if err := a.s.exec("DELETE FROM audit WHERE id <= ?", t.Audit); err != nil {
-		return err
-	}
-	if err := a.s.exec("DELETE FROM stats WHERE day < ?", t.Day); err != nil {
-		return err
-	}
-	return a.audit("", "", nil, nil)
+	a.exec(`DELETE FROM staged WHERE id IN (SELECT id FROM staged WHERE restore = ? ORDER BY name, id LIMIT ?)`, t.Restore, stagedRows)
+	a.exec("DELETE FROM requests WHERE idx <= ?", int64(t.Requests))
+	a.exec(`DELETE FROM tick_days WHERE (job, day) IN (SELECT job, day FROM tick_days WHERE day < ? ORDER BY day, job LIMIT ?)`,
+		t.Day, sliceRows)
+	a.exec("DELETE FROM audit WHERE id <= ?", t.Audit)
+	a.exec("DELETE FROM stats WHERE day < ?", t.Day)
+	a.audit("", "", nil, nil)
 }
 
 // dropTicks adds the oldest skipped and missed ticks of a job to the daily
 // counts; a missed range counts for the day of its first.
-func (a *applying) dropTicks(c cut) error {
-	err := a.s.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, 0, 0, sum(iif(outcome = 'skipped', count, 0)), sum(iif(outcome = 'missed', count, 0)) FROM ticks
+func (a *applying) dropTicks(c cut) {
+	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, 0, 0,
+		sum(iif(outcome = 'skipped', count, 0)), sum(iif(outcome = 'missed', count, 0)) FROM ticks
 		WHERE job = ? AND id <= ? AND cause = 'tick' GROUP BY 2
 		ON CONFLICT DO UPDATE SET skipped = skipped + excluded.skipped, missed = missed + excluded.missed`, c.Job, c.Upto)
-	if err != nil {
-		return err
-	}
-	return a.s.exec("DELETE FROM ticks WHERE job = ? AND id <= ?", c.Job, c.Upto)
+	a.exec("DELETE FROM ticks WHERE job = ? AND id <= ?", c.Job, c.Upto)
 }
 
 // purge drops a slice of the rows of a deleted job, and the job with the last
 // of them. It stays for as long as something of it runs.
-func (a *applying) purge(id int64) error {
-	if _, err := a.dropExecutions(cut{id, math.MaxInt64}); err != nil {
-		return err
-	}
+func (a *applying) purge(id int64) {
+	a.dropExecutions(cut{id, math.MaxInt64})
 	var left int
-	if err := a.s.get("SELECT count(*) FROM executions WHERE job = ?", []any{id}, &left); err != nil || left > 0 {
-		return err
+	if a.get("SELECT count(*) FROM executions WHERE job = ?", []any{id}, &left); left > 0 {
+		return
 	}
-	for _, query := range []string{"DELETE FROM ticks WHERE job = ?", "DELETE FROM tick_days WHERE job = ?", "DELETE FROM jobs WHERE id = ? AND deleted <> 0"} {
-		if err := a.s.exec(query, id); err != nil {
-			return err
-		}
-	}
-	return nil
+	a.exec("DELETE FROM ticks WHERE job = ?", id)
+	a.exec("DELETE FROM tick_days WHERE job = ?", id)
+	a.exec("DELETE FROM jobs WHERE id = ? AND deleted <> 0", id)
 }
 
 // jobRow is a job as it is stored and as the API shows it: its definition,
