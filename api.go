@@ -1010,7 +1010,7 @@ func badRequest(format string, args ...any) error {
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := a.problem(err)
 	if r.ContentLength != 0 && (p.status == http.StatusUnauthorized || p.status == http.StatusForbidden) {
-		w.Header().Set("Connection", "close") // or net/http would first wait for the body, and on an agent a connection to a server with it
+		w.Header().Set("Connection", "close") // or net/http would first wait for the body
 	}
 	switch p.status {
 	case http.StatusInternalServerError:
