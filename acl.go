@@ -1,15 +1,12 @@
-// The acl owns policies and tokens: what they may say, what they mean, and who a
-// request is by the secret that it carries. It also says as whom the jobs
-// of a node may run, and which addresses they may reach.
+// Acl owns policies and tokens: their validation, their meaning, and the caller that a secret stands for. It also owns
+// a node's limits: which users its jobs may run as, and which addresses they may reach.
 //
-// Rules that always hold:
+// Invariants:
 //
-//  1. What no policy grants is denied; no rule takes away what another grants.
-//  2. A path is that of a route with its names escaped, so that no name can
-//     reach over a slash into another path.
-//  3. To match a path takes time linear in the lengths of path and pattern.
-//  4. A secret is in memory while it is made or compared, and nowhere on disk:
-//     what is stored is its SHA-256, which for 256 random bits needs no salt.
+//  1. Access is denied unless a policy grants it; no rule revokes what another grants.
+//  2. A path is that of a route with its names escaped, so no name can cross a slash into another path.
+//  3. Matching takes time linear in the lengths of path and pattern.
+//  4. Secrets of tokens are never on disk: what is stored is the SHA-256, which for 256 random bits needs no salt.
 package main
 
 import (
@@ -42,16 +39,16 @@ import (
 const (
 	policyNameBytesMax = 255
 	policyBytesMax     = 64_000 // of its JSON, rules included
-	policyPathBytesMax = 1_500  // of one path: the longest job name, and what may stand around it
-	policyStarsMax     = 8      // in one path; nobody can foresee what more would match
+	policyPathBytesMax = 1_500  // of one path: the longest job name, escaped, and what surrounds it
+	policyStarsMax     = 8      // in one path; with more, nobody can foresee what matches
 
-	tokenBytesMax    = 16_000 // of the JSON that makes one
-	tokenPoliciesMax = 32     // they are read with every request
+	tokenBytesMax    = 16_000 // of the JSON that creates one
+	tokenPoliciesMax = 32     // of one token: every request reads them
 	tokenAgeMax      = 10 * 365 * 24 * time.Hour
-	secretBytes      = 32 // random ones: to look up a guess is all that it costs, so guesses are counted and not limited
+	secretBytes      = 32 // random, so guessing is hopeless: failed guesses are counted, but not limited
 )
 
-// What a route asks of its caller. The first five are what a policy can grant.
+// What a route requires of its caller. Policies grant the first five.
 const (
 	mayCreate = "create"
 	mayRead   = "read"
@@ -59,46 +56,45 @@ const (
 	mayDelete = "delete"
 	mayList   = "list"
 
-	mayStoreJob = "store" // a job: create or update on /v1/jobs, or update on the job
-	mayListJobs = "jobs"  // those jobs that the caller may read or list
-	anyToken    = "any"   // nothing but a token
-	noToken     = "none"  // not even that
+	mayStoreJob = "store" // create or update on /v1/jobs, or update on the job
+	mayListJobs = "jobs"  // read or list on any job; the response is limited to those jobs
+	anyToken    = "any"   // any valid token
+	noToken     = "none"  // nothing
 )
 
 // capabilities are what a policy can grant on a path.
 var capabilities = []string{mayCreate, mayRead, mayUpdate, mayDelete, mayList}
 
-// errBuiltIn is returned for a change of a policy that belfry brings itself.
-const errBuiltIn = refusal("the policies admin, operator and viewer are built in and cannot be changed; choose another name")
+// errBuiltIn is returned for a change to a built-in policy.
+const errBuiltIn = refusal("the policies admin, operator and viewer are built in and cannot be changed; use another name")
 
-// A policy says what its bearers may do. Its fields are named as in Dkron.
+// A policy grants capabilities to the tokens that name it. Its fields are named as in Dkron.
 type policy struct {
 	Name  string `json:"Name"`
-	Rules string `json:"Rules"` // JSON of policyRules, kept as it was written
+	Rules string `json:"Rules"` // JSON of policyRules, kept as written
 }
 
-// policyRules grant capabilities on paths of the API, in which "*" matches
-// within a segment and "**", at the end, any rest.
+// policyRules grant capabilities on paths of the API. In a path, "*" matches any text within a segment, and "**", at
+// the end only, any text.
 type policyRules struct {
 	Path map[string]struct {
 		Capabilities []string `json:"capabilities"`
 	} `json:"path"`
 }
 
-// decodePolicy reads the policy called name as clients send it. What it does
-// not know it refuses: a rule that is overlooked would grant less, or more,
-// than its author meant. No body, which upstream's document does not have, is a
-// policy that grants nothing, for one that is new. The error is one sentence that names the field.
+// decodePolicy decodes the policy called name as clients send it. It refuses unknown fields: an overlooked rule would
+// grant less, or more, than its author meant. An empty body, which upstream's document allows, is a policy that grants
+// nothing. The error is one sentence that names the field.
 func decodePolicy(name string, doc []byte) (policy, error) {
 	if len(doc) == 0 {
 		doc = []byte(`{"Rules": "{}"}`)
 	}
 	var p policy
 	if err := decodeStrict(doc, &p); err != nil {
-		return policy{}, fmt.Errorf("the body is no policy: %w", err)
+		return policy{}, fmt.Errorf("the body is not a policy: %w", err)
 	}
 	if p.Name != "" && p.Name != name {
-		return policy{}, fmt.Errorf("Name: %q is not the %q of the path", p.Name, name)
+		return policy{}, fmt.Errorf("Name: %q differs from %q in the path", p.Name, name)
 	}
 	p.Name = name
 	return p, p.validate()
@@ -110,7 +106,8 @@ func (p policy) validate() error {
 	}
 	var rules policyRules
 	if err := decodeStrict([]byte(p.Rules), &rules); err != nil {
-		return fmt.Errorf("Rules: must be the text of a JSON object such as {\"path\": {\"/v1/jobs/*\": {\"capabilities\": [\"read\"]}}}: %w", err)
+		const example = `{"path": {"/v1/jobs/*": {"capabilities": ["read"]}}}`
+		return fmt.Errorf("Rules: must be a string of JSON such as %s: %w", example, err)
 	}
 	for _, path := range sortedKeys(rules.Path) {
 		if err := checkGlob(path); err != nil {
@@ -118,35 +115,34 @@ func (p policy) validate() error {
 		}
 		for _, c := range rules.Path[path].Capabilities {
 			if !slices.Contains(capabilities, c) {
-				return fmt.Errorf("Rules: %q on %q is no capability, want one of %s", c, path, strings.Join(capabilities, ", "))
+				return fmt.Errorf("Rules: %q on %q is not a capability; use one of %s", c, path, strings.Join(capabilities, ", "))
 			}
 		}
 	}
 	return nil
 }
 
-// checkGlob says what is wrong with a path of a policy. The characters that
-// other languages of patterns give a meaning are refused: here they would mean
-// themselves, and no path has them.
+// checkGlob returns what is wrong with a path of a policy. It refuses the special characters of other pattern
+// languages: here they would be literal, and no path contains them.
 func checkGlob(path string) error {
 	stars, rest := strings.TrimSuffix(path, "**"), strings.HasSuffix(path, "**")
 	switch {
 	case !strings.HasPrefix(path, "/"):
-		return errors.New("must begin with a slash, as \"/v1/jobs/*\"")
+		return errors.New("must begin with a slash, such as \"/v1/jobs/*\"")
 	case len(path) > policyPathBytesMax:
 		return fmt.Errorf("must not be longer than %d bytes", policyPathBytesMax)
-	case strings.ContainsAny(path, "?[]{}\\") || strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return errors.New("must consist of letters, digits, slashes and stars; write other characters as in a URL")
+	case strings.ContainsAny(path, "?[]{}\\"), strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return errors.New("must consist of letters, digits, slashes and stars; escape other characters as in a URL")
 	case strings.Contains(stars, "**") || rest && strings.HasSuffix(stars, "*"):
-		return errors.New("may have ** at its end only")
+		return errors.New("may contain ** at its end only")
 	case strings.Count(path, "*") > policyStarsMax:
 		return fmt.Errorf("must not have more than %d stars", policyStarsMax)
 	}
 	return nil
 }
 
-// checkPaths refuses a policy with a path that means none of the API's: its
-// author meant another. The API's are paths of routes, with {…} where names stand.
+// checkPaths refuses a policy with a path that matches no path of the API: its author must have meant another. api
+// holds the paths of the routes, with {…} for names.
 func (p policy) checkPaths(api []string) error {
 	var rules policyRules
 	if err := json.Unmarshal([]byte(p.Rules), &rules); err != nil {
@@ -154,14 +150,15 @@ func (p policy) checkPaths(api []string) error {
 	}
 	for _, path := range sortedKeys(rules.Path) {
 		if !slices.ContainsFunc(api, func(known string) bool { return meansPath(path, known) }) {
-			return fmt.Errorf("Rules: the path %q is none of the API's, so it would grant nothing; jobs are /v1/jobs/{name}, all of them /v1/jobs/*, and what is below a job /v1/jobs/{name}/**", path)
+			return fmt.Errorf("Rules: the API has no path %q, so it would grant nothing; "+
+				"a job is /v1/jobs/{name}, all jobs are /v1/jobs/*, and everything below a job is /v1/jobs/{name}/**", path)
 		}
 	}
 	return nil
 }
 
-// meansPath reports whether a path of a policy can mean a path with some names
-// in the places of {…}: those that it has there itself, if they can be names.
+// meansPath reports whether glob, a path of a policy, matches known, a path of the API, for some names in place of
+// {…}. It tries those that glob has there, if they are valid names.
 func meansPath(glob, known string) bool {
 	globs := strings.Split(glob, "/")
 	segments := strings.Split(known, "/")
@@ -184,8 +181,7 @@ func meansPath(glob, known string) bool {
 	return matchPath(glob, strings.Join(segments, "/"))
 }
 
-// parsedRules returns the rules of policies that validate has accepted. Rules
-// that it does not accept, from an older version, grant nothing.
+// parsedRules returns the rules of policies. Invalid ones grant nothing.
 func parsedRules(policies []policy) []policyRules {
 	list := make([]policyRules, 0, len(policies))
 	for _, p := range policies {
@@ -197,7 +193,7 @@ func parsedRules(policies []policy) []policyRules {
 	return list
 }
 
-// allow reports whether one of the policies grants a capability on a path.
+// allow reports whether one of the policies grants capability on path.
 func allow(policies []policyRules, path, capability string) bool {
 	for _, p := range policies {
 		for glob, rule := range p.Path {
@@ -209,15 +205,14 @@ func allow(policies []policyRules, path, capability string) bool {
 	return false
 }
 
-// matchPath reports whether a path of a policy, as checkGlob accepts it, means
-// a path.
+// matchPath reports whether glob, which checkGlob has accepted, matches path.
 func matchPath(glob, path string) bool {
 	glob, rest := strings.CutSuffix(glob, "**")
 	for {
 		want, globs, more := strings.Cut(glob, "/")
 		got, paths, longer := strings.Cut(path, "/")
 		if rest && !more {
-			// The last segment of the pattern is a beginning.
+			// The last segment of the pattern is a prefix.
 			return matchSegment(want+"*", got)
 		}
 		if !matchSegment(want, got) || more != longer {
@@ -230,9 +225,8 @@ func matchPath(glob, path string) bool {
 	}
 }
 
-// matchSegment reports whether a pattern with stars is the whole of a text. The
-// leftmost place is the right one for every piece but the last: it leaves most
-// to those that follow, so nothing is ever tried again.
+// matchSegment reports whether a pattern with stars matches the whole text. The leftmost match is right for every piece
+// but the last: it leaves the most text to the pieces after it, so there is no backtracking.
 func matchSegment(glob, text string) bool {
 	pieces := strings.Split(glob, "*")
 	if len(pieces) == 1 {
@@ -253,8 +247,8 @@ func matchSegment(glob, text string) bool {
 	return strings.HasSuffix(text, last)
 }
 
-// viewerPaths are what anybody who watches may see: no backup, which holds
-// everything, and nothing of access control.
+// viewerPaths are what the policies viewer and operator may see: no backup, which holds everything, no audit trail, and
+// nothing about access control.
 const viewerPaths = `
 	"/v1":               {"capabilities": ["read"]},
 	"/v1/jobs":          {"capabilities": ["list"]},
@@ -274,8 +268,8 @@ const viewerPaths = `
 	"/health":           {"capabilities": ["read"]},
 	"/metrics":          {"capabilities": ["read"]}`
 
-// builtIn are the policies that are always there, by name. An operator runs
-// jobs, toggles them and ends runs, but says not what they do.
+// builtIn are the policies that every cluster has, sorted by name. An operator may run and toggle jobs and kill
+// executions, but not change what jobs do.
 var builtIn = []policy{
 	{"admin", `{"path": {"/**": {"capabilities": ["create", "read", "update", "delete", "list"]}}}`},
 	{"operator", `{"path": {` + viewerPaths + `,
@@ -287,7 +281,7 @@ var builtIn = []policy{
 }}`},
 }
 
-// builtInPolicy returns the policy of that name that is always there.
+// builtInPolicy returns the built-in policy of that name.
 func builtInPolicy(name string) (policy, bool) {
 	i := slices.IndexFunc(builtIn, func(p policy) bool { return p.Name == name })
 	if i < 0 {
@@ -296,25 +290,25 @@ func builtInPolicy(name string) (policy, bool) {
 	return builtIn[i], true
 }
 
-// A token says who its bearer is and which policies hold for him.
+// A token identifies its bearer and names the policies that apply to it.
 type token struct {
-	Accessor string   `json:"accessor"` // random; its public name
+	Accessor string   `json:"accessor"` // random; its public id
 	Name     string   `json:"name"`
 	Type     string   `json:"type"` // tokenManagement or tokenClient
 	Policies []string `json:"policies,omitempty"`
 	Hash     []byte   `json:"hash"`              // SHA-256 of the secret
-	Created  int64    `json:"created"`           // Unix nanoseconds, as the next
-	Expires  int64    `json:"expires,omitempty"` // 0: never
+	Created  int64    `json:"created"`           // Unix nanoseconds
+	Expires  int64    `json:"expires,omitempty"` // Unix nanoseconds; 0: never
 }
 
-// Types of tokens: one may do everything, the other what its policies grant.
+// Types of tokens: a management token may do everything, a client token what its policies grant.
 const (
 	tokenManagement = "management"
 	tokenClient     = "client"
 )
 
-// decodeToken reads a token as clients ask for one. It has no accessor and no
-// secret yet. The error is one sentence that names the field.
+// decodeToken decodes a client's request for a token, which has no accessor and no hash yet. now is in Unix
+// nanoseconds. The error is one sentence that names the field.
 func decodeToken(doc []byte, now int64) (token, error) {
 	var asked struct {
 		Name          string
@@ -323,7 +317,7 @@ func decodeToken(doc []byte, now int64) (token, error) {
 		ExpirationTTL string
 	}
 	if err := decodeStrict(doc, &asked); err != nil {
-		return token{}, fmt.Errorf("the body is no token: %w", err)
+		return token{}, fmt.Errorf("the body is not a token: %w", err)
 	}
 	t := token{Name: asked.Name, Type: asked.Type, Policies: asked.Policies, Created: now}
 	if asked.Type == "" {
@@ -332,7 +326,7 @@ func decodeToken(doc []byte, now int64) (token, error) {
 	if asked.ExpirationTTL != "" {
 		age, err := time.ParseDuration(asked.ExpirationTTL)
 		if err != nil || age <= 0 || age > tokenAgeMax {
-			return token{}, fmt.Errorf("ExpirationTTL: %q must be a time such as \"24h\", and not more than ten years", asked.ExpirationTTL)
+			return token{}, fmt.Errorf("ExpirationTTL: %q must be a duration such as 24h, at most ten years", asked.ExpirationTTL)
 		}
 		t.Expires = now + int64(age)
 	}
@@ -344,21 +338,21 @@ func (t token) validate() error {
 	case t.Name == "" || len(t.Name) > policyNameBytesMax || strings.ContainsFunc(t.Name, unicode.IsControl):
 		return fmt.Errorf("Name: must have 1 to %d bytes and no control characters", policyNameBytesMax)
 	case t.Type != tokenManagement && t.Type != tokenClient:
-		return fmt.Errorf("Type: %q is none, want %s or %s", t.Type, tokenClient, tokenManagement)
+		return fmt.Errorf("Type: %q is not a type; use %s or %s", t.Type, tokenClient, tokenManagement)
 	case t.Type == tokenManagement && len(t.Policies) > 0:
-		return errors.New("Policies: a management token may do everything; leave them out, or make a client token")
+		return errors.New("Policies: a management token may do everything; omit them, or create a client token")
 	case t.Type == tokenClient && len(t.Policies) == 0:
 		return errors.New("Policies: a client token needs at least one, such as \"viewer\"")
 	case len(t.Policies) > tokenPoliciesMax:
-		return fmt.Errorf("Policies: there may be %d at the most", tokenPoliciesMax)
+		return fmt.Errorf("Policies: at most %d are allowed", tokenPoliciesMax)
 	}
 	return nil
 }
 
-// valid reports whether the token holds at a time.
+// valid reports whether the token has not expired at now, in Unix nanoseconds.
 func (t token) valid(now int64) bool { return t.Expires == 0 || now < t.Expires }
 
-// newSecret returns a secret and what is stored of it.
+// newSecret returns a random secret and its hash, which is all that is stored.
 func newSecret() (secret string, hash [sha256.Size]byte) {
 	raw := make([]byte, secretBytes)
 	rand.Read(raw) // never fails
@@ -366,8 +360,7 @@ func newSecret() (secret string, hash [sha256.Size]byte) {
 	return secret, sha256.Sum256([]byte(secret))
 }
 
-// hashSecret returns the hash of what could be a secret; ok is false for what
-// could not.
+// hashSecret returns the hash of a secret; ok is false if the text has not the form of one.
 func hashSecret(secret string) (hash [sha256.Size]byte, ok bool) {
 	if len(secret) != base64.RawURLEncoding.EncodedLen(secretBytes) {
 		return hash, false
@@ -381,11 +374,10 @@ func hashSecret(secret string) (hash [sha256.Size]byte, ok bool) {
 // sameHash compares in constant time.
 func sameHash(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
 
-// caller is who a request is, and what it may do. The zero caller has no token
-// and may do nothing.
+// A caller is the sender of a request with its rights. The zero caller has no token and may do nothing.
 type caller struct {
 	token token
-	all   bool // everything is allowed: a management token, or no access control
+	all   bool // may do everything: a management token, or no access control
 	rules []policyRules
 }
 
@@ -394,11 +386,10 @@ func (c *caller) may(path, capability string) bool {
 	return c.all || allow(c.rules, path, capability)
 }
 
-// jobPath is the path of a job, as policies name it.
+// jobPath returns the path of a job, as policies name it.
 func jobPath(name string) string { return "/v1/jobs/" + url.PathEscape(name) }
 
-// mayStore reports whether the caller may say what a job does. Who may not is
-// not shown what secrets it works with.
+// mayStore reports whether the caller may change a job. Its secrets are hidden from callers that may not.
 func (c *caller) mayStore(job string) bool {
 	return c.mayStoreAll() || c.may(jobPath(job), mayUpdate)
 }
@@ -408,11 +399,11 @@ func (c *caller) mayStoreAll() bool {
 	return c.may("/v1/jobs", mayCreate) || c.may("/v1/jobs", mayUpdate)
 }
 
-// jobGlobs returns patterns of the names of all jobs that the caller may read or
-// list, sorted; "*" stands for any text. None: no job.
+// jobGlobs returns sorted patterns that match the names of all jobs that the caller may read or list; "*" stands for
+// any text. It is empty if there is no such job.
 func (c *caller) jobGlobs() []string { return c.globsOf("", mayRead, mayList) }
 
-// rowGlobs is globsOf for a list over all jobs, nil if it may have every job.
+// rowGlobs is globsOf for one capability; it returns nil if the caller has it on every job.
 func (c *caller) rowGlobs(below, capability string) []string {
 	if globs := c.globsOf(below, capability); !slices.Equal(globs, []string{"*"}) {
 		return globs
@@ -420,8 +411,8 @@ func (c *caller) rowGlobs(below, capability string) []string {
 	return nil
 }
 
-// globsOf returns patterns of the names of all jobs on which, or on what is
-// below them, the caller has one of some capabilities.
+// globsOf returns patterns that match the names of all jobs on which the caller has one of the capabilities, or, unless
+// below is empty, on /v1/jobs/{job}/below.
 func (c *caller) globsOf(below string, capabilities ...string) []string {
 	if c.all {
 		return []string{"*"}
@@ -443,8 +434,8 @@ func (c *caller) globsOf(below string, capabilities ...string) []string {
 	return globs
 }
 
-// jobGlob returns which names a path of a policy has at the place of the job in
-// /v1/jobs/{job}, or in the path below that; false if it means no such path.
+// jobGlob returns the pattern of names that a path of a policy has in place of {job} in /v1/jobs/{job}, or, unless
+// below is empty, in /v1/jobs/{job}/below. It returns false if it matches no such path.
 func jobGlob(path, below string) (string, bool) {
 	path, rest := strings.CutSuffix(path, "**")
 	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
@@ -454,7 +445,7 @@ func jobGlob(path, below string) (string, bool) {
 	}
 	for i, want := range wanted {
 		last := i == len(segments)-1
-		open := last && rest // whatever follows
+		open := last && rest // ends in **
 		segment := segments[i]
 		if open {
 			segment += "*"
@@ -474,10 +465,9 @@ func jobGlob(path, below string) (string, bool) {
 	return nameGlob(segments[2], false)
 }
 
-// nameGlob makes of a segment of a path a pattern of names, with rest of all
-// that begin like that.
+// nameGlob unescapes a segment of a path into a pattern of names; with rest it is a prefix of them.
 func nameGlob(segment string, rest bool) (string, bool) {
-	// A path has names escaped, and only in one way; a name has no stars.
+	// Names are escaped in exactly one way, and contain no stars.
 	pieces := strings.Split(segment, "*")
 	for i, piece := range pieces {
 		name, err := url.PathUnescape(piece)
@@ -492,14 +482,14 @@ func nameGlob(segment string, rest bool) (string, bool) {
 	return strings.Join(pieces, "*"), true
 }
 
-// hiddenValue stands for a value of executor_config that looks secret.
+// hiddenValue replaces a value of executor_config that looks secret.
 const hiddenValue = "<hidden>"
 
-// secretWords are what the keys of secrets contain.
+// secretWords mark a key of executor_config that contains one of them as secret.
 var secretWords = []string{"env", "header", "payload", "body", "pass", "secret", "token", "key", "auth", "cred", "cookie"}
 
-// hideSecrets replaces the values of executor_config that look secret in the
-// JSON of a job, and leaves everything else, its order too.
+// hideSecrets replaces the values of executor_config that look secret in the JSON of a job. It keeps everything else,
+// including the order.
 func hideSecrets(doc []byte) ([]byte, error) {
 	d := json.NewDecoder(bytes.NewReader(doc))
 	if _, err := d.Token(); err != nil {
@@ -540,11 +530,11 @@ func hideValues(doc []byte) ([]byte, error) {
 	return plainJSON(hideConfig(config))
 }
 
-// hideConfig returns an executor_config without the values that look secret.
+// hideConfig returns a copy of an executor_config with the values that look secret replaced.
 func hideConfig(config map[string]string) map[string]string {
 	shown := maps.Clone(config)
 	for k, v := range config {
-		// A URL can have a password before its host.
+		// A URL may contain a password before its host.
 		if secretKey(k) || urlKey(k) && strings.Contains(v, "@") {
 			shown[k] = hiddenValue
 		}
@@ -554,25 +544,23 @@ func hideConfig(config map[string]string) map[string]string {
 
 func urlKey(key string) bool { return strings.EqualFold(key, "url") }
 
-// secretKey reports whether a key of executor_config is that of a secret.
+// secretKey reports whether a key of executor_config looks like that of a secret.
 func secretKey(key string) bool {
 	lower := strings.ToLower(key)
 	return slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(lower, word) })
 }
 
-// checkHidden refuses an executor_config that was read by somebody who may not
-// see what is secret in it: stored, it would take the place of the secret.
+// checkHidden refuses an executor_config with a hidden value in it: stored, it would overwrite the secret.
 func checkHidden(config map[string]string) error {
 	for _, k := range sortedKeys(config) {
 		if config[k] == hiddenValue && (secretKey(k) || urlKey(k)) {
-			return fmt.Errorf("executor_config.%s: is %q, which is what those see who may not see it; send the value, or leave the job as it is", k, hiddenValue)
+			return fmt.Errorf("executor_config.%s: %q stands for a hidden value; send the value itself", k, hiddenValue)
 		}
 	}
 	return nil
 }
 
-// plainJSON is json.Marshal for people: it writes <hidden> and not
-// \u003chidden\u003e.
+// plainJSON is json.Marshal without HTML escaping: it writes <hidden>, not \u003chidden\u003e.
 func plainJSON(v any) ([]byte, error) {
 	var out bytes.Buffer
 	e := json.NewEncoder(&out)
@@ -581,12 +569,11 @@ func plainJSON(v any) ([]byte, error) {
 	return bytes.TrimSpace(out.Bytes()), err
 }
 
-// bootstrapFile is, in the data directory, the secret with which the first
-// management token is made: who can read it could as well read the database.
-// An address would prove nothing, for behind a proxy everybody is loopback.
+// bootstrapFile is the file in the data directory with the secret that the first management token requires. Whoever can
+// read it could read the database as well. A loopback address proves nothing: through a proxy, every client has one.
 const bootstrapFile = "acl-bootstrap"
 
-// writeBootstrapSecret makes the file, if it is not there.
+// writeBootstrapSecret creates the file unless it exists.
 func writeBootstrapSecret(dir string) error {
 	f, err := os.OpenFile(filepath.Join(dir, bootstrapFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -600,18 +587,17 @@ func writeBootstrapSecret(dir string) error {
 	return errors.Join(err, f.Close())
 }
 
-// readBootstrapSecret returns the hash of the secret. A file that a crash left
-// empty holds none; remove it and start again.
+// readBootstrapSecret returns the hash of the secret. After a crash the file may be empty; remove it and restart.
 func readBootstrapSecret(dir string) ([sha256.Size]byte, error) {
 	text, err := os.ReadFile(filepath.Join(dir, bootstrapFile))
 	hash, ok := hashSecret(strings.TrimSpace(string(text)))
 	if err == nil && !ok {
-		err = errors.New("the file holds no secret")
+		err = errors.New("the file contains no secret")
 	}
 	return hash, err
 }
 
-// removeBootstrapSecret removes the file, if it is there.
+// removeBootstrapSecret removes the file if it exists.
 func removeBootstrapSecret(dir string) error {
 	err := os.Remove(filepath.Join(dir, bootstrapFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -620,7 +606,7 @@ func removeBootstrapSecret(dir string) error {
 	return err
 }
 
-// decodeStrict reads one JSON value with no unknown fields and nothing behind it.
+// decodeStrict decodes exactly one JSON value without unknown fields.
 func decodeStrict(doc []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(doc))
 	d.DisallowUnknownFields()
@@ -631,28 +617,27 @@ func decodeStrict(doc []byte, v any) error {
 		return err
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return errors.New("something follows the JSON value")
+		return errors.New("there is text after the JSON value")
 	}
 	return nil
 }
 
-// ---- What the operator of a node lets jobs do there
+// ---- Limits of a node
 
-// nodeLimits is what a node's operator lets jobs do there, whoever stored them. The zero value runs both executors, as the
-// node's own user alone, and reaches all but metadata services.
+// nodeLimits limit what jobs may do on a node, whoever stored them; its operator sets them. The zero value allows both
+// executors, runs jobs as the node's own user only, and denies requests to metadata services only.
 type nodeLimits struct {
-	Executors     []string // that run here, nil: all
-	AllowSu       []string // values of "su" that jobs may have, each as a whole
-	AllowMetadata bool     // http requests reach the metadata services of clouds
-	DenyPrivate   bool     // http requests do not reach private and loopback addresses
-	FilesDir      string   // the processor "files" writes below this directory, which is made; "": files in the data directory
+	Executors     []string // that run here; nil: all
+	AllowSu       []string // values of "su" that jobs may use; each must match as a whole
+	AllowMetadata bool     // http jobs may reach the metadata services of clouds
+	DenyPrivate   bool     // http jobs must not reach private and loopback addresses
+	FilesDir      string   // the processor "files" writes below it, and creates it; "": files in the data directory
 }
 
-// account returns whom to run as for the su of a job, "user" or "user:group",
-// always with the other groups of that user, and what the environment says of
-// that user.
+// account returns the credential and the environment variables for the su of a job, "user" or "user:group". The
+// credential always includes the supplementary groups of the user.
 func (l nodeLimits) account(su string) (*syscall.Credential, []string, error) {
-	if !slices.Contains(l.AllowSu, su) { // as a whole: "user" allows no "user:docker"
+	if !slices.Contains(l.AllowSu, su) { // "user" must not allow "user:docker"
 		return nil, nil, fmt.Errorf("this node does not run jobs as %q; add it to --allow-su there", su)
 	}
 	name, group, hasGroup := strings.Cut(su, ":")
@@ -680,7 +665,7 @@ func (l nodeLimits) account(su string) (*syscall.Credential, []string, error) {
 		numbers = append(numbers, uint32(n))
 	}
 	shell := "/bin/sh"
-	passwd, _ := os.ReadFile("/etc/passwd") // of users that it does not know nobody says the shell
+	passwd, _ := os.ReadFile("/etc/passwd") // a user from elsewhere, such as LDAP, gets the default shell
 	for line := range strings.Lines(string(passwd)) {
 		if f := strings.Split(strings.TrimSpace(line), ":"); f[0] == u.Username && len(f) == 7 {
 			shell = cmp.Or(f[6], shell)
@@ -690,8 +675,8 @@ func (l nodeLimits) account(su string) (*syscall.Credential, []string, error) {
 		[]string{"HOME=" + u.HomeDir, "USER=" + u.Username, "LOGNAME=" + u.Username, "SHELL=" + shell}, nil
 }
 
-// metadataAddrs are where clouds tell a machine who it is and what it may do. Credentials can be read there by whoever makes
-// the machine ask: link-local addresses, and those that some clouds took instead.
+// metadataAddrs are those of the clouds' metadata services, which give credentials to anybody who can make the machine
+// send a request: link-local addresses, and the others that some clouds use.
 var metadataAddrs = prefixes("169.254.0.0/16", "fe80::/10",
 	"fd00:ec2::/32",                               // AWS
 	"fd20:ce::254/128",                            // Google
@@ -700,9 +685,9 @@ var metadataAddrs = prefixes("169.254.0.0/16", "fe80::/10",
 	"192.0.0.192/32", "fd00:c1::a9fe:a9fe/128", // Oracle
 	"fd00:42::42/128",       // Scaleway
 	"fd00:a9fe:a9fe::1/128", // Linode
-	"64:ff9b:1::/48")        // whatever a network's own NAT64 makes of it
+	"64:ff9b:1::/48")        // a network's own NAT64 may translate it to any of these
 
-// privateAddrs are private beyond what netip says.
+// privateAddrs are private too, although netip does not count them as such.
 var privateAddrs = prefixes("100.64.0.0/10", "0.0.0.0/8")
 
 func prefixes(list ...string) (parsed []netip.Prefix) {
@@ -712,11 +697,11 @@ func prefixes(list ...string) (parsed []netip.Prefix) {
 	return parsed
 }
 
-// nat64 holds all IPv4 addresses in its last four bytes.
+// nat64 is the well-known prefix of NAT64; the last four bytes are an IPv4 address.
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// literalAddr returns the address that a host stands for without being resolved, if it is one: also IPv4 as C libraries
-// read it, of one to four numbers in decimal, hex or octal, of which the last fills what is left.
+// literalAddr returns the address if host is one and needs no resolving. It accepts IPv4 as C libraries do: one to four
+// numbers in decimal, hex or octal, of which the last fills the remaining bytes.
 func literalAddr(host string) (netip.Addr, bool) {
 	host = strings.TrimSuffix(host, ".")
 	if addr, err := netip.ParseAddr(host); err == nil {
@@ -738,7 +723,7 @@ func literalAddr(host string) (netip.Addr, bool) {
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, uint32(n)))), true
 }
 
-// checkAddr says why a request must not reach an address, nil if it may.
+// checkAddr returns why an http job must not reach an address; nil if it may.
 func (l nodeLimits) checkAddr(addr netip.Addr) error {
 	addr = addr.Unmap().WithZone("")
 	if nat64.Contains(addr) {
@@ -748,9 +733,10 @@ func (l nodeLimits) checkAddr(addr netip.Addr) error {
 	in := func(p netip.Prefix) bool { return p.Contains(addr) }
 	switch {
 	case !l.AllowMetadata && slices.ContainsFunc(metadataAddrs, in):
-		return fmt.Errorf("executor_config.url: %s is an address of a metadata service, which this node does not reach without --http-allow-metadata", addr)
-	case l.DenyPrivate && (addr.IsPrivate() || addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast() || slices.ContainsFunc(privateAddrs, in)):
-		return fmt.Errorf("executor_config.url: %s is a private address, which this node does not reach because of --http-deny-private", addr)
+		return fmt.Errorf("executor_config.url: %s is that of a metadata service, and this node lacks --http-allow-metadata", addr)
+	case l.DenyPrivate && (addr.IsPrivate() || addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast() ||
+		slices.ContainsFunc(privateAddrs, in)):
+		return fmt.Errorf("executor_config.url: %s is a private address, and this node has --http-deny-private", addr)
 	}
 	return nil
 }

@@ -566,11 +566,11 @@ func TestRefusals_Bound(t *testing.T) {
 			told++
 		}
 	}
-	if told != refusalsAddresses || len(r.said) != refusalsAddresses {
-		t.Errorf("%d lines, %d addresses are kept, want %d", told, len(r.said), refusalsAddresses)
+	if told != refusalsAddresses || len(r.logged) != refusalsAddresses {
+		t.Errorf("%d lines, %d addresses are kept, want %d", told, len(r.logged), refusalsAddresses)
 	}
-	if !r.add(refusedToken, "new", now.Add(refusalsPause)) || len(r.said) != 1 {
-		t.Errorf("a minute later %d addresses are kept, want 1", len(r.said))
+	if !r.add(refusedToken, "new", now.Add(refusalsPause)) || len(r.logged) != 1 {
+		t.Errorf("a minute later %d addresses are kept, want 1", len(r.logged))
 	}
 }
 
@@ -768,7 +768,7 @@ func TestACL_Jobs(t *testing.T) {
 			s.mustAs(http.StatusBadRequest, root, "PUT", "/v1/jobs/team-a-1", s.mustAs(http.StatusOK, viewer, "GET", "/v1/jobs/team-a-1", "")),
 			s.mustAs(http.StatusBadRequest, root, "POST", "/v1/jobs", `{"name": "team-a-1", "schedule": "@manually", "executor": "http", "executor_config": {"url": "<hidden>"}}`),
 		} {
-			if !strings.Contains(text, `: is "<hidden>", which is what those see who may not see it; send the value, or leave the job as it is`) {
+			if !strings.Contains(text, `: "<hidden>" stands for a hidden value; send the value itself`) {
 				t.Errorf("what a viewer was shown is answered: %s", text)
 			}
 		}

@@ -1,7 +1,5 @@
-// The stats own what this process has seen since it started: every number that
-// is counted rather than kept, how Prometheus reads it, and what those are told
-// who watch, and what the machine says of its processes. Nothing is decided by
-// them.
+// Stats owns what this process has observed since it started: its counters and their Prometheus text, the events that
+// clients of /v1/events receive, and what /proc says about the machine's processes. It makes no decisions.
 package main
 
 import (
@@ -24,18 +22,17 @@ import (
 	"time"
 )
 
-// stats are the counters of this process. The zero value is ready; anybody may
-// count at any time.
+// stats are the counters of this process. The zero value is ready to use; its methods are safe for concurrent use.
 type stats struct {
-	runs    countBy   // executions put on record as ended here, by outcome
-	ticks   countBy   // ticks decided here, by outcome
-	commits histogram // from a proposal to its application
+	runs    countBy   // executions that this leader recorded as ended, by outcome
+	ticks   countBy   // ticks that this leader decided, by outcome
+	commits histogram // from proposing a command to applying it
 }
 
-// countBy is a counter for each of a few known labels.
+// countBy holds one counter for each of at most eight labels.
 type countBy [8]atomic.Int64
 
-// The labels that are counted, each at its index in a countBy.
+// The labels; each is counted at its index in a countBy.
 var (
 	runOutcomes  = []string{outcomeSuccess, outcomeFailed, outcomeKilled, outcomeInterrupted, outcomeLost}
 	tickOutcomes = []string{outcomeRan, outcomeLate, outcomeSkipped, outcomeMissed}
@@ -43,22 +40,22 @@ var (
 	refusalReasons = []string{refusedToken, refusedForbidden, refusedHost, refusedOrigin}
 )
 
-// Why a request of a client is refused.
+// Why a client's request is refused.
 const (
-	refusedToken     = "token"     // 401: it has none, or one that is not valid
-	refusedForbidden = "forbidden" // 403: its token does not grant that
-	refusedHost      = "host"      // 421: it names another server
-	refusedOrigin    = "origin"    // 403: a page of another origin sends it
+	refusedToken     = "token"     // 401: no token, or an invalid one
+	refusedForbidden = "forbidden" // 403: the token does not grant it
+	refusedHost      = "host"      // 421: Host names another server
+	refusedOrigin    = "origin"    // 403: sent by a page of another origin
 )
 
-// ran counts executions that ended.
+// ran counts an execution that ended.
 func (s *stats) ran(outcome string) {
 	if i := slices.Index(runOutcomes, outcome); i >= 0 {
 		s.runs[i].Add(1)
 	}
 }
 
-// decided counts ticks whose outcome was accepted.
+// decided counts n ticks with that outcome.
 func (s *stats) decided(outcome string, n int64) {
 	if i := slices.Index(tickOutcomes, outcome); i >= 0 {
 		s.ticks[i].Add(n)
@@ -66,38 +63,37 @@ func (s *stats) decided(outcome string, n int64) {
 }
 
 const (
-	refusalsPause     = time.Minute // between two lines of the log about one address
-	refusalsAddresses = 1_000       // that there are lines about in that time
+	refusalsPause     = time.Minute // at least, between two log lines about one address
+	refusalsAddresses = 1_000       // logged within that time; bounds the map and the log
 )
 
-// refusals counts requests that were not let in. The zero value is ready;
-// anybody may call its methods.
+// refusals counts refused requests. The zero value is ready to use; its methods are safe for concurrent use.
 type refusals struct {
 	counts countBy
 
-	mu   sync.Mutex
-	said map[string]time.Time // address → when the log told of it; guarded by mu
+	mu     sync.Mutex
+	logged map[string]time.Time // address → time of its last log line; guarded by mu
 }
 
-// add counts a refusal and reports whether the log shall tell of the address.
+// add counts a refusal and reports whether to log the address.
 func (r *refusals) add(reason, addr string, now time.Time) bool {
 	r.counts[slices.Index(refusalReasons, reason)].Add(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := func(_ string, at time.Time) bool { return now.Sub(at) >= refusalsPause }
-	if at, ok := r.said[addr]; ok && !old("", at) {
+	if at, ok := r.logged[addr]; ok && !old("", at) {
 		return false
 	}
-	if len(r.said) >= refusalsAddresses {
-		maps.DeleteFunc(r.said, old)
+	if len(r.logged) >= refusalsAddresses {
+		maps.DeleteFunc(r.logged, old)
 	}
-	if len(r.said) >= refusalsAddresses {
+	if len(r.logged) >= refusalsAddresses {
 		return false
 	}
-	if r.said == nil {
-		r.said = map[string]time.Time{}
+	if r.logged == nil {
+		r.logged = map[string]time.Time{}
 	}
-	r.said[addr] = now
+	r.logged[addr] = now
 	return true
 }
 
@@ -108,10 +104,11 @@ type histogram struct {
 	nanos   atomic.Int64
 }
 
-// bucketBounds are the upper bounds, from a fast disk's fsync to an election.
+// bucketBounds are inclusive upper bounds, from a fast disk's fsync to an election.
 var bucketBounds = [...]time.Duration{
-	500 * time.Microsecond, time.Millisecond, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond,
-	50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, time.Second, 5 * time.Second,
+	500 * time.Microsecond, time.Millisecond, 2 * time.Millisecond, 5 * time.Millisecond,
+	10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond,
+	250 * time.Millisecond, time.Second, 5 * time.Second,
 }
 
 func (h *histogram) observe(d time.Duration) {
@@ -125,18 +122,18 @@ func (h *histogram) observe(d time.Duration) {
 	h.nanos.Add(int64(d))
 }
 
-// gauges are what is so now, read by whoever asks for the numbers.
+// gauges are this node's current values, collected for one response.
 type gauges struct {
 	Jobs        int
-	Running     int           // executions on this node, those that wait for their start included
+	Running     int           // executions on this node, including those not yet started
 	Undelivered int           // results on this node that no leader has acknowledged
 	Lag         time.Duration // how long the earliest due tick has been waiting for the leader; 0 on other servers
 	Leading     bool
-	Refused     map[string]int64 // messages of other nodes, by reason
-	Requests    *refusals        // of clients
+	Refused     map[string]int64 // messages from other nodes, by reason
+	Requests    *refusals        // from clients
 }
 
-// write writes all numbers in Prometheus' text format.
+// write writes all metrics in Prometheus' text format.
 func (s *stats) write(w io.Writer, g gauges) {
 	p := printer{w}
 	leading := 0.0
@@ -148,18 +145,18 @@ func (s *stats) write(w io.Writer, g gauges) {
 	p.metric("belfry_executions_running", "gauge", "Executions on this node that have not ended.", "", float64(g.Running))
 	p.metric("belfry_results_undelivered", "gauge", "Results on this node that no leader has acknowledged.", "", float64(g.Undelivered))
 	p.metric("belfry_due_lag_seconds", "gauge", "How long the earliest due tick has been waiting for this leader.", "", g.Lag.Seconds())
-	p.counters("belfry_runs_total", "Executions that this leader has put on record as ended, by outcome.", "outcome", runOutcomes, &s.runs)
+	p.counters("belfry_runs_total", "Executions that this leader recorded as ended, by outcome.", "outcome", runOutcomes, &s.runs)
 	p.counters("belfry_ticks_total", "Ticks that this leader has decided, by outcome.", "outcome", tickOutcomes, &s.ticks)
-	p.counters("belfry_requests_refused_total", "Requests that this node did not let in, by reason.", "reason", refusalReasons, &g.Requests.counts)
-	p.histogram("belfry_commit_seconds", "From the proposal of a change by this leader to its application.", &s.commits)
-	p.head("belfry_plane_refused_total", "counter", "Messages of other nodes that this node refused or dropped, by reason.")
+	p.counters("belfry_requests_refused_total", "Client requests that this node refused, by reason.", "reason", refusalReasons, &g.Requests.counts)
+	p.histogram("belfry_commit_seconds", "Time from proposing a change on this leader to applying it.", &s.commits)
+	p.head("belfry_plane_refused_total", "counter", "Messages from other nodes that this node refused or dropped, by reason.")
 	for _, reason := range sortedKeys(g.Refused) {
 		p.value("belfry_plane_refused_total", fmt.Sprintf("{reason=%q}", reason), float64(g.Refused[reason]))
 	}
 	p.runtime()
 }
 
-// printer writes metrics. Errors of w are for its owner to see.
+// printer writes metrics. It ignores write errors: the caller owns w.
 type printer struct{ w io.Writer }
 
 func (p printer) head(name, kind, help string) {
@@ -189,14 +186,13 @@ func (p printer) histogram(name, help string, h *histogram) {
 		below += h.buckets[i].Load()
 		p.value(name+"_bucket", fmt.Sprintf("{le=\"%g\"}", bound.Seconds()), float64(below))
 	}
-	n := max(below, h.count.Load()) // read while others count
+	n := max(below, h.count.Load()) // observe may run meanwhile; the +Inf bucket must not be below the others
 	p.value(name+"_bucket", `{le="+Inf"}`, float64(n))
 	p.value(name+"_sum", "", time.Duration(h.nanos.Load()).Seconds())
 	p.value(name+"_count", "", float64(n))
 }
 
-// goMetrics are the numbers of the Go runtime, under the names that
-// Prometheus' own client gives them.
+// goMetrics are metrics of the Go runtime, under the names that the Prometheus client library uses.
 var goMetrics = []struct{ name, kind, help, source string }{
 	{"go_goroutines", "gauge", "Goroutines that exist.", "/sched/goroutines:goroutines"},
 	{"go_memstats_heap_alloc_bytes", "gauge", "Bytes in live and not yet swept heap objects.", "/memory/classes/heap/objects:bytes"},
@@ -211,36 +207,36 @@ func (p printer) runtime() {
 	}
 	metrics.Read(samples)
 	for i, m := range goMetrics {
-		v := math.NaN() // a runtime that does not know the number
+		v := math.NaN() // for a metric unknown to this runtime
 		if samples[i].Value.Kind() == metrics.KindUint64 {
 			v = float64(samples[i].Value.Uint64())
 		}
 		p.metric(m.name, m.kind, m.help, "", v)
 	}
-	p.metric("go_info", "gauge", "The Go version that this program was built with.", fmt.Sprintf("{version=%q}", runtime.Version()), 1)
+	p.metric("go_info", "gauge", "Go version of this build.", fmt.Sprintf("{version=%q}", runtime.Version()), 1)
 }
 
 const (
 	watchersMax = 1_000                  // clients at once
-	windowTime  = 250 * time.Millisecond // the least between two times that they are told something
-	windowMarks = 1_000                  // of one window: what happens faster is not told one by one
-	windowsKept = 8                      // two busy seconds, for clients that are slow
+	windowTime  = 250 * time.Millisecond // at least, between two closed windows
+	windowMarks = 1_000                  // in one window; with more it is sent as one eventReload
+	windowsKept = 8                      // at least two seconds, for slow clients
 )
 
-// What those who watch are told.
+// Types of events.
 const (
 	eventHello   = "hello"
-	eventJob     = "job" // changed, but for what its runs change
+	eventJob     = "job" // its definition changed
 	eventStarted = "started"
 	eventEnded   = "ended"
 	eventPaused  = "paused"
 	eventLeader  = "leader"
 	eventMembers = "members"
-	eventReload  = "reload" // more happened than is told
+	eventReload  = "reload" // events were dropped; read everything again
 	eventAlive   = "alive"
 )
 
-// An event is what a client is told, as it sees it.
+// An event is one line of the response to GET /v1/events.
 type event struct {
 	Type      string  `json:"type"`
 	Node      string  `json:"node,omitempty"`
@@ -251,43 +247,42 @@ type event struct {
 	Paused    *bool   `json:"paused,omitempty"`
 }
 
-// A mark says that something became of a row: of a job or of an execution.
+// A mark records that a row of a job or an execution changed.
 type mark struct {
 	what string // the type of the event
 	row  int64
 }
 
-// events hands what apply has marked to those who watch. It gathers marks in
-// windows, and all who watch read the same ones, so that neither their number
-// nor their speed matters to apply: it appends a few words, and nothing while
-// nobody watches. Who is too slow for windowsKept windows is told to read
-// everything again. The zero value is ready; anybody may call its methods.
+// events passes the marks of apply on to watchers. It collects them in windows that all watchers share, so neither the
+// number of watchers nor their speed slows apply down: it appends a few words, and nothing while nobody watches. A
+// watcher that is more than windowsKept windows late gets an eventReload. The zero value is ready to use; its methods
+// are safe for concurrent use.
 type events struct {
 	watchers atomic.Int64
 
 	mu     sync.Mutex
-	open   *window              // gathers; nil: nothing did; guarded by mu
+	open   *window              // collects marks; nil: none since the last window; guarded by mu
 	kept   [windowsKept]*window // window n at n % windowsKept; guarded by mu
-	count  uint64               // windows that were closed; guarded by mu
-	closed time.Time            // when the last one was; guarded by mu
-	more   chan struct{}        // closed with the next one, nil if nobody waits; guarded by mu
+	count  uint64               // closed windows; guarded by mu
+	closed time.Time            // when the last window was closed; guarded by mu
+	more   chan struct{}        // closed with the next window; nil if nobody waits; guarded by mu
 }
 
-// A window is what happened in a time. It does not change once it is closed.
+// A window holds the marks of a short time. It is immutable once closed.
 type window struct {
 	marks []mark
-	full  bool // there was more, or anything may have changed
+	full  bool // marks were dropped, or anything may have changed
 
-	names  sync.Once // whoever is first to tell of it looks up the names
+	names  sync.Once // the first reader looks up the names
 	events []event
 	err    error
 }
 
-// watched reports whether marks are of use to anybody.
+// watched reports whether there are watchers.
 func (e *events) watched() bool { return e.watchers.Load() > 0 }
 
-// enter lets one more watch, unless there are too many, and returns the number
-// of the next window. Who entered leaves.
+// enter registers a watcher and returns the number of the next window; ok is false if there are watchersMax already.
+// After ok the caller must call leave.
 func (e *events) enter() (next uint64, ok bool) {
 	if e.watchers.Add(1) > watchersMax {
 		e.leave()
@@ -300,8 +295,8 @@ func (e *events) enter() (next uint64, ok bool) {
 
 func (e *events) leave() { e.watchers.Add(-1) }
 
-// publish adds marks to the open window, and closes it when it is time. full
-// says that more has changed than they tell.
+// publish adds marks to the open window and closes it once windowTime has passed since the last. full means that the
+// marks do not cover every change.
 func (e *events) publish(marks []mark, full bool) {
 	if !e.watched() || len(marks) == 0 && !full {
 		return
@@ -325,7 +320,7 @@ func (e *events) publish(marks []mark, full bool) {
 func (e *events) close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.open != nil { // a late timer: publish has closed it
+	if e.open != nil { // publish may have closed it before the timer fired
 		e.closeLocked()
 	}
 }
@@ -339,9 +334,8 @@ func (e *events) closeLocked() {
 	}
 }
 
-// since returns the windows from number next on, the number behind them, and
-// what is closed when there are more. Of one who asks too late it returns one
-// that is full.
+// since returns the windows from number next on, the number after the last one, and a channel that is closed with the
+// next window. If some of them are no longer kept, it returns a single full window instead.
 func (e *events) since(next uint64) (list []*window, end uint64, more <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -358,7 +352,7 @@ func (e *events) since(next uint64) (list []*window, end uint64, more <-chan str
 	return list, e.count, e.more
 }
 
-// read returns what happened, with the names that the first call looks up.
+// read returns the events of the window; names is called once, by the first reader.
 func (w *window) read(names func([]mark) ([]event, error)) ([]event, error) {
 	w.names.Do(func() { w.events, w.err = names(w.marks) })
 	return w.events, w.err
@@ -366,20 +360,19 @@ func (w *window) read(names func([]mark) ([]event, error)) ([]event, error) {
 
 // ---- Processes of the machine
 
-// proc is what /proc says of a process that is alive.
+// proc is what /proc says about a live process.
 type proc struct {
 	pid, group, session int
 	command             string
-	forked              bool // it has not executed a program yet
+	forked              bool // forked, but has not called exec yet
 	hangs               bool // in an uninterruptible system call
 	pages               int64
-	leader              string // pid and, in ticks since the machine booted, the start
-	execution           string // of this node, in its environment or in that of another process of its session
+	leader              string // pid and start time, in clock ticks since boot
+	execution           string // of this node, from its environment or that of another process of its session
 }
 
-// readProcs returns the processes outside our own session, and which of them
-// are marked by the node with that id. Where there is no /proc, and of a process
-// that hides its environment, nothing is known.
+// readProcs returns the processes outside our own session, with the execution that the node with that id started them
+// for. It returns none where there is no /proc, and no execution where the environment cannot be read.
 func readProcs(nodeID string) (found []proc) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only on a bad pattern
 	executions, own := map[int]string{}, readProc(os.Getpid()).session
@@ -387,12 +380,12 @@ func readProcs(nodeID string) (found []proc) {
 	for _, dir := range dirs {
 		pid, _ := strconv.Atoi(filepath.Base(dir))
 		p := readProc(pid)
-		if p.session == 0 || p.session == own { // 0: gone, or outside our name space
+		if p.session == 0 || p.session == own { // 0: ended, or outside our namespace
 			continue
 		}
 		var environ []byte
-		if !p.hangs { // or who reads its memory may hang as well
-			environ, _ = os.ReadFile(filepath.Join(dir, "environ")) // fails for another user's
+		if !p.hangs { // or reading its memory could hang as well
+			environ, _ = os.ReadFile(filepath.Join(dir, "environ")) // fails for another user's process
 		}
 		if environ = append([]byte{0}, environ...); bytes.Contains(environ, mark) {
 			_, id, _ := bytes.Cut(environ, []byte("\x00BELFRY_EXECUTION="))
@@ -407,15 +400,15 @@ func readProcs(nodeID string) (found []proc) {
 	return found
 }
 
-// readProc reads /proc/PID/stat. It returns the zero value of a process that has ended.
+// readProc reads /proc/PID/stat. It returns the zero value if the process has ended.
 func readProc(pid int) proc {
 	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	p, _ := parseStat(stat)
 	return p
 }
 
-// parseStat reads what proc_pid_stat(5) describes, unless the process has ended. The second field is the program's name in
-// parentheses, which may contain anything.
+// parseStat parses the format of proc_pid_stat(5); ok is false if the process has ended. The second field, the
+// program's name in parentheses, may contain anything.
 func parseStat(stat []byte) (p proc, ok bool) {
 	end := max(0, bytes.LastIndexByte(stat, ')'))
 	pid, command, _ := bytes.Cut(stat[:end], []byte(" ("))
@@ -428,11 +421,14 @@ func parseStat(stat []byte) (p proc, ok bool) {
 		return n
 	}
 	const forkNoExec = 0x40 // PF_FORKNOEXEC
-	return proc{pid: number(pid), command: string(command), group: number(fields[3]), session: number(fields[4]),
-		forked: number(fields[7])&forkNoExec != 0, hangs: fields[1][0] == 'D', leader: string(pid) + " " + string(fields[20]), pages: int64(number(fields[22]))}, true
+	return proc{
+		pid: number(pid), command: string(command), group: number(fields[3]), session: number(fields[4]),
+		forked: number(fields[7])&forkNoExec != 0, hangs: fields[1][0] == 'D',
+		leader: string(pid) + " " + string(fields[20]), pages: int64(number(fields[22])),
+	}, true
 }
 
-// names returns processes by pid, user and command.
+// names lists processes by pid, user and command.
 func names(list []proc) string {
 	var texts []string
 	for _, p := range list {
