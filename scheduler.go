@@ -559,21 +559,11 @@ func (j *job) within(t time.Time) int64 {
 }
 
 // definition returns the job as it was written.
-func (r *jobRow) definition() (job, error) {
-	j := job{
-		Name: r.Name, DisplayName: r.DisplayName, Schedule: r.Schedule, Timezone: r.Timezone, Owner: r.Owner, OwnerEmail: r.OwnerEmail,
-		Disabled: r.Disabled, Retries: uint(r.Retries), ParentJob: r.ParentJob, Concurrency: r.Concurrency, Delivery: r.Delivery, Executor: r.Executor,
-		Ephemeral: r.Ephemeral, StartsAt: r.StartsAt, ExpiresAt: r.ExpiresAt,
+func (r *jobRow) definition() (j job, err error) {
+	if err = json.Unmarshal(r.doc, &j); err != nil {
+		err = fmt.Errorf("job %s: %w", r.Name, err)
 	}
-	for _, m := range []struct {
-		doc  json.RawMessage
-		dest any
-	}{{r.Tags, &j.Tags}, {r.Metadata, &j.Metadata}, {r.ExecutorConfig, &j.ExecutorConfig}, {r.Processors, &j.Processors}} {
-		if err := json.Unmarshal(m.doc, m.dest); err != nil {
-			return job{}, fmt.Errorf("job %s: %w", r.Name, err)
-		}
-	}
-	return j, nil
+	return j, err
 }
 
 // retried reports whether an outcome is a failure that retries follow.
@@ -2548,11 +2538,10 @@ func sameTicks(r *jobRow, j *job) bool {
 
 // with returns the row as it is when j is stored over it.
 func (r jobRow) with(j *job, next int64) *jobRow {
-	r.ID, r.Name, r.DisplayName, r.Schedule, r.Timezone, r.Owner, r.OwnerEmail = j.Name, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail
-	r.Disabled, r.Retries, r.ParentJob, r.Concurrency, r.Delivery, r.Executor = j.Disabled, int64(j.Retries), j.ParentJob, j.Concurrency, j.Delivery, j.Executor
-	r.Ephemeral, r.StartsAt, r.ExpiresAt, r.next, r.Next = j.Ephemeral, j.StartsAt, j.ExpiresAt, next, timeOf(next)
-	r.Tags, r.Metadata, r.ExecutorConfig, r.Processors = rawJSON(jsonMap(j.Tags)), rawJSON(jsonMap(j.Metadata)), rawJSON(jsonMap(j.ExecutorConfig)), rawJSON(processorsJSON(j.Processors))
-	return &r
+	n := &jobRow{SuccessCount: r.SuccessCount, ErrorCount: r.ErrorCount, LastSuccess: r.LastSuccess, LastError: r.LastError,
+		DependentJobs: r.DependentJobs, Status: r.Status, version: r.version, next: next, fired: r.fired, open: r.open}
+	n.define(j.document()) // which is JSON of a job
+	return n
 }
 
 // timezone returns the cluster's, on any server of it; before there is one,

@@ -425,6 +425,7 @@ func TestMoment_Plan(t *testing.T) {
 			r := c.row
 			r.Name = "a"
 			r.Tags, r.Metadata, r.ExecutorConfig, r.Processors = rawJSON(orNull(c.tags)), rawJSON("null"), rawJSON("null"), rawJSON("{}")
+			r.doc, _ = json.Marshal(&r)
 			m := moment{now: at(c.now), lostAfter: time.Minute, since: at(c.since), catchup: time.Minute, zone: "UTC", nodes: []node{{Name: "n1"}, {Name: "n2"}}, rnd: rand.New(rand.NewPCG(1, 1)), picked: map[string]int{}}
 			list, err := m.plan(&r, c.overlap)
 			if diff := cmp.Diff(c.want, planned(base, list)); err != nil || diff != "" {
@@ -460,6 +461,7 @@ func TestMoment_PlanPending(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			c.p.ID, c.p.JobID, c.row.version = 3, 4, jobVersion{4, 9}
 			c.row.Tags, c.row.Metadata, c.row.ExecutorConfig, c.row.Processors = rawJSON(c.tags), rawJSON("null"), rawJSON("null"), rawJSON("{}")
+			c.row.doc, _ = json.Marshal(&c.row)
 			c.want.Pending, c.want.Job, c.want.Rev = 3, 4, 9
 			m := moment{now: testStart + c.awake*int64(time.Second), since: testStart, lostAfter: 5 * time.Minute, nodes: nodes, rnd: rand.New(rand.NewPCG(1, 1))}
 			got, ok, err := m.planPending(c.p, &c.row, nil)

@@ -120,6 +120,30 @@ const (
 	errKeys        = refusal("the change makes more rows than one command may make; make it in parts")
 )
 
+// jobFields are a job as one document, and what of it is searched, sorted by or
+// looked at with each run. What is not there is empty.
+const jobFields = `,
+	name            TEXT    AS (doc ->> 'name') STORED,
+	parent_job      TEXT    AS (coalesce(doc ->> 'parent_job', '')) STORED,
+	disabled        INTEGER AS (coalesce(doc ->> 'disabled', 0)) STORED,
+	concurrency     TEXT    AS (coalesce(doc ->> 'concurrency', '')) STORED,
+	delivery        TEXT    AS (coalesce(doc ->> 'delivery', '')) STORED,
+	retries         INTEGER AS (coalesce(doc ->> 'retries', 0)) STORED,
+	ephemeral       INTEGER AS (coalesce(doc ->> 'ephemeral', 0)) STORED,
+	displayname     TEXT    AS (coalesce(doc ->> 'displayname', '')),
+	schedule        TEXT    AS (coalesce(doc ->> 'schedule', '')),
+	timezone        TEXT    AS (coalesce(doc ->> 'timezone', '')),
+	owner           TEXT    AS (coalesce(doc ->> 'owner', '')),
+	owner_email     TEXT    AS (coalesce(doc ->> 'owner_email', '')),
+	executor        TEXT    AS (coalesce(doc ->> 'executor', '')),
+	tags            TEXT    AS (coalesce(doc -> 'tags', 'null')),
+	metadata        TEXT    AS (coalesce(doc -> 'metadata', 'null')),
+	executor_config TEXT    AS (coalesce(doc -> 'executor_config', 'null')),
+	processors      TEXT    AS (coalesce(doc -> 'processors', '{}')),
+	starts_at       REAL    AS (coalesce(julianday(doc ->> 'starts_at'), 0)),
+	expires_at      REAL    AS (coalesce(julianday(doc ->> 'expires_at'), 0)),
+	doc             TEXT    NOT NULL`
+
 // schema is version 1 of the database. Times are Unix nanoseconds UTC; 0 means
 // "not yet" unless a column says otherwise. The first two tables are this
 // server's own and never leave it; all others are the replicated state.
@@ -151,28 +175,10 @@ CREATE TABLE cluster (
 ) STRICT;
 
 CREATE TABLE jobs (
-	id              INTEGER PRIMARY KEY,
-	rev             INTEGER NOT NULL, -- log index of the last change
-	deleted         INTEGER NOT NULL, -- log index of the deletion, 0: alive
-	name            TEXT    NOT NULL,
-	displayname     TEXT    NOT NULL,
-	schedule        TEXT    NOT NULL,
-	timezone        TEXT    NOT NULL,
-	owner           TEXT    NOT NULL,
-	owner_email     TEXT    NOT NULL,
-	disabled        INTEGER NOT NULL,
-	tags            TEXT    NOT NULL, -- JSON object, null if empty; so are the next two
-	metadata        TEXT    NOT NULL,
-	executor_config TEXT    NOT NULL,
-	processors      TEXT    NOT NULL, -- JSON object of objects
-	executor        TEXT    NOT NULL,
-	retries         INTEGER NOT NULL,
-	parent          INTEGER NOT NULL, -- jobs.id, 0: none
-	concurrency     TEXT    NOT NULL,
-	delivery        TEXT    NOT NULL,
-	ephemeral       INTEGER NOT NULL,
-	starts_at       INTEGER NOT NULL, -- 0: no bound
-	expires_at      INTEGER NOT NULL  -- 0: no bound
+	id      INTEGER PRIMARY KEY,
+	rev     INTEGER NOT NULL, -- log index of the last change
+	deleted INTEGER NOT NULL, -- log index of the deletion, 0: alive
+	parent  INTEGER NOT NULL, -- jobs.id, 0: none` + jobFields + `
 ) STRICT;
 CREATE UNIQUE INDEX jobs_name ON jobs (name) WHERE deleted = 0;
 CREATE INDEX jobs_parent ON jobs (parent, name) WHERE parent <> 0 AND deleted = 0;
@@ -271,32 +277,13 @@ CREATE INDEX tick_days_day ON tick_days (day);
 -- Jobs of restores, which nobody sees before they are moved into jobs, all at
 -- once. What a restore leaves here, done or broken off, goes with later trims.
 CREATE TABLE staged (
-	id              INTEGER PRIMARY KEY, -- of the job, if its name is new; ids of a restore are in the order of its file
-	restore         INTEGER NOT NULL,    -- log index of its first slice
-	name            TEXT    NOT NULL,
-	displayname     TEXT    NOT NULL,
-	schedule        TEXT    NOT NULL,
-	timezone        TEXT    NOT NULL,
-	owner           TEXT    NOT NULL,
-	owner_email     TEXT    NOT NULL,
-	disabled        INTEGER NOT NULL,
-	tags            TEXT    NOT NULL,
-	metadata        TEXT    NOT NULL,
-	executor_config TEXT    NOT NULL,
-	processors      TEXT    NOT NULL,
-	executor        TEXT    NOT NULL,
-	retries         INTEGER NOT NULL,
-	parent          TEXT    NOT NULL, -- its name, '': none
-	concurrency     TEXT    NOT NULL,
-	delivery        TEXT    NOT NULL,
-	ephemeral       INTEGER NOT NULL,
-	starts_at       INTEGER NOT NULL,
-	expires_at      INTEGER NOT NULL,
-	next            INTEGER NOT NULL,
-	success_count   INTEGER NOT NULL, -- at least; this and the following
-	error_count     INTEGER NOT NULL,
-	last_success    INTEGER NOT NULL,
-	last_error      INTEGER NOT NULL
+	id            INTEGER PRIMARY KEY, -- of the job, if its name is new; ids of a restore are in the order of its file
+	restore       INTEGER NOT NULL,    -- log index of its first slice
+	next          INTEGER NOT NULL,
+	success_count INTEGER NOT NULL,    -- at least; so are the following
+	error_count   INTEGER NOT NULL,
+	last_success  INTEGER NOT NULL,
+	last_error    INTEGER NOT NULL` + jobFields + `
 ) STRICT;
 CREATE INDEX staged_restore ON staged (restore, name);
 
@@ -987,7 +974,11 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 			if err := s.exec("DELETE FROM main." + table); err != nil {
 				return err
 			}
-			if err := s.exec("INSERT INTO main." + table + " SELECT * FROM image." + table); err != nil {
+			var columns string // but for those that are computed of others
+			if err := s.get("SELECT group_concat(name) FROM pragma_table_info(?, 'main')", []any{table}, &columns); err != nil {
+				return err
+			}
+			if err := s.exec(fmt.Sprintf("INSERT INTO main.%[1]s (%[2]s) SELECT %[2]s FROM image.%[1]s", table, columns)); err != nil {
 				return err
 			}
 		}
@@ -1829,13 +1820,6 @@ func (a *applying) parent(p jobPut, old int64) (parent int64) {
 	return parent
 }
 
-// jobExcluded replaces the definition of a job by the row that met it.
-const jobExcluded = `rev = excluded.rev, displayname = excluded.displayname, schedule = excluded.schedule, timezone = excluded.timezone,
-	owner = excluded.owner, owner_email = excluded.owner_email, disabled = excluded.disabled, tags = excluded.tags,
-	metadata = excluded.metadata, executor_config = excluded.executor_config, processors = excluded.processors,
-	executor = excluded.executor, retries = excluded.retries, parent = excluded.parent, concurrency = excluded.concurrency, delivery = excluded.delivery,
-	ephemeral = excluded.ephemeral, starts_at = excluded.starts_at, expires_at = excluded.expires_at`
-
 // arm has the leader look at a job for its next tick, or no more.
 func (a *applying) arm(id, next int64, armed bool) {
 	if !armed {
@@ -1861,10 +1845,8 @@ func (a *applying) store(p jobPut, parent int64) {
 	}
 	a.result.Jobs = append(a.result.Jobs, id)
 	a.touch(id)
-	a.exec(`INSERT INTO jobs VALUES (?,?,0,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET `+jobExcluded,
-		id, rev, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
-		jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
-		j.Executor, int64(j.Retries), parent, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt))
+	a.exec(`INSERT INTO jobs (id, rev, deleted, parent, doc) VALUES (?, ?, 0, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, parent = excluded.parent, doc = excluded.doc`, id, rev, parent, string(j.document()))
 	switch {
 	case p.Base.ID == 0:
 		a.exec("INSERT INTO job_state VALUES (?, ?, 0, 0, 0, ?, ?, ?, ?, '')", id, p.Next,
@@ -1885,11 +1867,8 @@ func (a *applying) stage(st *staging) {
 	}
 	for _, p := range st.Jobs {
 		j := &p.Job
-		a.exec("INSERT INTO staged VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-			a.key(), restore, j.Name, j.DisplayName, j.Schedule, j.Timezone, j.Owner, j.OwnerEmail, j.Disabled,
-			jsonMap(j.Tags), jsonMap(j.Metadata), jsonMap(j.ExecutorConfig), processorsJSON(j.Processors),
-			j.Executor, int64(j.Retries), j.ParentJob, j.Concurrency, j.Delivery, j.Ephemeral, int64(j.StartsAt), int64(j.ExpiresAt), p.Next,
-			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
+		a.exec("INSERT INTO staged (id, restore, next, success_count, error_count, last_success, last_error, doc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+			a.key(), restore, p.Next, j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), string(j.document()))
 	}
 	for _, p := range st.Moved {
 		a.exec("UPDATE staged SET next = ? WHERE id = ? AND restore = ?", p.Next, p.ID, restore)
@@ -1898,8 +1877,8 @@ func (a *applying) stage(st *staging) {
 
 // sameTicksSQL holds for a staged job st that falls due when the job j of its
 // name does: the twin of sameTicks.
-const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone AND st.disabled = j.disabled AND st.starts_at = j.starts_at AND st.expires_at = j.expires_at
-	AND st.parent = iif(j.parent = 0, '', (SELECT name FROM jobs p WHERE p.id = j.parent)))`
+const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone AND st.disabled = j.disabled AND st.parent_job = j.parent_job
+	AND st.doc ->> 'starts_at' IS j.doc ->> 'starts_at' AND st.doc ->> 'expires_at' IS j.doc ->> 'expires_at')`
 
 // restoreChecks find what forbids a restore: each selects the name of a job
 // that does. The last two pass by themselves, or once the leader has looked at
@@ -1911,12 +1890,12 @@ var restoreChecks = []struct {
 	// Its rows stay until a trim; who makes them visible once more gets no job twice.
 	{errBrokenOff, `SELECT st.name FROM staged st JOIN jobs j ON j.id = st.id WHERE restore = ?1`},
 	{badInput{refusal("the name stands more than once in the file")}, `SELECT name FROM staged WHERE restore = ?1 GROUP BY name HAVING count(*) > 1`},
-	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent <> '' AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent)
-		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = st.parent AND p.deleted = 0)`},
+	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent_job <> '' AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent_job)
+		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = st.parent_job AND p.deleted = 0)`},
 	{errUndecided, `SELECT st.name FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
 		WHERE restore = ?1 AND j.disabled = 0 AND j.parent = 0 AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
 	{errConflict, `SELECT st.name FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
-		WHERE restore = ?1 AND st.disabled = 0 AND st.parent = '' AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
+		WHERE restore = ?1 AND st.disabled = 0 AND st.parent_job = '' AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
 }
 
 // restore moves the staged jobs into jobs. It does so by a few statements over
@@ -1940,12 +1919,12 @@ func (a *applying) restore(r restoring) {
 	for i, query := range []string{
 		`UPDATE job_state SET next = st.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
-		`INSERT INTO jobs SELECT id, ?2, 0, name, displayname, schedule, timezone, owner, owner_email, disabled, tags, metadata, executor_config, processors,
-			executor, retries, 0, concurrency, delivery, ephemeral, starts_at, expires_at FROM staged WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
-			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET ` + jobExcluded,
+		`INSERT INTO jobs (id, rev, deleted, parent, doc) SELECT id, ?2, 0, 0, doc FROM staged
+			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
+			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, parent = excluded.parent, doc = excluded.doc`,
 		`INSERT INTO job_state SELECT st.id, st.next, 0, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
-		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent AND p.deleted = 0
-			WHERE st.restore = ?1 AND st.parent <> '' AND jobs.name = st.name AND jobs.deleted = 0`,
+		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent_job AND p.deleted = 0
+			WHERE st.restore = ?1 AND st.parent_job <> '' AND jobs.name = st.name AND jobs.deleted = 0`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count), error_count = max(job_state.error_count, st.error_count),
 			last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
 			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND job_state.job = j.id AND st.success_count + st.error_count + st.last_success + st.last_error > 0`,
@@ -1992,12 +1971,11 @@ func jsonMap(m map[string]string) string {
 	return string(doc)
 }
 
-func processorsJSON(m map[string]map[string]string) string {
-	if len(m) == 0 {
-		return "{}"
-	}
-	doc, _ := json.Marshal(m) // strings always marshal
-	return string(doc)
+// document is the job as it is stored: what it brings of its record is no part of it.
+func (j job) document() []byte {
+	j.SuccessCount, j.ErrorCount, j.LastSuccess, j.LastError = 0, 0, 0, 0
+	doc, _ := json.Marshal(j) // strings always marshal
+	return doc
 }
 
 func (a *applying) delete(v jobVersion) {
@@ -2643,29 +2621,37 @@ type jobRow struct {
 	StartsAt       instant         `json:"starts_at"`
 	ExpiresAt      instant         `json:"expires_at"`
 
+	doc     []byte // the definition, as it is stored
 	version jobVersion
 	next    int64
 	fired   int64
 	open    int64
 }
 
-const jobColumns = `j.id, j.rev, j.name, j.displayname, j.schedule, j.timezone, j.owner, j.owner_email, j.disabled, j.tags, j.metadata, j.executor_config, j.processors,
-	j.executor, j.retries, j.concurrency, j.delivery, j.ephemeral, j.starts_at, j.expires_at, s.next, s.fired, s.open, s.success_count, s.error_count, s.last_success, s.last_error, s.status,
-	iif(j.parent = 0, '', (SELECT p.name FROM jobs p WHERE p.id = j.parent)),
+const jobColumns = `j.id, j.rev, j.doc, s.next, s.fired, s.open, s.success_count, s.error_count, s.last_success, s.last_error, s.status,
 	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0 ORDER BY c.name))`
 
 func scanJob(scan scanner) (*jobRow, error) {
 	var j jobRow
-	var tags, metadata, config, processors, dependents sql.RawBytes
-	err := scan(&j.version.ID, &j.version.Rev, &j.Name, &j.DisplayName, &j.Schedule, &j.Timezone, &j.Owner, &j.OwnerEmail, &j.Disabled, &tags, &metadata, &config, &processors,
-		&j.Executor, &j.Retries, &j.Concurrency, &j.Delivery, &j.Ephemeral, &j.StartsAt, &j.ExpiresAt, &j.next, &j.fired, &j.open, &j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status,
-		&j.ParentJob, &dependents)
-	j.ID, j.Next = j.Name, timeOf(j.next)
-	j.Tags, j.Metadata, j.ExecutorConfig, j.Processors = rawJSON(tags), rawJSON(metadata), rawJSON(config), rawJSON(processors)
+	var doc []byte
+	var dependents sql.RawBytes
+	err := scan(&j.version.ID, &j.version.Rev, &doc, &j.next, &j.fired, &j.open, &j.SuccessCount, &j.ErrorCount,
+		&j.LastSuccess, &j.LastError, &j.Status, &dependents)
+	if err != nil {
+		return &j, err
+	}
 	if j.DependentJobs = rawJSON(dependents); string(dependents) == "[]" {
 		j.DependentJobs = rawJSON("null")
 	}
-	return &j, err
+	return &j, j.define(doc)
+}
+
+// define gives a row the definition of a job, which has none yet.
+func (r *jobRow) define(doc []byte) error {
+	r.Tags, r.Metadata, r.ExecutorConfig, r.Processors = rawJSON("null"), rawJSON("null"), rawJSON("null"), rawJSON("{}")
+	err := json.Unmarshal(doc, r)
+	r.ID, r.Next, r.doc = r.Name, timeOf(r.next), doc
+	return err
 }
 
 // rawJSON copies a column that is valid until the next row only.
@@ -2737,7 +2723,7 @@ var jobOrder = map[string]string{
 	"": "j.name", "id": "j.name", "name": "j.name", "displayname": "j.displayname COLLATE NOCASE", "schedule": "j.schedule", "timezone": "j.timezone",
 	"owner": "j.owner", "owner_email": "j.owner_email", "disabled": "j.disabled", "tags": "j.tags", "metadata": "j.metadata",
 	"executor_config": "j.executor_config", "processors": "j.processors", "executor": "j.executor", "retries": "j.retries",
-	"concurrency": "j.concurrency", "ephemeral": "j.ephemeral", "parent_job": "(SELECT p.name FROM jobs p WHERE p.id = j.parent)",
+	"concurrency": "j.concurrency", "ephemeral": "j.ephemeral", "parent_job": "j.parent_job",
 	"starts_at": "iif(j.starts_at = 0, 9e99, j.starts_at)", "expires_at": "iif(j.expires_at = 0, 9e99, j.expires_at)",
 	"next": "s.next", "status": "s.status", "success_count": "s.success_count", "error_count": "s.error_count",
 	"last_success": "iif(s.last_success = 0, 9e99, s.last_success)", "last_error": "iif(s.last_error = 0, 9e99, s.last_error)",
@@ -3340,11 +3326,15 @@ func (s *reader) dueJobs(before int64, globs []string, limit int, fn func(j job,
 	if globs != nil {
 		named, args = nameIn("?"), append(args, globsJSON(globs))
 	}
-	return s.viewEach(`SELECT j.name, j.schedule, j.timezone, j.starts_at, j.expires_at, s.next FROM job_state s CROSS JOIN jobs j ON j.id = s.job
+	return s.viewEach(`SELECT j.doc, s.next FROM job_state s CROSS JOIN jobs j ON j.id = s.job
 		WHERE s.next > ? AND s.next < ? AND j.disabled = 0 AND j.parent = 0 AND `+named+` ORDER BY s.next, s.job LIMIT ?`, append(args, limit), func(scan scanner) error {
 		var j job
 		var next int64
-		err := scan(&j.Name, &j.Schedule, &j.Timezone, &j.StartsAt, &j.ExpiresAt, &next)
+		var doc []byte
+		if err := scan(&doc, &next); err != nil {
+			return err
+		}
+		err := json.Unmarshal(doc, &j)
 		fn(j, next)
 		return err
 	})
@@ -3768,13 +3758,17 @@ func (s *store) stagedRestore() (restore int64, err error) {
 // now, or of the last decided tick of the job it replaces, which a clock that
 // was set back leaves ahead of now; and of each that last tick.
 func (s *store) stagedDue(restore, after, now int64) (list []stagedJob, fired []int64, err error) {
-	err = s.viewEach(`SELECT st.id, st.name, st.schedule, st.timezone, st.starts_at, st.expires_at, coalesce(s.fired, 0)
+	err = s.viewEach(`SELECT st.id, st.doc, coalesce(s.fired, 0)
 		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
-		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.next BETWEEN -9223372036854775807 AND max(?3, coalesce(s.fired, 0)) AND st.disabled = 0 AND st.parent = '' ORDER BY st.id LIMIT ?4`,
+		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.next BETWEEN -9223372036854775807 AND max(?3, coalesce(s.fired, 0)) AND st.disabled = 0 AND st.parent_job = '' ORDER BY st.id LIMIT ?4`,
 		[]any{restore, after, now, ticksMax}, func(scan scanner) error {
 			var p stagedJob
 			var last int64
-			err := scan(&p.ID, &p.Job.Name, &p.Job.Schedule, &p.Job.Timezone, &p.Job.StartsAt, &p.Job.ExpiresAt, &last)
+			var doc []byte
+			if err := scan(&p.ID, &doc, &last); err != nil {
+				return err
+			}
+			err := json.Unmarshal(doc, &p.Job)
 			list, fired = append(list, p), append(fired, last)
 			return err
 		})
