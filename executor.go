@@ -290,6 +290,7 @@ type executor struct {
 	working   sync.WaitGroup  // goroutines of executions; Add only under mu, while runs is not empty
 	notes     *os.File        // a line for each open run with a process; set by endLeftovers
 	lines     chan int        // those of notes that are free
+	uptime    uptime          // guards itself
 
 	mu        sync.Mutex
 	term      uint64            // highest term seen
@@ -981,7 +982,7 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 		return err
 	}
 	s.pid = cmd.Process.Pid
-	e.note(line, s.execution+" "+readProc(s.pid).leader)
+	e.note(line, fmt.Sprint(s.execution, " ", s.pid, " ", e.uptime.soon()))
 	read, ended, quiet := make(chan struct{}), make(chan struct{}), false
 	go func() { // until the last writer is gone, or the deadline: either is the end of the output
 		r.out.ReadFrom(out)
@@ -1286,7 +1287,7 @@ func (e *executor) procs() []proc {
 	return e.procsFound
 }
 
-// note writes a line of the file of open runs, behind the first: "execution pid start". It is not synced: a crash of this
+// note writes a line of the file of open runs, behind the first: "execution pid uptime". It is not synced: a crash of this
 // process does not touch it, and one of the machine ends the processes too.
 func (e *executor) note(line int, text string) {
 	if _, err := e.notes.WriteAt(fmt.Appendf(nil, "%-*s\n", noteBytes-1, text), int64(line)*noteBytes); err != nil {
@@ -1312,17 +1313,23 @@ func (e *executor) endLeftovers() error {
 	here := fmt.Sprint(strings.TrimSpace(string(boot)), " ", space, " ", stat.Dev, ":", stat.Ino)
 	path := filepath.Join(e.cfg.DataDir, "running")
 	former, _ := os.ReadFile(path) // if it cannot be read, it cannot be written
-	open := map[string]bool{}      // executions, and leaders of sessions
+	open := map[string]bool{}      // executions
+	began := map[int]int{}         // pids of leaders of sessions, and an uptime before which those began
 	for i, line := range strings.Split(string(former), "\n") {
 		if line = strings.Trim(line, "\x00 "); i == 0 && line != here {
 			break
 		}
-		id, leader, _ := strings.Cut(line, " ")
-		open[id], open[leader] = i > 0 && id != "", leader != ""
+		if f := strings.Fields(line); i > 0 && len(f) > 0 {
+			open[f[0]] = true
+			if len(f) == 3 {
+				pid, _ := strconv.Atoi(f[1]) // as note wrote them
+				began[pid], _ = strconv.Atoi(f[2])
+			}
+		}
 	}
 	left := func(found []proc) []proc {
 		return slices.DeleteFunc(slices.Clone(found), func(p proc) bool {
-			return !open[p.execution] && !slices.ContainsFunc(found, func(q proc) bool { return q.pid == p.session && open[q.leader] })
+			return !open[p.execution] && !slices.ContainsFunc(found, func(q proc) bool { return q.pid == p.session && q.start < began[q.pid] })
 		})
 	}
 	if found := left(e.procs()); len(found) > 0 {

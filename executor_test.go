@@ -962,6 +962,49 @@ func TestExecutor_EndsLeftovers(t *testing.T) {
 	}
 }
 
+// A session whose environment says nothing is known by the pid of its leader, unless that began after the run: a number
+// that was given again.
+func TestExecutor_LeftoverPid(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
+	dir := t.TempDir()
+	newNode(t, dir).end()
+	path := filepath.Join(dir, "running")
+	here, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		later int // ticks between the note and the start of the session
+		lives bool
+	}{{"OfTheRun", -1, false}, {"GivenAgain", 1, true}, {"AtOnce", 0, true}} {
+		cmd := exec.Command("sleep", "1000")
+		cmd.Env, cmd.SysProcAttr = []string{}, &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		pid := cmd.Process.Pid
+		line := fmt.Sprintf("%-*s\n", noteBytes-1, fmt.Sprint("7 ", pid, " ", readProc(pid).start-c.later))
+		if err := os.WriteFile(path, append(bytes.Clone(here), line...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		newNode(t, dir).end()
+		if alive(pid) != c.lives {
+			t.Errorf("%s: the process lives: %v", c.name, !c.lives)
+		}
+		cmd.Process.Kill()
+		<-done
+	}
+	var u uptime
+	if now, soon := readProc(os.Getpid()).start, u.soon(); soon <= now {
+		t.Errorf("a process that began at %d is said to have begun before %d", now, soon)
+	}
+}
+
 // What nobody takes within a second is on disk, survives the process, and is delivered by the next one.
 func TestExecutor_KeepsResults(t *testing.T) {
 	dir := t.TempDir()
@@ -1568,7 +1611,7 @@ func TestCheckShellConfig(t *testing.T) {
 
 func TestParseStat(t *testing.T) {
 	const stat = "42 (a) b (c) S 1 7 7 0 -1 4194624 100 0 0 0 1 2 0 0 20 0 1 0 500 1000000 250 18446744073709551615 1 1"
-	if p, ok := parseStat([]byte(stat)); p != (proc{pid: 42, group: 7, session: 7, command: "a) b (c", forked: true, pages: 250, leader: "42 500"}) || !ok {
+	if p, ok := parseStat([]byte(stat)); p != (proc{pid: 42, group: 7, session: 7, command: "a) b (c", forked: true, pages: 250, start: 500}) || !ok {
 		t.Errorf("got %+v, %v", p, ok)
 	}
 	for _, bad := range []string{"", "42 (a", "42 (a) S 1 7", strings.Replace(stat, ") S", ") Z", 1)} {

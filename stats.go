@@ -367,7 +367,7 @@ type proc struct {
 	forked              bool // forked, but has not called exec yet
 	hangs               bool // in an uninterruptible system call
 	pages               int64
-	leader              string // pid and start time, in clock ticks since boot
+	start               int    // in clock ticks since boot, a hundredth of a second each
 	execution           string // of this node, from its environment or that of another process of its session
 }
 
@@ -424,8 +424,29 @@ func parseStat(stat []byte) (p proc, ok bool) {
 	return proc{
 		pid: number(pid), command: string(command), group: number(fields[3]), session: number(fields[4]),
 		forked: number(fields[7])&forkNoExec != 0, hangs: fields[1][0] == 'D',
-		leader: string(pid) + " " + string(fields[20]), pages: int64(number(fields[22])),
+		start: number(fields[20]), pages: int64(number(fields[22])),
 	}, true
+}
+
+// uptime reads the time since boot, at most once a second. The zero value is ready, and safe for concurrent use.
+type uptime struct {
+	mu   sync.Mutex
+	read time.Time
+	last int // ticks
+}
+
+// soon returns a time up to two seconds ahead, in clock ticks since boot: every running process started before it, and no
+// pid is reused that fast. Reading the start time of a new process instead takes a tenth of the CPU time of a short run.
+func (u *uptime) soon() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if now := time.Now(); u.last == 0 || now.Sub(u.read) > time.Second {
+		text, _ := os.ReadFile("/proc/uptime")
+		seconds, _, _ := strings.Cut(string(text), ".")
+		u.last, _ = strconv.Atoi(seconds)
+		u.read, u.last = now, (u.last+2)*100
+	}
+	return u.last
 }
 
 // names lists processes by pid, user and command.
