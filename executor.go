@@ -1062,7 +1062,7 @@ func (e *executor) command(o *order) (*exec.Cmd, error) {
 	// not the process, and does not reach grandchildren. endLeftovers does what it is for.
 	cmd := &exec.Cmd{Args: words, Dir: o.Config["cwd"], SysProcAttr: &syscall.SysProcAttr{Setsid: true}, WaitDelay: drainMax}
 	if cmd.Dir != "" {
-		if _, err := os.Stat(cmd.Dir); err != nil { // which Start would report as if the program were missing
+		if _, err := os.Stat(cmd.Dir + "/"); err != nil { // which Start would report as if it were the program's fault
 			return nil, fmt.Errorf("executor_config.cwd: %w", err)
 		}
 	}
@@ -1391,6 +1391,9 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 		return cmp.Or(context.Cause(ctx), err)
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		resp.Body = http.NoBody // what follows is no body, and does not end with the context
+	}
 	if got := resp.Request.Method; got != req.Method {
 		fmt.Fprintf(&r.out, "a redirect made a %s of the %s, without its body; give the job the URL behind the redirect\n", got, req.Method)
 	}
@@ -1635,8 +1638,9 @@ func (e *executor) process(r *run, reason string, output []byte) []byte {
 		case "files":
 			note = "Output in " + filepath.Join(e.cfg.Limits.FilesDir, r.out.file.name)
 			r.out.file.Write([]byte(reason))
-			if err = cmp.Or(r.out.file.err, r.out.file.Close()); err == nil {
-				err = e.removeOutputFiles(o, r.out.file.name)
+			err = cmp.Or(r.out.file.err, r.out.file.Close())
+			if r.out.file.name != "" { // even after an error, which may be that the disk is full
+				err = cmp.Or(err, e.removeOutputFiles(o, r.out.file.name))
 			}
 		case "syslog":
 			note, err = "Output in syslog", writeSyslog(syslogPaths, time.Now().Add(syslogMax), o.Job, slices.Concat([]byte(reason), output))

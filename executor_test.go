@@ -427,7 +427,9 @@ func TestExecutor_Shell(t *testing.T) {
 		{"ErrNotFound", `{"command":"no-such-program a b"}`, outcomeFailed, "exec: \"no-such-program\": executable file not found in $PATH\n"},
 		{"ErrPathNotFound", `{"command":"/no/such/program"}`, outcomeFailed, "fork/exec /no/such/program: no such file or directory\n"},
 		{"ErrQuote", `{"command":"echo \"abc"}`, outcomeFailed, "~quote is not closed"},
-		{"ErrCwd", `{"command":"true","cwd":"/no/such/dir"}`, outcomeFailed, "~/no/such/dir: no such file"},
+		{"ErrCwd", `{"command":"true","cwd":"/no/such/dir"}`, outcomeFailed, "~/no/such/dir/: no such file"},
+		{"ErrCwdFile", `{"command":"true","cwd":"/etc/passwd"}`, outcomeFailed, "~executor_config.cwd: stat /etc/passwd/: not a directory"},
+		{"ErrEnvNUL", `{"command":"env","env":"A=b\u0000c"}`, outcomeFailed, "~NUL"},
 		{"ErrPayload", `{"command":"cat","payload":"%%%"}`, outcomeFailed, "~executor_config.payload: illegal base64"},
 		{"ErrUser", `{"command":"true","su":"no-such-user"}`, outcomeFailed, "~executor_config.su"},
 		{"ErrTimeout", `{"command":"true","timeout":"10"}`, outcomeFailed, "~executor_config.timeout"},
@@ -734,7 +736,8 @@ func TestExecutor_EndsAllOfARun(t *testing.T) {
 				}
 				id := n.shell(t, config)
 				eventually(t, "all run", func() bool {
-					return len(slices.DeleteFunc(n.of(id), func(p proc) bool { return p.command != "sleep" && p.command != "python3" })) > 0
+					_, ended := n.leader.get(id) // by a timeout shorter than a loaded machine took to start it
+					return ended || len(slices.DeleteFunc(n.of(id), func(p proc) bool { return p.command != "sleep" && p.command != "python3" })) > 0
 				})
 				if byHand {
 					n.executor.kill(kill{Term: 1, Execution: id, Why: "killed by alice"})
@@ -1501,6 +1504,22 @@ func TestExecutor_Files(t *testing.T) {
 	}
 }
 
+// Old files go even if an output cannot be written: a disk that is full would stay so.
+func TestExecutor_FilesRotateAfterErrors(t *testing.T) {
+	dir := t.TempDir()
+	n := newNode(t, dir)
+	old := filepath.Join(dir, "files", "0-n1.log")
+	err := errors.Join(os.WriteFile(old, nil, 0o600), os.Chtimes(old, time.Time{}, time.Unix(1, 0)), os.Mkdir(filepath.Join(dir, "files", "1-n1.log"), 0o700))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res := n.leader.wait(t, n.order(t, order{Executor: "shell", Config: map[string]string{"command": "true"},
+		Processors: map[string]map[string]string{"files": {"file_name": "{execution}.log", "max_files": "1"}}}))
+	if _, err := os.Stat(old); !errors.Is(err, fs.ErrNotExist) || !bytes.Contains(res.Output, []byte("is a directory")) {
+		t.Errorf("the old file is there (%v), after %q", err, res.Output)
+	}
+}
+
 // A pipe at the place of an output's file, which a job can put there, is refused and not waited for.
 func TestExecutor_OutputPipe(t *testing.T) {
 	n := newNode(t, t.TempDir())
@@ -1842,6 +1861,30 @@ func BenchmarkBareProcess(b *testing.B) {
 			wg.Wait()
 			b.ReportMetric(float64(per*workers)/b.Elapsed().Seconds(), "runs/s")
 		})
+	}
+}
+
+// What follows a change of protocols is no body: a server that goes on to hold the connection holds up neither the run nor
+// the node's stop.
+func TestExecutor_SwitchingProtocols(t *testing.T) {
+	done := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		<-done
+	}))
+	defer srv.Close()
+	defer close(done)
+	n := newNode(t, t.TempDir())
+	res := n.leader.wait(t, n.order(t, order{Executor: "http", Config: map[string]string{
+		"method": "GET", "url": srv.URL, "timeout": "1", "expectCode": "101", "headers": `["Connection: Upgrade", "Upgrade: websocket"]`}}))
+	if res.Outcome != outcomeSuccess {
+		t.Errorf("%s: %s", res.Outcome, res.Output)
 	}
 }
 

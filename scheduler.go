@@ -356,7 +356,7 @@ func checkHTTPConfig(config map[string]string) error {
 
 // envEntries returns the entries of executor_config.env, NAME=value with commas in between; \, is a comma in a value.
 func envEntries(config map[string]string) []string {
-	const comma = "\x00" // which no environment can hold
+	const comma = "\xff" // which is not in UTF-8, as jobs are
 	entries := strings.Split(strings.ReplaceAll(config["env"], `\,`, comma), ",")
 	for i, entry := range entries {
 		entries[i] = strings.ReplaceAll(entry, comma, ",")
