@@ -29,7 +29,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"iter"
 	"maps"
 	"math"
@@ -729,6 +728,23 @@ func (s *store) transact(mode string, fn func() error) error {
 	return s.exec("COMMIT")
 }
 
+// rowsOf returns the rows of a query, each read into what fields names of it.
+func rowsOf[T any](each rowReader, query string, args []any, fields func(*T) []any) (list []T, err error) {
+	err = each(query, args, func(scan scanner) error {
+		var row T
+		err := scan(fields(&row)...)
+		list = append(list, row)
+		return err
+	})
+	return list, err
+}
+
+// A rowReader calls fn for each row of a query.
+type rowReader func(query string, args []any, fn func(scanner) error) error
+
+// one is fields of rows with one column.
+func one[T any](column *T) []any { return []any{column} }
+
 // scanner reads the columns of the current row.
 type scanner func(dest ...any) error
 
@@ -933,14 +949,8 @@ func (s *store) readable(now time.Time) error {
 }
 
 // ids reads a column of ids.
-func (s *reader) ids(query string, args ...any) (ids []int64, err error) {
-	err = s.viewEach(query, args, func(scan scanner) error {
-		var id int64
-		err := scan(&id)
-		ids = append(ids, id)
-		return err
-	})
-	return ids, err
+func (s *reader) ids(query string, args ...any) ([]int64, error) {
+	return rowsOf(s.viewEach, query, args, one[int64])
 }
 
 // persist writes the vote and appends entries, replacing what the log holds
@@ -1563,6 +1573,14 @@ func (a *applying) get(query string, args []any, dest ...any) bool {
 	return err == nil
 }
 
+// applyRows is rowsOf of what is applied.
+func applyRows[T any](a *applying, query string, args []any, fields func(*T) []any) (list []T) {
+	if a.err == nil {
+		list, a.err = rowsOf(a.s.each, query, args, fields)
+	}
+	return list
+}
+
 // each calls fn for each row.
 func (a *applying) each(query string, args []any, fn func(scanner) error) {
 	if a.err == nil {
@@ -2104,15 +2122,9 @@ const openGroupsSQL = "(SELECT grp FROM executions WHERE job = %[1]s AND finishe
 // at most sliceRows, sparing groups that are not over, and adds the ticks
 // among them to the daily counts. It returns how many.
 func (a *applying) dropExecutions(c cut) int64 {
-	var ids []int64
 	query := "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 AND grp NOT IN " +
 		fmt.Sprintf(openGroupsSQL, "?1") + " ORDER BY id LIMIT ?3"
-	a.each(query, []any{c.Job, c.Upto, sliceRows}, func(scan scanner) error {
-		var id int64
-		err := scan(&id)
-		ids = append(ids, id)
-		return err
-	})
+	ids := applyRows(a, query, []any{c.Job, c.Upto, sliceRows}, one[int64])
 	const doomed = " IN (SELECT value FROM json_each(?1))"
 	list := jsonInts(ids)
 	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
@@ -2283,13 +2295,8 @@ func (a *applying) start(targets []target, e executionRow) (ids []int64) {
 // them. Of many such rows a command expands as many as one transaction should.
 func (a *applying) expand(row int64, e executionRow) {
 	a.exec("DELETE FROM pending WHERE id = ?", row)
-	var children []int64
-	a.each("SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id", []any{e.JobID}, func(scan scanner) error {
-		var child int64
-		err := scan(&child)
-		children = append(children, child)
-		return err
-	})
+	children := applyRows(a, "SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id",
+		[]any{e.JobID}, one[int64])
 	for _, child := range children {
 		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: e.Due, Asked: e.Due}, 0)
 	}
@@ -3089,27 +3096,6 @@ func (d *jobDocs) removeLocked(id int64) {
 	}
 }
 
-// check compares what it holds with the tables.
-func (d *jobDocs) check(s *store) error {
-	d.mu.Lock()
-	held, ids := d.byID, sortedKeys(d.byID)
-	d.byID, d.byName, d.size = nil, nil, 0
-	d.mu.Unlock()
-	docs, err := d.read(s, ids)
-	if err != nil {
-		return err
-	}
-	if len(docs) != len(ids) {
-		return fmt.Errorf("%d jobs are deleted and still held", len(ids)-len(docs))
-	}
-	for i, id := range ids {
-		if !bytes.Equal(held[id].doc, docs[i]) {
-			return fmt.Errorf("job %d is held as it was: %s, and is %s", id, held[id].doc, docs[i])
-		}
-	}
-	return nil
-}
-
 // executionRow is an execution as it is stored and as the API shows it.
 type executionRow struct {
 	ID         int64
@@ -3504,19 +3490,15 @@ func (s *store) sumTicks(sum *summary) error {
 
 // unrun returns the newest ticks that did not run, of the jobs that patterns
 // name, of all if these are nil: among the newest summaryTickMax of all jobs.
-func (s *reader) unrun(globs []string) (list []unrunTick, err error) {
+func (s *reader) unrun(globs []string) ([]unrunTick, error) {
 	named, args := "1", []any{summaryTickMax}
 	if globs != nil {
 		named, args = nameIn("?"), append(args, globsJSON(globs))
 	}
-	err = s.viewEach(`SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) t CROSS JOIN jobs j ON j.id = t.job
-		WHERE j.deleted = 0 AND `+named+` ORDER BY t.id DESC LIMIT ?`, append(args, unrunMax), func(scan scanner) error {
-		var t unrunTick
-		err := scan(&t.Job, &t.Due, &t.Until, &t.Count, &t.Outcome, &t.Reason)
-		list = append(list, t)
-		return err
-	})
-	return list, err
+	return rowsOf(s.viewEach, `SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason 
+		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) t CROSS JOIN jobs j ON j.id = t.job
+		WHERE j.deleted = 0 AND `+named+` ORDER BY t.id DESC LIMIT ?`, append(args, unrunMax),
+		func(t *unrunTick) []any { return []any{&t.Job, &t.Due, &t.Until, &t.Count, &t.Outcome, &t.Reason} })
 }
 
 // sumDelays leaves out what was late because of an outage, and what nobody says
@@ -3578,14 +3560,8 @@ func (s *store) request(id string) (r applied, ok bool, err error) {
 
 // groupNodes returns the nodes that a group was given to.
 func (s *store) groupNodes(group int64) ([]string, error) {
-	var names []string
-	err := s.viewEach("SELECT node FROM executions WHERE id = ?1 UNION SELECT node FROM executions WHERE grp = ?1 AND grp <> id", []any{group}, func(scan scanner) error {
-		var name string
-		err := scan(&name)
-		names = append(names, name)
-		return err
-	})
-	return names, err
+	return rowsOf(s.viewEach, `SELECT node FROM executions WHERE id = ?1
+		UNION SELECT node FROM executions WHERE grp = ?1 AND grp <> id`, []any{group}, one[string])
 }
 
 // killed returns those of the executions that were ended by hand.
@@ -3656,14 +3632,10 @@ func (s *store) pendingByID(ids []int64) ([]pendingRow, error) {
 }
 
 func (s *store) collectPending(tail string, args ...any) ([]pendingRow, error) {
-	var list []pendingRow
-	err := s.viewEach("SELECT id, cause, job, grp, attempt, node, due, asked FROM pending "+tail, args, func(scan scanner) error {
-		var p pendingRow
-		err := scan(&p.ID, &p.Cause, &p.JobID, &p.Group, &p.Attempt, &p.Node, &p.Due, &p.Asked)
-		list = append(list, p)
-		return err
+	const query = "SELECT id, cause, job, grp, attempt, node, due, asked FROM pending "
+	return rowsOf(s.viewEach, query+tail, args, func(p *pendingRow) []any {
+		return []any{&p.ID, &p.Cause, &p.JobID, &p.Group, &p.Attempt, &p.Node, &p.Due, &p.Asked}
 	})
-	return list, err
 }
 
 // retention is what trimmable keeps.
@@ -3789,14 +3761,9 @@ func (s *store) restored(restore int64, fn func(job, next int64)) error {
 
 // stagedNames returns the name of each job of a restore, in the order of its
 // file.
-func (s *reader) stagedNames(restore int64) (names []string, err error) {
-	err = s.viewEach("SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id", []any{restore}, func(scan scanner) error {
-		var name string
-		err := scan(&name)
-		names = append(names, name)
-		return err
-	})
-	return names, err
+func (s *reader) stagedNames(restore int64) ([]string, error) {
+	return rowsOf(s.viewEach, "SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id",
+		[]any{restore}, one[string])
 }
 
 // A tickRow is what became of one tick that fell due, or of a range of missed
@@ -3870,12 +3837,9 @@ func (s *reader) tickCounts(job, from, to int64) (single tickCount, days []tickC
 	if err != nil {
 		return single, nil, err
 	}
-	err = s.viewEach("SELECT day, ran, late, skipped, missed FROM tick_days WHERE job = ? AND day >= ? AND day * 86400000000000 < ? ORDER BY day DESC", []any{job, from / nanosPerDay, to}, func(scan scanner) error {
-		var c tickCount
-		err := scan(&c.Day, &c.Ran, &c.Late, &c.Skipped, &c.Missed)
-		days = append(days, c)
-		return err
-	})
+	days, err = rowsOf(s.viewEach, `SELECT day, ran, late, skipped, missed FROM tick_days
+		WHERE job = ? AND day >= ? AND day * 86400000000000 < ? ORDER BY day DESC`, []any{job, from / nanosPerDay, to},
+		func(c *tickCount) []any { return []any{&c.Day, &c.Ran, &c.Late, &c.Skipped, &c.Missed} })
 	return single, days, err
 }
 
@@ -4272,84 +4236,4 @@ func readImage(path string) (snap snapshot, err error) {
 	}
 	snap.Voters, err = decodeVoters([]byte(voters))
 	return snap, err
-}
-
-// dump returns a digest of each replicated table, one line a table: equal
-// states have equal dumps.
-func (s *store) dump() (string, error) {
-	var out strings.Builder
-	for _, table := range replicated {
-		rows, err := s.pool.Query("SELECT * FROM " + table + " ORDER BY 1, 2")
-		if err != nil {
-			return "", err
-		}
-		sum, n, err := digestRows(rows)
-		if err != nil {
-			return "", err
-		}
-		fmt.Fprintf(&out, "%-10s %8d rows %016x\n", table, n, sum)
-	}
-	return out.String(), nil
-}
-
-func digestRows(rows *sql.Rows) (sum uint64, n int, err error) {
-	columns, err := rows.Columns()
-	if err != nil {
-		return 0, 0, err
-	}
-	values := make([]any, len(columns))
-	dest := make([]any, len(columns))
-	for i := range values {
-		dest[i] = &values[i]
-	}
-	h := fnv.New64a()
-	err = eachRow(rows, nil, func(scan scanner) error {
-		n++
-		if err := scan(dest...); err != nil {
-			return err
-		}
-		fmt.Fprintf(h, "%v\n", values)
-		return nil
-	})
-	return h.Sum64(), n, err
-}
-
-// checks are the invariants of the state, each as a query for what breaks it.
-var checks = []struct{ rule, query string }{
-	{"a job that is not deleted has a state, and no other has", "SELECT id FROM jobs WHERE deleted = 0 AND id NOT IN (SELECT job FROM job_state) UNION ALL SELECT job FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
-	{"open counts unfinished executions and pending retries", "SELECT job FROM job_state s WHERE open <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished = 0) + (SELECT count(*) FROM pending p WHERE p.job = s.job AND cause = 'retry')"},
-	{"kept counts finished executions", "SELECT job FROM job_state s WHERE kept <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished <> 0)"},
-	{"next lies behind fired", "SELECT job FROM job_state JOIN jobs ON id = job WHERE next <= fired AND next > 0 AND disabled = 0 AND parent = 0"},
-	{"an execution has an outcome if it is finished, and only then", "SELECT id FROM executions WHERE (finished = 0) <> (outcome = '')"},
-	{"an execution and a pending row have a job", "SELECT id FROM executions WHERE job NOT IN (SELECT id FROM jobs) UNION ALL SELECT id FROM pending WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
-	{"an attempt of a slot exists once", "SELECT min(id) FROM executions GROUP BY grp, slot, attempt HAVING count(*) > 1"},
-	{"a tick has one outcome, unless a wrong clock was set back in between", "SELECT min(job) FROM (SELECT id, job, due FROM executions WHERE cause = 'tick' AND id = grp UNION ALL SELECT id, job, due FROM ticks WHERE cause = 'tick') t GROUP BY job, due, (SELECT count(*) FROM ticks c WHERE c.job = t.job AND c.cause = 'clock' AND c.id < t.id) HAVING count(*) > 1"},
-	{"an output has an execution", "SELECT execution FROM outputs WHERE execution NOT IN (SELECT id FROM executions)"},
-	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent <> 0 AND parent NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
-	{"the log reaches from its base to beyond what is applied", "SELECT applied_index FROM cluster, server WHERE applied_index < base_index OR base_index + (SELECT count(*) FROM log) < applied_index OR (SELECT min(idx) FROM log) <> base_index + 1"},
-}
-
-// check verifies the whole database: SQLite's own structure, and the
-// invariants of the state. It reads everything and is meant for tests and for
-// an operator in doubt.
-func (s *store) check() error {
-	var verdict string
-	if err := s.pool.QueryRow("PRAGMA integrity_check").Scan(&verdict); err != nil {
-		return err
-	}
-	if verdict != "ok" {
-		return fmt.Errorf("the database is damaged: %s", verdict)
-	}
-	errs := []error{s.docs.check(s)}
-	for _, c := range checks {
-		var at int64
-		err := s.pool.QueryRow(c.query + " LIMIT 1").Scan(&at)
-		if err == nil {
-			err = fmt.Errorf("invariant broken at %d: %s", at, c.rule)
-		}
-		if !errors.Is(err, sql.ErrNoRows) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }

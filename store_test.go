@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"iter"
 	"log/slog"
@@ -2030,4 +2032,105 @@ func TestStore_Unreadable(t *testing.T) {
 			t.Errorf("nobody has met damage for a while: %v", err)
 		}
 	})
+}
+
+// dump returns a digest of each replicated table, one line a table: equal
+// states have equal dumps.
+func (s *store) dump() (string, error) {
+	var out strings.Builder
+	for _, table := range replicated {
+		rows, err := s.pool.Query("SELECT * FROM " + table + " ORDER BY 1, 2")
+		if err != nil {
+			return "", err
+		}
+		sum, n, err := digestRows(rows)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&out, "%-10s %8d rows %016x\n", table, n, sum)
+	}
+	return out.String(), nil
+}
+
+func digestRows(rows *sql.Rows) (sum uint64, n int, err error) {
+	columns, err := rows.Columns()
+	if err != nil {
+		return 0, 0, err
+	}
+	values := make([]any, len(columns))
+	dest := make([]any, len(columns))
+	for i := range values {
+		dest[i] = &values[i]
+	}
+	h := fnv.New64a()
+	err = eachRow(rows, nil, func(scan scanner) error {
+		n++
+		if err := scan(dest...); err != nil {
+			return err
+		}
+		fmt.Fprintf(h, "%v\n", values)
+		return nil
+	})
+	return h.Sum64(), n, err
+}
+
+// check verifies the whole database: SQLite's own structure, and the
+// invariants of the state. It reads everything and is meant for tests and for
+// an operator in doubt.
+func (s *store) check() error {
+	var verdict string
+	if err := s.pool.QueryRow("PRAGMA integrity_check").Scan(&verdict); err != nil {
+		return err
+	}
+	if verdict != "ok" {
+		return fmt.Errorf("the database is damaged: %s", verdict)
+	}
+	errs := []error{s.docs.check(s)}
+	for _, c := range checks {
+		var at int64
+		err := s.pool.QueryRow(c.query + " LIMIT 1").Scan(&at)
+		if err == nil {
+			err = fmt.Errorf("invariant broken at %d: %s", at, c.rule)
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// check compares what it holds with the tables.
+func (d *jobDocs) check(s *store) error {
+	d.mu.Lock()
+	held, ids := d.byID, sortedKeys(d.byID)
+	d.byID, d.byName, d.size = nil, nil, 0
+	d.mu.Unlock()
+	docs, err := d.read(s, ids)
+	if err != nil {
+		return err
+	}
+	if len(docs) != len(ids) {
+		return fmt.Errorf("%d jobs are deleted and still held", len(ids)-len(docs))
+	}
+	for i, id := range ids {
+		if !bytes.Equal(held[id].doc, docs[i]) {
+			return fmt.Errorf("job %d is held as it was: %s, and is %s", id, held[id].doc, docs[i])
+		}
+	}
+	return nil
+}
+
+// checks are the invariants of the state, each as a query for what breaks it.
+var checks = []struct{ rule, query string }{
+	{"a job that is not deleted has a state, and no other has", "SELECT id FROM jobs WHERE deleted = 0 AND id NOT IN (SELECT job FROM job_state) UNION ALL SELECT job FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
+	{"open counts unfinished executions and pending retries", "SELECT job FROM job_state s WHERE open <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished = 0) + (SELECT count(*) FROM pending p WHERE p.job = s.job AND cause = 'retry')"},
+	{"kept counts finished executions", "SELECT job FROM job_state s WHERE kept <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished <> 0)"},
+	{"next lies behind fired", "SELECT job FROM job_state JOIN jobs ON id = job WHERE next <= fired AND next > 0 AND disabled = 0 AND parent = 0"},
+	{"an execution has an outcome if it is finished, and only then", "SELECT id FROM executions WHERE (finished = 0) <> (outcome = '')"},
+	{"an execution and a pending row have a job", "SELECT id FROM executions WHERE job NOT IN (SELECT id FROM jobs) UNION ALL SELECT id FROM pending WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
+	{"an attempt of a slot exists once", "SELECT min(id) FROM executions GROUP BY grp, slot, attempt HAVING count(*) > 1"},
+	{"a tick has one outcome, unless a wrong clock was set back in between", "SELECT min(job) FROM (SELECT id, job, due FROM executions WHERE cause = 'tick' AND id = grp UNION ALL SELECT id, job, due FROM ticks WHERE cause = 'tick') t GROUP BY job, due, (SELECT count(*) FROM ticks c WHERE c.job = t.job AND c.cause = 'clock' AND c.id < t.id) HAVING count(*) > 1"},
+	{"an output has an execution", "SELECT execution FROM outputs WHERE execution NOT IN (SELECT id FROM executions)"},
+	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent <> 0 AND parent NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
+	{"the log reaches from its base to beyond what is applied", "SELECT applied_index FROM cluster, server WHERE applied_index < base_index OR base_index + (SELECT count(*) FROM log) < applied_index OR (SELECT min(idx) FROM log) <> base_index + 1"},
 }
