@@ -544,14 +544,14 @@ func TestACL_BadTokens(t *testing.T) {
 				t.Errorf("no line %s in\n%s", line, text)
 			}
 		}
-		told := func() int { return strings.Count(log.String(), "requests from this address are refused") }
-		if told() != 1 {
-			t.Errorf("the log has %d lines about the address, want 1", told())
+		logged := func() int { return strings.Count(log.String(), "a request was refused; more from this address") }
+		if logged() != 1 {
+			t.Errorf("the log has %d lines about the address, want 1", logged())
 		}
 		wait(time.Minute)
 		s.mustAs(http.StatusUnauthorized, "", "GET", "/v1/jobs", "")
-		if told() != 2 {
-			t.Errorf("the log has %d lines a minute later, want 2", told())
+		if logged() != 2 {
+			t.Errorf("the log has %d lines a minute later, want 2", logged())
 		}
 	})
 }

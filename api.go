@@ -1,8 +1,8 @@
-// The api owns what clients see: the route table, JSON in and out, list
-// parameters, and which error is which status. It decides nothing about jobs.
+// Api owns what clients see: the route table, JSON in and out, list parameters, and the status of each error. It
+// decides nothing about jobs.
 //
-// It answers as Dkron's API document says, and where that is silent as Dkron
-// was observed to answer; places that say "Differs:" do better on purpose.
+// It follows Dkron's API document and, where that is silent, Dkron's observed behaviour. "Differs:" marks deliberate
+// exceptions, "Ours" what Dkron does not have.
 package main
 
 import (
@@ -28,7 +28,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,79 +42,81 @@ import (
 const (
 	keyBytesMax     = 255                    // of an Idempotency-Key
 	upcomingMax     = 100                    // ticks that /v1/schedule computes
-	auditPageMax    = 1_000                  // rows in one answer
+	auditPageMax    = 1_000                  // rows in one response
 	recentOutputMax = 4_000                  // bytes of each output in a list over all jobs
-	printedPatience = 300 * time.Millisecond // for what runs has printed, in a list
-	metadataMax     = 16                     // keys of metadata that a list of jobs is filtered by
+	printedPatience = 300 * time.Millisecond // for a node to return the output of its running executions, in a list
+	metadataMax     = 16                     // metadata keys that a list of jobs is filtered by
 
-	outcomeJobsMax = 100 // jobs of one request for outcomes
-	outcomesShown  = 10  // executions of each
+	outcomeJobsMax = 100 // jobs in one request for outcomes
+	outcomesShown  = 10  // executions of each job
 
-	statsDays    = 30 // days that /v1/stats shows, unless it is asked for up to
-	statsDaysMax = 365
+	statsDays    = 30  // days in the response to /v1/stats by default
+	statsDaysMax = 365 // and at most
 
 	restoreJobsMax  = 200_000
 	restoreBytesMax = 256 << 20
-	progressBytes   = 64 << 10 // of an upload that must come within readTimeout
+	progressBytes   = 64 << 10 // of an upload that must arrive within readTimeout
 
-	longAnswer         = 1 << 20 // bytes up to which an answer is sent at once
-	longAnswersMax     = 16      // longer ones at once
-	longAnswersOfToken = 4
-	chunkBytes         = 256 << 10 // of an answer, each of which has
-	chunkTime          = 30 * time.Second
+	longResponse         = 1 << 20          // bytes; longer responses are streamed
+	longResponsesMax     = 16               // streamed at once
+	longResponsesOfToken = 4                // streamed at once to one token
+	chunkBytes           = 256 << 10        // of a response
+	chunkTime            = 30 * time.Second // for the client to read a chunk
 
-	retryAfter    = "1"              // seconds, for who finds no leader
+	retryAfter    = "1"              // seconds, in a response with status 503
 	readTimeout   = 30 * time.Second // of a request
 	idleTimeout   = 2 * time.Minute  // of a kept-alive connection
-	headerTimeout = 10 * time.Second // of a request's head: slow clients are normal, but not that slow
-	headBytesMax  = 64 << 10         // of a request's head; many short lines of it take twenty times as much memory
+	headerTimeout = 10 * time.Second // of a request's header: generous for slow clients
+	headBytesMax  = 64 << 10         // of a request's header; many short lines take twenty times as much memory
 )
 
 //go:embed web
 var web embed.FS
 
-// api answers HTTP. Its fields are fixed once it serves, but for the last.
+// api serves HTTP. All fields but those of the last group are fixed once it serves.
 type api struct {
 	node       string
-	hosts      []string // names in Host that are this server's, besides loopback and addresses
-	origins    []string // whose pages may use the API, besides our own
+	hosts      []string // accepted in Host, besides localhost and IP addresses
+	origins    []string // of other pages that may use the API
 	store      *store
 	scheduler  *scheduler
 	members    func() []member
 	leader     func() (member, bool)
 	leading    func() bool
-	leave      func(context.Context) error // takes this node out of its cluster, and stops it
+	leave      func(context.Context) error // takes this node out of its cluster and stops it
 	peers      func() []raftPeer
 	removePeer func(ctx context.Context, id string) error
-	relay      func(w http.ResponseWriter, r *http.Request, actor, request string) error // to the leader; of a node without state, to a server
-	health     func() (problems, warnings []string)                                      // why reads or writes fail here, and what else is wrong, each with its remedy
-	gauges     func() gauges                                                             // what the node's own numbers are
+	// relay forwards a request to the leader, or on an agent to a server.
+	relay func(w http.ResponseWriter, r *http.Request, actor, request string) error
+	// health returns why reads or writes fail here, and what else is wrong, each with its remedy.
+	health func() (problems, warnings []string)
+	gauges func() gauges // of this node; metrics adds those of the store and the scheduler
 
 	acl bool   // requests need a token
 	dir string // the data directory, which holds the bootstrap secret
 
-	// output writes what a running execution has printed, and with follow what
-	// it goes on to print; errUnknownExecution if its node knows it no more.
+	// output writes what a running execution has printed so far, and with follow also what it prints from then on. It
+	// returns errUnknownExecution if the node no longer has it.
 	output func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error
-	// printed returns the end of what executions of a node have printed, as the node's executor does.
+	// printed returns the last bytes that executions on a node have printed, by their ids.
 	printed func(ctx context.Context, node string, executions []int64) (map[int64][]byte, error)
 	log     *slog.Logger
 
-	stopping <-chan struct{} // closed when the node stops; nil: it does not
-	copying  atomic.Bool     // a backup is under way
-	long     longAnswers
-	refusals refusals
-	catching singleflight.Group // the question that caughtUp asks
+	stopping   <-chan struct{} // closed when the node stops; nil: never
+	copying    atomic.Bool     // a backup is in progress
+	long       longResponses
+	refusals   refusals
+	catchingUp singleflight.Group // shares the request of caughtUp
 }
 
-// leaveRoute is the one write that is about the node itself, not the cluster.
+// leaveRoute is the only write that concerns the node itself, not the cluster.
 const leaveRoute = "POST /v1/leave"
 
 const (
 	bootstrapRoute = "POST /v1/acl/bootstrap"
 	healthRoute    = "GET /health"
 	restoreRoute   = "POST /v1/restore"
-	runRoute       = "POST /v1/jobs/{job}/run" // the other way to ask for POST /v1/jobs/{job}
+	runRoute       = "POST /v1/jobs/{job}/run" // the same as POST /v1/jobs/{job}
 	watchRoute     = "GET /v1/events"
 	outputRoute    = "GET /v1/jobs/{job}/executions/{execution}/output"
 )
@@ -123,12 +124,12 @@ const (
 // A route is an operation of the API.
 type route struct {
 	pattern    string // as http.ServeMux has it
-	capability string // what its caller needs on its path, or one of the four other answers in acl.go
+	capability string // that the caller needs on the path, or one of the four special values in acl.go
 	handle     func(*http.Request) (*response, error)
 }
 
-// routes is the API. What is read as a whole is "read", what as rows is "list";
-// other methods are as in Dkron: POST creates, PUT and PATCH update.
+// routes is the API. GET of one object needs mayRead, GET of a collection mayList. As in Dkron, POST needs mayCreate,
+// and PUT and PATCH need mayUpdate.
 func (a *api) routes() []route {
 	return []route{
 		{"GET /v1/{$}", mayRead, a.status},
@@ -195,7 +196,7 @@ func (a *api) routes() []route {
 	}
 }
 
-// paths are those of the routes, as policies name them.
+// paths returns the paths of the routes, as policies name them.
 func (a *api) paths() []string {
 	var list []string
 	for _, route := range a.routes() {
@@ -205,42 +206,42 @@ func (a *api) paths() []string {
 	return list
 }
 
-// handler returns the whole HTTP side of the server: the API and the page.
+// handler serves the API and the page.
 func (a *api) handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, route := range a.routes() {
-		answer := a.answer(route.handle)
+		handler := a.handlerFor(route.handle)
 		switch {
 		case route.pattern == leaveRoute:
-			answer = a.leaving(answer)
+			handler = a.leaving(handler)
 		case !strings.HasPrefix(route.pattern, "GET "):
-			answer = a.atLeader(answer)
+			handler = a.atLeader(handler)
 		}
-		answer = a.limited(route.bodyMax(), a.checked(route, answer))
+		handler = a.limited(route.bodyMax(), a.checked(route, handler))
 		if route.pattern == healthRoute {
-			answer = a.forFollowers(answer)
+			handler = a.forFollowers(handler)
 		}
-		mux.Handle(route.pattern, answer)
+		mux.Handle(route.pattern, handler)
 	}
 	servePage(mux)
 	return a.guard(trimSlash(mux))
 }
 
-// under puts what clients see below a path, "" for the root. Nodes ask each
-// other without it, so that each may have its own.
+// under serves next below prefix; "" is the root. Nodes send each other requests without the prefix, so each may have
+// its own.
 func under(prefix string, next http.Handler) http.Handler {
 	if prefix == "" {
 		return next
 	}
 	below := http.StripPrefix(prefix, next)
-	mux := http.NewServeMux() // which leads from the path itself to what is below
+	mux := http.NewServeMux() // redirects the prefix itself to prefix/
 	mux.HandleFunc(prefix+"/", func(w http.ResponseWriter, r *http.Request) {
 		below.ServeHTTP(&prefixWriter{w, prefix}, r)
 	})
 	return mux
 }
 
-// prefixWriter puts the prefix in front of where an answer says that something is.
+// prefixWriter adds the prefix to the Location of a response.
 type prefixWriter struct {
 	http.ResponseWriter
 	prefix string
@@ -256,17 +257,16 @@ func (w *prefixWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// guard stands between browsers and everything else. What another node has
-// passed on was looked at where it came in.
+// guard protects everything else against browsers on other sites. A forwarded request was checked by the node that
+// received it from its client.
 func (a *api) guard(next http.Handler) http.Handler {
 	var own http.CrossOriginProtection
 	for _, origin := range a.origins {
-		// An origin that the flag was refused for is not here; and one that is not trusted changes nothing.
-		_ = own.AddTrustedOrigin(origin)
+		_ = own.AddTrustedOrigin(origin) // validated with the flag; on an error the origin stays untrusted
 	}
 	own.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.countRefusal(r, refusedOrigin)
-		http.Error(w, "this request comes from a page of another origin; --cors-origin names those whose pages may use the API", http.StatusForbidden)
+		http.Error(w, "this request comes from a page of another origin; --cors-origin allows one", http.StatusForbidden)
 	}))
 	fromClient := a.checkHost(a.cors(own.Handler(next)))
 	forwarded := a.checkHost(next)
@@ -277,13 +277,12 @@ func (a *api) guard(next http.Handler) http.Handler {
 		} else {
 			fromClient.ServeHTTP(w, r)
 		}
-		w.extend() // for what is still to be flushed
+		w.extend() // net/http flushes the rest after the handler
 	})
 }
 
-// cors lets pages of the origins in --cors-origin read answers and send what
-// the API takes. Cookies have no meaning here, so none are allowed. Pages of
-// other origins find no word of it.
+// cors lets pages of the origins in --cors-origin use the API. It allows no credentials, because the API uses no
+// cookies. Responses to other origins have no CORS headers.
 func (a *api) cors(next http.Handler) http.Handler {
 	if len(a.origins) == 0 {
 		return next
@@ -303,20 +302,24 @@ func (a *api) cors(next http.Handler) http.Handler {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		w.Header().Set("Access-Control-Expose-Headers", "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Not-Run, Belfry-Older")
+		const exposed = "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Not-Run, Belfry-Older"
+		w.Header().Set("Access-Control-Expose-Headers", exposed)
 		next.ServeHTTP(w, r)
 	})
 }
 
-// pageTypes are the files of web/ that make the page, by their endings.
+// pageTypes are the content types of the page's files in web/, by extension. Other files are not served.
 var pageTypes = map[string]string{
-	".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
+	".html": "text/html; charset=utf-8",
+	".css":  "text/css; charset=utf-8",
+	".js":   "text/javascript; charset=utf-8",
+	".svg":  "image/svg+xml",
 }
 
-// servePage adds the page, and the addresses that Dkron's has. Where those
-// lead to is relative, so that it works behind a path prefix.
+// servePage adds the page, and redirects from the paths of Dkron's. The redirects are relative, so they work below a
+// path prefix.
 func servePage(mux *http.ServeMux) {
-	files, _ := fs.ReadDir(web, "web") // it is embedded
+	files, _ := fs.ReadDir(web, "web") // embedded: cannot fail
 	for _, f := range files {
 		contentType, ok := pageTypes[path.Ext(f.Name())]
 		if !ok {
@@ -336,12 +339,12 @@ func servePage(mux *http.ServeMux) {
 	}
 }
 
-// pageFile serves a file of the page, compressed to who takes that. Browsers ask
-// each time whether it is still the same, so that none mixes files of two versions.
+// pageFile serves a file of the page, compressed if the client accepts gzip. Browsers must revalidate it each time, so
+// none mixes files of two versions.
 func pageFile(doc []byte, contentType string) http.Handler {
 	var small bytes.Buffer
 	z := gzip.NewWriter(&small)
-	z.Write(doc) // a buffer takes everything
+	z.Write(doc) // to a buffer: cannot fail
 	z.Close()
 	tag := fmt.Sprintf("%x", sha256.Sum256(doc))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -353,7 +356,7 @@ func pageFile(doc []byte, contentType string) http.Handler {
 		h.Set("Vary", "Accept-Encoding")
 		h.Set("ETag", `"`+tag+`"`)
 		body := doc
-		if takesGzip(r.Header.Get("Accept-Encoding")) {
+		if acceptsGzip(r.Header.Get("Accept-Encoding")) {
 			h.Set("ETag", `"`+tag+`-gzip"`)
 			h.Set("Content-Encoding", "gzip")
 			body = small.Bytes()
@@ -362,9 +365,8 @@ func pageFile(doc []byte, contentType string) http.Handler {
 	})
 }
 
-// takesGzip reports whether an Accept-Encoding names gzip, and not with the
-// weight 0, which means never.
-func takesGzip(accept string) bool {
+// acceptsGzip reports whether an Accept-Encoding lists gzip with a weight other than 0, which would mean never.
+func acceptsGzip(accept string) bool {
 	for coding := range strings.SplitSeq(accept, ",") {
 		name, weight, _ := strings.Cut(strings.ReplaceAll(coding, " ", ""), ";q=")
 		if strings.EqualFold(name, "gzip") {
@@ -375,13 +377,12 @@ func takesGzip(accept string) bool {
 	return false
 }
 
-// trimSlash redirects a path with a slash too many to the one without, if that
-// exists, as upstream: for good where a GET asks, and else in a way that has
-// the client send its body again.
+// trimSlash redirects a path with trailing slashes to the route without them, if there is one, as upstream does:
+// permanently for GET, and otherwise with 307, so that the client sends its body again.
 func trimSlash(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		trimmed := strings.TrimRight(r.URL.Path, "/")
-		// One that is not clean might lead elsewhere: "//name/" is a host to a browser.
+		// A path that is not clean might lead elsewhere: browsers take "//name/" for a host.
 		if _, pattern := mux.Handler(r); pattern != "" || trimmed == r.URL.Path || path.Clean(trimmed) != trimmed {
 			mux.ServeHTTP(w, r)
 			return
@@ -400,24 +401,23 @@ func trimSlash(mux *http.ServeMux) http.Handler {
 	})
 }
 
-// checkHost refuses requests whose Host is no name of this server. A page of
-// somebody else's can point its own name at our address (DNS rebinding) and
-// then read and write as one origin with us; it cannot do so with an address
-// or with a name that is not its own. No browser leaves Host out, as HTTP/1.0
-// may: a proxy does that looks whether the server is there. One that asks for
-// /health may call it what it likes, and is told no more than yes or no.
+// checkHost refuses requests whose Host is not a name of this server. A malicious page can point its own domain at our
+// address (DNS rebinding) and would then be of our origin; it cannot do that with an IP address or somebody else's
+// domain. A missing Host is allowed: no browser omits it, but health checks with HTTP/1.0 do. /health accepts any Host,
+// but gives details only to an accepted one.
 func (a *api) checkHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin") // a page elsewhere cannot even load it, as a script or an image
-		w.Header().Set("Cache-Control", "no-store")                   // what one token reads, no cache may show to another
+		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin") // other pages cannot load it as a script or image
+		w.Header().Set("Cache-Control", "no-store")                   // no cache may show one token's response to another
 		own := a.ownHost(r.Host)
 		if own {
 			w.Header().Set("X-Whom", a.node)
 		}
 		if !own && r.URL.Path != "/health" {
 			a.countRefusal(r, refusedHost)
-			http.Error(w, fmt.Sprintf("this server is not called %q; use its address, or localhost, or start it with that name in --allowed-host", r.Host), http.StatusMisdirectedRequest)
+			const text = "this server is not called %q; use its IP address or localhost, or add the name with --allowed-host"
+			http.Error(w, fmt.Sprintf(text, r.Host), http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -444,17 +444,15 @@ func (a *api) ownHost(host string) bool {
 	return false
 }
 
-// Why a request is not let in. The first says nothing of what was wrong with a
-// token, for that would tell who guesses that there is one.
-var (
-	errUnauthenticated = problem{http.StatusUnauthorized, "this needs a valid token, in the header X-Dkron-Token or Authorization: Bearer; \"belfry acl token create\" makes one"}
-	errNoACL           = problem{http.StatusConflict, "access control is off; start the servers with --acl"}
-)
+// errUnauthenticated does not say what is wrong with a token: that would help an attacker who guesses.
+var errUnauthenticated = problem{http.StatusUnauthorized, "this needs a valid token, in the header X-Dkron-Token " +
+	"or Authorization: Bearer; \"belfry acl token create\" makes one"}
+
+var errNoACL = problem{http.StatusConflict, "access control is off; start the servers with --acl"}
 
 type callerKey struct{}
 
-// callerOf returns who a request is. Without access control everybody may do
-// everything.
+// callerOf returns the caller of a request. Without access control every caller may do everything.
 func (a *api) callerOf(r *http.Request) *caller {
 	if c, ok := r.Context().Value(callerKey{}).(*caller); ok {
 		return c
@@ -462,9 +460,8 @@ func (a *api) callerOf(r *http.Request) *caller {
 	return &caller{all: !a.acl}
 }
 
-// checked lets through what a route's caller may ask. It stands before a write
-// is passed on to the leader, which looks again: a node whose access control is
-// off cannot speak for its clients.
+// checked admits only callers with the rights that the route requires. It runs before a write is forwarded, and the
+// leader checks again, because it does not rely on other nodes to have access control on.
 func (a *api) checked(route route, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if a.acl {
@@ -475,23 +472,23 @@ func (a *api) checked(route route, next http.Handler) http.Handler {
 			}
 			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 		}
-		if !a.acl || route.pattern != healthRoute { // anybody may ask that
+		if !a.acl || route.pattern != healthRoute { // /health needs no token, so it must not protect a connection
 			letIn(r)
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// admit says who a request is that may ask what it asks.
+// admit returns the caller of a request, or an error if the route's rights are not granted to it.
 func (a *api) admit(route route, r *http.Request) (*caller, error) {
 	c, err := a.authenticate(r)
 	if err == nil {
-		err = a.mayAsk(route, c, r)
+		err = a.checkRights(route, c, r)
 	}
 	return c, err
 }
 
-// sentSecret returns the secret that a request carries, "" if none.
+// sentSecret returns the secret in a request's headers, "" if there is none.
 func sentSecret(r *http.Request) string {
 	if secret := r.Header.Get("X-Dkron-Token"); secret != "" {
 		return secret
@@ -503,8 +500,7 @@ func sentSecret(r *http.Request) string {
 	return header
 }
 
-// clientAddr returns the address of a client, without its port, as the node saw
-// it that was asked.
+// clientAddr returns the client's address without its port, as seen by the node that received the request.
 func clientAddr(r *http.Request) string {
 	if from, ok := forwardedFrom(r.Context()); ok {
 		return from.Client
@@ -516,15 +512,16 @@ func clientAddr(r *http.Request) string {
 	return addr
 }
 
-// countRefusal counts a request that is not let in. Once a minute the log says
-// that an address is refused: whoever probes fills neither the log nor the disk.
+// countRefusal counts a refused request. It logs each address at most once a minute, so probing cannot fill the disk.
 func (a *api) countRefusal(r *http.Request, reason string) {
 	if addr := clientAddr(r); a.refusals.add(reason, addr, time.Now()) {
-		a.log.Warn("requests from this address are refused; of others in the next minute only /metrics tells", "address", addr, "reason", reason, "method", r.Method, "path", r.URL.Path)
+		a.log.Warn("a request was refused; more from this address within a minute are only counted in /metrics",
+			"address", addr, "reason", reason, "method", r.Method, "path", r.URL.Path)
 	}
 }
 
-// authenticate says who a request is; who sends no token is the zero caller.
+// authenticate returns the caller of a request: the zero caller if it has no token, errUnauthenticated if it has an
+// invalid one.
 func (a *api) authenticate(r *http.Request) (*caller, error) {
 	secret := sentSecret(r)
 	if secret == "" {
@@ -548,8 +545,8 @@ func (a *api) authenticate(r *http.Request) (*caller, error) {
 	return a.newCaller(t)
 }
 
-// validToken returns the token whose secret has that hash, or errNoToken if
-// there is none, or none any more.
+// validToken returns the token whose secret has that hash, or errNoToken if there is none or it has expired. now is in
+// Unix nanoseconds.
 func (a *api) validToken(hash [sha256.Size]byte, now int64) (token, error) {
 	t, err := a.store.clients.tokenByHash(hash[:])
 	if err == nil && (!sameHash(t.Hash, hash[:]) || !t.valid(now)) {
@@ -558,13 +555,12 @@ func (a *api) validToken(hash [sha256.Size]byte, now int64) (token, error) {
 	return t, err
 }
 
-// caughtUp waits until this server has applied what the leader had when it was
-// asked: a token that is unknown here may have been made a moment ago. All who
-// wait share one question, so that bad tokens ask the leader for no more than
-// one at a time. Where nobody leads, it returns at once.
+// caughtUp waits until this server has applied what the leader has applied now: a token that is unknown here may have
+// just been created. All waiting requests share one request to the leader, so bad tokens cause no more than one at a
+// time. Without a leader it returns at once.
 func (a *api) caughtUp(r *http.Request) {
 	ask := func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), leaderTimeout) // of all who wait
+		ctx, cancel := context.WithTimeout(context.Background(), leaderTimeout) // shared, so not the client's
 		defer cancel()
 		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "/health?live", http.NoBody)
 		if err != nil {
@@ -573,20 +569,19 @@ func (a *api) caughtUp(r *http.Request) {
 		q.RemoteAddr = r.RemoteAddr
 		return nil, a.relay(discardWriter{http.Header{}}, q, actorAnonymous, newRequestID())
 	}
-	// A question that was under way may be older than the token.
-	if _, err, shared := a.catching.Do("", ask); shared && err == nil {
-		a.catching.Do("", ask)
+	// A shared request may have been sent before the token was created.
+	if _, err, shared := a.catchingUp.Do("", ask); shared && err == nil {
+		a.catchingUp.Do("", ask)
 	}
 }
 
-// forFollowers says to a server that asks, if this one leads, up to which log
-// index that one must have applied to know what this one knows.
+// forFollowers adds to the leader's response to another server the log index that the other must apply to know as much.
 func (a *api) forFollowers(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch from, passedOn := forwardedFrom(r.Context()); {
+		switch from, forwarded := forwardedFrom(r.Context()); {
 		case from.Final && !a.leading():
 			a.fail(w, r, errNotLeader)
-		case passedOn:
+		case forwarded:
 			next.ServeHTTP(&indexWriter{ResponseWriter: w, store: a.store}, r)
 		default:
 			next.ServeHTTP(w, r)
@@ -594,8 +589,7 @@ func (a *api) forFollowers(next http.Handler) http.Handler {
 	})
 }
 
-// newCaller returns what the bearer of a token may do. A policy that is gone
-// grants nothing.
+// newCaller returns the caller with token t. A deleted policy grants nothing.
 func (a *api) newCaller(t token) (*caller, error) {
 	c := &caller{token: t, all: t.Type == tokenManagement}
 	var policies []policy
@@ -612,8 +606,8 @@ func (a *api) newCaller(t token) (*caller, error) {
 	return c, nil
 }
 
-// mayAsk returns why a caller may not ask what a request asks, nil if it may.
-func (a *api) mayAsk(route route, c *caller, r *http.Request) error {
+// checkRights returns an error unless the caller has the rights that the route requires for this request.
+func (a *api) checkRights(route route, c *caller, r *http.Request) error {
 	if route.capability == noToken {
 		if route.pattern == bootstrapRoute {
 			return a.checkBootstrap(c, r)
@@ -643,8 +637,8 @@ func forbidden(path, capability string) error {
 	return problem{http.StatusForbidden, fmt.Sprintf("no policy of this token grants %q on %s", capability, path)}
 }
 
-// resource is the path of a request as policies name it: that of its route,
-// with names escaped. What ServeMux has made of the URL does not matter here.
+// resource returns the path of a request as policies name it: that of its route, with names escaped. It does not use
+// the URL's path, which clients may escape in several ways.
 func resource(pattern string, r *http.Request) string {
 	if pattern == runRoute {
 		pattern = strings.TrimSuffix(pattern, "/run")
@@ -659,8 +653,8 @@ func resource(pattern string, r *http.Request) string {
 	return strings.Join(segments, "/")
 }
 
-// mayStoreJob looks into the body for the job, reading it as putJob does, so
-// that both see the same name. To hang a job on a parent is to learn of it.
+// mayStoreJob decodes the body as putJob does, so both see the same job. It requires rights on the parent as well,
+// because a child job reveals when its parent runs.
 func (a *api) mayStoreJob(c *caller, r *http.Request) error {
 	if c.all {
 		return nil
@@ -686,9 +680,8 @@ func (a *api) mayStoreJob(c *caller, r *http.Request) error {
 	return nil
 }
 
-// checkBootstrap wants the secret of this server's data directory, unless a
-// node has looked at it that passed the request on. The caller is then one who
-// has it.
+// checkBootstrap requires the secret in this server's data directory, unless the node that forwarded the request has
+// checked its own. It then makes actorBootstrap the caller.
 func (a *api) checkBootstrap(c *caller, r *http.Request) error {
 	c.token.Accessor = actorBootstrap
 	if from, ok := forwardedFrom(r.Context()); ok && from.Actor == actorBootstrap {
@@ -706,29 +699,29 @@ func (a *api) checkBootstrap(c *caller, r *http.Request) error {
 	got, ok := hashSecret(sent.Secret)
 	want, err := readBootstrapSecret(a.dir)
 	if err != nil || !ok || !sameHash(got[:], want[:]) {
-		return problem{http.StatusForbidden, fmt.Sprintf("Secret: is not what the file %s in this server's data directory holds; there is one while no management token exists and the server runs with --acl", bootstrapFile)}
+		return problem{http.StatusForbidden, "Secret: is not what the file " + bootstrapFile + " in this server's data " +
+			"directory holds; the file exists while there is no management token and the server runs with --acl"}
 	}
 	return nil
 }
 
-// response is what a handler answers. A nil body is none.
+// A response is what a handler returns. One of kept, rows and body is sent, in this order of precedence.
 type response struct {
 	status int
 	header map[string]string
 	body   any             // encoded as JSON
-	kept   json.RawMessage // or JSON that is there already, as the answer that was given before
-	rows   documents       // or a list, which is sent as it is read
+	kept   json.RawMessage // JSON as it is, such as the response to the first of two requests with one key
+	rows   documents       // a list, sent as it is read
 
-	// serve writes the answer itself, status and all. What it returns before
-	// its first byte is answered like any error; after that it returns nil.
+	// serve writes the whole response instead, including the status. It may return an error only before its first byte.
 	serve func(w http.ResponseWriter) error
 }
 
-// answer turns what a handler returns into HTTP: the one place that knows how.
-func (a *api) answer(handle func(*http.Request) (*response, error)) http.Handler {
+// handlerFor returns the http.Handler that runs a handler of the API.
+func (a *api) handlerFor(handle func(*http.Request) (*response, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
-			a.fail(w, r, badRequest("the query cannot be read: %v; write & between parameters, and in them %%XX for what is no letter or digit", err))
+			a.fail(w, r, badRequest("the query is malformed: %v; separate parameters with & and escape special characters", err))
 			return
 		}
 		res, err := handle(r)
@@ -754,7 +747,7 @@ func (a *api) answer(handle func(*http.Request) (*response, error)) http.Handler
 // documents are the rows of a list as JSON.
 type documents = iter.Seq2[json.RawMessage, error]
 
-// shownAs yields rows in the form that show gives them.
+// shownAs yields rows as show encodes them.
 func shownAs[T any](rows iter.Seq2[T, error], show func(T) (json.RawMessage, error)) documents {
 	return func(yield func(json.RawMessage, error) bool) {
 		for row, err := range rows {
@@ -769,13 +762,14 @@ func shownAs[T any](rows iter.Seq2[T, error], show func(T) (json.RawMessage, err
 	}
 }
 
-// send answers with JSON. An error is from before the first byte; what fails
-// later breaks the answer off, so that nobody takes a part for the whole.
+// send writes a response as JSON. It returns errors from before the first byte only. After a later one it aborts the
+// connection, so that no client takes a part for the whole.
 func (a *api) send(w http.ResponseWriter, r *http.Request, res *response) error {
-	out := &answerWriter{ResponseWriter: w, api: a, token: a.callerOf(r).token.Accessor, status: res.status, held: buffers.Get().(*bytes.Buffer)}
+	out := &responseWriter{ResponseWriter: w, api: a, token: a.callerOf(r).token.Accessor, status: res.status}
+	out.held = buffers.Get().(*bytes.Buffer)
 	defer out.close()
 	_, pretty := r.URL.Query()["pretty"]
-	err := writeAnswer(out, res, pretty)
+	err := writeResponse(out, res, pretty)
 	if err == nil {
 		err = out.end()
 	}
@@ -785,8 +779,8 @@ func (a *api) send(w http.ResponseWriter, r *http.Request, res *response) error 
 	return err
 }
 
-// writeAnswer writes a document as json.Indent would have it, or without spaces.
-func writeAnswer(w io.Writer, res *response, pretty bool) error {
+// writeResponse encodes a response; with pretty it is as json.Indent would format it.
+func writeResponse(w io.Writer, res *response, pretty bool) error {
 	write := func(prefix string, doc []byte) error {
 		if pretty {
 			var out bytes.Buffer
@@ -833,24 +827,24 @@ func writeAnswer(w io.Writer, res *response, pretty bool) error {
 
 const indent = "    " // as upstream
 
-// answerWriter holds an answer back until it is whole, or long: then it is sent
-// as it comes, if there are not too many of these already.
-type answerWriter struct {
+// responseWriter buffers a response until it is complete or longer than longResponse. A long one is streamed from
+// there, or fails with errLongResponses if too many are being streamed.
+type responseWriter struct {
 	http.ResponseWriter
 	api    *api
-	token  string // accessor of the caller's, "": none
+	token  string // accessor of the caller's token, "" if none
 	status int
 	held   *bytes.Buffer
-	long   bool // it has begun
+	long   bool // streaming has begun
 }
 
-func (w *answerWriter) Write(p []byte) (int, error) {
-	if w.held.Write(p); w.held.Len() <= longAnswer && !w.long || w.held.Len() < chunkBytes {
+func (w *responseWriter) Write(p []byte) (int, error) {
+	if w.held.Write(p); w.held.Len() <= longResponse && !w.long || w.held.Len() < chunkBytes {
 		return len(p), nil
 	}
 	if !w.long {
 		if !w.api.long.enter(w.token) {
-			return 0, errLongAnswers
+			return 0, errLongResponses
 		}
 		w.long = true
 		w.begin()
@@ -859,25 +853,25 @@ func (w *answerWriter) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-func (w *answerWriter) begin() {
+func (w *responseWriter) begin() {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(w.status)
 }
 
-// end sends what is held.
-func (w *answerWriter) end() error {
+// end sends the rest.
+func (w *responseWriter) end() error {
 	if !w.long {
 		w.Header().Set("Content-Length", strconv.Itoa(w.held.Len()))
 		w.begin()
 	}
 	_, err := w.held.WriteTo(w.ResponseWriter)
 	if !w.long {
-		return nil // an error is the client's, who has gone
+		return nil // it fails only if the client has gone
 	}
 	return err
 }
 
-func (w *answerWriter) close() {
+func (w *responseWriter) close() {
 	if w.long {
 		w.api.long.leave(w.token)
 		return
@@ -886,24 +880,24 @@ func (w *answerWriter) close() {
 	buffers.Put(w.held)
 }
 
-// buffers are of former answers, none of them long.
+// buffers holds those of earlier responses, but not of long ones.
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// errLongAnswers is the answer to one long answer too many.
-var errLongAnswers = problem{http.StatusServiceUnavailable, fmt.Sprintf(
-	"the answer is longer than 1 MiB, and %d of these are on their way already, or %d with this token; ask for less with _start and _end, or later", longAnswersMax, longAnswersOfToken)}
+var errLongResponses = problem{http.StatusServiceUnavailable, fmt.Sprintf(
+	"the response is longer than 1 MiB, and %d such are being sent already, or %d to this token; "+
+		"request less with _start and _end, or try again later", longResponsesMax, longResponsesOfToken)}
 
-// longAnswers counts those that are being sent.
-type longAnswers struct {
+// longResponses counts the responses that are being streamed.
+type longResponses struct {
 	mu  sync.Mutex
 	all int            // guarded by mu
-	of  map[string]int // by accessor; guarded by mu
+	of  map[string]int // by accessor of the token; guarded by mu
 }
 
-func (l *longAnswers) enter(token string) bool {
+func (l *longResponses) enter(token string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all == longAnswersMax || token != "" && l.of[token] == longAnswersOfToken {
+	if l.all == longResponsesMax || token != "" && l.of[token] == longResponsesOfToken {
 		return false
 	}
 	if l.of == nil {
@@ -914,7 +908,7 @@ func (l *longAnswers) enter(token string) bool {
 	return true
 }
 
-func (l *longAnswers) leave(token string) {
+func (l *longResponses) leave(token string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.all--
@@ -923,8 +917,8 @@ func (l *longAnswers) leave(token string) {
 	}
 }
 
-// pacedWriter gives each part of an answer its time, so that a client who does not
-// read is given up, and a slow one is not.
+// pacedWriter gives the client chunkTime for each chunk of a response: a slow client is served, one that does not read
+// is dropped.
 type pacedWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
@@ -933,7 +927,7 @@ type pacedWriter struct {
 // Unwrap implements what http.ResponseController looks for.
 func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// extend begins the time of a part. Where there is no deadline none is moved.
+// extend moves the write deadline. Test recorders support none, so the error is ignored.
 func (w *pacedWriter) extend() { _ = w.control.SetWriteDeadline(time.Now().Add(chunkTime)) }
 
 func (w *pacedWriter) WriteHeader(status int) {
@@ -952,14 +946,13 @@ func (w *pacedWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// atLeader has a write done by the leader, wherever it came in. Where another
-// server passed it on, the answer says up to which log index that one must
-// have applied before its client sees it.
+// atLeader has the leader execute a write, whichever server received it. The response to a forwarded write names the
+// log index that the forwarding server must apply before its client sees the response.
 func (a *api) atLeader(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		from, passedOn := forwardedFrom(r.Context())
+		from, forwarded := forwardedFrom(r.Context())
 		switch {
-		case a.leading() && passedOn:
+		case a.leading() && forwarded:
 			next.ServeHTTP(&indexWriter{ResponseWriter: w, store: a.store}, r)
 		case a.leading():
 			next.ServeHTTP(w, r)
@@ -977,8 +970,7 @@ func (a *api) atLeader(next http.Handler) http.Handler {
 	})
 }
 
-// indexWriter adds to an answer the log index that is applied when its head is
-// written, which is not before that of the write.
+// indexWriter adds to a response the log index that is applied when its header is written: at least that of the write.
 type indexWriter struct {
 	http.ResponseWriter
 	store *store
@@ -992,7 +984,7 @@ func (w *indexWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// problem is an error that the caller can do something about.
+// A problem is an error for the client, with its HTTP status.
 type problem struct {
 	status  int
 	message string
@@ -1000,13 +992,12 @@ type problem struct {
 
 func (p problem) Error() string { return p.message }
 
-// badRequest is a problem of what was sent.
 func badRequest(format string, args ...any) error {
 	return problem{http.StatusBadRequest, fmt.Sprintf(format, args...)}
 }
 
-// fail answers an error. What only we can mend is logged, and outside it is an
-// internal error. Something that is not there has no text, as upstream.
+// fail responds with an error. It logs unknown errors, which clients see only as "internal error". As upstream, a 404
+// has no text.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := a.problem(err)
 	if r.ContentLength != 0 && (p.status == http.StatusUnauthorized || p.status == http.StatusForbidden) {
@@ -1032,7 +1023,12 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	io.WriteString(w, p.message)
 }
 
-// problem says which status an error is.
+// isAny reports whether err is one of targets.
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+}
+
+// problem returns the status and the text for an error.
 func (a *api) problem(err error) problem {
 	var p problem
 	var bad badInput
@@ -1044,20 +1040,20 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
 	case errors.As(err, &bad):
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
-	case errors.Is(err, errNoJob), errors.Is(err, errNoExecution), errors.Is(err, errNoPolicy), errors.Is(err, errNoToken), errors.Is(err, errNoServer):
+	case isAny(err, errNoJob, errNoExecution, errNoPolicy, errNoToken, errNoServer):
 		return problem{http.StatusNotFound, ""}
-	case errors.Is(err, errParent), errors.Is(err, errParentCycle), errors.Is(err, errChildren), errors.Is(err, errAncestors):
+	case isAny(err, errParent, errParentCycle, errChildren, errAncestors):
 		return problem{http.StatusBadRequest, err.Error()}
-	case errors.Is(err, errJobDisabled), errors.Is(err, errNoNode), errors.Is(err, errHasChildren), errors.Is(err, errFinished), errors.Is(err, errBuiltIn), errors.Is(err, errManaged), errors.Is(err, errTokenShown), errors.Is(err, errConflict), errors.Is(err, errUndecided),
-		errors.Is(err, errAliveVoter), errors.Is(err, errLastVoter):
+	case isAny(err, errJobDisabled, errNoNode, errHasChildren, errFinished, errBuiltIn, errManaged, errTokenShown,
+		errConflict, errUndecided, errAliveVoter, errLastVoter):
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errKeyUsed):
 		return problem{http.StatusUnprocessableEntity, err.Error()}
 	case errors.Is(err, errTooLarge):
 		return problem{http.StatusRequestEntityTooLarge, err.Error()}
-	case errors.Is(err, errUnknown): // whatever else it is
+	case errors.Is(err, errUnknown): // even if it wraps one of the errors below
 		return problem{http.StatusGatewayTimeout, err.Error()}
-	case errors.Is(err, errPaused), errors.Is(err, errRestoring), errors.Is(err, errBrokenOff), errors.Is(err, errNotLeader), errors.Is(err, errBusy), errors.Is(err, context.Canceled):
+	case isAny(err, errPaused, errRestoring, errBrokenOff, errNotLeader, errBusy, context.Canceled):
 		return problem{http.StatusServiceUnavailable, err.Error()}
 	case errors.Is(err, context.DeadlineExceeded):
 		return problem{http.StatusGatewayTimeout, err.Error()}
@@ -1065,9 +1061,8 @@ func (a *api) problem(err error) problem {
 	return problem{status: http.StatusInternalServerError}
 }
 
-// request makes of r what a write needs: who asks, and the id under which it
-// is done once. Keys are the client's, for one method and path (the IETF draft
-// on Idempotency-Key); without one the write gets an id of its own.
+// request returns what a write needs to know about r: its actor, and the id under which it is executed only once. The
+// id is the client's Idempotency-Key, per method and path as in the IETF draft; without one it is new.
 func (a *api) request(r *http.Request) (request, error) {
 	req := request{Actor: actorAnonymous, Address: clientAddr(r), ID: newRequestID()}
 	if from, ok := forwardedFrom(r.Context()); ok {
@@ -1083,7 +1078,7 @@ func (a *api) request(r *http.Request) (request, error) {
 	}
 	if key != "" {
 		req.ID = r.Method + " " + r.URL.Path + " " + key
-		if a.acl { // nobody is answered what was another's answer
+		if a.acl { // nobody gets the response to another's request
 			req.ID = req.Actor + " " + req.ID
 		}
 		req.Keep = func(row *jobRow) string {
@@ -1097,14 +1092,12 @@ func (a *api) request(r *http.Request) (request, error) {
 	return req, nil
 }
 
-// newRequestID returns an id that nobody else has. It begins with the time, so
-// that the ids of one moment lie together in the store's index.
+// newRequestID returns a unique id. It begins with the time, so that ids of the same time are neighbours in the index.
 func newRequestID() string {
 	return strconv.FormatInt(time.Now().UnixMicro(), 36) + crand.Text()
 }
 
-// shown is a job as a caller sees it: who may not change it is not shown what
-// looks secret.
+// shown returns the JSON of a job as a caller sees it; its secrets are hidden from callers that may not change it.
 func shown(c *caller, row *jobRow) (json.RawMessage, error) {
 	doc, err := json.Marshal(row)
 	if err == nil && row != nil {
@@ -1113,8 +1106,7 @@ func shown(c *caller, row *jobRow) (json.RawMessage, error) {
 	return doc, err
 }
 
-// jobResponse answers a write with its job, or with what it was answered when
-// it was sent before.
+// jobResponse returns the response to a write: its job, or, for a repeated request, the first response.
 func (a *api) jobResponse(r *http.Request, status int, row *jobRow, res applied, header map[string]string) (*response, error) {
 	out := &response{status: status, header: header}
 	if res.repeated() && res.Answer != "" {
@@ -1126,15 +1118,16 @@ func (a *api) jobResponse(r *http.Request, status int, row *jobRow, res applied,
 	return out, err
 }
 
-// plain refuses a body that is sent in another form than it has.
-func plain(r *http.Request) error {
+// checkEncoding refuses a compressed body.
+func checkEncoding(r *http.Request) error {
 	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		return problem{http.StatusUnsupportedMediaType, fmt.Sprintf("Content-Encoding: %q is not taken; send the body as it is", coding)}
+		text := fmt.Sprintf("Content-Encoding: %q is not supported; send the body as it is", coding)
+		return problem{http.StatusUnsupportedMediaType, text}
 	}
 	return nil
 }
 
-// bodyMax is how many bytes a route takes.
+// bodyMax returns the largest body that a route accepts, in bytes.
 func (r route) bodyMax() int64 {
 	switch r.pattern {
 	case restoreRoute:
@@ -1144,11 +1137,10 @@ func (r route) bodyMax() int64 {
 	case "POST /v1/acl/tokens", bootstrapRoute:
 		return tokenBytesMax
 	}
-	return jobBytesMax // also where none is read
+	return jobBytesMax
 }
 
-// limited refuses a body that is larger than its route takes before anything is
-// done with it: at once where it says how large it is.
+// limited refuses a body of more than limit bytes: before reading it if it has a Content-Length.
 func (a *api) limited(limit int64, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength > limit {
@@ -1162,16 +1154,15 @@ func (a *api) limited(limit int64, next http.Handler) http.Handler {
 	})
 }
 
-// body reads a whole request body, which limited has bound. One that breaks off
-// is the client's fault.
+// body reads a whole request body, up to the limit that limited has set.
 func body(r *http.Request) ([]byte, error) {
-	if err := plain(r); err != nil {
+	if err := checkEncoding(r); err != nil {
 		return nil, err
 	}
 	doc, err := io.ReadAll(r.Body)
 	var large *http.MaxBytesError
 	if err != nil && !errors.As(err, &large) {
-		err = badRequest("the body breaks off: %v", err)
+		err = badRequest("the body is incomplete: %v", err)
 	}
 	if doc = bytes.TrimPrefix(doc, byteOrderMark); err == nil && !utf8.Valid(doc) {
 		err = errNotUTF8
@@ -1179,13 +1170,13 @@ func body(r *http.Request) ([]byte, error) {
 	return doc, err
 }
 
-// byteOrderMark is what some editors put in front of UTF-8.
+// byteOrderMark is what some editors write at the beginning of a UTF-8 file.
 var byteOrderMark = []byte("\ufeff")
 
-var errNotUTF8 = problem{http.StatusBadRequest, "the body must be UTF-8; save or convert it as that"}
+var errNotUTF8 = problem{http.StatusBadRequest, "the body must be UTF-8"}
 
-// putJob stores a job, and runs it if the query says so. Whether it could be run
-// then is no matter of the answer's status, which is of the job.
+// putJob stores a job, and with runoncreate runs it. The status tells whether the job was stored; if it could not be
+// run, the header Belfry-Not-Run says why.
 func (a *api) putJob(r *http.Request) (*response, error) {
 	if a.store.paused.Load() {
 		return nil, errPaused
@@ -1203,7 +1194,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 		return nil, badInput{err}
 	}
 	if name := r.PathValue("job"); name != "" && name != j.Name {
-		return nil, badRequest("name: %q is not the %q of the path", j.Name, name)
+		return nil, badRequest("name: %q differs from %q in the path", j.Name, name)
 	}
 	row, res, err := a.scheduler.put(r.Context(), req, j)
 	if err != nil {
@@ -1217,11 +1208,11 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 		}
 	}
 	if r.URL.Query().Has("runoncreate") {
-		req.ID, req.Keep = "run of "+req.ID, nil // no other id begins so: they begin with a method, a token or a time
+		req.ID, req.Keep = "run of "+req.ID, nil // unique: other ids begin with a method, a token or a time
 		_, run, err := a.scheduler.runNow(r.Context(), req, j.Name)
 		switch {
 		case err != nil && a.problem(err).status >= http.StatusInternalServerError:
-			return nil, fmt.Errorf("the job was stored; its run: %w", err)
+			return nil, fmt.Errorf("the job was stored, but could not be run: %w", err)
 		case err != nil:
 			header["Belfry-Not-Run"] = err.Error()
 		case run.Refused != "":
@@ -1231,7 +1222,8 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusCreated, row, res, header)
 }
 
-// misfit finds in v, a JSON value that is to be nested maps of strings of that depth, what is something else.
+// misfit returns the first value in v that has the wrong type, and its path from at. v must be a JSON value of maps
+// nested to that depth, with strings in the innermost. The path is "" if all types are right.
 func misfit(v any, at string, depth int) (string, any) {
 	m, ok := v.(map[string]any)
 	if _, text := v.(string); v == nil || depth == 0 && text {
@@ -1248,30 +1240,34 @@ func misfit(v any, at string, depth int) (string, any) {
 	return "", nil
 }
 
-// typeError says what does not fit, and what to write instead where a map of strings is wanted.
+// typeError names the field with the wrong type, and what to write where a string is required.
 func typeError(doc []byte, err *json.UnmarshalTypeError) error {
 	field, _, _ := strings.Cut(err.Field, ".")
+	depth := map[string]int{"tags": 1, "metadata": 1, "executor_config": 1, "processors": 2}[field]
 	var fields map[string]any
-	if depth := map[string]int{"tags": 1, "metadata": 1, "executor_config": 1, "processors": 2}[field]; depth > 0 && json.Unmarshal(doc, &fields) == nil {
+	if depth > 0 && json.Unmarshal(doc, &fields) == nil {
 		switch at, v := misfit(fields[field], field, depth); v := v.(type) {
 		case nil:
 		case bool:
 			return fmt.Errorf(`%.80s: a JSON bool does not fit here; write "%t"`, at, v)
 		case float64:
 			return fmt.Errorf("%.80s: a JSON number does not fit here; write it in quotes", at)
-		default:
-			kind := map[reflect.Kind]string{reflect.Slice: "array", reflect.Map: "object", reflect.String: "string"}[reflect.TypeOf(v).Kind()]
-			return fmt.Errorf("%.80s: a JSON %s does not fit here", at, kind)
+		case []any:
+			return fmt.Errorf("%.80s: a JSON array does not fit here", at)
+		case map[string]any:
+			return fmt.Errorf("%.80s: a JSON object does not fit here", at)
+		case string:
+			return fmt.Errorf("%.80s: a JSON string does not fit here", at)
 		}
 	}
 	return fmt.Errorf("%s: a JSON %s does not fit here", err.Field, err.Value)
 }
 
-// headerWarning says what of a job was stored and has no effect.
+// headerWarning says which settings of a stored job have no effect.
 const headerWarning = "Belfry-Warning"
 
-// jobLocation is the header that says where a job is. Differs: upstream
-// appends the name to the request URI, query and all.
+// jobLocation returns the header with the path of a job. Differs: upstream appends the name to the request URI,
+// including the query.
 func jobLocation(name string) map[string]string {
 	return map[string]string{"Location": "/v1/jobs/" + url.PathEscape(name)}
 }
@@ -1313,8 +1309,8 @@ func (a *api) toggleJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusOK, row, res, jobLocation(r.PathValue("job")))
 }
 
-// runJob starts a job and answers at once, with the job as it was before and
-// the group of the run. Differs: upstream answers when the run has ended.
+// runJob starts a job and returns at once, with the job as it was before and the group of the run. Differs: upstream
+// responds when the run has ended.
 func (a *api) runJob(r *http.Request) (*response, error) {
 	req, err := a.request(r)
 	if err != nil {
@@ -1332,9 +1328,8 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusAccepted, row, res, header)
 }
 
-// restore stores the jobs of an uploaded file, all or none, and answers with a
-// line for each. It reads in a stream, so that its memory grows with the names in
-// the file only.
+// restore stores the jobs of an uploaded file, all or none, and responds with a line for each. It streams the file, so
+// its memory grows only with the names in it.
 func (a *api) restore(r *http.Request) (*response, error) {
 	if a.store.paused.Load() {
 		return nil, errPaused
@@ -1349,8 +1344,7 @@ func (a *api) restore(r *http.Request) (*response, error) {
 		if err != nil {
 			return err
 		}
-		// A large file takes longer than other requests may, for as long as
-		// it keeps coming. Where there is no deadline none is moved.
+		// A large file may take longer than other requests, as long as it keeps arriving.
 		jobs := uploadedJobs(file, func() { _ = control.SetReadDeadline(time.Now().Add(readTimeout)) })
 		warned, first := 0, ""
 		done, err := a.scheduler.restore(r.Context(), req, func(yield func(job, error) bool) {
@@ -1367,7 +1361,8 @@ func (a *api) restore(r *http.Request) (*response, error) {
 			return err
 		}
 		if warned > 0 {
-			w.Header().Set(headerWarning, fmt.Sprintf("%d jobs have a warning, which GET /v1/jobs/{job} says; the first is %s.", warned, first))
+			text := fmt.Sprintf("%d jobs have a warning, which GET /v1/jobs/{job} returns; the first is %s.", warned, first)
+			w.Header().Set(headerWarning, text)
 			a.log.Warn("jobs were restored with a warning, which their pages show", "jobs", warned, "first", first)
 		}
 		names, err := a.store.clients.stagedNames(done.ID)
@@ -1375,7 +1370,7 @@ func (a *api) restore(r *http.Request) (*response, error) {
 			err = errBrokenOff
 		}
 		if err != nil {
-			panic(http.ErrAbortHandler) // it is done, and nobody must take a part of its answer for the whole
+			panic(http.ErrAbortHandler) // the jobs are stored, so neither an error nor a partial list would be true
 		}
 		line := func(part []string) ([]json.RawMessage, error) {
 			doc, err := json.Marshal("success create " + part[0])
@@ -1385,9 +1380,9 @@ func (a *api) restore(r *http.Request) (*response, error) {
 	}}, nil
 }
 
-// uploadedFile returns the part "file" of a form.
+// uploadedFile returns the part "file" of a multipart form.
 func uploadedFile(r *http.Request) (io.Reader, error) {
-	if err := plain(r); err != nil {
+	if err := checkEncoding(r); err != nil {
 		return nil, err
 	}
 	form, err := r.MultipartReader()
@@ -1403,8 +1398,8 @@ func uploadedFile(r *http.Request) (io.Reader, error) {
 	return nil, badRequest("the body must be multipart/form-data with a part \"file\": %v", err)
 }
 
-// uploadedJobs yields the jobs of a JSON array, and ends with the first error.
-// It holds one job at a time. progress is called now and then while it reads.
+// uploadedJobs yields the jobs of a JSON array and stops after the first error. It holds one job at a time, and calls
+// progress after every progressBytes.
 func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 	return func(yield func(job, error) bool) {
 		src := &jobReader{src: file, progress: progress}
@@ -1414,23 +1409,24 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 		}
 		d := json.NewDecoder(text)
 		if t, err := d.Token(); err != nil || t != json.Delim('[') {
-			yield(job{}, uploadError(err, "must hold a JSON array of jobs"))
+			yield(job{}, uploadError(err, "must contain a JSON array of jobs"))
 			return
 		}
 		for n := 0; d.More(); n++ {
 			var doc json.RawMessage
 			src.sinceJob = 0
 			if n == restoreJobsMax {
-				yield(job{}, problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a file may hold %d jobs at the most; split it", restoreJobsMax)})
+				text := fmt.Sprintf("a file may contain at most %d jobs; split it", restoreJobsMax)
+				yield(job{}, problem{http.StatusRequestEntityTooLarge, text})
 				return
 			}
 			if err := d.Decode(&doc); err != nil {
-				yield(job{}, uploadError(err, fmt.Sprintf("is no JSON at job %d", n+1)))
+				yield(job{}, uploadError(err, fmt.Sprintf("is not valid JSON at job %d", n+1)))
 				return
 			}
 			j, err := decodeJob(doc, job{})
 			if err == nil && !utf8.Valid(doc) {
-				err = errors.New("must be UTF-8; save or convert the file as that")
+				err = errors.New("must be UTF-8")
 			}
 			if err != nil {
 				err = badInput{fmt.Errorf("job %d of the file: %w", n+1, err)}
@@ -1444,12 +1440,12 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 			return
 		}
 		if _, err := d.Token(); err != io.EOF {
-			yield(job{}, uploadError(err, "must hold nothing behind the array"))
+			yield(job{}, uploadError(err, "must contain nothing after the array"))
 		}
 	}
 }
 
-// uploadError is what to answer where reading a file of jobs ended early.
+// uploadError returns the error for a file that could not be read to its end.
 func uploadError(err error, why string) error {
 	switch {
 	case errors.As(err, new(*http.MaxBytesError)), errors.As(err, new(problem)):
@@ -1460,17 +1456,18 @@ func uploadError(err error, why string) error {
 	return badRequest("file: %s: %v", why, err)
 }
 
-// jobReader reads a file of jobs and ends a job that goes on for too long.
+// jobReader reads a file of jobs and fails once a job is too long.
 type jobReader struct {
 	src       io.Reader
 	progress  func()
-	sinceJob  int // bytes read since a job began; reading ahead counts for the one before
+	sinceJob  int // bytes read since a job began; those read ahead count for the job before
 	sinceCall int // bytes read since progress was called
 }
 
 func (r *jobReader) Read(p []byte) (int, error) {
 	if r.sinceJob > jobBytesMax {
-		return 0, problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a job of the file is larger than %d bytes", jobBytesMax)}
+		text := fmt.Sprintf("a job in the file is larger than %d bytes", jobBytesMax)
+		return 0, problem{http.StatusRequestEntityTooLarge, text}
 	}
 	n, err := r.src.Read(p)
 	r.sinceJob += n
@@ -1483,9 +1480,12 @@ func (r *jobReader) Read(p []byte) (int, error) {
 
 func (a *api) listJobs(r *http.Request) (*response, error) {
 	q := r.URL.Query()
-	f := jobFilter{Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"), Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: map[string]string{}}
+	f := jobFilter{
+		Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"),
+		Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: map[string]string{},
+	}
 	if _, ok := jobOrder[f.Sort]; !ok {
-		return nil, badRequest("_sort: a list of jobs has no field %q to be sorted by", f.Sort)
+		return nil, badRequest("_sort: jobs cannot be sorted by %q", f.Sort)
 	}
 	for k, v := range q {
 		if name, ok := strings.CutPrefix(k, "metadata["); ok && strings.HasSuffix(name, "]") {
@@ -1493,7 +1493,7 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 		}
 	}
 	if len(f.Metadata) > metadataMax {
-		return nil, badRequest("metadata[key]: a list of jobs can be filtered by %d keys at once, not by %d; leave some out", metadataMax, len(f.Metadata))
+		return nil, badRequest("metadata[key]: jobs can be filtered by at most %d keys, not by %d", metadataMax, len(f.Metadata))
 	}
 	start, end, err := page(q)
 	if err != nil {
@@ -1501,7 +1501,8 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 	}
 	c := a.callerOf(r)
 	if f.Sort == "executor_config" && !c.mayStoreAll() {
-		return nil, problem{http.StatusForbidden, "_sort: the order of executor_config would give away what is hidden in it from this token"}
+		const text = "_sort: the order of executor_config would reveal what is hidden from this token"
+		return nil, problem{http.StatusForbidden, text}
 	}
 	if !c.all {
 		f.Globs = c.jobGlobs()
@@ -1511,7 +1512,7 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, header: count(total), rows: shownAs(docs, show)}, err
 }
 
-// jobShown is the document of a job as a caller sees it.
+// jobShown returns the JSON of a job as a caller sees it.
 func jobShown(c *caller, doc json.RawMessage) (json.RawMessage, error) {
 	var row struct {
 		Name string `json:"name"`
@@ -1525,9 +1526,8 @@ func jobShown(c *caller, doc json.RawMessage) (json.RawMessage, error) {
 	return hideSecrets(doc)
 }
 
-// page reads which part of a list is asked for: rows [start, end). As
-// upstream, a bound that is not given is no bound, and one that is no number
-// is 0; a client that means something else gets an empty list.
+// page returns the range of rows in a query, [start, end). As upstream, a missing bound means no bound, and one that is
+// not a number means 0.
 func page(q url.Values) (start, end int, err error) {
 	end = math.MaxInt32
 	for _, b := range []struct {
@@ -1545,12 +1545,12 @@ func page(q url.Values) (start, end int, err error) {
 		}
 	}
 	if q.Has("_start") && q.Has("_end") && start > end {
-		return 0, 0, badRequest("_end: must not lie before _start")
+		return 0, 0, badRequest("_end: must not be before _start")
 	}
 	return start, end, nil
 }
 
-// count is the header with the number of all rows of a list.
+// count returns the header with the total number of rows of a list.
 func count(n int) map[string]string {
 	return map[string]string{"X-Total-Count": strconv.Itoa(n)}
 }
@@ -1568,25 +1568,28 @@ type executionView struct {
 	Group           int64     `json:"group"`
 	Attempt         int       `json:"attempt"`
 
-	Reason        string    `json:"reason,omitempty"`         // ours: why it failed, which is in the output too
-	Outcome       string    `json:"outcome"`                  // ours: also says interrupted, lost and killed; empty while it runs
-	Cause         string    `json:"cause"`                    // ours: tick, child, retry or hand
-	ScheduledAt   time.Time `json:"scheduled_at"`             // ours: when the tick fell due, or the run was asked for
-	OutputDropped int64     `json:"output_dropped,omitempty"` // ours: bytes before those that were kept
+	// The rest is ours.
+	Reason        string    `json:"reason,omitempty"`         // why it failed; the output contains it too
+	Outcome       string    `json:"outcome"`                  // one of runOutcomes; "" while it runs
+	Cause         string    `json:"cause"`                    // tick, child, retry or hand
+	ScheduledAt   time.Time `json:"scheduled_at"`             // when the tick was due, or the run was requested
+	OutputDropped int64     `json:"output_dropped,omitempty"` // bytes, from the beginning
 
-	ExitCode    *int    `json:"exit_code,omitempty"`         // ours: of the first process, if it exited by itself
-	Signal      string  `json:"signal,omitempty"`            // ours: which ended that process
-	CPUSeconds  float64 `json:"cpu_seconds,omitempty"`       // ours: of it and the children that it waited for
-	MemoryBytes int64   `json:"peak_memory_bytes,omitempty"` // ours: of the largest of them
+	ExitCode    *int    `json:"exit_code,omitempty"`         // of the first process, if it exited by itself
+	Signal      string  `json:"signal,omitempty"`            // that ended the first process
+	CPUSeconds  float64 `json:"cpu_seconds,omitempty"`       // of the first process and the children that it waited for
+	MemoryBytes int64   `json:"peak_memory_bytes,omitempty"` // of the largest of these
 }
 
-// view shows an execution with its times in a zone.
+// view returns an execution with its times in zone.
 func (e *executionRow) view(zone *time.Location) executionView {
 	v := executionView{
-		ID: executionName(e.ID, e.Node), JobName: e.JobName, StartedAt: timeOf(e.Started).In(zone), Success: e.Outcome == outcomeSuccess,
-		Output: string(e.Output), Reason: strings.TrimSpace(string(e.Reason)), NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
-		Outcome: e.Outcome, Cause: e.Cause, ScheduledAt: timeOf(e.Due).In(zone), OutputDropped: e.Dropped,
-		ExitCode: e.Process.ExitCode, Signal: e.Process.Signal, CPUSeconds: time.Duration(e.Process.CPU).Seconds(), MemoryBytes: e.Process.Memory,
+		ID: executionName(e.ID, e.Node), JobName: e.JobName, NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
+		ScheduledAt: timeOf(e.Due).In(zone), StartedAt: timeOf(e.Started).In(zone),
+		Success: e.Outcome == outcomeSuccess, Outcome: e.Outcome, Cause: e.Cause, Reason: strings.TrimSpace(string(e.Reason)),
+		Output: string(e.Output), OutputDropped: e.Dropped,
+		ExitCode: e.Process.ExitCode, Signal: e.Process.Signal,
+		CPUSeconds: time.Duration(e.Process.CPU).Seconds(), MemoryBytes: e.Process.Memory,
 	}
 	if e.Finished != 0 {
 		v.FinishedAt = timeOf(e.Finished).In(zone)
@@ -1594,8 +1597,9 @@ func (e *executionRow) view(zone *time.Location) executionView {
 	return v
 }
 
-// addPrinted puts the last bytes of what runs has printed so far, at most outputMax and printedBytesMax of each, into rows
-// that have no output yet. Nodes are asked side by side, each once; what one does not say in time stays empty.
+// addPrinted sets the output of running executions in list to what they have printed so far: the last bytes, at most
+// outputMax and printedBytesMax. It asks all their nodes at once, and leaves the output empty where a node does not
+// respond within printedPatience.
 func (a *api) addPrinted(ctx context.Context, list []executionRow, outputMax int) {
 	running := map[string][]int64{} // by node
 	for _, e := range list {
@@ -1612,7 +1616,7 @@ func (a *api) addPrinted(ctx context.Context, list []executionRow, outputMax int
 		nodes.Go(func() {
 			part, err := a.printed(ctx, node, ids)
 			if err != nil {
-				return // it may be down, and the rest is as useful without it
+				return // the node may be down; the rest of the list is useful without its output
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -1628,12 +1632,11 @@ func (a *api) addPrinted(ctx context.Context, list []executionRow, outputMax int
 	}
 }
 
-// listExecutions answers with times in the zone of the job, newest first, as
-// upstream does.
+// listExecutions returns executions, newest first, with times in the job's zone, as upstream does.
 func (a *api) listExecutions(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	if _, ok := executionOrder[q.Get("_sort")]; !ok {
-		return nil, badRequest("_sort: a list of executions has no field %q to be sorted by", q.Get("_sort"))
+		return nil, badRequest("_sort: executions cannot be sorted by %q", q.Get("_sort"))
 	}
 	start, end, err := page(q)
 	if err != nil {
@@ -1647,7 +1650,8 @@ func (a *api) listExecutions(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, total, err := a.store.clients.executions(row.version.ID, q.Get("_sort"), !strings.EqualFold(q.Get("_order"), "ASC"), start, end)
+	newestFirst := !strings.EqualFold(q.Get("_order"), "ASC")
+	list, total, err := a.store.clients.executions(row.version.ID, q.Get("_sort"), newestFirst, start, end)
 	if err != nil {
 		return nil, err
 	}
@@ -1659,10 +1663,11 @@ func (a *api) listExecutions(r *http.Request) (*response, error) {
 		v.OutputTruncated = &truncated
 		return json.Marshal(v)
 	}
-	return &response{status: http.StatusOK, header: count(total), rows: shownAs(a.store.clients.withOutputs(list, limit), show)}, nil
+	rows := a.store.clients.withOutputs(list, limit)
+	return &response{status: http.StatusOK, header: count(total), rows: shownAs(rows, show)}, nil
 }
 
-// zoneOf returns the zone of a job; UTC if this server does not know it.
+// zoneOf returns the zone of a job, or UTC if this server's time zone database lacks it.
 func (a *api) zoneOf(row *jobRow) *time.Location {
 	j := job{Timezone: row.Timezone}
 	zone, err := loadZone(j.zone(a.scheduler.timezone()))
@@ -1682,7 +1687,7 @@ func (a *api) showExecution(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: list[0].view(time.UTC)}, nil
 }
 
-// execution returns the execution that the path names.
+// execution returns the execution in the path. It must belong to the present job of that name.
 func (a *api) execution(r *http.Request) (executionRow, error) {
 	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
@@ -1695,8 +1700,7 @@ func (a *api) execution(r *http.Request) (executionRow, error) {
 	return e, err
 }
 
-// anyExecution is execution, also of a job that was deleted: what such a job
-// still runs can be killed.
+// anyExecution is execution for deleted jobs too: what they still run can be killed.
 func (a *api) anyExecution(r *http.Request) (executionRow, error) {
 	id, node, _ := strings.Cut(r.PathValue("execution"), "-")
 	n, err := strconv.ParseInt(id, 10, 64)
@@ -1710,9 +1714,8 @@ func (a *api) anyExecution(r *http.Request) (executionRow, error) {
 	return e, err
 }
 
-// showOutput answers with an output as it is: with ranges once the execution
-// has finished, and before with what there is so far or, if the query has
-// follow, all that comes until it ends.
+// showOutput returns an output as text: once the execution has finished, ranges of it; before that, what there is so
+// far or, with follow in the query, everything until it ends.
 func (a *api) showOutput(r *http.Request) (*response, error) {
 	e, err := a.execution(r)
 	if err != nil {
@@ -1725,7 +1728,7 @@ func (a *api) showOutput(r *http.Request) (*response, error) {
 			if !errors.Is(err, errUnknownExecution) {
 				return err
 			}
-			// Its node reported it since, or has lost it.
+			// The execution has finished meanwhile, or its node has lost it.
 			if e, err = a.execution(r); err != nil {
 				return err
 			}
@@ -1735,14 +1738,13 @@ func (a *api) showOutput(r *http.Request) (*response, error) {
 	}}, nil
 }
 
-// runningOutput asks the node of an execution. Errors are those from before
-// the first byte.
+// runningOutput copies the output from the execution's node. It returns errors from before the first byte only; a later
+// one aborts the response.
 func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionRow) error {
 	control := http.NewResponseController(w)
 	follow := r.URL.Query().Has("follow")
 	if follow {
-		// It may go on for days. Where there is no deadline none is lifted.
-		_ = control.SetReadDeadline(time.Time{})
+		_ = control.SetReadDeadline(time.Time{}) // it may run for days
 	}
 	out := &flushing{w: w, control: control}
 	ctx, stop := a.whileAdmitted(r)
@@ -1750,23 +1752,23 @@ func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionR
 	err := a.output(ctx, e.Node, e.ID, follow, out)
 	switch {
 	case err != nil && out.began:
-		panic(http.ErrAbortHandler) // nobody must take a part for the whole
+		panic(http.ErrAbortHandler) // the client must not take a part for the whole
 	case err != nil && ctx.Err() != nil && r.Context().Err() == nil:
 		err = errUnauthenticated
 	case err != nil && !errors.Is(err, errUnknownExecution) && r.Context().Err() == nil:
-		a.log.Warn("an output could not be read from its node", "node", e.Node, "err", err)
-		err = problem{http.StatusServiceUnavailable, fmt.Sprintf("node %s does not answer; it has the output until the run is over", e.Node)}
+		a.log.Warn("the output of a running execution could not be read from its node", "node", e.Node, "err", err)
+		text := fmt.Sprintf("node %s does not respond, and only it has the output until the execution ends", e.Node)
+		err = problem{http.StatusServiceUnavailable, text}
 	}
 	return err
 }
 
-// whileAdmitted is the context of an output that is followed: it ends when its
-// caller may not see it any more.
+// whileAdmitted returns a context for the request that also ends when the caller loses the right to read outputs.
 func (a *api) whileAdmitted(r *http.Request) (context.Context, context.CancelFunc) {
 	ctx, stop := context.WithCancel(r.Context())
 	if a.acl {
 		go func() {
-			ticker := time.NewTicker(admitLooks * lookTime)
+			ticker := time.NewTicker(admitPolls * pollTime)
 			defer ticker.Stop()
 			for {
 				select {
@@ -1783,7 +1785,7 @@ func (a *api) whileAdmitted(r *http.Request) (context.Context, context.CancelFun
 	return ctx, stop
 }
 
-// flushing sends on at once what is written to it.
+// flushing flushes after every write.
 type flushing struct {
 	w       io.Writer
 	control *http.ResponseController
@@ -1799,8 +1801,8 @@ func (f *flushing) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// killExecution ends an execution and answers at once, with the execution as
-// it is then: a process gets TERM, and KILL if that does not help.
+// killExecution has an execution killed and returns at once, with the execution as it is then. Its processes get
+// SIGTERM, and after the grace time SIGKILL.
 func (a *api) killExecution(r *http.Request) (*response, error) {
 	req, err := a.request(r)
 	if err != nil {
@@ -1819,9 +1821,9 @@ func (a *api) killExecution(r *http.Request) (*response, error) {
 
 // tickView is a tick as clients see it.
 type tickView struct {
-	Due        time.Time  `json:"due"`             // of a range the first
-	Until      *time.Time `json:"until,omitempty"` // of a range the last
-	Count      int64      `json:"count,omitempty"` // of a range
+	Due        time.Time  `json:"due"`             // the first, if it is a range of ticks
+	Until      *time.Time `json:"until,omitempty"` // the last in the range
+	Count      int64      `json:"count,omitempty"` // in the range
 	Outcome    string     `json:"outcome"`
 	Reason     string     `json:"reason,omitempty"`
 	Executions []string   `json:"executions,omitempty"`
@@ -1836,7 +1838,7 @@ func (t *tickRow) view() tickView {
 	return v
 }
 
-// tickDayView counts the ticks of a day that are no longer kept one by one.
+// tickDayView has the counts of a UTC day whose ticks are no longer kept one by one.
 type tickDayView struct {
 	Date    time.Time `json:"date"`
 	Ran     int64     `json:"ran"`
@@ -1845,9 +1847,8 @@ type tickDayView struct {
 	Missed  int64     `json:"missed"`
 }
 
-// listTicks answers what became of every tick of a job that fell due in a
-// range of time, newest first, and how many there were of each outcome. due is
-// the sum of the others. Days whose ticks are kept as counts count as a whole.
+// listTicks returns the ticks of a job that fell due in a range of time, newest first, with their outcomes, and the
+// number of each outcome; due is the sum. Days of which only counts are kept are counted as a whole.
 func (a *api) listTicks(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	end := time.Now()
@@ -1859,7 +1860,7 @@ func (a *api) listTicks(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	if start.After(end) {
-		return nil, badRequest("end: must not lie before start")
+		return nil, badRequest("end: must not be before start")
 	}
 	first, last, err := page(q)
 	if err != nil {
@@ -1890,22 +1891,26 @@ func (a *api) listTicks(r *http.Request) (*response, error) {
 	older := make([]tickDayView, len(days))
 	for i, d := range days {
 		older[i] = tickDayView{timeOf(d.Day * nanosPerDay), d.Ran, d.Late, d.Skipped, d.Missed}
-		sum.Ran, sum.Late, sum.Skipped, sum.Missed = sum.Ran+d.Ran, sum.Late+d.Late, sum.Skipped+d.Skipped, sum.Missed+d.Missed
+		sum.Ran += d.Ran
+		sum.Late += d.Late
+		sum.Skipped += d.Skipped
+		sum.Missed += d.Missed
 	}
 	return &response{status: http.StatusOK, header: count(total), body: map[string]any{
-		"due": sum.Ran + sum.Late + sum.Skipped + sum.Missed, "ran": sum.Ran, "late": sum.Late, "skipped": sum.Skipped, "missed": sum.Missed,
+		"due": sum.Ran + sum.Late + sum.Skipped + sum.Missed,
+		"ran": sum.Ran, "late": sum.Late, "skipped": sum.Skipped, "missed": sum.Missed,
 		"ticks": views, "days": older,
 	}}, nil
 }
 
-// timeParam reads a time of the query into t, if it is there.
+// timeParam parses a time in the query into t. Without the parameter, t keeps its default.
 func timeParam(q url.Values, name string, t *time.Time) error {
 	if !q.Has(name) {
 		return nil
 	}
 	given, err := time.Parse(time.RFC3339Nano, q.Get(name))
 	if err != nil {
-		return badRequest("%s: %q is no time, write it as in \"2030-01-31T12:00:00Z\"", name, q.Get(name))
+		return badRequest("%s: %q is not a time such as 2030-01-31T12:00:00Z", name, q.Get(name))
 	}
 	*t = given
 	return nil
@@ -1932,7 +1937,7 @@ func (a *api) busy(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, header: count(n), rows: rows}, nil
 }
 
-// viewsOf shows those of the executions whose jobs the caller may list, and how many they are, with outputs up to now.
+// viewsOf returns the executions that the caller may list, with outputs so far, and their number.
 func (a *api) viewsOf(r *http.Request, list []executionRow, outputMax int) (int, documents) {
 	c := a.callerOf(r)
 	list = slices.DeleteFunc(list, func(e executionRow) bool { return !c.may(jobPath(e.JobName)+"/executions", mayList) })
@@ -1956,7 +1961,7 @@ func (a *api) setPaused(r *http.Request, paused bool) (*response, error) {
 	return &response{status: http.StatusOK, body: map[string]bool{"paused": paused}}, err
 }
 
-// stats answers with one entry a UTC day, today's last.
+// stats returns one entry per UTC day, today's last.
 func (a *api) stats(r *http.Request) (*response, error) {
 	days := statsDays
 	if text := r.URL.Query().Get("days"); text != "" {
@@ -2010,7 +2015,8 @@ func (a *api) putPolicy(r *http.Request) (*response, error) {
 		old, err := a.store.clients.policy(p.Name)
 		switch {
 		case err == nil && old != p:
-			return nil, badRequest("the body is empty, and would take from the policy %q all that it grants; send its Rules, or {\"Rules\": \"{}\"} if that is meant", p.Name)
+			const text = `the body is empty, so policy %q would grant nothing; send its Rules, or {"Rules": "{}"} if you mean that`
+			return nil, badRequest(text, p.Name)
 		case err != nil && !errors.Is(err, errNoPolicy):
 			return nil, err
 		}
@@ -2032,7 +2038,7 @@ type auditView struct {
 	Time      time.Time       `json:"time"`
 	Action    string          `json:"action"`
 	Actor     string          `json:"actor"`                // accessor of a token, "anonymous" or "bootstrap"
-	ActorName string          `json:"actor_name,omitempty"` // that the token had
+	ActorName string          `json:"actor_name,omitempty"` // of the token at that time
 	Address   string          `json:"address"`
 	JobName   string          `json:"job_name,omitempty"`
 	Object    string          `json:"object,omitempty"`
@@ -2040,7 +2046,7 @@ type auditView struct {
 	After     json.RawMessage `json:"after"`
 }
 
-// listAudit answers who changed what, newest first, by default at any time.
+// listAudit returns who changed what, newest first, by default at any time.
 func (a *api) listAudit(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	from, to := timeOf(0), timeOf(math.MaxInt64)
@@ -2060,8 +2066,10 @@ func (a *api) listAudit(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	show := func(row auditRow) (json.RawMessage, error) {
-		return plainJSON(auditView{Time: timeOf(row.At), Action: row.Action, Actor: row.Actor, ActorName: row.Name, Address: row.Address,
-			JobName: row.Job, Object: row.Object, Before: rawJSON(row.Before), After: rawJSON(row.After)})
+		return plainJSON(auditView{
+			Time: timeOf(row.At), Action: row.Action, Actor: row.Actor, ActorName: row.Name, Address: row.Address,
+			JobName: row.Job, Object: row.Object, Before: rawJSON(row.Before), After: rawJSON(row.After),
+		})
 	}
 	header := count(total)
 	if older != 0 {
@@ -2073,7 +2081,7 @@ func (a *api) listAudit(r *http.Request) (*response, error) {
 // tokenView is a token as clients see it.
 type tokenView struct {
 	AccessorID     string
-	SecretID       string `json:",omitempty"` // once, when it is made
+	SecretID       string `json:",omitempty"` // only when it is created
 	Name           string
 	Type           string
 	Policies       []string
@@ -2082,7 +2090,10 @@ type tokenView struct {
 }
 
 func (t token) view(secret string) tokenView {
-	v := tokenView{AccessorID: t.Accessor, SecretID: secret, Name: t.Name, Type: t.Type, Policies: append([]string{}, t.Policies...), CreateTime: timeOf(t.Created)}
+	v := tokenView{
+		AccessorID: t.Accessor, SecretID: secret, Name: t.Name, Type: t.Type,
+		Policies: append([]string{}, t.Policies...), CreateTime: timeOf(t.Created),
+	}
 	if t.Expires != 0 {
 		at := timeOf(t.Expires)
 		v.ExpirationTime = &at
@@ -2110,7 +2121,7 @@ func (a *api) showToken(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: t.view("")}, err
 }
 
-// createToken answers with the secret, which is shown nowhere else and never again.
+// createToken returns the new token with its secret, which is never shown again.
 func (a *api) createToken(r *http.Request) (*response, error) {
 	if !a.acl {
 		return nil, errNoACL
@@ -2126,7 +2137,8 @@ func (a *api) createToken(r *http.Request) (*response, error) {
 	return a.makeToken(r, t, false)
 }
 
-// makeToken gives a token its accessor and its secret and stores it.
+// makeToken generates the accessor and the secret of a token and stores it. first: only while there is no management
+// token.
 func (a *api) makeToken(r *http.Request, t token, first bool) (*response, error) {
 	req, err := a.request(r)
 	if err != nil {
@@ -2153,7 +2165,7 @@ func (a *api) deleteToken(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: t.view("")}, err
 }
 
-// bootstrap makes the first management token; mayAsk has seen the secret.
+// bootstrap creates the first management token; checkBootstrap has verified the secret.
 func (a *api) bootstrap(r *http.Request) (*response, error) {
 	if !a.acl {
 		return nil, errNoACL
@@ -2162,14 +2174,14 @@ func (a *api) bootstrap(r *http.Request) (*response, error) {
 	res, err := a.makeToken(r, t, true)
 	if err == nil || errors.Is(err, errManaged) {
 		if err := removeBootstrapSecret(a.dir); err != nil {
-			a.log.Warn("the used bootstrap secret stays", "err", err)
+			a.log.Warn("the used bootstrap secret could not be removed", "err", err)
 		}
 	}
 	return res, err
 }
 
-// self answers with the caller's own token, and what it grants. With path and
-// capability in the query it is 403 if the token does not have that.
+// self returns the caller's own token and what it grants. With path and capability in the query, it is 403 unless the
+// token grants that.
 func (a *api) self(r *http.Request) (*response, error) {
 	if !a.acl {
 		return nil, errNoACL
@@ -2180,11 +2192,11 @@ func (a *api) self(r *http.Request) (*response, error) {
 	}
 	return &response{status: http.StatusOK, body: struct {
 		tokenView
-		Rules []policyRules // of its policies; a management token needs none
+		Rules []policyRules // of its policies; none for a management token
 	}{c.token.view(""), append([]policyRules{}, c.rules...)}}, nil
 }
 
-// nextTicks answers when a schedule falls due, for who is about to use it.
+// nextTicks returns the next times of a schedule in the query, which no job needs to have.
 func (a *api) nextTicks(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	j := job{Name: q.Get("name"), Schedule: q.Get("schedule"), Timezone: q.Get("timezone")}
@@ -2211,15 +2223,16 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 	for t := s.next(from); !t.IsZero() && len(next) < n; t = s.next(t) {
 		local := t.In(loc)
 		if local.Year() < 0 || nanosOf(t) == math.MaxInt64 {
-			break // what JSON has no form for, or no job falls due at
+			break // JSON cannot express it, or it is beyond the last time of a tick
 		}
 		next = append(next, local)
 	}
-	return &response{status: http.StatusOK, body: map[string]any{"next": next, "timezone": loc.String(), "words": s.words(loc)}}, nil
+	body := map[string]any{"next": next, "timezone": loc.String(), "words": s.words(loc)}
+	return &response{status: http.StatusOK, body: body}, nil
 }
 
-// summary answers in numbers how all jobs are, and which ticks did not run
-// last, these of the jobs whose ticks the caller may list. Ours.
+// summary returns statistics of all jobs, and the last ticks that did not run, limited to jobs whose ticks the caller
+// may list. Ours.
 func (a *api) summary(r *http.Request) (*response, error) {
 	sum, err := a.store.summary(time.Now())
 	if err != nil {
@@ -2241,16 +2254,22 @@ func (a *api) summary(r *http.Request) (*response, error) {
 	}
 	return &response{status: http.StatusOK, body: map[string]any{
 		"jobs": map[string]int{
-			"total": sum.Jobs, "success": sum.Good, "failed": sum.Failed, "partially_failed": sum.Partly, "untriggered": sum.Never, "disabled": sum.Disabled,
+			"total": sum.Jobs, "success": sum.Good, "failed": sum.Failed, "partially_failed": sum.Partly,
+			"untriggered": sum.Never, "disabled": sum.Disabled,
 		},
-		"running":     sum.Running,
-		"start_delay": map[string]any{"ticks": len(sum.Delays), "median_ms": delay(sum.Delays, 50), "p99_ms": delay(sum.Delays, 99), "max_ms": delay(sum.Delays, 100)},
-		"today":       map[string]int64{"success_count": sum.DayGood, "failed_count": sum.DayBad, "skipped": sum.DaySkipped, "missed": sum.DayMissed},
-		"unrun":       list,
+		"running": sum.Running,
+		"start_delay": map[string]any{
+			"ticks":     len(sum.Delays),
+			"median_ms": delay(sum.Delays, 50), "p99_ms": delay(sum.Delays, 99), "max_ms": delay(sum.Delays, 100),
+		},
+		"today": map[string]int64{
+			"success_count": sum.DayGood, "failed_count": sum.DayBad, "skipped": sum.DaySkipped, "missed": sum.DayMissed,
+		},
+		"unrun": list,
 	}}, nil
 }
 
-// delay is the percentile of sorted durations by nearest rank, in milliseconds.
+// delay returns a percentile of sorted durations by nearest rank, in milliseconds.
 func delay(sorted []time.Duration, percent int) float64 {
 	if len(sorted) == 0 {
 		return 0
@@ -2258,12 +2277,12 @@ func delay(sorted []time.Duration, percent int) float64 {
 	return float64(sorted[max(0, (len(sorted)*percent+99)/100-1)].Microseconds()) / 1000
 }
 
-// outcomes answers how the last executions of some jobs ended, by the names of
-// those that the caller may see, newest first. Ours.
+// outcomes returns the last executions of the jobs in the query, newest first, by job; it omits jobs that the caller
+// may not see. Ours.
 func (a *api) outcomes(r *http.Request) (*response, error) {
 	names := r.URL.Query()["job"]
 	if len(names) > outcomeJobsMax {
-		return nil, badRequest("job: may be given %d times at the most", outcomeJobsMax)
+		return nil, badRequest("job: may be given at most %d times", outcomeJobsMax)
 	}
 	c := a.callerOf(r)
 	names = slices.DeleteFunc(names, func(name string) bool {
@@ -2287,8 +2306,7 @@ func (a *api) outcomes(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: views}, err
 }
 
-// targets answers with the nodes to which a tick would be sent now, or of which
-// it would take some if a tag has a count. Ours.
+// targets returns the nodes that match a job's tags now. If a tag has a count, a tick runs on only some of them. Ours.
 func (a *api) targets(r *http.Request) (*response, error) {
 	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
@@ -2302,8 +2320,8 @@ func (a *api) targets(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: names}, err
 }
 
-// recentExecutions answers with the executions of all jobs that started in a
-// range of time, by default the last hour, newest first. Ours.
+// recentExecutions returns the executions of all jobs that started in a range of time, by default the last hour, newest
+// first. Ours.
 func (a *api) recentExecutions(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	end := time.Now()
@@ -2318,8 +2336,9 @@ func (a *api) recentExecutions(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if known := append([]string{"bad"}, runOutcomes...); q.Get("outcome") != "" && !slices.Contains(known, q.Get("outcome")) {
-		return nil, badRequest("outcome: %q is none, want one of %s", q.Get("outcome"), strings.Join(known, ", "))
+	known := append([]string{"", "bad"}, runOutcomes...)
+	if outcome := q.Get("outcome"); !slices.Contains(known, outcome) {
+		return nil, badRequest("outcome: %q is not an outcome; use one of %s", outcome, strings.Join(known[1:], ", "))
 	}
 	outputMax, err := strconv.Atoi(q.Get("output_size_limit"))
 	if err != nil || outputMax < 0 {
@@ -2335,7 +2354,7 @@ func (a *api) recentExecutions(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, rows: rows}, nil
 }
 
-// limitParam reads how many rows a list may have.
+// limitParam parses how many rows the client wants, most by default.
 func limitParam(q url.Values, most int) (int, error) {
 	text := q.Get("limit")
 	if text == "" {
@@ -2348,8 +2367,7 @@ func limitParam(q url.Values, most int) (int, error) {
 	return n, nil
 }
 
-// upcoming answers with the ticks that will fall due in a range of time, by
-// default the next hour, the earliest first. Ours.
+// upcoming returns the ticks that fall due in a range of time, by default the next hour, earliest first. Ours.
 func (a *api) upcoming(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	start := time.Now()
@@ -2369,17 +2387,16 @@ func (a *api) upcoming(r *http.Request) (*response, error) {
 }
 
 const (
-	lookTime   = time.Second // between two looks at what stands in no log entry
-	admitLooks = 2           // of these, between two looks at the token
-	aliveLooks = 15          // of these, between two signs of life
-	eventsMax  = 200         // that a client is told at once
+	pollTime   = time.Second // between polls for what is not in the log: leader and members
+	admitPolls = 2           // polls between checks of the token
+	alivePolls = 15          // polls between events that show that the connection is alive
+	eventsMax  = 200         // sent at once; more become one eventReload
 )
 
-// errWatchers is the answer to one client too many.
-var errWatchers = problem{http.StatusServiceUnavailable, fmt.Sprintf("%d clients are told already what happens here; ask another server, or read again from time to time", watchersMax)}
+var errWatchers = problem{http.StatusServiceUnavailable, fmt.Sprintf(
+	"%d clients are watching this server already; use another server, or poll", watchersMax)}
 
-// watch sends what happens to the jobs that the caller may see, a line for each
-// event, until one of both sides goes. Ours.
+// watch sends the events that the caller may see, one per line, until the client disconnects or the node stops. Ours.
 func (a *api) watch(r *http.Request) (*response, error) {
 	return &response{serve: func(w http.ResponseWriter) error {
 		next, ok := a.store.events.enter()
@@ -2388,38 +2405,38 @@ func (a *api) watch(r *http.Request) (*response, error) {
 		}
 		defer a.store.events.leave()
 		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(time.Time{}) // as for an output that is followed
+		_ = control.SetReadDeadline(time.Time{}) // it may go on for days
 		w.Header().Set("Content-Type", "application/x-ndjson")
-		w.Header().Set("X-Accel-Buffering", "no") // nginx would keep the lines until there are many
+		w.Header().Set("X-Accel-Buffering", "no") // or nginx would buffer the lines
 		v := &watcher{api: a, out: &patientWriter{ResponseWriter: w, control: control}}
-		v.recognize(a.callerOf(r))
+		v.setCaller(a.callerOf(r))
 		if err := v.follow(r, next); err != nil {
-			a.log.Error("what happens is told to nobody any more who watched", "err", err)
+			a.log.Error("an event stream was closed", "err", err)
 		}
 		return nil
 	}}, nil
 }
 
-// A watcher is a client that is told what happens.
+// A watcher is a client of GET /v1/events.
 type watcher struct {
 	api     *api
 	caller  *caller
 	globs   []string  // of the jobs that it may see
-	out     io.Writer // sends on at once, and fails if that takes too long
-	leader  string    // as it was told, as are the members
-	members string
+	out     io.Writer // flushes, and fails if the client does not read in time
+	leader  string    // as last sent
+	members string    // as last sent
 }
 
-// recognize says who it is, now.
-func (v *watcher) recognize(c *caller) { v.caller, v.globs = c, c.jobGlobs() }
+// setCaller sets the caller with its present rights.
+func (v *watcher) setCaller(c *caller) { v.caller, v.globs = c, c.jobGlobs() }
 
-// follow tells it everything from window next on. The error is of the store.
+// follow sends the events from window next on. It returns errors of the store only.
 func (v *watcher) follow(r *http.Request, next uint64) error {
-	v.look()
+	v.poll()
 	list := []event{{Type: eventHello, Node: v.api.node, Leader: &v.leader}}
-	ticker := time.NewTicker(lookTime)
+	ticker := time.NewTicker(pollTime)
 	defer ticker.Stop()
-	for looks := 1; ; {
+	for polls := 1; ; {
 		windows, end, more := v.api.store.events.since(next)
 		next = end
 		news, err := v.news(windows)
@@ -2431,7 +2448,7 @@ func (v *watcher) follow(r *http.Request, next uint64) error {
 		}
 		list = nil
 		if len(news) > 0 && news[0].Type == eventReload {
-			more = nil // to read everything takes it longer than a window
+			more = nil // give the client time to read everything
 		}
 		select {
 		case <-r.Context().Done():
@@ -2442,21 +2459,21 @@ func (v *watcher) follow(r *http.Request, next uint64) error {
 			continue
 		case <-ticker.C:
 		}
-		if looks%admitLooks == 0 && v.api.acl {
+		if polls%admitPolls == 0 && v.api.acl {
 			c, err := v.api.admit(route{pattern: watchRoute, capability: mayListJobs}, r)
 			if err != nil {
-				return nil // it will hear why when it asks again
+				return nil // the client learns why when it reconnects
 			}
-			v.recognize(c)
+			v.setCaller(c)
 		}
-		if list = v.look(); looks%aliveLooks == 0 {
+		if list = v.poll(); polls%alivePolls == 0 {
 			list = append(list, event{Type: eventAlive})
 		}
-		looks++
+		polls++
 	}
 }
 
-// news returns what windows have for it.
+// news returns the events in windows that the watcher may see.
 func (v *watcher) news(windows []*window) ([]event, error) {
 	var list []event
 	for _, w := range windows {
@@ -2479,8 +2496,8 @@ func (v *watcher) news(windows []*window) ([]event, error) {
 	return list, nil
 }
 
-// shown returns an event as it may see it: who may see a job, but not its
-// executions, sees that it has changed.
+// shown returns an event as the watcher may see it, false if not at all. A caller that may not list executions sees
+// only that the job has changed.
 func (v *watcher) shown(e event) (event, bool) {
 	switch e.Type {
 	case eventPaused:
@@ -2494,8 +2511,8 @@ func (v *watcher) shown(e event) (event, bool) {
 	return e, slices.ContainsFunc(v.globs, func(glob string) bool { return matchSegment(glob, e.Job) })
 }
 
-// look returns what has changed since the last look in what no log entry tells.
-func (v *watcher) look() (list []event) {
+// poll returns events for changes of the leader and the members since the last call.
+func (v *watcher) poll() (list []event) {
 	leader, members := "", ""
 	if m, ok := v.api.leader(); ok && v.caller.may("/v1/leader", mayRead) {
 		leader = m.Name
@@ -2513,7 +2530,7 @@ func (v *watcher) look() (list []event) {
 	return list
 }
 
-// send writes events, if there are any.
+// send writes events, one per line.
 func (v *watcher) send(list []event) error {
 	if len(list) == 0 {
 		return nil
@@ -2529,8 +2546,7 @@ func (v *watcher) send(list []event) error {
 	return err
 }
 
-// A member is a node as clients know it from Serf, whose field names these
-// are. The protocol numbers mean nothing here.
+// A member is a node in the form of Serf, which Dkron uses. The protocol numbers mean nothing here.
 type member struct {
 	Name        string
 	Addr        string
@@ -2545,7 +2561,7 @@ type member struct {
 	DelegateCur int
 }
 
-// memberStatus are the names of the values of member.Status.
+// memberStatus has the names of the values of member.Status.
 var memberStatus = []string{"none", "alive", "leaving", "left", "failed"}
 
 // memberView is a member in the list of members.
@@ -2563,10 +2579,10 @@ func (a *api) listMembers(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
 }
 
-// leaving has a node that is asked to leave do so, and a server that hears of it
-// from another node have the leader put it on record.
+// leaving serves leaveRoute. A client's request makes this node leave; one from another node, which leaves, is for the
+// leader to record.
 func (a *api) leaving(leave http.Handler) http.Handler {
-	record := a.atLeader(a.answer(a.recordLeave))
+	record := a.atLeader(a.handlerFor(a.recordLeave))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, ok := forwardedFrom(r.Context()); ok {
 			record.ServeHTTP(w, r)
@@ -2576,13 +2592,12 @@ func (a *api) leaving(leave http.Handler) http.Handler {
 	})
 }
 
-const unaudited = "the audit trail does not say who had this node leave"
+const unaudited = "the audit trail does not contain the request for this node to leave"
 
-// leaveCluster stops this node for good, and answers with the members as they
-// were. The answer is still sent: the node drains its requests first. Without a
-// leader the cluster has no record of it, nor of any other change.
+// leaveCluster takes this node out of its cluster and stops it; it returns the members as they were. The client gets
+// the response, because the node drains its requests first. Without a leader, the node leaves unrecorded.
 func (a *api) leaveCluster(r *http.Request) (*response, error) {
-	a.log.Info("leaving, as a request asked for", "from", r.RemoteAddr)
+	a.log.Info("leaving the cluster, on request", "from", r.RemoteAddr)
 	res, err := a.listMembers(r)
 	if err != nil {
 		return nil, err
@@ -2592,14 +2607,14 @@ func (a *api) leaveCluster(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	if a.leading() {
-		err = a.noteLeave(r.Context(), req, a.node)
+		err = a.auditLeave(r.Context(), req, a.node)
 	} else {
 		ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
 		defer cancel()
-		answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-		err = a.relay(answer, a.askedToLeave(ctx, r), req.Actor, req.ID)
-		if err == nil && answer.status != http.StatusOK {
-			err = fmt.Errorf("the leader answered %d", answer.status)
+		res := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
+		err = a.relay(res, a.leaveRecord(ctx, r), req.Actor, req.ID)
+		if err == nil && res.status != http.StatusOK {
+			err = fmt.Errorf("the leader responded with %d", res.status)
 		}
 	}
 	if err != nil {
@@ -2611,35 +2626,33 @@ func (a *api) leaveCluster(r *http.Request) (*response, error) {
 	return res, nil
 }
 
-// askedToLeave returns the request that has the leader put on record that this
-// node was asked to leave by r.
-func (a *api) askedToLeave(ctx context.Context, r *http.Request) *http.Request {
+// leaveRecord returns the request that has the leader record that r made this node leave.
+func (a *api) leaveRecord(ctx context.Context, r *http.Request) *http.Request {
 	tell := r.Clone(ctx)
 	tell.Body, tell.ContentLength = http.NoBody, 0
 	tell.URL = &url.URL{Path: "/v1/leave", RawQuery: url.Values{"node": {a.node}}.Encode()}
-	tell.Header.Del("Idempotency-Key") // another node may be asked under the same
+	tell.Header.Del("Idempotency-Key") // a request to another node may have the same key
 	return tell
 }
 
-// recordLeave puts on record which node was asked to leave.
+// recordLeave adds to the audit trail that another node was made to leave.
 func (a *api) recordLeave(r *http.Request) (*response, error) {
 	req, err := a.request(r)
 	if err == nil {
-		err = a.noteLeave(r.Context(), req, r.URL.Query().Get("node"))
+		err = a.auditLeave(r.Context(), req, r.URL.Query().Get("node"))
 	}
 	return &response{status: http.StatusOK, body: struct{}{}}, err
 }
 
-func (a *api) noteLeave(ctx context.Context, req request, node string) error {
+func (a *api) auditLeave(ctx context.Context, req request, node string) error {
 	return a.scheduler.note(ctx, req, audited{Action: actionLeave, Object: node})
 }
 
-// backup sends a copy of the state as it is on this server: a database file
-// from which "belfry agent" starts, as a cluster of its own. Ours. One at a
-// time: each takes the disk another copy of all, for as long as its client reads.
+// backup sends a snapshot of this server's state: a database file from which "belfry agent" starts, as a new cluster.
+// There is one at a time, because each takes the disk space of the whole state while its client reads. Ours.
 func (a *api) backup(r *http.Request) (*response, error) {
 	if !a.copying.CompareAndSwap(false, true) {
-		return nil, problem{http.StatusServiceUnavailable, "another backup is under way; try again when it is done"}
+		return nil, problem{http.StatusServiceUnavailable, "another backup is in progress; try again later"}
 	}
 	file, _, err := a.store.image(r.Context())
 	if err != nil {
@@ -2657,12 +2670,12 @@ func (a *api) backup(r *http.Request) (*response, error) {
 	}}, nil
 }
 
-// listPeers shows the servers that vote, or wish to. Ours.
+// listPeers returns the voters and the learners. Ours.
 func (a *api) listPeers(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: a.peers()}, nil
 }
 
-// dropPeer takes a server that is gone out of those that vote. Ours.
+// dropPeer removes a dead server from the voters. Ours.
 func (a *api) dropPeer(r *http.Request) (*response, error) {
 	req, err := a.request(r)
 	if err != nil {
@@ -2672,12 +2685,12 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 	if err := a.removePeer(r.Context(), id); err != nil {
 		return nil, err
 	}
-	return &response{status: http.StatusOK, body: struct{}{}}, a.scheduler.note(r.Context(), req, audited{Action: actionRemovePeer, Object: id})
+	err = a.scheduler.note(r.Context(), req, audited{Action: actionRemovePeer, Object: id})
+	return &response{status: http.StatusOK, body: struct{}{}}, err
 }
 
-// relayHandler is the HTTP side of a node without state: what it is asked, a
-// server answers, which looks at the token.
-// That it does not lead, and how it is, it says itself.
+// relayHandler serves HTTP on an agent, a node without state. It forwards requests to a server, which checks the token,
+// but responds itself that it is not the leader and whether it is healthy.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc(leaveRoute, func(w http.ResponseWriter, r *http.Request) {
@@ -2695,11 +2708,11 @@ func (a *api) relayHandler() http.Handler {
 		}
 	}
 	mux.HandleFunc("/", relay)
-	mux.Handle("GET /v1/isleader", a.answer(a.isFollower))
-	mux.Handle("GET /health", a.answer(a.showHealth))
+	mux.Handle("GET /v1/isleader", a.handlerFor(a.isFollower))
+	mux.Handle("GET /health", a.handlerFor(a.showHealth))
 	for _, stream := range []string{watchRoute, outputRoute} {
 		mux.HandleFunc(stream, func(w http.ResponseWriter, r *http.Request) {
-			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it may go on for days
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // as in watch
 			ctx, cancel := context.WithCancel(r.Context())
 			defer cancel()
 			go func() {
@@ -2715,46 +2728,46 @@ func (a *api) relayHandler() http.Handler {
 	return a.guard(mux)
 }
 
-// errNoServerThere is what a node without state answers that reaches no server.
-var errNoServerThere = problem{http.StatusServiceUnavailable, "no server can be reached; see --retry-join"}
+// errUnreachable is the response of an agent that can reach no server.
+var errUnreachable = problem{http.StatusServiceUnavailable, "no server can be reached; see --retry-join"}
 
-// askServer has a server answer a request to a node without state.
+// askServer forwards an agent's request to a server.
 func (a *api) askServer(w http.ResponseWriter, r *http.Request) error {
 	if !a.acl {
 		letIn(r)
 	}
 	err := a.relay(w, r, actorAnonymous, newRequestID())
 	if errors.Is(err, errNotLeader) {
-		a.log.Debug("no server answers in place of this node", "err", err)
-		err = errNoServerThere
+		a.log.Debug("a request could not be forwarded to a server", "err", err)
+		err = errUnreachable
 	}
 	return err
 }
 
-// mayLeave has the leader say whether the caller may take this node out, and put
-// on record that it does. Without access control everybody may.
+// mayLeave asks the leader whether the caller may make this agent leave, and to record it. Without access control,
+// every caller may.
 func (a *api) mayLeave(r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
 	defer cancel()
-	answer := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	err := a.askServer(answer, a.askedToLeave(ctx, r))
+	res := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
+	err := a.askServer(res, a.leaveRecord(ctx, r))
 	switch {
-	case err == nil && answer.status == http.StatusOK:
+	case err == nil && res.status == http.StatusOK:
 		return nil
 	case !a.acl:
-		a.log.Warn(unaudited, "address", clientAddr(r), "status", answer.status, "err", err)
+		a.log.Warn(unaudited, "address", clientAddr(r), "status", res.status, "err", err)
 		return nil
 	case err != nil:
 		return err
-	case answer.status == http.StatusForbidden:
+	case res.status == http.StatusForbidden:
 		return forbidden("/v1/leave", mayCreate)
-	case answer.status == http.StatusUnauthorized:
+	case res.status == http.StatusUnauthorized:
 		return errUnauthenticated
 	}
-	return problem{http.StatusServiceUnavailable, "no server can say whether this token may do that; try again later"}
+	return problem{http.StatusServiceUnavailable, "no server can check this token now; try again later"}
 }
 
-// statusWriter remembers the status of an answer.
+// statusWriter keeps the status of a response.
 type statusWriter struct {
 	http.ResponseWriter
 	status int
@@ -2768,7 +2781,7 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// discardWriter is where an answer goes of which only the status counts.
+// discardWriter discards a response.
 type discardWriter struct{ header http.Header }
 
 func (w discardWriter) Header() http.Header         { return w.header }
@@ -2794,26 +2807,25 @@ func (a *api) isFollower(*http.Request) (*response, error) {
 	return &response{status: http.StatusNotFound, body: "I am a follower"}, nil
 }
 
-// showHealth answers 200 where this node reads and writes, though something may
-// be wrong, and else 503. Asked with live it is 200 as long as the process
-// answers, for who would start it again: that helps where a majority is gone as
-// little as it hurts. Asked with leader it is 200 on the leader alone.
+// showHealth is 200 if reads and writes work on this node, even if there are warnings, and otherwise 503. With live it
+// is 200 whenever the process responds: a supervisor that restarted a node for want of a majority would only do harm.
+// With leader it is 200 on the leader only.
 func (a *api) showHealth(r *http.Request) (*response, error) {
 	q := r.URL.Query()
-	answer := func(ok bool, yes, no string) *response {
+	status := func(ok bool, yes, no string) *response {
 		if ok {
 			return &response{status: http.StatusOK, body: map[string]any{"status": yes}}
 		}
 		return &response{status: http.StatusServiceUnavailable, body: map[string]any{"status": no}}
 	}
 	if q.Has("live") {
-		return answer(true, "alive", ""), nil
+		return status(true, "alive", ""), nil
 	}
 	if q.Has("leader") {
-		return answer(a.leading != nil && a.leading(), "leader", "follower"), nil
+		return status(a.leading != nil && a.leading(), "leader", "follower"), nil
 	}
 	problems, warnings := a.health()
-	res := answer(len(problems) == 0, "healthy", "unhealthy")
+	res := status(len(problems) == 0, "healthy", "unhealthy")
 	if !a.ownHost(r.Host) || !a.callerOf(r).may("/health", mayRead) {
 		return res, nil
 	}
@@ -2825,7 +2837,7 @@ func (a *api) showHealth(r *http.Request) (*response, error) {
 	return res, nil
 }
 
-// metrics answers in the text format of Prometheus.
+// metrics returns all metrics in Prometheus' text format.
 func (a *api) metrics(r *http.Request) (*response, error) {
 	g := a.gauges()
 	g.Leading, g.Lag, g.Requests = a.leading(), a.scheduler.lag(time.Now()), &a.refusals
@@ -2835,17 +2847,17 @@ func (a *api) metrics(r *http.Request) (*response, error) {
 	}
 	return &response{serve: func(w http.ResponseWriter) error {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		a.scheduler.stats.write(w, g) // an error is the client's, who has gone
+		a.scheduler.stats.write(w, g) // fails if the client has gone
 		return nil
 	}}, nil
 }
 
-// openapi answers with the contract of this API.
+// openapi returns the contract of this API.
 func (a *api) openapi(r *http.Request) (*response, error) {
 	doc, err := web.ReadFile("web/openapi.yaml")
 	return &response{serve: func(w http.ResponseWriter) error {
 		w.Header().Set("Content-Type", "application/yaml; charset=utf-8")
-		w.Write(doc) // an error is the client's, who has gone
+		w.Write(doc) // fails if the client has gone
 		return nil
 	}}, err
 }

@@ -1395,15 +1395,15 @@ func TestWatch(t *testing.T) {
 		check("a restore", "{type:reload}")
 		s.do("DELETE", "/v1/jobs/tick", "")
 		s.do("DELETE", "/v1/jobs/r", "")
-		wait(lookTime)
+		wait(pollTime)
 		c.heard()
 		leader.Store("node2")
-		wait(lookTime)
+		wait(pollTime)
 		check("the cluster", "{type:leader,leader:node2} {type:members}")
 		leader.Store("")
-		wait(lookTime)
+		wait(pollTime)
 		check("no leader", "{type:leader,leader:} {type:members}")
-		wait(aliveLooks * lookTime)
+		wait(alivePolls * pollTime)
 		check("nothing happens", "{type:alive}")
 	})
 }
@@ -1592,7 +1592,7 @@ func TestAPI_NeverReads(t *testing.T) {
 			fmt.Fprint(conn, "GET "+long+" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 			return conn
 		}
-		for range longAnswersMax {
+		for range longResponsesMax {
 			defer ask().Close()
 		}
 		wait(time.Second)
@@ -1625,8 +1625,8 @@ func TestAPI_NeverReads(t *testing.T) {
 
 // TestLongAnswers: one token leaves room for others.
 func TestLongAnswers(t *testing.T) {
-	var l longAnswers
-	for range longAnswersOfToken {
+	var l longResponses
+	for range longResponsesOfToken {
 		if !l.enter("a") {
 			t.Fatal("a token may not have as many as it may")
 		}
@@ -1635,7 +1635,7 @@ func TestLongAnswers(t *testing.T) {
 		t.Error("a token has more than it may, or another none")
 	}
 	l.leave("a")
-	for n := longAnswersOfToken; n < longAnswersMax; n++ {
+	for n := longResponsesOfToken; n < longResponsesMax; n++ {
 		if !l.enter("") {
 			t.Errorf("refused after %d", n)
 		}
