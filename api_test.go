@@ -1532,7 +1532,7 @@ func (s *testServer) fillOutputs(name string, n int) {
 	}
 }
 
-// heapWriter is a client who looks now and then how much memory is in use.
+// heapWriter is a client who looks every 4 MiB how much memory is in use.
 type heapWriter struct {
 	discardWriter
 	size, most int
@@ -1540,13 +1540,13 @@ type heapWriter struct {
 }
 
 func (w *heapWriter) Write(p []byte) (int, error) {
-	if w.size += len(p); w.looks%25 == 0 {
+	if w.size += len(p); w.size >= w.looks*4<<20 {
 		var m runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&m)
 		w.most = max(w.most, int(m.HeapAlloc))
+		w.looks++
 	}
-	w.looks++
 	return len(p), nil
 }
 
