@@ -824,11 +824,11 @@ os.setsid()
 if os.fork(): os._exit(0)
 print(os.getpid(), flush=True)
 os.dup2(os.open("/dev/null", os.O_RDWR), 1); os.dup2(1, 2)
-os.execlp("sleep", "sleep", "30")`
+os.execlp("sleep", "sleep", "300")`
 	var pids []int
 	for name, config := range map[string]map[string]string{
-		"setsid": {"shell": "true", "command": "setsid -f sleep 30 </dev/null >/dev/null 2>&1"},
-		"bash":   {"command": "bash -c 'setsid sleep 30 </dev/null >/dev/null 2>&1 & disown'"},
+		"setsid": {"shell": "true", "command": "setsid -f sleep 300 </dev/null >/dev/null 2>&1"},
+		"bash":   {"command": "bash -c 'setsid sleep 300 </dev/null >/dev/null 2>&1 & disown'"},
 		"python": {"command": "python3 -c '" + python + "'"},
 		"go":     childCommand("daemon"),
 	} {
