@@ -125,6 +125,7 @@ const jobFields = `,
 	name            TEXT    AS (doc ->> 'name') STORED,
 	parent_job      TEXT    AS (coalesce(doc ->> 'parent_job', '')) STORED,
 	disabled        INTEGER AS (coalesce(doc ->> 'disabled', 0)) STORED,
+	armed           INTEGER AS (disabled = 0 AND parent_job = '') STORED, -- the scheduler fires it
 	concurrency     TEXT    AS (coalesce(doc ->> 'concurrency', '')) STORED,
 	delivery        TEXT    AS (coalesce(doc ->> 'delivery', '')) STORED,
 	retries         INTEGER AS (coalesce(doc ->> 'retries', 0)) STORED,
@@ -1771,7 +1772,7 @@ func (a *applying) put(p jobPut) {
 	var base jobVersion
 	var next, fired, oldParent int64
 	var armed bool
-	a.get(`SELECT id, rev, next, fired, disabled = 0 AND parent = 0, parent FROM jobs JOIN job_state ON job = id
+	a.get(`SELECT id, rev, next, fired, armed, parent FROM jobs JOIN job_state ON job = id
 		WHERE name = ? AND deleted = 0`, []any{p.Job.Name}, &base.ID, &base.Rev, &next, &fired, &armed, &oldParent)
 	if base != p.Base {
 		a.fail(errConflict)
@@ -1911,9 +1912,9 @@ var restoreChecks = []struct {
 	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent_job <> '' AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent_job)
 		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = st.parent_job AND p.deleted = 0)`},
 	{errUndecided, `SELECT st.name FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
-		WHERE restore = ?1 AND j.disabled = 0 AND j.parent = 0 AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
+		WHERE restore = ?1 AND j.armed AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
 	{errConflict, `SELECT st.name FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
-		WHERE restore = ?1 AND st.disabled = 0 AND st.parent_job = '' AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
+		WHERE restore = ?1 AND st.armed AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
 }
 
 // restore moves the staged jobs into jobs. It does so by a few statements over
@@ -2150,7 +2151,7 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 	for i, d := range list {
 		ids[i] = d.Job
 	}
-	a.each(`SELECT j.id, name, rev, next, fired, open, disabled = 0 AND j.parent = 0, disabled, concurrency = 'forbid'
+	a.each(`SELECT j.id, name, rev, next, fired, open, armed, disabled, concurrency = 'forbid'
 		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state ON job = j.id WHERE deleted = 0`,
 		[]any{jsonInts(ids)}, func(scan scanner) error {
 			var id int64
@@ -3313,7 +3314,7 @@ func (s *reader) dueJobs(before int64, globs []string, limit int, fn func(j job,
 		named, args = nameIn("?"), append(args, globsJSON(globs))
 	}
 	return s.viewEach(`SELECT j.doc, s.next FROM job_state s CROSS JOIN jobs j ON j.id = s.job
-		WHERE s.next > ? AND s.next < ? AND j.disabled = 0 AND j.parent = 0 AND `+named+` ORDER BY s.next, s.job LIMIT ?`, append(args, limit), func(scan scanner) error {
+		WHERE s.next > ? AND s.next < ? AND j.armed AND `+named+` ORDER BY s.next, s.job LIMIT ?`, append(args, limit), func(scan scanner) error {
 		var j job
 		var next int64
 		var doc []byte
@@ -3571,7 +3572,7 @@ func (s *reader) killed(ids []int64) ([]int64, error) {
 
 // armed calls fn for each job that has a next tick to decide.
 func (s *store) armed(fn func(job, next int64)) error {
-	return s.viewEach("SELECT job, next FROM jobs JOIN job_state ON job = id WHERE deleted = 0 AND disabled = 0 AND parent = 0 AND next <> ?", []any{int64(never)}, func(scan scanner) error {
+	return s.viewEach("SELECT job, next FROM jobs JOIN job_state ON job = id WHERE deleted = 0 AND armed AND next <> ?", []any{int64(never)}, func(scan scanner) error {
 		var job, next int64
 		if err := scan(&job, &next); err != nil {
 			return err
@@ -3732,7 +3733,7 @@ func (s *store) stagedRestore() (restore int64, err error) {
 func (s *store) stagedDue(restore, after, now int64) (list []stagedJob, fired []int64, err error) {
 	err = s.viewEach(`SELECT st.id, st.doc, coalesce(s.fired, 0)
 		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
-		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.next BETWEEN -9223372036854775807 AND max(?3, coalesce(s.fired, 0)) AND st.disabled = 0 AND st.parent_job = '' ORDER BY st.id LIMIT ?4`,
+		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.next BETWEEN -9223372036854775807 AND max(?3, coalesce(s.fired, 0)) AND st.armed ORDER BY st.id LIMIT ?4`,
 		[]any{restore, after, now, ticksMax}, func(scan scanner) error {
 			var p stagedJob
 			var last int64
@@ -3751,7 +3752,7 @@ func (s *store) stagedDue(restore, after, now int64) (list []stagedJob, fired []
 // to decide.
 func (s *store) restored(restore int64, fn func(job, next int64)) error {
 	return s.viewEach(`SELECT j.id, s.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
-		WHERE st.restore = ? AND j.disabled = 0 AND j.parent = 0 AND s.next <> ?`, []any{restore, int64(never)}, func(scan scanner) error {
+		WHERE st.restore = ? AND j.armed AND s.next <> ?`, []any{restore, int64(never)}, func(scan scanner) error {
 		var job, next int64
 		err := scan(&job, &next)
 		fn(job, next)

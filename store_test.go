@@ -2125,7 +2125,7 @@ var checks = []struct{ rule, query string }{
 	{"a job that is not deleted has a state, and no other has", "SELECT id FROM jobs WHERE deleted = 0 AND id NOT IN (SELECT job FROM job_state) UNION ALL SELECT job FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
 	{"open counts unfinished executions and pending retries", "SELECT job FROM job_state s WHERE open <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished = 0) + (SELECT count(*) FROM pending p WHERE p.job = s.job AND cause = 'retry')"},
 	{"kept counts finished executions", "SELECT job FROM job_state s WHERE kept <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished <> 0)"},
-	{"next lies behind fired", "SELECT job FROM job_state JOIN jobs ON id = job WHERE next <= fired AND next > 0 AND disabled = 0 AND parent = 0"},
+	{"next lies behind fired", "SELECT job FROM job_state JOIN jobs ON id = job WHERE next <= fired AND next > 0 AND armed"},
 	{"an execution has an outcome if it is finished, and only then", "SELECT id FROM executions WHERE (finished = 0) <> (outcome = '')"},
 	{"an execution and a pending row have a job", "SELECT id FROM executions WHERE job NOT IN (SELECT id FROM jobs) UNION ALL SELECT id FROM pending WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
 	{"an attempt of a slot exists once", "SELECT min(id) FROM executions GROUP BY grp, slot, attempt HAVING count(*) > 1"},
