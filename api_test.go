@@ -2043,7 +2043,7 @@ func TestAPI_Warnings(t *testing.T) {
 		w := httptest.NewRecorder()
 		s.handler.ServeHTTP(w, s.parseRequest("POST /v1/restore\nContent-Type: multipart/form-data; boundary=XX\n\n--XX\nContent-Disposition: form-data; name=\"file\"\n\n"+
 			`[{"name":"b","schedule":"@manually","executor":"kafka"},{"name":"c","schedule":"@manually"},{"name":"d","schedule":"@manually","processors":{"fluent":{}}}]`+"\n--XX--\n"))
-		if got := w.Header().Get("Belfry-Warning"); w.Code != http.StatusOK || got != `2 jobs have a warning, which GET /v1/jobs/{job} says; the first is b.` || strings.Count(log.String(), "level=WARN") != 1 {
+		if got := w.Header().Get("Belfry-Warning"); w.Code != http.StatusOK || got != `2 jobs have a warning, which GET /v1/jobs/{job} returns; the first is b.` || strings.Count(log.String(), "level=WARN") != 1 {
 			t.Errorf("restore: %d %q, logged %q", w.Code, got, &log)
 		}
 	})
