@@ -1661,7 +1661,7 @@ func TestTLS(t *testing.T) {
 	if ask("--tls-ca=node.pem", "--tls-cert=mallory.pem", "--tls-key=mallory.key") == nil || ask("--tls-ca=node.pem") == nil {
 		t.Error("somebody without a certificate of the CA was answered")
 	}
-	if err := ask("--tls-ca=mallory.pem", "--tls-cert=alice.pem", "--tls-key=alice.key"); err == nil || !strings.Contains(err.Error(), "--tls-ca names") {
+	if err := ask("--tls-ca=mallory.pem", "--tls-cert=alice.pem", "--tls-key=alice.key"); err == nil || !strings.Contains(err.Error(), "with --tls-ca") {
 		t.Errorf("a client met a node that its CA has not signed: %v", err)
 	}
 	hangup := func(logged string) {
@@ -1674,7 +1674,7 @@ func TestTLS(t *testing.T) {
 	if ask(alice...) == nil {
 		t.Error("the new certificate is in force before SIGHUP")
 	}
-	hangup("read its certificate again")
+	hangup("reloaded its certificate")
 	if err := ask(alice...); err != nil {
 		t.Error("after SIGHUP:", err)
 	}

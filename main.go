@@ -1,11 +1,9 @@
 // belfry is a distributed job scheduler in one program: cron for a cluster of
 // machines. It speaks Dkron's REST API.
 //
-// A tour of the source, in the order in which a change travels: main.go wires
-// the parts and stops them again; api.go takes requests; scheduler.go decides
-// what is due, where it runs and what follows; cluster.go puts every decision
-// into one log; store.go keeps the log and the state that it makes, in SQLite;
-// executor.go runs what was decided, and reports.
+// A tour of the source, in the order in which a change travels: main.go starts and stops the parts; api.go serves
+// requests; scheduler.go decides what is due and where it runs; cluster.go replicates every decision in one log;
+// store.go keeps the log, and the state that follows from it, in SQLite; executor.go runs jobs and reports results.
 package main
 
 import (
@@ -55,22 +53,22 @@ const usage = `belfry: a job scheduler, cron for a cluster.
   belfry                 run one server: API and page on 127.0.0.1:8080, data in ./belfry.data
   belfry agent [flags]   run a node; "belfry agent -h" lists the flags
   belfry keygen          print a random cluster key for --encrypt-file
-  belfry recover         make a new cluster of one server, when the majority of the old one is lost for good
+  belfry recover         make a new cluster of one server, if the majority of the old one is lost for good
   belfry version         print the version
   belfry help            print this text
 
-These act on a running node, --http-addr says on which (127.0.0.1:8080):
+These act on the running node at --http-addr (default 127.0.0.1:8080):
 
   belfry leave                            take the node out of its cluster and stop it
-  belfry raft list-peers                  list the servers: who leads, who votes, who is alive
-  belfry raft remove-peer --peer-id ID    take a server that is gone for good out of the voters
-  belfry acl bootstrap                    make the first management token, on the server's machine
+  belfry raft list-peers                  list the servers: leader, voters, status
+  belfry raft remove-peer --peer-id ID    remove a server that is lost for good from the voters
+  belfry acl bootstrap                    create the first management token, on the server's machine
   belfry acl policy apply --name N --rules-file F
   belfry acl policy list|info|delete      show or delete policies
   belfry acl token create --name N --type client|management --policy P
   belfry acl token list|info|delete       show or delete tokens
 
-With access control they need a token: --token, --token-file, or BELFRY_TOKEN.
+With access control they need a token: --token, --token-file or BELFRY_TOKEN.
 `
 
 func main() {
@@ -80,12 +78,10 @@ func main() {
 	os.Exit(commandLine(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
-// runAsInit is process 1 of a container: it starts the program as its only
-// child, passes signals on to it, and reaps the processes that the kernel gives
-// to process 1. It returns the exit status of the child, with which the kernel
-// ends all other processes.
+// runAsInit is process 1 of a container: it starts the program as its only child, forwards signals to it, and reaps
+// orphans. It returns the exit status of the child; when process 1 exits, the kernel kills all others.
 func runAsInit() int {
-	guardProcess() // the child says it where that cannot be done
+	guardProcess() // the child logs an error
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	self, err := os.Executable()
@@ -93,15 +89,17 @@ func runAsInit() int {
 		fmt.Fprintf(os.Stderr, "belfry: %v\n", err)
 		return exitError
 	}
-	// In a group of its own, or what is typed at a terminal would reach it twice.
-	child, err := os.StartProcess(self, os.Args, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{Setpgid: true}})
+	child, err := os.StartProcess(self, os.Args, &os.ProcAttr{
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		Sys:   &syscall.SysProcAttr{Setpgid: true}, // or Ctrl-C in a terminal would signal it twice
+	})
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "belfry: %v\n", err)
 		return exitError
 	}
 	go func() {
 		for s := range signals {
-			child.Signal(s) // an error says that it has ended
+			child.Signal(s) // fails if it has ended
 		}
 	}()
 	for {
@@ -110,21 +108,23 @@ func runAsInit() int {
 		case err != nil && err != syscall.EINTR:
 			return exitError
 		case pid == child.Pid && status.Signaled():
-			return 128 + int(status.Signal()) // as a shell says it
+			return 128 + int(status.Signal()) // as shells do
 		case pid == child.Pid:
 			return status.ExitStatus()
 		}
 	}
 }
 
-// prctlNumbers are the numbers of Linux's prctl by GOARCH, which package syscall knows on Linux only.
-var prctlNumbers = map[string]uintptr{"386": 172, "amd64": 157, "arm": 172, "arm64": 167, "loong64": 167, "ppc64le": 171, "riscv64": 167, "s390x": 172}
+// prctlNumbers are the numbers of the prctl system call by GOARCH; package syscall has them on Linux only.
+var prctlNumbers = map[string]uintptr{
+	"386": 172, "amd64": 157, "arm": 172, "arm64": 167, "loong64": 167, "ppc64le": 171, "riscv64": 167, "s390x": 172,
+}
 
-// guardProcess keeps this process's memory, environment and open files in /proc from other processes of its user, which
-// its jobs are; root still reads them. It guards nothing that lies in files. What this process was started with beside
-// its standard files is not open in those that it starts.
+// guardProcess hides this process's memory, environment and open files in /proc from other processes of its user, such
+// as jobs, but not from root. It does not protect files on disk. It also keeps child processes from inheriting
+// descriptors other than the standard ones.
 func guardProcess() error {
-	inherited, _ := os.ReadDir("/dev/fd") // where that is not there, nothing is known
+	inherited, _ := os.ReadDir("/dev/fd") // missing without a mounted /dev or /proc
 	for _, entry := range inherited {
 		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
 			syscall.CloseOnExec(fd)
@@ -141,7 +141,7 @@ func guardProcess() error {
 	return nil
 }
 
-// commandLine is the program. It returns the exit status.
+// commandLine executes the command in args, without the program's name, and returns the exit status.
 func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		args = append([]string{"agent"}, alone(environ)...)
@@ -177,8 +177,8 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	return exitUsage
 }
 
-// alone returns the flags of "belfry" with nothing behind it: those of a server
-// that founds a cluster, as far as the environment does not say something else.
+// alone returns the flags of "belfry" without arguments: those of a server that bootstraps a cluster of one, unless the
+// environment says otherwise.
 func alone(environ []string) []string {
 	if _, server, ok := variable(environ, "server"); ok {
 		if on, err := strconv.ParseBool(server); err != nil || !on {
@@ -193,7 +193,7 @@ func alone(environ []string) []string {
 	return []string{"--server", "--bootstrap-expect=1"}
 }
 
-// isHelp reports whether a word asks for help.
+// isHelp reports whether an argument asks for help.
 func isHelp(word string) bool {
 	return slices.Contains([]string{"help", "-h", "-help", "--help"}, word)
 }
@@ -209,13 +209,13 @@ func usageOf(command string) string {
 	return b.String()
 }
 
-// runPrint executes a command that has no flags and prints a text.
+// runPrint executes a command that takes no arguments and prints text.
 func runPrint(command string, args []string, text string, stdout, stderr io.Writer) int {
 	switch {
 	case len(args) > 0 && isHelp(args[0]):
 		text = usageOf(command)
 	case len(args) > 0:
-		fmt.Fprintf(stderr, "belfry: %q: \"belfry %s\" takes nothing behind it\n", args[0], command)
+		fmt.Fprintf(stderr, "belfry: %q: \"belfry %s\" takes no arguments\n", args[0], command)
 		return exitUsage
 	}
 	if _, err := io.WriteString(stdout, text); err != nil {
@@ -225,11 +225,10 @@ func runPrint(command string, args []string, text string, stdout, stderr io.Writ
 	return exitOK
 }
 
-// parseFlags reads the flags of a command, and for those not given the
-// environment. Nothing may stand behind them. Who asks for help gets it on
-// help, and flag.ErrHelp.
+// parseFlags parses the flags of a command, and takes those not given from the environment. It refuses other arguments.
+// On -h it writes the flags to help and returns flag.ErrHelp.
 func parseFlags(fs *flag.FlagSet, args, environ []string, help io.Writer) error {
-	fs.SetOutput(io.Discard) // it says everything twice, and all flags for one that is wrong
+	fs.SetOutput(io.Discard) // package flag would print each error as well, followed by all flags
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		fs.SetOutput(help)
 		fs.Usage()
@@ -238,12 +237,12 @@ func parseFlags(fs *flag.FlagSet, args, environ []string, help io.Writer) error 
 		return fmt.Errorf("%w; \"%s -h\" lists the flags", err, fs.Name())
 	}
 	if fs.NArg() > 0 {
-		return fmt.Errorf("%q is no flag; all settings are flags, see \"%s -h\"", fs.Arg(0), fs.Name())
+		return fmt.Errorf("%q is not a flag; \"%s -h\" lists them", fs.Arg(0), fs.Name())
 	}
 	return fromEnvironment(fs, environ)
 }
 
-// runAgent runs a node until ctx ends or a signal comes.
+// runAgent runs a node until ctx is done or a signal arrives.
 func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	cfg, err := parseConfig(args, environ, stdout)
 	if errors.Is(err, flag.ErrHelp) {
@@ -266,7 +265,7 @@ func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Wri
 	return exitOK
 }
 
-// onHangup calls fn with every SIGHUP until stop is called, which waits.
+// onHangup calls fn on every SIGHUP until stop is called; stop waits for a running call.
 func onHangup(fn func()) (stop func()) {
 	signals, end, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
 	signal.Notify(signals, syscall.SIGHUP)
@@ -288,26 +287,24 @@ func onHangup(fn func()) (stop func()) {
 	}
 }
 
-// outliveReaders has the process live on, until stop is called, when a reader of
-// stdout or stderr is gone: the write fails. SIGPIPE is caught and not ignored,
-// because the commands of jobs would inherit that.
+// outliveReaders keeps a closed stdout or stderr from ending the process until stop is called: writes fail instead.
+// SIGPIPE is caught rather than ignored, because the commands of jobs would inherit an ignored one.
 func outliveReaders() (stop func()) {
-	signals := make(chan os.Signal, 1) // which nobody reads
+	signals := make(chan os.Signal, 1) // never read
 	signal.Notify(signals, syscall.SIGPIPE)
 	return func() { signal.Stop(signals) }
 }
 
 const (
-	linesMax      = 16_384      // that wait to be written
-	linesBytesMax = 4 << 20     // of these: some outputs that the processor log writes
-	linesPatience = time.Second // for these, when the program ends
+	linesMax      = 16_384      // queued
+	linesBytesMax = 4 << 20     // of all queued lines: room for several outputs from the processor log
+	linesPatience = time.Second // for writing the queue when the program ends
 )
 
-// lines writes in the background, so that who writes a line never waits for
-// who should read it. A line that finds the queue full is dropped and counted;
-// how many were is written when there is room again.
+// lines writes lines in the background, so a slow reader never blocks the program. It drops and counts lines while the
+// queue is full, and logs their number when there is room again.
 type lines struct {
-	queue   chan []byte  // nil: the last
+	queue   chan []byte  // a nil line is the last
 	waiting atomic.Int64 // bytes in queue
 	dropped atomic.Int64
 	ended   chan struct{}
@@ -319,7 +316,7 @@ func newLines(w io.Writer) *lines {
 	return l
 }
 
-// Write takes a line. It never fails, and never blocks.
+// Write queues a line. It never fails and never blocks.
 func (l *lines) Write(line []byte) (int, error) {
 	if l.waiting.Add(int64(len(line))) <= linesBytesMax {
 		select {
@@ -340,17 +337,17 @@ func (l *lines) run(w io.Writer) {
 		if line == nil {
 			return
 		}
-		w.Write(line) // nobody could be told of an error
+		w.Write(line) // there is nowhere to report an error
 		if l.waiting.Add(-int64(len(line))); len(l.queue) > linesMax/2 {
 			continue
 		}
 		if n := l.dropped.Swap(0); n > 0 {
-			log.Warn("lines are missing here, because they were not read in time", "lines", n)
+			log.Warn("lines were dropped here, because the reader was too slow", "lines", n)
 		}
 	}
 }
 
-// close waits, but not for long, until all is written.
+// close waits until the queue is written, at most linesPatience.
 func (l *lines) close() {
 	patience := time.NewTimer(linesPatience)
 	defer patience.Stop()
@@ -365,8 +362,7 @@ func (l *lines) close() {
 	}
 }
 
-// firstSignal returns a context that ends with the first SIGINT or SIGTERM. By
-// then the default is back in force: a second one ends the process at once.
+// firstSignal returns a context that ends on the first SIGINT or SIGTERM. A second one kills the process.
 func firstSignal(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 1)
@@ -382,75 +378,73 @@ func firstSignal(ctx context.Context) (context.Context, context.CancelFunc) {
 	return ctx, cancel
 }
 
-// config is what an operator may say, by flag or by environment variable.
+// config holds the settings of a node, from flags or environment variables.
 type config struct {
 	Server          bool
-	BootstrapExpect int // servers that found a cluster together
+	BootstrapExpect int // servers that bootstrap the cluster together
 	NodeName        string
-	nodeNamed       bool   // NodeName was given, and is not the host's
+	nodeNamed       bool   // NodeName was given; otherwise it is the host's name
 	BindAddr        string // host:port of the cluster plane
-	AdvertiseAddr   string // host:port that others are told, "": BindAddr
-	Encrypt         string // cluster key, base64; "": that in the data directory
-	EncryptFile     string // that holds it
+	AdvertiseAddr   string // host:port that other nodes connect to; "": BindAddr
+	Encrypt         string // cluster key, base64; "": the one in the data directory
+	EncryptFile     string // file with the cluster key
 	Join            []string
 	RetryJoin       []string
-	RetryInterval   time.Duration // between two tries of an address that did not answer
-	RetryMax        int           // tries without any answer until the node gives up, 0: never
-	RaftMultiplier  int           // of all times of an election
+	RetryInterval   time.Duration // between attempts to join
+	RetryMax        int           // attempts to join before the node gives up; 0: no limit
+	RaftMultiplier  int           // of all election timeouts
 	HTTPAddr        string        // host:port of API and page
-	HTTPPrefix      string        // path below which they are, "": the root
+	HTTPPrefix      string        // path of API and page; "": the root
 	ACL             bool          // requests to the API need a token
-	Insecure        bool          // API on an address that others can reach, without access control
+	Insecure        bool          // allow the API on a non-loopback address without access control
 	DataDir         string
 	LogLevel        slog.Level
 	Tags            map[string]string
 	Datacenter      string
 	Region          string
-	Timezone        string        // zone of jobs that name none, when the cluster is made
-	CatchupWindow   time.Duration // age up to which a missed tick still runs
-	ExecutionsKept  int           // newest finished executions of a job that are kept
-	AuditKept       time.Duration // age up to which the audit trail is kept
-	AuditKeptBytes  int64         // size up to which it is
-	LostAfter       time.Duration // of silence of its node, after which an execution is lost
+	Timezone        string        // default zone of jobs; used only when the cluster is created
+	CatchupWindow   time.Duration // maximum age at which an overdue tick still runs
+	ExecutionsKept  int           // finished executions kept of each job
+	AuditKept       time.Duration // maximum age of the audit trail
+	AuditKeptBytes  int64         // maximum size of the audit trail
+	LostAfter       time.Duration // without contact to its node, after which an execution is lost
 	TLS             tlsFiles      // of the API
-	AllowedHosts    []string      // names of this node in Host, besides its own
-	CORSOrigins     []string      // whose pages may use the API
+	AllowedHosts    []string      // accepted in Host, besides NodeName
+	CORSOrigins     []string      // of other pages that may use the API
 	Limits          nodeLimits    // what jobs may do here
-	ShutdownGrace   time.Duration // that running executions have to end when the node stops
-	Unused          []string      // variables of the environment that look like flags and are none
+	ShutdownGrace   time.Duration // for running executions to end when the node stops
+	Unused          []string      // environment variables with our prefix that match no flag
 
-	host host // beneath the node
+	host host
 }
 
-// host is what a node asks of the machine beneath it, besides files and time.
-// The zero value is the real one; the simulation of whole servers has its own.
+// host is what a node uses of its machine besides files and time. The zero value is the real machine; the simulation of
+// whole servers has its own.
 type host struct {
 	listen func(network, address string) (net.Listener, error)
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 	chance func() uint64
 	shell  func(ctx context.Context, o *order, out io.Writer) error // see executorConfig
 	disk   func(durable bool, tx func() error) error                // see store
-	made   func(*parts)                                             // sees what the node is made of before it runs
+	made   func(*parts)                                             // called with the parts before the node runs
 }
 
 const (
-	deliverPatience = 2 * time.Second // that a node which stops has for the last results
-	handOverPause   = time.Second     // between its tries to have another server lead
-	deliverPause    = 5 * time.Millisecond
-	secretPause     = 5 * time.Second // between two looks whether the bootstrap secret is still needed
+	deliverPatience = 2 * time.Second      // for delivering the last results when the node stops
+	handOverPause   = time.Second          // between attempts to transfer leadership when the node stops
+	deliverPause    = 5 * time.Millisecond // between checks whether all results are delivered
+	secretPause     = 5 * time.Second      // between checks whether the bootstrap secret is still needed
 )
 
-// Bounds of the catch-up window. A tick is always looked at a little late, by a
-// new leader some seconds, because it waits for the nodes: it must not count as
-// missed for that. Ticks in the window are looked at one by one.
+// Bounds of the catch-up window. The minimum exists because every tick fires a little late, after an election by some
+// seconds, and must not be recorded as missed for that; the maximum, because ticks in the window are decided singly.
 const (
 	catchupWindowMin = 10 * time.Second
 	catchupWindowMax = 24 * time.Hour
 )
 
-// parseConfig reads flags, and for those not given the environment: BELFRY_
-// or, for who comes from Dkron, DKRON_ before the flag's name in capitals. Who
-// asks for help gets it on help, and flag.ErrHelp.
+// parseConfig parses flags, and takes those not given from the environment: BELFRY_ or, as in Dkron, DKRON_, followed
+// by the flag's name in capitals. On -h it writes the flags to help and returns flag.ErrHelp.
 func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	var cfg config
 	host, err := os.Hostname()
@@ -459,24 +453,31 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	}
 	fs := flag.NewFlagSet("belfry agent", flag.ContinueOnError)
 	fs.BoolVar(&cfg.Server, "server", false, "keep state and lead; without it the node only runs jobs")
-	fs.IntVar(&cfg.BootstrapExpect, "bootstrap-expect", 0, "`number` of servers that found the cluster together")
+	fs.IntVar(&cfg.BootstrapExpect, "bootstrap-expect", 0, "`number` of servers that bootstrap the cluster together")
 	fs.StringVar(&cfg.NodeName, "node-name", host, "unique `name` of this node")
 	fs.StringVar(&cfg.BindAddr, "bind-addr", "127.0.0.1:8946", "`address` of the cluster plane")
-	fs.StringVar(&cfg.AdvertiseAddr, "advertise-addr", "", "`address` at which other nodes reach the cluster plane, if it is not --bind-addr")
-	fs.StringVar(&cfg.Encrypt, "encrypt", "", "cluster `key`, the same on all nodes; others can see it in the list of processes, so prefer --encrypt-file")
-	fs.StringVar(&cfg.EncryptFile, "encrypt-file", "", "`file` that holds the cluster key, the same on all nodes; \"belfry keygen\" makes one. By default a node makes its own, "+keyFile+" in --data-dir")
-	fs.Func("join", "`address` of another node's cluster plane; may be given several times. If none answers, the node does not start", list(&cfg.Join))
-	fs.Func("retry-join", "`address` as in --join, that is tried again and again", list(&cfg.RetryJoin))
-	fs.DurationVar(&cfg.RetryInterval, "retry-interval", time.Second, "`time` between two tries of an address that does not answer")
-	fs.IntVar(&cfg.RetryMax, "retry-max", 0, "`number` of tries after which the node gives up, 0: never")
-	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1, "`factor` of the times of an election, 1 to 10: more for slow networks")
+	fs.StringVar(&cfg.AdvertiseAddr, "advertise-addr", "",
+		"`address` at which other nodes reach the cluster plane, if it is not --bind-addr")
+	fs.StringVar(&cfg.Encrypt, "encrypt", "",
+		"cluster `key`, the same on all nodes; other users can see it in the list of processes, so prefer --encrypt-file")
+	fs.StringVar(&cfg.EncryptFile, "encrypt-file", "", "`file` with the cluster key, the same on all nodes; "+
+		"\"belfry keygen\" generates one. By default a node generates its own, "+keyFile+" in --data-dir")
+	fs.Func("join", "`address` of another node's cluster plane; may be repeated. The node does not start unless one responds",
+		list(&cfg.Join))
+	fs.Func("retry-join", "`address` as in --join, but the node keeps trying; may be repeated", list(&cfg.RetryJoin))
+	fs.DurationVar(&cfg.RetryInterval, "retry-interval", time.Second, "`time` between attempts to join")
+	fs.IntVar(&cfg.RetryMax, "retry-max", 0, "`number` of attempts to join before the node gives up; 0: no limit")
+	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1, "`factor` of election timeouts, 1 to 10; use more on slow networks")
 	fs.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "`address` of API and page")
-	fs.StringVar(&cfg.HTTPPrefix, "http-prefix", "", "`path` such as /belfry below which API and page are, for a proxy that shares its host")
-	fs.BoolVar(&cfg.ACL, "acl", false, "requests to the API need a token; on all nodes or on none. \"belfry acl bootstrap\" makes the first")
-	fs.BoolVar(&cfg.Insecure, "insecure", false, "serve the API without access control on an address that others can reach: whoever can reach it can run commands here")
-	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of results on their way")
-	fs.TextVar(&cfg.LogLevel, "log-level", slog.LevelInfo, "least `level` that is logged: debug, info, warn or error")
-	fs.Func("tag", "`key=value` by which jobs choose this node; may be given several times", func(s string) error {
+	fs.StringVar(&cfg.HTTPPrefix, "http-prefix", "",
+		"`path` of API and page, such as /belfry, for a proxy that serves other things on the same host")
+	fs.BoolVar(&cfg.ACL, "acl", false,
+		"require tokens for the API; on all nodes or on none. \"belfry acl bootstrap\" creates the first token")
+	fs.BoolVar(&cfg.Insecure, "insecure", false, "allow the API without access control on an address that others can "+
+		"reach: whoever can reach it can run commands here")
+	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of undelivered results")
+	fs.TextVar(&cfg.LogLevel, "log-level", slog.LevelInfo, "lowest `level` that is logged: debug, info, warn or error")
+	fs.Func("tag", "`key=value` by which jobs select this node; may be repeated", func(s string) error {
 		var tags []string
 		if err := list(&tags)(s); err != nil {
 			return err
@@ -495,21 +496,34 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	})
 	fs.StringVar(&cfg.Datacenter, "datacenter", "dc1", "`name` of the node's data center, its tag dc")
 	fs.StringVar(&cfg.Region, "region", "global", "`name` of the node's region, its tag region")
-	fs.StringVar(&cfg.Timezone, "timezone", localZone(environ), "`zone` of jobs that name none; it is fixed when the cluster is made")
-	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute, "`age` up to which ticks that nobody could fire run late; older ones are recorded as missed")
-	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions that are kept of each job")
-	fs.DurationVar(&cfg.AuditKept, "audit-keep", 365*24*time.Hour, "`age` up to which the audit trail is kept")
-	fs.Int64Var(&cfg.AuditKeptBytes, "audit-keep-bytes", 256_000_000, "`size` up to which it is: beyond that the oldest rows go")
-	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute, "`time` after which an execution is given up whose node does not answer")
-	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second, "`time` that running executions have to end when the node stops")
-	cfg.TLS.flags(fs, "serve the API with the certificate in this `file`", "certificates in this `file` sign those that clients of the API must have")
-	fs.Func("allowed-host", "`name` under which clients reach the API, besides the node's name and addresses; may be given several times", list(&cfg.AllowedHosts))
-	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be given several times", list(&cfg.CORSOrigins))
-	fs.Func("executors", "`names` of the executors that run here, shell and http, with commas between them; both if it is not given", list(&cfg.Limits.Executors))
-	fs.Func("allow-su", "`user` or user:group that shell jobs may run as with su, as a whole; may be given several times", list(&cfg.Limits.AllowSu))
-	fs.StringVar(&cfg.Limits.FilesDir, "files-dir", "", "`directory` below which the processor files writes outputs; files in the data directory if it is not given")
-	fs.BoolVar(&cfg.Limits.AllowMetadata, "http-allow-metadata", false, "http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
-	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false, "http jobs do not reach private and loopback addresses")
+	fs.StringVar(&cfg.Timezone, "timezone", localZone(environ),
+		"default time `zone` of jobs; it is fixed when the cluster is created")
+	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute,
+		"maximum `age` at which an overdue tick still runs; older ones are recorded as missed")
+	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions kept of each job")
+	fs.DurationVar(&cfg.AuditKept, "audit-keep", 365*24*time.Hour, "maximum `age` of rows in the audit trail")
+	fs.Int64Var(&cfg.AuditKeptBytes, "audit-keep-bytes", 256_000_000,
+		"maximum `size` of the audit trail, in bytes; beyond it the oldest rows are deleted")
+	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute,
+		"`time` without contact to its node after which an execution is recorded as lost")
+	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second,
+		"`time` that running executions have to end when the node stops")
+	cfg.TLS.flags(fs, "serve the API with the certificate in this `file`",
+		"require clients of the API to have a certificate signed by one in this `file`")
+	fs.Func("allowed-host", "`name` by which clients reach the API, besides the node's name and addresses; may be repeated",
+		list(&cfg.AllowedHosts))
+	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be repeated",
+		list(&cfg.CORSOrigins))
+	fs.Func("executors", "comma-separated `names` of the executors that run here: shell, http; by default both",
+		list(&cfg.Limits.Executors))
+	fs.Func("allow-su", "exact `value` of su, user or user:group, that shell jobs may use; may be repeated",
+		list(&cfg.Limits.AllowSu))
+	fs.StringVar(&cfg.Limits.FilesDir, "files-dir", "",
+		"`directory` below which the processor files writes outputs; by default files in --data-dir")
+	fs.BoolVar(&cfg.Limits.AllowMetadata, "http-allow-metadata", false,
+		"let http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
+	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false,
+		"keep http jobs from private and loopback addresses")
 	if err := parseFlags(fs, args, environ, help); err != nil {
 		return cfg, err
 	}
@@ -519,7 +533,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 			return cfg, fmt.Errorf("--encrypt-file: %w", err)
 		}
 		if cfg.Encrypt = strings.TrimSpace(string(key)); cfg.Encrypt == "" {
-			return cfg, fmt.Errorf("--encrypt-file %s: the file is empty; write the output of \"belfry keygen\" into it", cfg.EncryptFile)
+			return cfg, fmt.Errorf("--encrypt-file %s: is empty; write the output of \"belfry keygen\" to it", cfg.EncryptFile)
 		}
 	}
 	typed := slices.ContainsFunc(args, func(arg string) bool {
@@ -527,22 +541,23 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		return name == "encrypt" && arg[0] == '-'
 	})
 	if typed && cfg.Limits.AllowSu != nil {
-		return cfg, errors.New("--encrypt: with --allow-su, jobs of another user could read the key on this command line and take over every node; give it with --encrypt-file, or as BELFRY_ENCRYPT in the environment")
+		return cfg, errors.New("--encrypt: with --allow-su, jobs of another user could read the key on this command line " +
+			"and take over every node; use --encrypt-file, or BELFRY_ENCRYPT in the environment")
 	}
 	cfg.Unused = unused(fs, environ)
-	said := false
+	zoneNamed := false
 	fs.Visit(func(f *flag.Flag) {
-		said = said || f.Name == "timezone"
+		zoneNamed = zoneNamed || f.Name == "timezone"
 		cfg.nodeNamed = cfg.nodeNamed || f.Name == "node-name"
 	})
-	if _, err := loadZone(cfg.Timezone); err != nil && !said {
+	if _, err := loadZone(cfg.Timezone); err != nil && !zoneNamed {
 		return cfg, fmt.Errorf("TZ: %w; or name one with --timezone", err)
 	}
 	return cfg, cfg.validate()
 }
 
-// list is a flag that may be given several times; one value may hold several,
-// with commas between them, as a variable of the environment must.
+// list returns the function for a flag that may be repeated. A value may also be a comma-separated list, which is the
+// only way in an environment variable.
 func list(values *[]string) func(string) error {
 	return func(s string) error {
 		for _, v := range strings.Split(s, ",") {
@@ -554,7 +569,7 @@ func list(values *[]string) func(string) error {
 	}
 }
 
-// fromEnvironment sets the flags that were not given from their variables.
+// fromEnvironment sets flags that were not given from their environment variables.
 func fromEnvironment(fs *flag.FlagSet, environ []string) error {
 	given := map[string]bool{}
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
@@ -577,11 +592,11 @@ func variableName(prefix, name string) string {
 	return prefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 }
 
-// variable returns the variable of the environment that stands for a flag.
+// variable returns the environment variable for a flag.
 func variable(environ []string, name string) (key, value string, ok bool) {
 	for _, prefix := range variablePrefixes {
 		key = variableName(prefix, name)
-		for _, kv := range slices.Backward(environ) { // the last counts
+		for _, kv := range slices.Backward(environ) { // the last one wins
 			if value, ok = strings.CutPrefix(kv, key+"="); ok {
 				return key, value, true
 			}
@@ -590,10 +605,9 @@ func variable(environ []string, name string) (key, value string, ok bool) {
 	return "", "", false
 }
 
-// unused returns the variables that look as if they stood for a flag, and do
-// not. The token is for the commands, which may share the environment.
+// unused returns the environment variables that have our prefix but match no flag.
 func unused(fs *flag.FlagSet, environ []string) []string {
-	names := []string{"token", "token-file"}
+	names := []string{"token", "token-file"} // for the remote commands, which may share the environment
 	fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
 	var known, list []string
 	for _, prefix := range variablePrefixes {
@@ -611,16 +625,16 @@ func unused(fs *flag.FlagSet, environ []string) []string {
 	return list
 }
 
-// validate names the flag that is wrong, and what would be right.
+// validate returns an error that names the wrong flag and the remedy.
 func (c *config) validate() error {
 	if c.BootstrapExpect < 0 || c.BootstrapExpect > 0 && !c.Server {
-		return errors.New("--bootstrap-expect: is the number of servers that found a cluster, for nodes with --server only")
+		return errors.New("--bootstrap-expect: is the number of servers that bootstrap a cluster, and needs --server")
 	}
 	if !c.Server && len(c.Join)+len(c.RetryJoin) == 0 {
 		return errors.New("--retry-join: a node without --server must know a server; name the address of its cluster plane")
 	}
 	if v, ok := c.Tags["server"]; ok && v != strconv.FormatBool(c.Server) {
-		return fmt.Errorf("--tag server=%s: this tag is reserved, it says whether a node has --server; choose another name", v)
+		return fmt.Errorf("--tag server=%s: this tag is reserved for whether the node has --server; use another name", v)
 	}
 	if c.NodeName == "" || len(c.NodeName) > memberNameMax {
 		return fmt.Errorf("--node-name: must have 1 to %d bytes", memberNameMax)
@@ -635,21 +649,22 @@ func (c *config) validate() error {
 		return errors.New("--retry-interval, --retry-max: the first must be more than 0, the second at least 0")
 	}
 	if c.RaftMultiplier < 1 || c.RaftMultiplier > 10 {
-		return errors.New("--raft-multiplier: must lie between 1 and 10")
+		return errors.New("--raft-multiplier: must be between 1 and 10")
 	}
 	if !c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr) {
-		return fmt.Errorf("--http-addr %s: others could run commands here; ask for tokens with --acl, use a loopback address such as 127.0.0.1:8080, or say --insecure", c.HTTPAddr)
+		return fmt.Errorf("--http-addr %s: others could run commands here; require tokens with --acl, use a loopback "+
+			"address such as 127.0.0.1:8080, or allow it with --insecure", c.HTTPAddr)
 	}
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") || c.TLS.CA != "" && c.TLS.Cert == "" {
 		return errors.New("--tls-cert, --tls-key: belong together, and --tls-ca needs both")
 	}
-	if c.HTTPPrefix != "" && (c.HTTPPrefix[0] != '/' || c.HTTPPrefix == "/" || path.Clean(c.HTTPPrefix) != c.HTTPPrefix || (&url.URL{Path: c.HTTPPrefix}).String() != c.HTTPPrefix) {
-		return fmt.Errorf("--http-prefix: %q is none; write it as in /belfry, of letters and digits, without a slash at its end", c.HTTPPrefix)
+	if p := c.HTTPPrefix; p != "" && (p[0] != '/' || p == "/" || path.Clean(p) != p || (&url.URL{Path: p}).String() != p) {
+		return fmt.Errorf("--http-prefix: %q must be a path such as /belfry, of letters and digits, without a trailing slash", p)
 	}
 	for _, origin := range c.CORSOrigins {
 		var check http.CrossOriginProtection
 		if err := check.AddTrustedOrigin(origin); err != nil || origin != strings.ToLower(origin) {
-			return fmt.Errorf("--cors-origin: %q is none; write scheme and host in lower case, as in https://ops.example.com", origin)
+			return fmt.Errorf("--cors-origin: %q must be a scheme and host in lower case, such as https://ops.example.com", origin)
 		}
 	}
 	for _, name := range c.Limits.Executors {
@@ -704,7 +719,7 @@ func (c *config) key() ([]byte, error) {
 	return decodeKey(c.Encrypt)
 }
 
-// isLoopback reports whether only this machine can reach a host:port.
+// isLoopback reports whether a host:port is a loopback address.
 func isLoopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -714,8 +729,8 @@ func isLoopback(addr string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// localZone returns the name of this machine's zone: TZ, or what
-// /etc/localtime points to, else UTC. Go itself only knows it as "Local".
+// localZone returns the name of this machine's zone: TZ, or that of /etc/localtime, or UTC. Package time calls it only
+// "Local".
 func localZone(environ []string) string {
 	file := "/etc/localtime"
 	for _, kv := range environ {
@@ -737,20 +752,19 @@ func localZone(environ []string) string {
 		}
 	}
 	if file != "/etc/localtime" {
-		return file // which is no name
+		return file // parseConfig reports that it is not a zone
 	}
 	return "UTC"
 }
 
-// zoneOf returns the name of the zone in a file of the system's.
+// zoneOf returns the name of the zone in a file of the system's time zone database.
 func zoneOf(file string) (zone string, ok bool) {
 	_, zone, _ = strings.Cut(file, "/zoneinfo/")
 	_, err := loadZone(zone)
 	return zone, zone != "" && err == nil
 }
 
-// tags returns all tags of the node: the operator's, and those that Dkron's
-// nodes have. Those that tell its address are set when it listens.
+// tags returns the tags of the node: the operator's and those of every Dkron node. The plane adds those with addresses.
 func (c *config) tags() map[string]string {
 	tags := map[string]string{
 		"role": "dkron", "dc": c.Datacenter, "region": c.Region, "version": version, "server": strconv.FormatBool(c.Server),
@@ -762,14 +776,16 @@ func (c *config) tags() map[string]string {
 	return tags
 }
 
-// plane returns what the cluster plane must know of the node. A node that has
-// only --join tries once.
+// plane returns the configuration of the cluster plane. Without --retry-join, the node tries to join only once.
 func (c *config) plane(id string, incarnation uint64) planeConfig {
 	key, _ := c.key() // validated
 	p := planeConfig{
-		record: record{Name: c.NodeName, ID: id, Incarnation: incarnation, Server: c.Server, Addr: c.AdvertiseAddr, HTTPAddr: c.HTTPAddr,
-			Tags: c.tags(), Expect: c.BootstrapExpect},
-		Bind: c.BindAddr, Key: key, Dir: c.DataDir, Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
+		record: record{
+			Name: c.NodeName, ID: id, Incarnation: incarnation, Server: c.Server, Addr: c.AdvertiseAddr, HTTPAddr: c.HTTPAddr,
+			Tags: c.tags(), Expect: c.BootstrapExpect,
+		},
+		Bind: c.BindAddr, Key: key, Dir: c.DataDir,
+		Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
 		BeatTime: time.Second, host: c.host,
 	}
 	if len(c.RetryJoin) == 0 {
@@ -778,27 +794,28 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 	return p
 }
 
-// serve runs a node until ctx ends. It counts on writers that never block.
+// serve runs a node until ctx is done. The writers must not block.
 func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error) {
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 	if err := guardProcess(); err != nil {
 		log.Warn("the jobs of this node can read its memory and environment, and so its secrets", "err", err)
 	}
 	for _, name := range cfg.Unused {
-		log.Warn("this variable of the environment stands for no flag, and does nothing", "variable", name)
+		log.Warn("this environment variable matches no flag and has no effect", "variable", name)
 	}
 	if info, err := os.Stat(cfg.EncryptFile); err == nil && info.Mode().IsRegular() && info.Mode()&0o004 != 0 {
-		log.Warn("others can read the file of the cluster key, and whoever has the key can run commands on every node; chmod 600 it", "file", cfg.EncryptFile)
+		log.Warn("other users can read the cluster key, which allows to run commands on every node; chmod 600 the file",
+			"file", cfg.EncryptFile)
 	}
 	listener, err := net.Listen("tcp", cfg.HTTPAddr)
 	if err != nil {
-		return fmt.Errorf("--http-addr %s: cannot listen there, choose another address: %w", cfg.HTTPAddr, err)
+		return fmt.Errorf("--http-addr %s: cannot listen there; use another address: %w", cfg.HTTPAddr, err)
 	}
 	defer listener.Close()
 	listener = newBoundedListener(listener, connsMax())
 	cfg.HTTPAddr = listener.Addr().String()
 	scheme := "http"
-	hangup := func() { log.Info("there is nothing to read again, for the API has no certificate") }
+	hangup := func() { log.Info("SIGHUP has no effect: the API has no certificate to reload") }
 	if cfg.TLS.Cert != "" {
 		scheme = "https"
 		certs, err := newServerTLS(cfg.TLS)
@@ -810,14 +827,14 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 				log.Error("the API keeps its former certificate", "err", err)
 				return
 			}
-			log.Info("the API has read its certificate again")
+			log.Info("the API has reloaded its certificate")
 		}
-		listener = tls.NewListener(listener, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return certs.current.Load(), nil }})
+		listener = tls.NewListener(listener, &tls.Config{GetConfigForClient: certs.config})
 	}
 	defer onHangup(hangup)()
 	greet := func() {
 		if os.Geteuid() == 0 {
-			log.Warn("this node runs as root, and so do the commands of its jobs; run it as a user of its own")
+			log.Warn("this node runs as root, and so do the commands of its jobs; run it as a dedicated user")
 		}
 		fmt.Fprintf(stdout, "belfry %s: API and page at %s://%s%s, data in %s\n", version, scheme, cfg.HTTPAddr, cfg.HTTPPrefix, cfg.DataDir)
 	}
@@ -827,10 +844,10 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	return runWorker(ctx, cfg, listener, greet, log)
 }
 
-// tlsFiles are PEM files of one side of a connection. "" is none.
+// tlsFiles names the PEM files of one side of a connection; "" is none.
 type tlsFiles struct {
 	Cert, Key string // its own
-	CA        string // that must have signed the other side's
+	CA        string // certificates of which one must have signed the other side's
 }
 
 func (f *tlsFiles) flags(fs *flag.FlagSet, cert, ca string) {
@@ -839,7 +856,7 @@ func (f *tlsFiles) flags(fs *flag.FlagSet, cert, ca string) {
 	fs.StringVar(&f.CA, "tls-ca", "", ca)
 }
 
-// load reads the files. Errors name the flag.
+// load reads the files. Its errors name the flag.
 func (f *tlsFiles) load() (certs []tls.Certificate, roots *x509.CertPool, err error) {
 	if f.Cert != "" || f.Key != "" {
 		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
@@ -862,10 +879,10 @@ func (f *tlsFiles) load() (certs []tls.Certificate, roots *x509.CertPool, err er
 	return certs, roots, nil
 }
 
-// serverTLS is what the API proves itself with, and whom it talks to.
+// serverTLS is the API's TLS configuration, which can be reloaded.
 type serverTLS struct {
 	files   tlsFiles                   // fixed
-	current atomic.Pointer[tls.Config] // for connections that begin
+	current atomic.Pointer[tls.Config] // for new connections
 }
 
 func newServerTLS(files tlsFiles) (*serverTLS, error) {
@@ -873,7 +890,10 @@ func newServerTLS(files tlsFiles) (*serverTLS, error) {
 	return t, t.reload()
 }
 
-// reload reads the files again. After an error those from before stay in force.
+// config implements tls.Config.GetConfigForClient.
+func (t *serverTLS) config(*tls.ClientHelloInfo) (*tls.Config, error) { return t.current.Load(), nil }
+
+// reload reads the files again. After an error the previous configuration stays in use.
 func (t *serverTLS) reload() error {
 	certs, roots, err := t.files.load()
 	if err != nil {
@@ -887,30 +907,34 @@ func (t *serverTLS) reload() error {
 	return nil
 }
 
-// parts are what a node is made of.
+// parts are the parts of a node.
 type parts struct {
 	exec  *executor
 	plane *plane
-	sched *scheduler                  // nil: an agent
-	clu   *cluster                    // nil: an agent
+	sched *scheduler                  // nil on an agent
+	clu   *cluster                    // nil on an agent
 	front http.Handler                // API and page
-	tend  func(context.Context) error // beside the others, until its context ends
+	tend  func(context.Context) error // further background work, until its context ends
 }
 
-// newParts makes what every node has, and listens on the cluster plane. cluster
-// is what an agent belongs to; hooks lack those of the executor.
+// newParts creates the parts that every node has, and listens on the cluster plane. cluster is the id of an agent's
+// cluster, if known. newParts adds the executor's hooks to hooks.
 func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger) (*parts, error) {
 	n := &parts{tend: func(context.Context) error { return nil }}
 	var err error
-	// The executor is ready before the plane, and reports only when all runs.
-	n.exec, err = newExecutor(executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits, Shell: cfg.host.shell, Chance: cfg.host.chance,
+	// The executor calls Report only while it runs, and by then there is a plane.
+	n.exec, err = newExecutor(executorConfig{
+		Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
+		Shell: cfg.host.shell, Chance: cfg.host.chance,
 		Report: func(ctx context.Context, results []result) ([]int64, error) {
 			return n.plane.reportToLeader(ctx, results)
-		}})
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
-	hooks.start, hooks.ask, hooks.kill, hooks.output, hooks.printed = n.exec.start, n.exec.ask, n.exec.kill, n.exec.output, n.exec.printed
+	hooks.start, hooks.ask, hooks.kill = n.exec.start, n.exec.ask, n.exec.kill
+	hooks.output, hooks.printed = n.exec.output, n.exec.printed
 	pc := cfg.plane(id, n.exec.incarnation())
 	pc.Cluster = cluster
 	if pc.Key == nil {
@@ -922,13 +946,13 @@ func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger
 	return n, err
 }
 
-// run starts a node from the bottom up, and when ctx ends or a part fails stops
-// it from the top down, so that nothing loses what it stands on.
+// run starts the parts from the bottom up. When ctx is done or a part fails, it stops them from the top down, so no
+// part loses one that it depends on.
 func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) error {
 	if cfg.host.made != nil {
 		cfg.host.made(n)
 	}
-	if err := n.exec.endLeftovers(); err != nil { // not sooner: a start that is refused must end nothing
+	if err := n.exec.endLeftovers(); err != nil { // not earlier: a node that cannot start must not kill anything
 		return err
 	}
 	var g errgroup.Group
@@ -938,7 +962,8 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	if n.clu != nil {
 		stopDriver = spawn(&g, fail, n.clu.run)
 	}
-	stopReports, stopWeb := spawn(&g, fail, n.exec.run), spawn(&g, fail, webServer(listener, under(cfg.HTTPPrefix, n.front), log))
+	stopReports := spawn(&g, fail, n.exec.run)
+	stopWeb := spawn(&g, fail, webServer(listener, under(cfg.HTTPPrefix, n.front), log))
 	stopTending := spawn(&g, fail, n.tend)
 	greet()
 	select {
@@ -947,44 +972,43 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	case <-failed.Done():
 	}
 
-	// 1. Take no more requests, and answer those that are here.
+	// 1. Accept no more requests, and finish the present ones.
 	stopTending()
 	stopWeb()
-	// 2. Start nothing more, here or elsewhere.
+	// 2. Start no more executions, here or elsewhere.
 	n.plane.leaving()
 	stopHandOver := func() {}
 	if n.clu != nil {
 		n.sched.stopFiring()
-		// 3. Let another lead, if there is one. If not, this server leads until it stops.
+		// 3. Transfer leadership. A single server leads until it stops.
 		if err := n.clu.handOver(context.Background()); err != nil && len(n.clu.status().Voters) > 1 {
-			log.Warn("no other server could be made the leader yet; it is tried again while this one stops", "err", err)
+			log.Warn("leadership could not be transferred yet; this server tries again while it stops", "err", err)
 		}
 		stopHandOver = spawn(&g, fail, n.keepHandingOver)
 	}
-	// 4. Let what runs end, and then end it.
+	// 4. Wait for running executions, and kill those that outlast the grace time.
 	n.exec.stop(cfg.ShutdownGrace)
-	// 5. Deliver the results; what nobody takes in time is on disk.
+	// 5. Deliver the results; those that cannot be delivered in time stay on disk.
 	waitUntil(deliverPatience, func() bool { return n.exec.undelivered() == 0 })
 	stopHandOver()
 	stopReports()
-	// 6. Stop writing, and say good-bye.
+	// 6. Stop writing, and tell the other nodes.
 	stopDriver()
 	stopPlane()
 	return g.Wait()
 }
 
-// keepHandingOver lets another server lead as often as this one does, which fires
-// nothing any more: a hand-over may fail, or who took over may be gone.
+// keepHandingOver transfers leadership whenever this server leads, because it fires no more ticks: a transfer may fail,
+// and the new leader may fail too.
 func (n *parts) keepHandingOver(ctx context.Context) error {
 	for pause(ctx, handOverPause) == nil {
 		if n.clu.leading() && len(n.clu.status().Voters) > 1 {
-			n.clu.handOver(ctx) // an error is for the next time
+			n.clu.handOver(ctx) // after an error it is tried again
 		}
 	}
 	return nil
 }
 
-// runServer runs a server.
 func runServer(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) (err error) {
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
@@ -1001,16 +1025,21 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	if name, err := st.ownName(own); err != nil {
 		return err
 	} else if name != "" && name != cfg.NodeName && !cfg.nodeNamed {
-		log.Warn("the host has another name than this server's, which it keeps; --node-name says which", "host", cfg.NodeName, "name", name)
+		log.Warn("the host was renamed, but this server keeps its name; set it with --node-name",
+			"host", cfg.NodeName, "name", name)
 		cfg.NodeName = name
 	}
 	if zone := st.timezone(); zone != "" && zone != cfg.Timezone {
-		log.Warn("jobs that name no zone keep that of the cluster; --timezone counts when a cluster is made", "cluster", zone, "timezone", cfg.Timezone)
+		log.Warn("--timezone has no effect: the default zone of jobs is fixed when the cluster is created",
+			"cluster", zone, "timezone", cfg.Timezone)
 	}
 	if err := prepareBootstrap(cfg, st, log); err != nil {
 		return err
 	}
-	sched := newScheduler(schedulerConfig{Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter}, st, log)
+	sched := newScheduler(schedulerConfig{
+		Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter,
+		AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes,
+	}, st, log)
 	n, err := newParts(cfg, own.ID, "", planeHooks{report: sched.report}, log)
 	if err != nil {
 		return err
@@ -1040,7 +1069,8 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	n.sched, n.clu = sched, clu
 	n.tend = func(ctx context.Context) error { return dropBootstrap(ctx, cfg.DataDir, st, log) }
 	n.front = (&api{
-		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, store: st, scheduler: sched, log: log, stopping: ctx.Done(),
+		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins,
+		store: st, scheduler: sched, log: log, stopping: ctx.Done(),
 		members: p.members, leader: p.leader, leading: p.leading,
 		leave: func(ctx context.Context) error {
 			err := p.leave(ctx)
@@ -1064,8 +1094,8 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	return n.run(ctx, cfg, listener, greet, log)
 }
 
-// prepareBootstrap leaves a secret for the first management token, while there
-// is none, and takes it away when there is.
+// prepareBootstrap creates the bootstrap secret if access control is on and there is no management token; otherwise it
+// removes it.
 func prepareBootstrap(cfg config, st *store, log *slog.Logger) error {
 	managed, err := st.managed(time.Now().UnixNano())
 	switch {
@@ -1077,12 +1107,13 @@ func prepareBootstrap(cfg config, st *store, log *slog.Logger) error {
 	if err := writeBootstrapSecret(cfg.DataDir); err != nil {
 		return fmt.Errorf("--data-dir %s: cannot write the secret for \"belfry acl bootstrap\": %w", cfg.DataDir, err)
 	}
-	log.Info("there is no management token yet; make one here", "command", "belfry acl bootstrap --data-dir="+cfg.DataDir)
+	log.Info("there is no management token yet; create one on this machine",
+		"command", "belfry acl bootstrap --data-dir="+cfg.DataDir)
 	return nil
 }
 
-// dropBootstrap removes the secret once there is a management token, which may
-// have been made with the secret of another server.
+// dropBootstrap removes the bootstrap secret once there is a management token. The token may have been created with the
+// secret of another server, so it polls.
 func dropBootstrap(ctx context.Context, dir string, st *store, log *slog.Logger) error {
 	for pause(ctx, secretPause) == nil {
 		if _, err := os.Stat(filepath.Join(dir, bootstrapFile)); err != nil {
@@ -1093,14 +1124,13 @@ func dropBootstrap(ctx context.Context, dir string, st *store, log *slog.Logger)
 			err = removeBootstrapSecret(dir)
 		}
 		if err != nil {
-			log.Warn("the used bootstrap secret stays", "err", err)
+			log.Warn("the used bootstrap secret could not be removed", "err", err)
 		}
 	}
 	return nil
 }
 
-// runWorker runs a node that keeps no state: its API passes everything on to a
-// server.
+// runWorker runs an agent, a node without state: its API forwards requests to a server.
 func runWorker(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) (err error) {
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
@@ -1115,7 +1145,8 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	}
 	defer n.plane.listener.Close()
 	n.front = (&api{
-		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, log: log, stopping: ctx.Done(),
+		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins,
+		log: log, stopping: ctx.Done(),
 		leave:  func(ctx context.Context) error { defer quit(); return n.plane.leave(ctx) },
 		relay:  n.plane.forward,
 		health: n.plane.health,
@@ -1124,16 +1155,17 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	return n.run(ctx, cfg, listener, greet, log)
 }
 
-// webServer returns what serves API and page until its context ends.
+// webServer returns a function that serves API and page until its context ends.
 func webServer(listener net.Listener, handler http.Handler, log *slog.Logger) func(context.Context) error {
 	web := &http.Server{
-		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: headBytesMax,
+		Handler: handler, MaxHeaderBytes: headBytesMax,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return func(ctx context.Context) error { return serveUntil(ctx, web, listener) }
 }
 
-// serveUntil serves until ctx ends, and then answers the requests that are there.
+// serveUntil serves until ctx is done, and then gives the present requests a second to finish.
 func serveUntil(ctx context.Context, web *http.Server, listener net.Listener) error {
 	web.ConnState, web.ConnContext = noteConnState, withConn
 	ended := make(chan error, 1)
@@ -1148,47 +1180,45 @@ func serveUntil(ctx context.Context, web *http.Server, listener net.Listener) er
 	if web.Shutdown(drain) != nil {
 		web.Close()
 	}
-	<-ended // says only that it was closed
+	<-ended // always http.ErrServerClosed
 	return nil
 }
 
-// connsMax is how many connections a listener has at once: a fifth of the
-// descriptors that this process may have open (Go has raised the limit). The API
-// has as many and the plane as many, what runs may have two fifths, and the rest
-// is for the database and for connections to others.
+// connsMax returns the most connections that one listener may have: a fifth of the descriptors that this process may
+// open (Go raises the soft limit at start). The API and the plane have a fifth each, executions two fifths, and the
+// database and outgoing connections the rest.
 func connsMax() int {
-	files := syscall.Rlimit{Cur: 1_024} // in case it is not known
+	files := syscall.Rlimit{Cur: 1_024} // if Getrlimit fails
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
 	return int(min(files.Cur/5, 100_000))
 }
 
-// A connRank says how dear a connection is to its listener.
+// A connRank orders connections by how late they are closed in favour of new ones.
 type connRank int
 
 const (
-	connIdle    connRank = iota // between two requests
-	connWaiting                 // it has not sent the head of a request, or not one that was let in
-	connReading                 // it is answered a GET, perhaps for as long as it likes, or sends the body of another request
-	connWriting                 // it is answered another request, which is here as a whole, and is not closed for a new one
+	connIdle    connRank = iota // between requests
+	connWaiting                 // no complete request header yet, or not admitted
+	connReading                 // an admitted GET, which may take any time, or a request whose body is incomplete
+	connWriting                 // an admitted request that is complete and not a GET; never closed for a new connection
 )
 
-// boundedListener accepts whoever comes. Where that makes too many, it closes
-// the connection of the lowest rank that has had it the longest: who only
-// connects, or never ends, keeps nobody out, and takes no descriptor from what runs.
+// boundedListener accepts every connection. With more than max, it closes the one that has been longest in the lowest
+// rank. So clients that only connect, or never finish, keep nobody out and take no descriptors from executions.
 type boundedListener struct {
 	net.Listener
 	max int
 
 	mu    sync.Mutex
 	count int                          // guarded by mu
-	ranks [connWriting + 1]linked.List // of *boundedConn, the longest there in front; guarded by mu
+	ranks [connWriting + 1]linked.List // of *boundedConn, the oldest in its rank first; guarded by mu
 }
 
 type boundedConn struct {
 	net.Conn
 	listener *boundedListener
-	rank     connRank        // guarded by listener.mu, as the next
-	place    *linked.Element // in its rank; nil: it is closed
+	rank     connRank        // guarded by listener.mu
+	place    *linked.Element // in its rank; nil once closed; guarded by listener.mu
 }
 
 func newBoundedListener(l net.Listener, max int) *boundedListener {
@@ -1203,13 +1233,12 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 	}
 	c := &boundedConn{Conn: conn, listener: l, rank: connWaiting}
 	if victim := l.add(c); victim != nil {
-		victim.Close() // it has lost its place, whatever becomes of its last bytes
+		victim.Close() // an error changes nothing: it has given up its place
 	}
 	return c, nil
 }
 
-// add gives a connection its place and returns the one to close for it: itself,
-// if all others are writing.
+// add puts a connection in its rank and returns the one to close for it, which is c itself if all others are writing.
 func (l *boundedListener) add(c *boundedConn) (victim *boundedConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -1227,7 +1256,7 @@ func (l *boundedListener) add(c *boundedConn) (victim *boundedConn) {
 	return victim
 }
 
-// enter moves a connection to a rank. Only the end of a request lowers it.
+// enter moves a connection to a rank. Within a request the rank only rises.
 func (c *boundedConn) enter(rank connRank) {
 	c.listener.mu.Lock()
 	defer c.listener.mu.Unlock()
@@ -1250,13 +1279,13 @@ func (c *boundedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// noteConnState has a listener know what its connections do.
+// noteConnState implements http.Server.ConnState.
 func noteConnState(conn net.Conn, state http.ConnState) {
 	c, ok := bounded(conn)
 	switch {
 	case !ok:
 	case state == http.StateActive:
-		c.enter(connWaiting) // for the rest of the head
+		c.enter(connWaiting) // for the rest of the header
 	case state == http.StateIdle:
 		c.enter(connIdle)
 	}
@@ -1277,9 +1306,8 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// letIn notes that a request may have what it asks for. One that keeps its body
-// back is not closed for a new one only when that has come: or a few of them
-// would keep everybody out.
+// letIn raises the rank of a request's connection after its admission. A request with a body reaches connWriting only
+// when the body is complete: otherwise a few clients that withhold it would keep everybody out.
 func letIn(r *http.Request) {
 	c, _ := r.Context().Value(connKey{}).(*boundedConn)
 	switch {
@@ -1294,7 +1322,7 @@ func letIn(r *http.Request) {
 	}
 }
 
-// upload is the body of a request that was let in.
+// upload is the body of an admitted request.
 type upload struct {
 	io.ReadCloser
 	conn *boundedConn
@@ -1308,7 +1336,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// waitUntil returns when done is true, or after patience.
+// waitUntil returns once done returns true, or after patience.
 func waitUntil(patience time.Duration, done func() bool) {
 	ticker := time.NewTicker(deliverPause)
 	defer ticker.Stop()
@@ -1321,7 +1349,7 @@ func waitUntil(patience time.Duration, done func() bool) {
 	}
 }
 
-// spawn runs fn in g and returns what ends it. If fn fails, it calls fail.
+// spawn runs fn in g, and calls fail if fn returns an error. stop cancels fn's context and waits for it.
 func spawn(g *errgroup.Group, fail func(), fn func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -1397,7 +1425,7 @@ func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Wr
 // remoteNode is a running node that a command acts on.
 type remoteNode struct {
 	addr      string // host:port of its API, or its URL
-	prefix    string // below which it is, if addr does not say it
+	prefix    string // path of its API, unless addr contains one
 	token     string // "": none
 	tokenFile string
 	tls       tlsFiles
@@ -1405,17 +1433,19 @@ type remoteNode struct {
 
 func (n *remoteNode) flags(fs *flag.FlagSet) {
 	fs.StringVar(&n.addr, "http-addr", "127.0.0.1:8080", "`address` of the node's API, or its URL")
-	fs.StringVar(&n.prefix, "http-prefix", "", "`path` below which the API is, where no URL says it")
-	fs.StringVar(&n.token, "token", "", "`secret` of a token, where there is access control; others can see it in the list of processes")
-	fs.StringVar(&n.tokenFile, "token-file", "", "`file` that holds the secret")
-	n.tls.flags(fs, "`file` with a certificate for a node that wants one", "`file` with the certificates that sign the node's; with it the node is asked by https, as it is with https:// before --http-addr")
+	fs.StringVar(&n.prefix, "http-prefix", "", "`path` of the API, unless --http-addr contains one")
+	fs.StringVar(&n.token, "token", "",
+		"`secret` of a token, with access control; other users can see it in the list of processes")
+	fs.StringVar(&n.tokenFile, "token-file", "", "`file` with the secret of a token")
+	n.tls.flags(fs, "`file` with a client certificate, if the node requires one",
+		"`file` with the certificates that sign the node's; implies https, as does https:// in --http-addr")
 }
 
-// client returns what asks the node, and the URL of its API.
+// client returns an HTTP client for the node, and the URL of its API.
 func (n *remoteNode) client() (*http.Client, string, error) {
 	addr, secure := strings.CutPrefix(n.addr, "https://")
 	addr = strings.TrimRight(strings.TrimPrefix(addr, "http://"), "/")
-	if strings.HasPrefix(addr, ":") { // a node listens on all addresses then
+	if strings.HasPrefix(addr, ":") { // as in the node's own --http-addr, where it means all addresses
 		addr = "127.0.0.1" + addr
 	}
 	if !strings.Contains(addr, "/") {
@@ -1433,10 +1463,9 @@ func (n *remoteNode) client() (*http.Client, string, error) {
 	return &http.Client{Transport: t, CheckRedirect: toSameNode}, "https://" + addr, nil
 }
 
-var errElsewhere = errors.New("it answers that another address is to be asked, which would be given the token; name that one yourself, if you trust it")
+var errElsewhere = errors.New("it redirects to another address, which would get the token; use that one if you trust it")
 
-// toSameNode follows a redirect to another path only: the client would send the
-// token along to wherever it leads.
+// toSameNode follows redirects on the same node only, because the client would send the token to any other address.
 func toSameNode(r *http.Request, via []*http.Request) error {
 	if first := via[0].URL; r.URL.Host != first.Host || r.URL.Scheme != first.Scheme || len(via) > redirectsMax {
 		return fmt.Errorf("%w: %s", errElsewhere, r.URL.Redacted())
@@ -1456,14 +1485,13 @@ func (n *remoteNode) readToken() error {
 	return nil
 }
 
-// Why a node answers that something is not there.
+// What a 404 means.
 var (
-	errNotThere = errors.New("there is no such thing; \"list\" shows what there is")
+	errNotThere = errors.New("there is none of that name; \"list\" shows all")
 	errNoAPI    = errors.New("there is no belfry API below that address; see --http-prefix")
 )
 
-// ask makes a request and returns the body of the answer. doc is JSON, nil for
-// no body.
+// ask sends a request and returns the body of the response. It sends doc as JSON; nil is no body.
 func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]byte, error) {
 	var sent io.Reader
 	if doc != nil {
@@ -1487,13 +1515,14 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 	resp, err := client.Do(r)
 	var untrusted *tls.CertificateVerificationError
 	if errors.As(err, &untrusted) {
-		return nil, fmt.Errorf("--http-addr %s: the node's certificate is not to be trusted; --tls-ca names the file with those that sign it, and --http-addr must be a name in it: %w", n.addr, untrusted.Err)
+		return nil, fmt.Errorf("--http-addr %s: the node's certificate is not trusted; name its CA with --tls-ca, "+
+			"and use an address that is in the certificate: %w", n.addr, untrusted.Err)
 	}
 	if errors.Is(err, errElsewhere) {
 		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--http-addr %s: no node answers there: %w", n.addr, err)
+		return nil, fmt.Errorf("--http-addr %s: no node responds there: %w", n.addr, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, rpcBytesMax))
@@ -1505,12 +1534,12 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 	case resp.StatusCode == http.StatusNotFound:
 		return nil, errNotThere
 	case resp.StatusCode/100 != 2:
-		return nil, fmt.Errorf("the node answered %s: %s", resp.Status, bytes.TrimSpace(body))
+		return nil, fmt.Errorf("the node responded with %s: %s", resp.Status, bytes.TrimSpace(body))
 	}
 	return body, nil
 }
 
-// askAll is ask about what every node has.
+// askAll is ask for a path that every node has.
 func (n *remoteNode) askAll(ctx context.Context, method, path string) ([]byte, error) {
 	body, err := n.ask(ctx, method, path, nil)
 	if errors.Is(err, errNotThere) {
@@ -1519,14 +1548,13 @@ func (n *remoteNode) askAll(ctx context.Context, method, path string) ([]byte, e
 	return body, err
 }
 
-// aclCommands are the words behind "belfry acl", and the flags that each needs.
+// aclCommands are the subcommands of "belfry acl", with their required flags.
 var aclCommands = map[string][]string{
 	"bootstrap": {}, "policy apply": {"name", "rules-file"}, "policy list": {}, "policy info": {"name"}, "policy delete": {"name"},
 	"token create": {"name"}, "token list": {}, "token info": {"accessor-id"}, "token delete": {"accessor-id"},
 }
 
-// runACL executes "belfry acl …" on a running node. What it prints is what the
-// API answers, as JSON.
+// runACL executes "belfry acl …" on a running node and prints the API's response, as indented JSON.
 func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
 	name := ""
 	for len(args) > 0 && !strings.HasPrefix(args[0], "-") {
@@ -1538,7 +1566,8 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 		return exitOK
 	}
 	if !ok {
-		fmt.Fprintf(stderr, "belfry: there is no command %q; behind \"belfry acl\" stand: %s\n", strings.TrimSpace("acl "+name), strings.Join(sortedKeys(aclCommands), ", "))
+		fmt.Fprintf(stderr, "belfry: there is no command %q; the commands of \"belfry acl\" are: %s\n",
+			strings.TrimSpace("acl "+name), strings.Join(sortedKeys(aclCommands), ", "))
 		return exitUsage
 	}
 	var node remoteNode
@@ -1584,7 +1613,8 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 	case "": // bootstrap
 		var secret []byte
 		if secret, err = os.ReadFile(filepath.Join(dir, bootstrapFile)); err != nil {
-			err = fmt.Errorf("--data-dir %s: the server keeps no secret there; start it with --acl, and ask who has a management token if there is one: %w", dir, err)
+			err = fmt.Errorf("--data-dir %s: there is no bootstrap secret; start the server with --acl, "+
+				"or use the management token if there is one already: %w", dir, err)
 			break
 		}
 		answer, err = node.ask(ctx, http.MethodPost, path, map[string]string{"Secret": strings.TrimSpace(string(secret))})
@@ -1618,13 +1648,13 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 		pretty.Write(answer)
 	}
 	if _, err := fmt.Fprintln(stdout, pretty.String()); err != nil {
-		fmt.Fprintf(stderr, "belfry: it is done, but the answer cannot be written: %v\n", err)
+		fmt.Fprintf(stderr, "belfry: it is done, but the response could not be printed: %v\n", err)
 		return exitError
 	}
 	return exitOK
 }
 
-// peersOf returns the servers that a node knows.
+// peersOf returns the voters and learners that a node knows.
 func peersOf(ctx context.Context, node remoteNode) ([]raftPeer, error) {
 	body, err := node.askAll(ctx, http.MethodGet, "/v1/raft/peers")
 	if err != nil {
@@ -1642,7 +1672,7 @@ func listPeers(ctx context.Context, node remoteNode, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var members []memberView // who may not list them sees no status
+	var members []memberView // without the right to list them, the status is unknown
 	if body, err := node.ask(ctx, http.MethodGet, "/v1/members", nil); err == nil {
 		if err := json.Unmarshal(body, &members); err != nil {
 			return fmt.Errorf("the answer is not that of a belfry: %w", err)
@@ -1665,10 +1695,9 @@ func listPeers(ctx context.Context, node remoteNode, stdout io.Writer) error {
 	return w.Flush()
 }
 
-// removePeer takes a server out of the voters, by its id, or by its name if no
-// other has it.
+// removePeer removes a server from the voters. peer is its id, or its name if that is unique.
 func removePeer(ctx context.Context, node remoteNode, peer string) error {
-	peers, err := peersOf(ctx, node) // who may not list them must know the id
+	peers, err := peersOf(ctx, node) // without the right to list them, peer must be an id
 	if errors.Is(err, errNoAPI) {
 		return err
 	}
@@ -1683,7 +1712,7 @@ func removePeer(ctx context.Context, node remoteNode, peer string) error {
 	case len(ids) == 1:
 		peer = ids[0]
 	case len(ids) > 1:
-		return fmt.Errorf("--peer-id: the servers %s are all called %q; name the one that is gone by its id", strings.Join(ids, " and "), peer)
+		return fmt.Errorf("--peer-id: the servers %s are all called %q; use an id", strings.Join(ids, " and "), peer)
 	}
 	if _, err = node.ask(ctx, http.MethodDelete, "/v1/raft/peers/"+url.PathEscape(peer), nil); errors.Is(err, errNotThere) {
 		err = errNoServer
@@ -1691,17 +1720,19 @@ func removePeer(ctx context.Context, node remoteNode, peer string) error {
 	return err
 }
 
-// runRecover makes a server that does not run the only voter of a new cluster.
+// runRecover makes a stopped server the only voter of a new cluster.
 func runRecover(args, environ []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("belfry recover", flag.ContinueOnError)
 	dir := fs.String("data-dir", "belfry.data", "`directory` of the server")
-	sure := fs.Bool("yes-i-lost-a-majority", false, "the other servers never come back: what only they had acknowledged is lost")
+	sure := fs.Bool("yes-i-lost-a-majority", false,
+		"confirm that the other servers never come back: what only they had acknowledged is lost")
 	err := parseFlags(fs, args, environ, stdout)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case err == nil && !*sure:
-		err = errors.New("--yes-i-lost-a-majority: is required; while a majority of the servers can be started again, start them, for this gives up what only they had acknowledged")
+		err = errors.New("--yes-i-lost-a-majority: is required; if a majority of the servers can be started again, start " +
+			"them: recovery loses what only the others had acknowledged")
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "belfry: %v\n", err)
@@ -1712,7 +1743,8 @@ func runRecover(args, environ []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "belfry: %v\n", err)
 		return exitError
 	}
-	fmt.Fprintf(stdout, "This server is the only one of the new cluster %s. Start it, and then the other nodes,\nservers and agents, with empty data directories and --retry-join.\n", id)
+	fmt.Fprintf(stdout, "This server is the only one of the new cluster %s. Start it, and then the other nodes,\n"+
+		"servers and agents, with empty data directories and --retry-join.\n", id)
 	return exitOK
 }
 

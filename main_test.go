@@ -968,7 +968,7 @@ func TestCommand_Redirect(t *testing.T) {
 	}{{"raft list-peers", false}, {"leave", true}} {
 		args := append(strings.Fields(c.command), "--http-addr="+node.URL, "--token=secret")
 		out, err := program(t, t.TempDir(), nil, args...).CombinedOutput()
-		if (err == nil) != c.ok || !c.ok && !strings.Contains(string(out), "name that one yourself") {
+		if (err == nil) != c.ok || !c.ok && !strings.Contains(string(out), "use that one if you trust it") {
 			t.Errorf("%s: %v\n%s", c.command, err, out)
 		}
 	}
@@ -984,7 +984,7 @@ func TestServe_Hangup(t *testing.T) {
 	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	p.eventually("word in the log", func() bool { return strings.Contains(p.log.String(), "nothing to read again") })
+	p.eventually("word in the log", func() bool { return strings.Contains(p.log.String(), "no certificate to reload") })
 	p.must("GET", "/health", nil, nil)
 	p.end()
 }
