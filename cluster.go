@@ -200,7 +200,7 @@ type message struct {
 	Match      uint64   // durable, and equal to the leader's log, up to here
 	Have       uint64   // the same, but perhaps not durable yet
 	Installing bool     // a snapshot is being written
-	Leaving    bool     // the sender must not become a voter
+	Leaving    bool     // the sender must become neither a voter nor the leader
 	Reject     bool     // the append does not fit, or is of an old term
 	Hint       position // if it does not fit: the highest entry that may be in both logs
 }
@@ -314,6 +314,7 @@ type peer struct {
 	kept       uint64 // snapshots: the log is kept behind this entry until that has been installed
 	silent     int    // ticks since it answered
 	commit     uint64 // commit index it was last told
+	leaving    bool   // it said so last
 	joins      bool   // it has the latest list of voters, and said since then that it does not leave
 }
 
@@ -450,7 +451,7 @@ func (r *raft) rankWait() int {
 	if len(voters) == 1 && rank == 0 {
 		return 1 // nobody else can lead
 	}
-	if rank < 0 {
+	if rank < 0 || r.leaving {
 		rank = len(voters)
 	}
 	return r.cfg.electionTicks + r.cfg.heartbeatTicks + rank*r.cfg.stepTicks
@@ -576,7 +577,7 @@ func (r *raft) stepFollower(m message) error {
 	case msgSnapshot:
 		r.onSnapshot(m)
 	case msgStand:
-		if m.From == r.leader && !r.hung() {
+		if m.From == r.leader && !r.hung() && !r.leaving {
 			r.stand(m.Term)
 		}
 	case msgPreVoteYes:
@@ -822,7 +823,7 @@ func (r *raft) onAppendReply(m message) {
 	if p == nil {
 		return
 	}
-	p.silent = 0
+	p.silent, p.leaving = 0, m.Leaving
 	if m.Match >= r.log.latestVoters().Index && m.Match <= r.log.last {
 		p.joins = !m.Leaving
 	}
@@ -959,12 +960,12 @@ func (r *raft) handOver() {
 }
 
 // bestVoter is the live voter, other than this server, that has most of the
-// log; the first by name of equals.
+// log; the first by name of equals. One that leaves would only hand over again.
 func (r *raft) bestVoter() *peer {
 	var best *peer
 	for i := range r.peers {
 		p := &r.peers[i]
-		if r.isVoter(p.ID) && r.alive(p.ID) && (best == nil || p.match > best.match) {
+		if r.isVoter(p.ID) && r.alive(p.ID) && !p.leaving && (best == nil || p.match > best.match) {
 			best = p
 		}
 	}
@@ -1083,10 +1084,11 @@ func (r *raft) caughtUp(id string) bool {
 	return p != nil && r.alive(id) && p.match >= r.first && p.match+appendEntriesMax >= r.commit
 }
 
-// setLeaving says whether this server leaves the cluster. Who says so first and
-// then has itself removed by removeVoter stays out, whatever setLearners says to
-// this leader or a later one: a leader takes in only who has answered with the
-// entry of that removal on its disk, and that answer says that it leaves.
+// setLeaving says whether this server leaves the cluster, or is about to stop: it
+// leads only where nobody else can. Who says so first and then has itself removed
+// by removeVoter stays out, whatever setLearners says to this leader or a later one:
+// a leader takes in only who has answered with the entry of that removal on its
+// disk, and that answer says that it leaves.
 func (r *raft) setLeaving(leaving bool) { r.leaving = leaving }
 
 // removeVoter begins to take a server out of the set of voters. It is done when
@@ -1736,7 +1738,7 @@ func (c *cluster) removeVoter(ctx context.Context, id string) error {
 	}
 }
 
-// setLeaving tells the protocol whether this server leaves.
+// setLeaving tells the protocol whether this server leaves or is about to stop.
 func (c *cluster) setLeaving(ctx context.Context, leaving bool) error {
 	return c.call(ctx, func() { c.raft.setLeaving(leaving) })
 }
@@ -2807,6 +2809,7 @@ func (p *plane) newClient(conns int) *http.Client {
 		DialContext: dial, TLSClientConfig: p.tls, TLSHandshakeTimeout: dialTimeout,
 		MaxConnsPerHost: conns, MaxIdleConnsPerHost: conns, IdleConnTimeout: planeIdleTime,
 		ResponseHeaderTimeout: planeWriteTime, MaxResponseHeaderBytes: 64 << 10, DisableCompression: true,
+		ExpectContinueTimeout: 2 * callTimeout,
 	}}}
 }
 
@@ -3325,8 +3328,11 @@ func (p *plane) writePeers() error {
 	if len(addrs) == 0 || slices.Equal(addrs, p.written) {
 		return nil
 	}
-	p.written = addrs
-	return replaceJSON(filepath.Join(p.cfg.Dir, peersFile), addrs)
+	err := replaceJSON(filepath.Join(p.cfg.Dir, peersFile), addrs)
+	if err == nil {
+		p.written = addrs
+	}
+	return err
 }
 
 // setTrouble notes what is wrong with a subject, "" for nothing, and logs what
@@ -3597,6 +3603,8 @@ func awaitFounders(self record, others []record) foundingStep {
 
 // Calls between nodes
 
+const pathDispatch = "/dispatch"
+
 const (
 	headerFormat  = "Belfry-Format"
 	headerCluster = "Belfry-Cluster" // of the caller
@@ -3631,7 +3639,7 @@ func (p *plane) handler() http.Handler {
 	// Who asks these may be of no cluster yet, or of another.
 	handle("POST /members", true, serveCall(greetingBytesMax, p.takeGreeting))
 	handle("POST /self", true, func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, p.own()) })
-	handle("POST /dispatch", false, serveCall(rpcBytesMax, p.start))
+	handle("POST "+pathDispatch, false, serveCall(rpcBytesMax, p.start))
 	handle("POST /kill", false, serveCall(rpcBytesMax, p.kill))
 	handle("POST /question", false, serveCall(rpcBytesMax, p.ask))
 	handle("GET /output", false, p.serveOutput)
@@ -3800,6 +3808,11 @@ func (p *plane) request(ctx context.Context, method string, to record, path stri
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
 	p.sign(r.Header, to)
+	if path == pathDispatch {
+		// Orders leave when the node asks for them: they would lie in the socket of one that stands still, and run when
+		// it wakes, however late that is.
+		r.Header.Set("Expect", "100-continue")
+	}
 	return r, nil
 }
 
@@ -3871,7 +3884,7 @@ func (p *plane) printed(_ context.Context, executions []int64) (map[int64][]byte
 // dispatchTo gives a node, perhaps this one, its orders. After an error that
 // wraps errRefused it has surely started none of them; after another it may have.
 func (p *plane) dispatchTo(ctx context.Context, node string, d dispatch) error {
-	_, err := callNode(ctx, p, node, "/dispatch", d, p.start)
+	_, err := callNode(ctx, p, node, pathDispatch, d, p.start)
 	return err
 }
 

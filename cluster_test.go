@@ -1395,6 +1395,39 @@ func TestRaft_Leave(t *testing.T) {
 	}
 }
 
+// Who is about to stop hands over to a server that stays, and is not made the
+// leader by another one that stops, or the two would hand over to each other.
+func TestRaft_HandOverWhileOthersStop(t *testing.T) {
+	r := newTestRaft(serverA, threeServers, 1)
+	elect(t, r)
+	reply := func(from server, leaving bool) {
+		t.Helper()
+		settle(r)
+		if err := r.step(message{Kind: msgAppendReply, From: from, To: serverA, Term: 2, Match: 2, Leaving: leaving}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reply(serverB, true)
+	reply(serverC, false)
+	if err := r.transfer(); err != nil || r.heir != serverC {
+		t.Errorf("the heir is %v, %v, want %v: %v is about to stop", r.heir, err, serverC, serverB)
+	}
+	reply(serverC, true)
+	if err := r.transfer(); !errors.Is(err, errBusy) {
+		t.Errorf("handing over to servers that are about to stop: %v, want %v", err, errBusy)
+	}
+	heir := newTestRaft(serverB, threeServers, 1)
+	heir.setLeaving(true)
+	for _, kind := range []messageKind{msgAppend, msgStand} {
+		if err := heir.step(message{Kind: kind, From: serverA, To: serverB, Term: 2, Prev: position{1, 1}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if heir.role != roleFollower || heir.timeout < newTestRaft(serverC, threeServers, 1).timeout {
+		t.Errorf("a server that is about to stop has role %d, and stands after %d ticks without a leader", heir.role, heir.timeout)
+	}
+}
+
 // A slowLink is a leader and a follower. What is large goes from one to the other
 // on a link that carries one message at a time, however long that takes.
 type slowLink struct {
@@ -3409,6 +3442,72 @@ func TestPlane_Calls(t *testing.T) {
 	a.plane.learn(greeting{From: broken})
 	if err := a.plane.dispatchTo(ctx, "s", d); err == nil || errors.Is(err, errRefused) {
 		t.Errorf("dispatch to a node that breaks off: %v, want an error that is no refusal", err)
+	}
+}
+
+// A still is the listener of a node that may stand still: what comes meanwhile lies
+// in its sockets.
+type still struct {
+	net.Listener
+	wakes  atomic.Pointer[chan struct{}] // closed when it goes on; nil: it never stood still
+	closed atomic.Int64                  // connections
+}
+
+func (s *still) Accept() (net.Conn, error) {
+	conn, err := s.Listener.Accept()
+	return &stillConn{conn, s}, err
+}
+
+type stillConn struct {
+	net.Conn
+	of *still
+}
+
+func (c *stillConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if wakes := c.of.wakes.Load(); wakes != nil {
+		<-*wakes
+	}
+	return n, err
+}
+
+func (c *stillConn) Close() error {
+	c.of.closed.Add(1)
+	return c.Conn.Close()
+}
+
+// What a node that stands still was sent does not run when it wakes, once nobody waits
+// for the answer any more.
+func TestPlane_StandsStill(t *testing.T) {
+	a := startPeer(t, "a", 1)
+	w := newPeer(t, "w", 0, a)
+	w.cfg.Server = false
+	listener := &still{}
+	w.cfg.host = host{dial: new(net.Dialer).DialContext, chance: rand.Uint64, listen: func(network, address string) (net.Listener, error) {
+		var err error
+		listener.Listener, err = net.Listen(network, address)
+		return listener, err
+	}}
+	w.start()
+	eventually(t, "the leader knows the node", func() bool { return len(a.plane.nodes()) == 2 && w.plane.clusterID() != "" })
+	d := dispatch{Term: 1, Number: 1, Incarnation: w.cfg.Incarnation, Orders: []order{{Execution: 7, Job: "x"}}}
+	if err := a.plane.dispatchTo(t.Context(), "w", d); err != nil {
+		t.Fatal(err)
+	}
+	wakes := make(chan struct{})
+	listener.wakes.Store(&wakes)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := a.plane.dispatchTo(ctx, "w", d); err == nil || errors.Is(err, errRefused) {
+		t.Errorf("a dispatch to a node that stands still: %v, want an error that is no refusal", err)
+	}
+	before := listener.closed.Load()
+	close(wakes)
+	eventually(t, "the node has read what lay in its socket", func() bool { return listener.closed.Load() > before })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.orders) != 1 {
+		t.Errorf("the node has taken %d orders, want the one of before", len(w.orders))
 	}
 }
 

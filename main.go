@@ -981,6 +981,7 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	if n.clu != nil {
 		n.sched.stopFiring()
 		// 3. Transfer leadership. A single server leads until it stops.
+		n.clu.setLeaving(context.Background(), true) // fails only if the driver has, whose error run returns
 		if err := n.clu.handOver(context.Background()); err != nil && len(n.clu.status().Voters) > 1 {
 			log.Warn("leadership could not be transferred yet; this server tries again while it stops", "err", err)
 		}
