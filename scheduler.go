@@ -55,7 +55,6 @@ const (
 	jobBytesMax  = 512_000 // of a job's JSON
 	warningsMax  = 10      // of a job that are said
 	reportsMax   = 500     // in one done command
-	nodesMax     = 200     // in one command that says which are there
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
 	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
@@ -77,7 +76,7 @@ const (
 	writeTries    = 100                   // of a write whose job changes under it
 	writePause    = 5 * time.Millisecond
 	recordPause   = 50 * time.Millisecond // between looks for a request on record
-	sliceBytes    = 256_000               // of jobs that are staged in one command, or one larger job
+	sliceBytes    = 256_000               // of jobs that are staged, or nodes that are recorded, in one command, or one larger one
 	stagedKept    = 10 * time.Minute      // behind the last restore: a slow client may still read what came of it
 	writeTimeout  = time.Minute           // that a write is waited for, whoever asked for it
 )
@@ -979,6 +978,7 @@ type scheduler struct {
 	term      uint64     // that it leads in; 0: it does not
 	number    uint64     // of the last dispatch or question of the term
 	since     int64      // from when on it has led and been awake
+	reached   uint64     // the log index up to which it knows what was applied
 	queue     *dueQueue
 	unread    []int64                // restores whose jobs are to be queued
 	doubts    map[int64]doubt        // unfinished executions that the nodes must be asked about
@@ -1129,6 +1129,9 @@ func (s *scheduler) took(list ...applied) {
 func (s *scheduler) arm(list []applied) (started []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, a := range list {
+		s.reached = a.Index
+	}
 	if s.term == 0 {
 		return nil
 	}
@@ -1275,10 +1278,15 @@ func (s *scheduler) recordNodes(ctx context.Context) error {
 			changes = append(changes, nodeSeen{Name: n.Name, Gone: true})
 		}
 	}
-	for part := range slices.Chunk(changes, nodesMax) {
-		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Nodes: part}); err != nil {
+	begin, size := 0, 0
+	for i, n := range changes {
+		if size += recordBytes(&record{Tags: n.Tags}); size <= sliceBytes && i+1 < len(changes) {
+			continue
+		}
+		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Nodes: changes[begin : i+1]}); err != nil {
 			return err
 		}
+		begin, size = i+1, 0
 	}
 	if len(changes) > 0 {
 		return s.readNodes()
@@ -1679,8 +1687,9 @@ func (s *scheduler) send(t target, d *dispatch) {
 		if !ok {
 			doubt.since = s.now()
 		}
+		doubt.refused, doubt.bound = target{}, bound // another process may have refused it before
 		if refused && first {
-			doubt.refused, doubt.bound = t, bound
+			doubt.refused = t
 		}
 		s.doubts[o.Execution] = doubt
 	}
@@ -1692,11 +1701,12 @@ func (s *scheduler) send(t target, d *dispatch) {
 	}
 }
 
-// doubt has the nodes asked what became of executions.
+// doubt has the nodes asked what became of executions of which no order is on its way.
 func (s *scheduler) doubt(ids []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {
+		delete(s.first, id)
 		if _, ok := s.doubts[id]; !ok {
 			s.doubts[id] = doubt{since: s.now()}
 		}
@@ -1905,7 +1915,7 @@ func (s *scheduler) doubtIf(bad func(executionRow) bool) error {
 }
 
 // doubtOld puts in doubt what has not ended for long, so that nothing runs for
-// ever in the books alone. Its dispatch is long over, see firstTry.
+// ever in the books alone.
 func (s *scheduler) doubtOld(now time.Time) error {
 	return s.doubtIf(func(e executionRow) bool { return now.UnixNano()-e.Started > int64(reviewPause) })
 }
@@ -1992,7 +2002,7 @@ func (s *scheduler) settleDoubts(ctx context.Context, asked chan<- struct{}) err
 
 // askNodes asks once about all that is in doubt.
 func (s *scheduler) askNodes(ctx context.Context) error {
-	if err := s.recordNodes(ctx); err != nil {
+	if err := s.excuse(ctx, s.recordNodes(ctx)); err != nil { // what is not on record keeps nobody from asking
 		return err
 	}
 	if err := s.bindRefused(ctx); err != nil {
@@ -2114,8 +2124,8 @@ func (s *scheduler) endKilled(name string, running []int64) error {
 	return err
 }
 
-// inDoubt returns the executions in doubt that are still unfinished, by node,
-// and forgets the others.
+// inDoubt returns the executions in doubt that are still unfinished, and whose first
+// order is not on its way any more, by node, and forgets those that have finished.
 func (s *scheduler) inDoubt() (byNode map[string][]executionRow, err error) {
 	s.mu.Lock()
 	known := maps.Clone(s.doubts)
@@ -2132,8 +2142,11 @@ func (s *scheduler) inDoubt() (byNode map[string][]executionRow, err error) {
 	byNode = map[string][]executionRow{}
 	for _, e := range rows {
 		d, ok := known[e.ID]
+		_, underway := s.first[e.ID]
 		switch {
 		case !ok:
+		case underway, e.ID >= key(s.reached+1, 0): // its order may come behind the question, and be taken
+			delete(known, e.ID)
 		case d.refused == target{}:
 			byNode[e.Node] = append(byNode[e.Node], e)
 			delete(known, e.ID)
@@ -2170,7 +2183,6 @@ func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer)
 		switch {
 		case s.doubts[e.ID].refused != target{}: // since it was asked: bindRefused has it, and e may be older
 		case never:
-			delete(s.first, e.ID) // a refusal says no more that it never started
 			again = append(again, e.ID)
 		case c.Outcome != "":
 			gone = append(gone, c)

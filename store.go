@@ -188,7 +188,7 @@ CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
 CREATE TABLE job_state (
 	job           INTEGER PRIMARY KEY,
 	next          INTEGER NOT NULL, -- the least integer: never
-	fired         INTEGER NOT NULL, -- due time of the last decided tick
+	fired         INTEGER NOT NULL, -- due time of the last decided tick, or when next was computed otherwise
 	open          INTEGER NOT NULL, -- unfinished executions and pending retries
 	kept          INTEGER NOT NULL, -- finished executions on record
 	success_count INTEGER NOT NULL,
@@ -1868,14 +1868,24 @@ func (a *applying) store(p jobPut, parent int64) {
 		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, parent = excluded.parent, doc = excluded.doc`, id, rev, parent, string(j.document()))
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, 0, 0, 0, ?, ?, ?, ?, '')", id, p.Next,
+		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, ?, ?, ?, ?, '')", id, p.Next, a.computed(p.Next),
 			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
 	case p.Keep:
 		return
 	default:
-		a.exec("UPDATE job_state SET next = ? WHERE job = ?", p.Next, id)
+		a.exec("UPDATE job_state SET next = ?, fired = max(fired, ?) WHERE job = ?", p.Next, a.computed(p.Next), id)
 	}
 	a.arm(id, p.Next, j.armed())
+}
+
+// computed is from when on a job has ticks whose next is computed by the command:
+// what its clock carries into the future is found by that, though no tick of it was
+// decided.
+func (a *applying) computed(next int64) int64 {
+	if next == never {
+		return a.c.Now
+	}
+	return min(a.c.Now, next-1)
 }
 
 // stage keeps a slice of a restore.
@@ -1898,6 +1908,9 @@ func (a *applying) stage(st *staging) {
 // name does: the twin of sameTicks.
 const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone AND st.disabled = j.disabled AND st.parent_job = j.parent_job
 	AND st.doc ->> 'starts_at' IS j.doc ->> 'starts_at' AND st.doc ->> 'expires_at' IS j.doc ->> 'expires_at')`
+
+// stagedComputed is applying.computed of a staged job st, ?3 being the command's clock.
+const stagedComputed = "iif(st.next > ?3 OR st.next = -9223372036854775808, ?3, st.next - 1)"
 
 // restoreChecks find what forbids a restore: each selects the name of a job
 // that does. The last two pass by themselves, or once the leader has looked at
@@ -1936,19 +1949,19 @@ func (a *applying) restore(r restoring) {
 	a.s.allNew = true
 	var rows [5]int64 // that each of these has written
 	for i, query := range []string{
-		`UPDATE job_state SET next = st.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
+		`UPDATE job_state SET next = st.next, fired = max(fired, ` + stagedComputed + `) FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
 		`INSERT INTO jobs (id, rev, deleted, parent, doc) SELECT id, ?2, 0, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, parent = excluded.parent, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, 0, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
+		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent_job AND p.deleted = 0
 			WHERE st.restore = ?1 AND st.parent_job <> '' AND jobs.name = st.name AND jobs.deleted = 0`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count), error_count = max(job_state.error_count, st.error_count),
 			last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
 			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND job_state.job = j.id AND st.success_count + st.error_count + st.last_success + st.last_error > 0`,
 	} {
-		rows[i] = a.exec(query, r.Restore, int64(a.result.Index))
+		rows[i] = a.exec(query, r.Restore, int64(a.result.Index), a.c.Now)
 	}
 	a.checkFamilies()
 	a.result.Restored = r.Restore
@@ -3605,7 +3618,8 @@ func (s *store) nodesSeen() (list []node, err error) {
 }
 
 // firedBehind returns the ids, above a given one and in order, of jobs whose
-// last decided tick lies behind a time: as many as fit in a command.
+// last decided tick, or whatever else their next follows from, lies behind a time: as
+// many as fit in a command.
 func (s *reader) firedBehind(t, above int64) ([]int64, error) {
 	return s.ids("SELECT job FROM job_state WHERE fired > ? AND job > ? ORDER BY job LIMIT ?", t, above, ticksMax)
 }
