@@ -1,26 +1,26 @@
-// The executor owns the node's side of a run: taking orders from the leader, running them, and answering for them. It
-// knows no schedules, no SQL and no cluster; it is told what to run and hands back results.
+// Executor owns a node's side of a run: it accepts orders from the leader, runs them, answers questions about them and
+// reports their results. It knows no schedules, no SQL and no cluster.
 //
-// Rules that always hold:
+// Invariants:
 //
-//  1. An execution id starts at most once in the life of a process: ids taken are remembered until it ends.
-//  2. A term below the highest seen is refused, and so is a dispatch for another incarnation. Within a term a dispatch is
-//     refused if its number is below that of a question or kill already answered: whoever was told "not here" can rely on it.
-//  3. An execution that was taken is running or held, from the order until its result is acknowledged. It goes from one to
-//     the other in one step, so no question can fall between.
-//  4. The runs that were open when a former process ended are ended, and the results that it left on disk are held, before
-//     the first answer. A process is signalled only while its run is open.
+//  1. An execution starts at most once in the life of a process: the ids of accepted orders are remembered.
+//  2. Messages of a term below the highest seen are refused, and so is a dispatch for another incarnation. Within a
+//     term, a dispatch is refused if its number is below that of a question or kill already answered: the answer "not
+//     here" stays true.
+//  3. An accepted execution is running or held until its result is acknowledged. It changes from running to held in one
+//     step, so every question finds it.
+//  4. Before the first answer, the open runs of the previous process are killed and its results on disk are held. A
+//     process is signalled only while its run is open.
 //
-// The file follows an order: start takes it, launchLocked lets it begin, execute runs it by one of the two executors, and
-// deliver reports its result.
+// The file follows an order: start accepts it, launchLocked starts it, execute runs it with one of the two executors,
+// and deliver reports its result.
 //
-// Goroutines. Each execution has one, from its beginning to its result. Who wants it to end before that cancels its
-// context, with the reason as the cause. Three more live in run: they deliver results, write to disk what nobody takes,
-// and watch memory. stop waits for the executions, run for the other three.
+// Goroutines: each execution has one, from its start to its result; to end it early, cancel its context with the reason
+// as the cause. Three more belong to run: they deliver results, write undelivered ones to disk, and watch memory. stop
+// waits for the executions, run for its three.
 //
-// Locks. executor.mu guards the books, tail.mu one output; neither is held over I/O. executor.procsMu has one
-// reader
-// of /proc at a time.
+// Locks: executor.mu guards the executor's state and tail.mu one output; neither is held over I/O. executor.procsMu
+// limits /proc to one reader at a time.
 package main
 
 import (
@@ -62,59 +62,58 @@ import (
 )
 
 const (
-	// outputBytesMax is how much of an output is kept, its end; the same as in Dkron. Up to outputSlackBytes more gather
-	// before the oldest are dropped, so that not every write moves the others. One read takes outputReadBytes: every run
-	// has a buffer of that size.
+	// outputBytesMax bounds the end of an output that is kept, as in Dkron. The buffer grows by outputSlackBytes before
+	// the oldest bytes are dropped, so that not every write moves the rest. Each run has a read buffer of outputReadBytes.
 	outputBytesMax   = 256_000
 	outputSlackBytes = 64 << 10
 	outputReadBytes  = 4 << 10
-	// printedBytesMax and printedAllMax bound what a list shows of each output while it grows, and a node says at once.
+	// printedBytesMax bounds the output of one running execution in a list, printedAllMax a node's whole response for it.
 	printedBytesMax = 4_000
 	printedAllMax   = 1 << 20
-	// reasonBytesMax bounds the reason in front of an output; errors quote what the job says, which may be long.
+	// reasonBytesMax bounds the reason before an output; errors quote the job's settings, which may be long.
 	reasonBytesMax = 4_000
 	// syslogBytesMax is the longest message given to syslog (RFC 5424 asks receivers for 2,048); longer lines are cut up.
 	syslogBytesMax = 1_900
-	// syslogMax is how long the system's log may take over one output.
+	// syslogMax is the timeout for writing one output to syslog.
 	syslogMax = 10 * time.Second
 
-	// queuedMax bounds the orders that wait on a node: ten times the largest burst we design for, about 50 MB. A dispatch
-	// above it is refused as a whole, and the leader dispatches again after its next question.
+	// queuedMax bounds the orders queued on a node: ten times the largest burst we design for, about 50 MB. A dispatch
+	// that exceeds it is refused as a whole, and the leader dispatches again after its next question.
 	queuedMax = 100_000
-	// processesMax and requestsMax bound what runs at once; more waits. A running process takes a thread of ours that waits
-	// for it, and 30 kB. A Go program that is refused a thread crashes, so processes, a child of each and our threads stay
-	// below the 4,915 tasks that systemd allows a service on a host with 32,768 process ids, and our threads far below the
-	// 10,000 of the Go runtime. Hosts that allow few descriptors get less, see newExecutor.
+	// processesMax and requestsMax bound how many executions run at once; further ones are queued. A running process
+	// needs 30 kB and one of our threads. A Go program that cannot get a thread crashes, so processes, one child of each
+	// and our threads stay below the 4,915 tasks that systemd allows a service on a host with 32,768 process ids, and our
+	// threads far below the Go runtime's 10,000. With few descriptors the bounds are lower; see newExecutor.
 	processesMax = 1_500
 	requestsMax  = 8_000
-	// So many runs may be in their beginning, which is over when they end or have lasted that long. Quick runs so follow
-	// each other on few connections and with few processes at a time, and slow ones hold nobody up.
+	// At most this many runs are starting at once; a run has started when it ends or after the start time. So quick runs
+	// share few connections and processes, and slow ones do not delay others.
 	processStarts    = 8
 	processStartTime = 4 * time.Millisecond
 	requestStarts    = 64
 	requestStartTime = 6 * time.Millisecond
 
-	// killGrace is the time between the signals TERM and KILL if the job has no kill_timeout, and the longest when the node
+	// killGrace is the time between SIGTERM and SIGKILL if the job has no kill_timeout, and the maximum when the node
 	// stops. killGraceMax bounds kill_timeout.
 	killGrace    = 5 * time.Second
 	killGraceMax = 10 * time.Minute
-	// outputWait is how long an output may stay open when the first process of its run has ended; drainMax is for the rest of
-	// it when only processes hold it open that are left alone.
+	// outputWait is how long an output may stay open after the first process of its run has ended; drainMax is the time
+	// for reading the rest if only processes that are left running hold it open.
 	outputWait = 5 * time.Second
 	drainMax   = 250 * time.Millisecond
-	// unkillableMax is how long KILL may take: a process of another user or in an uninterruptible system call holds up
-	// neither its run nor the node.
+	// unkillableMax is how long to wait after SIGKILL: a process of another user, or in an uninterruptible system call,
+	// delays neither its run nor the node for longer.
 	unkillableMax = 10 * time.Second
-	// detachMax is the time that a process which was just forked has to become a session of its own, as a daemon does.
+	// detachMax is the time for a newly forked process to start its own session, as a daemon does.
 	detachMax = time.Second
-	// While processes end, /proc is looked at after lookFirst, then less and less often, at least every lookMax.
+	// While processes end, /proc is read after lookFirst, then at growing intervals up to lookMax.
 	lookFirst = 5 * time.Millisecond
 	lookMax   = 100 * time.Millisecond
-	// argumentBytesMax is the longest argument, and entry of the environment, that Linux takes.
+	// argumentBytesMax is the longest argument or environment entry that Linux accepts.
 	argumentBytesMax = 128<<10 - 1
 	// noteBytes is the length of a line in the file of open runs.
 	noteBytes = 128
-	// memoryEvery is how often runs with a mem_limit are looked at, as upstream.
+	// memoryEvery is the interval for checking runs with a mem_limit, as upstream.
 	memoryEvery = time.Second
 
 	// requestTimeout is the timeout of a request whose job does not say one, or none that can be read; requestTimeoutMax,
@@ -125,25 +124,25 @@ const (
 	// every byte of a body.
 	redirectsMax = 10
 	patternMax   = 2_000
-	// tlsBytesMax bounds each file of a job's TLS settings; all roots that systems trust take a quarter of it.
+	// tlsBytesMax bounds each file of a job's TLS settings: four times the size of a system's whole set of roots.
 	tlsBytesMax = 1 << 20
-	// responseHeadMax is bytes; many short lines of a head take twenty times as much memory.
+	// responseHeadMax is in bytes; many short header lines take twenty times as much memory.
 	responseHeadMax = 256 << 10
-	// idleTimeMax is shorter than servers keep a connection: one that they close just when a request is sent fails the run.
+	// idleTimeMax is shorter than servers keep idle connections: a run fails if its connection is closed as it is sent.
 	idleTimeMax = 4 * time.Second
-	// idlePerHostMax and idleMax bound the connections kept open: twice what fast endpoints need at once, and so many hosts.
+	// idlePerHostMax and idleMax bound idle connections: twice what fast endpoints need at once, to that many hosts.
 	idlePerHostMax = 2 * requestStarts
 	idleMax        = 1_024
 
-	// reportResultsMax and reportBytesMax bound one delivery, so that it fits a request body and an entry of the log; a
-	// single result may be larger than the second. reportPause is the least time between two: results of a burst share one.
+	// reportResultsMax and reportBytesMax bound one delivery, so that it fits a request body and a log entry; a single
+	// result may exceed the second. reportPause is the minimum between two deliveries, so that a burst shares one.
 	reportResultsMax = 1_000
 	reportBytesMax   = 512_000
 	reportPause      = 2 * time.Millisecond
-	// reportRetryFirst doubles up to reportRetryMax while nobody takes results.
+	// reportRetryFirst doubles up to reportRetryMax while results cannot be delivered.
 	reportRetryFirst = 100 * time.Millisecond
 	reportRetryMax   = 5 * time.Second
-	// diskAfter is the age at which a result that nobody took is written to disk; keepEvery how often that is looked at.
+	// diskAfter is the age at which an undelivered result is written to disk; keepEvery is the interval of the check.
 	diskAfter = time.Second
 	keepEvery = 250 * time.Millisecond
 )
@@ -167,17 +166,17 @@ const (
 var processorNames = []string{"log", "files", "syslog"}
 
 var (
-	// errStaleTerm answers an order, question or kill of a leader that has a successor.
+	// errStaleTerm is returned for a message of a leader that has a successor.
 	errStaleTerm = errors.New("the term is over: this node has heard from a later leader")
-	// errOtherIncarnation answers a dispatch that was meant for a former process of this node.
+	// errOtherIncarnation is returned for a dispatch to a previous process of this node.
 	errOtherIncarnation = errors.New("the dispatch is for another incarnation of this node")
-	// errStaleNumber answers a dispatch that was overtaken by a question or a kill.
+	// errStaleNumber is returned for a dispatch that a question or a kill has overtaken.
 	errStaleNumber = errors.New("the dispatch is older than a question or kill that this node has answered")
-	// errStopping answers a dispatch once the node stops.
+	// errStopping is returned for a dispatch once the node stops.
 	errStopping = errors.New("the node is stopping")
-	// errQueueFull answers a dispatch that would not fit in the queue; nothing of it was taken.
-	errQueueFull = errors.New("the node has too many orders waiting")
-	// errUnknownExecution answers a kill or a request for output of an execution that this incarnation neither runs nor holds.
+	// errQueueFull is returned for a dispatch that exceeds queuedMax; none of it was accepted.
+	errQueueFull = errors.New("the node has too many queued orders")
+	// errUnknownExecution is returned for a kill, or a request for output, of an execution neither running nor held.
 	errUnknownExecution = errors.New("the execution is not known to this node")
 )
 
@@ -187,13 +186,13 @@ type order struct {
 	Job         string                       `json:"job"`
 	Group       int64                        `json:"group"`
 	Attempt     int                          `json:"attempt"`      // from 1
-	ScheduledAt int64                        `json:"scheduled_at"` // Unix nanoseconds: when the tick fell due or the run was asked for
+	ScheduledAt int64                        `json:"scheduled_at"` // Unix nanoseconds: when it was due or requested
 	Executor    string                       `json:"executor"`
 	Config      map[string]string            `json:"config"`
 	Processors  map[string]map[string]string `json:"processors,omitempty"`
 }
 
-// A dispatch is all that a leader has for one node at a time. Number grows with each dispatch, question and kill of a term.
+// A dispatch has a leader's orders for one node. Number grows with each dispatch, question and kill of a term.
 type dispatch struct {
 	Term        uint64  `json:"term"`
 	Number      uint64  `json:"number"`
@@ -202,7 +201,7 @@ type dispatch struct {
 	Orders      []order `json:"orders"`
 }
 
-// A question asks a node what became of executions.
+// A question asks a node for the state of executions.
 type question struct {
 	Term       uint64  `json:"term"`
 	Number     uint64  `json:"number"`
@@ -210,7 +209,7 @@ type question struct {
 	All        bool    `json:"all"` // also all else that it runs or holds
 }
 
-// An answer is the node's own word. What the question named and is in neither list is unknown to this incarnation.
+// An answer is a node's response to a question. Executions in neither list are unknown to this incarnation.
 type answer struct {
 	Incarnation uint64   `json:"incarnation"`
 	Running     []int64  `json:"running"`
@@ -225,8 +224,8 @@ type kill struct {
 	Why       string `json:"why"` // one sentence, the first line of the output
 }
 
-// A result is the final report of an execution. Nobody changes it once it is made. Node and Incarnation are those of the
-// process that ran it, which may have ended before another one reports it.
+// A result is the final report of an execution, and immutable. Node and Incarnation are those of the process that ran
+// it; a later process may report it.
 type result struct {
 	Execution   int64      `json:"execution"`
 	Node        string     `json:"node"`
@@ -240,18 +239,19 @@ type result struct {
 	Process     processEnd `json:"process,omitzero"`
 }
 
-// check refuses what no executor makes.
+// check returns errMalformed for a result that no executor produces.
 func (r *result) check() error {
 	switch {
 	case !slices.Contains([]string{outcomeSuccess, outcomeFailed, outcomeKilled, outcomeInterrupted}, r.Outcome):
-		return fmt.Errorf("%w: %q is no outcome", errMalformed, r.Outcome)
-	case r.Execution <= 0 || r.Node == "" || r.Finished < r.Started || r.Dropped < 0 || len(r.Output) > outputBytesMax || r.Reason < 0 || r.Reason > len(r.Output):
+		return fmt.Errorf("%w: %q is not an outcome", errMalformed, r.Outcome)
+	case r.Execution <= 0 || r.Node == "" || r.Finished < r.Started || r.Dropped < 0,
+		len(r.Output) > outputBytesMax, r.Reason < 0 || r.Reason > len(r.Output):
 		return fmt.Errorf("%w: not a result", errMalformed)
 	}
 	return nil
 }
 
-// processEnd is how the first process of a run ended, and what it and the children that it waited for have used.
+// processEnd says how the first process of a run ended, and what it and the children that it waited for have used.
 type processEnd struct {
 	ExitCode *int   `json:"exit_code,omitempty"` // nil: it did not exit by itself
 	Signal   string `json:"signal,omitempty"`    // that ended it, as "killed"
@@ -267,8 +267,8 @@ type executorConfig struct {
 	Log     *slog.Logger
 	Limits  nodeLimits // what the node's operator lets jobs do
 
-	// Shell runs an order of the executor "shell" until ctx ends, and writes its output; nil: as a process. Where it is given,
-	// what a former process of the node left running is its caller's business.
+	// Shell runs an order of the executor "shell" until ctx ends, and writes its output; nil: as a process. Where it is
+	// given, what a former process of the node left running is its caller's business.
 	Shell  func(ctx context.Context, o *order, out io.Writer) error
 	Chance func() uint64 // nil: that of the runtime
 
@@ -277,7 +277,7 @@ type executorConfig struct {
 	Report func(ctx context.Context, results []result) (taken []int64, err error)
 }
 
-// executor runs what the leader orders. Its methods may be called by any goroutine.
+// executor runs what the leader orders. Its methods are safe for concurrent use.
 type executor struct {
 	cfg       executorConfig  // fixed
 	inc       uint64          // fixed: the incarnation
@@ -321,8 +321,7 @@ type run struct {
 	end    processEnd              // owned by the goroutine of the run
 }
 
-// ending is why a run is ended before it is done: the cause of its context, and so the error of its executor. The first
-// that is given counts.
+// ending is why a run is ended early: the cause of its context, and so its error. The first one wins.
 type ending struct {
 	outcome string
 	why     string // the first line of the output
@@ -330,7 +329,7 @@ type ending struct {
 
 func (e *ending) Error() string { return e.why }
 
-// lane is where orders of one kind wait, and what lets them begin. All but the bounds is guarded by executor.mu.
+// lane queues the orders of one kind and limits how many run. All fields but the bounds are guarded by executor.mu.
 type lane struct {
 	startsMax  int
 	startTime  time.Duration
@@ -341,7 +340,7 @@ type lane struct {
 	running  int
 }
 
-// held is a finished execution that nobody has acknowledged. Its fields are guarded by executor.mu.
+// held is a finished execution whose result is not acknowledged yet. Its fields are guarded by executor.mu.
 type held struct {
 	result     // without Output once stored
 	size   int // bytes of output
@@ -349,8 +348,8 @@ type held struct {
 	stored bool // the output is in its file only
 }
 
-// newExecutor reads the results that a former process of this node left on disk, and returns an executor that is ready for
-// orders when endLeftovers has been called. Results are delivered and memory is watched only while run runs.
+// newExecutor reads the results that the previous process of this node left on disk. The executor is ready for orders
+// once endLeftovers has returned. It delivers results and watches memory only while run runs.
 func newExecutor(cfg executorConfig) (*executor, error) {
 	if cfg.NodeID == "" {
 		return nil, errors.New("executor: the node has no id")
@@ -372,8 +371,8 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 		lines:   make(chan int, processesMax),
 		held:    map[int64]*held{},
 	}
-	// A running process costs two descriptors and some more while it starts, a request one: together two
-	// fifths of what we may open. connsMax says who has the others.
+	// A running process needs two descriptors, and more while it starts, a request one: together two fifths of those
+	// that we may open. connsMax says how the others are used.
 	files := syscall.Rlimit{Cur: 1_024} // in case it is not known how many we may open
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
 	e.processes = lane{startsMax: processStarts, startTime: processStartTime, runningMax: int(min(processesMax, files.Cur/10))}
@@ -398,25 +397,25 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 	return e, nil
 }
 
-// incarnation is random, made at each start, never zero.
+// incarnation returns the random number of this process, never zero.
 func (e *executor) incarnation() uint64 { return e.inc }
 
-// running returns the number of executions that were taken and have not finished, those that wait included.
+// running returns the number of accepted executions that have not finished, including queued ones.
 func (e *executor) running() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.runs)
 }
 
-// undelivered returns the number of results that nobody has acknowledged.
+// undelivered returns the number of results that are not acknowledged.
 func (e *executor) undelivered() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.held)
 }
 
-// run delivers results, keeps on disk those that nobody takes, and watches memory, until ctx ends. Then it writes to disk
-// what is still held, for the next process.
+// run delivers results, writes undelivered ones to disk, and watches memory, until ctx is done. Then it writes what is
+// still held to disk, for the next process.
 func (e *executor) run(ctx context.Context) error {
 	var others sync.WaitGroup
 	others.Go(func() { e.keep(ctx) })
@@ -426,8 +425,8 @@ func (e *executor) run(ctx context.Context) error {
 	return e.storeOlderThan(0)
 }
 
-// stop refuses new orders, waits up to grace until nothing runs, then ends what still does as interrupted. It returns when
-// nothing runs, at most killGrace and unkillableMax later. The results are delivered by run, which must go on until undelivered is zero or patience ends.
+// stop refuses new orders, waits up to grace for the running executions, and ends the others as interrupted. It returns
+// when nothing runs, at most killGrace and unkillableMax later. run must go on to deliver the results.
 func (e *executor) stop(grace time.Duration) {
 	e.mu.Lock()
 	if !e.stopping {
@@ -454,7 +453,7 @@ func (e *executor) stop(grace time.Duration) {
 	e.files.Close()
 }
 
-// drainLocked closes drained if it is time.
+// drainLocked closes drained once nothing runs.
 func (e *executor) drainLocked() {
 	if e.stopping && len(e.runs) == 0 {
 		close(e.drained)
@@ -463,8 +462,8 @@ func (e *executor) drainLocked() {
 
 // ---- From the order to the result
 
-// start takes all orders of d, or none if it returns an error: errStaleTerm, errOtherIncarnation, errStaleNumber,
-// errStopping or errQueueFull. An execution that was taken before is passed over. It does not wait for anything to run.
+// start accepts all orders of d, or none if it returns an error: errStaleTerm, errOtherIncarnation, errStaleNumber,
+// errStopping or errQueueFull. It ignores executions that were accepted before, and does not wait for anything to run.
 func (e *executor) start(d dispatch) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -498,7 +497,7 @@ func (e *executor) start(d dispatch) error {
 	return nil
 }
 
-// forgetLocked forgets the executions below startable, of which none may begin any more.
+// forgetLocked forgets the ids below startable, of which none can start any more.
 func (e *executor) forgetLocked(startable int64) {
 	e.startable = max(e.startable, startable)
 	if len(e.taken) < 2*e.kept+takenSlack {
@@ -508,7 +507,7 @@ func (e *executor) forgetLocked(startable int64) {
 	e.kept = len(e.taken)
 }
 
-// hearLocked takes note of a leader's term, and of the number if it is one that later dispatches must not fall below.
+// hearLocked records the term of a leader's message, and the number below which later dispatches are refused.
 func (e *executor) hearLocked(term, floor uint64) error {
 	switch {
 	case term < e.term:
@@ -522,7 +521,7 @@ func (e *executor) hearLocked(term, floor uint64) error {
 	return nil
 }
 
-// launchLocked begins the runs of a lane that may begin.
+// launchLocked starts the queued runs of a lane that its bounds allow.
 func (e *executor) launchLocked(l *lane) {
 	for len(l.queue) > 0 && l.starting < l.startsMax && l.running < l.runningMax {
 		r := l.queue[0]
@@ -538,7 +537,7 @@ func (e *executor) launchLocked(l *lane) {
 	}
 }
 
-// work takes a run from its beginning to its held result. It is the goroutine of the run.
+// work is the goroutine of a run, from its start to its held result.
 func (e *executor) work(ctx context.Context, r *run) {
 	l := r.lane
 	beginning := time.AfterFunc(l.startTime, func() {
@@ -559,7 +558,7 @@ func (e *executor) work(ctx context.Context, r *run) {
 	e.launchLocked(l)
 }
 
-// finishLocked turns a run into a held result that is to be delivered.
+// finishLocked turns a run into a held result and schedules its delivery.
 func (e *executor) finishLocked(r *run, res result) {
 	delete(e.runs, res.Execution)
 	r.out.close()
@@ -573,7 +572,7 @@ func (e *executor) finishLocked(r *run, res result) {
 	e.drainLocked()
 }
 
-// execute runs r to its end. Of a run that failed or was ended, the first line of the output is the reason.
+// execute runs r to its end. If it failed or was ended early, the first line of the output is the reason.
 func (e *executor) execute(ctx context.Context, r *run) result {
 	if _, ok := r.order.Processors["files"]; ok {
 		r.out.file = e.openOutputFile(&r.order)
@@ -582,7 +581,7 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 	err := e.runOrder(ctx, r)
 
 	res := result{Execution: r.order.Execution, Started: started.UnixNano(), Outcome: outcomeSuccess}
-	// The monotonic clock counts between the two times: a step of the wall clock makes no negative duration.
+	// The duration is from the monotonic clock, so a step of the wall clock cannot make it negative.
 	res.Finished = res.Started + int64(time.Since(started))
 	reason := ""
 	if err != nil {
@@ -602,11 +601,11 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 	return res
 }
 
-// runOrder runs what r is about. The error is the reason of a failure, or why the run was ended.
+// runOrder runs the order of r with its executor. The error is the reason of a failure, or why the run was ended.
 func (e *executor) runOrder(ctx context.Context, r *run) error {
 	name := r.order.Executor
 	if here := e.cfg.Limits.Executors; here != nil && (name == executorShell || name == executorHTTP) && !slices.Contains(here, name) {
-		return fmt.Errorf("the executor %q is switched off on this node; choose another node with tags, or add it to --executors here", name)
+		return fmt.Errorf("this node does not run the executor %q; select other nodes with tags, or add it to --executors", name)
 	}
 	switch name {
 	case executorShell:
@@ -624,7 +623,7 @@ func (e *executor) runOrder(ctx context.Context, r *run) error {
 	return fmt.Errorf("there is no executor %q; belfry has shell and http", name)
 }
 
-// deliver reports what is due, one batch after the other, until ctx ends.
+// deliver reports due results in batches until ctx is done.
 func (e *executor) deliver(ctx context.Context) {
 	retry := time.Duration(0) // zero while results are taken
 	for ctx.Err() == nil {
@@ -652,7 +651,7 @@ func (e *executor) deliver(ctx context.Context) {
 	}
 }
 
-// sleep waits for d, and reports whether ctx holds until then.
+// sleep waits for d and returns true, or false as soon as ctx is done.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -662,7 +661,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// nextBatch takes results off the list of those that are due, as many as one delivery may carry.
+// nextBatch removes results from the list of due ones, as many as one delivery may carry.
 func (e *executor) nextBatch() []result {
 	var batch []held
 	size := 0
@@ -684,7 +683,7 @@ func (e *executor) nextBatch() []result {
 	return results
 }
 
-// putBack lists again what was not acknowledged, behind the others: what the leader does not take holds up nobody.
+// putBack appends unacknowledged results to the list of due ones, so that one that the leader refuses delays no other.
 func (e *executor) putBack(batch []result) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -711,19 +710,19 @@ func (e *executor) acknowledge(executions []int64) {
 	}
 }
 
-// executionName is the text id of an execution, in the API and in the environment of a process.
+// executionName returns the id of an execution as text, for the API and the environment of a process.
 func executionName(id int64, node string) string { return strconv.FormatInt(id, 10) + "-" + node }
 
-// scheduledAt is an order's time as jobs see it: RFC 3339, UTC, with nanoseconds.
+// scheduledAt returns an order's time as jobs see it: RFC 3339, UTC, with nanoseconds.
 func (o *order) scheduledAt() string {
 	return time.Unix(0, o.ScheduledAt).UTC().Format(time.RFC3339Nano)
 }
 
-// takenSlack is how many entries a set of ids grows by until it is looked at what need not be in it any more.
+// takenSlack is the number of entries by which a set of ids may grow before old ones are removed.
 const takenSlack = 1000
 
-// idSet is a set of ids, 64 neighbours to an entry. A million runs a day take 0.4 MB if their ids are neighbours, 4 MB if
-// every tenth id is ours.
+// idSet is a set of ids with 64 neighbours per entry. A million runs a day take 0.4 MB if their ids are neighbours, 4
+// MB if every tenth id belongs to this node.
 type idSet map[int64]uint64
 
 // add reports whether id was not in the set before.
@@ -736,8 +735,8 @@ func (s idSet) add(id int64) bool {
 
 // ---- Questions, kills, live output
 
-// ask answers a question. Held results come with their output as far as one delivery goes; a held result beyond that is
-// listed as running: the leader waits, and takes it from a delivery or a later answer. The only error is errStaleTerm.
+// ask answers a question. Held results include their output up to the size of one delivery; further ones are listed as
+// running, and the leader gets them from a delivery or a later answer. The only error is errStaleTerm.
 func (e *executor) ask(q question) (answer, error) {
 	a := answer{Incarnation: e.inc}
 	var found []held
@@ -770,8 +769,9 @@ func (e *executor) ask(q question) (answer, error) {
 	return a, nil
 }
 
-// kill ends an execution: its processes by TERM, after a grace by KILL, a request by cancelling it, one that waits at once. It does not wait for the end. Of an execution that has finished and is held nothing is left to kill: its result
-// is on its way. Errors are errStaleTerm and errUnknownExecution.
+// kill ends an execution: processes with SIGTERM and, after a grace time, SIGKILL; a request by cancelling it; a queued
+// one at once. It does not wait for the end, and does nothing if the execution has finished. Errors are errStaleTerm
+// and errUnknownExecution.
 func (e *executor) kill(k kill) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -788,7 +788,7 @@ func (e *executor) kill(k kill) error {
 	return nil
 }
 
-// endLocked tells a run to end. One that waits ends here; processors are not for it, as it has no output.
+// endLocked tells a run to end. A queued one ends at once, without processors, as it has no output.
 func (e *executor) endLocked(r *run, end *ending) {
 	if r.cancel != nil {
 		r.cancel(end)
@@ -796,12 +796,15 @@ func (e *executor) endLocked(r *run, end *ending) {
 	}
 	now := time.Now().UnixNano()
 	reason := end.why + "\n"
-	e.finishLocked(r, result{Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome, Output: []byte(reason), Reason: len(reason)})
+	e.finishLocked(r, result{
+		Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome, Output: []byte(reason), Reason: len(reason),
+	})
 }
 
-// output writes what an execution has printed, from the byte with the offset from on, or from the oldest that is kept; if
-// from is negative, so many bytes at its end. With follow it goes on until the run ends. Of a finished execution that is still held it writes the output of its result, whose
-// first line may be the reason of a failure. Errors are errUnknownExecution, that of ctx, and those of w.
+// output writes what an execution has printed from offset from on, or from the oldest byte that is kept; if from is
+// negative, the last -from bytes. With follow it goes on until the run ends. For a held execution it writes the output
+// of the result, whose first line may be the reason of a failure. Errors are errUnknownExecution and those of ctx and
+// w.
 func (e *executor) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
 	var finished held
 	e.mu.Lock()
@@ -826,8 +829,8 @@ func (e *executor) output(ctx context.Context, execution int64, follow bool, fro
 	return err
 }
 
-// printed returns the last printedBytesMax bytes of what executions have printed, and one more if there is more, until
-// printedAllMax bytes are found. What is not known here is left out.
+// printed returns the last printedBytesMax bytes that executions have printed, plus one if there are more, until they
+// add up to printedAllMax. It omits unknown executions.
 func (e *executor) printed(executions []int64) map[int64][]byte {
 	found, size := map[int64][]byte{}, 0
 	for _, id := range executions {
@@ -839,7 +842,7 @@ func (e *executor) printed(executions []int64) map[int64][]byte {
 	return found
 }
 
-// tail is the output of a run, of which it keeps the end.
+// tail keeps the end of the output of a run.
 type tail struct {
 	file *outputFile // gets all of it as well; nil if there is none; owned by the writer
 
@@ -850,7 +853,7 @@ type tail struct {
 	more   chan struct{} // closed at the next change; nil while nobody waits
 }
 
-// Write adds p and drops what is too old.
+// Write appends p and drops the oldest bytes beyond the limit.
 func (t *tail) Write(p []byte) (int, error) {
 	if t.file != nil {
 		t.file.Write(p)
@@ -866,7 +869,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// ReadFrom adds what comes from src until it ends. io.Copy would take a buffer eight times as large.
+// ReadFrom appends src until its end. It exists because io.Copy's own buffer would be eight times as large.
 func (t *tail) ReadFrom(src io.Reader) (total int64, err error) {
 	buf := make([]byte, outputReadBytes)
 	for {
@@ -882,7 +885,7 @@ func (t *tail) ReadFrom(src io.Reader) (total int64, err error) {
 	}
 }
 
-// close says that no more will come.
+// close marks the output as complete.
 func (t *tail) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -897,14 +900,14 @@ func (t *tail) changedLocked() {
 	}
 }
 
-// lastLocked returns the last n bytes, or what is kept of them. They are part of the buffer.
+// lastLocked returns the last n bytes, or those that are kept of them. The result shares the buffer.
 func (t *tail) lastLocked(n int64) []byte {
 	n = max(0, min(n, outputBytesMax, int64(len(t.kept))))
 	return t.kept[int64(len(t.kept))-n:]
 }
 
-// final returns the reason and behind it as much of the output's end as fits, and the number of bytes left out. Nothing may
-// be written after it, as the result may share the buffer.
+// final returns the reason followed by as much of the output's end as fits, and the number of dropped bytes. Nothing
+// may be written after it, because the result may share the buffer.
 func (t *tail) final(reason string) (output []byte, dropped int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -916,8 +919,8 @@ func (t *tail) final(reason string) (output []byte, dropped int64) {
 	return output, dropped
 }
 
-// copyTo writes what is kept from the offset from on to w, or if that is negative so many bytes at the end, and with follow
-// what comes, until the output is closed.
+// copyTo writes what is kept from offset from on to w, or the last -from bytes if from is negative. With follow it goes
+// on until the output is closed.
 func (t *tail) copyTo(ctx context.Context, w io.Writer, from int64, follow bool) error {
 	for {
 		t.mu.Lock()
@@ -945,9 +948,9 @@ func (t *tail) copyTo(ctx context.Context, w io.Writer, from int64, follow bool)
 
 // ---- The executor "shell"
 
-// runProcess runs the command of r in a session of its own. When the first process has ended, the output is read until it
-// is closed, or for outputWait, and what is left of the session is ended. When ctx ends before that, all of the run is. The
-// error is the reason of a failure, or why the run was ended.
+// runProcess runs the command of r in its own session. After the first process has ended, it reads the output until it
+// is closed, at most outputWait, and kills what is left of the session. If ctx ends earlier, it kills the whole run.
+// The error is the reason of a failure, or why the run was ended.
 func (e *executor) runProcess(ctx context.Context, r *run) error {
 	limits, err := parseLimits(r.order.Config)
 	if err != nil {
@@ -958,14 +961,15 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 	}
 	if limits.timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, limits.timeout, fmt.Errorf("execution time exceeded the timeout of %s", limits.timeout))
+		reason := fmt.Errorf("execution time exceeded the timeout of %s", limits.timeout)
+		ctx, cancel = context.WithTimeoutCause(ctx, limits.timeout, reason)
 		defer cancel()
 	}
 	cmd, err := e.command(&r.order)
 	if err != nil {
 		return err
 	}
-	// The pipe is ours and not one of exec.Cmd, whose Wait would wait for all that hold it open.
+	// We make the pipe, because exec.Cmd would wait for every process that holds its own pipe open.
 	out, in, err := os.Pipe()
 	if err != nil {
 		return err
@@ -1035,8 +1039,8 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 	return cmp.Or(cause, err)
 }
 
-// endOf reads how a process ended. The kernel counts what a process had in memory before it executed its program, and that
-// was ours: a peak that is not above our own says nothing.
+// endOf returns how a process ended. The kernel's peak memory of a process includes the time before exec, when it
+// shared our memory, so it counts only if it exceeds ours.
 func endOf(state *os.ProcessState) processEnd {
 	end := processEnd{CPU: int64(state.UserTime() + state.SystemTime())}
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
@@ -1058,8 +1062,8 @@ func (e *executor) command(o *order) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A session of its own has no terminal to wait for. Pdeathsig is left out: it is for Linux alone, follows the thread and
-	// not the process, and does not reach grandchildren. endLeftovers does what it is for.
+	// A new session has no terminal that could block it. Pdeathsig is unsuitable: it exists on Linux only, follows the
+	// thread rather than the process, and does not reach grandchildren. endLeftovers replaces it.
 	cmd := &exec.Cmd{Args: words, Dir: o.Config["cwd"], SysProcAttr: &syscall.SysProcAttr{Setsid: true}, WaitDelay: drainMax}
 	if cmd.Dir != "" {
 		if _, err := os.Stat(cmd.Dir + "/"); err != nil { // which Start would report as if it were the program's fault
@@ -1086,7 +1090,7 @@ func (e *executor) command(o *order) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// lookPath returns the file of a program by the PATH that it will have. Relative directories would be below our own.
+// lookPath finds a program in the PATH of its environment. It skips relative directories, which would be below ours.
 func lookPath(program string, environ []string) (string, error) {
 	if strings.Contains(program, "/") {
 		return program, nil
@@ -1124,8 +1128,8 @@ func commandWords(config map[string]string) ([]string, error) {
 	return words, nil
 }
 
-// splitWords splits a command into words as a POSIX shell does: blanks separate, quotes and backslashes quote. Nothing is
-// expanded, and what else means something to a shell (operators, comments) is text.
+// splitWords splits a command into words as a POSIX shell does: blanks separate, quotes and backslashes quote. It
+// expands nothing, and treats operators and comments as text.
 func splitWords(s string) (words []string, err error) {
 	var word []byte
 	inWord, quote := false, byte(0)
@@ -1159,16 +1163,16 @@ func splitWords(s string) (words []string, err error) {
 	return words, nil
 }
 
-// inheritedEnvironment returns what processes inherit of the node's environment: all but the settings of the node, which
-// may be secret, and what a process gets from its own order.
+// inheritedEnvironment returns the node's environment without the node's settings, which may be secret, and without the
+// variables that come from the order.
 func inheritedEnvironment(environ []string) []string {
 	return slices.Clip(slices.DeleteFunc(environ, func(entry string) bool {
 		return strings.HasPrefix(entry, "BELFRY_") || strings.HasPrefix(entry, "DKRON_") || strings.HasPrefix(entry, "ENV_JOB_NAME=")
 	}))
 }
 
-// environment returns the environment of a process, of which the last entry of a name counts: the inherited one, that of
-// the account it runs as, what identifies the run, the job's own entries, and the marks by which it is found.
+// environment returns the environment of a process, in which the last entry of a name wins: the inherited one, that of
+// its user, what identifies the run, the job's own entries, and the marks by which readProcs finds it.
 func (e *executor) environment(o *order, account []string) []string {
 	env := append(slices.Concat(e.base, account),
 		"ENV_JOB_NAME="+o.Job,
@@ -1183,7 +1187,7 @@ func (e *executor) environment(o *order, account []string) []string {
 
 // ---- The processes of a run
 
-// session is what a run began: the session of its first process, and all that names its execution in the environment.
+// session is the processes of a run: the session of the first, and all whose environment names the execution.
 type session struct {
 	execution string
 	memoryMax int64 // resident bytes of all together, 0: no limit
@@ -1191,7 +1195,7 @@ type session struct {
 	reaped    atomic.Bool
 }
 
-// all returns the processes of the run. When the first one was reaped, its number may be given to another session.
+// all returns the processes of the run. Once the first is reaped, its pid may be reused by another session.
 func (s *session) all(found []proc) []proc {
 	if runtime.GOOS != "linux" && syscall.Kill(-s.pid, 0) == nil {
 		return []proc{{pid: s.pid, group: s.pid, session: s.pid}} // all that can be known
@@ -1200,9 +1204,10 @@ func (s *session) all(found []proc) []proc {
 	return slices.DeleteFunc(slices.Clone(found), func(p proc) bool { return p.execution != s.execution && (p.session != s.pid || other) })
 }
 
-// terminate ends the processes that find chooses: TERM, KILL after the grace, and unkillableMax later it gives up and
-// returns them. Before TERM it waits up to settle for those that were just forked, and a fifth of it for others, which may
-// be about to detach themselves. It leaves all as it is when ctx ends. When the node stops, the grace is cut.
+// terminate kills the processes that find returns: with SIGTERM, and after the grace time with SIGKILL. After another
+// unkillableMax it gives up and returns those that are left. Before SIGTERM it waits up to settle for newly forked
+// processes, and a fifth of that for others, which may be about to detach themselves. When ctx ends it returns at once.
+// When the node stops, the grace time is cut.
 func (e *executor) terminate(ctx context.Context, find func([]proc) []proc, grace, settle time.Duration) []proc {
 	begun, told, gone := time.Now(), time.Time{}, 0
 	for pause := lookFirst; ; pause = min(2*pause, lookMax) {
@@ -1232,8 +1237,8 @@ func (e *executor) terminate(ctx context.Context, find func([]proc) []proc, grac
 	}
 }
 
-// signalAll signals the groups of processes, so that it reaches what they fork meanwhile; all of a session is of one run. An
-// error says that they are gone, or another user's, which leaves nothing to do.
+// signalAll signals the process groups, so that it also reaches newly forked processes; a session belongs to one run.
+// It ignores errors: the processes have ended or belong to another user.
 func signalAll(found []proc, signal syscall.Signal) {
 	groups := map[int]bool{}
 	for _, p := range found {
@@ -1244,7 +1249,7 @@ func signalAll(found []proc, signal syscall.Signal) {
 	}
 }
 
-// limit has the memory of a run watched, nil: no longer.
+// limit starts watching the memory of a run; nil stops it.
 func (e *executor) limit(r *run, s *session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -1253,7 +1258,7 @@ func (e *executor) limit(r *run, s *session) {
 	}
 }
 
-// watchMemory kills runs that are above their limits, until ctx ends. Memory that processes share counts for each of them.
+// watchMemory kills runs that exceed their limits, until ctx is done. Shared memory counts for each process.
 func (e *executor) watchMemory(ctx context.Context) {
 	for sleep(ctx, memoryEvery) {
 		e.mu.Lock()
@@ -1276,7 +1281,7 @@ func (e *executor) watchMemory(ctx context.Context) {
 	}
 }
 
-// procs returns those outside our own session, as they are after the call. Runs that end together share a look.
+// procs returns the processes outside our own session, as they are after the call. Concurrent callers share one read.
 func (e *executor) procs() []proc {
 	asked := time.Now()
 	e.procsMu.Lock()
@@ -1287,18 +1292,18 @@ func (e *executor) procs() []proc {
 	return e.procsFound
 }
 
-// note writes a line of the file of open runs, behind the first: "execution pid uptime". It is not synced: a crash of this
-// process does not touch it, and one of the machine ends the processes too.
+// note appends a line to the file of open runs: "execution pid uptime". The file is not synced: a crash of this process
+// does not harm it, and one of the machine ends the processes too.
 func (e *executor) note(line int, text string) {
 	if _, err := e.notes.WriteAt(fmt.Appendf(nil, "%-*s\n", noteBytes-1, text), int64(line)*noteBytes); err != nil {
 		e.cfg.Log.Warn("an open run cannot be noted; if this node crashes, its processes go on", "err", err)
 	}
 }
 
-// endLeftovers ends what is left of the runs that were open when the former process of this node ended, and begins a new
-// file of open runs. It is called when nothing more can refuse the start, and before the node answers anybody. Its first
-// line says whose pids these are: of this boot and name space, and of the directory itself, which a copy is not. Linux
-// alone tells the environment of another process; elsewhere they go on.
+// endLeftovers kills what is left of the runs that were open when the previous process of this node ended, and creates
+// a new file of open runs. It must be called when nothing can fail the start any more, and before the node serves
+// anybody. The first line of the file says where its pids are valid: in this boot and pid namespace, and in this very
+// directory rather than a copy. Only Linux shows the environment of other processes; elsewhere leftovers keep running.
 func (e *executor) endLeftovers() error {
 	if e.cfg.Shell != nil {
 		return nil
@@ -1347,14 +1352,15 @@ func (e *executor) endLeftovers() error {
 
 // ---- The executor "http"
 
-// runRequest makes the request of r. The error is the reason of a failure, or why the run was ended.
+// runRequest sends the request of r. The error is the reason of a failure, or why the run was ended.
 func (e *executor) runRequest(ctx context.Context, r *run) error {
 	config := r.order.Config
 	timeout := requestTimeout
 	if n, err := strconv.Atoi(config["timeout"]); err == nil && n > 0 {
 		timeout = time.Duration(min(n, requestTimeoutMax)) * time.Second
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no complete answer within the timeout of %s", timeout))
+	reason := fmt.Errorf("no complete response within the timeout of %s", timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, reason)
 	defer cancel()
 	req, err := e.newRequest(ctx, &r.order)
 	if err != nil {
@@ -1366,7 +1372,7 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 	}
 	transport := e.transport
 	if config["tlsNoVerifyPeer"]+config["tlsCertificateFile"]+config["tlsCertificateKeyFile"]+config["tlsRootCAsFile"] != "" {
-		// Connections of its own for each run: few jobs have such settings, and a renewed file counts from the next run on.
+		// Each run has its own connections: few jobs have such settings, and the next run reads renewed files.
 		if transport, err = newTransport(config, e.cfg.Limits); err != nil {
 			return err
 		}
@@ -1409,7 +1415,7 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 	if _, err := r.out.ReadFrom(resp.Body); err != nil { // also what the match met
 		return cmp.Or(context.Cause(ctx), err)
 	}
-	// Both texts as upstream, clients look for them.
+	// Clients look for these two texts of upstream's.
 	isCode := func(s string) bool { return strings.TrimSpace(s) == strconv.Itoa(resp.StatusCode) }
 	if want := config["expectCode"]; want != "" && !slices.ContainsFunc(strings.Split(want, ","), isCode) {
 		return fmt.Errorf("received response code does not match the expected code: got %d, want %s", resp.StatusCode, want)
@@ -1420,7 +1426,7 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 	return nil
 }
 
-// checkRedirect keeps from another host what looks secret, which net/http does for few headers, and where we were before.
+// checkRedirect removes secret-looking headers and the Referer before a redirect to another host. net/http removes few.
 func checkRedirect(r *http.Request, via []*http.Request) error {
 	first := via[0].URL
 	if !strings.EqualFold(r.URL.Host, first.Host) || first.Scheme == "https" && r.URL.Scheme != "https" {
@@ -1440,9 +1446,9 @@ func withoutSecrets(headers http.Header) http.Header {
 	return plain
 }
 
-// Errors of an http job that quote nothing, as it may be secret.
+// Errors of an http job that do not quote the value, because it may be secret.
 var (
-	errURL     = errors.New("executor_config.url: is no URL; write it as in https://host/path, with %XX for what cannot stand in one")
+	errURL     = errors.New("executor_config.url: must be a URL such as https://host/path; escape special characters")
 	errHeaders = errors.New(`executor_config.headers: is not a JSON array of "Name: value"`)
 	errHeader  = errors.New(`executor_config.headers: an entry is not "Name: value"`)
 )
@@ -1465,7 +1471,7 @@ func requestHeaders(config map[string]string) (http.Header, error) {
 	return headers, nil
 }
 
-// newRequest makes the request that executor_config describes, and adds headers that identify the run, unless the job
+// newRequest returns the request that executor_config describes, with headers that identify the run, unless the job
 // sets them itself. The Idempotency-Key is the same for all attempts of a group on this node.
 func (e *executor) newRequest(ctx context.Context, o *order) (*http.Request, error) {
 	config := o.Config
@@ -1507,9 +1513,9 @@ func (e *executor) newRequest(ctx context.Context, o *order) (*http.Request, err
 	return req, nil
 }
 
-// once sends each request over HTTP/1 once: when net/http began to write it, the Proxy of newTransport refuses another
-// time. By itself net/http sends one again that broke a connection used before, if the method or an Idempotency-Key allows
-// that; but the server may have begun it. Over HTTP/2 it repeats only what the server says that it refused.
+// once sends each HTTP/1 request at most once: after net/http has begun to write it, the Proxy of newTransport refuses
+// a second attempt. By itself, net/http retries on a broken reused connection if the method or an Idempotency-Key
+// allows it; but the server may have executed the request. Over HTTP/2 it retries only what the server has refused.
 type once struct{ *http.Transport }
 
 func (o once) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -1522,7 +1528,7 @@ func (o once) RoundTrip(r *http.Request) (*http.Response, error) {
 	return o.Transport.RoundTrip(r.WithContext(context.WithValue(ctx, sendingKey{}, s)))
 }
 
-// sending is what once and newTransport know of one request, in its context under sendingKey.
+// sending is the state that once and newTransport share about one request, in its context under sendingKey.
 type sending struct {
 	begun   atomic.Bool // net/http began to write it
 	proxied atomic.Bool // it goes to a proxy
@@ -1530,9 +1536,9 @@ type sending struct {
 
 type sendingKey struct{}
 
-// newTransport returns the connections for a job with the TLS settings in config. An address is looked at when it is
-// dialled, so that neither a name that resolves to something else the second time nor a redirect leads around the limits.
-// A proxy resolves names itself; only addresses that stand in the URL are looked at then.
+// newTransport returns a transport with the TLS settings in config. It checks addresses when dialling, so neither a
+// name that resolves differently the second time nor a redirect evades the limits. With a proxy, which resolves names
+// itself, it checks only addresses in the URL.
 func newTransport(config map[string]string, limits nodeLimits) (*http.Transport, error) {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	dialer := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, ControlContext: func(ctx context.Context, _, address string, _ syscall.RawConn) error {
@@ -1546,7 +1552,8 @@ func newTransport(config map[string]string, limits nodeLimits) (*http.Transport,
 	t.Proxy = func(r *http.Request) (*url.URL, error) { // asked each time before a request is sent
 		s := r.Context().Value(sendingKey{}).(*sending)
 		if s.begun.Load() {
-			return nil, errors.New("the connection broke after the request was sent, and the server may have begun it; set retries if it may be sent again")
+			return nil, errors.New("the connection broke after the request was sent, and the server may have executed it; " +
+				"set retries if it may be sent again")
 		}
 		proxy, err := http.ProxyFromEnvironment(r)
 		s.proxied.Store(proxy != nil)
@@ -1604,15 +1611,15 @@ func readTLSFile(config map[string]string, setting string) ([]byte, error) {
 	return data, nil
 }
 
-// regular passes on what was opened without waiting if it is a regular file, and refuses all else: a pipe may make who
-// reads or writes it wait for ever.
+// regular returns a file that was opened without blocking if it is a regular one, and otherwise an error: a pipe could
+// block its reader or writer for ever.
 func regular(f *os.File, err error) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", f.Name())
+		err = fmt.Errorf("%s is not a regular file", f.Name())
 	}
 	if err != nil {
 		f.Close()
@@ -1623,9 +1630,9 @@ func regular(f *os.File, err error) (*os.File, error) {
 
 // ---- Processors
 
-// process passes an output through the processors of the order, in name order, and returns what is to be stored. A
-// processor with forward leaves the output as it is, else it leaves a note on where it went. One that fails leaves the
-// output with a line about that; one we do not have changes nothing.
+// process passes an output to the processors of the order, sorted by name, and returns what to store: with forward the
+// output, without it a note about where it went. A processor that fails adds a line to the output; an unknown one
+// changes nothing.
 func (e *executor) process(r *run, reason string, output []byte) []byte {
 	o := &r.order
 	for _, name := range slices.Sorted(maps.Keys(o.Processors)) {
@@ -1660,7 +1667,7 @@ func (e *executor) process(r *run, reason string, output []byte) []byte {
 	return output
 }
 
-// outputFile is where the processor "files" writes an output as it comes. After its first error it takes nothing.
+// outputFile is the file that the processor "files" writes an output to as it comes. It ignores writes after an error.
 type outputFile struct {
 	*os.File
 	name string // below nodeLimits.FilesDir
@@ -1674,19 +1681,20 @@ func (f *outputFile) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// outputPattern returns where the processor "files" writes below nodeLimits.FilesDir, with {job}, {execution} and {time} as
-// they are; ok is false if it is elsewhere.
+// outputPattern returns the path of the processor "files" below nodeLimits.FilesDir, with {job}, {execution} and {time}
+// not replaced; ok is false if it is not below it.
 func outputPattern(settings map[string]string) (pattern string, ok bool) {
 	pattern = filepath.Join(settings["log_dir"], cmp.Or(settings["file_name"], "{job}-{execution}.log"))
 	return pattern, filepath.IsLocal(pattern)
 }
 
-// openOutputFile opens the file of an output, to which several runs may append. No link leads it out of nodeLimits.FilesDir.
+// openOutputFile opens the file of an output, to which several runs may append. It follows no symbolic link out of
+// nodeLimits.FilesDir.
 func (e *executor) openOutputFile(o *order) *outputFile {
 	f := &outputFile{}
 	pattern, ok := outputPattern(o.Processors["files"])
 	if !ok {
-		f.err = errors.New("log_dir and file_name: must name a file below the node's --files-dir, such as logs/{job}/{execution}.log")
+		f.err = errors.New("log_dir and file_name: must name a file below --files-dir, such as logs/{job}/{execution}.log")
 		return f
 	}
 	f.name = strings.NewReplacer("{job}", o.Job, "{execution}", strings.ReplaceAll(executionName(o.Execution, e.cfg.Node), "/", "_"),
@@ -1697,8 +1705,8 @@ func (e *executor) openOutputFile(o *order) *outputFile {
 	return f
 }
 
-// removeOutputFiles removes files of a job, beside the one of that name, that are older than its max_age, and the oldest
-// above its max_files. The job's are those whose names its file_name can make.
+// removeOutputFiles removes output files of a job that are older than its max_age, and the oldest beyond its max_files,
+// in the directory of the file of that name. It counts files whose names match the job's file_name.
 func (e *executor) removeOutputFiles(o *order, name string) error {
 	settings := o.Processors["files"]
 	if settings["max_files"]+settings["max_age"] == "" {
@@ -1728,11 +1736,11 @@ func (e *executor) removeOutputFiles(o *order, name string) error {
 	return err
 }
 
-// syslogPaths are where the log of a system listens.
+// syslogPaths are the sockets of the system's log.
 var syslogPaths = []string{"/dev/log", "/var/run/syslog", "/var/run/log"}
 
-// writeSyslog writes an output to the system's log at the first of the paths that answers, a message for each line. It
-// gives up at the deadline, which log/syslog cannot: a log that reads nothing must not keep the run.
+// writeSyslog writes an output to the first of the sockets that accepts a connection, one message per line. Unlike
+// package log/syslog it has a deadline: a log that does not read must not block the run.
 func writeSyslog(paths []string, deadline time.Time, job string, output []byte) error {
 	conn, err := dialSyslog(paths, deadline)
 	if err != nil {
@@ -1766,7 +1774,7 @@ func dialSyslog(paths []string, deadline time.Time) (conn net.Conn, err error) {
 
 // ---- Results on disk
 
-// keep writes results to disk that nobody takes in time, until ctx ends.
+// keep writes results to disk that cannot be delivered in time, until ctx is done.
 func (e *executor) keep(ctx context.Context) {
 	failing := false
 	for sleep(ctx, keepEvery) {
@@ -1778,12 +1786,12 @@ func (e *executor) keep(ctx context.Context) {
 	}
 }
 
-// storeOlderThan writes the held results of at least this age to disk and lets go of their outputs. Of several errors it
-// returns the first; what it could not write stays in memory.
+// storeOlderThan writes the held results of at least this age to disk and frees their outputs. It returns the first
+// error; what it could not write stays in memory.
 //
-// The files are not synced: a crash of the process does not touch them. After a power cut one may be missing or torn, and
-// the leader records "interrupted", as it does for all that ran at that moment; a sync for each would slow down the log of
-// a server just when it elects a leader. Their number is bounded by what the last leader had dispatched.
+// The files are not synced: a crash of the process does not harm them. After a power failure one may be missing or
+// torn, and the leader records "interrupted", as for everything that was running then; syncing each would slow a
+// server's log down just when it elects a leader. Their number is bounded by what the last leader had dispatched.
 func (e *executor) storeOlderThan(age time.Duration) error {
 	now := time.Now()
 	var old []result
@@ -1813,14 +1821,14 @@ func (e *executor) storeOlderThan(age time.Duration) error {
 	return first
 }
 
-// load returns a held result with its output.
+// load returns a held result including its output.
 func (e *executor) load(h held) result {
 	if !h.stored {
 		return h.result
 	}
 	res, err := readResultFile(e.path(h.Execution))
 	if err != nil {
-		// Unless it was acknowledged meanwhile, and nobody needs it, the outcome counts more than the output.
+		// The result may just have been acknowledged. If not, better to report the outcome without the output.
 		res = h.result
 		res.Output = fmt.Appendf(nil, "the output was lost on the node's disk: %v\n", err)
 	}
@@ -1831,7 +1839,7 @@ func (e *executor) path(execution int64) string {
 	return filepath.Join(e.dir, strconv.FormatInt(execution, 10)+".json")
 }
 
-// writeFile writes a result in one step: a crash leaves the whole file, or one with another name that readResults removes.
+// writeFile writes a result atomically: a crash leaves the whole file, or a temporary one that readResults removes.
 func (e *executor) writeFile(res result) error {
 	data, err := json.Marshal(res)
 	if err != nil {
@@ -1846,12 +1854,12 @@ func (e *executor) writeFile(res result) error {
 
 func (e *executor) removeFile(execution int64) {
 	if err := os.Remove(e.path(execution)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		// The result is delivered again by the next process, which changes nothing.
+		// The next process delivers the result again, which changes nothing.
 		e.cfg.Log.Warn("a delivered result cannot be removed", "err", err)
 	}
 }
 
-// readResults holds the results that a former process left on disk. A file that is not a result is set aside.
+// readResults holds the results that the previous process left on disk. It sets unreadable files aside.
 func (e *executor) readResults() error {
 	entries, err := os.ReadDir(e.dir)
 	if err != nil {
@@ -1872,7 +1880,7 @@ func (e *executor) readResults() error {
 				e.due = append(e.due, res.Execution)
 				continue
 			}
-			e.cfg.Log.Error("a kept result cannot be read and is set aside", "file", path, "err", readErr)
+			e.cfg.Log.Error("a result on disk cannot be read and is set aside", "file", path, "err", readErr)
 			err = os.Rename(path, path+".bad")
 		}
 		if err != nil {
@@ -1890,7 +1898,7 @@ func readResultFile(path string) (result, error) {
 	return parseResult(data)
 }
 
-// parseResult reads what writeFile wrote.
+// parseResult parses what writeFile wrote.
 func parseResult(data []byte) (result, error) {
 	var res result
 	if err := json.Unmarshal(data, &res); err != nil {

@@ -1282,10 +1282,10 @@ func TestExecutor_HTTP(t *testing.T) {
 		{"ErrNoURL", `{"method":"GET"}`, outcomeFailed, "executor_config.url is empty\n"},
 		{"ErrNoConfig", `null`, outcomeFailed, "executor_config.url is empty\n"},
 		{"ErrNoMethod", `{"url":"%s/reply"}`, outcomeFailed, "executor_config.method is empty\n"},
-		{"ErrTimeout", `{"method":"GET","url":"%s/slow","timeout":"1"}`, outcomeFailed, "no complete answer within the timeout of 1s\n"},
+		{"ErrTimeout", `{"method":"GET","url":"%s/slow","timeout":"1"}`, outcomeFailed, "no complete response within the timeout of 1s\n"},
 		{"ErrHead", `{"method":"GET","url":"%s/head"}`, outcomeFailed, "~headers exceeded"},
 		{"ErrRefused", `{"method":"GET","url":"http://127.0.0.1:9/"}`, outcomeFailed, "~dial tcp 127.0.0.1:9"},
-		{"ErrURL", `{"method":"GET","url":"::not a url"}`, outcomeFailed, "executor_config.url: is no URL; write it as in https://host/path, with %XX for what cannot stand in one\n"},
+		{"ErrURL", `{"method":"GET","url":"::not a url"}`, outcomeFailed, "executor_config.url: must be a URL such as https://host/path; escape special characters\n"},
 		{"ErrHeaders", `{"method":"GET","url":"%s/echo","headers":"X: y"}`, outcomeFailed, "~executor_config.headers"},
 		{"ErrHeader", `{"method":"GET","url":"%s/echo","headers":"[\"X\"]"}`, outcomeFailed, "~executor_config.headers"},
 	} {
@@ -1353,7 +1353,7 @@ func TestExecutor_TLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, settings := range [][]string{{"tlsRootCAsFile"}, {"tlsCertificateFile"}, {"tlsCertificateFile", roots, "tlsCertificateKeyFile"}} {
-		for path, want := range map[string]string{pipe: "is no regular file", "/dev/zero": "is no regular file", large: "is larger than 1048576 bytes"} {
+		for path, want := range map[string]string{pipe: "is not a regular file", "/dev/zero": "is not a regular file", large: "is larger than 1048576 bytes"} {
 			want = "executor_config." + settings[len(settings)-1] + ": " + path + " " + want
 			if got := request(append(settings, path)...); got.Outcome != outcomeFailed || !strings.Contains(string(got.Output), want) {
 				t.Errorf("got %s %q, want %q", got.Outcome, got.Output, want)
@@ -1380,7 +1380,7 @@ func TestExecutor_Processors(t *testing.T) {
 	if err := cmp.Or(os.MkdirAll(dir, 0o700), os.Symlink(outside, filepath.Join(dir, "link"))); err != nil {
 		t.Fatal(err)
 	}
-	const refused = "kept\n\nprocessor files: log_dir and file_name: must name a file below the node's --files-dir, such as logs/{job}/{execution}.log\n"
+	const refused = "kept\n\nprocessor files: log_dir and file_name: must name a file below --files-dir, such as logs/{job}/{execution}.log\n"
 	for _, test := range []struct {
 		name       string
 		processors string // JSON

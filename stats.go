@@ -435,8 +435,9 @@ type uptime struct {
 	last int // ticks
 }
 
-// soon returns a time up to two seconds ahead, in clock ticks since boot: every running process started before it, and no
-// pid is reused that fast. Reading the start time of a new process instead takes a tenth of the CPU time of a short run.
+// soon returns a time up to two seconds ahead, in clock ticks since boot: every running process started before it, and
+// no pid is reused that fast. Reading the start time of a new process instead takes a tenth of the CPU time of a short
+// run.
 func (u *uptime) soon() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
