@@ -552,6 +552,9 @@ func TestScheduler_OrderBehindQuestion(t *testing.T) {
 	now := testStart
 	s, sent := newTestScheduler(t, &now)
 	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
+	if err := s.askNodes(t.Context()); err != nil { // of which it knows from now on that it was there
+		t.Fatal(err)
+	}
 	var late []func()
 	s.spawn = func(task func()) { late = append(late, task) }
 	now += int64(10 * time.Second)
