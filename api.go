@@ -2060,7 +2060,9 @@ func (a *api) listAudit(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := auditFilter{From: nanosOf(from), To: nanosOf(to), Job: q.Get("job"), Actor: q.Get("actor"), Action: q.Get("action")}
+	f := auditFilter{
+		From: nanosOf(from), To: nanosOf(to), Job: q.Get("job"), Actor: q.Get("actor"), Action: q.Get("action"),
+	}
 	rows, total, older, err := a.store.clients.audit(f, start, min(end, start+auditPageMax))
 	if err != nil {
 		return nil, err

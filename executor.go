@@ -797,7 +797,8 @@ func (e *executor) endLocked(r *run, end *ending) {
 	now := time.Now().UnixNano()
 	reason := end.why + "\n"
 	e.finishLocked(r, result{
-		Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome, Output: []byte(reason), Reason: len(reason),
+		Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome,
+		Output: []byte(reason), Reason: len(reason),
 	})
 }
 
@@ -1024,7 +1025,8 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 	out.SetReadDeadline(time.Now().Add(drainMax))
 	<-read
 	if len(left) > 0 {
-		e.cfg.Log.Error("processes of an execution do not end", "job", r.order.Job, "execution", s.execution, "processes", names(left))
+		e.cfg.Log.Error("processes of an execution do not end",
+			"job", r.order.Job, "execution", s.execution, "processes", names(left))
 		fmt.Fprintf(&r.out, "\nThese processes could not be ended: %s.\n", names(left))
 	}
 	select {
@@ -1224,7 +1226,8 @@ func (e *executor) terminate(ctx context.Context, find func([]proc) []proc, grac
 			if gone++; gone > 1 {
 				return nil
 			}
-		case told.IsZero() && now.Sub(begun) < settle && (now.Sub(begun) < settle/5 || slices.ContainsFunc(found, func(p proc) bool { return p.forked })):
+		case told.IsZero() && now.Sub(begun) < settle &&
+			(now.Sub(begun) < settle/5 || slices.ContainsFunc(found, func(p proc) bool { return p.forked })):
 		case told.IsZero():
 			told = now
 			signalAll(found, syscall.SIGTERM)
@@ -1641,7 +1644,8 @@ func (e *executor) process(r *run, reason string, output []byte) []byte {
 		var err error
 		switch name {
 		case "log":
-			e.cfg.Log.Info("output of an execution", "job", o.Job, "execution", executionName(o.Execution, e.cfg.Node), "output", reason+string(output))
+			e.cfg.Log.Info("output of an execution",
+				"job", o.Job, "execution", executionName(o.Execution, e.cfg.Node), "output", reason+string(output))
 		case "files":
 			note = "Output in " + filepath.Join(e.cfg.Limits.FilesDir, r.out.file.name)
 			r.out.file.Write([]byte(reason))

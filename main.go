@@ -462,12 +462,14 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		"cluster `key`, the same on all nodes; other users can see it in the list of processes, so prefer --encrypt-file")
 	fs.StringVar(&cfg.EncryptFile, "encrypt-file", "", "`file` with the cluster key, the same on all nodes; "+
 		"\"belfry keygen\" generates one. By default a node generates its own, "+keyFile+" in --data-dir")
-	fs.Func("join", "`address` of another node's cluster plane; may be repeated. The node does not start unless one responds",
+	fs.Func("join",
+		"`address` of another node's cluster plane; may be repeated. The node does not start unless one responds",
 		list(&cfg.Join))
 	fs.Func("retry-join", "`address` as in --join, but the node keeps trying; may be repeated", list(&cfg.RetryJoin))
 	fs.DurationVar(&cfg.RetryInterval, "retry-interval", time.Second, "`time` between attempts to join")
 	fs.IntVar(&cfg.RetryMax, "retry-max", 0, "`number` of attempts to join before the node gives up; 0: no limit")
-	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1, "`factor` of election timeouts, 1 to 10; use more on slow networks")
+	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1,
+		"`factor` of election timeouts, 1 to 10; use more on slow networks")
 	fs.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "`address` of API and page")
 	fs.StringVar(&cfg.HTTPPrefix, "http-prefix", "",
 		"`path` of API and page, such as /belfry, for a proxy that serves other things on the same host")
@@ -510,7 +512,8 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		"`time` that running executions have to end when the node stops")
 	cfg.TLS.flags(fs, "serve the API with the certificate in this `file`",
 		"require clients of the API to have a certificate signed by one in this `file`")
-	fs.Func("allowed-host", "`name` by which clients reach the API, besides the node's name and addresses; may be repeated",
+	fs.Func("allowed-host",
+		"`name` by which clients reach the API, besides the node's name and addresses; may be repeated",
 		list(&cfg.AllowedHosts))
 	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be repeated",
 		list(&cfg.CORSOrigins))
@@ -697,7 +700,9 @@ func (c *config) validate() error {
 }
 
 func (c *config) validateAddrs() error {
-	addrs := map[string][]string{"--http-addr": {c.HTTPAddr}, "--bind-addr": {c.BindAddr}, "--join": c.Join, "--retry-join": c.RetryJoin}
+	addrs := map[string][]string{
+		"--http-addr": {c.HTTPAddr}, "--bind-addr": {c.BindAddr}, "--join": c.Join, "--retry-join": c.RetryJoin,
+	}
 	if c.AdvertiseAddr != "" {
 		addrs["--advertise-addr"] = []string{c.AdvertiseAddr}
 	}
@@ -836,7 +841,8 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 		if os.Geteuid() == 0 {
 			log.Warn("this node runs as root, and so do the commands of its jobs; run it as a dedicated user")
 		}
-		fmt.Fprintf(stdout, "belfry %s: API and page at %s://%s%s, data in %s\n", version, scheme, cfg.HTTPAddr, cfg.HTTPPrefix, cfg.DataDir)
+		fmt.Fprintf(stdout, "belfry %s: API and page at %s://%s%s, data in %s\n",
+			version, scheme, cfg.HTTPAddr, cfg.HTTPPrefix, cfg.DataDir)
 	}
 	if cfg.Server {
 		return runServer(ctx, cfg, listener, greet, log)
@@ -1609,7 +1615,7 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 	noun, verb, _ := strings.Cut(name, " ")
 	paths := map[string]string{"policy": "/v1/acl/policies", "token": "/v1/acl/tokens", "bootstrap": "/v1/acl/bootstrap"}
 	path, id := paths[noun], "/"+url.PathEscape(*given["name"]+*given["accessor-id"])
-	var answer []byte
+	var response []byte
 	switch verb {
 	case "": // bootstrap
 		var secret []byte
@@ -1618,35 +1624,35 @@ func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Write
 				"or use the management token if there is one already: %w", dir, err)
 			break
 		}
-		answer, err = node.ask(ctx, http.MethodPost, path, map[string]string{"Secret": strings.TrimSpace(string(secret))})
+		response, err = node.ask(ctx, http.MethodPost, path, map[string]string{"Secret": strings.TrimSpace(string(secret))})
 	case "apply":
 		var rules []byte
 		if rules, err = os.ReadFile(*given["rules-file"]); err != nil {
 			err = fmt.Errorf("--rules-file: %w", err)
 			break
 		}
-		answer, err = node.ask(ctx, http.MethodPost, path+id, policy{*given["name"], string(rules)})
+		response, err = node.ask(ctx, http.MethodPost, path+id, policy{*given["name"], string(rules)})
 	case "create":
 		asked := map[string]any{"Name": *given["name"], "Type": kind, "ExpirationTTL": ttl}
 		if policies != nil {
 			asked["Policies"] = policies
 		}
-		answer, err = node.ask(ctx, http.MethodPost, path, asked)
+		response, err = node.ask(ctx, http.MethodPost, path, asked)
 	case "list":
-		answer, err = node.ask(ctx, http.MethodGet, path, nil)
+		response, err = node.ask(ctx, http.MethodGet, path, nil)
 	case "info":
-		answer, err = node.ask(ctx, http.MethodGet, path+id, nil)
+		response, err = node.ask(ctx, http.MethodGet, path+id, nil)
 	case "delete":
-		answer, err = node.ask(ctx, http.MethodDelete, path+id, nil)
+		response, err = node.ask(ctx, http.MethodDelete, path+id, nil)
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "belfry: %v\n", err)
 		return exitError
 	}
 	var pretty bytes.Buffer
-	if json.Indent(&pretty, answer, "", "  ") != nil {
+	if json.Indent(&pretty, response, "", "  ") != nil {
 		pretty.Reset()
-		pretty.Write(answer)
+		pretty.Write(response)
 	}
 	if _, err := fmt.Fprintln(stdout, pretty.String()); err != nil {
 		fmt.Fprintf(stderr, "belfry: it is done, but the response could not be printed: %v\n", err)
@@ -1663,7 +1669,7 @@ func peersOf(ctx context.Context, node remoteNode) ([]raftPeer, error) {
 	}
 	var peers []raftPeer
 	if err := json.Unmarshal(body, &peers); err != nil {
-		return nil, fmt.Errorf("the answer is not that of a belfry: %w", err)
+		return nil, fmt.Errorf("the response is not from a belfry node: %w", err)
 	}
 	return peers, nil
 }
@@ -1676,7 +1682,7 @@ func listPeers(ctx context.Context, node remoteNode, stdout io.Writer) error {
 	var members []memberView // without the right to list them, the status is unknown
 	if body, err := node.ask(ctx, http.MethodGet, "/v1/members", nil); err == nil {
 		if err := json.Unmarshal(body, &members); err != nil {
-			return fmt.Errorf("the answer is not that of a belfry: %w", err)
+			return fmt.Errorf("the response is not from a belfry node: %w", err)
 		}
 	}
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
