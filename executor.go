@@ -381,11 +381,8 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 	}
 	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: int(min(requestsMax, files.Cur/5))}
 	var err error
-	if e.transport, err = newTransport(nil, cfg.Limits); err != nil {
-		return nil, fmt.Errorf("executor: %w", err)
-	}
-
-	if err := errors.Join(os.MkdirAll(e.dir, 0o700), os.MkdirAll(cfg.Limits.FilesDir, 0o700)); err != nil {
+	e.transport, err = newTransport(nil, cfg.Limits)
+	if err = errors.Join(err, os.MkdirAll(e.dir, 0o700), os.MkdirAll(cfg.Limits.FilesDir, 0o700)); err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 	if e.files, err = os.OpenRoot(cfg.Limits.FilesDir); err != nil {
@@ -400,18 +397,12 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 // incarnation returns the random number of this process, never zero.
 func (e *executor) incarnation() uint64 { return e.inc }
 
-// running returns the number of accepted executions that have not finished, including queued ones.
-func (e *executor) running() int {
+// counts returns the number of accepted executions that have not finished, including queued ones, and of results that
+// are not acknowledged.
+func (e *executor) counts() (running, undelivered int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.runs)
-}
-
-// undelivered returns the number of results that are not acknowledged.
-func (e *executor) undelivered() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.held)
+	return len(e.runs), len(e.held)
 }
 
 // run delivers results, writes undelivered ones to disk, and watches memory, until ctx is done. Then it writes what is
@@ -592,9 +583,8 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 			res.Outcome = end.outcome
 		}
 	}
-	res.Process = r.end
+	res.Process, res.Reason = r.end, len(reason)
 	res.Output, res.Dropped = r.out.final(reason)
-	res.Reason = len(reason)
 	if len(r.order.Processors) > 0 {
 		res.Output = append(res.Output[:res.Reason:res.Reason], e.process(r, reason, res.Output[res.Reason:])...)
 	}
@@ -794,8 +784,7 @@ func (e *executor) endLocked(r *run, end *ending) {
 		r.cancel(end)
 		return
 	}
-	now := time.Now().UnixNano()
-	reason := end.why + "\n"
+	now, reason := time.Now().UnixNano(), end.why+"\n"
 	e.finishLocked(r, result{
 		Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome,
 		Output: []byte(reason), Reason: len(reason),
@@ -804,8 +793,7 @@ func (e *executor) endLocked(r *run, end *ending) {
 
 // output writes what an execution has printed from offset from on, or from the oldest byte that is kept; if from is
 // negative, the last -from bytes. With follow it goes on until the run ends. For a held execution it writes the output
-// of the result, whose first line may be the reason of a failure. Errors are errUnknownExecution and those of ctx and
-// w.
+// of the result, which may begin with the reason of a failure. Errors are errUnknownExecution and those of ctx and w.
 func (e *executor) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
 	var finished held
 	e.mu.Lock()

@@ -136,6 +136,10 @@ func newNode(t testing.TB, dir string) *testNode {
 	return n
 }
 
+// running and undelivered are the two counts of the node's executor.
+func (n *testNode) running() int     { running, _ := n.counts(); return running }
+func (n *testNode) undelivered() int { _, undelivered := n.counts(); return undelivered }
+
 // order starts o and returns its id.
 func (n *testNode) order(t testing.TB, o order) int64 {
 	t.Helper()

@@ -996,7 +996,7 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	// 4. Wait for running executions, and kill those that outlast the grace time.
 	n.exec.stop(cfg.ShutdownGrace)
 	// 5. Deliver the results; those that cannot be delivered in time stay on disk.
-	waitUntil(deliverPatience, func() bool { return n.exec.undelivered() == 0 })
+	waitUntil(deliverPatience, func() bool { _, undelivered := n.exec.counts(); return undelivered == 0 })
 	stopHandOver()
 	stopReports()
 	// 6. Stop writing, and tell the other nodes.
@@ -1089,7 +1089,8 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		peers: p.peers, removePeer: p.removePeer, relay: p.forward,
 		health: clu.health,
 		gauges: func() gauges {
-			return gauges{Running: exec.running(), Undelivered: exec.undelivered(), Refused: p.refused.byReason()}
+			running, undelivered := exec.counts()
+			return gauges{Running: running, Undelivered: undelivered, Refused: p.refused.byReason()}
 		},
 		output: func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error {
 			return p.outputFrom(ctx, node, execution, follow, 0, w)
