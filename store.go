@@ -574,7 +574,8 @@ func (s *store) checkWAL() error {
 }
 
 func (s *store) mark() error {
-	if err := s.update("FULL", func() error { return s.exec("UPDATE server SET id = id") }); err != nil {
+	// An UPDATE that changes nothing would write nothing, and the log would be as empty as one that was taken away.
+	if err := s.update("FULL", func() error { return s.exec(fmt.Sprintf("PRAGMA user_version = %d", len(migrations))) }); err != nil {
 		return err
 	}
 	if err := os.WriteFile(s.marker(), nil, 0o600); err != nil {

@@ -2134,3 +2134,27 @@ var checks = []struct{ rule, query string }{
 	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent <> 0 AND parent NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
 	{"the log reaches from its base to beyond what is applied", "SELECT applied_index FROM cluster, server WHERE applied_index < base_index OR base_index + (SELECT count(*) FROM log) < applied_index OR (SELECT min(idx) FROM log) <> base_index + 1"},
 }
+
+// A server that is killed before it has written anything starts again.
+func TestStore_KilledBeforeFirstWrite(t *testing.T) {
+	dir, killed := t.TempDir(), t.TempDir()
+	for range 2 { // the first makes the database
+		s, err := openStore(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"belfry.db", "belfry.db-open", "belfry.db-wal"} {
+			copyFile(t, filepath.Join(dir, name), filepath.Join(killed, name))
+		}
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+		again, err := openStore(killed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
