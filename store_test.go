@@ -1216,7 +1216,7 @@ func TestApply_Decide(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			c.job.Name = "a"
 			g := newStage(t, job{Name: "parent"}, c.job)
-			v := g.jobs["a"]
+			v, before := g.jobs["a"], g.row("a")
 			d := decision{Job: v.ID, Rev: v.Rev, Due: stageNext, Next: stageNext + int64(time.Minute), Targets: to}
 			if c.edit != nil {
 				c.edit(&d)
@@ -1226,7 +1226,7 @@ func TestApply_Decide(t *testing.T) {
 				t.Errorf("accepted (-want +got):\n%s", diff)
 			}
 			row := g.row("a")
-			want := []int64{stageNext, 0, 0}
+			want := []int64{stageNext, before.fired, 0}
 			if c.want {
 				want = []int64{d.Next, max(d.Due, d.Until), int64(len(d.Targets))}
 			}
