@@ -1871,7 +1871,11 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision, ok bool, err error) {
 	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
 	j, err := r.definition()
-	waited := m.now-max(p.Due, m.since) > int64(m.lostAfter)
+	from := max(p.Due, m.since)
+	if p.Due > m.now { // computed by a clock ahead of this one; see pendingItem
+		from = m.since + int64(retryWaitMax)
+	}
+	waited := m.now-from > int64(m.lostAfter)
 	switch {
 	case err != nil || p.Cause == causeChildren:
 	case r.Disabled:

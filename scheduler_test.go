@@ -439,6 +439,7 @@ func TestMoment_Plan(t *testing.T) {
 // say; who is not there is waited for, and a disabled job runs nothing.
 func TestMoment_PlanPending(t *testing.T) {
 	nodes := []node{{Name: "n1", Incarnation: 5}, {Name: "n2", Incarnation: 6, Tags: map[string]string{"role": "web"}}}
+	ahead := testStart + int64(4*time.Hour) // by the clock of an earlier leader
 	for _, c := range []struct {
 		name  string
 		p     pendingRow
@@ -454,6 +455,10 @@ func TestMoment_PlanPending(t *testing.T) {
 		{"ChildNoNodeYet", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 4, decision{}},
 		{"ChildNoNodeStill", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 299, decision{}},
 		{"ChildNoNode", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 301, decision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason}},
+		{"ChildAhead", pendingRow{Cause: causeChild, Due: ahead}, jobRow{}, `{"role":"db"}`, 361, decision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason}},
+		{"RetryAhead", pendingRow{Cause: causeRetry, Node: "n1", Due: ahead}, jobRow{}, "null", 0, decision{Targets: []target{{"n1", 5}}}},
+		{"RetryAheadNodeGone", pendingRow{Cause: causeRetry, Node: "n3", Due: ahead}, jobRow{}, `{"role":"db"}`, 361, decision{Outcome: outcomeMissed, Reason: "the retry waited 5m0s for node n3"}},
+		{"RetryAheadNodeGoneStill", pendingRow{Cause: causeRetry, Node: "n3", Due: ahead}, jobRow{}, `{"role":"db"}`, 359, decision{}},
 		{"ChildExpired", pendingRow{Cause: causeChild}, jobRow{ExpiresAt: instant(testStart - 1)}, "null", 0,
 			decision{Outcome: outcomeSkipped, Reason: "the job's expires_at has passed"}},
 		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{Disabled: true}, "null", 0, decision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
@@ -1402,6 +1407,49 @@ func TestScheduler_ClockBackBeforeTick(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"changed", "made", "replaced", "restored"}, sortedKeys(ran)); diff != "" {
 		t.Errorf("eleven seconds after the clock was set right there ran (-want +got):\n%s", diff)
+	}
+}
+
+// TestScheduler_ClockBackPending: what must follow from a run that ended by a clock
+// ahead of its time starts within a minute after that is set right, and waits no
+// longer than ever for a node that is not there.
+func TestScheduler_ClockBackPending(t *testing.T) {
+	now := testStart
+	s, sent := newTestScheduler(t, &now)
+	s.cfg.LostAfter = time.Minute
+	putJobs(t, s, job{Name: "parent", Schedule: "@manually"}, job{Name: "child", ParentJob: "parent"},
+		job{Name: "elsewhere", ParentJob: "parent", Tags: map[string]string{"role": "db"}})
+	now += int64(4 * time.Hour)
+	_, res, err := s.runNow(t.Context(), request{ID: "run"}, "parent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.report(t.Context(), succeeded(t, s, res.Started[0][0], now)); err != nil {
+		t.Fatal(err)
+	}
+	*sent = nil
+	now -= int64(4 * time.Hour)
+	if err := s.noticeGap(t.Context(), timeOf(now).Add(4*time.Hour), timeOf(now)); err != nil {
+		t.Fatal(err)
+	}
+	pass := func(d time.Duration) (left int) {
+		for end := now + int64(d); now < end; {
+			now += int64(time.Second)
+			if _, err := s.fireDue(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rows, err := s.store.pending()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(rows)
+	}
+	if left := pass(retryWaitMax + 2*time.Second); left != 1 || len(*sent) != 1 || (*sent)[0].Orders[0].Job != "child" {
+		t.Errorf("after the longest wait %d rows are pending and %+v was sent, want the child on its way and one that waits for a node", left, *sent)
+	}
+	if left := pass(s.cfg.LostAfter); left != 0 {
+		t.Errorf("%d rows are pending after %s without a node, want none", left, s.cfg.LostAfter)
 	}
 }
 

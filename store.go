@@ -2307,13 +2307,14 @@ func (a *applying) start(targets []target, e executionRow) (ids []int64) {
 }
 
 // expand puts the children of a job in the place of the row that stands for all of
-// them. Of many such rows a command expands as many as one transaction should.
+// them: due now, whatever clock made that row. Of many such rows a command expands as
+// many as one transaction should.
 func (a *applying) expand(row int64, e executionRow) {
 	a.exec("DELETE FROM pending WHERE id = ?", row)
 	children := applyRows(a, "SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id",
 		[]any{e.JobID}, one[int64])
 	for _, child := range children {
-		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: e.Due, Asked: e.Due}, 0)
+		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: e.Due}, 0)
 	}
 	a.made += len(children)
 }
