@@ -2213,7 +2213,11 @@ func (n *peerNode) output(ctx context.Context, execution int64, follow bool, fro
 }
 
 func (n *peerNode) printed(executions []int64) map[int64][]byte {
-	return map[int64][]byte{executions[0]: []byte("on " + n.cfg.Name)}
+	found := map[int64][]byte{}
+	for _, id := range executions {
+		found[id] = []byte("on " + n.cfg.Name)
+	}
+	return found
 }
 
 func (n *peerNode) report(ctx context.Context, results []result) (ids []int64, err error) {
