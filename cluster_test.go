@@ -2214,7 +2214,7 @@ func (n *peerNode) output(ctx context.Context, execution int64, follow bool, fro
 
 func (n *peerNode) printed(executions []int64) map[int64][]byte {
 	found := map[int64][]byte{}
-	for _, id := range executions {
+	for _, id := range executions[:min(1, len(executions))] { // as if the others had not printed
 		found[id] = []byte("on " + n.cfg.Name)
 	}
 	return found
