@@ -2103,6 +2103,8 @@ type bubbleNode struct {
 
 	unreadable atomic.Int32 // reads of its database that are to fail once it leads
 	steady     time.Time    // since when all can talk to it and it runs; zero: they cannot
+	begun      time.Time    // when its process was started
+	stands     time.Time    // since when it stands still; zero: it does not
 }
 
 // A life is one process of a node. One that was killed is a zombie for a while:
@@ -2241,6 +2243,7 @@ func (n *bubbleNode) start() {
 	b := n.b
 	b.hub.light(n)
 	n.lives++
+	n.begun = time.Now()
 	ctx, stop := context.WithCancel(context.Background())
 	l := &life{node: n, number: n.lives, dir: n.dir, stop: stop, gone: make(chan struct{}), ended: make(chan struct{}), wires: map[*wire]bool{}}
 	n.life = l
@@ -2480,6 +2483,7 @@ type bubble struct {
 	left    map[string]bool   // ids of servers that left
 	checked time.Time
 	since   map[string]time.Time // what is wrong for now → since when
+	shaky   bool                 // links are bad or cut, but not those of a pause
 
 	mu        sync.Mutex // guards what follows
 	processes []*bubbleProcess
@@ -2740,11 +2744,13 @@ func (b *bubble) befall() {
 				return
 			}
 			b.did("cut %s to %s", n.name, to.name)
+			b.shaky = true
 			b.unsteady(b.nodes...)
 			b.setCut(true, n, to)
 		}},
 		{2, func() { // two halves
 			b.did("cut in two")
+			b.shaky = true
 			b.unsteady(b.nodes...)
 			side := map[*bubbleNode]bool{}
 			for _, n := range b.nodes {
@@ -2776,6 +2782,7 @@ func (b *bubble) befall() {
 			b.hub.mu.Lock()
 			b.hub.loss, b.hub.delay, b.hub.jitter = b.rnd.Float64()*0.2, b.between(0, 100*time.Millisecond), b.between(1, 50*time.Millisecond)
 			b.hub.mu.Unlock()
+			b.shaky = true
 			b.did("a bad network: loss %.2f, delay %s, jitter %s", b.hub.loss, b.hub.delay, b.hub.jitter)
 			b.unsteady(b.nodes...)
 		}},
@@ -2809,6 +2816,9 @@ func (b *bubble) pause(n *bubbleNode) {
 	b.did("pause %s", n.name)
 	b.unsteady(b.nodes...)
 	n.paused.Store(true)
+	if n.stands.IsZero() {
+		n.stands = time.Now()
+	}
 	for _, other := range b.nodes {
 		if other != n {
 			b.cutBoth(n, other)
@@ -2924,13 +2934,16 @@ func (b *bubble) leave(n *bubbleNode) {
 
 // heal ends all that is wrong.
 func (b *bubble) heal() {
+	b.follow() // what was decided before
 	b.did("heal")
+	b.shaky = false
 	b.hub.mu.Lock()
 	clear(b.hub.cut)
 	b.hub.loss, b.hub.delay, b.hub.jitter = 0, time.Millisecond, time.Millisecond
 	b.hub.mu.Unlock()
 	for _, n := range b.nodes {
 		n.paused.Store(false)
+		n.stands = time.Time{}
 		if d := time.Duration(n.sync.Load()); b.plan.servers > 1 || d > time.Second || b.rnd.IntN(2) == 0 {
 			n.sync.Store(int64(syncTime)) // or a server that is alone goes on with a slow disk
 		} else if d > syncTime {
@@ -3043,6 +3056,7 @@ const (
 	calmLimit  = 5 * time.Second
 	slowWrites = 8                // that may come before what is looked at, each with a sync
 	callLimit  = 12 * time.Second // of a request
+	pauseLimit = 4 * time.Second  // after which all know that a node stands still, also who leads since then
 	stuckLimit = 5*time.Second + 200*time.Millisecond
 )
 
@@ -3199,7 +3213,11 @@ func (b *bubble) checkAll(e entry, res applied) {
 	}
 	for i, d := range cmd.Consume {
 		j := b.ledger.jobs[d.Job]
-		if !res.Accepted[i] || d.Due == 0 || len(res.Started[i]) == 0 || j == nil || len(j.def.Tags) > 0 {
+		if !res.Accepted[i] || d.Due == 0 || len(res.Started[i]) == 0 || j == nil {
+			continue
+		}
+		if len(j.def.Tags) > 0 {
+			b.checkChosen(e, d, timeOf(cmd.Now))
 			continue
 		}
 		for _, n := range b.nodes {
@@ -3207,6 +3225,28 @@ func (b *bubble) checkAll(e entry, res applied) {
 			if there && !slices.ContainsFunc(d.Targets, func(t target) bool { return t.Node == n.name }) {
 				b.fail("entry %d: the tick of %s that was due at %.3fs was given to %v without %s, which was there since %.3fs", e.Index, j.def.Name,
 					timeOf(d.Due).Sub(bubbleEpoch).Seconds(), d.Targets, n.name, n.steady.Sub(bubbleEpoch).Seconds())
+			}
+		}
+	}
+}
+
+// checkChosen expects that a tick for a number of nodes is not given to one that
+// stands still while another could have it.
+func (b *bubble) checkChosen(e entry, d decision, now time.Time) {
+	if b.shaky {
+		return
+	}
+	free := 0
+	for _, n := range b.nodes {
+		if n.stands.IsZero() && n.runs() && n.begun.Add(calmBefore).Before(now) && !slices.ContainsFunc(d.Targets, func(t target) bool { return t.Node == n.name }) {
+			free++
+		}
+	}
+	for _, n := range b.nodes {
+		if !n.stands.IsZero() && n.stands.Add(pauseLimit).Before(now) {
+			b.reach("a tick for some nodes while one stands still")
+			if free > 0 && slices.ContainsFunc(d.Targets, func(t target) bool { return t.Node == n.name }) {
+				b.fail("entry %d: a tick was given to %v at %.3fs, and %s stands still since %.3fs", e.Index, d.Targets, now.Sub(bubbleEpoch).Seconds(), n.name, n.stands.Sub(bubbleEpoch).Seconds())
 			}
 		}
 	}
