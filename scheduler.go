@@ -177,13 +177,13 @@ func (j *job) checkRecord(now int64) error {
 
 func (j *job) dropRecord() { j.SuccessCount, j.ErrorCount, j.LastSuccess, j.LastError = 0, 0, 0, 0 }
 
-// Values of a job's concurrency; ” is allow.
+// Values of a job's concurrency; empty is allow.
 const (
 	concurrencyAllow  = "allow"
 	concurrencyForbid = "forbid"
 )
 
-// Values of a job's delivery; ” is at most once. At least once lets retries
+// Values of a job's delivery; empty is at most once. At least once lets retries
 // follow a run that was lost, although it may have ended well.
 const (
 	deliveryAtMostOnce  = "at-most-once"
@@ -715,7 +715,7 @@ func (m moment) lacks(tags map[string]string, targets []target) bool {
 }
 
 // plan says what becomes of every tick of a job up to now, oldest first, each
-// with the tick behind it. overlap is why concurrency forbids a run, ” if it
+// with the tick behind it. overlap is why concurrency forbids a run, or "" if it
 // does not. No decisions mean: not now, ask again.
 func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 	j, err := r.definition()
@@ -1446,7 +1446,7 @@ func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 	return ds, err
 }
 
-// silence says since when the node of an execution has not answered for it, ”
+// silence says since when the node of an execution has not answered for it, or empty
 // if it is not in doubt.
 func (s *scheduler) silence(execution int64) string {
 	s.mu.Lock()

@@ -2503,7 +2503,7 @@ func (a *applying) settle(e *ended, d *jobDelta) {
 	a.follow(e.JobID)
 }
 
-// Values of a job's status, as Dkron names them; ” is a job that never ran.
+// Values of a job's status, as Dkron names them; empty is a job that never ran.
 const (
 	statusSuccess = "success"
 	statusFailed  = "failed"

@@ -999,7 +999,7 @@ func (g *stage) end(outcome string, executions ...int64) {
 	g.do(c)
 }
 
-// nodeOf is the node that an execution is with, ” if it is gone.
+// nodeOf is the node that an execution is with, empty if it is gone.
 func (g *stage) nodeOf(execution int64) string {
 	e, err := g.s.execution(execution)
 	if err != nil && !errors.Is(err, errNoExecution) {
