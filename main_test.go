@@ -1538,8 +1538,8 @@ func TestSimulation_Servers(t *testing.T) {
 	}
 }
 
-// bubbleSeedsOfCI reach all the rare states together.
-var bubbleSeedsOfCI = []uint64{2, 5, 6, 7}
+// bubbleSeedsOfCI reach most of the rare states together: the test prints which.
+var bubbleSeedsOfCI = []uint64{1, 5, 7, 8, 13}
 
 // runBubble lives one life, and says all about it if it went wrong.
 func runBubble(t *testing.T, seed uint64) (b *bubble) {
