@@ -1075,8 +1075,8 @@ func (s *scheduler) queueAll() error {
 	s.mu.Lock()
 	s.queue, s.unread = newDueQueue(), nil
 	s.mu.Unlock()
-	var items []queueItem
-	if err := s.store.armed(func(job, next int64) { items = append(items, queueItem{at: next, id: job}) }); err != nil {
+	items, err := s.store.armed()
+	if err != nil {
 		return err
 	}
 	rows, err := s.store.pending()
@@ -1102,13 +1102,13 @@ func (s *scheduler) queueRestored() error {
 	restores := s.unread
 	s.unread = nil
 	s.mu.Unlock()
-	var items []queueItem
 	for _, id := range restores {
-		if err := s.store.restored(id, func(job, next int64) { items = append(items, queueItem{at: next, id: job}) }); err != nil {
+		items, err := s.store.restored(id)
+		if err != nil {
 			return err
 		}
+		s.enqueue(items...)
 	}
-	s.enqueue(items...)
 	return nil
 }
 
@@ -2556,7 +2556,7 @@ func sameTicks(r *jobRow, j *job) bool {
 func (r jobRow) with(j *job, next int64) *jobRow {
 	n := &jobRow{SuccessCount: r.SuccessCount, ErrorCount: r.ErrorCount, LastSuccess: r.LastSuccess, LastError: r.LastError,
 		DependentJobs: r.DependentJobs, Status: r.Status, version: r.version, next: next, fired: r.fired, open: r.open}
-	n.define(j.document()) // which is JSON of a job
+	n.define([]byte(j.document())) // which is JSON of a job
 	return n
 }
 
@@ -2673,15 +2673,16 @@ func (s *scheduler) awaitRequest(ctx context.Context, id string) error {
 // staged: a job has none before it can be seen.
 func (s *scheduler) moveStaged(ctx context.Context, r request, restore, now int64) error {
 	for after := int64(0); ; {
-		list, fired, err := s.store.stagedDue(restore, after, now)
+		list, err := s.store.stagedDue(restore, after, now)
 		if err != nil || len(list) == 0 {
 			return err
 		}
 		after = list[len(list)-1].ID
-		for i := range list {
-			list[i] = stagedJob{ID: list[i].ID, Next: list[i].Job.firstTick(s.timezone(), now, fired[i])}
+		moved := make([]stagedJob, len(list))
+		for i, st := range list {
+			moved[i] = stagedJob{ID: st.ID, Next: st.Job.firstTick(s.timezone(), now, st.Fired)}
 		}
-		if _, err := s.stage(ctx, r, staging{Restore: restore, Moved: list}); err != nil {
+		if _, err := s.stage(ctx, r, staging{Restore: restore, Moved: moved}); err != nil {
 			return err
 		}
 	}

@@ -34,6 +34,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -316,10 +317,10 @@ CREATE TABLE stats (
 const tokensSchema = `
 CREATE TABLE tokens (
 	accessor TEXT    PRIMARY KEY,
-	hash     BLOB    NOT NULL, -- SHA-256 of the secret
 	name     TEXT    NOT NULL,
 	type     TEXT    NOT NULL, -- management or client
-	policies TEXT    NOT NULL, -- JSON list of names
+	policies TEXT    NOT NULL, -- JSON list of names, or null
+	hash     BLOB    NOT NULL, -- SHA-256 of the secret
 	created  INTEGER NOT NULL,
 	expires  INTEGER NOT NULL  -- 0: never
 ) STRICT, WITHOUT ROWID;
@@ -730,11 +731,16 @@ func (s *store) transact(mode string, fn func() error) error {
 	return s.exec("COMMIT")
 }
 
-// rowsOf returns the rows of a query, each read into what fields names of it.
-func rowsOf[T any](each rowReader, query string, args []any, fields func(*T) []any) (list []T, err error) {
-	err = each(query, args, func(scan scanner) error {
-		var row T
-		err := scan(fields(&row)...)
+// rowsOf returns the rows of a query. The columns of a row go into a T, or into
+// the fields of a T that is a struct, in order; fields after the last column stay
+// zero. Columns of maps and lists are JSON.
+func rowsOf[T any](each rowReader, query string, args ...any) ([]T, error) {
+	list := []T{}
+	var row T
+	dest := destinations(reflect.ValueOf(&row).Elem())
+	err := each(query, args, func(scan scanner) error {
+		row = *new(T)
+		err := scan(dest...)
 		list = append(list, row)
 		return err
 	})
@@ -744,10 +750,67 @@ func rowsOf[T any](each rowReader, query string, args []any, fields func(*T) []a
 // A rowReader calls fn for each row of a query.
 type rowReader func(query string, args []any, fn func(scanner) error) error
 
-// one is fields of rows with one column.
-func one[T any](column *T) []any { return []any{column} }
+// destinations are what v is scanned into.
+func destinations(v reflect.Value) (dest []any) {
+	p := reflect.NewAt(v.Type(), v.Addr().UnsafePointer()).Interface() // of unexported fields too
+	switch p := p.(type) {
+	case *uint64:
+		return []any{(*unsigned)(p)}
+	case *[]string, *map[string]string, *job:
+		return []any{jsonColumn{p}}
+	}
+	if v.Kind() != reflect.Struct {
+		return []any{p}
+	}
+	for i := range v.NumField() {
+		dest = append(dest, destinations(v.Field(i))...)
+	}
+	return dest
+}
 
-// scanner reads the columns of the current row.
+// unsigned reads a column that holds a uint64 as an int64.
+type unsigned uint64
+
+// Scan implements sql.Scanner.
+func (u *unsigned) Scan(column any) error {
+	n, ok := column.(int64)
+	if *u = unsigned(n); !ok {
+		return fmt.Errorf("%v is no integer", column)
+	}
+	return nil
+}
+
+// jsonColumn reads a column of JSON into what v points to.
+type jsonColumn struct{ v any }
+
+// Scan implements sql.Scanner.
+func (c jsonColumn) Scan(column any) error {
+	text, ok := column.(string)
+	if !ok {
+		return fmt.Errorf("%v is no text", column)
+	}
+	return json.Unmarshal([]byte(text), c.v)
+}
+
+// jsonText is how lists and maps are stored, and bound to statements that read
+// them with json_each: a nil one is null.
+func jsonText(v any) string {
+	doc, _ := json.Marshal(v) // integers and strings always marshal
+	return string(doc)
+}
+
+// only returns the row of a list that has one at most, or the error none.
+func only[T any](list []T, err, none error) (row T, _ error) {
+	if err == nil && len(list) == 0 {
+		err = none
+	}
+	if err != nil {
+		return row, err
+	}
+	return list[0], nil
+}
+
+// A scanner reads the columns of the current row into as many of dest.
 type scanner func(dest ...any) error
 
 // stmt returns the writer's prepared statement for query.
@@ -809,8 +872,13 @@ func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
 		return err
 	}
 	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	scan := func(dest ...any) error { return rows.Scan(dest[:min(len(dest), len(columns))]...) }
 	for rows.Next() {
-		if err := fn(rows.Scan); errors.Is(err, errEnough) {
+		if err := fn(scan); errors.Is(err, errEnough) {
 			return nil
 		} else if err != nil {
 			return err
@@ -819,13 +887,13 @@ func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
 	return rows.Err()
 }
 
-// A reader is some connections that read what is applied, and write nothing.
+// A reader reads what is applied, over connections of its own that cannot write.
 type reader struct {
 	pool     *sql.DB
-	moment   *sql.Tx // the one that it reads; nil: the latest
+	tx       *sql.Tx // that all of it is read in; nil: each query reads the latest state
 	mu       sync.Mutex
 	prepared map[string]*sql.Stmt       // guarded by mu
-	unread   atomic.Pointer[failedRead] // the last read that failed
+	failed   atomic.Pointer[failedRead] // the last read that failed
 }
 
 func (s *reader) open(name string) (err error) {
@@ -850,13 +918,10 @@ func (s *reader) close() error {
 	return errors.Join(errs...)
 }
 
-// stmt returns the prepared statement for query, or nil if so many are kept that
-// this one is not. What varies is bound, not written, but for the conditions and
-// orders of lists, of which clients can ask for any number.
+// stmt returns the prepared statement for query, or nil if readStmtsMax others
+// are kept. Values are bound; but the conditions and orders of lists are part of
+// the text, and clients can ask for any number of them.
 func (s *reader) stmt(query string) (*sql.Stmt, error) {
-	if s.moment != nil {
-		return nil, nil
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.prepared[query]
@@ -871,55 +936,60 @@ func (s *reader) stmt(query string) (*sql.Stmt, error) {
 	return st, nil
 }
 
-// view reads the one row of query.
+func (s *reader) query(query string, args []any) (*sql.Rows, error) {
+	if s.tx != nil {
+		return s.tx.Query(query, args...)
+	}
+	st, err := s.stmt(query)
+	switch {
+	case err != nil:
+		return nil, err
+	case st == nil:
+		return s.pool.Query(query, args...)
+	}
+	return st.Query(args...)
+}
+
+// view reads the one row of query; sql.ErrNoRows if there is none.
 func (s *reader) view(query string, args []any, dest ...any) error {
-	st, err := s.stmt(query)
-	switch {
-	case err != nil:
-	case s.moment != nil:
-		err = s.moment.QueryRow(query, args...).Scan(dest...)
-	case st == nil:
-		err = s.pool.QueryRow(query, args...).Scan(dest...)
-	default:
-		err = st.QueryRow(args...).Scan(dest...)
-	}
-	return s.noteRead(err)
-}
-
-// viewEach calls fn for each row of query. fn waits for nobody: for as long as it
-// takes a connection is held.
-func (s *reader) viewEach(query string, args []any, fn func(scanner) error) error {
-	st, err := s.stmt(query)
-	var rows *sql.Rows
-	switch {
-	case err != nil:
-		return s.noteRead(err)
-	case s.moment != nil:
-		rows, err = s.moment.Query(query, args...)
-	case st == nil:
-		rows, err = s.pool.Query(query, args...)
-	default:
-		rows, err = st.Query(args...)
-	}
-	return s.noteRead(eachRow(rows, err, fn))
-}
-
-// atOnce calls fn with a reader of one moment.
-func (s *reader) atOnce(fn func(*reader) error) error {
-	tx, err := s.pool.BeginTx(context.Background(), &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return s.noteRead(err)
-	}
-	defer tx.Rollback()
-	r := &reader{moment: tx}
-	err = fn(r)
-	if failed := r.unread.Load(); failed != nil {
-		s.unread.Store(failed)
+	found := false
+	err := s.viewEach(query, args, func(scan scanner) error {
+		found = true
+		return scan(dest...)
+	})
+	if err == nil && !found {
+		err = sql.ErrNoRows
 	}
 	return err
 }
 
-// failedReadAge is for how long a read that failed says that reads fail.
+// viewEach calls fn for each row of query. A connection is held meanwhile, so fn
+// must not wait.
+func (s *reader) viewEach(query string, args []any, fn func(scanner) error) error {
+	rows, err := s.query(query, args)
+	if err = eachRow(rows, err, fn); err != nil {
+		s.failed.Store(&failedRead{time.Now(), err})
+	}
+	return err
+}
+
+// atOnce calls fn with a reader that sees one state of the database.
+func (s *reader) atOnce(fn func(*reader) error) error {
+	tx, err := s.pool.BeginTx(context.Background(), &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		s.failed.Store(&failedRead{time.Now(), err})
+		return err
+	}
+	defer tx.Rollback()
+	r := &reader{tx: tx}
+	err = fn(r)
+	if failed := r.failed.Load(); failed != nil {
+		s.failed.Store(failed)
+	}
+	return err
+}
+
+// failedReadAge is for how long a failed read counts as failing reads.
 const failedReadAge = time.Minute
 
 type failedRead struct {
@@ -927,23 +997,15 @@ type failedRead struct {
 	err error
 }
 
-// noteRead keeps an error for readable, and returns it.
-func (s *reader) noteRead(err error) error {
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		s.unread.Store(&failedRead{time.Now(), err})
-	}
-	return err
-}
-
-// readable returns why reads fail now, or failed a moment ago: of a damaged
-// database some pages may still be read.
+// readable returns why reads fail, or failed within failedReadAge: of a damaged
+// database some pages may still be readable.
 func (s *store) readable(now time.Time) error {
 	var n int
 	if err := s.view("SELECT (SELECT count(*) FROM (SELECT id FROM jobs LIMIT 1)) + applied_index FROM cluster", nil, &n); err != nil {
 		return err
 	}
 	for _, r := range []*reader{&s.reader, &s.clients} {
-		if last := r.unread.Load(); last != nil && now.Sub(last.at) < failedReadAge {
+		if last := r.failed.Load(); last != nil && now.Sub(last.at) < failedReadAge {
 			return last.err
 		}
 	}
@@ -952,7 +1014,7 @@ func (s *store) readable(now time.Time) error {
 
 // ids reads a column of ids.
 func (s *reader) ids(query string, args ...any) ([]int64, error) {
-	return rowsOf(s.viewEach, query, args, one[int64])
+	return rowsOf[int64](s.viewEach, query, args...)
 }
 
 // persist writes the vote and appends entries, replacing what the log holds
@@ -1575,19 +1637,12 @@ func (a *applying) get(query string, args []any, dest ...any) bool {
 	return err == nil
 }
 
-// applyRows is rowsOf of what is applied.
-func applyRows[T any](a *applying, query string, args []any, fields func(*T) []any) (list []T) {
+// applyRows returns the rows of a query, as rowsOf does.
+func applyRows[T any](a *applying, query string, args ...any) (list []T) {
 	if a.err == nil {
-		list, a.err = rowsOf(a.s.each, query, args, fields)
+		list, a.err = rowsOf[T](a.s.each, query, args...)
 	}
 	return list
-}
-
-// each calls fn for each row.
-func (a *applying) each(query string, args []any, fn func(scanner) error) {
-	if a.err == nil {
-		a.err = a.s.each(query, args, fn)
-	}
 }
 
 // key returns a key that no other row has or will have. Apply refuses a command
@@ -1696,13 +1751,7 @@ func (a *applying) was(id int64) any {
 		return nil
 	}
 	var j job
-	a.each("SELECT "+jobColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ?", []any{id}, func(scan scanner) error {
-		row, err := scanJob(scan)
-		if err == nil {
-			j, err = row.definition()
-		}
-		return err
-	})
+	a.get("SELECT doc FROM jobs WHERE id = ?", []any{id}, jsonColumn{&j})
 	return &j
 }
 
@@ -1848,12 +1897,12 @@ func (a *applying) arm(id, next int64, armed bool) {
 	a.result.Armed = append(a.result.Armed, queueItem{at: next, id: id})
 }
 
-// wait makes a pending row, at which the leader looks when it is due.
-func (a *applying) wait(p pendingRow, slot int) {
+// wait makes a pending row, which the leader looks at when it is due.
+func (a *applying) wait(p pendingRow) {
 	p.ID = a.key()
 	a.result.Armed = append(a.result.Armed, queueItem{at: p.Due, id: p.ID, pending: true})
 	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		p.ID, p.Cause, p.JobID, p.Group, slot, p.Attempt, p.Node, p.Due, p.Asked)
+		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked)
 }
 
 // store writes the rows of a job. It has been checked.
@@ -1866,7 +1915,7 @@ func (a *applying) store(p jobPut, parent int64) {
 	a.result.Jobs = append(a.result.Jobs, id)
 	a.touch(id)
 	a.exec(`INSERT INTO jobs (id, rev, deleted, parent, doc) VALUES (?, ?, 0, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, parent = excluded.parent, doc = excluded.doc`, id, rev, parent, string(j.document()))
+		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, parent = excluded.parent, doc = excluded.doc`, id, rev, parent, j.document())
 	switch {
 	case p.Base.ID == 0:
 		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, ?, ?, ?, ?, '')", id, p.Next, a.computed(p.Next),
@@ -1898,7 +1947,7 @@ func (a *applying) stage(st *staging) {
 	for _, p := range st.Jobs {
 		j := &p.Job
 		a.exec("INSERT INTO staged (id, restore, next, success_count, error_count, last_success, last_error, doc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-			a.key(), restore, p.Next, j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), string(j.document()))
+			a.key(), restore, p.Next, j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), j.document())
 	}
 	for _, p := range st.Moved {
 		a.exec("UPDATE staged SET next = ? WHERE id = ? AND restore = ?", p.Next, p.ID, restore)
@@ -1994,21 +2043,10 @@ func (a *applying) checkFamilies() {
 const reachedSQL = `WITH RECURSIVE reached(id, n) AS (SELECT id, 0 FROM jobs WHERE parent = 0 AND deleted = 0
 	UNION ALL SELECT j.id, n + 1 FROM reached r JOIN jobs j ON j.parent = r.id AND j.parent <> 0 AND j.deleted = 0 WHERE n <= ?2) `
 
-// jsonMap is how the tables hold a map, with its keys in order: null if it is
-// empty, as Dkron shows it.
-func jsonMap(m map[string]string) string {
-	if len(m) == 0 {
-		return "null"
-	}
-	doc, _ := json.Marshal(m) // strings always marshal
-	return string(doc)
-}
-
-// document is the job as it is stored: what it brings of its record is no part of it.
-func (j job) document() []byte {
-	j.SuccessCount, j.ErrorCount, j.LastSuccess, j.LastError = 0, 0, 0, 0
-	doc, _ := json.Marshal(j) // strings always marshal
-	return doc
+// document is the job as it is stored, without its record.
+func (j job) document() string {
+	j.dropRecord()
+	return jsonText(j)
 }
 
 func (a *applying) delete(v jobVersion) {
@@ -2106,42 +2144,36 @@ const ranSQL = `CASE WHEN e.outcome = 'missed' AND NOT EXISTS (SELECT * FROM exe
 
 func (a *applying) putToken(p tokenPut) {
 	var n int
-	if p.First && a.get(managedQuery, []any{tokenManagement, a.c.Now}, &n) && n > 0 {
+	if p.First && a.get(managedQuery, []any{a.c.Now}, &n) && n > 0 {
 		a.fail(errManaged)
 	}
-	policies, err := json.Marshal(p.Token.Policies)
-	a.fail(err)
 	t := p.Token
 	a.exec("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)",
-		t.Accessor, t.Hash, t.Name, t.Type, string(policies), t.Created, t.Expires)
+		t.Accessor, t.Name, t.Type, jsonText(t.Policies), t.Hash, t.Created, t.Expires)
 	a.audit("", t.Accessor, nil, t.view(""))
 }
 
 func (a *applying) deleteToken(accessor string) {
-	t, err := scanToken(func(dest ...any) error {
-		if !a.get("SELECT "+tokenColumns+" FROM tokens WHERE accessor = ?", []any{accessor}, dest...) {
-			return errNoToken
-		}
-		return nil
-	})
+	list := applyRows[token](a, "SELECT * FROM tokens WHERE accessor = ?", accessor)
+	t, err := only(list, a.err, errNoToken)
 	a.fail(err)
-	a.audit("", accessor, t.view(""), nil) // before it goes: it may be the token that asks
+	a.audit("", accessor, t.view(""), nil) // before it goes: it may be the token of the caller
 	a.exec("DELETE FROM tokens WHERE accessor = ?", accessor)
 }
 
-// openGroupsSQL finds the groups of a job that are not over: these are spared
+// openGroups selects the groups of a job that are not over: these are spared
 // by whatever drops executions.
-const openGroupsSQL = "(SELECT grp FROM executions WHERE job = %[1]s AND finished = 0 UNION ALL SELECT grp FROM pending WHERE job = %[1]s)"
+func openGroups(job string) string {
+	return "(SELECT grp FROM executions WHERE job = " + job + " AND finished = 0 UNION ALL SELECT grp FROM pending WHERE job = " + job + ")"
+}
 
 // dropExecutions deletes the oldest finished executions of a job up to a cut,
 // at most sliceRows, sparing groups that are not over, and adds the ticks
 // among them to the daily counts. It returns how many.
 func (a *applying) dropExecutions(c cut) int64 {
-	query := "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 AND grp NOT IN " +
-		fmt.Sprintf(openGroupsSQL, "?1") + " ORDER BY id LIMIT ?3"
-	ids := applyRows(a, query, []any{c.Job, c.Upto, sliceRows}, one[int64])
+	list := jsonText(applyRows[int64](a, "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 AND grp NOT IN "+
+		openGroups("?1")+" ORDER BY id LIMIT ?3", c.Job, c.Upto, sliceRows))
 	const doomed = " IN (SELECT value FROM json_each(?1))"
-	list := jsonInts(ids)
 	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
 		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2
 		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late, missed = missed + excluded.missed`, list)
@@ -2153,34 +2185,24 @@ func (a *applying) dropExecutions(c cut) int64 {
 
 // consuming is what a decision needs to know of a job.
 type consuming struct {
+	id                      int64
 	name                    string
 	rev, next, fired, open  int64
 	armed, disabled, forbid bool
 	changed                 bool
 }
 
-// consuming reads the jobs of decisions that are not deleted.
+// consuming reads the jobs of decisions, without those that are deleted.
 func (a *applying) consuming(list []decision) map[int64]*consuming {
 	ids, jobs := make([]int64, len(list)), map[int64]*consuming{}
 	for i, d := range list {
 		ids[i] = d.Job
 	}
-	a.each(`SELECT j.id, name, rev, next, fired, open, armed, disabled, concurrency = 'forbid'
-		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state ON job = j.id WHERE deleted = 0`,
-		[]any{jsonInts(ids)}, func(scan scanner) error {
-			var id int64
-			t := &consuming{}
-			err := scan(&id, &t.name, &t.rev, &t.next, &t.fired, &t.open, &t.armed, &t.disabled, &t.forbid)
-			jobs[id] = t
-			return err
-		})
+	for _, t := range applyRows[consuming](a, `SELECT j.id, name, rev, next, fired, open, armed, disabled, concurrency = 'forbid'
+		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state ON job = j.id WHERE deleted = 0`, jsonText(ids)) {
+		jobs[t.id] = &t
+	}
 	return jobs
-}
-
-// jsonInts is how a list of ids is bound to a statement, for json_each.
-func jsonInts(ids []int64) string {
-	doc, _ := json.Marshal(ids) // integers always marshal
-	return string(doc)
 }
 
 // consume has causes come to a group of executions or to a reason, each once. One
@@ -2311,10 +2333,9 @@ func (a *applying) start(targets []target, e executionRow) (ids []int64) {
 // many as one transaction should.
 func (a *applying) expand(row int64, e executionRow) {
 	a.exec("DELETE FROM pending WHERE id = ?", row)
-	children := applyRows(a, "SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id",
-		[]any{e.JobID}, one[int64])
+	children := applyRows[int64](a, "SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id", e.JobID)
 	for _, child := range children {
-		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: e.Due}, 0)
+		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: e.Due})
 	}
 	a.made += len(children)
 }
@@ -2335,10 +2356,10 @@ func (a *applying) bind(list []binding) {
 
 // ended is an unfinished execution, with what its job says of what follows.
 type ended struct {
-	executionRow
 	retries int64
-	again   bool // the job would rather run twice than not at all
+	again   bool // delivery is at least once
 	alive   bool // the job is not deleted
+	executionRow
 }
 
 // jobDelta is what a command adds to the state of a job.
@@ -2387,18 +2408,11 @@ func (a *applying) unfinished(reports []report) map[int64]*ended {
 		ids[i] = r.Execution
 	}
 	rows := map[int64]*ended{}
-	a.each(`SELECT e.id, e.job, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.due, e.started, e.outcome,
-		j.retries, j.delivery = 'at-least-once', j.deleted = 0
+	for _, e := range applyRows[ended](a, `SELECT j.retries, j.delivery = 'at-least-once', j.deleted = 0, e.*
 		FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job WHERE e.finished = 0 OR e.outcome = 'lost'`,
-		[]any{jsonInts(ids)}, func(scan scanner) error {
-			var e ended
-			var incarnation int64
-			err := scan(&e.ID, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Due, &e.Started,
-				&e.Outcome, &e.retries, &e.again, &e.alive)
-			e.incarnation = uint64(incarnation)
-			rows[e.ID] = &e
-			return err
-		})
+		jsonText(ids)) {
+		rows[e.ID] = &e
+	}
 	return rows
 }
 
@@ -2437,7 +2451,7 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	}
 	d.open++
 	a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node,
-		Due: a.c.Now + int64(retryDelay(e.Attempt)), Asked: e.Due}, e.slot)
+		slot: e.slot, Due: a.c.Now + int64(retryDelay(e.Attempt)), Asked: e.Due})
 }
 
 // add counts a report for its job and for its day.
@@ -2467,23 +2481,22 @@ func undecided(outcome string) bool { return outcome == outcomeLost || outcome =
 func (a *applying) settle(e *ended, d *jobDelta) {
 	var success, failed, unfinished int
 	last := map[int64]string{} // slot → outcome of its last attempt
-	a.each(`SELECT slot, outcome, finished FROM executions WHERE id = ?1
-		UNION ALL SELECT slot, outcome, finished FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)`,
-		[]any{e.Group}, func(scan scanner) error {
-			var slot, finished int64
-			var outcome string
-			err := scan(&slot, &outcome, &finished)
-			last[slot] = outcome
-			switch {
-			case finished == 0:
-				unfinished++
-			case outcome == outcomeSuccess:
-				success++
-			case !undecided(outcome):
-				failed++
-			}
-			return err
-		})
+	type attempt struct {
+		slot, finished int64
+		outcome        string
+	}
+	for _, r := range applyRows[attempt](a, `SELECT slot, finished, outcome FROM executions WHERE id = ?1
+		UNION ALL SELECT slot, finished, outcome FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)`, e.Group) {
+		last[r.slot] = r.outcome
+		switch {
+		case r.finished == 0:
+			unfinished++
+		case r.outcome == outcomeSuccess:
+			success++
+		case !undecided(r.outcome):
+			failed++
+		}
+	}
 	switch {
 	case failed == 0 && success > 0:
 		d.status = statusSuccess
@@ -2519,7 +2532,7 @@ func (a *applying) follow(id int64) {
 		FROM jobs j WHERE id = ? AND deleted = 0`, []any{id}, &ephemeral, &parent)
 	switch {
 	case parent:
-		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Due: a.c.Now, Asked: a.c.Now}, 0)
+		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Due: a.c.Now, Asked: a.c.Now})
 	case ephemeral:
 		a.bury(id)
 	}
@@ -2563,7 +2576,7 @@ func (a *applying) seeNodes(list []nodeSeen) {
 		if n.Gone {
 			a.exec("DELETE FROM nodes WHERE name = ?", n.Name)
 		} else {
-			a.exec("INSERT OR REPLACE INTO nodes VALUES (?, ?)", n.Name, jsonMap(n.Tags))
+			a.exec("INSERT OR REPLACE INTO nodes VALUES (?, ?)", n.Name, jsonText(n.Tags))
 		}
 	}
 }
@@ -2612,9 +2625,9 @@ func (a *applying) purge(id int64) {
 	a.exec("DELETE FROM jobs WHERE id = ? AND deleted <> 0", id)
 }
 
-// jobRow is a job as it is stored and as the API shows it: its definition,
-// what the system knows of it, and what other jobs say of it. The maps are
-// JSON as stored, because lists only pass them on.
+// jobRow is a job as it is stored and as the API shows it: its definition, its
+// state, and the names of the jobs that depend on it. The maps are JSON as
+// stored, because lists only pass them on.
 type jobRow struct {
 	ID             string          `json:"id"` // Dkron's: the name
 	Name           string          `json:"name"`
@@ -2651,15 +2664,17 @@ type jobRow struct {
 	open    int64
 }
 
-const jobColumns = `j.id, j.rev, j.doc, s.next, s.fired, s.open, s.success_count, s.error_count, s.last_success, s.last_error, s.status,
-	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0 ORDER BY c.name))`
+const jobColumns = `j.id, j.rev, j.doc, s.next, s.fired, s.open,
+	s.success_count, s.error_count, s.last_success, s.last_error, s.status,
+	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c
+		WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0 ORDER BY c.name))`
 
 func scanJob(scan scanner) (*jobRow, error) {
 	var j jobRow
 	var doc []byte
 	var dependents sql.RawBytes
-	err := scan(&j.version.ID, &j.version.Rev, &doc, &j.next, &j.fired, &j.open, &j.SuccessCount, &j.ErrorCount,
-		&j.LastSuccess, &j.LastError, &j.Status, &dependents)
+	err := scan(&j.version.ID, &j.version.Rev, &doc, &j.next, &j.fired, &j.open,
+		&j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status, &dependents)
 	if err != nil {
 		return &j, err
 	}
@@ -2677,7 +2692,7 @@ func (r *jobRow) define(doc []byte) error {
 	return err
 }
 
-// rawJSON copies a column that is valid until the next row only.
+// rawJSON copies a column, which is valid until the next row only.
 func rawJSON[T ~[]byte | ~string](column T) json.RawMessage {
 	return append(json.RawMessage{}, column...)
 }
@@ -2693,38 +2708,41 @@ func timeOf(nanos int64) time.Time {
 
 // countJobs returns the number of jobs that are not deleted.
 func (s *reader) countJobs() (n int, err error) {
-	err = s.view("SELECT count(*) FROM jobs WHERE deleted = 0", nil, &n)
+	err = s.view("SELECT count(*) FROM job_state", nil, &n)
 	return n, err
 }
 
 // job returns the job of that name, or errNoJob.
 func (s *reader) job(name string) (*jobRow, error) {
-	var j *jobRow
-	err := s.viewEach("SELECT "+jobColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.name = ? AND j.deleted = 0", []any{name}, func(scan scanner) (err error) {
-		j, err = scanJob(scan)
-		return err
-	})
-	if err == nil && j == nil {
+	jobs, err := s.collectJobs("j.name = ?", name)
+	if err == nil && len(jobs) == 0 {
 		err = errNoJob
 	}
-	return j, err
+	if err != nil {
+		return nil, err
+	}
+	return jobs[0], nil
 }
 
-// jobsByID returns the jobs that have the given ids, in that order, without
-// those that are deleted.
+// jobsByID returns the jobs that have the given ids, in that order. Deleted
+// jobs are left out.
 func (s *reader) jobsByID(ids []int64) ([]*jobRow, error) {
-	found := make(map[int64]*jobRow, len(ids))
-	err := s.viewEach("SELECT "+jobColumns+" FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE j.deleted = 0", []any{jsonInts(ids)}, func(scan scanner) error {
+	jobs, err := s.collectJobs("j.id IN (SELECT value FROM json_each(?))", jsonText(ids))
+	place := make(map[int64]int, len(ids))
+	for i, id := range ids {
+		place[id] = i
+	}
+	slices.SortFunc(jobs, func(a, b *jobRow) int { return place[a.version.ID] - place[b.version.ID] })
+	return jobs, err
+}
+
+func (s *reader) collectJobs(where string, arg any) (jobs []*jobRow, err error) {
+	query := "SELECT " + jobColumns + " FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.deleted = 0 AND " + where
+	err = s.viewEach(query, []any{arg}, func(scan scanner) error {
 		j, err := scanJob(scan)
-		found[j.version.ID] = j
+		jobs = append(jobs, j)
 		return err
 	})
-	jobs := make([]*jobRow, 0, len(ids))
-	for _, id := range ids {
-		if j := found[id]; j != nil {
-			jobs = append(jobs, j)
-		}
-	}
 	return jobs, err
 }
 
@@ -2735,38 +2753,42 @@ type jobFilter struct {
 	Disabled string // "true" or "false"
 	Executor string
 	Metadata map[string]string // all of them
-	Globs    []string          // one of these patterns for the name; nil: any name
+	Globs    []string          // the name matches one of these patterns; nil: any name
 	Sort     string            // a field that jobOrder knows
 	Desc     bool
 }
 
-// jobOrder maps the fields that a list can be sorted by to what they are
-// sorted by. Never having run comes after having run.
+// jobOrder maps the fields that a list can be sorted by to SQL. Jobs without
+// a time come after those that have one.
 var jobOrder = map[string]string{
-	"": "j.name", "id": "j.name", "name": "j.name", "displayname": "j.displayname COLLATE NOCASE", "schedule": "j.schedule", "timezone": "j.timezone",
-	"owner": "j.owner", "owner_email": "j.owner_email", "disabled": "j.disabled", "tags": "j.tags", "metadata": "j.metadata",
-	"executor_config": "j.executor_config", "processors": "j.processors", "executor": "j.executor", "retries": "j.retries",
+	"": "j.name", "id": "j.name", "name": "j.name", "displayname": "j.displayname COLLATE NOCASE",
+	"schedule": "j.schedule", "timezone": "j.timezone", "owner": "j.owner", "owner_email": "j.owner_email",
+	"disabled": "j.disabled", "tags": "j.tags", "metadata": "j.metadata", "executor": "j.executor",
+	"executor_config": "j.executor_config", "processors": "j.processors", "retries": "j.retries",
 	"concurrency": "j.concurrency", "ephemeral": "j.ephemeral", "parent_job": "j.parent_job",
-	"starts_at": "iif(j.starts_at = 0, 9e99, j.starts_at)", "expires_at": "iif(j.expires_at = 0, 9e99, j.expires_at)",
-	"next": "s.next", "status": "s.status", "success_count": "s.success_count", "error_count": "s.error_count",
-	"last_success": "iif(s.last_success = 0, 9e99, s.last_success)", "last_error": "iif(s.last_error = 0, 9e99, s.last_error)",
+	"starts_at":  "iif(j.starts_at = 0, 9e99, j.starts_at)",
+	"expires_at": "iif(j.expires_at = 0, 9e99, j.expires_at)",
+	"next":       "s.next", "status": "s.status", "success_count": "s.success_count", "error_count": "s.error_count",
+	"last_success": "iif(s.last_success = 0, 9e99, s.last_success)",
+	"last_error":   "iif(s.last_error = 0, 9e99, s.last_error)",
 }
 
-// where returns the condition and its arguments.
-func (f jobFilter) where() (string, []any) {
-	cond, args := "j.deleted = 0", []any{}
-	add := func(c string, a ...any) {
-		cond, args = cond+" AND "+c, append(args, a...)
+// query returns the statement for the ids of the jobs that f selects, in
+// order, and its arguments.
+func (f jobFilter) query() (query string, args []any) {
+	query = "SELECT j.id FROM jobs j"
+	if f.volatile() {
+		query += " JOIN job_state s ON s.job = j.id"
+	}
+	query += " WHERE j.deleted = 0"
+	add := func(condition string, a ...any) {
+		query, args = query+" AND "+condition, append(args, a...)
 	}
 	if f.Text != "" {
 		add("(instr(j.name, ?) > 0 OR instr(j.displayname, ?) > 0)", f.Text, f.Text)
 	}
 	if f.Status != "" {
-		status := f.Status
-		if status == "untriggered" {
-			status = ""
-		}
-		add("s.status = ?", status)
+		add("s.status = coalesce(nullif(?, 'untriggered'), '')", f.Status)
 	}
 	if f.Disabled != "" {
 		add("CAST(iif(j.disabled, 'true', 'false') AS TEXT) = ?", f.Disabled)
@@ -2778,21 +2800,33 @@ func (f jobFilter) where() (string, []any) {
 		add("EXISTS (SELECT * FROM json_each(j.metadata) WHERE key = ? AND value = ?)", k, f.Metadata[k])
 	}
 	if f.Globs != nil {
-		add(nameIn("?"), globsJSON(f.Globs))
+		add("EXISTS (SELECT * FROM json_each(?) WHERE j.name GLOB value)", jsonText(f.Globs))
 	}
-	return cond, args
+	order := jobOrder[f.Sort] + direction(f.Desc)
+	if jobOrder[f.Sort] != "j.name" {
+		order += ", j.name" + direction(f.Desc)
+	}
+	return query + " ORDER BY " + order, args
 }
 
-// nameIn is the condition that the name of a job is in the patterns that a
-// parameter, of globsJSON, holds. A name has no slash and none of the characters
-// that GLOB knows besides the star, and jobGlob lets none of them into a pattern.
-func nameIn(param string) string {
-	return "EXISTS (SELECT * FROM json_each(" + param + ") WHERE j.name GLOB value)"
+func direction(desc bool) string {
+	if desc {
+		return " DESC"
+	}
+	return " ASC"
 }
 
-func globsJSON(globs []string) string {
-	doc, _ := json.Marshal(globs) // strings always marshal
-	return string(doc)
+// volatile reports whether runs of jobs change what f selects, or its order.
+func (f jobFilter) volatile() bool {
+	return f.Status != "" || strings.Contains(jobOrder[f.Sort], "s.")
+}
+
+// anyName is the condition that the name of job j matches one of the patterns
+// in the parameter, JSON of a list, or that the list is null. A name has no
+// slash and none of the characters that GLOB knows besides the star, and
+// jobGlob lets none of them into a pattern.
+func anyName(param string) string {
+	return "(" + param + " = 'null' OR EXISTS (SELECT * FROM json_each(" + param + ") WHERE j.name GLOB value))"
 }
 
 // sortedKeys returns the keys of m in order, for what must not depend on the
@@ -2803,19 +2837,20 @@ func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
 
 // jobs returns rows [start, end) of the jobs that f selects, as the JSON of
 // jobRows, which nobody changes, and the number of all of them. f.Sort must be in
-// jobOrder. Every change that an API call has made before shows; what runs change
-// in the order or the choice of jobs may show a second later, of lists that take
-// long to make up to listAgeMax, never in the rows themselves.
+// jobOrder. The list reflects every earlier change by an API call. What runs
+// change in its order or choice may show a second later, or up to listAgeMax
+// later if the list takes long to make; the rows themselves are current.
 func (s *store) jobs(f jobFilter, start, end int) (iter.Seq2[json.RawMessage, error], int, error) {
 	ids, total, err := s.jobIDs(f, start, end)
 	return inParts(ids, partJobs, func(ids []int64) ([]json.RawMessage, error) { return s.docs.read(s, ids) }), total, err
 }
 
-// jobIDs returns the ids of what jobs does. All jobs by name are in that order in
-// an index already: after a change a page of them need not wait for a new list.
+// jobIDs returns the ids of those rows. An index has all jobs in the order of
+// their names: after a change a page of them need not wait for a new list.
 func (s *store) jobIDs(f jobFilter, start, end int) (ids []int64, total int, err error) {
-	if query, args := f.query(); len(args) == 0 && jobOrder[f.Sort] == "j.name" && s.lists.early(fmt.Sprint(query, args), s.listing.Load()) {
-		if err := s.clients.view("SELECT count(*) FROM job_state", nil, &total); err != nil {
+	query, args := f.query()
+	if len(args) == 0 && jobOrder[f.Sort] == "j.name" && s.lists.early(listKey(query, args), s.listing.Load()) {
+		if total, err = s.clients.countJobs(); err != nil {
 			return nil, 0, err
 		}
 		ids, err = s.clients.ids(query+" LIMIT ? OFFSET ?", max(0, end-start), start)
@@ -2826,8 +2861,8 @@ func (s *store) jobIDs(f jobFilter, start, end int) (ids []int64, total int, err
 	return ids[min(start, total):max(min(start, total), min(end, total))], total, err
 }
 
-// inParts yields what read makes of a list, so many at a time. Nothing is held
-// while the caller takes them, but a part.
+// inParts yields what read makes of a list, n items at a time. While the
+// caller takes them, one part is in memory and no connection is held.
 func inParts[In, Out any](list []In, n int, read func([]In) ([]Out, error)) iter.Seq2[Out, error] {
 	return func(yield func(Out, error) bool) {
 		for part := range slices.Chunk(list, n) {
@@ -2845,35 +2880,12 @@ func inParts[In, Out any](list []In, n int, read func([]In) ([]Out, error)) iter
 	}
 }
 
-// query returns the statement for the ids of the jobs that f selects, in order.
-func (f jobFilter) query() (string, []any) {
-	where, args := f.where()
-	from := " FROM jobs j"
-	if f.volatile() {
-		from += " JOIN job_state s ON s.job = j.id"
-	}
-	direction := " ASC"
-	if f.Desc {
-		direction = " DESC"
-	}
-	order := jobOrder[f.Sort] + direction
-	if jobOrder[f.Sort] != "j.name" {
-		order += ", j.name" + direction
-	}
-	return "SELECT j.id" + from + " WHERE " + where + " ORDER BY " + order, args
-}
-
-// volatile reports whether runs of jobs change what f selects, or its order.
-func (f jobFilter) volatile() bool {
-	return f.Status != "" || strings.Contains(jobOrder[f.Sort], "s.")
-}
-
 const (
-	listAge    = time.Second      // how old a list may get that runs of jobs change
-	listAgeMax = 10 * time.Second // the same of one that takes long to make
-	listShare  = 100              // of the time; a list that somebody looks at all the time takes 1 % of a core to make
-	listIDsMax = 2 << 20          // held in all lists, 16 MiB; more than that and they are dropped
-	listPages  = 50               // of a list, read by themselves, take as long as to make it
+	listAge    = time.Second      // maximum age of a list that runs of jobs change
+	listAgeMax = 10 * time.Second // maximum age of one that takes long to make
+	listShare  = 100              // a list that is in constant use takes 1 % of a core to renew
+	listIDsMax = 2 << 20          // in all lists, 16 MiB; beyond that they are dropped
+	listPages  = 50               // pages read without a list cost as much as making one
 	listCost   = 200              // bytes that a list takes beside its ids and its key
 )
 
@@ -2890,20 +2902,22 @@ type jobLists struct {
 	flight  singleflight.Group
 }
 
-// A jobList is immutable but for renewing.
+// A jobList is immutable except for renewing.
 type jobList struct {
 	ids      []int64
 	listing  uint64 // store.listing before it was made
 	changes  uint64 // store.changes before it was made
 	made     time.Time
-	age      time.Duration // that it may get
+	age      time.Duration // maximum
 	renewing bool          // guarded by jobLists.mu
 }
+
+func listKey(query string, args []any) string { return fmt.Sprintf("%s %q", query, args) }
 
 // ids returns the ids of the jobs that f selects, in order. Nobody changes them.
 func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 	query, args := f.query()
-	key := fmt.Sprintf("%s %q", query, args)
+	key := listKey(query, args)
 	listing, changes := s.listing.Load(), s.changes.Load()
 	if ids, ok := l.lookup(key, listing, changes, f.volatile()); ok {
 		return ids, nil
@@ -2912,7 +2926,7 @@ func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 		list := &jobList{listing: listing, changes: changes, made: time.Now()}
 		var err error
 		if list.ids, err = s.clients.ids(query, args...); err == nil {
-			// In the second half of it one caller renews it, while the others go on with it.
+			// In the second half of its age one caller renews it, while the others still use it.
 			list.age = min(max(listAge, 2*listShare*time.Since(list.made)), listAgeMax)
 			l.keep(key, list)
 		}
@@ -2924,8 +2938,8 @@ func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 	return list.([]int64), nil
 }
 
-// early reports whether a page shall be read without a list, that is to be made
-// yet. When as many pages were read so as cost what a list does, it is made.
+// early reports whether a page is to be read without a list, because there is
+// none yet. After listPages of them the list is made.
 func (l *jobLists) early(key string, listing uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -2967,22 +2981,21 @@ func (l *jobLists) keep(key string, list *jobList) {
 	l.byKey[key] = list
 }
 
-// cost is what a list takes under a key, as a number of ids: an empty one that
-// somebody's search has made is no gift either.
+// cost is the memory that a list takes under a key, as a number of ids. An
+// empty list costs something too, as clients can ask for any number of them.
 func (l *jobList) cost(key string) int { return len(l.ids) + (len(key)+listCost)/8 }
 
-// docsBytesMax bounds the JSON that jobDocs holds, with what it costs to hold.
-const docsBytesMax = 32 << 20
-
-// docCost is about what two map entries, a name and the allocations take beside the JSON.
-const docCost = 200
+const (
+	docsBytesMax = 32 << 20 // in jobDocs
+	docCost      = 200      // bytes that two map entries, a name and the allocations take beside the JSON
+)
 
 // jobDocs holds the JSON of jobs as lists show it. To read a page of rows from
 // the tables and to encode them takes 0.4 ms; from here it takes a tenth.
 //
-// Whatever apply changes of a job it drops from here, after the transaction
-// and before anybody is told of it. A reader adds what it has read only if
-// nothing was dropped since it began to read, so that nothing old stays.
+// After each transaction, and before anybody hears of it, apply drops the jobs
+// that it changed. A reader adds what it has read only if nothing was dropped
+// since it began to read, so nothing outdated stays.
 type jobDocs struct {
 	mu     sync.Mutex
 	byID   map[int64]jobDoc // guarded by mu
@@ -3042,7 +3055,7 @@ func (d *jobDocs) read(s *store, ids []int64) ([]json.RawMessage, error) {
 }
 
 // lookup returns the JSON that it holds, nil where it holds none, and the ids
-// of those. drops is for add.
+// that it lacks. drops is for add.
 func (d *jobDocs) lookup(ids []int64) (docs []json.RawMessage, missing []int64, drops uint64) {
 	docs = make([]json.RawMessage, len(ids))
 	d.mu.Lock()
@@ -3055,7 +3068,7 @@ func (d *jobDocs) lookup(ids []int64) (docs []json.RawMessage, missing []int64, 
 	return docs, missing, d.drops
 }
 
-// add returns what was read since drops as JSON, and keeps it.
+// add returns what was read since drops as JSON, and keeps it if nothing was dropped since.
 func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
 	found := make(map[int64]jobDoc, len(rows))
 	for _, r := range rows {
@@ -3082,7 +3095,7 @@ func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
 		d.byID[id], d.byName[held.name] = held, id
 		d.size += held.cost()
 	}
-	for id := range d.byID { // any of them: which one is asked for next nobody knows
+	for id := range d.byID { // in any order
 		if d.size <= docsBytesMax {
 			break
 		}
@@ -3091,7 +3104,7 @@ func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
 	return found, nil
 }
 
-// drop forgets jobs that have changed, or all of them.
+// drop forgets the jobs that have changed, or all of them.
 func (d *jobDocs) drop(ids []int64, all bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -3112,64 +3125,57 @@ func (d *jobDocs) removeLocked(id int64) {
 	}
 }
 
-// executionRow is an execution as it is stored and as the API shows it.
+// executionRow is an execution as it is stored: its fields down to Process are
+// the columns of the table.
 type executionRow struct {
-	ID         int64
-	JobID      int64
+	ID          int64
+	JobID       int64
+	Group       int64
+	slot        int
+	Attempt     int
+	Node        string
+	incarnation uint64
+	Cause       string
+	Due         int64
+	Late        bool
+	Started     int64
+	Finished    int64
+	Outcome     string
+	Dropped     int64
+	Process     processEnd
+
 	JobName    string
-	Group      int64
-	Attempt    int
-	Node       string
-	Cause      string
-	Due        int64
-	Late       bool
-	Started    int64
-	Finished   int64
-	Outcome    string
-	Dropped    int64
-	Process    processEnd
+	OutputSize int    // of all of it
 	Reason     []byte // why it failed; the output begins with it
 	Output     []byte // no more than was asked for
-	OutputSize int    // of all of it
-
-	slot        int
-	incarnation uint64
 }
 
-// executionColumns ask for the reason and the last ?1 bytes behind it. What || joins is text, of which a NUL is the end to readers.
-const executionColumns = `e.id, e.job, j.name, e.grp, e.slot, e.attempt, e.node, e.incarnation, e.cause, e.due, e.late, e.started, e.finished, e.outcome, e.dropped, e.exit_code, e.signal, e.cpu, e.memory,
-	coalesce(length(o.reason) + length(o.tail) + length(o.head), 0), coalesce(o.reason, x''), CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1) ELSE substr(CAST(o.head || o.tail AS BLOB), -?1) END`
+// executionColumns are an executionRow with the last ?1 bytes of the output
+// after the reason. The result of || is text, which readers cut at a NUL.
+const executionColumns = `e.*, j.name,
+	coalesce(length(o.reason) + length(o.tail) + length(o.head), 0), coalesce(o.reason, x''),
+	CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1)
+		ELSE substr(CAST(o.head || o.tail AS BLOB), -?1) END`
 
-const executionTables = ` FROM executions e JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id`
-
-func scanExecution(scan scanner) (executionRow, error) {
-	var e executionRow
-	var incarnation int64
-	err := scan(&e.ID, &e.JobID, &e.JobName, &e.Group, &e.slot, &e.Attempt, &e.Node, &incarnation, &e.Cause, &e.Due, &e.Late, &e.Started, &e.Finished, &e.Outcome, &e.Dropped,
-		&e.Process.ExitCode, &e.Process.Signal, &e.Process.CPU, &e.Process.Memory, &e.OutputSize, &e.Reason, &e.Output)
-	e.incarnation = uint64(incarnation)
-	return e, err
-}
+const executionTables = ` FROM executions e JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id `
 
 // collectExecutions reads executions with the last outputMax bytes of their
 // outputs. tail follows the tables; its arguments start at ?2.
 func (s *reader) collectExecutions(outputMax int, tail string, args ...any) ([]executionRow, error) {
-	return s.selectExecutions(executionTables+" "+tail, outputMax, args...)
+	return s.selectExecutions(executionTables+tail, outputMax, args...)
 }
 
 func (s *reader) selectExecutions(from string, outputMax int, args ...any) ([]executionRow, error) {
-	list := []executionRow{}
-	err := s.viewEach("SELECT "+executionColumns+from, append([]any{outputMax}, args...), func(scan scanner) error {
-		e, err := scanExecution(scan)
-		e.cut(outputMax)
-		list = append(list, e)
-		return err
-	})
+	query := "SELECT " + executionColumns + from
+	list, err := rowsOf[executionRow](s.viewEach, query, append([]any{outputMax}, args...)...)
+	for i := range list {
+		list[i].cut(outputMax)
+	}
 	return list, err
 }
 
-// withOutputs yields executions with the last outputMax bytes of what they put out,
-// of those that have ended. They were read without.
+// withOutputs yields executions with the last outputMax bytes of their outputs,
+// if they have ended. list was read without outputs.
 func (s *reader) withOutputs(list []executionRow, outputMax int) iter.Seq2[executionRow, error] {
 	return inParts(list, max(1, partBytes/(outputMax+1000)), func(part []executionRow) ([]executionRow, error) {
 		place := map[int64]int{}
@@ -3182,7 +3188,7 @@ func (s *reader) withOutputs(list []executionRow, outputMax int) iter.Seq2[execu
 			return part, nil
 		}
 		part = slices.Clone(part)
-		full, err := s.collectExecutions(outputMax, "WHERE e.id IN (SELECT value FROM json_each(?2))", jsonInts(sortedKeys(place)))
+		full, err := s.collectExecutions(outputMax, "WHERE e.id IN (SELECT value FROM json_each(?2))", jsonText(sortedKeys(place)))
 		for _, e := range full {
 			part[place[e.ID]] = e
 		}
@@ -3190,19 +3196,23 @@ func (s *reader) withOutputs(list []executionRow, outputMax int) iter.Seq2[execu
 	})
 }
 
-// cut makes an output of the reason and what there is behind it: its end, at most n bytes in all and no part of a character.
+// cut joins the reason and the end of what follows it: at most n bytes in all,
+// beginning with a whole character.
 func (e *executionRow) cut(n int) {
 	rest := e.Output[max(0, len(e.Output)-max(0, n-len(e.Reason))):]
-	for i := 0; i < utf8.UTFMax-1 && len(e.Reason)+len(rest) < e.OutputSize && len(rest) > 0 && !utf8.RuneStart(rest[0]); i++ {
+	cut := len(e.Reason)+len(rest) < e.OutputSize
+	for i := 0; i < utf8.UTFMax-1 && cut && len(rest) > 0 && !utf8.RuneStart(rest[0]); i++ {
 		rest = rest[1:]
 	}
-	e.Output = append(e.Reason[:min(n, len(e.Reason)):min(n, len(e.Reason))], rest...)
+	reason := e.Reason[:min(n, len(e.Reason))]
+	e.Output = append(slices.Clip(reason), rest...)
 }
 
 // executionOrder maps the fields that executions can be sorted by to columns.
 var executionOrder = map[string]string{
 	"": "e.started", "started_at": "e.started", "finished_at": "e.finished", "id": "e.id", "attempt": "e.attempt",
-	"group": "e.grp", "success": "e.outcome = 'success'", "node_name": "e.node", "job_name": "e.job", "output": "o.reason || o.head || o.tail",
+	"group": "e.grp", "success": "e.outcome = 'success'", "node_name": "e.node", "job_name": "e.job",
+	"output": "o.reason || o.head || o.tail",
 }
 
 // executions returns rows [start, end) of the executions of a job, without outputs,
@@ -3215,55 +3225,54 @@ func (s *reader) executions(job int64, sort string, desc bool, start, end int) (
 	if start >= min(end, total) {
 		return []executionRow{}, total, nil
 	}
-	direction := " ASC"
-	if desc {
-		direction = " DESC"
-	}
-	list, err := s.collectExecutions(0, "WHERE e.job = ?2 ORDER BY "+executionOrder[sort]+direction+", e.id"+direction+" LIMIT ?3 OFFSET ?4", job, end-start, start)
+	order := executionOrder[sort] + direction(desc) + ", e.id" + direction(desc)
+	list, err := s.collectExecutions(0, "WHERE e.job = ?2 ORDER BY "+order+" LIMIT ?3 OFFSET ?4", job, end-start, start)
 	return list, total, err
 }
 
 // lastExecutions returns the last n executions of jobs by their names, newest
 // first and without outputs. Names that no job has are left out.
 func (s *reader) lastExecutions(names []string, n int) (map[string][]executionRow, error) {
-	doc, err := json.Marshal(names)
+	jobs, err := rowsOf[nameRow](s.viewEach, `SELECT id, name FROM jobs
+		WHERE name IN (SELECT value FROM json_each(?)) AND deleted = 0`, jsonText(names))
 	if err != nil {
 		return nil, err
 	}
-	lists, nameOf := map[string][]executionRow{}, map[int64]string{}
-	err = s.viewEach("SELECT j.id, j.name FROM json_each(?) v JOIN jobs j ON j.name = v.value AND j.deleted = 0", []any{string(doc)}, func(scan scanner) error {
-		var id int64
-		var name string
-		err := scan(&id, &name)
-		nameOf[id], lists[name] = name, nil
-		return err
-	})
-	if err != nil {
-		return nil, err
+	lists, ids := map[string][]executionRow{}, []int64{}
+	for _, j := range jobs {
+		lists[j.name], ids = nil, append(ids, j.id)
 	}
-	err = s.viewEach(`SELECT e.job, e.id, e.node, e.outcome, e.started, e.finished FROM json_each(?1) v JOIN executions e ON e.job = v.value
-		AND e.id >= coalesce((SELECT id FROM executions WHERE job = v.value ORDER BY id DESC LIMIT 1 OFFSET ?2), 0) ORDER BY e.id DESC`,
-		[]any{jsonInts(sortedKeys(nameOf)), n - 1}, func(scan scanner) error {
-			var e executionRow
-			err := scan(&e.JobID, &e.ID, &e.Node, &e.Outcome, &e.Started, &e.Finished)
-			name := nameOf[e.JobID]
-			lists[name] = append(lists[name], e)
-			return err
-		})
+	list, err := rowsOf[executionRow](s.viewEach, `SELECT e.*, j.name FROM json_each(?1) v JOIN jobs j ON j.id = v.value
+		JOIN executions e ON e.job = j.id AND e.id >= coalesce(
+			(SELECT id FROM executions WHERE job = j.id ORDER BY id DESC LIMIT 1 OFFSET ?2), 0) ORDER BY e.id DESC`, jsonText(ids), n-1)
+	for _, e := range list {
+		lists[e.JobName] = append(lists[e.JobName], e)
+	}
 	return lists, err
 }
 
+type nameRow struct {
+	id   int64
+	name string
+}
+
 const (
-	recentMax     = 5_000       // executions that a list over all jobs may have
-	recentScanMax = 20_000      // of the range that are looked at for it, newest first; of those that ended badly, if these are asked for
+	recentMax     = 5_000       // executions in a list over all jobs
+	recentScanMax = 20_000      // newest ones of the range, or its newest that did not succeed, that are looked at for it
 	startSlack    = time.Minute // by which times may be out of the order of the ids
 )
 
-// recentExecutions returns at most limit executions of all jobs that started
-// in [from, to), newest first and without outputs: those with the outcome, where "" is any and "bad" any end but success. Ids rise with time, so that
-// no index of the times is needed.
+// recentExecutions returns at most limit executions of all jobs that started in
+// [from, to), newest first and without outputs: those with the outcome, where ""
+// is any and "bad" any end but success. Ids rise with time, so no index of the
+// times is needed.
 func (s *reader) recentExecutions(from, to int64, outcome string, globs []string, limit int) ([]executionRow, error) {
-	low, high, err := s.idsOf("executions", "started", from, to)
+	const slack = int64(startSlack)
+	low, err := s.firstFrom(max(from, 0) - slack)
+	if err != nil {
+		return nil, err
+	}
+	high, err := s.firstFrom(min(to, math.MaxInt64-slack) + slack)
 	if err != nil {
 		return nil, err
 	}
@@ -3275,40 +3284,29 @@ func (s *reader) recentExecutions(from, to int64, outcome string, globs []string
 	default:
 		table, cond = "executions e INDEXED BY executions_bad", "e.outcome NOT IN ('', 'success')"
 	}
-	args := []any{low, high, recentScanMax, from, to, outcome, limit}
-	if globs != nil {
-		cond += " AND e.job IN (SELECT id FROM jobs j WHERE " + nameIn("?9") + ")"
-		args = append(args, globsJSON(globs))
-	}
-	// CROSS has jobs and outputs looked up for what is answered only.
+	cond += " AND (?9 = 'null' OR e.job IN (SELECT id FROM jobs j WHERE " + anyName("?9") + "))"
+	// CROSS makes SQLite look up jobs and outputs of the rows of the answer only.
 	return s.selectExecutions(` FROM `+table+` CROSS JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id
-		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad'), ?2, max(?2, coalesce((SELECT id FROM `+table+` WHERE `+cond+` AND id < ?3 ORDER BY id DESC LIMIT 1 OFFSET ?4), 0)))
-		AND e.started >= ?5 AND e.started < ?6 AND (?7 IN ('', 'bad') OR e.outcome = ?7) AND j.deleted = 0 ORDER BY e.id DESC LIMIT ?8`,
-		0, args...)
+		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad'), ?2, max(?2, coalesce(
+			(SELECT id FROM `+table+` WHERE `+cond+` AND id < ?3 ORDER BY id DESC LIMIT 1 OFFSET ?4), 0)))
+		AND e.started >= ?5 AND e.started < ?6 AND (?7 IN ('', 'bad') OR e.outcome = ?7) AND j.deleted = 0
+		ORDER BY e.id DESC LIMIT ?8`,
+		0, low, high, recentScanMax, from, to, outcome, limit, jsonText(globs))
 }
 
-// idsOf returns from which id up to which the rows of a table lie that have a
-// time, its column, in [from, to). Others may lie between them.
-func (s *reader) idsOf(table, column string, from, to int64) (low, high int64, err error) {
-	const slack = int64(startSlack)
-	if low, err = s.firstFrom(table, column, max(from, 0)-slack); err == nil {
-		high, err = s.firstFrom(table, column, min(to, math.MaxInt64-slack)+slack)
-	}
-	return low, high, err
-}
-
-// firstFrom returns the id from which on the rows of a table have a time, its
-// column, of t or later, as far as ids tell.
-func (s *reader) firstFrom(table, column string, t int64) (int64, error) {
-	var before, from int64 // rows up to before are of an earlier time, those from from on are not
-	// One at a time: both in one SELECT would read the whole table.
-	if err := s.view("SELECT coalesce((SELECT min(id) FROM "+table+"), 1) - 1, coalesce((SELECT max(id) FROM "+table+"), 0) + 1", nil, &before, &from); err != nil {
+// firstFrom returns an id from which on executions started at t or later, as
+// far as ids tell.
+func (s *reader) firstFrom(t int64) (int64, error) {
+	var before, from int64 // rows up to before started before t, those from from on did not
+	// Two subqueries: min and max in one SELECT would read the whole table.
+	if err := s.view(`SELECT coalesce((SELECT min(id) FROM executions), 1) - 1,
+		coalesce((SELECT max(id) FROM executions), 0) + 1`, nil, &before, &from); err != nil {
 		return 0, err
 	}
 	for from-before > 1 {
 		mid := before + (from-before)/2
 		var at int64
-		err := s.view("SELECT "+column+" FROM "+table+" WHERE id <= ? ORDER BY id DESC LIMIT 1", []any{mid}, &at)
+		err := s.view("SELECT started FROM executions WHERE id <= ? ORDER BY id DESC LIMIT 1", []any{mid}, &at)
 		switch {
 		case err != nil && !errors.Is(err, sql.ErrNoRows):
 			return 0, err
@@ -3322,64 +3320,49 @@ func (s *reader) firstFrom(table, column string, t int64) (int64, error) {
 }
 
 // dueJobs calls fn for the jobs whose schedule fires next before a time, the
-// earliest first, at most limit, with no more of each than says when it is due.
+// earliest first, at most limit.
 func (s *reader) dueJobs(before int64, globs []string, limit int, fn func(j job, next int64)) error {
-	named, args := "1", []any{int64(never), before}
-	if globs != nil {
-		named, args = nameIn("?"), append(args, globsJSON(globs))
-	}
 	return s.viewEach(`SELECT j.doc, s.next FROM job_state s CROSS JOIN jobs j ON j.id = s.job
-		WHERE s.next > ? AND s.next < ? AND j.armed AND `+named+` ORDER BY s.next, s.job LIMIT ?`, append(args, limit), func(scan scanner) error {
-		var j job
-		var next int64
-		var doc []byte
-		if err := scan(&doc, &next); err != nil {
+		WHERE s.next > ?1 AND s.next < ?2 AND j.armed AND `+anyName("?3")+` ORDER BY s.next, s.job LIMIT ?4`,
+		[]any{int64(never), before, jsonText(globs), limit}, func(scan scanner) error {
+			var j job
+			var next int64
+			err := scan(jsonColumn{&j}, &next)
+			fn(j, next)
 			return err
-		}
-		err := json.Unmarshal(doc, &j)
-		fn(j, next)
-		return err
-	})
+		})
 }
 
 // eventsOf returns what marks say in the names that clients know, in their
-// order and each once. Of rows that are gone it says nothing.
+// order and each once. Marks of rows that are gone yield none.
 func (s *store) eventsOf(marks []mark) ([]event, error) {
 	ids := map[string][]int64{}
 	for _, m := range marks {
 		ids[m.what] = append(ids[m.what], m.row)
 	}
-	names, runs := map[int64]string{}, map[int64]event{}
-	err := s.clients.viewEach("SELECT j.id, j.name FROM json_each(?) v JOIN jobs j ON j.id = v.value", []any{jsonInts(ids[eventJob])}, func(scan scanner) error {
-		var id int64
-		var name string
-		err := scan(&id, &name)
-		names[id] = name
-		return err
-	})
+	jobs, err := rowsOf[nameRow](s.clients.viewEach, "SELECT j.id, j.name FROM json_each(?) v JOIN jobs j ON j.id = v.value",
+		jsonText(ids[eventJob]))
 	if err != nil {
 		return nil, err
 	}
-	err = s.clients.viewEach("SELECT e.id, e.node, e.outcome, j.name FROM json_each(?) v JOIN executions e ON e.id = v.value JOIN jobs j ON j.id = e.job",
-		[]any{jsonInts(append(ids[eventStarted], ids[eventEnded]...))}, func(scan scanner) error {
-			var id int64
-			var node string
-			var e event
-			err := scan(&id, &node, &e.Outcome, &e.Job)
-			e.Execution = executionName(id, node)
-			runs[id] = e
-			return err
-		})
+	runs, err := rowsOf[executionRow](s.clients.viewEach, `SELECT e.*, j.name
+		FROM json_each(?) v JOIN executions e ON e.id = v.value JOIN jobs j ON j.id = e.job`,
+		jsonText(append(ids[eventStarted], ids[eventEnded]...)))
 	if err != nil {
 		return nil, err
+	}
+	rows := map[int64]event{}
+	for _, j := range jobs {
+		rows[j.id] = event{Job: j.name}
+	}
+	for _, e := range runs {
+		rows[e.ID] = event{Job: e.JobName, Execution: executionName(e.ID, e.Node), Outcome: e.Outcome}
 	}
 	var list []event
 	said := map[event]bool{}
 	for _, m := range marks {
-		e := runs[m.row]
+		e := rows[m.row]
 		switch e.Type = m.what; m.what {
-		case eventJob:
-			e.Job = names[m.row]
 		case eventStarted:
 			e.Outcome = ""
 		case eventPaused:
@@ -3397,21 +3380,22 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 
 const (
 	summaryAge     = time.Second
-	summaryTickMax = 20_000          // newest skips and misses, among which those of today are counted
+	summaryTickMax = 20_000          // newest skipped and missed ticks, among which those of today are counted
 	unrunMax       = 6               // of them that are shown
-	delayRuns      = 500             // newest executions, of which those are looked at
-	delayAge       = 5 * time.Minute // that began after a tick of this age
+	delayRuns      = 500             // newest executions that are looked at for delays,
+	delayAge       = 5 * time.Minute // if their ticks fell due within this time
 )
 
-// A summary says in numbers how all jobs are. It counts jobs; Running are
-// executions, and what begins with Day is of the UTC day.
+// A summary is statistics of all jobs. It counts jobs; Running are executions,
+// and the fields that begin with Day are of the UTC day.
 type summary struct {
-	Jobs, Good, Failed, Partly, Never, Disabled int
-	Running                                     int
-	DayGood, DayBad                             int64 // executions that ended
-	DaySkipped, DayMissed                       int64 // ticks
-	Unrun                                       []unrunTick
-	Delays                                      []time.Duration // from ticks to the starts of their executions, sorted
+	Jobs, Failed, Partly, Never int
+	Running                     int
+	DaySkipped, DayMissed       int64 // ticks
+	Good, Disabled              int
+	DayGood, DayBad             int64 // executions that ended
+	Unrun                       []unrunTick
+	Delays                      []time.Duration // from ticks to the starts of their executions, sorted
 
 	made time.Time
 }
@@ -3424,130 +3408,80 @@ type unrunTick struct {
 
 // summaries holds the last summary, for all who look at it.
 type summaries struct {
-	mu     sync.Mutex
-	last   *summary // guarded by mu; itself immutable
+	last   atomic.Pointer[summary]
 	flight singleflight.Group
 }
 
-// fresh returns the last summary if it is not too old, else nil.
-func (s *summaries) fresh(now time.Time) *summary {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.last == nil || now.Sub(s.last.made).Abs() >= summaryAge {
-		return nil
-	}
-	return s.last
-}
-
-func (s *summaries) keep(sum *summary) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.last = sum
-}
-
-// summary returns how all jobs are, or were a second ago. Nobody changes it.
+// summary returns statistics of all jobs, at most summaryAge old. Nobody changes it.
 func (s *store) summary(now time.Time) (*summary, error) {
-	if sum := s.sums.fresh(now); sum != nil {
+	if sum := s.sums.last.Load(); sum != nil && now.Sub(sum.made).Abs() < summaryAge {
 		return sum, nil
 	}
 	sum, err, _ := s.sums.flight.Do("", func() (any, error) {
-		sum := &summary{made: now}
-		for _, part := range []func(*summary) error{s.sumJobs, s.sumRuns, s.sumTicks, s.sumDelays} {
-			if err := part(sum); err != nil {
-				return nil, err
-			}
+		sum, err := s.sum(now)
+		if err == nil {
+			s.sums.last.Store(sum)
 		}
-		s.sums.keep(sum)
-		return sum, nil
+		return sum, err
 	})
+	return sum.(*summary), err
+}
+
+func (s *store) sum(now time.Time) (*summary, error) {
+	day := now.UnixNano() / nanosPerDay
+	// SQLite counts a whole table without looking at its rows, so the status that most jobs have is the rest.
+	sums, err := rowsOf[summary](s.clients.viewEach, `SELECT (SELECT count(*) FROM job_state),
+		(SELECT count(*) FROM job_state WHERE status = 'failed'),
+		(SELECT count(*) FROM job_state WHERE status = 'partially_failed'),
+		(SELECT count(*) FROM job_state WHERE status = ''), (SELECT count(*) FROM executions WHERE finished = 0),
+		coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0)
+		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) WHERE due >= ?`, summaryTickMax, day*nanosPerDay)
 	if err != nil {
 		return nil, err
 	}
-	return sum.(*summary), nil
-}
-
-func (s *store) sumJobs(sum *summary) error {
-	// SQLite counts a whole table without looking at its rows, so the state that most are in is the rest.
-	err := s.clients.view("SELECT (SELECT count(*) FROM job_state), (SELECT count(*) FROM job_state WHERE status = ?), (SELECT count(*) FROM job_state WHERE status = ?), (SELECT count(*) FROM job_state WHERE status = '')",
-		[]any{statusFailed, statusPartial}, &sum.Jobs, &sum.Failed, &sum.Partly, &sum.Never)
-	sum.Good = sum.Jobs - sum.Failed - sum.Partly - sum.Never
-	if err != nil {
-		return err
-	}
+	sum := &sums[0]
+	sum.made, sum.Good = now, sum.Jobs-sum.Failed-sum.Partly-sum.Never
 	disabled, err := s.lists.ids(s, jobFilter{Disabled: "true"})
+	if err != nil {
+		return nil, err
+	}
 	sum.Disabled = len(disabled)
-	return err
-}
-
-func (s *store) sumRuns(sum *summary) error {
-	if err := s.clients.view("SELECT count(*) FROM executions WHERE finished = 0", nil, &sum.Running); err != nil {
-		return err
-	}
-	day := sum.made.UnixNano() / nanosPerDay
 	today, err := s.clients.dailyStats(day, day)
-	if err == nil {
-		sum.DayGood, sum.DayBad = today[0].Success, today[0].Failed
-	}
-	return err
-}
-
-func (s *store) sumTicks(sum *summary) error {
-	err := s.clients.view("SELECT coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) WHERE due >= ?",
-		[]any{summaryTickMax, sum.made.UnixNano() / nanosPerDay * nanosPerDay}, &sum.DaySkipped, &sum.DayMissed)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err != nil {
-		return err
+	sum.DayGood, sum.DayBad = today[0].Success, today[0].Failed
+	if sum.Unrun, err = s.clients.unrun(nil); err != nil {
+		return nil, err
 	}
-	sum.Unrun, err = s.clients.unrun(nil)
-	return err
+	// Delays after an outage and of executions whose start is not known yet do not count. Clocks of nodes may
+	// differ: nothing starts before it is due.
+	sum.Delays, err = rowsOf[time.Duration](s.clients.viewEach, `SELECT max(0, started - due) AS delay
+		FROM (SELECT * FROM executions ORDER BY id DESC LIMIT ?)
+		WHERE cause = 'tick' AND late = 0 AND finished <> 0 AND outcome <> 'missed' AND due > ? ORDER BY delay`,
+		delayRuns, now.Add(-delayAge).UnixNano())
+	return sum, err
 }
 
 // unrun returns the newest ticks that did not run, of the jobs that patterns
 // name, of all if these are nil: among the newest summaryTickMax of all jobs.
 func (s *reader) unrun(globs []string) ([]unrunTick, error) {
-	named, args := "1", []any{summaryTickMax}
-	if globs != nil {
-		named, args = nameIn("?"), append(args, globsJSON(globs))
-	}
-	return rowsOf(s.viewEach, `SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason 
-		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) t CROSS JOIN jobs j ON j.id = t.job
-		WHERE j.deleted = 0 AND `+named+` ORDER BY t.id DESC LIMIT ?`, append(args, unrunMax),
-		func(t *unrunTick) []any { return []any{&t.Job, &t.Due, &t.Until, &t.Count, &t.Outcome, &t.Reason} })
-}
-
-// sumDelays leaves out what was late because of an outage, and what nobody says
-// yet when it began. Clocks of nodes may differ: nothing begins before it is due.
-func (s *store) sumDelays(sum *summary) error {
-	err := s.clients.viewEach("SELECT max(0, started - due) FROM (SELECT * FROM executions ORDER BY id DESC LIMIT ?) WHERE cause = 'tick' AND late = 0 AND finished <> 0 AND outcome <> 'missed' AND due > ?",
-		[]any{delayRuns, sum.made.Add(-delayAge).UnixNano()}, func(scan scanner) error {
-			var d time.Duration
-			err := scan(&d)
-			sum.Delays = append(sum.Delays, d)
-			return err
-		})
-	slices.Sort(sum.Delays)
-	return err
+	return rowsOf[unrunTick](s.viewEach, `SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason
+		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?1) t CROSS JOIN jobs j ON j.id = t.job
+		WHERE j.deleted = 0 AND `+anyName("?2")+` ORDER BY t.id DESC LIMIT ?3`, summaryTickMax, jsonText(globs), unrunMax)
 }
 
 // execution returns one execution with its whole output, or errNoExecution. Its
 // job may be deleted.
 func (s *reader) execution(id int64) (executionRow, error) {
 	list, err := s.collectExecutions(outputBytesMax, "WHERE e.id = ?2", id)
-	if err == nil && len(list) == 0 {
-		err = errNoExecution
-	}
-	if err != nil {
-		return executionRow{}, err
-	}
-	return list[0], nil
+	return only(list, err, errNoExecution)
 }
 
 // unfinishedByID returns those of the executions that have not ended, as
 // unfinishedExecutions does.
 func (s *reader) unfinishedByID(ids []int64) ([]executionRow, error) {
-	return s.collectExecutions(0, "WHERE e.id IN (SELECT value FROM json_each(?2)) AND e.finished = 0 ORDER BY e.id", jsonInts(ids))
+	return s.collectExecutions(0, "WHERE e.id IN (SELECT value FROM json_each(?2)) AND e.finished = 0 ORDER BY e.id", jsonText(ids))
 }
 
 // unfinishedExecutions returns what has not ended, oldest first, without
@@ -3557,7 +3491,7 @@ func (s *reader) unfinishedExecutions() ([]executionRow, error) {
 }
 
 // openExecution returns the oldest unfinished execution of a job, if any.
-func (s *store) openExecution(job int64) (e executionRow, ok bool, err error) {
+func (s *reader) openExecution(job int64) (e executionRow, ok bool, err error) {
 	list, err := s.collectExecutions(0, "WHERE e.id = (SELECT min(+id) FROM executions WHERE job = ?2 AND finished = 0)", job)
 	if err != nil || len(list) == 0 {
 		return executionRow{}, false, err
@@ -3576,62 +3510,48 @@ func (s *store) request(id string) (r applied, ok bool, err error) {
 
 // groupNodes returns the nodes that a group was given to.
 func (s *store) groupNodes(group int64) ([]string, error) {
-	return rowsOf(s.viewEach, `SELECT node FROM executions WHERE id = ?1
-		UNION SELECT node FROM executions WHERE grp = ?1 AND grp <> id`, []any{group}, one[string])
+	return rowsOf[string](s.viewEach, `SELECT node FROM executions WHERE id = ?1
+		UNION SELECT node FROM executions WHERE grp = ?1 AND grp <> id`, group)
 }
 
 // killed returns those of the executions that were ended by hand.
 func (s *reader) killed(ids []int64) ([]int64, error) {
-	return s.ids("SELECT e.id FROM json_each(?) v JOIN executions e ON e.id = v.value WHERE e.outcome = ?", jsonInts(ids), outcomeKilled)
+	return s.ids("SELECT id FROM executions WHERE id IN (SELECT value FROM json_each(?)) AND outcome = ?", jsonText(ids), outcomeKilled)
 }
 
-// armed calls fn for each job that has a next tick to decide.
-func (s *store) armed(fn func(job, next int64)) error {
-	return s.viewEach("SELECT job, next FROM jobs JOIN job_state ON job = id WHERE deleted = 0 AND armed AND next <> ?", []any{int64(never)}, func(scan scanner) error {
-		var job, next int64
-		if err := scan(&job, &next); err != nil {
-			return err
-		}
-		fn(job, next)
-		return nil
-	})
+// armed returns the jobs that have a next tick to decide.
+func (s *store) armed() ([]queueItem, error) {
+	return rowsOf[queueItem](s.viewEach, "SELECT next, job FROM jobs JOIN job_state ON job = id WHERE deleted = 0 AND armed AND next <> ?", int64(never))
 }
 
-// startable returns the id from which on an execution may yet be started: those
-// before it have ended, or were begun before a time.
+// startable returns the id from which on an execution may still be started: those
+// before it have ended, or were decided before a time.
 func (s *reader) startable(since int64) (id int64, err error) {
 	err = s.view(`SELECT coalesce((SELECT id FROM executions WHERE finished = 0 AND started >= ? ORDER BY id LIMIT 1),
 		(SELECT max(id) + 1 FROM executions), 0)`, []any{since}, &id)
 	return id, err
 }
 
-// nodesSeen returns the nodes that were there, by name. They have no incarnation.
-func (s *store) nodesSeen() (list []node, err error) {
-	err = s.viewEach("SELECT name, tags FROM nodes ORDER BY name", nil, func(scan scanner) error {
-		var n node
-		var tags []byte
-		if err := scan(&n.Name, &tags); err != nil {
-			return err
-		}
-		list = append(list, n)
-		return json.Unmarshal(tags, &list[len(list)-1].Tags)
-	})
-	return list, err
+// nodesSeen returns the nodes on record, by name. They have no incarnation.
+func (s *store) nodesSeen() ([]node, error) {
+	return rowsOf[node](s.viewEach, "SELECT name, 0, tags FROM nodes ORDER BY name")
 }
 
 // firedBehind returns the ids, above a given one and in order, of jobs whose
-// last decided tick, or whatever else their next follows from, lies behind a time: as
+// last decided tick, or whatever else their next follows from, is after a time: as
 // many as fit in a command.
 func (s *reader) firedBehind(t, above int64) ([]int64, error) {
 	return s.ids("SELECT job FROM job_state WHERE fired > ? AND job > ? ORDER BY job LIMIT ?", t, above, ticksMax)
 }
 
-// pendingRow is what must follow from something that ended.
+// pendingRow is what must follow from something that ended. Its fields are the
+// columns of the table.
 type pendingRow struct {
 	ID      int64
 	Cause   string
 	JobID   int64
 	Group   int64
+	slot    int
 	Attempt int
 	Node    string
 	Due     int64 // not before
@@ -3640,25 +3560,18 @@ type pendingRow struct {
 
 // pending returns all pending rows, in the order of their ids.
 func (s *store) pending() ([]pendingRow, error) {
-	return s.collectPending("ORDER BY id")
+	return rowsOf[pendingRow](s.viewEach, "SELECT * FROM pending ORDER BY id")
 }
 
 // pendingByID returns those of the given pending rows that are still there.
 func (s *store) pendingByID(ids []int64) ([]pendingRow, error) {
-	return s.collectPending("WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", jsonInts(ids))
-}
-
-func (s *store) collectPending(tail string, args ...any) ([]pendingRow, error) {
-	const query = "SELECT id, cause, job, grp, attempt, node, due, asked FROM pending "
-	return rowsOf(s.viewEach, query+tail, args, func(p *pendingRow) []any {
-		return []any{&p.ID, &p.Cause, &p.JobID, &p.Group, &p.Attempt, &p.Node, &p.Due, &p.Asked}
-	})
+	return rowsOf[pendingRow](s.viewEach, "SELECT * FROM pending WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", jsonText(ids))
 }
 
 // retention is what trimmable keeps.
 type retention struct {
 	executions int    // newest ones of each job
-	requests   uint64 // those behind this log index
+	requests   uint64 // those after this log index
 	day        int64  // daily counts from this day on
 	audit      int64  // rows of the audit trail from this time on, of which the oldest go
 	auditBytes int64  // beyond this size
@@ -3668,71 +3581,58 @@ type retention struct {
 // reading when it has found that much; with whole, which reads a whole table, also
 // ticks beyond the newest ticksKept of a job.
 func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
-	rows := 0 // executions that go, with outputs of up to 256 kB each
-	fits := func(n int) error {
-		if rows += n; rows > sliceRows && n < rows {
-			return errEnough
+	// Executions that go, with outputs of up to 256 kB each, are counted in rows.
+	type surplus struct{ id, n, upto int64 }
+	var rows int64
+	// sized calls fn for as many rows as one command may drop, and for one at least.
+	sized := func(query string, args []any, fn func(surplus)) {
+		if err != nil {
+			return
 		}
-		return nil
+		err = s.viewEach(query, args, func(scan scanner) error {
+			var c surplus
+			if err := scan(&c.id, &c.n, &c.upto); err != nil {
+				return err
+			}
+			if rows += c.n; rows > sliceRows && c.n < rows {
+				return errEnough
+			}
+			fn(c)
+			return nil
+		})
+	}
+	view := func(query string, args []any, dest ...any) {
+		if err == nil {
+			err = s.view(query, args, dest...)
+		}
 	}
 	slack := max(10, keep.executions/10) // few large deletions cost less than many small ones
-	// Of groups that are not over nothing is dropped: who asked for that would
-	// ask for it for ever.
-	err = s.viewEach(`SELECT job, surplus, upto FROM (SELECT job, kept - ?1 AS surplus,
-		(SELECT id FROM executions e WHERE e.job = s.job AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)
+	// Groups that are not over are spared: a proposal to drop them would be repeated without end.
+	sized(`SELECT job, surplus, upto FROM (SELECT job, kept - ?1 AS surplus, (SELECT id FROM executions e
+			WHERE e.job = s.job AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)
 			ORDER BY id DESC LIMIT 1 OFFSET ?1) AS upto FROM job_state s WHERE kept >= ?2) t
-		WHERE EXISTS (SELECT * FROM executions e WHERE e.job = t.job AND e.id <= t.upto AND +finished <> 0 AND grp NOT IN `+fmt.Sprintf(openGroupsSQL, "t.job")+`)`,
-		[]any{keep.executions, keep.executions + slack}, func(scan scanner) error {
-			var c cut
-			var n int
-			err := scan(&c.Job, &n, &c.Upto)
-			if err == nil {
-				err = fits(n)
-			}
-			if err == nil {
-				t.Executions = append(t.Executions, c)
-			}
-			return err
-		})
-	if err == nil && whole {
-		err = s.viewEach(`SELECT job, (SELECT id FROM ticks u WHERE u.job = t.job ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM ticks t GROUP BY job HAVING count(*) > ?2 LIMIT 10`,
-			[]any{ticksKept, ticksKept + ticksKept/10}, func(scan scanner) error {
-				var c cut
-				err := scan(&c.Job, &c.Upto)
-				t.Ticks = append(t.Ticks, c)
-				return err
-			})
+		WHERE EXISTS (SELECT * FROM executions e WHERE e.job = t.job AND e.id <= t.upto AND +finished <> 0
+			AND grp NOT IN `+openGroups("t.job")+`)`, []any{keep.executions, keep.executions + slack},
+		func(c surplus) { t.Executions = append(t.Executions, cut{c.id, c.upto}) })
+	if whole && err == nil {
+		t.Ticks, err = rowsOf[cut](s.viewEach, `SELECT job, (SELECT id FROM ticks u WHERE u.job = t.job
+			ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM ticks t GROUP BY job HAVING count(*) > ?2 LIMIT 10`,
+			ticksKept, ticksKept+ticksKept/10)
 	}
-	if err == nil {
-		// What is too large loses a sixteenth, more than to say so adds.
-		err = s.view(`SELECT coalesce(max(id), 0), coalesce(max(iif(at >= ?2, at, 0)), 0)
-			FROM (SELECT id, at, total, min(total) OVER () AS first, (SELECT total FROM audit ORDER BY id DESC LIMIT 1) AS last
-				FROM (SELECT id, at, total FROM audit ORDER BY id LIMIT ?1))
-			WHERE (at < ?2 OR last - first > ?3 AND total <= last - ?3 / 16 * 15) AND total <= first + ?4`,
-			[]any{sliceRows, keep.audit, keep.auditBytes, auditSliceBytes}, &t.Audit, &t.auditUpto)
-	}
-	if err == nil {
-		// Of what a deleted job still runs the row must stay, so that it can end.
-		err = s.viewEach(`SELECT id, (SELECT count(*) FROM (SELECT * FROM executions WHERE job = j.id LIMIT ?)) FROM jobs j
-			WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND finished = 0) ORDER BY id LIMIT 10`, []any{sliceRows}, func(scan scanner) error {
-			var id int64
-			var n int
-			err := scan(&id, &n)
-			if err == nil {
-				err = fits(n)
-			}
-			if err == nil {
-				t.Jobs = append(t.Jobs, id)
-			}
-			return err
-		})
-	}
-	if err == nil {
-		err = s.view("SELECT coalesce(max(idx), 0) FROM (SELECT idx FROM requests WHERE idx <= ? ORDER BY idx LIMIT ?)", []any{int64(keep.requests), sliceRows}, &t.Requests)
-	}
-	if err == nil {
-		err = s.view("SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1), ?1, 0)", []any{keep.day}, &t.Day)
-	}
+	// A trail that is too large loses a sixteenth, more than the row that says so adds.
+	view(`SELECT coalesce(max(id), 0), coalesce(max(iif(at >= ?2, at, 0)), 0)
+		FROM (SELECT id, at, total, min(total) OVER () AS first, (SELECT total FROM audit ORDER BY id DESC LIMIT 1) AS last
+			FROM (SELECT id, at, total FROM audit ORDER BY id LIMIT ?1))
+		WHERE (at < ?2 OR last - first > ?3 AND total <= last - ?3 / 16 * 15) AND total <= first + ?4`,
+		[]any{sliceRows, keep.audit, keep.auditBytes, auditSliceBytes}, &t.Audit, &t.auditUpto)
+	// A deleted job stays while something of it runs, so that this can end.
+	sized(`SELECT id, (SELECT count(*) FROM (SELECT * FROM executions WHERE job = j.id LIMIT ?)), 0 FROM jobs j
+		WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND finished = 0) ORDER BY id LIMIT 10`,
+		[]any{sliceRows}, func(c surplus) { t.Jobs = append(t.Jobs, c.id) })
+	view("SELECT coalesce(max(idx), 0) FROM (SELECT idx FROM requests WHERE idx <= ? ORDER BY idx LIMIT ?)",
+		[]any{int64(keep.requests), sliceRows}, &t.Requests)
+	view(`SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1), ?1, 0)`,
+		[]any{keep.day}, &t.Day)
 	return t, err
 }
 
@@ -3743,56 +3643,47 @@ func (s *store) stagedRestore() (restore int64, err error) {
 	return restore, err
 }
 
-// stagedDue returns staged jobs behind an id whose next tick is not ahead of
-// now, or of the last decided tick of the job it replaces, which a clock that
-// was set back leaves ahead of now; and of each that last tick.
-func (s *store) stagedDue(restore, after, now int64) (list []stagedJob, fired []int64, err error) {
-	err = s.viewEach(`SELECT st.id, st.doc, coalesce(s.fired, 0)
-		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
-		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.next BETWEEN -9223372036854775807 AND max(?3, coalesce(s.fired, 0)) AND st.armed ORDER BY st.id LIMIT ?4`,
-		[]any{restore, after, now, ticksMax}, func(scan scanner) error {
-			var p stagedJob
-			var last int64
-			var doc []byte
-			if err := scan(&p.ID, &doc, &last); err != nil {
-				return err
-			}
-			err := json.Unmarshal(doc, &p.Job)
-			list, fired = append(list, p), append(fired, last)
-			return err
-		})
-	return list, fired, err
+// A stagedTick is a staged job, and the last decided tick of the job that it
+// replaces.
+type stagedTick struct {
+	ID    int64
+	Job   job
+	Fired int64
 }
 
-// restored calls fn for each job of a restore that is done and has a next tick
-// to decide.
-func (s *store) restored(restore int64, fn func(job, next int64)) error {
-	return s.viewEach(`SELECT j.id, s.next FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
-		WHERE st.restore = ? AND j.armed AND s.next <> ?`, []any{restore, int64(never)}, func(scan scanner) error {
-		var job, next int64
-		err := scan(&job, &next)
-		fn(job, next)
-		return err
-	})
+// stagedDue returns staged jobs after an id whose next tick is not after now, or
+// not after the last decided tick of the job they replace, which is after now if
+// the clock was set back.
+func (s *store) stagedDue(restore, after, now int64) ([]stagedTick, error) {
+	return rowsOf[stagedTick](s.viewEach, `SELECT st.id, st.doc, coalesce(s.fired, 0)
+		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
+		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.armed
+			AND st.next BETWEEN -9223372036854775807 AND max(?3, coalesce(s.fired, 0)) ORDER BY st.id LIMIT ?4`,
+		restore, after, now, ticksMax)
+}
+
+// restored returns the jobs of a restore that is done that have a next tick to decide.
+func (s *store) restored(restore int64) ([]queueItem, error) {
+	return rowsOf[queueItem](s.viewEach, `SELECT s.next, j.id
+		FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
+		WHERE st.restore = ? AND j.armed AND s.next <> ?`, restore, int64(never))
 }
 
 // stagedNames returns the name of each job of a restore, in the order of its
 // file.
 func (s *reader) stagedNames(restore int64) ([]string, error) {
-	return rowsOf(s.viewEach, "SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id",
-		[]any{restore}, one[string])
+	return rowsOf[string](s.viewEach, "SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id", restore)
 }
 
-// A tickRow is what became of one tick that fell due, or of a range of missed
-// ones.
+// A tickRow is the outcome of one tick, or of a range of missed ones.
 type tickRow struct {
 	Due     int64
-	Until   int64 // last of a range, Due if it is none
+	Until   int64 // last of a range, else Due
 	Count   int64
 	Outcome string // ran, late, skipped or missed
 	Reason  string
-	Started []string // names of the executions of one that ran
 	group   int64
+	Started []string // names of the executions of one that ran
 }
 
 // Outcomes of a tick that ran.
@@ -3807,11 +3698,13 @@ type tickCount struct {
 	Ran, Late, Skipped, Missed int64
 }
 
-// tickTable is every tick of the job ?1 that is kept by itself and fell due in
-// [?2, ?3).
-const tickTable = `(SELECT due, until, count, outcome, reason, 0 AS grp FROM ticks WHERE job = ?1 AND cause = 'tick' AND until >= ?2 AND due < ?3
-	UNION ALL SELECT due, due, 1, ` + ranSQL + `, iif(e.outcome = 'missed', coalesce((SELECT CAST(trim(reason, char(10)) AS TEXT) FROM outputs WHERE execution = e.id), ''), ''), id
-	FROM executions e WHERE job = ?1 AND cause = 'tick' AND id = grp AND due >= ?2 AND due < ?3)`
+// tickTable holds the ticks of the job ?1 that are kept one by one and fell due
+// in [?2, ?3), with the columns of a tickRow.
+const tickTable = `(SELECT due, until, count, outcome, reason, 0 AS grp
+		FROM ticks WHERE job = ?1 AND cause = 'tick' AND until >= ?2 AND due < ?3
+	UNION ALL SELECT due, due, 1, ` + ranSQL + `, iif(e.outcome = 'missed', coalesce(
+			(SELECT CAST(trim(reason, char(10)) AS TEXT) FROM outputs WHERE execution = e.id), ''), ''), id
+		FROM executions e WHERE job = ?1 AND cause = 'tick' AND id = grp AND due >= ?2 AND due < ?3)`
 
 // ticks returns rows [start, end) of the ticks of a job that fell due in
 // [from, to), newest first, and the number of all of these rows.
@@ -3820,117 +3713,80 @@ func (s *reader) ticks(job, from, to int64, start, end int) (list []tickRow, tot
 	if err := s.view("SELECT count(*) FROM "+tickTable, args, &total); err != nil {
 		return nil, 0, err
 	}
-	list = []tickRow{}
-	groups := map[int64]int{} // group → place in list
-	err = s.viewEach("SELECT due, until, count, outcome, reason, grp FROM "+tickTable+" ORDER BY due DESC LIMIT ?4 OFFSET ?5", append(args, end-start, start), func(scan scanner) error {
-		var t tickRow
-		err := scan(&t.Due, &t.Until, &t.Count, &t.Outcome, &t.Reason, &t.group)
-		if t.group != 0 {
-			groups[t.group] = len(list)
-		}
-		list = append(list, t)
-		return err
-	})
-	if err != nil || len(groups) == 0 {
-		return list, total, err
+	list, err = rowsOf[tickRow](s.viewEach, "SELECT * FROM "+tickTable+" ORDER BY due DESC LIMIT ?4 OFFSET ?5",
+		append(args, end-start, start)...)
+	if err != nil {
+		return nil, 0, err
 	}
-	err = s.viewEach("SELECT id, grp, node FROM executions WHERE job = ? AND grp IN (SELECT value FROM json_each(?)) ORDER BY id", []any{job, jsonInts(sortedKeys(groups))}, func(scan scanner) error {
-		var id, group int64
-		var node string
-		err := scan(&id, &group, &node)
-		t := &list[groups[group]]
-		t.Started = append(t.Started, executionName(id, node))
-		return err
-	})
+	place := map[int64]int{} // of a group in list
+	for i, t := range list {
+		place[t.group] = i
+	}
+	runs, err := rowsOf[executionRow](s.viewEach, `SELECT * FROM executions
+		WHERE job = ? AND grp IN (SELECT value FROM json_each(?)) ORDER BY id`, job, jsonText(sortedKeys(place)))
+	for _, e := range runs {
+		t := &list[place[e.Group]]
+		t.Started = append(t.Started, executionName(e.ID, e.Node))
+	}
 	return list, total, err
 }
 
 // tickCounts returns how many ticks of a job fell due in [from, to): those
-// kept by themselves, and those of older days that the range touches, day by
+// kept one by one, and those of older days that the range touches, day by
 // day, newest first. A day may have some of both.
 func (s *reader) tickCounts(job, from, to int64) (single tickCount, days []tickCount, err error) {
-	err = s.view("SELECT coalesce(sum(iif(outcome = 'ran', count, 0)), 0), coalesce(sum(iif(outcome = 'late', count, 0)), 0), coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM "+tickTable,
+	err = s.view(`SELECT coalesce(sum(count) FILTER (WHERE outcome = 'ran'), 0),
+		coalesce(sum(count) FILTER (WHERE outcome = 'late'), 0), coalesce(sum(count) FILTER (WHERE outcome = 'skipped'), 0),
+		coalesce(sum(count) FILTER (WHERE outcome = 'missed'), 0) FROM `+tickTable,
 		[]any{job, from, to}, &single.Ran, &single.Late, &single.Skipped, &single.Missed)
 	if err != nil {
 		return single, nil, err
 	}
-	days, err = rowsOf(s.viewEach, `SELECT day, ran, late, skipped, missed FROM tick_days
-		WHERE job = ? AND day >= ? AND day * 86400000000000 < ? ORDER BY day DESC`, []any{job, from / nanosPerDay, to},
-		func(c *tickCount) []any { return []any{&c.Day, &c.Ran, &c.Late, &c.Skipped, &c.Missed} })
+	days, err = rowsOf[tickCount](s.viewEach, `SELECT day, ran, late, skipped, missed FROM tick_days
+		WHERE job = ? AND day >= ? AND day * 86400000000000 < ? ORDER BY day DESC`, job, from/nanosPerDay, to)
 	return single, days, err
 }
 
-// policies returns all policies, by name, those that are built in too.
+// policies returns all policies, by name, with the built-in ones.
 func (s *reader) policies() ([]policy, error) {
-	list := slices.Clone(builtIn)
-	err := s.viewEach("SELECT name, rules FROM policies", nil, func(scan scanner) error {
-		var p policy
-		err := scan(&p.Name, &p.Rules)
-		if _, ok := builtInPolicy(p.Name); !ok { // one of that name may have been stored before there were such
-			list = append(list, p)
-		}
-		return err
-	})
+	list, err := rowsOf[policy](s.viewEach, "SELECT * FROM policies")
+	list = append(list, builtIn...)
 	slices.SortFunc(list, func(a, b policy) int { return cmp.Compare(a.Name, b.Name) })
 	return list, err
 }
 
 // policy returns the policy of that name, or errNoPolicy.
-func (s *reader) policy(name string) (p policy, err error) {
+func (s *reader) policy(name string) (policy, error) {
 	if p, ok := builtInPolicy(name); ok {
 		return p, nil
 	}
-	err = s.view("SELECT name, rules FROM policies WHERE name = ?", []any{name}, &p.Name, &p.Rules)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = errNoPolicy
-	}
-	return p, err
+	list, err := rowsOf[policy](s.viewEach, "SELECT * FROM policies WHERE name = ?", name)
+	return only(list, err, errNoPolicy)
 }
 
-const (
-	tokenColumns = "accessor, hash, name, type, policies, created, expires"
-	managedQuery = "SELECT count(*) FROM tokens WHERE type = ? AND (expires = 0 OR expires > ?)"
-)
+const managedQuery = "SELECT count(*) FROM tokens WHERE type = 'management' AND (expires = 0 OR expires > ?)"
 
-func scanToken(scan scanner) (t token, err error) {
-	var policies string
-	if err := scan(&t.Accessor, &t.Hash, &t.Name, &t.Type, &policies, &t.Created, &t.Expires); err != nil {
-		return token{}, err
-	}
-	return t, json.Unmarshal([]byte(policies), &t.Policies)
-}
-
-// tokens returns all tokens in the order of their making.
+// tokens returns all tokens in the order of their creation.
 func (s *reader) tokens() ([]token, error) {
-	list := []token{}
-	err := s.viewEach("SELECT "+tokenColumns+" FROM tokens ORDER BY created, accessor", nil, func(scan scanner) error {
-		t, err := scanToken(scan)
-		list = append(list, t)
-		return err
-	})
-	return list, err
+	return rowsOf[token](s.viewEach, "SELECT * FROM tokens ORDER BY created, accessor")
 }
 
 // token returns the token of that accessor, or errNoToken.
-func (s *reader) token(accessor string) (token, error) { return s.oneToken("accessor = ?", accessor) }
-
-// tokenByHash returns the token whose secret has that hash, or errNoToken.
-func (s *reader) tokenByHash(hash []byte) (token, error) { return s.oneToken("hash = ?", hash) }
-
-func (s *reader) oneToken(where string, arg any) (token, error) {
-	t, err := scanToken(func(dest ...any) error {
-		return s.view("SELECT "+tokenColumns+" FROM tokens WHERE "+where, []any{arg}, dest...)
-	})
-	if errors.Is(err, sql.ErrNoRows) {
-		err = errNoToken
-	}
-	return t, err
+func (s *reader) token(accessor string) (token, error) {
+	list, err := rowsOf[token](s.viewEach, "SELECT * FROM tokens WHERE accessor = ?", accessor)
+	return only(list, err, errNoToken)
 }
 
-// managed reports whether there is a management token that holds.
+// tokenByHash returns the token whose secret has that hash, or errNoToken.
+func (s *reader) tokenByHash(hash []byte) (token, error) {
+	list, err := rowsOf[token](s.viewEach, "SELECT * FROM tokens WHERE hash = ?", hash)
+	return only(list, err, errNoToken)
+}
+
+// managed reports whether there is a management token that has not expired.
 func (s *store) managed(now int64) (bool, error) {
 	var n int
-	err := s.view(managedQuery, []any{tokenManagement, now}, &n)
+	err := s.view(managedQuery, []any{now}, &n)
 	return n > 0, err
 }
 
@@ -3971,18 +3827,10 @@ func (s *reader) audit(f auditFilter, start, end int) (list iter.Seq2[auditRow, 
 		return nil, 0, 0, err
 	}
 	ids, err := s.ids("SELECT id "+from+" ORDER BY at DESC, id DESC LIMIT ?6 OFFSET ?7", append(args, max(0, end-start), start)...)
-	return inParts(ids, partAudit, s.auditRows), total, older, err
-}
-
-func (s *reader) auditRows(ids []int64) (list []auditRow, err error) {
-	err = s.viewEach("SELECT at, actor, name, address, action, job, object, before, after FROM audit WHERE id IN (SELECT value FROM json_each(?)) ORDER BY at DESC, id DESC",
-		[]any{jsonInts(ids)}, func(scan scanner) error {
-			var r auditRow
-			err := scan(&r.At, &r.Actor, &r.Name, &r.Address, &r.Action, &r.Job, &r.Object, &r.Before, &r.After)
-			list = append(list, r)
-			return err
-		})
-	return list, err
+	return inParts(ids, partAudit, func(ids []int64) ([]auditRow, error) {
+		return rowsOf[auditRow](s.viewEach, `SELECT at, actor, name, address, action, job, object, before, after FROM audit
+			WHERE id IN (SELECT value FROM json_each(?)) ORDER BY at DESC, id DESC`, jsonText(ids))
+	}), total, older, err
 }
 
 // A dayStats counts the executions that ended on one day.
@@ -3998,16 +3846,14 @@ func (s *reader) dailyStats(first, last int64) ([]dayStats, error) {
 	for i := range days {
 		days[i].Day = first + int64(i)
 	}
-	err := s.viewEach("SELECT day, success, failed FROM stats WHERE day BETWEEN ? AND ?", []any{first, last}, func(scan scanner) error {
-		var d dayStats
-		err := scan(&d.Day, &d.Success, &d.Failed)
+	rows, err := rowsOf[dayStats](s.viewEach, "SELECT * FROM stats WHERE day BETWEEN ? AND ?", first, last)
+	for _, d := range rows {
 		days[d.Day-first] = d
-		return err
-	})
+	}
 	return days, err
 }
 
-// meta is what the cluster table says.
+// meta is the row of the cluster table.
 type meta struct {
 	ClusterID    string
 	AppliedIndex uint64
@@ -4017,12 +3863,12 @@ type meta struct {
 	Paused       bool
 }
 
-func (s *store) meta() (m meta, err error) {
-	err = s.view("SELECT id, applied_index, applied_term, voters, timezone, paused FROM cluster", nil, &m.ClusterID, &m.AppliedIndex, &m.AppliedTerm, &m.Voters, &m.Timezone, &m.Paused)
-	return m, err
+func (s *store) meta() (meta, error) {
+	list, err := rowsOf[meta](s.viewEach, "SELECT * FROM cluster")
+	return only(list, err, sql.ErrNoRows)
 }
 
-// saved returns what the protocol must know of the disk when it starts.
+// saved returns what the protocol needs from the disk when it starts.
 func (s *store) saved() (disk saved, err error) {
 	m, err := s.meta()
 	if err != nil {
@@ -4038,25 +3884,19 @@ func (s *store) saved() (disk saved, err error) {
 	if err != nil {
 		return disk, err
 	}
-	err = s.viewEach("SELECT min(idx), term FROM log GROUP BY term ORDER BY term", nil, func(scan scanner) error {
-		var p position
-		err := scan(&p.Index, &p.Term)
-		disk.Terms = append(disk.Terms, p)
-		return err
-	})
+	disk.Terms, err = rowsOf[position](s.viewEach, "SELECT min(idx), term FROM log GROUP BY term ORDER BY term")
 	if err != nil {
 		return disk, err
 	}
-	err = s.viewEach("SELECT idx, data FROM log WHERE kind = ? AND idx > ? ORDER BY idx", []any{int(entryVoters), int64(m.AppliedIndex)}, func(scan scanner) error {
-		var v voterSet
-		var data []byte
-		if err := scan(&v.Index, &data); err != nil {
-			return err
+	changes, err := rowsOf[entry](s.viewEach, "SELECT * FROM log WHERE kind = ? AND idx > ? ORDER BY idx",
+		int(entryVoters), int64(m.AppliedIndex))
+	for _, e := range changes {
+		v := voterSet{Index: e.Index}
+		if v.Voters, err = decodeVoters(e.Data); err != nil {
+			return disk, err
 		}
-		v.Voters, err = decodeVoters(data)
 		disk.Voters = append(disk.Voters, v)
-		return err
-	})
+	}
 	return disk, err
 }
 

@@ -234,7 +234,7 @@ func TestStore_UnfinishedPlan(t *testing.T) {
 	for _, query := range []string{
 		"SELECT e.id" + executionTables + " WHERE e.finished = 0 ORDER BY +e.id",
 		"SELECT min(+id) FROM executions WHERE job = 1 AND finished = 0",
-		"SELECT id FROM jobs WHERE id NOT IN " + fmt.Sprintf(openGroupsSQL, "1"),
+		"SELECT id FROM jobs WHERE id NOT IN " + openGroups("1"),
 		"SELECT count(*) FROM executions WHERE finished = 0",
 	} {
 		var plan []string
