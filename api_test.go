@@ -905,7 +905,7 @@ func FuzzDecodeJob(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_ = j.validate("UTC") // either is fine
+		_ = j.validate("UTC", 0) // either is fine
 		written, err := json.Marshal(j)
 		if err != nil {
 			t.Fatal(err)

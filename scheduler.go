@@ -64,7 +64,7 @@ const (
 	doubtPause    = time.Second           // between questions about executions in doubt
 	startableAge  = 24 * time.Hour        // of an execution that may yet be started: nodes remember what they took for as long
 	firstAnswers  = time.Second / 2       // that a new leader waits for them before it fires
-	officePause   = 50 * time.Millisecond // between tries to take office
+	beginPause    = 50 * time.Millisecond // between tries to begin a term
 	trimPause     = 5 * time.Second       // between looks for what need not be kept
 	reviewPause   = time.Minute           // between looks that read whole tables
 	requestsKept  = 10 * time.Minute      // that a repeated request is recognised
@@ -165,16 +165,6 @@ type job struct {
 	LastError    instant `json:"last_error,omitempty"`
 }
 
-func (j *job) checkRecord(now int64) error {
-	switch {
-	case j.SuccessCount < 0 || j.ErrorCount < 0:
-		return errors.New("success_count, error_count: must not be negative")
-	case j.LastSuccess < 0 || j.LastError < 0 || int64(max(j.LastSuccess, j.LastError)) > now:
-		return errors.New("last_success, last_error: must lie between 1970 and now, or be null")
-	}
-	return nil
-}
-
 func (j *job) dropRecord() { j.SuccessCount, j.ErrorCount, j.LastSuccess, j.LastError = 0, 0, 0, 0 }
 
 // Values of a job's concurrency; empty is allow.
@@ -233,52 +223,45 @@ func (j *job) checkTimes() error {
 	return nil
 }
 
-// validate checks what can be checked without looking at other jobs. zone is
-// the cluster's. The error is one sentence that names the field.
-func (j *job) validate(zone string) error {
+// validate checks what can be checked without looking at other jobs. zone is the cluster's, now the leader's clock. The
+// error is one sentence that names the field.
+func (j *job) validate(zone string, now int64) error {
 	if err := validateName(j.Name); err != nil {
 		return err
 	}
-	switch j.Concurrency {
-	case "", concurrencyAllow, concurrencyForbid:
-	default:
+	switch {
+	case j.Concurrency != "" && j.Concurrency != concurrencyAllow && j.Concurrency != concurrencyForbid:
 		return fmt.Errorf("concurrency: %q must be %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid)
-	}
-	switch j.Delivery {
-	case "", deliveryAtMostOnce, deliveryAtLeastOnce:
-	default:
+	case j.Delivery != "" && j.Delivery != deliveryAtMostOnce && j.Delivery != deliveryAtLeastOnce:
 		return fmt.Errorf("delivery: %q must be %q or %q", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
-	}
-	if j.Retries > retriesMax {
+	case j.Retries > retriesMax:
 		return fmt.Errorf("retries: %d is more than %d", j.Retries, retriesMax)
-	}
-	if j.ParentJob == j.Name {
+	case j.ParentJob == j.Name:
 		return errors.New("parent_job: a job cannot be its own parent")
+	case j.SuccessCount < 0 || j.ErrorCount < 0:
+		return errors.New("success_count, error_count: must not be negative")
+	case j.LastSuccess < 0 || j.LastError < 0 || int64(max(j.LastSuccess, j.LastError)) > now:
+		return errors.New("last_success, last_error: must lie between 1970 and now, or be null")
 	}
 	for _, k := range sortedKeys(j.Tags) {
-		value := j.Tags[k]
-		i := strings.LastIndexByte(value, ':')
-		if n, err := strconv.Atoi(value[i+1:]); i >= 0 && err == nil && n < 1 {
-			return fmt.Errorf("tags.%s: %q ends in a number of nodes below 1, on which nothing would run; write 1 or more, or leave the number out", k, value)
+		if _, n, ok := cutCount(j.Tags[k]); ok && n < 1 {
+			return fmt.Errorf("tags.%s: %q ends in a number of nodes below 1, on which nothing would run; "+
+				"write 1 or more, or leave the number out", k, j.Tags[k])
 		}
 	}
-	if err := cmp.Or(checkHidden(j.ExecutorConfig), j.checkConfigKeys()); err != nil {
-		return err
-	}
-	var err error
-	switch j.Executor {
-	case executorShell:
+	err := cmp.Or(checkHidden(j.ExecutorConfig), j.checkConfigKeys())
+	switch {
+	case err != nil:
+	case j.Executor == executorShell:
 		err = checkShellConfig(j.ExecutorConfig)
-	case executorHTTP:
+	case j.Executor == executorHTTP:
 		err = checkHTTPConfig(j.ExecutorConfig)
 	}
 	if err != nil {
 		return err
 	}
-	if j.Timezone != "" {
-		if _, err := loadZone(j.zone(zone)); err != nil {
-			return fmt.Errorf("timezone: %w", err)
-		}
+	if _, err := loadZone(j.zone(zone)); err != nil {
+		return fmt.Errorf("timezone: %w", err)
 	}
 	if j.Schedule == "" && j.ParentJob != "" {
 		return nil
@@ -581,22 +564,95 @@ type node struct {
 	Name        string
 	Incarnation uint64
 	Tags        map[string]string
-	Overdue     bool // it is late with a heartbeat, or with an answer to orders
+	Overdue     bool // a heartbeat, or an answer to orders, is late
 }
 
 func (n node) target() target { return target{n.Name, n.Incarnation} }
 
-// pick returns the nodes that run a job with these tags, in the order of nodes.
-// All tags must match; a value that ends in ":N" limits how many nodes are taken,
-// and the lowest limit counts: nodes that are overdue come last, then those that
-// m has picked most often so, and of equals chance decides. No tags: every node.
+// target is the process that the execution was given to.
+func (e *executionRow) target() target { return target{e.Node, e.incarnation} }
+
+// cutCount splits a tag's value such as "web:2" into the value and the count.
+func cutCount(value string) (rest string, count int, ok bool) {
+	i := strings.LastIndexByte(value, ':')
+	count, err := strconv.Atoi(value[i+1:])
+	if i < 0 || err != nil {
+		return value, 0, false
+	}
+	return value[:i], count, true
+}
+
+// nodesWanted returns how many nodes a job with these tags runs on at most.
+func nodesWanted(tags map[string]string) int {
+	limit := math.MaxInt
+	for _, value := range tags {
+		if _, n, ok := cutCount(value); ok {
+			limit = min(limit, max(0, n))
+		}
+	}
+	return limit
+}
+
+// matchingNodes returns the nodes that have all the tags, whatever the counts.
+func matchingNodes(tags map[string]string, nodes []node) (matching []node) {
+	for _, n := range nodes {
+		matches := true
+		for k, value := range tags {
+			wanted, _, _ := cutCount(value)
+			got, ok := n.Tags[k]
+			matches = matches && ok && got == wanted
+		}
+		if matches {
+			matching = append(matching, n)
+		}
+	}
+	return matching
+}
+
+// moment is what the leader knows when it decides.
+type moment struct {
+	now          int64
+	since        int64         // start of the time in which it has led and been awake without a gap
+	catchup      time.Duration // age up to which a tick still runs
+	lostAfter    time.Duration // how long a pending retry waits for a node
+	zone         string        // the cluster's
+	nodes        []node        // alive, by name
+	unresponsive []node        // alive, but they did not answer their last orders
+	expected     []node        // on record, but not seen yet
+	startable    int64         // no execution with a lower id is started any more
+	rnd          *rand.Rand
+	picked       map[string]int // node → how often a count chose it
+}
+
+// withRand returns m for a goroutine that owns rnd.
+func (m moment) withRand(rnd *rand.Rand) moment {
+	m.rnd, m.picked = rnd, map[string]int{}
+	return m
+}
+
+// settled reports whether the leader has led for long enough to say that a node which it does not see is not there.
+func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
+
+// byPreference sorts nodes: those that are overdue last, then by how often a count has chosen them, then by chance.
+func (m moment) byPreference(nodes []node) {
+	m.rnd.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	slices.SortStableFunc(nodes, func(a, b node) int {
+		switch {
+		case a.Overdue == b.Overdue:
+			return cmp.Compare(m.picked[a.Name], m.picked[b.Name])
+		case b.Overdue:
+			return -1
+		}
+		return 1
+	})
+}
+
+// pick returns the nodes that run a job with these tags, by name. All tags must match. A value that ends in ":N" limits
+// how many of the matching nodes are taken; the lowest limit counts. Without tags it is every node.
 func (m moment) pick(tags map[string]string) (picked []target) {
-	matching, limit := matchingNodes(tags, m.nodes), nodesWanted(tags)
-	if limit < len(matching) {
-		m.rnd.Shuffle(len(matching), func(i, j int) { matching[i], matching[j] = matching[j], matching[i] })
-		slices.SortStableFunc(matching, func(a, b node) int {
-			return cmp.Or(falseFirst(a.Overdue, b.Overdue), cmp.Compare(m.picked[a.Name], m.picked[b.Name]))
-		})
+	matching := matchingNodes(tags, m.nodes)
+	if limit := nodesWanted(tags); limit < len(matching) {
+		m.byPreference(matching)
 		matching = matching[:limit]
 		slices.SortFunc(matching, func(a, b node) int { return cmp.Compare(a.Name, b.Name) })
 		for _, n := range matching {
@@ -609,114 +665,46 @@ func (m moment) pick(tags map[string]string) (picked []target) {
 	return picked
 }
 
-// nodesWanted returns on how many nodes a job with these tags runs at the most.
-func nodesWanted(tags map[string]string) int {
-	limit := math.MaxInt
-	for _, value := range tags {
-		if _, n, ok := cutCount(value); ok {
-			limit = min(limit, n)
-		}
+// elsewhere returns a process for a run of a job that cannot run where it was to: on another matching node, none of
+// used, if a count leaves a choice; else on the node of that name. ok is false if there is none.
+func (m moment) elsewhere(tags map[string]string, name string, used []string) (to target, ok bool) {
+	matching := matchingNodes(tags, m.nodes)
+	m.byPreference(matching)
+	i := -1
+	if nodesWanted(tags) < math.MaxInt {
+		i = slices.IndexFunc(matching, func(n node) bool { return n.Name != name && !slices.Contains(used, n.Name) })
 	}
-	return limit
-}
-
-// matchingNodes returns the nodes that have all the tags, whatever the limits.
-func matchingNodes(tags map[string]string, nodes []node) []node {
-	wanted := map[string]string{}
-	for k, value := range tags {
-		wanted[k], _, _ = cutCount(value)
-	}
-	var matching []node
-	for _, n := range nodes {
-		if hasTags(n.Tags, wanted) {
-			matching = append(matching, n)
-		}
-	}
-	return matching
-}
-
-func falseFirst(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
-	}
-	return 1
-}
-
-// cutCount splits "web:2" into the value and the count.
-func cutCount(value string) (rest string, count int, ok bool) {
-	i := strings.LastIndexByte(value, ':')
 	if i < 0 {
-		return value, 0, false
+		i = slices.IndexFunc(matching, func(n node) bool { return n.Name == name })
 	}
-	count, err := strconv.Atoi(value[i+1:])
-	if err != nil || count < 0 {
-		return value, 0, false
+	if i < 0 {
+		return target{}, false
 	}
-	return value[:i], count, true
+	return matching[i].target(), true
 }
 
-func hasTags(has, wanted map[string]string) bool {
-	for k, v := range wanted {
-		if got, ok := has[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
-}
-
-// moment is what the leader knows when it decides.
-type moment struct {
-	now       int64
-	since     int64         // from when on it has led and been awake without a gap
-	catchup   time.Duration // how old a tick may be that still runs
-	lostAfter time.Duration // how long a pending retry waits for a node
-	zone      string        // the cluster's
-	nodes     []node
-	mute      []node // live, but they did not answer for their last orders
-	awaited   []node // not seen yet, but they were there before it led
-	startable int64  // no execution with a lower id is started any more
-	rnd       *rand.Rand
-	picked    map[string]int // node → how often a count chose it
-}
-
-// alone returns what m knows for a goroutine of its own, to which rnd belongs.
-func (m moment) alone(rnd *rand.Rand) moment {
-	m.rnd, m.picked = rnd, map[string]int{}
-	return m
-}
-
-// settled reports whether the leader has led for long enough to say that a
-// node which it does not see is not there.
-func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
-
-// choose returns the nodes that run a job with the tags. ok is false if there may
-// soon be more for what is due since then: none is there and the leader has not
-// led for long, or some that were there before have not come yet.
+// choose returns the nodes that run a tick of a job with these tags. ok is false if the tick must wait: nodes that a new
+// leader has on record, or those that did not answer, may be back soon.
 func (m moment) choose(tags map[string]string, due int64) (targets []target, ok bool) {
 	targets = m.pick(tags)
 	switch {
 	case !m.settled():
 		ok = len(targets) > 0 && !m.lacks(tags, targets)
 	case len(targets) == 0:
-		ok = len(matchingNodes(tags, m.mute)) == 0 || m.now-due >= int64(m.catchup)
+		ok = len(matchingNodes(tags, m.unresponsive)) == 0 || m.now-due >= int64(m.catchup)
 	default:
 		ok = true
 	}
 	return targets, ok
 }
 
-// lacks reports whether a node that was there before, and has not come yet, would
-// be among the targets.
+// lacks reports whether a node on record, which a new leader has not seen yet, would be among the targets.
 func (m moment) lacks(tags map[string]string, targets []target) bool {
-	return !m.settled() && len(targets) < nodesWanted(tags) && len(matchingNodes(tags, m.awaited)) > 0
+	return !m.settled() && len(targets) < nodesWanted(tags) && len(matchingNodes(tags, m.expected)) > 0
 }
 
-// plan says what becomes of every tick of a job up to now, oldest first, each
-// with the tick behind it. overlap is why concurrency forbids a run, or "" if it
-// does not. No decisions mean: not now, ask again.
+// plan decides every tick of a job up to now, oldest first; each decision also has the tick that follows. overlap is
+// why concurrency forbids a run, "" if it does not. Without decisions the job must be looked at again later.
 func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 	j, err := r.definition()
 	if err != nil {
@@ -754,13 +742,11 @@ func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 	return list, nil
 }
 
-// noNodeReason is why something does not run where no member has its tags.
+// noNodeReason is why a job does not run if no member has its tags.
 const noNodeReason = "no node has the tags that the job asks for"
 
-// missed splits the ticks of a job up to now: those too old to run, as at most
-// one decision; those that give way to newer ones, as another; and the due
-// times of the newest, which run. A tick of @at is never too old: it has no
-// other.
+// missed splits the ticks of a job up to now: those too old to run, as at most one decision; those that give way to
+// newer ones, as another; and the due times of the newest, which run. The only tick of @at is never too old.
 func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []int64) {
 	s := j.schedule(m.zone)
 	next := r.next
@@ -780,7 +766,8 @@ func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []in
 			continue
 		}
 		if older.Count == 0 {
-			older = decision{Due: due[0], Outcome: outcomeSkipped, Reason: fmt.Sprintf("later ticks were due at the same time, and only the newest %d run", newest)}
+			older = decision{Due: due[0], Outcome: outcomeSkipped,
+				Reason: fmt.Sprintf("later ticks were due at the same time, and only the newest %d run", newest)}
 		}
 		older.Until, older.Count = due[0], older.Count+1
 		due = due[1:]
@@ -792,14 +779,9 @@ func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []in
 }
 
 // end returns the end of the job's window.
-func (j *job) end() int64 {
-	if j.ExpiresAt == 0 {
-		return math.MaxInt64
-	}
-	return int64(j.ExpiresAt)
-}
+func (j *job) end() int64 { return cmp.Or(int64(j.ExpiresAt), math.MaxInt64) }
 
-// outage says why ticks from a time on were missed.
+// outage says why ticks since a time were missed.
 func (m moment) outage(from int64) string {
 	if from >= m.since {
 		return fmt.Sprintf("the leader was more than %s behind", m.catchup)
@@ -807,15 +789,81 @@ func (m moment) outage(from int64) string {
 	return fmt.Sprintf("no leader until %s", timeOf(m.since).Format(time.RFC3339))
 }
 
-// queueItem is something that the leader must look at, at a time.
+// planPending decides a pending row of job r: a retry goes to its node, or to one that its group has not used; a child
+// goes to the nodes that its tags choose. ok is false if the row must wait.
+func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision, ok bool, err error) {
+	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
+	j, err := r.definition()
+	from := max(p.Due, m.since)
+	if p.Due > m.now { // the clock that computed it was ahead; see pendingItem
+		from = m.since + int64(retryWaitMax)
+	}
+	waited := m.now-from > int64(m.lostAfter)
+	switch {
+	case err != nil || p.Cause == causeChildren:
+	case r.Disabled:
+		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
+	case p.Cause == causeRetry:
+		if i := slices.IndexFunc(m.nodes, func(n node) bool { return n.Name == p.Node }); i >= 0 {
+			d.Targets = []target{m.nodes[i].target()}
+		} else if to, ok := m.elsewhere(j.Tags, p.Node, used); ok && m.settled() {
+			d.Targets = []target{to}
+		} else if waited {
+			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the retry waited %s for node %s", m.lostAfter, p.Node)
+		}
+	case m.now > j.end():
+		d.Outcome, d.Reason = outcomeSkipped, "the job's expires_at has passed"
+	default:
+		targets := m.pick(j.Tags)
+		if m.lacks(j.Tags, targets) {
+			return d, false, nil
+		}
+		if d.Targets = targets; len(targets) == 0 && waited {
+			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason)
+		}
+	}
+	return d, p.Cause == causeChildren || len(d.Targets) > 0 || d.Outcome != "", err
+}
+
+// resolve decides an execution in doubt by the answer of its node; r is its job, nil if it was deleted. If the node
+// runs it or holds its result, nothing is to be done. If the process that it was given to does not know it, it never
+// started: again tells to order it once more, unless it is too late for that. If that process is gone, the execution
+// may have begun: it is interrupted, and retries may follow.
+func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRow) (closed report, again bool) {
+	switch {
+	case known[e.ID]:
+		return report{}, false
+	case a.Incarnation != e.incarnation:
+		return m.closing(e, outcomeInterrupted, "interrupted: the belfry process on %s that it was given to has ended\n", e.Node), false
+	case r == nil:
+		return m.closing(e, outcomeInterrupted, "interrupted: the job was deleted before the run began\n"), false
+	case e.ID < m.startable, e.Cause == causeTick && e.Due < m.now-int64(m.catchup) && !m.once(r):
+		return m.closing(e, outcomeMissed, "missed: the order did not reach %s in time\n", e.Node), false
+	}
+	return report{}, true
+}
+
+// closing ends an execution on the leader's word; apply refuses it if another process has got the execution by then.
+func (m moment) closing(e executionRow, outcome, why string, args ...any) report {
+	output := fmt.Appendf(nil, why, args...)
+	return report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: m.now, Outcome: outcome,
+		Reason: len(output), output: output}
+}
+
+// once reports whether a job has a single tick.
+func (m moment) once(r *jobRow) bool {
+	j := job{Name: r.Name, Schedule: r.Schedule, Timezone: r.Timezone}
+	return j.schedule(m.zone).once()
+}
+
+// queueItem is a job or a pending row that the leader must look at, at a time.
 type queueItem struct {
 	at      int64
 	id      int64
 	pending bool // id is of a pending row, else of a job
 }
 
-// A minHeap is a heap for container/heap with the least item on top. moved, if
-// there is one, is told the place that an item has from now on.
+// A minHeap is a heap for container/heap with the least item on top. moved, if set, is told the new place of an item.
 type minHeap[T any] struct {
 	items []T
 	less  func(a, b T) bool
@@ -849,11 +897,11 @@ func (h *minHeap[T]) place(i int) {
 	}
 }
 
-// dueQueue holds each job and pending row once, the earliest on top. An item may
-// be early, never late: what it names is looked up in the store in its time.
+// dueQueue holds each job and pending row at most once, the earliest on top. An item may be early, never late: what is
+// to be done is looked up in the store at that time.
 type dueQueue struct {
 	heap   minHeap[queueItem]
-	places map[queueItem]int // of items, by what they name: at is 0
+	places map[queueItem]int // in heap, by the item without its time
 }
 
 func newDueQueue() *dueQueue {
@@ -866,7 +914,7 @@ func newDueQueue() *dueQueue {
 // name is the item without its time.
 func (i queueItem) name() queueItem { return queueItem{id: i.id, pending: i.pending} }
 
-// set has the item looked at in its time and in no other.
+// set puts an item at its time, wherever it was; never removes it.
 func (q *dueQueue) set(item queueItem) {
 	place, ok := q.places[item.name()]
 	switch {
@@ -881,7 +929,7 @@ func (q *dueQueue) set(item queueItem) {
 	}
 }
 
-// add has the item looked at in its time, if it is not to be earlier.
+// add puts an item at its time unless it is due earlier.
 func (q *dueQueue) add(item queueItem) {
 	if place, ok := q.places[item.name()]; item.at != never && (!ok || item.at < q.heap.items[place].at) {
 		q.set(item)
@@ -941,93 +989,83 @@ func (s *scheduler) coming(from, to time.Time, globs []string, limit int) ([]com
 
 // schedulerConfig is what an operator may choose.
 type schedulerConfig struct {
-	Catchup        time.Duration // how old a missed tick may be that still runs
+	Catchup        time.Duration // age up to which a missed tick still runs
 	ExecutionsKept int           // newest finished executions of a job that are kept
 	AuditKept      time.Duration // age up to which the audit trail is kept
-	AuditKeptBytes int64         // size up to which it is
+	AuditKeptBytes int64         // size up to which the audit trail is kept
 	Timezone       string        // of a new cluster
-	LostAfter      time.Duration // of unanswered questions, after which an execution is lost
+	LostAfter      time.Duration // sum of the unanswered questions about an execution after which it is lost
 }
 
-// A doubt is how long the node of an execution has not answered for it.
-type doubt struct {
-	since   time.Time     // when it was last asked, or the doubt arose
-	silent  time.Duration // the gaps before that, each as at most nodeFailed
-	refused target        // that refused the first try, so that it never started there; zero: none did
-	bound   bool          // that was not the one that it was started for
-}
-
-// scheduler is the leader's side of a server. Its writing methods may be
-// called by anybody at any time and answer errNotLeader where it does not lead.
+// scheduler is the leader's side of a server. Its writing methods may be called by anybody at any time; without
+// leadership they return errNotLeader.
 type scheduler struct {
 	cfg     schedulerConfig
 	store   *store
 	log     *slog.Logger
 	propose func(context.Context, *command) (applied, error)
-	nodes   func() []node                                 // alive, in the order of their names
-	start   func(node string, d dispatch) error           // hands a node its orders
-	ask     func(node string, q question) (answer, error) // what became of executions
-	end     func(node string, k kill) error               // has an execution ended
+	nodes   func() []node                                 // alive, by name
+	start   func(node string, d dispatch) error           // gives a node its orders
+	ask     func(node string, q question) (answer, error) // asks a node what became of executions
+	end     func(node string, k kill) error               // tells a node to end an execution
 	stats   stats
 	now     func() time.Time // the wall clock
-	chance  func() uint64    // seeds of the choice of nodes
+	chance  func() uint64    // seeds of random choices
 
 	startable atomic.Int64 // no execution with a lower id is started any more
+	restored  atomic.Int64 // end of the last restore, or restoreUnderway
 
-	mu        sync.Mutex // guards what follows
-	term      uint64     // that it leads in; 0: it does not
-	number    uint64     // of the last dispatch or question of the term
-	since     int64      // from when on it has led and been awake
-	reached   uint64     // the log index up to which it knows what was applied
-	queue     *dueQueue
-	unread    []int64                // restores whose jobs are to be queued
-	doubts    map[int64]doubt        // unfinished executions that the nodes must be asked about
-	first     map[int64]bool         // executions whose first try is on its way; true: with another process than at first
-	seen      []node                 // the nodes on record, by name
-	asked     []target               // the processes of the nodes when they were asked last
-	mute      map[string]bool        // nodes that were sent orders and did not answer
-	open      map[*dispatch]onItsWay // orders on their way
-	unasked   map[string]bool        // nodes that must be asked even if nothing that they were given is in doubt
-	until     int64                  // when the loop that fires looks at the queue next
-	quiet     bool                   // starts nothing any more
-	restoring bool                   // a restore is under way
-	restored  time.Time              // when the last restore ended
-	poke      chan struct{}          // something earlier is due; holds one
-	refusals  chan struct{}          // a first try was refused; holds one
+	mu           sync.Mutex               // guards what follows
+	term         uint64                   // in which it leads; 0: it does not
+	number       uint64                   // of the last dispatch, question or kill of the term
+	since        int64                    // start of the time in which it has led and been awake
+	reached      uint64                   // log index up to which it knows what was applied
+	queue        *dueQueue                // of this term
+	stale        bool                     // the queue must be read from the store
+	doubts       map[int64]doubt          // by execution
+	expected     []node                   // on record when the term began, by name
+	asked        []target                 // processes of the nodes at the last round of questions
+	unresponsive map[string]bool          // nodes that did not answer their last orders
+	mustAnswer   map[string]bool          // nodes to ask even if none of their executions is in doubt
+	open         map[*dispatch]openOrders // orders without an answer yet
+	until        int64                    // when the fire loop looks at the queue next
+	stopping     bool                     // starts nothing any more
 
-	tasks sync.WaitGroup // what is under way beside the loops, such as orders on their way to a node
-	spawn func(func())   // begins such a task
+	wake     chan struct{} // tells the fire loop that something earlier is due; capacity 1
+	refusals chan struct{} // tells that a first order was refused; capacity 1
+
+	tasks sync.WaitGroup // what runs beside the loops and ends with the term, such as a dispatch
+	spawn func(func())   // starts such a task
 	wait  func(context.Context, time.Duration) error
 }
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
-	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, poke: make(chan struct{}, 1), wait: pause,
-		queue: newDueQueue(), first: map[int64]bool{}, refusals: make(chan struct{}, 1), doubts: map[int64]doubt{},
-		mute: map[string]bool{}, open: map[*dispatch]onItsWay{}, unasked: map[string]bool{}}
+	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, wait: pause,
+		queue: newDueQueue(), doubts: map[int64]doubt{}, unresponsive: map[string]bool{}, mustAnswer: map[string]bool{},
+		open: map[*dispatch]openOrders{}, wake: make(chan struct{}, 1), refusals: make(chan struct{}, 1)}
 	sched.spawn = func(task func()) { go task() }
 	return sched
 }
 
-// lead does the leader's work for one term, until ctx ends. The caller has
-// applied the term's first entry, so that the store is as the last leader left it.
+// lead does the leader's work for one term, until ctx ends. The caller has applied the term's first entry, so the store
+// has everything that earlier leaders committed.
 func (s *scheduler) lead(ctx context.Context, term uint64) error {
 	defer s.tasks.Wait()
-	defer s.leaveOffice()
-	for err := s.takeOffice(ctx, term); err != nil; err = s.takeOffice(ctx, term) {
-		if err = s.excuse(ctx, err); err == nil {
-			err = pause(ctx, officePause)
+	defer s.endTerm()
+	for err := s.beginTerm(ctx, term); err != nil; err = s.beginTerm(ctx, term) {
+		if err = s.fatal(ctx, err); err == nil {
+			err = pause(ctx, beginPause)
 		}
 		if err != nil {
-			return s.excuse(ctx, err)
+			return s.fatal(ctx, err)
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	asked := make(chan struct{})
 	g.Go(func() error { return s.settleDoubts(ctx, asked) })
 	g.Go(func() error {
-		// One round of questions comes first: most answers come at once, and a
-		// run that ended with its process must not pass for an overlap. But a
-		// node that does not answer keeps nobody from firing.
+		// Ask first: most nodes answer at once, and a run that ended with its process must not count as an overlap. But a
+		// node that does not answer must not keep others from running jobs.
 		select {
 		case <-ctx.Done():
 		case <-asked:
@@ -1039,82 +1077,90 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 	return g.Wait()
 }
 
-// takeOffice makes the leader's memory from the store.
-func (s *scheduler) takeOffice(ctx context.Context, term uint64) error {
-	s.mu.Lock()
-	if s.term != term {
-		s.term, s.number, s.first = term, 0, map[int64]bool{}
-	}
-	s.since, s.queue, s.unread, s.doubts, s.asked = s.now().UnixNano(), newDueQueue(), nil, map[int64]doubt{}, nil
-	s.mute, s.unasked = map[string]bool{}, map[string]bool{}
-	s.mu.Unlock()
-	m, err := s.store.meta()
+// beginTerm initializes the leader's state from the store. It may be repeated after an error.
+func (s *scheduler) beginTerm(ctx context.Context, term uint64) error {
+	expected, err := s.store.nodesSeen()
 	if err != nil {
 		return err
 	}
-	if err := s.readNodes(); err != nil {
-		return err
+	s.mu.Lock()
+	if s.term != term {
+		s.term, s.number, s.doubts = term, 0, map[int64]doubt{}
 	}
+	s.since, s.queue, s.stale, s.expected, s.asked = s.now().UnixNano(), newDueQueue(), true, expected, nil
+	s.unresponsive, s.mustAnswer = map[string]bool{}, map[string]bool{}
+	s.mu.Unlock()
 	if err := s.doubtIf(func(executionRow) bool { return true }); err != nil {
 		return err
 	}
-	if m.ClusterID == "" {
-		if err := s.found(ctx); err != nil {
-			return err
-		}
+	m, err := s.store.meta()
+	if err == nil && m.ClusterID == "" {
+		err = s.createCluster(ctx)
 	}
-	if err := s.queueAll(); err != nil {
+	if err != nil {
 		return err
 	}
 	return s.resetFuture(ctx)
 }
 
-// queueAll makes the queue from the store. What is applied meanwhile is queued
-// as well, see took; what was read before that may be early then, but not late.
-func (s *scheduler) queueAll() error {
-	s.mu.Lock()
-	s.queue, s.unread = newDueQueue(), nil
-	s.mu.Unlock()
-	items, err := s.store.armed()
+// createCluster writes the id of a new cluster, on which the servers agreed before they had a leader, into the state.
+func (s *scheduler) createCluster(ctx context.Context) error {
+	own, err := s.store.own()
 	if err != nil {
 		return err
 	}
-	rows, err := s.store.pending()
-	if err != nil {
-		return err
-	}
-	for _, p := range rows {
-		items = append(items, s.pendingItem(p.ID, p.Due))
-	}
-	s.enqueue(items...)
-	return nil
+	return s.decide(ctx, &command{Found: &foundation{ID: own.Cluster, Timezone: s.cfg.Timezone}})
 }
 
-// pendingItem looks at a row when it is due: what lies beyond the longest wait
-// was computed by a wrong clock.
-func (s *scheduler) pendingItem(id, due int64) queueItem {
-	return queueItem{at: min(due, s.now().Add(retryWaitMax).UnixNano()), id: id, pending: true}
+// decide proposes a command of the leader's own.
+func (s *scheduler) decide(ctx context.Context, c *command) error {
+	c.Actor, c.Now = actorScheduler, cmp.Or(c.Now, s.now().UnixNano())
+	_, err := s.propose(ctx, c)
+	return err
 }
 
-// queueRestored queues the jobs of restores.
-func (s *scheduler) queueRestored() error {
+func (s *scheduler) endTerm() {
 	s.mu.Lock()
-	restores := s.unread
-	s.unread = nil
-	s.mu.Unlock()
-	for _, id := range restores {
-		items, err := s.store.restored(id)
-		if err != nil {
-			return err
-		}
-		s.enqueue(items...)
-	}
-	return nil
+	defer s.mu.Unlock()
+	s.term, s.queue, s.stale = 0, newDueQueue(), false
 }
 
-// took has the leader do what follows from what was applied, whoever asked for
-// it and whether or not he still waits. It is called in the order of the log,
-// before those who wait are answered, and waits for nobody.
+// stopFiring lets nothing start any more, although the server still leads: it is about to stop, and what runs must
+// still be recorded.
+func (s *scheduler) stopFiring() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping, s.queue, s.stale = true, newDueQueue(), false
+}
+
+// begin allows a task of this term, which calls tasks.Done at its end, and returns the term with a number larger than
+// all before. ok is false if the term is over.
+func (s *scheduler) begin() (term, number uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.term == 0 {
+		return 0, 0, false
+	}
+	s.number++
+	s.tasks.Add(1)
+	return s.term, s.number, true
+}
+
+// fatal returns err unless it is one of a proposal after which the leader goes on, or another one takes over. A refused
+// command is not fatal: the next leader would fail of it too.
+func (s *scheduler) fatal(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, errNotLeader) || errors.Is(err, errBusy) {
+		return nil
+	}
+	if errors.As(err, new(refusal)) || errors.Is(err, errTooLarge) {
+		s.log.Error("a decision of the leader was refused; please report that", "err", err)
+		return nil
+	}
+	return err
+}
+
+// took does what follows from applied commands, whoever proposed them and whether or not the caller still waits. It is
+// called in the order of the log, before waiting callers get their responses, and does not block.
 func (s *scheduler) took(list ...applied) {
 	if started := s.arm(list); len(started) > 0 {
 		s.spawn(func() {
@@ -1124,25 +1170,20 @@ func (s *scheduler) took(list ...applied) {
 	}
 }
 
-// arm queues what is armed, and returns what is to be dispatched by a task of this
-// term.
+// arm queues what applied commands have armed. It returns the executions that a task of this term must dispatch.
 func (s *scheduler) arm(list []applied) (started []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range list {
 		s.reached = a.Index
-	}
-	if s.term == 0 {
-		return nil
-	}
-	for _, a := range list {
-		for _, ids := range a.Started {
-			for _, id := range ids {
-				s.first[id] = a.Bound
-				started = append(started, id)
-			}
+		if s.term == 0 {
+			continue
 		}
-		if s.quiet {
+		for _, id := range slices.Concat(a.Started...) {
+			s.doubts[id] = doubt{first: true, bound: a.Bound}
+			started = append(started, id)
+		}
+		if s.stopping {
 			continue
 		}
 		for _, item := range a.Armed {
@@ -1151,9 +1192,7 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 			}
 			s.queue.set(item)
 		}
-		if a.Restored != 0 {
-			s.unread = append(s.unread, a.Restored)
-		}
+		s.stale = s.stale || a.Restored
 	}
 	s.wakeLocked()
 	if len(started) > 0 {
@@ -1162,48 +1201,32 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 	return started
 }
 
-// wakeLocked has the loop that fires look at the queue if something is due before
-// it would.
+// pendingItem has a row looked at when it is due: if that is later than the longest wait, the clock that computed it
+// was ahead.
+func (s *scheduler) pendingItem(id, due int64) queueItem {
+	return queueItem{at: min(due, s.now().Add(retryWaitMax).UnixNano()), id: id, pending: true}
+}
+
+// wakeLocked wakes the fire loop if something is due before it would look.
 func (s *scheduler) wakeLocked() {
-	if first, ok := s.queue.first(); len(s.unread) > 0 || ok && first.at < s.until {
-		select {
-		case s.poke <- struct{}{}:
-		default:
-		}
+	if first, ok := s.queue.first(); s.stale || ok && first.at < s.until {
+		notify(s.wake)
 	}
 }
 
-// found writes into the state what cluster this is: the servers have agreed on
-// that before they had a leader.
-func (s *scheduler) found(ctx context.Context) error {
-	own, err := s.store.own()
-	if err != nil {
-		return err
+// notify sends to a channel of capacity 1 unless it is full.
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
-	_, err = s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Found: &foundation{ID: own.Cluster, Timezone: s.cfg.Timezone}})
-	return err
 }
 
-// stopFiring lets nothing start any more, although the leader stays in office:
-// the server is about to stop, and what runs must still be recorded.
-func (s *scheduler) stopFiring() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.quiet = true
-	s.queue, s.unread = newDueQueue(), nil
-}
-
-func (s *scheduler) leaveOffice() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.term, s.queue, s.unread = 0, newDueQueue(), nil
-}
-
-// enqueue has the leader look at something at a time, or earlier if it was to.
+// enqueue puts items into the queue unless they are due earlier.
 func (s *scheduler) enqueue(items ...queueItem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.term == 0 || s.quiet {
+	if s.term == 0 || s.stopping {
 		return
 	}
 	for _, item := range items {
@@ -1212,93 +1235,69 @@ func (s *scheduler) enqueue(items ...queueItem) {
 	s.wakeLocked()
 }
 
-// onItsWay is orders that a node has not answered yet.
-type onItsWay struct {
-	node  string
-	since time.Time
+// readQueue makes the queue from the store if it is stale: in a new term, after a restore, and when the clock was set
+// back. What is applied meanwhile is queued by arm; what was read before that may be early then, but not late.
+func (s *scheduler) readQueue() error {
+	s.mu.Lock()
+	stale := s.stale
+	if stale {
+		s.queue, s.stale = newDueQueue(), false
+	}
+	s.mu.Unlock()
+	if !stale {
+		return nil
+	}
+	items, err := s.store.armed()
+	if err != nil {
+		return err
+	}
+	rows, err := s.store.pending()
+	for _, p := range rows {
+		items = append(items, s.pendingItem(p.ID, p.Due))
+	}
+	s.enqueue(items...)
+	return err
 }
 
-// moment returns what the leader knows now. A node that did not answer for its
-// last orders is not chosen until it has answered a question.
+// openOrders are orders that a node has not answered yet.
+type openOrders struct {
+	node string
+	sent time.Time
+}
+
+// moment returns what the leader knows now. A node that did not answer its last orders gets no others until it has
+// answered a question.
 func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(),
 		startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
-	late := map[string]bool{}
+	overdue, alive := map[string]bool{}, map[string]bool{}
 	for _, o := range s.open {
-		late[o.node] = late[o.node] || s.now().Sub(o.since) > answerOverdue
+		overdue[o.node] = overdue[o.node] || s.now().Sub(o.sent) > answerOverdue
 	}
 	for _, n := range s.nodes() {
-		n.Overdue = n.Overdue || late[n.Name]
-		if s.mute[n.Name] {
-			m.mute = append(m.mute, n)
+		alive[n.Name] = true
+		n.Overdue = n.Overdue || overdue[n.Name]
+		if s.unresponsive[n.Name] {
+			m.unresponsive = append(m.unresponsive, n)
 		} else {
 			m.nodes = append(m.nodes, n)
 		}
 	}
-	if !m.settled() {
-		for _, n := range s.seen {
-			same := func(other node) bool { return other.Name == n.Name }
-			if !slices.ContainsFunc(m.nodes, same) && !slices.ContainsFunc(m.mute, same) {
-				m.awaited = append(m.awaited, n)
-			}
+	for _, n := range s.expected {
+		if !m.settled() && !alive[n.Name] {
+			m.expected = append(m.expected, n)
 		}
 	}
 	return m
 }
 
-// readNodes reads which nodes are on record.
-func (s *scheduler) readNodes() error {
-	seen, err := s.store.nodesSeen()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.seen = seen
-	return err
-}
-
-// recordNodes puts on record which nodes are there, for the next leader. One that is
-// not there has gone once it counts as failed.
-func (s *scheduler) recordNodes(ctx context.Context) error {
-	there := s.nodes()
-	settled := s.moment().settled()
-	s.mu.Lock()
-	seen := s.seen
-	s.mu.Unlock()
-	var changes []nodeSeen
-	for _, n := range there {
-		same := func(old node) bool { return old.Name == n.Name && maps.Equal(old.Tags, n.Tags) }
-		if !slices.ContainsFunc(seen, same) {
-			changes = append(changes, nodeSeen{Name: n.Name, Tags: n.Tags})
-		}
-	}
-	for _, n := range seen {
-		same := func(other node) bool { return other.Name == n.Name }
-		if settled && !slices.ContainsFunc(there, same) {
-			changes = append(changes, nodeSeen{Name: n.Name, Gone: true})
-		}
-	}
-	begin, size := 0, 0
-	for i, n := range changes {
-		if size += recordBytes(&record{Tags: n.Tags}); size <= sliceBytes && i+1 < len(changes) {
-			continue
-		}
-		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Nodes: changes[begin : i+1]}); err != nil {
-			return err
-		}
-		begin, size = i+1, 0
-	}
-	if len(changes) > 0 {
-		return s.readNodes()
-	}
-	return nil
-}
-
-// newRand returns a source of chance for one goroutine.
+// newRand returns a source of random numbers for one goroutine.
 func (s *scheduler) newRand() *rand.Rand { return rand.New(rand.NewPCG(s.chance(), s.chance())) }
 
-// fireLoop waits for the earliest item and fires all that are due. It looks at
-// the clock each tickSlack: a gap is time in which nobody fired.
+// fireLoop waits for the earliest item and fires all that are due. It looks at the clock every tickSlack: a longer gap
+// is time in which nobody fired.
 func (s *scheduler) fireLoop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -1306,11 +1305,11 @@ func (s *scheduler) fireLoop(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-s.poke:
+		case <-s.wake:
 		case <-timer.C:
 		}
 		woke := s.now()
-		if err := s.noticeGap(ctx, slept, woke); err != nil {
+		if err := s.fatal(ctx, s.noticeGap(ctx, slept, woke)); err != nil {
 			return err
 		}
 		wait, err := s.fireDue(ctx)
@@ -1319,16 +1318,14 @@ func (s *scheduler) fireLoop(ctx context.Context) error {
 		}
 		timer.Reset(wait)
 		if slept = s.now(); slept.Round(0).Before(woke.Round(0)) || stoodStill(woke, slept, nodeFailed) > 0 {
-			slept = woke // set back, or not awake, while it fired, which is noticed as if it had slept
+			slept = woke // the clock was set back, or the process suspended, while it fired: treated as if it had slept
 		}
 	}
 }
 
-// noticeGap starts the leader's time in office anew if it slept for longer
-// than it meant to, by the monotonic or by the wall clock, whichever went on:
-// a suspended machine stops the first, a stopped process neither. A wall clock
-// that went back is the end of a wrong one: what that had carried into the future
-// is brought back, and what was to be looked at by it is looked at anew.
+// noticeGap resets since if the leader slept for longer than it meant to, by the monotonic or by the wall clock: a
+// suspended machine stops the first, a stopped process neither. If the wall clock was set back, it had been ahead: the
+// jobs that it carried into the future are reset, and the queue is read anew.
 func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error {
 	wall := woke.Round(0).Sub(slept.Round(0))
 	gap := max(woke.Sub(slept), wall)
@@ -1337,36 +1334,33 @@ func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error 
 	}
 	s.mu.Lock()
 	s.since = woke.UnixNano()
+	s.stale = s.stale || wall < 0 && !s.stopping
 	s.mu.Unlock()
 	if wall >= 0 {
 		s.log.Warn("the leader was not awake; ticks that fell due meanwhile are caught up", "gap", gap)
 		return nil
 	}
 	s.log.Warn("the clock was set back", "by", -wall)
-	if err := s.queueAll(); err != nil {
-		return err
-	}
-	return s.excuse(ctx, s.resetFuture(ctx))
+	return s.resetFuture(ctx)
 }
 
-// fireDue decides and starts all that is due, and returns how long nothing
-// more is: from the moment that it has done so, however long that took.
+// fireDue decides and starts all that is due, and returns how long from then on nothing more is.
 func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
-	if err := s.queueRestored(); err != nil {
+	if err := s.readQueue(); err != nil {
 		return 0, err
 	}
 	m := s.moment()
 	jobs, pending := s.popDue(m.now)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(decidesMax)
-	for ids := range slices.Chunk(jobs, ticksMax) {
-		m := m.alone(s.newRand())
-		g.Go(func() error { return s.fireTicks(ctx, m, ids) })
+	fire := func(ids []int64, decide func(context.Context, moment, []int64) error) {
+		for ids := range slices.Chunk(ids, ticksMax) {
+			m := m.withRand(s.newRand())
+			g.Go(func() error { return decide(ctx, m, ids) })
+		}
 	}
-	for ids := range slices.Chunk(pending, ticksMax) {
-		m := m.alone(s.newRand())
-		g.Go(func() error { return s.firePending(ctx, m, ids) })
-	}
+	fire(jobs, s.fireTicks)
+	fire(pending, s.firePending)
 	err := g.Wait()
 	return s.untilDue(), err
 }
@@ -1375,11 +1369,11 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 func (s *scheduler) untilDue() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, wait := s.now(), tickSlack // one look at the clock: by a second one the first item would be due before until, for ever
+	now, wait := s.now(), tickSlack // the clock is read once: else the first item might be due before until for ever
 	if first, ok := s.queue.first(); ok {
 		wait = min(wait, timeOf(first.at).Sub(now))
 	}
-	if len(s.unread) > 0 {
+	if s.stale {
 		wait = 0
 	}
 	s.until = now.Add(wait).UnixNano()
@@ -1402,6 +1396,17 @@ func (s *scheduler) popDue(now int64) (jobs, pending []int64) {
 	return jobs, pending
 }
 
+// lag returns how long the earliest due item has been waiting, 0 if none is due.
+func (s *scheduler) lag(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first, ok := s.queue.first()
+	if !ok {
+		return 0
+	}
+	return max(0, now.Sub(timeOf(first.at)))
+}
+
 // fireTicks decides the due ticks of jobs.
 func (s *scheduler) fireTicks(ctx context.Context, m moment, ids []int64) error {
 	rows, err := s.store.jobsByID(ids)
@@ -1419,7 +1424,7 @@ func (s *scheduler) fireTicks(ctx context.Context, m moment, ids []int64) error 
 	return s.consume(ctx, m, list)
 }
 
-// planJob plans a job that is due, or finds that it is not: its item was early.
+// planJob plans a job, or queues it again if its item was early.
 func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 	if r.Disabled || r.ParentJob != "" {
 		return nil, nil
@@ -1446,31 +1451,91 @@ func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 	return ds, err
 }
 
-// silence says since when the node of an execution has not answered for it, or empty
-// if it is not in doubt.
+// silence says how long the node of an execution has not answered for it, "" if it has.
 func (s *scheduler) silence(execution int64) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d, ok := s.doubts[execution]
-	if !ok || d.silent == 0 {
+	silent := s.doubts[execution].silent
+	if silent == 0 {
 		return ""
 	}
-	return fmt.Sprintf(", whose node has not answered for %s", d.silent.Round(time.Second))
+	return fmt.Sprintf(", whose node has not answered for %s", silent.Round(time.Second))
 }
 
-// consume proposes what becomes of causes, in as many commands as it takes. What
-// comes of it is dispatched when it is applied, see took.
-func (s *scheduler) consume(ctx context.Context, m moment, list []decision) error {
-	for len(list) > 0 {
-		n, targets := 0, 0
-		for n < min(len(list), ticksMax) && (n == 0 || targets+len(list[n].Targets) <= targetsMax) {
-			targets += len(list[n].Targets)
-			n++
+// firePending decides pending rows.
+func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) error {
+	rows, err := s.store.pendingByID(ids)
+	if err != nil {
+		return err
+	}
+	jobs, err := jobsOf(s.store, rows, func(p pendingRow) int64 { return p.JobID })
+	if err != nil {
+		return err
+	}
+	var list []decision
+	for _, p := range rows {
+		if jobs[p.JobID] == nil {
+			continue // the job was deleted, and its pending rows with it
 		}
-		if err := s.consumePart(ctx, m, list[:n]); err != nil {
+		used, err := s.store.groupNodes(p.Group)
+		if err != nil {
 			return err
 		}
-		list = list[n:]
+		d, ok, err := m.planPending(p, jobs[p.JobID], used)
+		switch {
+		case err != nil:
+			return err
+		case !ok:
+			s.enqueue(d.item(m.now + int64(tickSlack)))
+		default:
+			list = append(list, d)
+		}
+	}
+	return s.consume(ctx, m, list)
+}
+
+// jobsOf returns the jobs of rows by their ids, without those that were deleted.
+func jobsOf[T any](s *store, rows []T, jobOf func(T) int64) (map[int64]*jobRow, error) {
+	ids := map[int64]bool{}
+	for _, r := range rows {
+		ids[jobOf(r)] = true
+	}
+	jobs, err := s.jobsByID(sortedKeys(ids))
+	byID := make(map[int64]*jobRow, len(jobs))
+	for _, r := range jobs {
+		byID[r.version.ID] = r
+	}
+	return byID, err
+}
+
+// batches splits a list so that no batch has more than maxItems items, nor more than one item where the sum of their sizes
+// is larger than maxSize.
+func batches[T any](list []T, maxItems, maxSize int, size func(*T) int) iter.Seq[[]T] {
+	return func(yield func([]T) bool) {
+		begin, sum := 0, 0
+		for i := range list {
+			n := size(&list[i])
+			if i > begin && (i-begin == maxItems || sum+n > maxSize) {
+				if !yield(list[begin:i]) {
+					return
+				}
+				begin, sum = i, 0
+			}
+			sum += n
+		}
+		if begin < len(list) {
+			yield(list[begin:])
+		}
+	}
+}
+
+// consume proposes decisions in as many commands as it takes. The runs are dispatched when the commands are applied;
+// see took.
+func (s *scheduler) consume(ctx context.Context, m moment, list []decision) error {
+	for part := range batches(list, ticksMax, targetsMax, func(d *decision) int { return len(d.Targets) }) {
+		if err := s.consumePart(ctx, m, part); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -1484,8 +1549,8 @@ func (s *scheduler) consumePart(ctx context.Context, m moment, list []decision) 
 		return s.consumePart(ctx, m, list[half:])
 	}
 	for i, d := range list {
-		// One that was not accepted finds its job changed, or was not committed for
-		// now: look again. If it was committed after all, nothing is due then.
+		// A decision is refused if its job has changed, or its fate is unknown: look again. If it was committed after all,
+		// nothing is due by then.
 		switch {
 		case err != nil:
 			s.enqueue(d.item(m.now + int64(tickSlack)))
@@ -1495,10 +1560,10 @@ func (s *scheduler) consumePart(ctx context.Context, m moment, list []decision) 
 			s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
 		}
 	}
-	return s.excuse(ctx, err)
+	return s.fatal(ctx, err)
 }
 
-// item has the leader look at what the decision is about.
+// item is the queue item of the decision's cause.
 func (d *decision) item(at int64) queueItem {
 	if d.Pending != 0 {
 		return queueItem{at: at, id: d.Pending, pending: true}
@@ -1506,8 +1571,7 @@ func (d *decision) item(at int64) queueItem {
 	return queueItem{at: at, id: d.Job}
 }
 
-// became returns the outcome of a tick whose decision was accepted. A run that
-// apply did not start was forbidden by then.
+// became returns the outcome of a tick whose decision was accepted. A run that did not start was forbidden by then.
 func (d decision) became(started bool) string {
 	switch {
 	case started && d.Late:
@@ -1518,53 +1582,17 @@ func (d decision) became(started bool) string {
 	return cmp.Or(d.Outcome, outcomeSkipped)
 }
 
-// lag returns how long the earliest due tick has been waiting, 0 if none is due.
-func (s *scheduler) lag(now time.Time) time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	first, ok := s.queue.first()
-	if !ok {
-		return 0
-	}
-	return max(0, now.Sub(timeOf(first.at)))
-}
-
-// jobsByKey returns the rows by the ids of the jobs.
-func jobsByKey(rows []*jobRow) map[int64]*jobRow {
-	m := make(map[int64]*jobRow, len(rows))
-	for _, r := range rows {
-		m[r.version.ID] = r
-	}
-	return m
-}
-
-// excuse returns nil for errors of a proposal after which the leader goes on,
-// or another one takes over. A command that is refused is not for another leader
-// to fail of too.
-func (s *scheduler) excuse(ctx context.Context, err error) error {
-	if ctx.Err() != nil || errors.Is(err, errNotLeader) || errors.Is(err, errBusy) {
-		return nil
-	}
-	if errors.As(err, new(refusal)) || errors.Is(err, errTooLarge) {
-		s.log.Error("what the leader decided was refused; please report that", "err", err)
-		return nil
-	}
-	return err
-}
-
-// dispatch hands the nodes executions that apply started or bound, or with again
-// those that surely never started, each to the process that it is with: one that
-// came after that has nothing to do with it. It does not wait for the answers. What
-// was accepted only when its decision lay before the catch-up window, because this
-// server stood still, is told nobody: the nodes are asked, and what they do not run
-// comes to what it would have, had it been looked at now.
+// dispatch gives the nodes the orders for executions that apply started or bound, or, with again, for those that surely
+// never started. Each order is for the process that its execution was given to, not for a later one of the node. It
+// does not wait for answers. If this server stood still between a decision and its acceptance, until the catch-up
+// window had passed, nothing is ordered: the execution is in doubt, and resolve decides as if its tick were planned now.
 func (s *scheduler) dispatch(ids []int64, again bool) {
 	if len(ids) == 0 {
 		return
 	}
 	orders, err := s.orders(ids, again)
 	if err != nil {
-		s.log.Error("cannot read what was started; its nodes are asked", "err", err)
+		s.log.Error("started executions cannot be read; their nodes are asked", "err", err)
 		s.doubt(ids)
 		return
 	}
@@ -1572,14 +1600,15 @@ func (s *scheduler) dispatch(ids []int64, again bool) {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Incarnation, b.Incarnation))
 	}
 	for _, t := range slices.SortedFunc(maps.Keys(orders), byNode) {
-		for part := range parcels(orders[t]) {
+		// No part is too large for a request: a node would refuse it for ever.
+		for part := range batches(orders[t], math.MaxInt, dispatchBytes, (*order).size) {
 			d := &dispatch{Incarnation: t.Incarnation, Startable: s.startable.Load(), Orders: part}
 			var ok bool
 			if d.Term, d.Number, ok = s.begin(); !ok {
-				return // the next leader finds the rest unfinished, and asks
+				return // the next leader finds the executions unfinished, and asks
 			}
 			s.mu.Lock()
-			s.open[d] = onItsWay{t.Node, s.now()}
+			s.open[d] = openOrders{t.Node, s.now()}
 			s.mu.Unlock()
 			s.spawn(func() {
 				defer s.tasks.Done()
@@ -1589,24 +1618,19 @@ func (s *scheduler) dispatch(ids []int64, again bool) {
 	}
 }
 
-// orders are what the nodes are told of executions that have not ended.
+// orders returns what the nodes are told of unfinished executions.
 func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) {
 	rows, err := s.store.unfinishedByID(ids)
 	if err != nil {
 		return nil, err
 	}
-	jobIDs := make([]int64, len(rows))
-	for i, e := range rows {
-		jobIDs[i] = e.JobID
-	}
-	slices.Sort(jobIDs)
-	jobs, err := s.store.jobsByID(slices.Compact(jobIDs))
+	jobs, err := jobsOf(s.store, rows, executionRow.job)
 	if err != nil {
 		return nil, err
 	}
-	defs := make(map[int64]job, len(jobs))
-	for _, r := range jobs {
-		if defs[r.version.ID], err = r.definition(); err != nil {
+	defs := map[int64]job{}
+	for id, r := range jobs {
+		if defs[id], err = r.definition(); err != nil {
 			return nil, err
 		}
 	}
@@ -1617,36 +1641,16 @@ func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) 
 			s.doubt([]int64{e.ID})
 			continue
 		}
-		to := target{e.Node, e.incarnation}
-		orders[to] = append(orders[to], order{Execution: e.ID, Job: j.Name, Group: e.Group, Attempt: e.Attempt,
+		orders[e.target()] = append(orders[e.target()], order{Execution: e.ID, Job: j.Name, Group: e.Group, Attempt: e.Attempt,
 			ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig, Processors: j.Processors})
 	}
 	return orders, nil
 }
 
-// parcels yields orders in parts that a node takes in one request: of what it
-// must refuse for its size nothing would ever start.
-func parcels(orders []order) iter.Seq[[]order] {
-	return func(yield func([]order) bool) {
-		begin, size := 0, 0
-		for i := range orders {
-			n := orders[i].size()
-			if size+n > dispatchBytes && i > begin {
-				if !yield(orders[begin:i]) {
-					return
-				}
-				begin, size = i, 0
-			}
-			size += n
-		}
-		if begin < len(orders) {
-			yield(orders[begin:])
-		}
-	}
-}
+// job is the id of the execution's job.
+func (e executionRow) job() int64 { return e.JobID }
 
-// size is about what an order takes in a request, if nothing in it must be
-// escaped.
+// size is about what an order takes in a request, if nothing in it must be escaped.
 func (o *order) size() int {
 	n := orderBytes + len(o.Job) + len(o.Executor)
 	count := func(m map[string]string) {
@@ -1662,9 +1666,8 @@ func (o *order) size() int {
 	return n
 }
 
-// send hands one node its orders. What was refused at the first try that anybody can
-// have made never started, and is bound to another process, see bindRefused; what
-// nobody can tell about is left in doubt.
+// send gives a process its orders. If it refuses the first order for an execution that anybody can have sent, the
+// execution never started, and rebind gives it to another process. Without an answer the execution is in doubt.
 func (s *scheduler) send(t target, d *dispatch) {
 	err := s.start(t.Node, *d)
 	if err != nil {
@@ -1675,234 +1678,59 @@ func (s *scheduler) send(t target, d *dispatch) {
 	defer s.mu.Unlock()
 	delete(s.open, d)
 	if err != nil && (!errors.Is(err, errRefused) || errors.Is(err, errNoConnection)) {
-		s.mute[t.Node] = true
+		s.unresponsive[t.Node] = true
 	}
 	for _, o := range d.Orders {
-		bound, first := s.first[o.Execution]
-		delete(s.first, o.Execution)
-		doubt, ok := s.doubts[o.Execution]
-		if err == nil {
+		doubt := s.doubts[o.Execution]
+		switch {
+		case err == nil && doubt.since.IsZero():
+			delete(s.doubts, o.Execution)
 			continue
-		}
-		if !ok {
-			doubt.since = s.now()
-		}
-		doubt.refused, doubt.bound = target{}, bound // another process may have refused it before
-		if refused && first {
+		case refused && doubt.first:
 			doubt.refused = t
+		}
+		doubt.first = false
+		if doubt.since.IsZero() {
+			doubt.since = s.now()
 		}
 		s.doubts[o.Execution] = doubt
 	}
 	if refused {
-		select {
-		case s.refusals <- struct{}{}:
-		default:
-		}
+		notify(s.refusals)
 	}
 }
 
-// doubt has the nodes asked what became of executions of which no order is on its way.
-func (s *scheduler) doubt(ids []int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, id := range ids {
-		delete(s.first, id)
-		if _, ok := s.doubts[id]; !ok {
-			s.doubts[id] = doubt{since: s.now()}
-		}
-	}
-}
-
-// processGone reports whether a refusal says that the process which the orders
-// were for takes none any more. Another one will take them when they are sent
-// again: a later question or leader had overtaken them, or the queue was full.
+// processGone reports whether a refusal says that the process which the orders were for takes none any more. With other
+// refusals it may take them when they are sent again: a later question or leader had overtaken them, or its queue was
+// full.
 func processGone(err error) bool {
 	return !errors.Is(err, errStaleTerm) && !errors.Is(err, errStaleNumber) && !errors.Is(err, errQueueFull)
 }
 
-// bindRefused gives executions whose first try was refused to another node if a
-// count chose this one, else to the node's new process; where neither is there,
-// they are missed. Only who asks the nodes calls it, so that no order that the
-// answers ask for is given beside it.
-func (s *scheduler) bindRefused(ctx context.Context) error {
-	refused := map[int64]doubt{}
-	s.mu.Lock()
-	for id, d := range s.doubts {
-		if d.refused != (target{}) {
-			refused[id] = d
-		}
-	}
-	s.mu.Unlock()
-	if len(refused) == 0 {
-		return nil
-	}
-	rows, err := s.store.unfinishedByID(sortedKeys(refused))
-	if err != nil {
-		return err
-	}
-	m := s.moment()
-	var moves []binding
-	var gone []report
-	for _, e := range rows {
-		d := refused[e.ID]
-		if d.refused != (target{e.Node, e.incarnation}) {
-			continue
-		}
-		to, ok, err := s.otherTarget(m, e)
-		if err != nil {
-			return err
-		}
-		if ok && !d.bound {
-			moves = append(moves, binding{Execution: e.ID, Incarnation: e.incarnation, To: to})
-		} else {
-			gone = append(gone, m.closing(e, outcomeMissed, "missed: %s did not take the order, and no other node could\n", e.Node))
-		}
-	}
-	if err := s.finish(ctx, gone); err != nil || len(moves) == 0 {
-		return err
-	}
-	for part := range slices.Chunk(moves, ticksMax) {
-		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Bind: part}); err != nil {
-			return err
-		}
-	}
-	return nil
+// A doubt is about an unfinished execution of which the leader does not know whether it runs.
+type doubt struct {
+	since   time.Time     // of the last question, or of the doubt; zero: there is none yet
+	silent  time.Duration // sum of the gaps before that, each as at most nodeFailed
+	first   bool          // the first order to this process, accepted in this term, is on its way
+	bound   bool          // this is not the process that it was started for
+	refused target        // the process that refused the first order, so that the execution never started there
 }
 
-// otherTarget returns where an execution goes that its process did not take.
-func (s *scheduler) otherTarget(m moment, e executionRow) (to target, ok bool, err error) {
-	rows, err := s.store.jobsByID([]int64{e.JobID})
-	if err != nil || len(rows) == 0 {
-		return target{}, false, err // deleted meanwhile, which must not hold up the others
-	}
-	j, err := rows[0].definition()
-	if err != nil {
-		return target{}, false, err
-	}
-	used, err := s.store.groupNodes(e.Group)
-	if err != nil {
-		return target{}, false, err
-	}
-	to, ok = m.elsewhere(&j, e.Node, used)
-	return to, ok && to != target{e.Node, e.incarnation}, nil
-}
-
-// elsewhere returns another matching node for a run of j, none of used, if a
-// count of its tags leaves a choice; else the same node, if it is there.
-func (m moment) elsewhere(j *job, name string, used []string) (target, bool) {
-	var same, others []node
-	for _, n := range matchingNodes(j.Tags, m.nodes) {
-		switch {
-		case n.Name == name:
-			same = append(same, n)
-		case nodesWanted(j.Tags) < math.MaxInt && !slices.Contains(used, n.Name):
-			others = append(others, n)
-		}
-	}
-	m.rnd.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
-	slices.SortStableFunc(others, func(a, b node) int { return falseFirst(a.Overdue, b.Overdue) })
-	for _, n := range append(others, same...) {
-		return n.target(), true
-	}
-	return target{}, false
-}
-
-// begin is nextNumber for a task that the office waits for, which calls
-// tasks.Done at its end. ok is false when the office is over.
-func (s *scheduler) begin() (term, number uint64, ok bool) {
+// doubt puts executions in doubt none of whose orders is on its way.
+func (s *scheduler) doubt(ids []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.term == 0 {
-		return 0, 0, false
+	for _, id := range ids {
+		d := s.doubts[id]
+		d.first = false
+		if d.since.IsZero() {
+			d.since = s.now()
+		}
+		s.doubts[id] = d
 	}
-	s.number++
-	s.tasks.Add(1)
-	return s.term, s.number, true
 }
 
-// nextNumber returns the term and a number larger than all before in it.
-func (s *scheduler) nextNumber() (term, number uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.number++
-	return s.term, s.number
-}
-
-// firePending decides what becomes of pending rows.
-func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) error {
-	rows, err := s.store.pendingByID(ids)
-	if err != nil {
-		return err
-	}
-	jobIDs := make([]int64, len(rows))
-	for i, p := range rows {
-		jobIDs[i] = p.JobID
-	}
-	jobs, err := s.store.jobsByID(jobIDs)
-	if err != nil {
-		return err
-	}
-	byID := jobsByKey(jobs)
-	var list []decision
-	for _, p := range rows {
-		if byID[p.JobID] == nil {
-			continue // the job was deleted, and its pending rows with it
-		}
-		used, err := s.store.groupNodes(p.Group)
-		if err != nil {
-			return err
-		}
-		d, ok, err := m.planPending(p, byID[p.JobID], used)
-		switch {
-		case err != nil:
-			return err
-		case !ok:
-			s.enqueue(d.item(m.now + int64(tickSlack)))
-		default:
-			list = append(list, d)
-		}
-	}
-	return s.consume(ctx, m, list)
-}
-
-// planPending says what becomes of a pending row: a retry goes to its node, or
-// to another that its group has not used, a child to the nodes that its tags
-// choose. ok is false if it is not to be decided now.
-func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision, ok bool, err error) {
-	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
-	j, err := r.definition()
-	from := max(p.Due, m.since)
-	if p.Due > m.now { // computed by a clock ahead of this one; see pendingItem
-		from = m.since + int64(retryWaitMax)
-	}
-	waited := m.now-from > int64(m.lostAfter)
-	switch {
-	case err != nil || p.Cause == causeChildren:
-	case r.Disabled:
-		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
-	case p.Cause == causeRetry:
-		if i := slices.IndexFunc(m.nodes, func(n node) bool { return n.Name == p.Node }); i >= 0 {
-			d.Targets = []target{m.nodes[i].target()}
-		} else if to, ok := m.elsewhere(&j, p.Node, used); ok && m.settled() {
-			d.Targets = []target{to}
-		} else if waited {
-			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the retry waited %s for node %s", m.lostAfter, p.Node)
-		}
-	case m.now > j.end():
-		d.Outcome, d.Reason = outcomeSkipped, "the job's expires_at has passed"
-	default:
-		targets := m.pick(j.Tags)
-		if m.lacks(j.Tags, targets) {
-			return d, false, nil
-		}
-		if d.Targets = targets; len(targets) == 0 && waited {
-			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason)
-		}
-	}
-	return d, p.Cause == causeChildren || len(d.Targets) > 0 || d.Outcome != "", err
-}
-
-// doubtIf puts in doubt what is unfinished and for which bad holds.
+// doubtIf puts in doubt the unfinished executions for which bad holds.
 func (s *scheduler) doubtIf(bad func(executionRow) bool) error {
 	rows, err := s.store.unfinishedExecutions()
 	if err != nil {
@@ -1911,75 +1739,52 @@ func (s *scheduler) doubtIf(bad func(executionRow) bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range rows {
-		if _, ok := s.doubts[e.ID]; !ok && bad(e) {
-			s.doubts[e.ID] = doubt{since: s.now()}
+		if d := s.doubts[e.ID]; d.since.IsZero() && bad(e) {
+			d.since = s.now()
+			s.doubts[e.ID] = d
 		}
 	}
 	return nil
 }
 
-// doubtOld puts in doubt what has not ended for long, so that nothing runs for
-// ever in the books alone.
+// doubtOld puts in doubt what has been unfinished for long, so that no record stays unfinished for ever.
 func (s *scheduler) doubtOld(now time.Time) error {
 	return s.doubtIf(func(e executionRow) bool { return now.UnixNano()-e.Started > int64(reviewPause) })
 }
 
-// doubtOthers looks whether other processes of nodes are there than before. It
-// puts in doubt what was given to those that are not there any more, and has
-// the new ones asked: one of them may run what was ended by hand meanwhile.
+// doubtOthers compares the processes of the nodes with those of the last round. It puts in doubt what was given to
+// processes that are gone, and has new ones asked: they may run what was closed by hand meanwhile.
 func (s *scheduler) doubtOthers() error {
-	var there []target
+	var alive []target
 	for _, n := range s.nodes() {
-		there = append(there, target{n.Name, n.Incarnation})
+		alive = append(alive, n.target())
 	}
 	s.mu.Lock()
-	same := slices.Equal(s.asked, there)
-	for _, t := range there {
+	same := slices.Equal(s.asked, alive)
+	for _, t := range alive {
 		if !slices.Contains(s.asked, t) {
-			s.unasked[t.Node] = true
+			s.mustAnswer[t.Node] = true
 		}
 	}
-	s.asked = there
+	s.asked = alive
 	s.mu.Unlock()
 	if same {
 		return nil
 	}
-	return s.doubtIf(func(e executionRow) bool { return !slices.Contains(there, target{e.Node, e.incarnation}) })
+	return s.doubtIf(func(e executionRow) bool { return !slices.Contains(alive, e.target()) })
 }
 
-// toAsk returns the nodes that have something in doubt, and the live ones that
-// must be asked beside them, in order. A mute one is asked until it answers, or it would not be
-// chosen any more.
-func (s *scheduler) toAsk(doubts map[string][]executionRow) []string {
-	names := map[string]bool{}
-	for name := range doubts {
-		names[name] = true
-	}
-	nodes := s.nodes()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, n := range nodes {
-		if s.unasked[n.Name] || s.mute[n.Name] {
-			names[n.Name] = true
-		}
-	}
-	for name := range names {
-		delete(s.unasked, name)
-	}
-	return sortedKeys(names)
-}
-
-// mustAsk has nodes asked, whatever is in doubt.
+// mustAsk has nodes asked in the next round.
 func (s *scheduler) mustAsk(names ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, name := range names {
-		s.unasked[name] = true
+		s.mustAnswer[name] = true
 	}
 }
 
-// settleDoubts asks the nodes about executions in doubt, again and again, for
-// as long as this server leads. asked is closed behind the first round.
+// settleDoubts asks the nodes about executions in doubt, round after round, until ctx ends. asked is closed after the
+// first round. Only its goroutine rebinds and orders again, so that neither crosses the other.
 func (s *scheduler) settleDoubts(ctx context.Context, asked chan<- struct{}) error {
 	round := time.NewTimer(0)
 	defer round.Stop()
@@ -1988,11 +1793,11 @@ func (s *scheduler) settleDoubts(ctx context.Context, asked chan<- struct{}) err
 		case <-ctx.Done():
 			return nil
 		case <-s.refusals:
-			if err := s.excuse(ctx, s.bindRefused(ctx)); err != nil {
+			if err := s.fatal(ctx, s.rebind(ctx)); err != nil {
 				return err
 			}
 		case <-round.C:
-			if err := s.excuse(ctx, s.askNodes(ctx)); err != nil {
+			if err := s.fatal(ctx, s.askNodes(ctx)); err != nil {
 				return err
 			}
 			if asked != nil {
@@ -2004,12 +1809,12 @@ func (s *scheduler) settleDoubts(ctx context.Context, asked chan<- struct{}) err
 	}
 }
 
-// askNodes asks once about all that is in doubt.
+// askNodes asks once about everything in doubt.
 func (s *scheduler) askNodes(ctx context.Context) error {
-	if err := s.excuse(ctx, s.recordNodes(ctx)); err != nil { // what is not on record keeps nobody from asking
+	if err := s.fatal(ctx, s.recordNodes(ctx)); err != nil { // a node that cannot be recorded is asked nevertheless
 		return err
 	}
-	if err := s.bindRefused(ctx); err != nil {
+	if err := s.rebind(ctx); err != nil {
 		return err
 	}
 	if err := s.doubtOthers(); err != nil {
@@ -2044,31 +1849,27 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 	}
 	for range names {
 		i, err := s.nextAnswer(ctx, answered)
-		if err != nil {
-			s.mustAsk(names...)
-			return err
-		}
-		name := names[i]
-		if errs[i] != nil {
-			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(doubts[name]), "err", errs[i])
-			s.mustAsk(name)
-			err = s.countSilence(ctx, doubts[name])
-		} else {
-			err = s.takeAnswer(ctx, name, doubts[name], answers[i])
+		switch {
+		case err != nil:
+		case errs[i] != nil:
+			s.log.Warn("a node does not answer for its executions", "node", names[i], "executions", len(doubts[names[i]]), "err", errs[i])
+			s.mustAsk(names[i])
+			err = s.countSilence(ctx, doubts[names[i]])
+		default:
+			err = s.takeAnswer(ctx, names[i], doubts[names[i]], answers[i])
 		}
 		if err != nil {
-			s.mustAsk(names...) // some of them were not heard out
+			s.mustAsk(names...) // some answers were not used
 			return err
 		}
 	}
 	return nil
 }
 
-// nextAnswer returns which node has answered: a slow one keeps no other waiting, nor
-// what was refused meanwhile.
+// nextAnswer waits for a node to answer. A slow node delays neither the answers of others nor what they refused.
 func (s *scheduler) nextAnswer(ctx context.Context, answered <-chan int) (int, error) {
 	for {
-		if err := s.bindRefused(ctx); err != nil {
+		if err := s.rebind(ctx); err != nil {
 			return 0, err
 		}
 		select {
@@ -2079,10 +1880,94 @@ func (s *scheduler) nextAnswer(ctx context.Context, answered <-chan int) (int, e
 	}
 }
 
-// countSilence adds the time since the last question to that for which the
-// node of the executions has not answered, and gives them up when that is long
-// enough. A gap counts as at most nodeFailed, so that neither a clock that
-// jumps nor a leader that slept makes it long.
+// recordNodes records which nodes are there, for the next leader. A node is removed once it counts as failed.
+func (s *scheduler) recordNodes(ctx context.Context) error {
+	recorded, err := s.store.nodesSeen()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.expected = recorded
+	s.mu.Unlock()
+	settled := s.moment().settled()
+	gone := map[string]node{}
+	for _, n := range recorded {
+		gone[n.Name] = n
+	}
+	var changes []nodeSeen
+	for _, n := range s.nodes() {
+		if old, ok := gone[n.Name]; !ok || !maps.Equal(old.Tags, n.Tags) {
+			changes = append(changes, nodeSeen{Name: n.Name, Tags: n.Tags})
+		}
+		delete(gone, n.Name)
+	}
+	for _, name := range sortedKeys(gone) {
+		if settled {
+			changes = append(changes, nodeSeen{Name: name, Gone: true})
+		}
+	}
+	size := func(n *nodeSeen) int { return recordBytes(&record{Tags: n.Tags}) }
+	for part := range batches(changes, math.MaxInt, sliceBytes, size) {
+		if err := s.decide(ctx, &command{Nodes: part}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inDoubt returns the unfinished executions in doubt by node, except those that are for rebind, and forgets the finished
+// ones. A node is never asked while the first order for an execution is on its way: the order might arrive after the
+// question, and be taken.
+func (s *scheduler) inDoubt() (map[string][]executionRow, error) {
+	s.mu.Lock()
+	finished := maps.Clone(s.doubts)
+	s.mu.Unlock()
+	maps.DeleteFunc(finished, func(_ int64, d doubt) bool { return d.first })
+	rows, err := s.store.unfinishedByID(sortedKeys(finished))
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	byNode := map[string][]executionRow{}
+	for _, e := range rows {
+		d, ok := s.doubts[e.ID]
+		underway := d.first || e.ID >= key(s.reached+1, 0) // arm has not seen it yet
+		if ok && !underway && d.refused == (target{}) {
+			byNode[e.Node] = append(byNode[e.Node], e)
+		}
+		delete(finished, e.ID)
+	}
+	for id := range finished {
+		delete(s.doubts, id)
+	}
+	return byNode, nil
+}
+
+// toAsk returns the nodes that have executions in doubt, and those alive that must answer anyway, by name. A node that
+// did not answer its orders is asked until it answers.
+func (s *scheduler) toAsk(doubts map[string][]executionRow) []string {
+	names := map[string]bool{}
+	for name := range doubts {
+		names[name] = true
+	}
+	nodes := s.nodes()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range nodes {
+		if s.mustAnswer[n.Name] || s.unresponsive[n.Name] {
+			names[n.Name] = true
+		}
+	}
+	for name := range names {
+		delete(s.mustAnswer, name)
+	}
+	return sortedKeys(names)
+}
+
+// countSilence adds the time since the last question about executions whose node has not answered, and gives up those
+// that have been silent for long enough. A gap counts as at most nodeFailed, so that neither a jump of the clock nor a
+// suspended leader makes it long.
 func (s *scheduler) countSilence(ctx context.Context, list []executionRow) error {
 	m, now := s.moment(), s.now()
 	var lost []report
@@ -2101,10 +1986,11 @@ func (s *scheduler) countSilence(ctx context.Context, list []executionRow) error
 	return s.finish(ctx, lost)
 }
 
-// takeAnswer does what a node's answer asks for.
+// takeAnswer records the results in a node's answer, ends what was killed meanwhile, and settles its executions in
+// doubt. What is ordered again, or closed, stays in doubt until the next answer, or its row, says that it happened.
 func (s *scheduler) takeAnswer(ctx context.Context, name string, list []executionRow, a answer) error {
 	s.mu.Lock()
-	delete(s.mute, name)
+	delete(s.unresponsive, name)
 	s.mu.Unlock()
 	if _, err := s.report(ctx, a.Held); err != nil {
 		return err
@@ -2112,94 +1998,31 @@ func (s *scheduler) takeAnswer(ctx context.Context, name string, list []executio
 	if err := s.endKilled(name, a.Running); err != nil {
 		return err
 	}
-	return s.settle(ctx, list, a)
-}
-
-// endKilled ends what a node still runs although it was closed by hand.
-func (s *scheduler) endKilled(name string, running []int64) error {
-	killed, err := s.store.killed(running)
-	for _, id := range killed {
-		k := kill{Execution: id, Why: "killed by hand while its node did not answer"}
-		k.Term, k.Number = s.nextNumber()
-		if err := s.end(name, k); err != nil {
-			s.log.Warn("a run that was closed by hand goes on", "execution", executionName(id, name), "err", err)
-		}
-	}
-	return err
-}
-
-// inDoubt returns the executions in doubt that are still unfinished, and whose first
-// order is not on its way any more, by node, and forgets those that have finished.
-func (s *scheduler) inDoubt() (byNode map[string][]executionRow, err error) {
-	s.mu.Lock()
-	known := maps.Clone(s.doubts)
-	s.mu.Unlock()
-	if len(known) == 0 {
-		return nil, nil
-	}
-	rows, err := s.store.unfinishedExecutions()
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	byNode = map[string][]executionRow{}
-	for _, e := range rows {
-		d, ok := known[e.ID]
-		_, underway := s.first[e.ID]
-		switch {
-		case !ok:
-		case underway, e.ID >= key(s.reached+1, 0): // its order may come behind the question, and be taken
-			delete(known, e.ID)
-		case d.refused == target{}:
-			byNode[e.Node] = append(byNode[e.Node], e)
-			delete(known, e.ID)
-		case d.refused == target{e.Node, e.incarnation}:
-			delete(known, e.ID) // it is for bindRefused
-		}
-	}
-	for id, d := range known { // not what has come in doubt since: rows may be older
-		if s.doubts[id] == d {
-			delete(s.doubts, id)
-		}
-	}
-	return byNode, nil
-}
-
-// settle does what a node's answer asks for. An execution that is ordered
-// again, or closed, stays in doubt until the next answer, or its row, says so.
-func (s *scheduler) settle(ctx context.Context, doubts []executionRow, a answer) error {
-	ids := make([]int64, len(doubts))
-	for i, e := range doubts {
-		ids[i] = e.JobID
-	}
-	rows, err := s.store.jobsByID(ids)
+	jobs, err := jobsOf(s.store, list, executionRow.job)
 	if err != nil {
 		return err
 	}
-	m, jobs := s.moment(), jobsByKey(rows)
-	known := a.known()
+	m, known := s.moment(), a.known()
 	var again []int64
 	var gone []report
-	for _, e := range doubts {
+	for _, e := range list {
 		c, never := m.resolve(e, a, known, jobs[e.JobID])
-		s.mu.Lock()
 		switch {
-		case s.doubts[e.ID].refused != target{}: // since it was asked: bindRefused has it, and e may be older
 		case never:
 			again = append(again, e.ID)
 		case c.Outcome != "":
 			gone = append(gone, c)
 		default:
+			s.mu.Lock()
 			delete(s.doubts, e.ID)
+			s.mu.Unlock()
 		}
-		s.mu.Unlock()
 	}
 	s.dispatch(again, true)
 	return s.finish(ctx, gone)
 }
 
-// known returns the executions that the node runs or holds the results of.
+// known returns the executions that the node runs or whose results it holds.
 func (a *answer) known() map[int64]bool {
 	known := map[int64]bool{}
 	for _, id := range a.Running {
@@ -2211,44 +2034,99 @@ func (a *answer) known() map[int64]bool {
 	return known
 }
 
-// resolve says what a node's answer means for an execution that was given to
-// it, r being its job, nil if that is deleted: nothing if the node knows it. If
-// it is unknown to the very process that it was given to, it never started and
-// is ordered again, unless it is too late for that. A process that is gone may
-// have begun it, so it has ended; what follows is for the retries to say.
-func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRow) (c report, never bool) {
-	if known[e.ID] {
-		return report{}, false
+// endKilled ends what a node still runs although it was closed by hand.
+func (s *scheduler) endKilled(name string, running []int64) error {
+	killed, err := s.store.killed(running)
+	for _, id := range killed {
+		if err := s.sendKill(name, kill{Execution: id, Why: "killed by hand while its node did not answer"}); err != nil {
+			s.log.Warn("a run that was closed by hand goes on", "execution", executionName(id, name), "err", err)
+		}
 	}
-	switch {
-	case a.Incarnation != e.incarnation:
-		return m.closing(e, outcomeInterrupted, "interrupted: the belfry process on %s that it was given to has ended\n", e.Node), false
-	case r == nil:
-		return m.closing(e, outcomeInterrupted, "interrupted: the job was deleted before the run began\n"), false
-	case e.ID < m.startable, e.Cause == causeTick && e.Due < m.now-int64(m.catchup) && !m.once(r):
-		return m.closing(e, outcomeMissed, "missed: the order did not reach %s in time\n", e.Node), false
-	}
-	return report{}, true
+	return err
 }
 
-// closing ends an execution that its node does not report, if it is still with the
-// same process then.
-func (m moment) closing(e executionRow, outcome, why string, args ...any) report {
-	output := fmt.Appendf(nil, why, args...)
-	return report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: m.now, Outcome: outcome,
-		Reason: len(output), output: output}
+// sendKill tells a node to end an execution.
+func (s *scheduler) sendKill(name string, k kill) (err error) {
+	var ok bool
+	if k.Term, k.Number, ok = s.begin(); !ok {
+		return errNotLeader
+	}
+	defer s.tasks.Done()
+	return s.end(name, k)
 }
 
-// once reports whether a job has a single tick.
-func (m moment) once(r *jobRow) bool {
-	j := job{Name: r.Name, Schedule: r.Schedule, Timezone: r.Timezone}
-	return j.schedule(m.zone).once()
+// rebind gives executions whose first order was refused to another node if a count chose this one, else to the node's
+// new process; an execution for which there is neither is missed.
+func (s *scheduler) rebind(ctx context.Context) error {
+	refused := map[int64]doubt{}
+	s.mu.Lock()
+	for id, d := range s.doubts {
+		if d.refused != (target{}) {
+			refused[id] = d
+		}
+	}
+	s.mu.Unlock()
+	if len(refused) == 0 {
+		return nil
+	}
+	rows, err := s.store.unfinishedByID(sortedKeys(refused))
+	if err != nil {
+		return err
+	}
+	jobs, err := jobsOf(s.store, rows, executionRow.job)
+	if err != nil {
+		return err
+	}
+	m := s.moment()
+	var moves []binding
+	var gone []report
+	for _, e := range rows {
+		d := refused[e.ID]
+		if d.refused != e.target() {
+			continue // it is bound, and its order about to be sent: see arm
+		}
+		to, err := s.otherTarget(m, e, jobs[e.JobID])
+		switch {
+		case err != nil:
+			return err
+		case to == target{} || d.bound:
+			gone = append(gone, m.closing(e, outcomeMissed, "missed: %s did not take the order, and no other node could\n", e.Node))
+		default:
+			moves = append(moves, binding{Execution: e.ID, Incarnation: e.incarnation, To: to})
+		}
+	}
+	if err := s.finish(ctx, gone); err != nil {
+		return err
+	}
+	for part := range slices.Chunk(moves, ticksMax) {
+		if err := s.decide(ctx, &command{Now: m.now, Bind: part}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// otherTarget returns the process to give an execution of job r to instead of its own, zero if there is none or r is
+// nil: the job was deleted.
+func (s *scheduler) otherTarget(m moment, e executionRow, r *jobRow) (target, error) {
+	if r == nil {
+		return target{}, nil
+	}
+	j, err := r.definition()
+	if err != nil {
+		return target{}, err
+	}
+	used, err := s.store.groupNodes(e.Group)
+	if to, ok := m.elsewhere(j.Tags, e.Node, used); ok && to != e.target() {
+		return to, err
+	}
+	return target{}, err
 }
 
 // finish proposes the ends of executions.
 func (s *scheduler) finish(ctx context.Context, list []report) error {
 	for part := range slices.Chunk(list, reportsMax) {
-		if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: s.now().UnixNano(), Finish: part}); err != nil {
+		if err := s.decide(ctx, &command{Finish: part}); err != nil {
 			return err
 		}
 		for _, r := range part {
@@ -2258,8 +2136,8 @@ func (s *scheduler) finish(ctx context.Context, list []report) error {
 	return nil
 }
 
-// report records final reports of a node. It returns the executions whose
-// reports the node may forget: all of them, once they are committed.
+// report records final reports of a node. It returns the executions whose reports the node may forget: all of them,
+// once they are committed.
 func (s *scheduler) report(ctx context.Context, results []result) (taken []int64, err error) {
 	var list []report
 	for _, r := range results {
@@ -2273,12 +2151,12 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 	return taken, nil
 }
 
-// trimLoop drops what need not be kept, a slice at a time, and now and then
-// looks for jobs that a wrong clock has carried away.
+// trimLoop deletes what need not be kept, a slice at a time. Every reviewPause it looks for jobs that a wrong clock has
+// carried into the future, and for executions that do not end.
 func (s *scheduler) trimLoop(ctx context.Context) error {
 	ticker := time.NewTicker(trimPause)
 	defer ticker.Stop()
-	var marks []requestMark
+	var requests requestAge
 	var reviewed time.Time
 	for {
 		var now time.Time
@@ -2290,56 +2168,39 @@ func (s *scheduler) trimLoop(ctx context.Context) error {
 		whole := now.Sub(reviewed) >= reviewPause
 		if whole {
 			reviewed = now
-			if err := s.excuse(ctx, s.resetFuture(ctx)); err != nil {
+			if err := s.fatal(ctx, s.resetFuture(ctx)); err != nil {
 				return err
 			}
 			if err := s.doubtOld(now); err != nil {
 				return err
 			}
 		}
-		var err error
-		if marks, err = s.markRequests(marks, now); err != nil {
-			return err
-		}
-		if err := s.excuse(ctx, s.trim(ctx, expired(marks, now), now, whole)); err != nil {
+		requests.advance(now, s.store.applied.Load())
+		if err := s.fatal(ctx, s.trim(ctx, requests.expired, now, whole)); err != nil {
 			return err
 		}
 	}
 }
 
-// requestMark says that the log had reached an index at a time that the
-// leader itself has known since: only then is ten minutes ten minutes.
-type requestMark struct {
-	seen  time.Time
-	index uint64
+// requestAge tells which requests are older than requestsKept. It measures their age from what this leader has itself
+// seen: only then are ten minutes really ten minutes.
+type requestAge struct {
+	expired uint64    // log index up to which requests need not be kept, 0 in the first ten minutes
+	marked  time.Time // when the log had reached next
+	next    uint64
 }
 
-// markRequests adds a mark now and then, and drops those that are not needed.
-func (s *scheduler) markRequests(marks []requestMark, now time.Time) ([]requestMark, error) {
-	if len(marks) > 0 && now.Sub(marks[len(marks)-1].seen) < requestsKept/10 {
-		return marks, nil
+// advance notes that the log has reached an index. What is kept spans one to two times requestsKept.
+func (r *requestAge) advance(now time.Time, index uint64) {
+	if !r.marked.IsZero() && now.Sub(r.marked) <= requestsKept {
+		return
 	}
-	m, err := s.store.meta()
-	for len(marks) > 1 && now.Sub(marks[1].seen) > requestsKept {
-		marks = marks[1:]
-	}
-	return append(marks, requestMark{now, m.AppliedIndex}), err
+	r.expired, r.marked, r.next = r.next, now, index
 }
 
-// expired returns the log index up to which requests need not be remembered.
-func expired(marks []requestMark, now time.Time) uint64 {
-	var index uint64
-	for _, m := range marks {
-		if now.Sub(m.seen) > requestsKept {
-			index = m.index
-		}
-	}
-	return index
-}
-
-// trim proposes what there is to trim, slice after slice. By age only a leader
-// drops that has led for as long as it takes to forget a request: what goes by a
-// wrong clock does not come back, and until then somebody may see it in /health.
+// trim proposes everything there is to trim, slice after slice. By age only a leader deletes that has led for as long
+// as requests are kept: what a wrong clock deletes does not come back, and by then somebody may have seen it in
+// /health.
 func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, whole bool) error {
 	keep := retention{executions: s.cfg.ExecutionsKept, requests: requests, auditBytes: s.cfg.AuditKeptBytes}
 	if requests != 0 {
@@ -2348,30 +2209,29 @@ func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, wh
 	gone := "" // from the audit trail, for its size
 	for ctx.Err() == nil {
 		t, err := s.store.trimmable(keep, whole)
-		if err == nil {
-			t.Restore, err = s.abandoned(now)
+		if err == nil && s.restored.Load() < now.Add(-stagedKept).UnixNano() {
+			t.Restore, err = s.store.stagedRestore()
 		}
 		if gone != "" && (err != nil || t.auditUpto == 0) {
-			s.log.Warn("the audit trail is larger than --audit-keep-bytes: its oldest rows went", "gone", gone)
+			s.log.Warn("the audit trail was larger than --audit-keep-bytes: its oldest rows were deleted", "deleted", gone)
 			gone = ""
 		}
 		if err != nil || t.empty() {
 			return err
 		}
-		c := &command{Actor: actorScheduler, Now: now.UnixNano(), Trim: &t}
+		c := &command{Now: now.UnixNano(), Trim: &t}
 		if t.auditUpto != 0 {
 			gone = "rows up to " + timeOf(t.auditUpto).Format(time.RFC3339Nano)
 			c.Audit = &audited{Action: actionTrimAudit, Object: gone}
 		}
-		if _, err := s.propose(ctx, c); err != nil {
+		if err := s.decide(ctx, c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// resetFuture takes jobs back to the present that a clock ahead of its time
-// has carried away.
+// resetFuture computes anew the next ticks of jobs that a clock which was ahead has carried into the future.
 func (s *scheduler) resetFuture(ctx context.Context) error {
 	m := s.moment()
 	for after := int64(0); ; {
@@ -2379,35 +2239,29 @@ func (s *scheduler) resetFuture(ctx context.Context) error {
 		if err != nil || len(ids) == 0 {
 			return err
 		}
-		if err := s.resetJobs(ctx, m, ids); err != nil {
-			return err
-		}
 		after = ids[len(ids)-1]
-	}
-}
-
-func (s *scheduler) resetJobs(ctx context.Context, m moment, ids []int64) error {
-	rows, err := s.store.jobsByID(ids)
-	if err != nil {
-		return err
-	}
-	var list []reset
-	for _, r := range rows {
-		j, err := r.definition()
+		rows, err := s.store.jobsByID(ids)
 		if err != nil {
 			return err
 		}
-		list = append(list, reset{Job: r.version.ID, Rev: r.version.Rev, Fired: r.fired, Next: j.firstTick(m.zone, m.now, 0),
-			Reason: fmt.Sprintf("ticks up to %s had been decided by a clock ahead of its time; the schedule goes on from now", timeOf(r.fired).Format(time.RFC3339))})
+		var list []reset
+		for _, r := range rows {
+			j, err := r.definition()
+			if err != nil {
+				return err
+			}
+			list = append(list, reset{Job: r.version.ID, Rev: r.version.Rev, Fired: r.fired, Next: j.firstTick(m.zone, m.now, 0),
+				Reason: fmt.Sprintf("ticks up to %s had been decided by a clock ahead of its time; the schedule goes on from now",
+					timeOf(r.fired).Format(time.RFC3339))})
+		}
+		if len(list) == 0 {
+			continue
+		}
+		if err := s.decide(ctx, &command{Now: m.now, Reset: list}); err != nil {
+			return err
+		}
+		s.log.Warn("jobs that a clock ahead of its time had carried into the future go on from now", "jobs", len(list))
 	}
-	if len(list) == 0 {
-		return nil
-	}
-	if _, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Reset: list}); err != nil {
-		return err
-	}
-	s.log.Warn("jobs that a clock ahead of its time had carried away go on from now", "jobs", len(list))
-	return nil
 }
 
 // Who caused a command.
@@ -2417,56 +2271,61 @@ const (
 	actorBootstrap = "bootstrap" // who has the secret of a server's data directory
 )
 
-// A request is a write that somebody asked for.
+// A request is a write that a client asked for.
 type request struct {
 	Actor   string
 	Address string               // of the client, for the audit trail
-	ID      string               // never empty; repeating it does nothing again
-	Keep    func(*jobRow) string // what a repetition is answered, of the job as it will be; nil: nothing is kept
+	ID      string               // never empty; a request with the same id changes nothing again
+	Keep    func(*jobRow) string // response to a repetition, from the job after the write; nil: none is kept
 }
 
-// attempt computes a command, with its audit, from the present and proposes it, again and again
-// while the job changes under it or a tick of it is being decided. A request
-// that was done before is not computed: what it asks may be impossible by now.
-func (s *scheduler) attempt(ctx context.Context, r request, compute func(now int64) (*command, error)) (res applied, err error) {
+// attempt lets compute fill in a command from the present state and proposes it. It starts again while the job changes
+// meanwhile or one of its ticks is being decided. A request that was done before is not computed again: what it asks
+// for may be impossible by now. compute returns the job to respond with, if any; it also sets Answer where something
+// else is to be kept. res.repeated tells that the request was done before; then row may be nil.
+func (s *scheduler) attempt(ctx context.Context, r request, action string,
+	compute func(c *command) (*jobRow, error)) (row *jobRow, res applied, err error) {
 	if r.Keep != nil {
 		if res, ok, err := s.store.request(r.ID); ok || err != nil {
-			return res, err
+			return nil, res, err
 		}
 	}
-	// A client that goes away does not stop a write: it may be done already,
-	// and what follows from it is still to be queued and dispatched.
+	// A client that goes away does not stop a write, which may be in the log already.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	now := s.now().UnixNano()
 	for range writeTries {
-		c, err := compute(now)
-		if err == nil {
-			c.Actor, c.Now, c.Request, c.Audit.Address = r.Actor, now, r.ID, r.Address
+		c := &command{Actor: r.Actor, Now: now, Request: r.ID, Audit: &audited{Action: action, Address: r.Address}}
+		if row, err = compute(c); err == nil {
+			switch {
+			case r.Keep == nil:
+				c.Answer = ""
+			case row != nil:
+				c.Answer = r.Keep(row)
+			}
 			res, err = s.propose(ctx, c)
 		}
 		m := s.moment()
 		now = m.now
 		switch {
-		case errors.Is(err, errUndecided) && c != nil && len(c.Put) > 0:
-			// The loop that fires may be late for long, and always later than now, or
-			// wait for a node that does not answer.
-			m.mute = nil
-			if err = s.fireTicks(ctx, m, c.jobs()); err != nil {
-				return applied{}, err
+		case errors.Is(err, errUndecided) && len(c.Put) > 0:
+			// The fire loop may be late for long, or wait for a node that does not answer.
+			m.unresponsive = nil
+			if err := s.fireTicks(ctx, m, c.jobs()); err != nil {
+				return nil, applied{}, err
 			}
 		case !errors.Is(err, errConflict) && !errors.Is(err, errUndecided):
-			return res, err
+			return row, res, err
 		}
 		wait := writePause
-		if !m.settled() { // what waits for nodes is decided in a few seconds
+		if !m.settled() { // what waits for nodes is decided within seconds
 			wait = 2 * nodeFailed / writeTries
 		}
 		if err := s.wait(ctx, wait); err != nil {
-			return applied{}, err
+			return nil, applied{}, err
 		}
 	}
-	return applied{}, errConflict
+	return nil, applied{}, errConflict
 }
 
 // jobs returns the ids of the jobs that a put changes.
@@ -2478,36 +2337,19 @@ func (c *command) jobs() []int64 {
 	return ids
 }
 
-// keep has a repetition of the request answered as this one, with row.
-func (r request) keep(c *command, row *jobRow) *command {
-	if r.Keep != nil {
-		c.Answer = r.Keep(row)
-	}
-	return c
-}
-
-// keepText keeps what a repetition is answered, or recognised by, where that is
-// no job.
-func (r request) keepText(c *command, text string) *command {
-	if r.Keep != nil {
-		c.Answer = text
-	}
-	return c
-}
-
-// put stores a job, new or not, and returns it as it is then. Counters and
-// status stay, and so does the next tick unless what decides it has changed.
+// put creates or updates a job and returns it as it is then. Counters and status stay, and so does the next tick unless
+// the schedule, or what else decides it, has changed.
 func (s *scheduler) put(ctx context.Context, r request, sent job) (*jobRow, applied, error) {
-	if err := cmp.Or(sent.validate(s.timezone()), sent.checkRecord(s.now().UnixNano())); err != nil {
+	if err := sent.validate(s.timezone(), s.now().UnixNano()); err != nil {
 		return nil, applied{}, badInput{err}
 	}
-	var row *jobRow
-	res, err := s.attempt(ctx, r, func(now int64) (*command, error) {
+	row, res, err := s.attempt(ctx, r, actionPut, func(c *command) (*jobRow, error) {
 		j := sent
 		base, err := s.store.job(j.Name)
 		switch {
 		case errors.Is(err, errNoJob):
-			base = &jobRow{DependentJobs: json.RawMessage("null"), SuccessCount: j.SuccessCount, ErrorCount: j.ErrorCount, LastSuccess: j.LastSuccess, LastError: j.LastError}
+			base = &jobRow{DependentJobs: json.RawMessage("null"), SuccessCount: j.SuccessCount, ErrorCount: j.ErrorCount,
+				LastSuccess: j.LastSuccess, LastError: j.LastError}
 		case err != nil:
 			return nil, err
 		default:
@@ -2515,38 +2357,32 @@ func (s *scheduler) put(ctx context.Context, r request, sent job) (*jobRow, appl
 		}
 		p := jobPut{Base: base.version, Job: j, Keep: sameTicks(base, &j), Next: base.next}
 		if !p.Keep {
-			p.Next = j.firstTick(s.timezone(), now, base.fired)
+			p.Next = j.firstTick(s.timezone(), c.Now, base.fired)
 		}
-		row = base.with(&j, p.Next)
-		return r.keep(&command{Audit: &audited{Action: actionPut}, Submit: true, Put: []jobPut{p}}, row), nil
+		c.Submit, c.Put = true, []jobPut{p}
+		return base.with(&j, p.Next), nil
 	})
-	if err != nil {
-		return nil, applied{}, err
+	if err == nil && res.repeated() && !answeredFor(res.Answer, sent) {
+		err = errKeyUsed
 	}
-	if res.repeated() && !answeredFor(res.Answer, sent) {
-		return nil, applied{}, errKeyUsed
-	}
-	return row, res, nil
+	return row, res, err
 }
 
 // errKeyUsed refuses a request whose key was used before, with another body.
 var errKeyUsed = errors.New("Idempotency-Key: was used before, for a request with another body; use a new key for each request")
 
-// answeredFor reports whether a put that was answered so, if its answer was kept,
-// was one of j.
+// answeredFor reports whether the response that was kept for a put, if any, was to a put of j.
 func answeredFor(answer string, j job) bool {
 	if answer == "" {
 		return true
 	}
 	was, err := decodeJob([]byte(answer), job{})
-	was.dropRecord() // the answer has what counted
+	was.dropRecord() // the response has the counters of that time
 	j.dropRecord()
-	doc, _ := json.Marshal(was) // both always marshal
-	other, _ := json.Marshal(j)
-	return err == nil && bytes.Equal(doc, other)
+	return err == nil && was.document() == j.document()
 }
 
-// sameTicks reports whether j falls due when the stored job does.
+// sameTicks reports whether the ticks of j are those of the stored job.
 func sameTicks(r *jobRow, j *job) bool {
 	return r.version != jobVersion{} && r.Schedule == j.Schedule && r.Timezone == j.Timezone && r.Disabled == j.Disabled &&
 		r.ParentJob == j.ParentJob && r.StartsAt == j.StartsAt && r.ExpiresAt == j.ExpiresAt
@@ -2560,40 +2396,42 @@ func (r jobRow) with(j *job, next int64) *jobRow {
 	return n
 }
 
-// timezone returns the cluster's, on any server of it; before there is one,
-// what it will be if this server makes it.
+// timezone returns the cluster's default zone: before there is a cluster, the one that this server would give it.
 func (s *scheduler) timezone() string { return cmp.Or(s.store.timezone(), s.cfg.Timezone) }
 
-// badInput is an error of whoever sent a definition.
+// badInput is an error of the client that sent a definition.
 type badInput struct{ error }
 
 func (b badInput) Unwrap() error { return b.error }
 
-// A restored says what came of a restore: it has become visible as a whole.
+// restored is the result of a restore that is done.
 type restored struct {
-	ID   int64 // names its rows in the table of what was staged
+	ID   int64 // of its rows in the table staged
 	Jobs int
 }
 
-// errRestoring refuses a second restore beside one that is under way.
+// errRestoring refuses a restore while another one is under way.
 const errRestoring = refusal("another restore is under way; try again when it is done")
 
-// restore stores jobs, new or not, all of them or none. They come one by one,
-// are staged in slices, where nobody sees them, and the last command moves
-// them into sight. A restore that is broken off at any point leaves nothing
-// but rows that a later trim drops; so does the end of this leader.
-func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, error]) (restored, error) {
-	if !s.beginRestore() {
+// restoreUnderway is scheduler.restored during a restore.
+const restoreUnderway = math.MaxInt64
+
+// restore creates or updates jobs, all of them or none. They arrive one by one and are staged in slices, which nobody
+// sees, until the last command makes them all visible. A restore that breaks off at any point, or with its leader,
+// leaves only staged rows, which are trimmed later. There is one restore at a time because each may occupy the writer
+// for seconds at its end.
+func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, error]) (done restored, err error) {
+	if last := s.restored.Load(); last == restoreUnderway || !s.restored.CompareAndSwap(last, restoreUnderway) {
 		return restored{}, errRestoring
 	}
-	defer s.endRestore()
-	var done restored
+	defer func() { s.restored.Store(s.now().UnixNano()) }()
 	slice, size, sum := staging{}, 0, sha256.New()
 	for j, err := range jobs {
 		if err != nil {
 			return restored{}, err
 		}
-		if err := cmp.Or(j.validate(s.timezone()), j.checkRecord(s.now().UnixNano())); err != nil {
+		now := s.now().UnixNano()
+		if err := j.validate(s.timezone(), now); err != nil {
 			return restored{}, badInput{fmt.Errorf("job %d of the file: %w", done.Jobs+1, err)}
 		}
 		doc, err := json.Marshal(j)
@@ -2601,79 +2439,61 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 			return restored{}, err
 		}
 		if size+len(doc) > sliceBytes || len(slice.Jobs) == sliceRows {
-			if done.ID, err = s.stage(ctx, r, slice); err != nil {
+			if err := s.stage(ctx, r, slice, &done); err != nil {
 				return restored{}, err
 			}
-			slice, size = staging{Restore: done.ID}, 0
+			slice, size = staging{}, 0
 		}
-		slice.Jobs = append(slice.Jobs, stagedJob{Job: j, Next: j.firstTick(s.timezone(), s.now().UnixNano(), 0)})
+		slice.Jobs = append(slice.Jobs, stagedJob{Job: j, Next: j.firstTick(s.timezone(), now, 0)})
 		size += len(doc)
 		sum.Write(doc)
 		done.Jobs++
 	}
-	var err error
-	if done.ID, err = s.stage(ctx, r, slice); err != nil || done.Jobs == 0 {
-		return done, err
+	if done.Jobs == 0 {
+		return done, nil
+	}
+	if err := s.stage(ctx, r, slice, &done); err != nil {
+		return restored{}, err
 	}
 	return done, s.showRestored(ctx, r, done, hex.EncodeToString(sum.Sum(nil)))
 }
 
-// stage proposes one slice of a restore and returns the id of the restore.
-func (s *scheduler) stage(ctx context.Context, r request, slice staging) (int64, error) {
-	if len(slice.Jobs)+len(slice.Moved) == 0 {
-		return slice.Restore, nil
-	}
+// stage proposes one slice of a restore. The first one gives the restore its id.
+func (s *scheduler) stage(ctx context.Context, r request, slice staging, done *restored) error {
+	slice.Restore = done.ID
 	res, err := s.propose(ctx, &command{Actor: r.Actor, Now: s.now().UnixNano(), Stage: &slice})
-	if slice.Restore == 0 {
-		slice.Restore = int64(res.Index)
-	}
-	return slice.Restore, err
+	done.ID = cmp.Or(done.ID, int64(res.Index))
+	return err
 }
 
-// showRestored moves what is staged into sight and queues its ticks. sum is
-// that of the file.
+// showRestored makes the staged jobs visible. sum is the hash of the file.
 func (s *scheduler) showRestored(ctx context.Context, r request, done restored, sum string) error {
-	res, err := s.attempt(ctx, r, func(now int64) (*command, error) {
-		if err := s.moveStaged(ctx, r, done.ID, now); err != nil {
-			return nil, err
-		}
-		return r.keepText(&command{Audit: &audited{Action: actionRestore}, Submit: true, Restore: &restoring{done.ID, done.Jobs}}, sum), nil
+	_, res, err := s.attempt(ctx, r, actionRestore, func(c *command) (*jobRow, error) {
+		c.Submit, c.Restore, c.Answer = true, &restoring{done.ID, done.Jobs}, sum
+		return nil, s.moveStaged(ctx, r, done, c.Now)
 	})
 	if err == nil && res.repeated() && res.Answer != "" && res.Answer != sum {
 		return errKeyUsed
 	}
-	// Moving many jobs, at about 10 µs each, keeps the writer for longer than an
-	// election timeout, and the leader may give up its office over it.
-	if errors.Is(err, errUnknown) {
-		err = s.awaitRequest(ctx, r.ID)
+	// To move many jobs, at about 10 µs each, keeps the writer for longer than an election timeout, and leadership may be
+	// lost meanwhile: the request is on record if it was done nevertheless.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	for errors.Is(err, errUnknown) {
+		if _, ok, err := s.store.request(r.ID); ok || err != nil {
+			return err
+		}
+		if pause(ctx, recordPause) != nil {
+			return err
+		}
 	}
 	return err
 }
 
-// awaitRequest waits until a request whose fate is unknown is on record as
-// done. It returns errUnknown if it is not within writeTimeout.
-func (s *scheduler) awaitRequest(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
-	ticker := time.NewTicker(recordPause)
-	defer ticker.Stop()
-	for {
-		if _, ok, err := s.store.request(id); ok || err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return errUnknown
-		case <-ticker.C:
-		}
-	}
-}
-
-// moveStaged computes the ticks anew that fell due while their jobs were
-// staged: a job has none before it can be seen.
-func (s *scheduler) moveStaged(ctx context.Context, r request, restore, now int64) error {
+// moveStaged computes anew the ticks that fell due while their jobs were staged: a job has no ticks before it is visible.
+func (s *scheduler) moveStaged(ctx context.Context, r request, done restored, now int64) error {
 	for after := int64(0); ; {
-		list, err := s.store.stagedDue(restore, after, now)
+		list, err := s.store.stagedDue(done.ID, after, now)
 		if err != nil || len(list) == 0 {
 			return err
 		}
@@ -2682,87 +2502,54 @@ func (s *scheduler) moveStaged(ctx context.Context, r request, restore, now int6
 		for i, st := range list {
 			moved[i] = stagedJob{ID: st.ID, Next: st.Job.firstTick(s.timezone(), now, st.Fired)}
 		}
-		if _, err := s.stage(ctx, r, staging{Restore: restore, Moved: moved}); err != nil {
+		if err := s.stage(ctx, r, staging{Moved: moved}, &done); err != nil {
 			return err
 		}
 	}
 }
 
-// beginRestore reports whether no other restore is under way. There is one at
-// a time because each may hold the writer for seconds at its end.
-func (s *scheduler) beginRestore() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.restoring {
-		return false
-	}
-	s.restoring = true
-	return true
-}
-
-func (s *scheduler) endRestore() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.restoring, s.restored = false, s.now()
-}
-
-// abandoned returns a restore of which rows are left that nobody needs.
-func (s *scheduler) abandoned(now time.Time) (restore int64, err error) {
-	s.mu.Lock()
-	busy := s.restoring || now.Sub(s.restored) < stagedKept
-	s.mu.Unlock()
-	if busy {
-		return 0, nil
-	}
-	return s.store.stagedRestore()
-}
-
-// toggle turns disabled over and returns the job as it is then.
+// toggle enables a disabled job, or disables an enabled one, and returns it as it is then.
 func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow, applied, error) {
-	var row *jobRow
-	res, err := s.attempt(ctx, r, func(now int64) (*command, error) {
-		base, err := s.store.job(name)
-		if err != nil {
-			return nil, err
-		}
-		j, err := base.definition()
+	return s.attempt(ctx, r, actionToggle, func(c *command) (*jobRow, error) {
+		base, j, err := s.jobNamed(name)
 		if err != nil {
 			return nil, err
 		}
 		j.Disabled = !j.Disabled
-		next := j.firstTick(s.timezone(), now, base.fired)
-		row = base.with(&j, next)
-		return r.keep(&command{Audit: &audited{Action: actionToggle}, Put: []jobPut{{Base: base.version, Job: j, Next: next}}}, row), nil
+		next := j.firstTick(s.timezone(), c.Now, base.fired)
+		c.Put = []jobPut{{Base: base.version, Job: j, Next: next}}
+		return base.with(&j, next), nil
 	})
+}
+
+func (s *scheduler) jobNamed(name string) (*jobRow, job, error) {
+	row, err := s.store.job(name)
 	if err != nil {
-		return nil, applied{}, err
+		return nil, job{}, err
 	}
-	return row, res, nil
+	j, err := row.definition()
+	return row, j, err
 }
 
 // delete removes a job and returns it as it was.
 func (s *scheduler) delete(ctx context.Context, r request, name string) (*jobRow, applied, error) {
-	var row *jobRow
-	res, err := s.attempt(ctx, r, func(now int64) (c *command, err error) {
-		if row, err = s.store.job(name); err != nil {
-			return nil, err
+	return s.attempt(ctx, r, actionDelete, func(c *command) (row *jobRow, err error) {
+		if row, err = s.store.job(name); err == nil {
+			c.Delete = &row.version
 		}
-		return r.keep(&command{Audit: &audited{Action: actionDelete}, Delete: &row.version}, row), nil
+		return row, err
 	})
-	return row, res, err
 }
 
-// deleteExecutions drops the finished executions of a job, zeroes its counters
-// and returns it as it is then.
+// deleteExecutions deletes the finished executions of a job, resets its counters and returns it as it is then.
 func (s *scheduler) deleteExecutions(ctx context.Context, r request, name string) (*jobRow, applied, error) {
 	for {
-		res, err := s.attempt(ctx, r, func(int64) (*command, error) {
-			row, err := s.store.job(name)
-			if err != nil {
-				return nil, err
+		_, res, err := s.attempt(ctx, r, actionDeleteExecutions, func(c *command) (row *jobRow, err error) {
+			if row, err = s.store.job(name); err == nil {
+				row.SuccessCount, row.ErrorCount, row.LastSuccess, row.LastError = 0, 0, 0, 0
+				c.DeleteExecutions = &row.version
 			}
-			row.SuccessCount, row.ErrorCount, row.LastSuccess, row.LastError = 0, 0, 0, 0
-			return r.keep(&command{Audit: &audited{Action: actionDeleteExecutions}, DeleteExecutions: &row.version}, row), nil
+			return row, err
 		})
 		if err != nil || res.repeated() && res.Answer != "" {
 			return nil, res, err
@@ -2774,25 +2561,27 @@ func (s *scheduler) deleteExecutions(ctx context.Context, r request, name string
 	}
 }
 
-// setPaused says whether jobs may be created and updated.
+// setPaused refuses or allows that jobs are created and updated.
 func (s *scheduler) setPaused(ctx context.Context, r request, paused bool) error {
 	action := actionUnpause
 	if paused {
 		action = actionPause
 	}
-	_, err := s.attempt(ctx, r, func(int64) (*command, error) {
-		return &command{Audit: &audited{Action: action}, SetPaused: &paused}, nil
+	_, _, err := s.attempt(ctx, r, action, func(c *command) (*jobRow, error) {
+		c.SetPaused = &paused
+		return nil, nil
 	})
 	return err
 }
 
-// putPolicy stores a policy, new or not, unless it is built in.
+// putPolicy creates or updates a policy, unless it is built in.
 func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
 	if _, ok := builtInPolicy(p.Name); ok {
 		return errBuiltIn
 	}
-	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
-		return r.keepText(&command{Audit: &audited{Action: actionPutPolicy}, PutPolicy: &p}, p.Rules), nil
+	_, res, err := s.attempt(ctx, r, actionPutPolicy, func(c *command) (*jobRow, error) {
+		c.PutPolicy, c.Answer = &p, p.Rules
+		return nil, nil
 	})
 	if err == nil && res.repeated() && res.Answer != "" && res.Answer != p.Rules {
 		err = errKeyUsed
@@ -2800,8 +2589,23 @@ func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
 	return err
 }
 
-// putToken stores a new token. first is for the one that no other token made:
-// errManaged if there is such.
+// deletePolicy removes a policy and returns it as it was.
+func (s *scheduler) deletePolicy(ctx context.Context, r request, name string) (p policy, err error) {
+	if _, ok := builtInPolicy(name); ok {
+		return policy{}, errBuiltIn
+	}
+	_, res, err := s.attempt(ctx, r, actionDeletePolicy, func(c *command) (_ *jobRow, err error) {
+		p, err = s.store.policy(name)
+		c.DeletePolicy, c.Answer = name, p.Rules
+		return nil, err
+	})
+	if err == nil && res.repeated() && res.Answer != "" {
+		p = policy{Name: name, Rules: res.Answer}
+	}
+	return p, err
+}
+
+// putToken stores a new token. first: only while there is no valid management token, else errManaged.
 func (s *scheduler) putToken(ctx context.Context, r request, t token, first bool) error {
 	for _, name := range t.Policies {
 		if _, err := s.store.policy(name); err != nil {
@@ -2812,8 +2616,9 @@ func (s *scheduler) putToken(ctx context.Context, r request, t token, first bool
 	if first {
 		action = actionBootstrap
 	}
-	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
-		return &command{Audit: &audited{Action: action}, PutToken: &tokenPut{t, first}}, nil
+	_, res, err := s.attempt(ctx, r, action, func(c *command) (*jobRow, error) {
+		c.PutToken = &tokenPut{t, first}
+		return nil, nil
 	})
 	if err == nil && res.repeated() {
 		err = errTokenShown
@@ -2821,60 +2626,43 @@ func (s *scheduler) putToken(ctx context.Context, r request, t token, first bool
 	return err
 }
 
-// errTokenShown is returned for a token that was made before under the same
-// key: its secret was told then and is not known any more.
+// errTokenShown is returned for a token that was created before with the same key: only its hash is stored.
 var errTokenShown = errors.New("the token was made before, and its secret shown then; make another, with another Idempotency-Key")
 
 // deleteToken removes a token and returns it as it was.
 func (s *scheduler) deleteToken(ctx context.Context, r request, accessor string) (t token, err error) {
-	_, err = s.attempt(ctx, r, func(int64) (*command, error) {
-		if t, err = s.store.token(accessor); err != nil {
-			return nil, err
-		}
-		return &command{Audit: &audited{Action: actionDeleteToken}, DeleteToken: accessor}, nil
+	_, _, err = s.attempt(ctx, r, actionDeleteToken, func(c *command) (_ *jobRow, err error) {
+		t, err = s.store.token(accessor)
+		c.DeleteToken = accessor
+		return nil, err
 	})
 	return t, err
 }
 
-// deletePolicy removes a policy and returns it as it was.
-func (s *scheduler) deletePolicy(ctx context.Context, r request, name string) (p policy, err error) {
-	if _, ok := builtInPolicy(name); ok {
-		return policy{}, errBuiltIn
-	}
-	res, err := s.attempt(ctx, r, func(int64) (*command, error) {
-		if p, err = s.store.policy(name); err != nil {
-			return nil, err
-		}
-		return r.keepText(&command{Audit: &audited{Action: actionDeletePolicy}, DeletePolicy: name}, p.Rules), nil
-	})
-	if err == nil && res.repeated() && res.Answer != "" {
-		p = policy{Name: name, Rules: res.Answer}
-	}
-	return p, err
-}
-
-// kill ends an execution by hand, and nothing follows from it. Its node is told
-// to; one that does not know it, or does not answer, has it taken from it: the
-// row is closed. It does not wait for the end of a process.
+// kill ends an execution at the request of a client; no retry and no child follows. The execution's node is told to end
+// it. If the node does not know it or does not respond, the execution is closed. kill does not wait for the process to
+// end.
 func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	if e.Finished != 0 {
 		return errFinished
 	}
 	now := s.now().UnixNano()
 	why := fmt.Sprintf("killed by %s at %s", r.Actor, timeOf(now).Format(time.RFC3339))
-	row := audited{Action: actionKill, Job: e.JobName, Object: executionName(e.ID, e.Node)}
-	err := s.tellKill(e, why)
+	object := audited{Action: actionKill, Job: e.JobName, Object: executionName(e.ID, e.Node)}
+	err := errors.New("the process of the node that it was given to is gone")
+	if slices.ContainsFunc(s.nodes(), func(n node) bool { return n.target() == e.target() }) {
+		err = s.sendKill(e.Node, kill{Execution: e.ID, Why: why})
+	}
 	switch {
 	case err == nil:
-		return s.note(ctx, r, row)
+		return s.note(ctx, r, object)
 	case errors.Is(err, errNotLeader), errors.Is(err, errStaleTerm):
 		return errNotLeader
 	}
 	s.mustAsk(e.Node) // it may come back and still run it
-	s.log.Warn("an execution is closed by hand: its node did not take the kill", "execution", executionName(e.ID, e.Node), "err", err)
+	s.log.Warn("an execution is closed because its node did not accept the kill", "execution", object.Object, "err", err)
 	closed := s.moment().closing(e, outcomeKilled, "%s; its node did not end it: %v\n", why, err)
-	_, err = s.attempt(ctx, r, func(int64) (*command, error) { return &command{Audit: &row, Finish: []report{closed}}, nil })
-	if err != nil {
+	if err := s.note(ctx, r, object, closed); err != nil {
 		return err
 	}
 	moved, err := s.store.execution(e.ID)
@@ -2888,55 +2676,39 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	return s.kill(ctx, r, moved)
 }
 
-// note puts a change on record that is made, but not by a command.
-func (s *scheduler) note(ctx context.Context, r request, row audited) error {
-	_, err := s.attempt(ctx, r, func(int64) (*command, error) { return &command{Audit: &row}, nil })
+// note adds to the audit trail what was done to an object, with the executions that were closed by it.
+func (s *scheduler) note(ctx context.Context, r request, object audited, closed ...report) error {
+	_, _, err := s.attempt(ctx, r, object.Action, func(c *command) (*jobRow, error) {
+		c.Audit.Job, c.Audit.Object, c.Finish = object.Job, object.Object, closed
+		return nil, nil
+	})
 	return err
 }
 
-// tellKill asks the node of an execution to end it.
-func (s *scheduler) tellKill(e executionRow, why string) error {
-	for _, n := range s.nodes() {
-		if n.Name == e.Node && n.Incarnation == e.incarnation {
-			k := kill{Execution: e.ID, Why: why}
-			k.Term, k.Number = s.nextNumber()
-			if k.Term == 0 {
-				return errNotLeader
-			}
-			return s.end(e.Node, k)
-		}
-	}
-	return errors.New("the process of the node that it was given to is gone")
-}
-
-// errFinished refuses to end what has ended.
+// errFinished refuses to kill an execution that has finished.
 const errFinished = refusal("the execution has finished")
 
-// runNow starts a job by hand and returns it as it was before. res.Refused
-// says why nothing was started; else res.Started holds the executions.
-func (s *scheduler) runNow(ctx context.Context, r request, name string) (row *jobRow, res applied, err error) {
-	res, err = s.attempt(ctx, r, func(int64) (c *command, err error) {
-		if row, err = s.store.job(name); err != nil {
-			return nil, err
-		}
-		if row.Disabled {
-			return nil, errJobDisabled
-		}
-		j, err := row.definition()
+// runNow starts a job at the request of a client and returns the job as it was before. res.Refused says why nothing was
+// started; otherwise res.Started has the executions.
+func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow, applied, error) {
+	return s.attempt(ctx, r, actionRun, func(c *command) (*jobRow, error) {
+		row, j, err := s.jobNamed(name)
 		if err != nil {
 			return nil, err
 		}
 		m := s.moment()
 		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(j.Tags)}
 		switch {
+		case row.Disabled:
+			return nil, errJobDisabled
 		case m.lacks(j.Tags, d.Targets):
 			return nil, errUndecided
 		case len(d.Targets) == 0:
 			return nil, errNoNode
 		}
-		return r.keep(&command{Audit: &audited{Action: actionRun}, Consume: []decision{d}}, row), nil
+		c.Consume = []decision{d}
+		return row, nil
 	})
-	return row, res, err
 }
 
 // errNoNode refuses a run by hand that could go nowhere.

@@ -171,7 +171,7 @@ func TestJob_Validate(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			j := ok
 			c.edit(&j)
-			err := j.validate("UTC")
+			err := j.validate("UTC", 0)
 			if (err == nil) != (c.field == "") || err != nil && !strings.HasPrefix(err.Error(), c.field) {
 				t.Errorf("validate %+v: %v, want a sentence about %q", j, err, c.field)
 			}
@@ -335,7 +335,7 @@ func TestScheduler_StoodStill(t *testing.T) {
 		s, sent := newTestScheduler(t, &now)
 		a := job{Name: "a", Schedule: "@every 1h", Executor: "shell", ExecutorConfig: map[string]string{"command": "true"}}
 		commit(t, s.store, &command{Now: now, Put: []jobPut{{Job: a, Next: now}}})
-		if err := s.queueAll(); err != nil {
+		if err := s.readQueue(); err != nil {
 			t.Fatal(err)
 		}
 		propose := s.propose
@@ -597,6 +597,33 @@ func TestScheduler_OrderBehindQuestion(t *testing.T) {
 	}
 }
 
+// TestScheduler_QuestionBeforeOrder: a node is not asked about an execution that is in the store, while the leader has
+// yet to order it.
+func TestScheduler_QuestionBeforeOrder(t *testing.T) {
+	now := testStart
+	s, sent := newTestScheduler(t, &now)
+	row := putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
+	if err := s.askNodes(t.Context()); err != nil { // records the node
+		t.Fatal(err)
+	}
+	now = row.next
+	run := decision{Job: row.version.ID, Rev: row.version.Rev, Due: now, Next: never, Targets: []target{{"n1", 7}}}
+	res := commit(t, s.store, &command{Now: now, Consume: []decision{run}})
+	asked := 0
+	s.ask = func(_ string, q question) (answer, error) {
+		asked += len(q.Executions)
+		return answer{Incarnation: 7}, nil
+	}
+	now += int64(s.cfg.Catchup)
+	if err := errors.Join(s.doubtOld(timeOf(now+int64(reviewPause))), s.askNodes(t.Context())); err != nil || asked != 0 {
+		t.Errorf("it asks about %d executions, %v, want none", asked, err)
+	}
+	s.took(res...)
+	if len(*sent) != 1 || len(res[0].Started) != 1 {
+		t.Errorf("orders are %+v, want one for %v", *sent, res[0].Started)
+	}
+}
+
 // What one process has refused goes to another; when that does not answer, it is asked.
 func TestScheduler_RefusedThenUnanswered(t *testing.T) {
 	now := testStart
@@ -647,8 +674,11 @@ func TestScheduler_ManyTags(t *testing.T) {
 	}
 	asked := 0
 	s.ask = func(string, question) (answer, error) { asked++; return answer{Incarnation: 7}, nil }
-	if err := s.askNodes(t.Context()); err != nil || len(s.seen) != len(nodes) {
-		t.Errorf("%d nodes are recorded, %v, want %d", len(s.seen), err, len(nodes))
+	if err := s.askNodes(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if recorded, err := s.store.nodesSeen(); err != nil || len(recorded) != len(nodes) {
+		t.Errorf("%d nodes are recorded, %v, want %d", len(recorded), err, len(nodes))
 	}
 	nodes = append(nodes, node{Name: "x", Incarnation: 8, Tags: map[string]string{"tag": "x"}})
 	if err := s.askNodes(t.Context()); err != nil || asked != len(nodes) {
@@ -660,15 +690,15 @@ func TestScheduler_ManyTags(t *testing.T) {
 // though the clock goes on while he looks at it.
 func TestScheduler_Rests(t *testing.T) {
 	clock := time.Unix(1, 0)
-	s := &scheduler{queue: newDueQueue(), term: 1, poke: make(chan struct{}, 1), now: func() time.Time {
+	s := &scheduler{queue: newDueQueue(), term: 1, wake: make(chan struct{}, 1), now: func() time.Time {
 		clock = clock.Add(time.Microsecond)
 		return clock
 	}}
 	s.enqueue(queueItem{at: clock.Add(tickSlack / 2).UnixNano(), id: 1})
 	wait := s.untilDue()
 	s.enqueue()
-	if len(s.poke) > 0 || wait <= 0 || wait > tickSlack/2 {
-		t.Errorf("it waits for %s and is woken %d times before", wait, len(s.poke))
+	if len(s.wake) > 0 || wait <= 0 || wait > tickSlack/2 {
+		t.Errorf("it waits for %s and is woken %d times before", wait, len(s.wake))
 	}
 }
 
@@ -679,9 +709,9 @@ func TestScheduler_MuteNode(t *testing.T) {
 	s, sent := newTestScheduler(t, &now)
 	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
 	now += int64(10 * time.Second)
-	s.mute["n1"] = true
+	s.unresponsive["n1"] = true
 	if _, err := s.fireDue(t.Context()); err != nil || len(*sent) != 0 {
-		t.Fatalf("to a mute node were sent %+v, %v", *sent, err)
+		t.Fatalf("to a node that does not respond were sent %+v, %v", *sent, err)
 	}
 	if err := s.askNodes(t.Context()); err != nil {
 		t.Fatal(err)
@@ -795,7 +825,7 @@ func TestScheduler_ChangeWhileMute(t *testing.T) {
 	s, sent := newTestScheduler(t, &now)
 	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
 	now += int64(10 * time.Second)
-	s.mute["n1"] = true
+	s.unresponsive["n1"] = true
 	if row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a"); err != nil || !row.Disabled || len(*sent) != 0 {
 		t.Errorf("the job is %+v, %v, after %d orders; want it disabled and none", row, err, len(*sent))
 	}
@@ -872,10 +902,10 @@ func TestScheduler_CatchUpWaits(t *testing.T) {
 				t.Fatal(err)
 			}
 			putJobs(t, s, job{Name: "a", Schedule: "@at " + timeOf(now+int64(10*time.Second)).Format(time.RFC3339), Tags: c.tags})
-			s.leaveOffice()
+			s.endTerm()
 			there = nodes[:1]
 			now += int64(30 * time.Second)
-			if err := s.takeOffice(t.Context(), 2); err != nil {
+			if err := s.beginTerm(t.Context(), 2); err != nil {
 				t.Fatal(err)
 			}
 			for i, step := range []time.Duration{0, 2 * time.Second, nodeFailed} {
@@ -909,10 +939,10 @@ func TestScheduler_ToggleAtStart(t *testing.T) {
 	now := testStart
 	s, _ := newTestScheduler(t, &now)
 	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
-	s.leaveOffice()
+	s.endTerm()
 	now += int64(10 * time.Second)
 	s.nodes = func() []node { return nil }
-	if err := s.takeOffice(t.Context(), 2); err != nil {
+	if err := s.beginTerm(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
 	s.wait = func(_ context.Context, d time.Duration) error { now += int64(d); return nil }
@@ -981,7 +1011,7 @@ func newTestScheduler(t *testing.T, now *int64) (*scheduler, *[]dispatch) {
 	var sent []dispatch
 	s.start = func(_ string, d dispatch) error { sent = append(sent, d); return nil }
 	s.ask = func(string, question) (answer, error) { return answer{Incarnation: 7}, nil }
-	if err := s.takeOffice(t.Context(), 1); err != nil {
+	if err := s.beginTerm(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
 	return s, &sent
@@ -1274,7 +1304,7 @@ func TestParcels(t *testing.T) {
 		orders[i] = order{Execution: int64(i), Config: map[string]string{"body": strings.Repeat("<", 80_000)}, Processors: map[string]map[string]string{"files": {"log_dir": strings.Repeat("<", 4_000)}}}
 	}
 	next := int64(0)
-	for part := range parcels(orders) {
+	for part := range batches(orders, math.MaxInt, dispatchBytes, (*order).size) {
 		doc, err := json.Marshal(dispatch{Orders: part})
 		if err != nil || len(doc) > rpcBytesMax {
 			t.Errorf("a dispatch has %d bytes, %v, want at most %d", len(doc), err, rpcBytesMax)
@@ -2390,22 +2420,22 @@ type simServer struct {
 	skew  int64  // of its wall clock, against elapsed
 
 	// Lost in a crash.
-	sched   *scheduler
-	seen    map[string]heartbeat // what it has heard of other nodes
-	tasks   []*task
-	waiting []*simProposal
-	office  uint64 // cluster.office
-	term    uint64 // of the leader's work, which ends after the office; 0: there is none
-	ctx     context.Context
-	retire  context.CancelFunc
-	acts    bool  // the loops run
-	since   int64 // elapsed when they began
-	slept   int64 // wall clock when the leader last began to sleep
-	looked  int64 // elapsed at the same time
-	asked   int64 // elapsed at the end of the last questions, 0: none yet
-	trimmed int64 // elapsed
-	whole   int64 // elapsed
-	marks   []requestMark
+	sched    *scheduler
+	seen     map[string]heartbeat // what it has heard of other nodes
+	tasks    []*task
+	waiting  []*simProposal
+	office   uint64 // cluster.office
+	term     uint64 // of the leader's work, which ends after the office; 0: there is none
+	ctx      context.Context
+	retire   context.CancelFunc
+	acts     bool  // the loops run
+	since    int64 // elapsed when they began
+	slept    int64 // wall clock when the leader last began to sleep
+	looked   int64 // elapsed at the same time
+	asked    int64 // elapsed at the end of the last questions, 0: none yet
+	trimmed  int64 // elapsed
+	whole    int64 // elapsed
+	requests requestAge
 }
 
 // A heartbeat is what a server knows of a node.
@@ -2632,17 +2662,17 @@ func (s *simServer) changeOffice() {
 
 // takeOffice is the beginning of scheduler.lead.
 func (s *simServer) takeOffice() {
-	for err := s.sched.takeOffice(s.ctx, s.term); err != nil; err = s.sched.takeOffice(s.ctx, s.term) {
+	for err := s.sched.beginTerm(s.ctx, s.term); err != nil; err = s.sched.beginTerm(s.ctx, s.term) {
 		if s.excuse(err); s.ctx.Err() != nil {
 			return
 		}
-		s.w.sleep(officePause)
+		s.w.sleep(beginPause)
 	}
 	if s.ctx.Err() != nil {
 		return
 	}
 	s.acts, s.since, s.asked, s.slept, s.looked = true, s.w.elapsed(), 0, s.now(), s.w.elapsed()
-	s.trimmed, s.whole, s.marks = s.w.elapsed(), s.w.elapsed(), nil
+	s.trimmed, s.whole, s.requests = s.w.elapsed(), s.w.elapsed(), requestAge{}
 	if s.office == slices.Max(slices.Collect(maps.Keys(s.w.leaders))) {
 		s.w.verify(s.store)
 	}
@@ -2660,7 +2690,7 @@ func (s *simServer) goOn() bool {
 	loops := slices.ContainsFunc(s.tasks, func(t *task) bool { return t.kind == taskLoop })
 	if s.term != 0 && s.office == 0 && !loops { // the end of scheduler.lead
 		s.acts = false
-		s.sched.leaveOffice()
+		s.sched.endTerm()
 		if !slices.ContainsFunc(s.tasks, func(t *task) bool { return t.kind == taskSend }) {
 			s.term = 0
 		}
@@ -2690,11 +2720,11 @@ func (s *simServer) loop() {
 func (s *simServer) fire() {
 	woke := s.now()
 	s.excuse(s.sched.noticeGap(s.ctx, timeOf(s.slept), timeOf(woke)))
-	s.excuse(s.sched.queueRestored())
+	s.excuse(s.sched.readQueue())
 	m := s.sched.moment()
 	jobs, pending := s.sched.popDue(m.now)
 	part := func(ids []int64, fire func(context.Context, moment, []int64) error) {
-		m := m.alone(s.sched.newRand())
+		m := m.withRand(s.sched.newRand())
 		s.begin(taskLoop, "part", func() { s.excuse(fire(s.ctx, m, ids)) })
 	}
 	for ids := range slices.Chunk(jobs, 1+s.w.rnd.IntN(5)) {
@@ -2716,10 +2746,8 @@ func (s *simServer) trim() {
 		s.excuse(s.sched.resetFuture(s.ctx))
 		s.w.must(s.sched.doubtOld(now))
 	}
-	var err error
-	s.marks, err = s.sched.markRequests(s.marks, now)
-	s.w.must(err)
-	s.excuse(s.sched.trim(s.ctx, expired(s.marks, now), now, whole))
+	s.requests.advance(now, s.store.applied.Load())
+	s.excuse(s.sched.trim(s.ctx, s.requests.expired, now, whole))
 	s.trimmed = s.w.elapsed()
 }
 
@@ -2745,7 +2773,7 @@ func (s *simServer) spawn(do func()) {
 
 // excuse accepts errors of a leader that has just lost its office.
 func (s *simServer) excuse(err error) {
-	if err := s.sched.excuse(s.ctx, err); err != nil {
+	if err := s.sched.fatal(s.ctx, err); err != nil {
 		s.w.fatalf("the leader %s fails: %v", s.n.self.Name, err)
 	}
 }
@@ -3786,8 +3814,8 @@ func testSlowRefusal(t *testing.T, answerFirst bool) {
 		close(step)
 		synctest.Wait()
 		sched.mu.Lock()
-		if mute := sched.mute["n1"]; mute != (step == refusal) {
-			t.Errorf("n1 gave no connection: %v; it is kept from new orders: %v", step == refusal, mute)
+		if silent := sched.unresponsive["n1"]; silent != (step == refusal) {
+			t.Errorf("n1 gave no connection: %v; it is kept from new orders: %v", step == refusal, silent)
 		}
 		sched.mu.Unlock()
 		wait(2 * doubtPause)

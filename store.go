@@ -1162,7 +1162,7 @@ type applied struct {
 
 	Bound    bool        // bind: what started is with another process than before
 	Armed    []queueItem // what the leader must look at from now on, and when; never: no more
-	Restored int64       // a restore whose jobs it must look at beside these
+	Restored bool        // restore: the leader must read its queue anew
 }
 
 // apply applies persisted entries up to index commit, as many as one
@@ -2014,7 +2014,7 @@ func (a *applying) restore(r restoring) {
 		rows[i] = a.exec(query, r.Restore, int64(a.result.Index), a.c.Now)
 	}
 	a.checkFamilies()
-	a.result.Restored = r.Restore
+	a.result.Restored = true
 	created := rows[2] // states of jobs
 	a.audit("", "", nil, map[string]int64{"created": created, "replaced": int64(n) - created})
 }
@@ -3660,13 +3660,6 @@ func (s *store) stagedDue(restore, after, now int64) ([]stagedTick, error) {
 		WHERE +st.restore = ?1 AND st.id > max(?2, `+firstStaged+` - 1) AND st.armed
 			AND st.next BETWEEN -9223372036854775807 AND max(?3, coalesce(s.fired, 0)) ORDER BY st.id LIMIT ?4`,
 		restore, after, now, ticksMax)
-}
-
-// restored returns the jobs of a restore that is done that have a next tick to decide.
-func (s *store) restored(restore int64) ([]queueItem, error) {
-	return rowsOf[queueItem](s.viewEach, `SELECT s.next, j.id
-		FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
-		WHERE st.restore = ? AND j.armed AND s.next <> ?`, restore, int64(never))
 }
 
 // stagedNames returns the name of each job of a restore, in the order of its
