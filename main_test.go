@@ -3074,7 +3074,7 @@ func (b *bubble) checkCalm(now time.Time) {
 	} else {
 		st := leader.driver().store
 		var due int64
-		if err := st.view("SELECT coalesce(min(s.next), 0) FROM job_state s JOIN jobs j ON j.id = s.job WHERE j.deleted = 0 AND j.disabled = 0 AND j.parent = 0 AND s.next <> ?", []any{int64(never)}, &due); err != nil {
+		if err := st.view("SELECT coalesce(min(s.next), 0) FROM job_state s JOIN jobs j ON j.id = s.job WHERE j.deleted = 0 AND j.disabled = 0 AND j.parent_job = '' AND s.next <> ?", []any{int64(never)}, &due); err != nil {
 			b.fail("%s: %v", leader.name, err)
 		}
 		if due != 0 && now.UnixNano() > due {

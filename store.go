@@ -90,9 +90,14 @@ const (
 
 var (
 	errLocked   = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
-	errNotVoter = errors.New("this server votes in no cluster, so there is nothing to recover; use the data directory of one that did")
-	errNewer    = errors.New("this database was written by a newer belfry; run that version, or restore a backup made by this one")
-	errNoWAL    = errors.New("a server that used belfry.db ended without closing it, and its write-ahead log belfry.db-wal is gone, with what it acknowledged last: put that back, or restore a backup; to remove belfry.db-open accepts the file as it is, which is right where \"sqlite3 belfry.db\" has written the log into it")
+	errNotVoter = errors.New("this server votes in no cluster, so there is nothing to recover; " +
+		"use the data directory of one that did")
+	errNewer = errors.New("this database was written by a newer belfry; run that version, or restore a backup made by this one")
+	errOlder = errors.New("this database was written by a test version of belfry; export the jobs with that version, " +
+		"and restore them into a new --data-dir")
+	errNoWAL = errors.New("a server that used belfry.db ended without closing it, and its write-ahead log belfry.db-wal " +
+		"is missing, with the last writes that it acknowledged: put that file back, or restore a backup; " +
+		"to remove belfry.db-open accepts the file as it is, which is right if \"sqlite3 belfry.db\" has written the log into it")
 )
 
 // A refusal is what apply says of a command that does not fit the state: the
@@ -145,9 +150,12 @@ const jobFields = `,
 	expires_at      REAL    AS (coalesce(julianday(doc ->> 'expires_at'), 0)),
 	doc             TEXT    NOT NULL`
 
-// schema is version 1 of the database. Times are Unix nanoseconds UTC; 0 means
-// "not yet" unless a column says otherwise. The first two tables are this
-// server's own and never leave it; all others are the replicated state.
+// schemaVersion is raised whenever schema changes.
+const schemaVersion = 5
+
+// schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet"
+// unless a column says otherwise. The first two tables are this server's own and
+// never leave it; all others are the replicated state.
 const schema = `
 CREATE TABLE server (
 	id         TEXT    NOT NULL, -- random, made with the data directory
@@ -178,11 +186,10 @@ CREATE TABLE cluster (
 CREATE TABLE jobs (
 	id      INTEGER PRIMARY KEY,
 	rev     INTEGER NOT NULL, -- log index of the last change
-	deleted INTEGER NOT NULL, -- log index of the deletion, 0: alive
-	parent  INTEGER NOT NULL, -- jobs.id, 0: none` + jobFields + `
+	deleted INTEGER NOT NULL, -- log index of the deletion, 0: alive` + jobFields + `
 ) STRICT;
 CREATE UNIQUE INDEX jobs_name ON jobs (name) WHERE deleted = 0;
-CREATE INDEX jobs_parent ON jobs (parent, name) WHERE parent <> 0 AND deleted = 0;
+CREATE INDEX jobs_parent ON jobs (parent_job, name) WHERE parent_job <> '' AND deleted = 0;
 CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
 
 -- What changes with each run, beside the wide rows that do not.
@@ -224,6 +231,7 @@ CREATE TABLE executions (
 CREATE INDEX executions_job ON executions (job, id);
 CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
 CREATE INDEX executions_unfinished ON executions (job, grp) WHERE finished = 0;
+CREATE INDEX executions_bad ON executions (id) WHERE outcome NOT IN ('', 'success'); -- few
 
 -- An output in three parts. Why the execution failed, and the end, at most
 -- 4,000 bytes each, stand first in the row, so that a list reads them without
@@ -311,10 +319,7 @@ CREATE TABLE stats (
 	success INTEGER NOT NULL,
 	failed  INTEGER NOT NULL
 ) STRICT;
-`
 
-// tokensSchema adds the tokens of access control.
-const tokensSchema = `
 CREATE TABLE tokens (
 	accessor TEXT    PRIMARY KEY,
 	name     TEXT    NOT NULL,
@@ -325,10 +330,8 @@ CREATE TABLE tokens (
 	expires  INTEGER NOT NULL  -- 0: never
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX tokens_hash ON tokens (hash);
-`
 
-// auditSchema adds who changed what.
-const auditSchema = `
+-- Who changed what.
 CREATE TABLE audit (
 	id      INTEGER PRIMARY KEY,
 	at      INTEGER NOT NULL,
@@ -346,18 +349,10 @@ CREATE INDEX audit_at ON audit (at); -- of a clock that was wrong, ids and times
 CREATE INDEX audit_job ON audit (job, at) WHERE job <> '';
 `
 
-// badSchema finds the few executions that ended otherwise than in success.
-const badSchema = `
-CREATE INDEX executions_bad ON executions (id) WHERE outcome NOT IN ('', 'success');
-`
-
-// migrations[i] brings a database from version i to i+1, in one transaction.
-// They are only ever appended to.
-var migrations = []string{schema, tokensSchema, auditSchema, badSchema}
-
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
-var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days", "staged", "nodes", "policies", "tokens", "requests", "stats", "audit"}
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days",
+	"staged", "nodes", "policies", "tokens", "requests", "stats", "audit"}
 
 // store is one open database. Its methods are safe for readers at any time;
 // persist and apply belong to one goroutine.
@@ -576,7 +571,7 @@ func (s *store) checkWAL() error {
 
 func (s *store) mark() error {
 	// An UPDATE that changes nothing would write nothing, and the log would be as empty as one that was taken away.
-	if err := s.update("FULL", func() error { return s.exec(fmt.Sprintf("PRAGMA user_version = %d", len(migrations))) }); err != nil {
+	if err := s.update("FULL", func() error { return s.exec(fmt.Sprintf("PRAGMA user_version = %d", schemaVersion)) }); err != nil {
 		return err
 	}
 	if err := os.WriteFile(s.marker(), nil, 0o600); err != nil {
@@ -604,23 +599,25 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// migrate brings the schema up to date and gives a new database its ids.
+// migrate gives a new database its schema, and one without ids its ids.
 func (s *store) migrate() error {
 	var version int
-	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA user_version").Scan(&version); err != nil {
+	if err := s.get("PRAGMA user_version", nil, &version); err != nil {
 		return fmt.Errorf("cannot read the database: %w", err)
 	}
-	if version > len(migrations) {
+	switch {
+	case version > schemaVersion:
 		return errNewer
-	}
-	for ; version < len(migrations); version++ {
+	case version == 0:
 		err := s.update("FULL", func() error {
-			_, err := s.conn.ExecContext(context.Background(), migrations[version]+fmt.Sprintf(";PRAGMA user_version = %d", version+1))
+			_, err := s.conn.ExecContext(context.Background(), schema+fmt.Sprintf("PRAGMA user_version = %d", schemaVersion))
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("cannot bring the database to version %d: %w", version+1, err)
+			return fmt.Errorf("cannot make the tables: %w", err)
 		}
+	case version < schemaVersion:
+		return errOlder
 	}
 	var servers int
 	if err := s.get("SELECT count(*) FROM server", nil, &servers); err != nil || servers == 1 {
@@ -1820,14 +1817,17 @@ func auditJSON(fields map[string]json.RawMessage) (string, error) {
 // tick, one of which was decided since it was computed: the job would be stuck.
 func (a *applying) put(p jobPut) {
 	var base jobVersion
-	var next, fired, oldParent int64
+	var next, fired int64
 	var armed bool
-	a.get(`SELECT id, rev, next, fired, armed, parent FROM jobs JOIN job_state ON job = id
+	var oldParent string
+	a.get(`SELECT id, rev, next, fired, armed, parent_job FROM jobs JOIN job_state ON job = id
 		WHERE name = ? AND deleted = 0`, []any{p.Job.Name}, &base.ID, &base.Rev, &next, &fired, &armed, &oldParent)
 	if base != p.Base {
 		a.fail(errConflict)
 	}
-	parent := a.parent(p, oldParent)
+	if p.Job.ParentJob != "" && p.Job.ParentJob != oldParent {
+		a.checkParent(p.Job.Name, p.Job.ParentJob)
+	}
 	moved := base.ID != 0 && !p.Keep
 	switch {
 	case moved && armed && next != never && next <= a.c.Now:
@@ -1836,8 +1836,8 @@ func (a *applying) put(p jobPut) {
 		a.fail(errConflict)
 	}
 	was := a.was(base.ID)
-	a.touch(oldParent, parent)
-	a.store(p, parent)
+	a.touchParents(oldParent, p.Job.ParentJob)
+	a.store(p)
 	a.audit(p.Job.Name, "", was, &p.Job)
 }
 
@@ -1850,43 +1850,42 @@ func (a *applying) touch(ids ...int64) {
 	}
 }
 
+// touchParents is touch by names, of which "" is none.
+func (a *applying) touchParents(names ...string) {
+	if strings.Join(names, "") != "" {
+		a.touch(applyRows[int64](a, "SELECT id FROM jobs WHERE name IN (SELECT value FROM json_each(?)) AND deleted = 0 ORDER BY id", jsonText(names))...)
+	}
+}
+
 // touchRun is touch for what a run changes by its start or its end, of which
 // those who watch are told instead.
 func (a *applying) touchRun(id int64) { a.s.touched = append(a.s.touched, id) }
 
-// parent returns the id of the parent that p names, 0 if it names none. It bounds
-// how many children a job has, and how deep they stand.
-func (a *applying) parent(p jobPut, old int64) (parent int64) {
-	if p.Job.ParentJob == "" {
-		return 0
-	}
-	if !a.get("SELECT id FROM jobs WHERE name = ? AND deleted = 0", []any{p.Job.ParentJob}, &parent) {
-		a.fail(errParent)
-	}
-	if parent == old {
-		return parent
-	}
+// checkParent refuses a new parent of a job that does not exist, is below the
+// job, or would have too many children or ancestors above one.
+func (a *applying) checkParent(job, parent string) {
 	above, below, children := 0, 0, 0
-	for id := parent; id != 0 && a.err == nil; above++ {
+	for up := parent; up != "" && a.err == nil; above++ {
+		at := up
 		switch {
-		case id == p.Base.ID:
+		case !a.get("SELECT parent_job FROM jobs WHERE name = ? AND deleted = 0", []any{at}, &up):
+			a.fail(errParent)
+		case at == job:
 			a.fail(errParentCycle)
 		case above == ancestorsMax:
 			a.fail(errAncestors)
 		}
-		a.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &id)
 	}
-	a.get(`WITH RECURSIVE below(id, n) AS (SELECT ?1, 0
-		UNION ALL SELECT j.id, n + 1 FROM below b JOIN jobs j ON j.parent = b.id AND j.parent <> 0 AND j.deleted = 0)
-		SELECT max(n), (SELECT count(*) FROM jobs WHERE parent = ?2 AND parent <> 0 AND deleted = 0) FROM below`,
-		[]any{p.Base.ID, parent}, &below, &children)
+	a.get(`WITH RECURSIVE below(name, n) AS (SELECT ?1, 0
+		UNION ALL SELECT c.name, n + 1 FROM below j JOIN jobs c ON `+childOfJob+`)
+		SELECT max(n), (SELECT count(*) FROM jobs WHERE parent_job = ?2 AND parent_job <> '' AND deleted = 0) FROM below`,
+		[]any{job, parent}, &below, &children)
 	switch {
 	case above+below > ancestorsMax:
 		a.fail(errAncestors)
 	case children >= childrenMax:
 		a.fail(errChildren)
 	}
-	return parent
 }
 
 // arm has the leader look at a job for its next tick, or no more.
@@ -1906,7 +1905,7 @@ func (a *applying) wait(p pendingRow) {
 }
 
 // store writes the rows of a job. It has been checked.
-func (a *applying) store(p jobPut, parent int64) {
+func (a *applying) store(p jobPut) {
 	j, rev := &p.Job, int64(a.result.Index)
 	id := p.Base.ID
 	if id == 0 {
@@ -1914,8 +1913,8 @@ func (a *applying) store(p jobPut, parent int64) {
 	}
 	a.result.Jobs = append(a.result.Jobs, id)
 	a.touch(id)
-	a.exec(`INSERT INTO jobs (id, rev, deleted, parent, doc) VALUES (?, ?, 0, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, parent = excluded.parent, doc = excluded.doc`, id, rev, parent, j.document())
+	a.exec(`INSERT INTO jobs (id, rev, deleted, doc) VALUES (?, ?, 0, ?)
+		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
 	switch {
 	case p.Base.ID == 0:
 		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, ?, ?, ?, ?, '')", id, p.Next, a.computed(p.Next),
@@ -1962,22 +1961,52 @@ const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone AND
 // stagedComputed is applying.computed of a staged job st, ?3 being the command's clock.
 const stagedComputed = "iif(st.next > ?3 OR st.next = -9223372036854775808, ?3, st.next - 1)"
 
-// restoreChecks find what forbids a restore: each selects the name of a job
-// that does. The last two pass by themselves, or once the leader has looked at
-// the clock again.
-var restoreChecks = []struct {
+// A ban is a reason to refuse a restore, and the query for the first name of a
+// job that it applies to. ?1 is the restore, ?2 the command's clock, ?3
+// childrenMax and ?4 ancestorsMax.
+type ban struct {
 	err   error
 	query string
-}{
-	// Its rows stay until a trim; who makes them visible once more gets no job twice.
+}
+
+// bans are of the staged jobs. The last two pass by themselves, or once the
+// leader has looked at the clock again.
+var bans = []ban{
+	// Its rows stay until a trim; a second restore of them makes no job twice.
 	{errBrokenOff, `SELECT st.name FROM staged st JOIN jobs j ON j.id = st.id WHERE restore = ?1`},
-	{badInput{refusal("the name stands more than once in the file")}, `SELECT name FROM staged WHERE restore = ?1 GROUP BY name HAVING count(*) > 1`},
-	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent_job <> '' AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent_job)
+	{badInput{refusal("the name stands more than once in the file")},
+		`SELECT name FROM staged WHERE restore = ?1 GROUP BY name HAVING count(*) > 1`},
+	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent_job <> ''
+		AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent_job)
 		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = st.parent_job AND p.deleted = 0)`},
-	{errUndecided, `SELECT st.name FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
-		WHERE restore = ?1 AND j.armed AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
-	{errConflict, `SELECT st.name FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id
-		WHERE restore = ?1 AND st.armed AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
+	{errUndecided, `SELECT st.name` + replacedSQL + ` AND j.armed AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
+	{errConflict, `SELECT st.name` + replacedSQL + ` AND st.armed AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
+}
+
+// familyBans are of all jobs, and refuse what checkParent refuses of one. Jobs
+// that are their own ancestors are not reached from the jobs without a parent.
+var familyBans = []ban{
+	{badInput{errChildren}, `SELECT parent_job FROM jobs WHERE parent_job <> '' AND deleted = 0
+		GROUP BY parent_job HAVING count(*) > ?3`},
+	{badInput{errAncestors}, reachedSQL + `SELECT name FROM reached WHERE n > ?4`},
+	{badInput{errParentCycle}, reachedSQL + `SELECT name FROM jobs WHERE parent_job <> '' AND deleted = 0
+		AND name NOT IN (SELECT name FROM reached)`},
+}
+
+// replacedSQL are the staged jobs st of a restore that replace a job j, with its state s.
+const replacedSQL = ` FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id WHERE st.restore = ?1`
+
+// reachedSQL are the jobs below those without a parent, and how many are above each.
+const reachedSQL = `WITH RECURSIVE reached(name, n) AS (SELECT name, 0 FROM jobs WHERE parent_job = '' AND deleted = 0
+	UNION ALL SELECT c.name, n + 1 FROM reached j JOIN jobs c ON ` + childOfJob + ` WHERE n <= ?4) `
+
+func (a *applying) refuse(restore int64, bans []ban) {
+	for _, b := range bans {
+		var name string
+		if a.get(b.query+" ORDER BY 1 LIMIT 1", []any{restore, a.c.Now, childrenMax, ancestorsMax}, &name) {
+			a.fail(fmt.Errorf("%s: %w", name, b.err))
+		}
+	}
 }
 
 // restore moves the staged jobs into jobs. It does so by a few statements over
@@ -1990,58 +2019,27 @@ func (a *applying) restore(r restoring) {
 	if n != r.Jobs {
 		a.fail(errBrokenOff)
 	}
-	for _, c := range restoreChecks {
-		var name string
-		if a.get(c.query+" ORDER BY 1 LIMIT 1", []any{r.Restore, a.c.Now}, &name) {
-			a.fail(fmt.Errorf("%s: %w", name, c.err))
-		}
-	}
+	a.refuse(r.Restore, bans)
 	a.s.allNew = true
-	var rows [5]int64 // that each of these has written
+	var rows [4]int64 // that each of these has written
 	for i, query := range []string{
 		`UPDATE job_state SET next = st.next, fired = max(fired, ` + stagedComputed + `) FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
-		`INSERT INTO jobs (id, rev, deleted, parent, doc) SELECT id, ?2, 0, 0, doc FROM staged
+		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
-			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, parent = excluded.parent, doc = excluded.doc`,
+			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
 		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
-		`UPDATE jobs SET parent = p.id FROM staged st JOIN jobs p ON p.name = st.parent_job AND p.deleted = 0
-			WHERE st.restore = ?1 AND st.parent_job <> '' AND jobs.name = st.name AND jobs.deleted = 0`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count), error_count = max(job_state.error_count, st.error_count),
 			last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
 			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND job_state.job = j.id AND st.success_count + st.error_count + st.last_success + st.last_error > 0`,
 	} {
 		rows[i] = a.exec(query, r.Restore, int64(a.result.Index), a.c.Now)
 	}
-	a.checkFamilies()
+	a.refuse(r.Restore, familyBans)
 	a.result.Restored = true
 	created := rows[2] // states of jobs
 	a.audit("", "", nil, map[string]int64{"created": created, "replaced": int64(n) - created})
 }
-
-// checkFamilies refuses what parent refuses of one job, of all jobs at once. Those
-// that are their own ancestors are not reached from the jobs without a parent.
-func (a *applying) checkFamilies() {
-	for _, c := range []struct {
-		err   error
-		query string
-	}{
-		{errChildren, `SELECT (SELECT name FROM jobs p WHERE p.id = c.parent) FROM jobs c WHERE parent <> 0 AND deleted = 0
-			GROUP BY parent HAVING count(*) > ?1 ORDER BY parent LIMIT 1`},
-		{errAncestors, reachedSQL + `SELECT name FROM reached JOIN jobs USING (id) WHERE n > ?2 ORDER BY name LIMIT 1`},
-		{errParentCycle, reachedSQL + `SELECT name FROM jobs WHERE parent <> 0 AND deleted = 0 AND id NOT IN (SELECT id FROM reached)
-			ORDER BY parent, name LIMIT 1`},
-	} {
-		var name string
-		if a.get(c.query, []any{childrenMax, ancestorsMax}, &name) {
-			a.fail(fmt.Errorf("%s: %w", name, badInput{c.err}))
-		}
-	}
-}
-
-// reachedSQL are the jobs below those without a parent, and how many are above each.
-const reachedSQL = `WITH RECURSIVE reached(id, n) AS (SELECT id, 0 FROM jobs WHERE parent = 0 AND deleted = 0
-	UNION ALL SELECT j.id, n + 1 FROM reached r JOIN jobs j ON j.parent = r.id AND j.parent <> 0 AND j.deleted = 0 WHERE n <= ?2) `
 
 // document is the job as it is stored, without its record.
 func (j job) document() string {
@@ -2052,8 +2050,8 @@ func (j job) document() string {
 func (a *applying) delete(v jobVersion) {
 	var rev int64
 	var parent bool
-	found := a.get(`SELECT rev, EXISTS (SELECT * FROM jobs WHERE parent = ?1 AND parent <> 0 AND deleted = 0)
-		FROM jobs WHERE id = ?1 AND deleted = 0`, []any{v.ID}, &rev, &parent)
+	found := a.get("SELECT rev, EXISTS (SELECT * FROM jobs c WHERE "+childOfJob+") FROM jobs j WHERE id = ? AND deleted = 0",
+		[]any{v.ID}, &rev, &parent)
 	switch {
 	case !found:
 		a.fail(errNoJob)
@@ -2073,9 +2071,10 @@ func (a *applying) delete(v jobVersion) {
 // What it has still running ends on its own, under the old id; its rows go
 // with later trims.
 func (a *applying) bury(id int64) {
-	var parent int64
-	a.get("SELECT parent FROM jobs WHERE id = ?", []any{id}, &parent)
-	a.touch(id, parent)
+	var parent string
+	a.get("SELECT parent_job FROM jobs WHERE id = ?", []any{id}, &parent)
+	a.touch(id)
+	a.touchParents(parent)
 	a.arm(id, never, false)
 	a.s.listed = true // an ephemeral job goes without a call that asks for it
 	a.exec("UPDATE jobs SET deleted = ?1, rev = ?1 WHERE id = ?2", int64(a.result.Index), id)
@@ -2333,7 +2332,7 @@ func (a *applying) start(targets []target, e executionRow) (ids []int64) {
 // many as one transaction should.
 func (a *applying) expand(row int64, e executionRow) {
 	a.exec("DELETE FROM pending WHERE id = ?", row)
-	children := applyRows[int64](a, "SELECT id FROM jobs WHERE parent = ? AND parent <> 0 AND deleted = 0 ORDER BY id", e.JobID)
+	children := applyRows[int64](a, "SELECT c.id FROM jobs j JOIN jobs c ON "+childOfJob+" WHERE j.id = ? AND j.deleted = 0 ORDER BY c.id", e.JobID)
 	for _, child := range children {
 		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: e.Due})
 	}
@@ -2528,8 +2527,8 @@ const (
 // stays, as it does when somebody tries to delete it.
 func (a *applying) follow(id int64) {
 	var ephemeral, parent bool
-	a.get(`SELECT ephemeral, EXISTS (SELECT * FROM jobs c WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0)
-		FROM jobs j WHERE id = ? AND deleted = 0`, []any{id}, &ephemeral, &parent)
+	a.get("SELECT ephemeral, EXISTS (SELECT * FROM jobs c WHERE "+childOfJob+") FROM jobs j WHERE id = ? AND deleted = 0",
+		[]any{id}, &ephemeral, &parent)
 	switch {
 	case parent:
 		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Due: a.c.Now, Asked: a.c.Now})
@@ -2666,8 +2665,10 @@ type jobRow struct {
 
 const jobColumns = `j.id, j.rev, j.doc, s.next, s.fired, s.open,
 	s.success_count, s.error_count, s.last_success, s.last_error, s.status,
-	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c
-		WHERE c.parent = j.id AND c.parent <> 0 AND c.deleted = 0 ORDER BY c.name))`
+	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c WHERE ` + childOfJob + ` ORDER BY c.name))`
+
+// childOfJob holds for the jobs c that depend on the job j.
+const childOfJob = "c.parent_job = j.name AND c.parent_job <> '' AND c.deleted = 0"
 
 func scanJob(scan scanner) (*jobRow, error) {
 	var j jobRow
@@ -4077,8 +4078,9 @@ func readImage(path string) (snap snapshot, err error) {
 	if err := db.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
 		return snap, fmt.Errorf("cannot read the snapshot: %w", err)
 	}
-	if version != len(migrations) {
-		return snap, fmt.Errorf("the snapshot is of database version %d, this belfry knows version %d; run the same version on all servers", version, len(migrations))
+	if version != schemaVersion {
+		return snap, fmt.Errorf("the snapshot has database version %d, this belfry reads version %d; run the same version on all servers",
+			version, schemaVersion)
 	}
 	err = db.QueryRow("SELECT applied_index, applied_term, voters, count(*) FROM cluster").Scan(&snap.Index, &snap.Term, &voters, &rows)
 	if err != nil || rows != 1 {

@@ -210,7 +210,7 @@ func writeNewerStore(t testing.TB, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(s.exec(fmt.Sprintf("PRAGMA user_version = %d", len(migrations)+1)), s.close()); err != nil {
+	if err := errors.Join(s.exec(fmt.Sprintf("PRAGMA user_version = %d", schemaVersion+1)), s.close()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -2131,7 +2131,7 @@ var checks = []struct{ rule, query string }{
 	{"an attempt of a slot exists once", "SELECT min(id) FROM executions GROUP BY grp, slot, attempt HAVING count(*) > 1"},
 	{"a tick has one outcome, unless a wrong clock was set back in between", "SELECT min(job) FROM (SELECT id, job, due FROM executions WHERE cause = 'tick' AND id = grp UNION ALL SELECT id, job, due FROM ticks WHERE cause = 'tick') t GROUP BY job, due, (SELECT count(*) FROM ticks c WHERE c.job = t.job AND c.cause = 'clock' AND c.id < t.id) HAVING count(*) > 1"},
 	{"an output has an execution", "SELECT execution FROM outputs WHERE execution NOT IN (SELECT id FROM executions)"},
-	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent <> 0 AND parent NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
+	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent_job <> '' AND parent_job NOT IN (SELECT name FROM jobs WHERE deleted = 0)"},
 	{"the log reaches from its base to beyond what is applied", "SELECT applied_index FROM cluster, server WHERE applied_index < base_index OR base_index + (SELECT count(*) FROM log) < applied_index OR (SELECT min(idx) FROM log) <> base_index + 1"},
 }
 
