@@ -1671,9 +1671,12 @@ func TestAPI_Readers(t *testing.T) {
 	})
 }
 
-// TestAPI_SlowForward: a body that is passed on may take as long as it goes on to
-// come, and the answer to it as long as it takes.
-func TestAPI_SlowForward(t *testing.T) {
+// forwarding has a client's connections, whose requests an agent forwards to a
+// leader, which is only a handler.
+type forwarding struct{ near pipes }
+
+// forwardingTo runs test in a bubble.
+func forwardingTo(t *testing.T, leader http.HandlerFunc, test func(*testing.T, *forwarding)) {
 	synctest.Test(t, func(t *testing.T) {
 		log := slog.New(slog.DiscardHandler)
 		far, near := make(pipes), make(pipes)
@@ -1690,28 +1693,60 @@ func TestAPI_SlowForward(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.known["id-leader"] = &contact{record: record{Name: "leader", ID: "id-leader", Addr: "leader:1", Server: true, Leads: true, Status: memberAlive}, heard: time.Now()}
-		leader := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			n, err := io.Copy(io.Discard, r.Body)
-			if err != nil {
-				http.Error(w, "the body breaks off", http.StatusBadRequest)
-				return
-			}
-			select {
-			case <-time.After(3 * readTimeout / 2):
-			case <-r.Context().Done():
-			}
-			fmt.Fprint(w, n)
-		})}
-		go leader.Serve(tls.NewListener(far, p.tls))
+		web := &http.Server{Handler: leader}
+		go web.Serve(tls.NewListener(far, p.tls))
 		a := &api{node: "agent", log: log, relay: p.forward, stopping: make(chan struct{})}
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- webServer(near, a.relayHandler(), log)(ctx) }()
+		test(t, &forwarding{near})
+		p.streams.CloseIdleConnections()
+		web.Close()
+		stop()
+		<-ended
+		wait(time.Minute)
+	})
+}
+
+// begin sends the head of a request, and nothing of a body with that many bytes.
+func (f *forwarding) begin(method string, bytes int) net.Conn {
+	conn, theirs := net.Pipe()
+	f.near <- theirs
+	fmt.Fprintf(conn, "%s /v1/restore HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", method, bytes)
+	return conn
+}
+
+// response returns the status line and the body of what is sent until the connection is closed.
+func (f *forwarding) response(conn net.Conn) string {
+	defer conn.Close()
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		return err.Error()
+	}
+	head, body, _ := strings.Cut(string(answer), "\r\n\r\n")
+	status, _, _ := strings.Cut(head, "\r\n")
+	return status + " " + body
+}
+
+// TestAPI_SlowForward: a body that is passed on may take as long as it goes on to
+// come, and the answer to it as long as it takes.
+func TestAPI_SlowForward(t *testing.T) {
+	forwardingTo(t, func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			http.Error(w, "the body breaks off", http.StatusBadRequest)
+			return
+		}
+		select {
+		case <-time.After(3 * readTimeout / 2):
+		case <-r.Context().Done():
+		}
+		fmt.Fprint(w, n)
+	}, func(t *testing.T, f *forwarding) {
 		ask := func(method string, parts int, chunk string) string {
-			conn, theirs := net.Pipe()
-			near <- theirs
-			fmt.Fprintf(conn, "%s /v1/restore HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", method, parts*len(chunk))
+			conn := f.begin(method, parts*len(chunk))
 			gone := make(chan struct{})
+			defer close(gone)
 			go func() {
 				for range parts {
 					select {
@@ -1723,15 +1758,7 @@ func TestAPI_SlowForward(t *testing.T) {
 					}
 				}
 			}()
-			answer, err := io.ReadAll(conn)
-			conn.Close()
-			close(gone)
-			if err != nil {
-				return err.Error()
-			}
-			head, body, _ := strings.Cut(string(answer), "\r\n\r\n")
-			status, _, _ := strings.Cut(head, "\r\n")
-			return status + " " + body
+			return f.response(conn)
 		}
 		if got, want := ask("POST", 42, strings.Repeat("x", 50_000)), "HTTP/1.1 200 OK 2100000"; got != want {
 			t.Errorf("2.1 MB in 42 s: %q, want %q", got, want)
@@ -1742,11 +1769,65 @@ func TestAPI_SlowForward(t *testing.T) {
 		if got := ask("POST", 60, "x"); !strings.Contains(got, "400") && !strings.Contains(got, "504") {
 			t.Errorf("a byte each second: %q, want 400 or 504", got)
 		}
-		p.streams.CloseIdleConnections()
-		leader.Close()
-		stop()
-		<-ended
-		wait(time.Minute)
+	})
+}
+
+// TestAPI_Withheld: clients that withhold bodies keep nobody from being forwarded, neither requests that they begin
+// later nor an upload that makes progress.
+func TestAPI_Withheld(t *testing.T) {
+	forwardingTo(t, func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		fmt.Fprint(w, n)
+	}, func(t *testing.T, f *forwarding) {
+		const requests = planeStreamsPerNode + 10
+		const part, parts = 2 * progressBytes, 2 + requests/100
+		slow := f.begin("POST", parts*part)
+		var withheld []net.Conn
+		for i := range requests {
+			if i%100 == 0 {
+				io.WriteString(slow, strings.Repeat("x", part))
+			}
+			withheld = append(withheld, f.begin("POST", 100))
+			synctest.Wait()
+		}
+		began := time.Now()
+		for _, method := range []string{"GET", "POST"} {
+			if got, want := f.response(f.begin(method, 0)), "HTTP/1.1 200 OK 0"; got != want {
+				t.Errorf("%s: %q, want %q", method, got, want)
+			}
+		}
+		if got, want := f.response(withheld[0]), "HTTP/1.1 504"; !strings.HasPrefix(got, want) {
+			t.Errorf("the first without a body: %q, want %s", got, want)
+		}
+		io.WriteString(slow, strings.Repeat("x", part))
+		if got, want := f.response(slow), fmt.Sprint("HTTP/1.1 200 OK ", parts*part); got != want {
+			t.Errorf("an upload in between: %q, want %q", got, want)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+		for _, conn := range withheld {
+			conn.Close()
+		}
+	})
+}
+
+// TestAPI_EarlyResponse: a client whose request is refused before its body gets the response before it sends that.
+func TestAPI_EarlyResponse(t *testing.T) {
+	forwardingTo(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		http.Error(w, "no", http.StatusUnauthorized)
+	}, func(t *testing.T, f *forwarding) {
+		conn, theirs := net.Pipe()
+		f.near <- theirs
+		io.WriteString(conn, "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n")
+		began := time.Now()
+		if got, want := f.response(conn), "HTTP/1.1 401 Unauthorized no\n"; got != want || time.Since(began) > time.Second {
+			t.Errorf("%q after %v, want %q at once", got, time.Since(began), want)
+		}
 	})
 }
 

@@ -56,6 +56,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	linked "container/list"
 	"context"
 	"crypto/ed25519"
 	"crypto/hkdf"
@@ -2438,6 +2439,7 @@ const (
 	planeBeatsPerNode   = 8                // more than the heartbeat and the two links to one node ever need, dials that were given up included
 	planeConnsPerNode   = 16               // of calls to one node; more wait for each other
 	planeStreamsPerNode = 1_000            // of requests passed on and outputs that are followed, which may take for ever
+	uploadsMax          = 500              // of requests passed on whose bodies are incomplete
 	dialTimeout         = 2 * time.Second  // includes the handshake
 	callTimeout         = 5 * time.Second  // of a call that a node answers from memory
 	leaderTimeout       = 10 * time.Second // of one that the leader answers when it is committed
@@ -2616,9 +2618,10 @@ type plane struct {
 	listener net.Listener
 	tls      *tls.Config // fixed
 	calls    *http.Client
-	streams  *http.Client  // for what may take long, so that it never keeps a call from its connection
-	beats    *http.Client  // for heartbeats and links, which must not wait for either
-	refused  counters      // fixed
+	streams  *http.Client // for what may take long, so that it never keeps a call from its connection
+	beats    *http.Client // for heartbeats and links, which must not wait for either
+	refused  counters     // fixed
+	uploads  uploads
 	admitted atomic.Bool   // nobody has said that this node's name or id is another's
 	hurry    chan struct{} // the next heartbeat is due now; holds one
 	written  []string      // owned by beatLoop: what the file of peers says
@@ -3753,24 +3756,72 @@ func (p *patientWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// movingBody is the body of a request that is passed on. It may take as long as
-// it goes on to come, and the answer then takes the time that it takes: the
-// node that answers has limits of its own.
+// uploads are the forwarded requests whose bodies are incomplete. Each holds a
+// connection to another node, so there is a bound: clients that withhold bodies
+// keep nobody else from being forwarded.
+type uploads struct {
+	mu         sync.Mutex
+	incomplete linked.List // of *movingBody, the one without progress for longest first; guarded by mu
+}
+
+// movingBody is the body of a forwarded request. It may take as long as it makes
+// progress, and the response then as long as it takes: the node that responds has
+// limits of its own.
 type movingBody struct {
 	io.ReadCloser
 	control *http.ResponseController
-	read    int // bytes since the deadline was moved
+	uploads *uploads
+	read    int             // bytes since the deadline was moved
+	place   *linked.Element // in uploads.incomplete; nil once complete or ended; guarded by uploads.mu
+}
+
+// longAgo as a deadline ends what waits for it.
+var longAgo = time.Unix(1, 0)
+
+// errWithheld is what reading a body returns after it has been ended.
+var errWithheld = errors.New("the body is incomplete, and was not waited for any longer")
+
+// add enters an upload. Beyond the bound it ends the one without progress for longest.
+func (u *uploads) add(b *movingBody) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.incomplete.Len() >= uploadsMax {
+		u.leave(u.incomplete.Front().Value.(*movingBody), longAgo)
+	}
+	b.place = u.incomplete.PushBack(b)
+}
+
+// leave removes an upload, unless that is done, and sets the deadline for reading
+// on. The caller holds mu.
+func (u *uploads) leave(b *movingBody, deadline time.Time) {
+	if b.place != nil {
+		u.incomplete.Remove(b.place)
+		b.place = nil
+		_ = b.control.SetReadDeadline(deadline) // where there is no deadline none is moved
+	}
+}
+
+// end stops the reading of a body that is incomplete: nobody needs the rest.
+func (b *movingBody) end() {
+	b.uploads.mu.Lock()
+	defer b.uploads.mu.Unlock()
+	b.uploads.leave(b, longAgo)
 }
 
 func (b *movingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	// Where there is no deadline none is moved.
-	if b.read += n; b.read >= progressBytes {
+	b.uploads.mu.Lock()
+	defer b.uploads.mu.Unlock()
+	b.read += n
+	switch {
+	case err == io.EOF:
+		b.uploads.leave(b, time.Time{})
+	case b.place == nil:
+		err = errWithheld
+	case b.read >= progressBytes:
 		b.read = 0
 		_ = b.control.SetReadDeadline(time.Now().Add(readTimeout))
-	}
-	if err == io.EOF {
-		_ = b.control.SetReadDeadline(time.Time{})
+		b.uploads.incomplete.MoveToBack(b.place)
 	}
 	return n, err
 }
@@ -4113,6 +4164,8 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 	if len(to) == 0 {
 		return errNotLeader
 	}
+	control := http.NewResponseController(w)
+	endUpload := func() {}
 	var failed error
 	proxy := httputil.ReverseProxy{
 		Transport: p.streams.Transport, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
@@ -4126,6 +4179,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 			pr.Out.Header.Set(headerRequest, request)
 		},
 		ModifyResponse: func(resp *http.Response) error {
+			endUpload() // or the client would get the response after the rest of its body
 			if err := p.awaitWrite(resp); err != nil {
 				return err
 			}
@@ -4137,12 +4191,14 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 			}
 			return nil
 		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { endUpload(); failed = err },
 	}
-	control := http.NewResponseController(w)
 	if r.Body != nil && r.Body != http.NoBody {
+		body := &movingBody{ReadCloser: r.Body, control: control, uploads: &p.uploads}
+		p.uploads.add(body)
+		endUpload = body.end
 		r = r.WithContext(r.Context())
-		r.Body = &movingBody{ReadCloser: r.Body, control: control}
+		r.Body = body
 	} else {
 		_ = control.SetReadDeadline(time.Time{}) // there is nothing more to come
 	}
