@@ -1,17 +1,14 @@
-// The scheduler owns what a job is, when it is due, where it runs, and what
-// follows when a run ends; it is what the leader does.
+// scheduler.go owns what a job is, when it is due, where it runs, and what follows when a run ends.
 //
-// Three parts, from the outside in: the job and its rules; the choices as
-// functions of what is known and of a time that is handed in (plan, pick,
-// resolve); the scheduler itself, whose goroutines run on the leader only and
-// end with its term. Below them the schedule dialect.
+// Sections: the job, its JSON and its validation; the decisions, as functions of a moment; the queue of what is due;
+// the scheduler, which runs on the leader only: it fires, dispatches, settles doubts, records results and trims; the
+// writes that clients ask for; the schedules.
 //
 // Rules that always hold:
 //
-//  1. Nothing is started that apply did not accept: the leader proposes, and
-//     dispatches what came back as started.
-//  2. The leader's memory is a cache of the store: a queue of what is due and
-//     a list of what is in doubt. A new leader makes both from the store.
+//  1. Nothing starts that apply did not accept: the leader proposes a decision, and dispatches what apply started.
+//  2. The leader's memory is a cache of the store: a queue of what is due and the executions in doubt. A new leader
+//     makes both from the store.
 //  3. Times in commands are the leader's wall clock, read once per command.
 package main
 
@@ -51,38 +48,37 @@ import (
 
 const (
 	nameBytesMax = 1024    // of a job's name
-	retriesMax   = 1 << 30 // of a job: far beyond sense, and safe to count with
+	retriesMax   = 1 << 30 // of a job: larger than makes sense, and safe to count with
 	jobBytesMax  = 512_000 // of a job's JSON
-	warningsMax  = 10      // of a job that are said
-	reportsMax   = 500     // in one done command
+	warningsMax  = 10      // of a job that are shown
+	reportsMax   = 500     // in one finish command
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
 	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
-	answerOverdue = time.Second / 2       // of orders that a node has not answered: others are chosen first
+	answerOverdue = time.Second / 2       // after which orders without an answer make other nodes preferred
 	retryWaitMax  = time.Minute           // between attempts
-	tickSlack     = time.Second           // between looks at the clock; a longer gap is an outage
+	tickSlack     = time.Second           // between looks at the clock; a gap of twice that is an outage
 	doubtPause    = time.Second           // between questions about executions in doubt
-	startableAge  = 24 * time.Hour        // of an execution that may yet be started: nodes remember what they took for as long
-	firstAnswers  = time.Second / 2       // that a new leader waits for them before it fires
+	startableAge  = 24 * time.Hour        // up to which an execution may still start: nodes remember orders for as long
+	firstAnswers  = time.Second / 2       // that a new leader waits for answers before it fires
 	beginPause    = 50 * time.Millisecond // between tries to begin a term
 	trimPause     = 5 * time.Second       // between looks for what need not be kept
 	reviewPause   = time.Minute           // between looks that read whole tables
-	requestsKept  = 10 * time.Minute      // that a repeated request is recognised
-	futureMax     = 30 * time.Minute      // that a decided tick may lie ahead of the clock: less than a wrong zone makes of it
-	decidesMax    = 4                     // decide commands under way at once
+	requestsKept  = 10 * time.Minute      // for which a repeated request is recognised, at least
+	futureMax     = 30 * time.Minute      // that a decided tick may be ahead of the clock; a wrong zone makes more of it
+	decidesMax    = 4                     // consume commands under way at once
 	dispatchBytes = rpcBytesMax / 8       // of orders in one dispatch: JSON makes up to six bytes of one
-	orderBytes    = 300                   // of an order, beside its texts
+	orderBytes    = 300                   // of an order, without its texts
 	targetsMax    = 5_000                 // of the decisions in one command: some 300 kB
-	writeTries    = 100                   // of a write whose job changes under it
-	writePause    = 5 * time.Millisecond
+	writeTries    = 100                   // of a write whose job changes meanwhile
+	writePause    = 5 * time.Millisecond  // between them
 	recordPause   = 50 * time.Millisecond // between looks for a request on record
-	sliceBytes    = 256_000               // of jobs that are staged, or nodes that are recorded, in one command, or one larger one
-	stagedKept    = 10 * time.Minute      // behind the last restore: a slow client may still read what came of it
-	writeTimeout  = time.Minute           // that a write is waited for, whoever asked for it
+	sliceBytes    = 256_000               // of staged jobs or recorded nodes in one command, unless one is larger
+	stagedKept    = 10 * time.Minute      // after the last restore: a slow client may still read its response
+	writeTimeout  = time.Minute           // for a write, whoever asked for it
 )
 
-// instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which
-// JSON has as null. It ends in 2262; a later end means none.
+// instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which is null in JSON. It ends in 2262.
 type instant int64
 
 // MarshalJSON implements json.Marshaler.
@@ -117,13 +113,12 @@ func (i *instant) UnmarshalJSON(doc []byte) error {
 	return nil
 }
 
-// badTime is an error of what should be an instant.
+// badTime is the error of an instant that cannot be read.
 type badTime string
 
 func (b badTime) Error() string { return string(b) }
 
-// nanosOf returns t in nanoseconds. What they cannot tell is the nearest
-// that they can.
+// nanosOf returns t in nanoseconds, or the nearest time that nanoseconds can express.
 func nanosOf(t time.Time) int64 {
 	switch {
 	case t.Year() < 1678:
@@ -134,13 +129,12 @@ func nanosOf(t time.Time) int64 {
 	return t.UnixNano()
 }
 
-// A job is what somebody wants done, and when. It is the definition alone, as
-// clients write it; what the system knows of it is in jobRow.
+// A job is the definition of what is to be done, and when, as clients write it. What happened to it is in jobRow.
 type job struct {
 	Name           string                       `json:"name"`
 	DisplayName    string                       `json:"displayname,omitempty"`
 	Schedule       string                       `json:"schedule,omitempty"`
-	Timezone       string                       `json:"timezone,omitempty"` // '': the cluster's
+	Timezone       string                       `json:"timezone,omitempty"` // empty: the cluster's
 	Owner          string                       `json:"owner,omitempty"`
 	OwnerEmail     string                       `json:"owner_email,omitempty"`
 	Disabled       bool                         `json:"disabled,omitempty"`
@@ -157,8 +151,8 @@ type job struct {
 	StartsAt       instant                      `json:"starts_at,omitempty"`
 	ExpiresAt      instant                      `json:"expires_at,omitempty"`
 
-	// What a job that is created, or restored from a backup, brings of its record. Of a job that exists the larger ones
-	// count in a restore, and its own in an update. They are no part of the definition that is stored.
+	// The record of a job that is created, or restored from a backup. A restore of an existing job keeps the larger
+	// values, an update keeps the job's own. They are no part of the stored definition.
 	SuccessCount int64   `json:"success_count,omitempty"`
 	ErrorCount   int64   `json:"error_count,omitempty"`
 	LastSuccess  instant `json:"last_success,omitempty"`
@@ -173,16 +167,15 @@ const (
 	concurrencyForbid = "forbid"
 )
 
-// Values of a job's delivery; empty is at most once. At least once lets retries
-// follow a run that was lost, although it may have ended well.
+// Values of a job's delivery; empty is at most once. With at least once, retries follow
+// a lost run, although it may have succeeded.
 const (
 	deliveryAtMostOnce  = "at-most-once"
 	deliveryAtLeastOnce = "at-least-once"
 )
 
-// decodeJob reads a job as clients send it, over the values in j. Fields that
-// a job does not have are ignored, and so is null, as upstream. The error is
-// one sentence that names the field.
+// decodeJob reads a job as clients send it, over the values in j. Unknown fields and null are ignored, as upstream. The
+// error is one sentence that names the field.
 func decodeJob(doc []byte, j job) (job, error) {
 	d := json.NewDecoder(bytes.NewReader(doc))
 	err := d.Decode(&j)
@@ -200,25 +193,23 @@ func decodeJob(doc []byte, j job) (job, error) {
 		return job{}, fmt.Errorf("the body is no job: %w", err)
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return job{}, errors.New("the body must hold one JSON object and nothing behind it")
+		return job{}, errors.New("the body must hold one JSON object and nothing after it")
 	}
 	err = j.checkTimes()
 	return j, err
 }
 
-// checkTimes refuses what nanosOf had no number for, but for an end that never
-// comes, which is none.
+// checkTimes refuses times that nanoseconds cannot express. An expires_at after those is none.
 func (j *job) checkTimes() error {
 	if j.ExpiresAt == math.MaxInt64 {
 		j.ExpiresAt = 0
 	}
-	for _, c := range []struct {
-		field string
-		at    instant
-	}{{"starts_at", j.StartsAt}, {"expires_at", j.ExpiresAt}} {
-		if c.at == math.MinInt64+1 || c.at == math.MaxInt64 {
-			return fmt.Errorf("%s: must lie in the years 1678 to 2261, or be null", c.field)
-		}
+	const text = "%s: must lie in the years 1678 to 2261, or be null"
+	switch {
+	case j.StartsAt == math.MinInt64+1 || j.StartsAt == math.MaxInt64:
+		return fmt.Errorf(text, "starts_at")
+	case j.ExpiresAt == math.MinInt64+1:
+		return fmt.Errorf(text, "expires_at")
 	}
 	return nil
 }
@@ -272,8 +263,7 @@ func (j *job) validate(zone string, now int64) error {
 	return nil
 }
 
-// validateName allows lower case letters of any script, digits, underscore
-// and dash, as upstream.
+// validateName allows lower case letters of any script, digits, underscore and dash, as upstream.
 func validateName(name string) error {
 	if name == "" {
 		return errors.New("name: must not be empty")
@@ -289,30 +279,32 @@ func validateName(name string) error {
 	return nil
 }
 
-// checkShellConfig says what in the executor_config of a shell job would be taken for something else than was meant, or
-// could never run. What else may be wrong shows when it runs, as in Dkron. Values that may be secret are not quoted.
+// checkShellConfig refuses an executor_config of a shell job that means something else than its author intended, or can
+// never run. Other mistakes show when it runs, as in Dkron. Values that may be secret are not quoted.
 func checkShellConfig(config map[string]string) error {
 	if _, err := parseLimits(config); err != nil {
 		return err
 	}
 	for _, entry := range envEntries(config) {
 		if strings.IndexByte(entry, '=') < 1 {
-			return errors.New(`executor_config.env: an entry has no name; write entries as NAME=value, and \, for a comma in a value`)
+			return errors.New(`executor_config.env: an entry has no name; write entries as NAME=value, ` +
+				`and \, for a comma in a value`)
 		}
 		if len(entry) > argumentBytesMax {
-			return fmt.Errorf("executor_config.env: an entry is longer than the %d bytes that the kernel takes; pass it with payload", argumentBytesMax)
+			return fmt.Errorf("executor_config.env: an entry is longer than the %d bytes that the kernel takes; "+
+				"pass it with payload", argumentBytesMax)
 		}
 	}
 	words, _ := commandWords(config)
 	if slices.ContainsFunc(words, func(word string) bool { return len(word) > argumentBytesMax }) {
-		return fmt.Errorf("executor_config.command: an argument is longer than the %d bytes that the kernel takes; pass a long script with payload, to a shell as the command", argumentBytesMax)
+		return fmt.Errorf("executor_config.command: an argument is longer than the %d bytes that the kernel takes; "+
+			"pass a long script with payload, to a shell as the command", argumentBytesMax)
 	}
 	return nil
 }
 
-// checkHTTPConfig says what in the executor_config of an http job would be taken for something else than was meant, or
-// could never be met. What else may be wrong shows when it runs, as in Dkron; and a timeout without a digit is the default
-// there too.
+// checkHTTPConfig refuses an executor_config of an http job that means something else than its author intended, or can
+// never succeed. Other mistakes show when it runs, as in Dkron, where a timeout without a digit is the default too.
 func checkHTTPConfig(config map[string]string) error {
 	timeout := config["timeout"]
 	if n, err := strconv.Atoi(timeout); (err != nil || n < 1) && strings.ContainsAny(timeout, "0123456789") {
@@ -327,7 +319,7 @@ func checkHTTPConfig(config map[string]string) error {
 		}
 	}
 	if _, err := url.Parse(config["url"]); err != nil && strings.Contains(config["url"], "@") {
-		return errURL // with a password, perhaps, which is not recorded where it is no password to us
+		return errURL // it may hold a password, which is hidden only in a URL that can be parsed
 	}
 	if _, err := requestHeaders(config); err == errHeader {
 		return err
@@ -346,24 +338,31 @@ func envEntries(config map[string]string) []string {
 	return slices.DeleteFunc(entries, func(entry string) bool { return entry == "" })
 }
 
-// bodyPattern compiles an expectBody. It looks at the size before, as 22 kB can make a program of 500 MB.
+// bodyPattern compiles an expectBody. It checks the size first, because 22 kB can compile to 500 MB.
 func bodyPattern(pattern string) (*regexp.Regexp, error) {
 	tree, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {
 		return nil, fmt.Errorf("executor_config.expectBody: is not a regular expression: %s", err.(*syntax.Error).Code)
 	}
 	if patternSize(tree) > patternMax {
-		return nil, fmt.Errorf("executor_config.expectBody: compiles to more than %d instructions; write it with fewer repetitions", patternMax)
+		return nil, fmt.Errorf("executor_config.expectBody: compiles to more than %d instructions; "+
+			"write it with fewer repetitions", patternMax)
 	}
 	return regexp.Compile(pattern)
 }
 
-// patternSize returns an upper bound of the instructions that an expression compiles to, but for the two that each has.
+// patternSize returns an upper bound of the instructions that an expression compiles to, without the two that all have.
 func patternSize(tree *syntax.Regexp) int {
-	own := map[syntax.Op]int{syntax.OpLiteral: len(tree.Rune), syntax.OpConcat: 0, syntax.OpCapture: 2, syntax.OpAlternate: len(tree.Sub) - 1}
-	n, ok := own[tree.Op]
-	if !ok {
-		n = 1
+	n := 1
+	switch tree.Op {
+	case syntax.OpLiteral:
+		n = len(tree.Rune)
+	case syntax.OpConcat:
+		n = 0
+	case syntax.OpCapture:
+		n = 2
+	case syntax.OpAlternate:
+		n = len(tree.Sub) - 1
 	}
 	for _, sub := range tree.Sub {
 		n += patternSize(sub)
@@ -398,8 +397,8 @@ func parseLimits(config map[string]string) (l shellLimits, err error) {
 	return l, nil
 }
 
-// parseBytes reads a positive size: a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T or
-// TB in any case, which are powers of 1,024.
+// parseBytes reads a positive size: a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T
+// or TB in any case, which are powers of 1,024.
 func parseBytes(s string) (int64, error) {
 	s = strings.ToUpper(strings.TrimSpace(s))
 	digits := strings.TrimRight(s, "BKMGT ")
@@ -425,7 +424,7 @@ var configKeys = map[string][]string{
 		"tlsNoVerifyPeer", "tlsCertificateFile", "tlsCertificateKeyFile", "tlsRootCAsFile"},
 }
 
-// checkConfigKeys refuses a key that is almost one that the executor reads: the job would do something else than it says.
+// checkConfigKeys refuses a key that is probably a misspelling of one that the executor reads.
 func (j *job) checkConfigKeys() error {
 	plain := func(key string) string { return strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(key)) }
 	known := configKeys[j.Executor]
@@ -441,9 +440,9 @@ func (j *job) checkConfigKeys() error {
 	return nil
 }
 
-// editDistance returns how many letters must be added, taken away or replaced to make b of a.
+// editDistance returns how many bytes must be added, removed or replaced to turn a into b.
 func editDistance(a, b string) int {
-	row := make([]int, len(b)+1) // distances of what was read of a to the beginnings of b
+	row := make([]int, len(b)+1) // distances of the part of a so far to the prefixes of b
 	for i := range row {
 		row[i] = i
 	}
@@ -461,7 +460,7 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// warning says in ASCII what of a job is recorded and has no effect; empty if that is nothing.
+// warning says in ASCII which settings of a job are stored but have no effect, "" if all have.
 func (j *job) warning() string {
 	var list []string
 	add := func(field, key, what string) {
@@ -489,8 +488,7 @@ func (j *job) warning() string {
 	return strings.Join(list, " ")
 }
 
-// zone returns the zone that the job's schedule is read in. Local is the
-// cluster's, because a job must not move when another machine leads.
+// zone returns the zone of the job's schedule. Local means the cluster's: a job must not move with the leader.
 func (j *job) zone(cluster string) string {
 	if j.Timezone == "" || j.Timezone == "Local" {
 		return cluster
@@ -498,8 +496,8 @@ func (j *job) zone(cluster string) string {
 	return j.Timezone
 }
 
-// schedule returns the parsed schedule. It was validated, but perhaps by
-// another version with other zones: a bad one never fires.
+// schedule returns the parsed schedule. It was validated, but perhaps by a version with other zones: an invalid one
+// never fires.
 func (j *job) schedule(zone string) schedule {
 	s, err := parseSchedule(j.Schedule, j.zone(zone), j.Name)
 	if err != nil {
@@ -508,12 +506,11 @@ func (j *job) schedule(zone string) schedule {
 	return s
 }
 
-// armed reports whether the scheduler fires the job at its next.
+// armed reports whether the scheduler fires the job at its next tick.
 func (j *job) armed() bool { return !j.Disabled && j.ParentJob == "" }
 
-// firstTick returns the first tick after both now and fired, or what to show
-// as next of a job that the scheduler does not fire: as upstream, the start of
-// its window if that lies ahead, and 1970 for a child without a schedule.
+// firstTick returns the first tick after both now and fired. For a job that the scheduler does not fire it is what to
+// show as next, as upstream: the start of its window if that is in the future, 1970 for a child without a schedule.
 func (j *job) firstTick(zone string, now, fired int64) int64 {
 	after, start := timeOf(max(now, fired)), time.Time{}
 	if j.StartsAt != 0 {
@@ -531,8 +528,7 @@ func (j *job) firstTick(zone string, now, fired int64) int64 {
 	return j.within(s.next(after))
 }
 
-// within returns t in nanoseconds, or never if it lies behind the job's window,
-// or behind what nanoseconds can tell.
+// within returns t in nanoseconds, or never if it is after the job's window, or after what nanoseconds can express.
 func (j *job) within(t time.Time) int64 {
 	if t.IsZero() || nanosOf(t) == math.MaxInt64 || j.ExpiresAt != 0 && nanosOf(t) > int64(j.ExpiresAt) {
 		return never
@@ -553,8 +549,7 @@ func retried(outcome string) bool {
 	return outcome == outcomeFailed || outcome == outcomeInterrupted
 }
 
-// retryDelay returns how long the attempt after a failed one waits: 2^(n-1)
-// seconds behind attempt n, at most a minute.
+// retryDelay returns how long the attempt after a failed one waits: 2^(n-1) seconds after attempt n, at most a minute.
 func retryDelay(attempt int) time.Duration {
 	return min(retryWaitMax, time.Second<<min(attempt-1, 10))
 }
@@ -683,8 +678,8 @@ func (m moment) elsewhere(tags map[string]string, name string, used []string) (t
 	return matching[i].target(), true
 }
 
-// choose returns the nodes that run a tick of a job with these tags. ok is false if the tick must wait: nodes that a new
-// leader has on record, or those that did not answer, may be back soon.
+// choose returns the nodes that run a tick of a job with these tags. ok is false if the tick must wait: nodes that a
+// new leader has on record, or those that did not answer, may be back soon.
 func (m moment) choose(tags map[string]string, due int64) (targets []target, ok bool) {
 	targets = m.pick(tags)
 	switch {
@@ -832,15 +827,17 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRow) (closed report, again bool) {
 	switch {
 	case known[e.ID]:
-		return report{}, false
 	case a.Incarnation != e.incarnation:
-		return m.closing(e, outcomeInterrupted, "interrupted: the belfry process on %s that it was given to has ended\n", e.Node), false
+		const why = "interrupted: the belfry process on %s that it was given to has ended\n"
+		closed = m.closing(e, outcomeInterrupted, why, e.Node)
 	case r == nil:
-		return m.closing(e, outcomeInterrupted, "interrupted: the job was deleted before the run began\n"), false
+		closed = m.closing(e, outcomeInterrupted, "interrupted: the job was deleted before the run began\n")
 	case e.ID < m.startable, e.Cause == causeTick && e.Due < m.now-int64(m.catchup) && !m.once(r):
-		return m.closing(e, outcomeMissed, "missed: the order did not reach %s in time\n", e.Node), false
+		closed = m.closing(e, outcomeMissed, "missed: the order did not reach %s in time\n", e.Node)
+	default:
+		again = true
 	}
-	return report{}, true
+	return closed, again
 }
 
 // closing ends an execution on the leader's word; apply refuses it if another process has got the execution by then.
@@ -944,8 +941,7 @@ func (q *dueQueue) first() (item queueItem, ok bool) {
 	return q.heap.items[0], true
 }
 
-// comingMax is how many ticks are looked at, and as many jobs at the most: of
-// a job whose next tick comes later than so many others, none is among them.
+// comingMax is how many ticks, and how many jobs, are looked at: later ticks are left out.
 const comingMax = 1_000
 
 // comingTick is a tick of a job that will fall due.
@@ -957,9 +953,8 @@ type comingTick struct {
 	schedule schedule
 }
 
-// coming returns the ticks that will fall due in [from, to) if nothing
-// changes, the earliest first, at most limit, as far as the next comingMax
-// ticks of all jobs reach, or of those that patterns name, if these are not nil.
+// coming returns at most limit ticks that will fall due in [from, to) if nothing changes, the earliest first, among the
+// next comingMax ticks of all jobs, or of the jobs that globs match if these are not nil.
 func (s *scheduler) coming(from, to time.Time, globs []string, limit int) ([]comingTick, error) {
 	zone := s.timezone()
 	next := minHeap[comingTick]{less: func(a, b comingTick) bool { return a.Due.Before(b.Due) }}
@@ -1064,8 +1059,8 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 	asked := make(chan struct{})
 	g.Go(func() error { return s.settleDoubts(ctx, asked) })
 	g.Go(func() error {
-		// Ask first: most nodes answer at once, and a run that ended with its process must not count as an overlap. But a
-		// node that does not answer must not keep others from running jobs.
+		// Ask first: most nodes answer at once, and a run that ended with its process must not count as an overlap. But
+		// a node that does not answer must not keep others from running jobs.
 		select {
 		case <-ctx.Done():
 		case <-asked:
@@ -1270,8 +1265,8 @@ type openOrders struct {
 func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter, zone: s.timezone(),
-		startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
+	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter,
+		zone: s.timezone(), startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
 	overdue, alive := map[string]bool{}, map[string]bool{}
 	for _, o := range s.open {
 		overdue[o.node] = overdue[o.node] || s.now().Sub(o.sent) > answerOverdue
@@ -1508,8 +1503,8 @@ func jobsOf[T any](s *store, rows []T, jobOf func(T) int64) (map[int64]*jobRow, 
 	return byID, err
 }
 
-// batches splits a list so that no batch has more than maxItems items, nor more than one item where the sum of their sizes
-// is larger than maxSize.
+// batches splits a list so that no batch has more than maxItems items, nor more than one item where the sum of their
+// sizes is larger than maxSize.
 func batches[T any](list []T, maxItems, maxSize int, size func(*T) int) iter.Seq[[]T] {
 	return func(yield func([]T) bool) {
 		begin, sum := 0, 0
@@ -1549,8 +1544,8 @@ func (s *scheduler) consumePart(ctx context.Context, m moment, list []decision) 
 		return s.consumePart(ctx, m, list[half:])
 	}
 	for i, d := range list {
-		// A decision is refused if its job has changed, or its fate is unknown: look again. If it was committed after all,
-		// nothing is due by then.
+		// A decision is refused if its job has changed, or its fate is unknown: look again. If it was committed after
+		// all, nothing is due by then.
 		switch {
 		case err != nil:
 			s.enqueue(d.item(m.now + int64(tickSlack)))
@@ -1585,7 +1580,8 @@ func (d decision) became(started bool) string {
 // dispatch gives the nodes the orders for executions that apply started or bound, or, with again, for those that surely
 // never started. Each order is for the process that its execution was given to, not for a later one of the node. It
 // does not wait for answers. If this server stood still between a decision and its acceptance, until the catch-up
-// window had passed, nothing is ordered: the execution is in doubt, and resolve decides as if its tick were planned now.
+// window had passed, nothing is ordered: the execution is in doubt, and resolve decides as if its tick were planned
+// now.
 func (s *scheduler) dispatch(ids []int64, again bool) {
 	if len(ids) == 0 {
 		return
@@ -1641,8 +1637,8 @@ func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) 
 			s.doubt([]int64{e.ID})
 			continue
 		}
-		orders[e.target()] = append(orders[e.target()], order{Execution: e.ID, Job: j.Name, Group: e.Group, Attempt: e.Attempt,
-			ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig, Processors: j.Processors})
+		orders[e.target()] = append(orders[e.target()], order{Execution: e.ID, Job: j.Name, Group: e.Group,
+			Attempt: e.Attempt, ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig, Processors: j.Processors})
 	}
 	return orders, nil
 }
@@ -1849,14 +1845,15 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 	}
 	for range names {
 		i, err := s.nextAnswer(ctx, answered)
-		switch {
+		name := names[i]
+		switch list := doubts[name]; {
 		case err != nil:
 		case errs[i] != nil:
-			s.log.Warn("a node does not answer for its executions", "node", names[i], "executions", len(doubts[names[i]]), "err", errs[i])
-			s.mustAsk(names[i])
-			err = s.countSilence(ctx, doubts[names[i]])
+			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(list), "err", errs[i])
+			s.mustAsk(name)
+			err = s.countSilence(ctx, list)
 		default:
-			err = s.takeAnswer(ctx, names[i], doubts[names[i]], answers[i])
+			err = s.takeAnswer(ctx, name, list, answers[i])
 		}
 		if err != nil {
 			s.mustAsk(names...) // some answers were not used
@@ -1915,9 +1912,9 @@ func (s *scheduler) recordNodes(ctx context.Context) error {
 	return nil
 }
 
-// inDoubt returns the unfinished executions in doubt by node, except those that are for rebind, and forgets the finished
-// ones. A node is never asked while the first order for an execution is on its way: the order might arrive after the
-// question, and be taken.
+// inDoubt returns the unfinished executions in doubt by node, except those that are for rebind, and forgets the
+// finished ones. A node is never asked while the first order for an execution is on its way: the order might arrive
+// after the question, and be taken.
 func (s *scheduler) inDoubt() (map[string][]executionRow, error) {
 	s.mu.Lock()
 	finished := maps.Clone(s.doubts)
@@ -2090,7 +2087,8 @@ func (s *scheduler) rebind(ctx context.Context) error {
 		case err != nil:
 			return err
 		case to == target{} || d.bound:
-			gone = append(gone, m.closing(e, outcomeMissed, "missed: %s did not take the order, and no other node could\n", e.Node))
+			const why = "missed: %s did not take the order, and no other node could\n"
+			gone = append(gone, m.closing(e, outcomeMissed, why, e.Node))
 		default:
 			moves = append(moves, binding{Execution: e.ID, Incarnation: e.incarnation, To: to})
 		}
@@ -2143,7 +2141,8 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 	for _, r := range results {
 		taken = append(taken, r.Execution)
 		list = append(list, report{Execution: r.Execution, Node: r.Node, Incarnation: r.Incarnation, Started: r.Started,
-			Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, Process: r.Process, output: r.Output, Reason: r.Reason})
+			Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, Process: r.Process,
+			output: r.Output, Reason: r.Reason})
 	}
 	if err := s.finish(ctx, list); err != nil {
 		return nil, err
@@ -2268,7 +2267,7 @@ func (s *scheduler) resetFuture(ctx context.Context) error {
 const (
 	actorScheduler = "scheduler"
 	actorAnonymous = "anonymous"
-	actorBootstrap = "bootstrap" // who has the secret of a server's data directory
+	actorBootstrap = "bootstrap" // a client with the secret in a server's data directory
 )
 
 // A request is a write that a client asked for.
@@ -2369,7 +2368,8 @@ func (s *scheduler) put(ctx context.Context, r request, sent job) (*jobRow, appl
 }
 
 // errKeyUsed refuses a request whose key was used before, with another body.
-var errKeyUsed = errors.New("Idempotency-Key: was used before, for a request with another body; use a new key for each request")
+var errKeyUsed = errors.New("Idempotency-Key: was used before, for a request with another body; " +
+	"use a new key for each request")
 
 // answeredFor reports whether the response that was kept for a put, if any, was to a put of j.
 func answeredFor(answer string, j job) bool {
@@ -2390,8 +2390,9 @@ func sameTicks(r *jobRow, j *job) bool {
 
 // with returns the row as it is when j is stored over it.
 func (r jobRow) with(j *job, next int64) *jobRow {
-	n := &jobRow{SuccessCount: r.SuccessCount, ErrorCount: r.ErrorCount, LastSuccess: r.LastSuccess, LastError: r.LastError,
-		DependentJobs: r.DependentJobs, Status: r.Status, version: r.version, next: next, fired: r.fired, open: r.open}
+	n := &jobRow{SuccessCount: r.SuccessCount, ErrorCount: r.ErrorCount, LastSuccess: r.LastSuccess,
+		LastError: r.LastError, DependentJobs: r.DependentJobs, Status: r.Status, version: r.version, next: next,
+		fired: r.fired, open: r.open}
 	n.define([]byte(j.document())) // which is JSON of a job
 	return n
 }
@@ -2475,8 +2476,8 @@ func (s *scheduler) showRestored(ctx context.Context, r request, done restored, 
 	if err == nil && res.repeated() && res.Answer != "" && res.Answer != sum {
 		return errKeyUsed
 	}
-	// To move many jobs, at about 10 µs each, keeps the writer for longer than an election timeout, and leadership may be
-	// lost meanwhile: the request is on record if it was done nevertheless.
+	// To move many jobs, at about 10 µs each, keeps the writer for longer than an election timeout, and leadership may
+	// be lost meanwhile: the request is on record if it was done nevertheless.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
 	for errors.Is(err, errUnknown) {
@@ -2490,7 +2491,8 @@ func (s *scheduler) showRestored(ctx context.Context, r request, done restored, 
 	return err
 }
 
-// moveStaged computes anew the ticks that fell due while their jobs were staged: a job has no ticks before it is visible.
+// moveStaged computes anew the ticks that fell due while their jobs were staged: a job has none before it is
+// visible.
 func (s *scheduler) moveStaged(ctx context.Context, r request, done restored, now int64) error {
 	for after := int64(0); ; {
 		list, err := s.store.stagedDue(done.ID, after, now)
@@ -2627,7 +2629,8 @@ func (s *scheduler) putToken(ctx context.Context, r request, t token, first bool
 }
 
 // errTokenShown is returned for a token that was created before with the same key: only its hash is stored.
-var errTokenShown = errors.New("the token was made before, and its secret shown then; make another, with another Idempotency-Key")
+var errTokenShown = errors.New("the token was made before, and its secret shown then; " +
+	"make another, with another Idempotency-Key")
 
 // deleteToken removes a token and returns it as it was.
 func (s *scheduler) deleteToken(ctx context.Context, r request, accessor string) (t token, err error) {
@@ -2711,7 +2714,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow
 	})
 }
 
-// errNoNode refuses a run by hand that could go nowhere.
+// errNoNode refuses to run a job now that no live node can run.
 const errNoNode = refusal("no live node has the tags that the job asks for; change its tags, or start such a node")
 
 // Limits of schedules.
@@ -2757,8 +2760,8 @@ var descriptors = map[string]string{
 	"@minutely": "0 * * * * *",
 }
 
-// parseSchedule reads spec for the job called name, which decides what a `~` stands for. A CRON_TZ= or TZ= in front
-// of spec overrides zone, an IANA name. An error says in one clause what is wrong, in which field, and what would be
+// parseSchedule reads spec for the job called name, which decides what a `~` stands for. A CRON_TZ= or TZ= before
+// spec overrides zone, an IANA name. An error says in one clause what is wrong, in which field, and what would be
 // right; it is fit to follow "schedule: ".
 func parseSchedule(spec, zone, name string) (schedule, error) {
 	if len(spec) > scheduleBytesMax {
@@ -2791,8 +2794,8 @@ func parseSchedule(spec, zone, name string) (schedule, error) {
 	return schedule{calendar: c}, err
 }
 
-// cutZone returns spec without the zone in front of it, and that zone, or else the given one. An empty zone in front
-// is UTC, and none may stand in front of @at, as upstream.
+// cutZone returns spec without the zone before it, and that zone, or else the given one. An empty zone before it
+// is UTC, and none may stand before @at, as upstream.
 func cutZone(spec, zone string) (rest, ownZone string, err error) {
 	prefixed, ok := strings.CutPrefix(strings.TrimPrefix(spec, "CRON_"), "TZ=")
 	if !ok {
@@ -2802,9 +2805,9 @@ func cutZone(spec, zone string) (rest, ownZone string, err error) {
 	rest = strings.TrimSpace(rest)
 	switch {
 	case rest == "":
-		return "", "", fmt.Errorf("nothing behind the zone in %q, want six fields or a descriptor", spec)
+		return "", "", fmt.Errorf("nothing after the zone in %q, want six fields or a descriptor", spec)
 	case strings.HasPrefix(rest, "@at"):
-		return "", "", fmt.Errorf("a zone in front of @at in %q, want it in the time itself", spec)
+		return "", "", fmt.Errorf("a zone before @at in %q, want it in the time itself", spec)
 	}
 	return rest, cmp.Or(ownZone, "UTC"), nil
 }
@@ -3032,7 +3035,7 @@ func newCalendar(key calendarKey) (*calendar, error) {
 }
 
 // parse returns the field's list in the one form that gronx is asked about, and whether a star is in it. It is
-// stricter than gronx, which has L, W, # and 7 for Sunday, and does not look behind the first item that matches.
+// stricter than gronx, which has L, W, # and 7 for Sunday, and does not look beyond the first item that matches.
 // Items of a list may be empty, as upstream. Differs: not all of them.
 func (f calendarField) parse(text string) (segment string, star bool, err error) {
 	var items []string
@@ -3071,7 +3074,7 @@ func (f calendarField) parseItem(item string) (canonical string, star bool, err 
 }
 
 // parseSpan reads a value, low-high, or `*` or `?` for all values. A value that is open goes on to the field's end.
-// A star may have a value behind a hyphen, which means nothing, as upstream.
+// A star may have a value after a hyphen, which means nothing, as upstream.
 func (f calendarField) parseSpan(span string, open bool) (low, high int, star bool, err error) {
 	lowText, highText, ranged := strings.Cut(span, "-")
 	if lowText == "*" || lowText == "?" {
@@ -3295,7 +3298,8 @@ func (c *calendar) timeWords() string {
 				text += fmt.Sprintf(" from %s %d on", f.name, first)
 			}
 		case i == hourField && last-first+1 == set.size() && !c.full(i):
-			text = fmt.Sprintf("%s from %02d:00 to %02d:%02d", cmp.Or(text, "every hour"), first, last, minutes.nth(minutes.size()-1))
+			end := minutes.nth(minutes.size() - 1)
+			text = fmt.Sprintf("%s from %02d:00 to %02d:%02d", cmp.Or(text, "every hour"), first, last, end)
 		case text == "":
 			text = "at " + f.name + " " + spans(set, f.min, f.max, strconv.Itoa)
 		case step == 1 && every:
@@ -3324,8 +3328,8 @@ func (c *calendar) step(field int) int {
 func (c *calendar) dayWords() string {
 	months := spans(c.values[monthField], 1, 12, func(v int) string { return time.Month(v).String() })
 	dates := " on day " + spans(c.values[dayField], 1, 31, strconv.Itoa)
-	// From Monday to Sunday, which is 0.
-	weekdays := " on " + spans(c.values[weekdayField]>>1|c.values[weekdayField]&1<<6, 0, 6, func(v int) string { return time.Weekday((v + 1) % 7).String() })
+	fromMonday := c.values[weekdayField]>>1 | c.values[weekdayField]&1<<6 // Sunday, which is 0, comes last
+	weekdays := " on " + spans(fromMonday, 0, 6, func(v int) string { return time.Weekday((v + 1) % 7).String() })
 	text := ""
 	switch anyDate, anyWeekday := c.full(dayField), c.full(weekdayField); {
 	case !anyDate && !anyWeekday:
@@ -3377,7 +3381,7 @@ func (s valueSet) has(v int) bool  { return s>>v&1 == 1 }
 func (s valueSet) size() int       { return bits.OnesCount64(uint64(s)) }
 func (s valueSet) below(v int) int { return (s & (1<<v - 1)).size() }
 
-// nth returns the value of s that has n smaller ones beside it in s.
+// nth returns the value of s that is larger than n others.
 func (s valueSet) nth(n int) int {
 	for range n {
 		s &= s - 1

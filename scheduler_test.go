@@ -106,7 +106,7 @@ func TestDecodeJob(t *testing.T) {
 		{`{"name":"a","starts_at":"9999-12-31T23:59:59Z"}`, "starts_at: must lie in the years 1678 to 2261, or be null"},
 		{`{"name":"a","starts_at":"1677-12-31T23:59:59Z"}`, "starts_at: must lie in the years 1678 to 2261, or be null"},
 		{`{"name":"a","expires_at":"1500-01-01T00:00:00Z"}`, "expires_at: must lie in the years 1678 to 2261, or be null"},
-		{`{"name":"a"}{}`, "the body must hold one JSON object and nothing behind it"},
+		{`{"name":"a"}{}`, "the body must hold one JSON object and nothing after it"},
 	} {
 		j, err := decodeJob([]byte(c.doc), job{Concurrency: concurrencyAllow})
 		switch {
@@ -1645,8 +1645,8 @@ func TestParseSchedule_ErrText(t *testing.T) {
 		{"@at noon", `@at "noon" is no time, want one such as 2030-01-31T12:00:00Z`},
 		{"@reboot", `unknown descriptor "@reboot", want @yearly, @annually, @monthly, @weekly, @daily, @midnight, ` +
 			`@hourly, @minutely, @manually, @every <duration> or @at <time>`},
-		{"TZ=UTC", `nothing behind the zone in "TZ=UTC", want six fields or a descriptor`},
-		{"TZ=UTC @at 2030-01-01T00:00:00Z", `a zone in front of @at in "TZ=UTC @at 2030-01-01T00:00:00Z", ` +
+		{"TZ=UTC", `nothing after the zone in "TZ=UTC", want six fields or a descriptor`},
+		{"TZ=UTC @at 2030-01-01T00:00:00Z", `a zone before @at in "TZ=UTC @at 2030-01-01T00:00:00Z", ` +
 			`want it in the time itself`},
 		{"@every", `@every "" is no duration, want one such as 1h30m`},
 		{"TZ=Mars/Base @daily", `unknown time zone "Mars/Base", want an IANA name such as "Europe/Berlin"`},
