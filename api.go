@@ -2656,7 +2656,7 @@ func (a *api) backup(r *http.Request) (*response, error) {
 	if !a.copying.CompareAndSwap(false, true) {
 		return nil, problem{http.StatusServiceUnavailable, "another backup is in progress; try again later"}
 	}
-	file, _, err := a.store.image(r.Context())
+	file, _, err := a.store.snapshotFile(r.Context())
 	if err != nil {
 		a.copying.Store(false)
 		return nil, err

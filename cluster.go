@@ -1550,7 +1550,7 @@ func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Contex
 			return nil, fmt.Errorf("--node-name: this data directory belongs to %q; start it under that name", v.Name)
 		}
 	}
-	if err := removeImages(p.cfg.Dir); err != nil {
+	if err := removeSnapshots(p.cfg.Dir); err != nil {
 		return nil, err
 	}
 	c := &cluster{
@@ -1770,7 +1770,7 @@ func (c *cluster) run(ctx context.Context) error {
 	c.progress.Store(&progress{})
 	cancel()
 	c.resign()
-	return errors.Join(err, c.children.Wait(), removeImages(c.plane.cfg.Dir))
+	return errors.Join(err, c.children.Wait(), removeSnapshots(c.plane.cfg.Dir))
 }
 
 // drive is the loop of run. What has gathered while it was at work goes in one
@@ -2331,7 +2331,7 @@ func (c *cluster) sendImage(ctx context.Context, to record, m message) (end uint
 	if c.term.Load() != m.Term {
 		return 0, errOutdated
 	}
-	file, snap, err := c.store.image(ctx)
+	file, snap, err := c.store.snapshotFile(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("look at this server's disk: %w", err)
 	}
@@ -2388,7 +2388,7 @@ func (c *cluster) takeImage(w http.ResponseWriter, r *http.Request) error {
 // storeImage writes a snapshot to a file, and looks whether it is what the
 // message says. The path is to be removed even if there is an error.
 func (c *cluster) storeImage(body io.Reader, m message) (path string, err error) {
-	file, err := os.CreateTemp(c.plane.cfg.Dir, imagePattern)
+	file, err := os.CreateTemp(c.plane.cfg.Dir, snapshotPattern)
 	if err != nil {
 		return "", err
 	}
@@ -2396,7 +2396,7 @@ func (c *cluster) storeImage(body io.Reader, m message) (path string, err error)
 	if err = errors.Join(err, file.Close()); err != nil {
 		return file.Name(), err
 	}
-	snap, err := readImage(file.Name())
+	snap, err := readSnapshot(file.Name())
 	if err == nil && (snap.position != m.Prev || !slices.Equal(snap.Voters, m.Voters)) {
 		err = errMalformed
 	}

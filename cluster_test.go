@@ -2454,7 +2454,7 @@ func TestCluster_Snapshot(t *testing.T) {
 		if disk.Base.Index < 20 {
 			t.Errorf("the log of %s begins behind %v: it got no snapshot", n.cfg.Name, disk.Base)
 		}
-		if left, _ := filepath.Glob(filepath.Join(n.cfg.Dir, imagePattern)); len(left) > 0 {
+		if left, _ := filepath.Glob(filepath.Join(n.cfg.Dir, snapshotPattern)); len(left) > 0 {
 			t.Errorf("left in the directory of %s: %v", n.cfg.Name, left)
 		}
 	}
@@ -3779,7 +3779,7 @@ func TestCluster_Recover(t *testing.T) {
 		t.Error("recovered an empty directory")
 	}
 	s := newStore(t)
-	if err := s.secede("x"); !errors.Is(err, errNotVoter) {
+	if err := s.forceNewCluster("x"); !errors.Is(err, errNotVoter) {
 		t.Errorf("recovering a server that votes nowhere: %v, want %v", err, errNotVoter)
 	}
 }
@@ -3789,7 +3789,7 @@ func TestCluster_Recover(t *testing.T) {
 func TestCluster_Backup(t *testing.T) {
 	a := startPeer(t, "a", 1)
 	put(t, "one", a)
-	file, snap, err := a.store.image(t.Context())
+	file, snap, err := a.store.snapshotFile(t.Context())
 	a.must(err)
 	defer file.Close()
 	put(t, "two", a)

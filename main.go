@@ -1765,5 +1765,5 @@ func recoverServer(dir, cluster string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.close()) }()
-	return st.secede(cluster)
+	return st.forceNewCluster(cluster)
 }

@@ -2185,7 +2185,7 @@ func (l *life) disk(durable bool, tx func() error) error {
 
 // failReads has what a server reads of its database pass through a driver that can fail.
 func (l *life) failReads(s *store) error {
-	d := &failingDriver{l, s.pool.Driver(), s.dsn("query_only(1)")}
+	d := &failingDriver{l, s.pool.Driver(), dsn(s.path, "query_only(1)")}
 	if err := s.pool.Close(); err != nil {
 		return err
 	}
@@ -2854,7 +2854,7 @@ func (n *bubbleNode) takesSnapshot() bool {
 	if n.driver() == nil {
 		return false
 	}
-	files, err := filepath.Glob(filepath.Join(n.dir, imagePattern))
+	files, err := filepath.Glob(filepath.Join(n.dir, snapshotPattern))
 	if err != nil {
 		n.b.fail("%v", err)
 	}

@@ -2579,7 +2579,7 @@ func (s *simServer) compacted() {
 
 // image implements machine.
 func (s *simServer) image() any {
-	f, snap, err := s.store.image(context.Background())
+	f, snap, err := s.store.snapshotFile(context.Background())
 	s.w.must(err)
 	if snap.position != s.n.applied.position {
 		s.w.fatalf("%s: the snapshot ends at %v, applied is %v", s.n.self.Name, snap.position, s.n.applied.position)

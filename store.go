@@ -16,6 +16,11 @@
 //     so none is ever used again.
 //  5. After any error of a commit nothing is known about the disk; the error is
 //     fatal and a restart is the recovery.
+//
+// Its sections, in order: limits and errors, the schema, opening, transactions and
+// readers, the log, commands and how they are applied, lists of jobs, executions,
+// events and statistics, retention, ticks, access control and the audit trail, what
+// the protocol saves, and snapshots.
 package main
 
 import (
@@ -56,7 +61,7 @@ const (
 	childrenMax     = 1000    // of a job: one command makes a pending row for each
 	ancestorsMax    = 64      // of a job: apply looks at them one by one
 
-	logEntriesKept = 10_000    // behind the applied index, for followers that were away
+	logEntriesKept = 10_000    // before the applied index, for followers that were away
 	logBytesKept   = 64 << 20  // or fewer entries, if these are large
 	logBytesPinned = 256 << 20 // of the log that is kept while a follower still needs it
 	logTrimSlack   = 1_000     // trimmed in steps of this many entries
@@ -92,12 +97,14 @@ var (
 	errLocked   = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
 	errNotVoter = errors.New("this server votes in no cluster, so there is nothing to recover; " +
 		"use the data directory of one that did")
-	errNewer = errors.New("this database was written by a newer belfry; run that version, or restore a backup made by this one")
+	errNewer = errors.New("this database was written by a newer belfry; " +
+		"run that version, or restore a backup made by this one")
 	errOlder = errors.New("this database was written by a test version of belfry; export the jobs with that version, " +
 		"and restore them into a new --data-dir")
 	errNoWAL = errors.New("a server that used belfry.db ended without closing it, and its write-ahead log belfry.db-wal " +
 		"is missing, with the last writes that it acknowledged: put that file back, or restore a backup; " +
-		"to remove belfry.db-open accepts the file as it is, which is right if \"sqlite3 belfry.db\" has written the log into it")
+		"to remove belfry.db-open accepts the file as it is, which is right " +
+		"if \"sqlite3 belfry.db\" has written the log into it")
 )
 
 // A refusal is what apply says of a command that does not fit the state: the
@@ -114,8 +121,10 @@ const (
 	errHasChildren = refusal("other jobs name this one as parent_job; delete them, or give them another parent, first")
 	errParent      = refusal("parent_job: no job has that name")
 	errParentCycle = refusal("parent_job: the job would be its own ancestor")
-	errChildren    = refusal("parent_job: that job has 1000 dependent jobs, and cannot have more; let some depend on one of these")
-	errAncestors   = refusal("parent_job: more than 64 jobs would stand above a job; let it depend on one that is nearer to the top")
+	errChildren    = refusal("parent_job: that job has 1000 dependent jobs, and cannot have more; " +
+		"let some depend on one of these")
+	errAncestors = refusal("parent_job: more than 64 jobs would stand above a job; " +
+		"let it depend on one that is nearer to the top")
 	errJobDisabled = refusal("the job is disabled; enable it first")
 	errPaused      = refusal("submissions are paused: jobs can be created and updated again after POST /v1/unpause")
 	errNoPolicy    = refusal("no such policy")
@@ -360,13 +369,13 @@ type store struct {
 	path    string
 	lock    *os.File // held while the database is open
 	reader           // of the leader and of replication
-	clients reader   // of what clients ask for, who keep nothing from those two however much it is
+	clients reader   // for requests of clients, which therefore never delay the leader or replication
 
 	// Set by the writer, read by anybody.
 	paused  atomic.Bool   // what the cluster table says, for those who ask with every request
 	zone    atomic.Value  // the same of the cluster's zone, a string
 	applied atomic.Uint64 // log index up to which readers see the state
-	listing atomic.Uint64 // grows when something was committed that an API call asked for and lists show
+	listing atomic.Uint64 // grows when a change that an API call made, and lists show, was committed
 	changes atomic.Uint64 // grows when anything was committed that lists show
 
 	lists  jobLists
@@ -393,12 +402,12 @@ type store struct {
 	format    byte          // of commands, the latest that this server applies; fixed once the writer runs
 	halted    atomic.Bool   // the next entry is of a later format: nothing is applied any more
 
-	// disk runs a transaction of the writer, a durable one with synchronous=FULL; nil: at once. The simulation has one, that
-	// is slow, fails, or notes how much of the file a power cut leaves. Fixed once the writer runs.
+	// disk runs a transaction of the writer, a durable one with synchronous=FULL; nil: directly. The simulation sets
+	// one that is slow, fails, or records how much of the file a power cut leaves. Fixed once the writer runs.
 	disk func(durable bool, tx func() error) error
 }
 
-// logRetention is how much of the log is kept behind the applied index.
+// logRetention is how much of the log is kept before the applied index.
 type logRetention struct {
 	entries int
 	bytes   int
@@ -426,9 +435,9 @@ func openStore(dir string) (*store, error) {
 }
 
 // lockDir takes the lock that keeps a second process out of dir. The kernel
-// gives it back when the process ends, however it ends; but a child that it had
-// just forked has the lock too until it becomes another program. Who starts
-// right behind a crash must wait for that.
+// releases it when the process ends, however it ends; but a child that was just
+// forked holds the lock too until it executes another program. A start right
+// after a crash must wait for that.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -449,47 +458,47 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// dsn returns the data source name of the file. Pragmas stand there because
-// they hold for one connection and the pool opens new ones.
-func (s *store) dsn(pragmas ...string) string {
-	name := "file:" + (&escapedPath{s.path}).String() + "?_pragma=busy_timeout(10000)&_txlock=immediate"
+// dsn returns the data source name of a file. Pragmas stand there because they
+// hold for one connection and the pool opens new ones.
+func dsn(path string, pragmas ...string) string {
+	name := "file:" + uriEscaper.Replace(path) + "?_pragma=busy_timeout(10000)&_txlock=immediate"
 	for _, p := range pragmas {
 		name += "&_pragma=" + p
 	}
 	return name
 }
 
-// escapedPath is a path as SQLite's URI file names want it.
-type escapedPath struct{ path string }
+// uriEscaper makes a path a URI file name as SQLite reads it.
+var uriEscaper = strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23")
 
-func (p *escapedPath) String() string {
-	return strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23").Replace(p.path)
+// removeFile removes a file, if it is there.
+func removeFile(name string) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
-// create makes an empty database, if there is none. It appears under its name
-// when it is whole, so that an empty file there is always what something else
-// has left.
+// create makes an empty database, if there is none. It is renamed when it is
+// whole, so an empty file under its name was always left by something else.
 func (s *store) create() error {
 	switch info, err := os.Stat(s.path); {
 	case err == nil && info.Size() == 0:
-		return fmt.Errorf("%s is empty, as when the disk is full while a backup is written; put a whole one there, or delete it for a new database", filepath.Base(s.path))
+		return fmt.Errorf("%s is empty, as when the disk is full while a backup is written; "+
+			"put a whole one there, or delete it for a new database", filepath.Base(s.path))
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
 	fresh := s.path + ".new"
-	for _, name := range []string{fresh, s.path + "-wal", s.path + "-shm", s.marker()} { // what is left of a former database
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, name := range []string{fresh, s.path + "-wal", s.path + "-shm", s.marker()} { // of a former database
+		if err := removeFile(name); err != nil {
 			return err
 		}
 	}
-	f, err := os.OpenFile(fresh, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := os.WriteFile(fresh, nil, 0o600); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	db, err := sql.Open("sqlite", (&store{path: fresh}).dsn("journal_mode(off)", "user_version(0)"))
+	db, err := sql.Open("sqlite", dsn(fresh, "journal_mode(off)", "user_version(0)"))
 	if err != nil {
 		return err
 	}
@@ -499,16 +508,17 @@ func (s *store) create() error {
 	return os.Rename(fresh, s.path)
 }
 
-// shut lets nobody but this user read the database, whatever the directory
+// restrict lets only this user read the database, whatever the directory
 // allows. SQLite gives new files beside it the same mode.
-func (s *store) shut() error {
+func (s *store) restrict() error {
 	for _, name := range []string{s.path, s.path + "-wal", s.path + "-shm"} {
 		info, err := os.Stat(name)
 		if err == nil && info.Mode().Perm()&0o077 != 0 {
 			err = os.Chmod(name, 0o600)
 		}
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cannot keep other users from reading %s, give it to the user that belfry runs as: %w", filepath.Base(name), err)
+			return fmt.Errorf("cannot keep other users from reading %s, give it to the user that belfry runs as: %w",
+				filepath.Base(name), err)
 		}
 	}
 	return nil
@@ -518,7 +528,7 @@ func (s *store) open() (err error) {
 	if err := s.create(); err != nil {
 		return err
 	}
-	if err := s.shut(); err != nil {
+	if err := s.restrict(); err != nil {
 		return err
 	}
 	if err := s.checkWAL(); err != nil {
@@ -527,7 +537,8 @@ func (s *store) open() (err error) {
 	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often
 	// enough to stay small, rarely enough that commits do not wait for it. What
 	// a savepoint may have to undo is kept in memory.
-	s.db, err = sql.Open("sqlite", s.dsn("journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(4000)", "cache_size(-32000)", "temp_store(memory)"))
+	s.db, err = sql.Open("sqlite", dsn(s.path, "journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(4000)",
+		"cache_size(-32000)", "temp_store(memory)"))
 	if err != nil {
 		return err
 	}
@@ -538,23 +549,23 @@ func (s *store) open() (err error) {
 	if err := s.migrate(); err != nil {
 		return err
 	}
-	if err := s.mark(); err != nil {
-		return fmt.Errorf("cannot write beside the database, look at the disk: %w", err)
+	if err := s.makeMarker(); err != nil {
+		return fmt.Errorf("cannot write beside the database, check the disk: %w", err)
 	}
-	name := s.dsn("query_only(1)", "cache_size(-4000)")
+	name := dsn(s.path, "query_only(1)", "cache_size(-4000)")
 	if err := errors.Join(s.reader.open(name), s.clients.open(name)); err != nil {
 		return err
 	}
 	return s.loadLog()
 }
 
-// marker is a file that is there while the write-ahead log holds what belfry.db
+// marker is a file that exists while the write-ahead log holds what belfry.db
 // does not: it is made after the first commit of a process, and removed before
 // the last connection closes, which writes the log into the database.
 func (s *store) marker() string { return s.path + "-open" }
 
-// checkWAL refuses a database whose write-ahead log was taken away: it would
-// open as it was long ago, and nobody would know.
+// checkWAL refuses a database whose write-ahead log is missing: SQLite would
+// open it in an old state without an error.
 func (s *store) checkWAL() error {
 	if _, err := os.Stat(s.marker()); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -569,9 +580,10 @@ func (s *store) checkWAL() error {
 	return err
 }
 
-func (s *store) mark() error {
-	// An UPDATE that changes nothing would write nothing, and the log would be as empty as one that was taken away.
-	if err := s.update("FULL", func() error { return s.exec(fmt.Sprintf("PRAGMA user_version = %d", schemaVersion)) }); err != nil {
+func (s *store) makeMarker() error {
+	// An UPDATE that changes nothing would leave the write-ahead log empty, as if it were missing.
+	pragma := fmt.Sprintf("PRAGMA user_version = %d", schemaVersion)
+	if err := s.update("FULL", func() error { return s.exec(pragma) }); err != nil {
 		return err
 	}
 	if err := os.WriteFile(s.marker(), nil, 0o600); err != nil {
@@ -580,11 +592,8 @@ func (s *store) mark() error {
 	return syncDir(filepath.Dir(s.path))
 }
 
-func (s *store) unmark() error {
-	if err := os.Remove(s.marker()); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
+func (s *store) removeMarker() error {
+	if err := removeFile(s.marker()); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(s.path))
@@ -626,9 +635,9 @@ func (s *store) migrate() error {
 	return s.update("FULL", s.enrol)
 }
 
-// enrol gives a database that is no server yet its id. One that was made from
-// a snapshot has state already: its log begins behind that, and it belongs to
-// no cluster, so that it never meets the one it was copied from.
+// enrol gives a database without a server its id. A copy made by snapshot has
+// state already: its log begins after that, and it belongs to no cluster, so
+// that it cannot join the one it was copied from by mistake.
 func (s *store) enrol() error {
 	if err := s.exec("INSERT INTO cluster SELECT '', 0, 0, '[]', '', 0 WHERE NOT EXISTS (SELECT * FROM cluster)"); err != nil {
 		return err
@@ -686,9 +695,9 @@ func (s *store) close() error {
 	for _, st := range s.stmts {
 		errs = append(errs, st.Close())
 	}
-	errs = append(errs, s.reader.close(), s.clients.close()) // who still reads finds everything closed
+	errs = append(errs, s.reader.close(), s.clients.close()) // later reads fail
 	if s.conn != nil {
-		errs = append(errs, s.unmark(), s.conn.Close())
+		errs = append(errs, s.removeMarker(), s.conn.Close())
 	}
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
@@ -828,7 +837,7 @@ func (s *store) exec(query string, args ...any) error {
 	return err
 }
 
-// execRows is exec for those who ask how many rows were changed.
+// execRows is exec that returns how many rows were changed.
 func (s *store) execRows(query string, args ...any) (int64, error) {
 	st, err := s.stmt(query)
 	if err != nil {
@@ -998,7 +1007,8 @@ type failedRead struct {
 // database some pages may still be readable.
 func (s *store) readable(now time.Time) error {
 	var n int
-	if err := s.view("SELECT (SELECT count(*) FROM (SELECT id FROM jobs LIMIT 1)) + applied_index FROM cluster", nil, &n); err != nil {
+	const query = "SELECT (SELECT count(*) FROM (SELECT id FROM jobs LIMIT 1)) + applied_index FROM cluster"
+	if err := s.view(query, nil, &n); err != nil {
 		return err
 	}
 	for _, r := range []*reader{&s.reader, &s.clients} {
@@ -1336,7 +1346,8 @@ type command struct {
 	Answer  string `json:"answer,omitempty"`  // what a repetition of the request is answered
 	Submit  bool   `json:"submit,omitempty"`  // creates or updates jobs: refused while submissions are paused
 
-	Audit *audited `json:"audit,omitempty"` // a change that somebody asked for, and no step of the scheduler's; alone: one that is made elsewhere
+	// Audit is set for a change that a caller requested; alone it records one that is not in the state.
+	Audit *audited `json:"audit,omitempty"`
 
 	Found            *foundation `json:"found,omitempty"`
 	Put              []jobPut    `json:"put,omitempty"` // all or none
@@ -1365,7 +1376,7 @@ type audited struct {
 	Object  string `json:"object,omitempty"` // an execution, a server or a node
 }
 
-// What somebody can have done, as the audit trail says it.
+// Actions in the audit trail.
 const (
 	actionPut              = "job.put"
 	actionToggle           = "job.toggle"
@@ -1386,8 +1397,8 @@ const (
 	actionTrimAudit        = "audit.trim" // of the scheduler
 )
 
-// foundation makes a new cluster. It is written again by whoever recovers one
-// that has lost its majority.
+// foundation makes a new cluster. It is written again to recover one that has
+// lost its majority.
 type foundation struct {
 	ID       string `json:"id"`       // random, the same as in the servers' own tables
 	Timezone string `json:"timezone"` // of jobs that name none
@@ -1482,8 +1493,8 @@ type binding struct {
 	To          target `json:"to"`
 }
 
-// A reset brings back a job whose last decided tick lies in the future,
-// because a clock was wrong.
+// A reset brings back a job whose last decided tick is in the future, because
+// a clock was wrong.
 type reset struct {
 	Job    int64  `json:"job"`
 	Rev    int64  `json:"rev"`
@@ -1492,7 +1503,7 @@ type reset struct {
 	Reason string `json:"reason"`
 }
 
-// A nodeSeen says that a node is there, or that it is not any more.
+// A nodeSeen says that a node is up, or that it has gone.
 type nodeSeen struct {
 	Name string            `json:"name"`
 	Tags map[string]string `json:"tags,omitempty"`
@@ -1513,7 +1524,8 @@ type trimming struct {
 }
 
 func (t *trimming) empty() bool {
-	return len(t.Executions)+len(t.Ticks)+len(t.Jobs) == 0 && t.Requests == 0 && t.Day == 0 && t.Restore == 0 && t.Audit == 0
+	return len(t.Executions)+len(t.Ticks)+len(t.Jobs) == 0 &&
+		t.Requests == 0 && t.Day == 0 && t.Restore == 0 && t.Audit == 0
 }
 
 // cut is the end of what is dropped of a job: rows with ids up to Upto.
@@ -1725,9 +1737,8 @@ func (a *applying) change() {
 	}
 }
 
-// audit adds a row to the audit trail, if somebody asked for the change that
-// the command makes. before and after are what it changed, each a document that
-// is shown to nobody else, or nil.
+// audit adds a row to the audit trail, if a caller requested the change.
+// before and after are what it changed, each a document or nil.
 func (a *applying) audit(job, object string, before, after any) {
 	w := a.c.Audit
 	if w == nil || a.err != nil {
@@ -1811,10 +1822,10 @@ func auditJSON(fields map[string]json.RawMessage) (string, error) {
 	return string(doc), err
 }
 
-// put refuses a base that no longer holds, a parent that is not there or would
-// close a circle, a new next while the old one is due and undecided: that tick
-// would have no outcome; and a new next that is not behind the last decided
-// tick, one of which was decided since it was computed: the job would be stuck.
+// put refuses a base that no longer holds, and a parent that does not exist or
+// would close a cycle. It refuses a new next while the old one is due and
+// undecided, as that tick would have no outcome; and one that is not after the
+// last decided tick, as the job would be stuck.
 func (a *applying) put(p jobPut) {
 	var base jobVersion
 	var next, fired int64
@@ -1853,12 +1864,13 @@ func (a *applying) touch(ids ...int64) {
 // touchParents is touch by names, of which "" is none.
 func (a *applying) touchParents(names ...string) {
 	if strings.Join(names, "") != "" {
-		a.touch(applyRows[int64](a, "SELECT id FROM jobs WHERE name IN (SELECT value FROM json_each(?)) AND deleted = 0 ORDER BY id", jsonText(names))...)
+		a.touch(applyRows[int64](a, `SELECT id FROM jobs
+			WHERE name IN (SELECT value FROM json_each(?)) AND deleted = 0 ORDER BY id`, jsonText(names))...)
 	}
 }
 
-// touchRun is touch for what a run changes by its start or its end, of which
-// those who watch are told instead.
+// touchRun is touch for what the start or end of a run changes, for which
+// watchers get another event.
 func (a *applying) touchRun(id int64) { a.s.touched = append(a.s.touched, id) }
 
 // checkParent refuses a new parent of a job that does not exist, is below the
@@ -1927,9 +1939,8 @@ func (a *applying) store(p jobPut) {
 	a.arm(id, p.Next, j.armed())
 }
 
-// computed is from when on a job has ticks whose next is computed by the command:
-// what its clock carries into the future is found by that, though no tick of it was
-// decided.
+// computed is the time of the clock by which next was computed. It stands in for
+// the last decided tick: from it a later leader sees that the clock was ahead.
 func (a *applying) computed(next int64) int64 {
 	if next == never {
 		return a.c.Now
@@ -1945,8 +1956,8 @@ func (a *applying) stage(st *staging) {
 	}
 	for _, p := range st.Jobs {
 		j := &p.Job
-		a.exec("INSERT INTO staged (id, restore, next, success_count, error_count, last_success, last_error, doc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-			a.key(), restore, p.Next, j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), j.document())
+		a.exec(`INSERT INTO staged (id, restore, next, success_count, error_count, last_success, last_error, doc)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, a.key(), restore, p.Next, j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), j.document())
 	}
 	for _, p := range st.Moved {
 		a.exec("UPDATE staged SET next = ? WHERE id = ? AND restore = ?", p.Next, p.ID, restore)
@@ -1955,7 +1966,8 @@ func (a *applying) stage(st *staging) {
 
 // sameTicksSQL holds for a staged job st that falls due when the job j of its
 // name does: the twin of sameTicks.
-const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone AND st.disabled = j.disabled AND st.parent_job = j.parent_job
+const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone
+	AND st.disabled = j.disabled AND st.parent_job = j.parent_job
 	AND st.doc ->> 'starts_at' IS j.doc ->> 'starts_at' AND st.doc ->> 'expires_at' IS j.doc ->> 'expires_at')`
 
 // stagedComputed is applying.computed of a staged job st, ?3 being the command's clock.
@@ -1979,8 +1991,10 @@ var bans = []ban{
 	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent_job <> ''
 		AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent_job)
 		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = st.parent_job AND p.deleted = 0)`},
-	{errUndecided, `SELECT st.name` + replacedSQL + ` AND j.armed AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
-	{errConflict, `SELECT st.name` + replacedSQL + ` AND st.armed AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
+	{errUndecided, `SELECT st.name FROM ` + replacedSQL + ` AND j.armed
+		AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
+	{errConflict, `SELECT st.name FROM ` + replacedSQL + ` AND st.armed
+		AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
 }
 
 // familyBans are of all jobs, and refuse what checkParent refuses of one. Jobs
@@ -1994,7 +2008,8 @@ var familyBans = []ban{
 }
 
 // replacedSQL are the staged jobs st of a restore that replace a job j, with its state s.
-const replacedSQL = ` FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 JOIN job_state s ON s.job = j.id WHERE st.restore = ?1`
+const replacedSQL = `staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
+	JOIN job_state s ON s.job = j.id WHERE st.restore = ?1`
 
 // reachedSQL are the jobs below those without a parent, and how many are above each.
 const reachedSQL = `WITH RECURSIVE reached(name, n) AS (SELECT name, 0 FROM jobs WHERE parent_job = '' AND deleted = 0
@@ -2023,15 +2038,18 @@ func (a *applying) restore(r restoring) {
 	a.s.allNew = true
 	var rows [4]int64 // that each of these has written
 	for i, query := range []string{
-		`UPDATE job_state SET next = st.next, fired = max(fired, ` + stagedComputed + `) FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
+		`UPDATE job_state SET next = st.next, fired = max(fired, ` + stagedComputed + `)
+			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
 		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, '' FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
-		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count), error_count = max(job_state.error_count, st.error_count),
-			last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
-			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND job_state.job = j.id AND st.success_count + st.error_count + st.last_success + st.last_error > 0`,
+		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, ''
+			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
+		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
+			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
+			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND job_state.job = j.id
+			AND st.success_count + st.error_count + st.last_success + st.last_error > 0`,
 	} {
 		rows[i] = a.exec(query, r.Restore, int64(a.result.Index), a.c.Now)
 	}
@@ -2050,8 +2068,8 @@ func (j job) document() string {
 func (a *applying) delete(v jobVersion) {
 	var rev int64
 	var parent bool
-	found := a.get("SELECT rev, EXISTS (SELECT * FROM jobs c WHERE "+childOfJob+") FROM jobs j WHERE id = ? AND deleted = 0",
-		[]any{v.ID}, &rev, &parent)
+	found := a.get("SELECT rev, EXISTS (SELECT * FROM jobs c WHERE "+childOfJob+") FROM jobs j "+
+		"WHERE id = ? AND deleted = 0", []any{v.ID}, &rev, &parent)
 	switch {
 	case !found:
 		a.fail(errNoJob)
@@ -2061,22 +2079,22 @@ func (a *applying) delete(v jobVersion) {
 		a.fail(errHasChildren)
 	}
 	was := a.was(v.ID)
-	a.bury(v.ID)
+	a.softDelete(v.ID)
 	if j, ok := was.(*job); ok {
 		a.audit(j.Name, "", was, nil)
 	}
 }
 
-// bury deletes a job: its name is free at once and nothing follows any more.
-// What it has still running ends on its own, under the old id; its rows go
+// softDelete deletes a job: its name is free at once and nothing follows any
+// more. Its running executions end on their own, under the old id; its rows go
 // with later trims.
-func (a *applying) bury(id int64) {
+func (a *applying) softDelete(id int64) {
 	var parent string
 	a.get("SELECT parent_job FROM jobs WHERE id = ?", []any{id}, &parent)
 	a.touch(id)
 	a.touchParents(parent)
 	a.arm(id, never, false)
-	a.s.listed = true // an ephemeral job goes without a call that asks for it
+	a.s.listed = true // an ephemeral job goes without an API call
 	a.exec("UPDATE jobs SET deleted = ?1, rev = ?1 WHERE id = ?2", int64(a.result.Index), id)
 	a.exec("DELETE FROM pending WHERE job = ?", id)
 	a.exec("DELETE FROM job_state WHERE job = ?", id)
@@ -2136,9 +2154,10 @@ func (a *applying) policy(name string) any {
 	return p
 }
 
-// ranSQL is what became of the tick whose group the execution e is the first
-// of: one of which no execution has started was missed after all.
-const ranSQL = `CASE WHEN e.outcome = 'missed' AND NOT EXISTS (SELECT * FROM executions m WHERE m.grp = e.id AND m.grp <> m.id AND m.outcome <> 'missed') THEN 'missed'
+// ranSQL is the outcome of the tick whose group the execution e is the first
+// of: if no execution of it has started, the tick was missed.
+const ranSQL = `CASE WHEN e.outcome = 'missed' AND NOT EXISTS (SELECT * FROM executions m
+		WHERE m.grp = e.id AND m.grp <> m.id AND m.outcome <> 'missed') THEN 'missed'
 	WHEN e.late THEN 'late' ELSE 'ran' END`
 
 func (a *applying) putToken(p tokenPut) {
@@ -2163,15 +2182,16 @@ func (a *applying) deleteToken(accessor string) {
 // openGroups selects the groups of a job that are not over: these are spared
 // by whatever drops executions.
 func openGroups(job string) string {
-	return "(SELECT grp FROM executions WHERE job = " + job + " AND finished = 0 UNION ALL SELECT grp FROM pending WHERE job = " + job + ")"
+	return fmt.Sprintf(`(SELECT grp FROM executions WHERE job = %[1]s AND finished = 0
+		UNION ALL SELECT grp FROM pending WHERE job = %[1]s)`, job)
 }
 
 // dropExecutions deletes the oldest finished executions of a job up to a cut,
 // at most sliceRows, sparing groups that are not over, and adds the ticks
 // among them to the daily counts. It returns how many.
 func (a *applying) dropExecutions(c cut) int64 {
-	list := jsonText(applyRows[int64](a, "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 AND grp NOT IN "+
-		openGroups("?1")+" ORDER BY id LIMIT ?3", c.Job, c.Upto, sliceRows))
+	list := jsonText(applyRows[int64](a, "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 "+
+		"AND grp NOT IN "+openGroups("?1")+" ORDER BY id LIMIT ?3", c.Job, c.Upto, sliceRows))
 	const doomed = " IN (SELECT value FROM json_each(?1))"
 	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
 		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2
@@ -2204,8 +2224,8 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 	return jobs
 }
 
-// consume has causes come to a group of executions or to a reason, each once. One
-// that is not there as the leader knew it changes nothing and starts nothing.
+// consume turns each cause into a group of executions or a reason, once. A
+// cause that is not as the leader knew it changes nothing and starts nothing.
 func (a *applying) consume(list []decision) {
 	jobs := a.consuming(list)
 	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
@@ -2332,7 +2352,8 @@ func (a *applying) start(targets []target, e executionRow) (ids []int64) {
 // many as one transaction should.
 func (a *applying) expand(row int64, e executionRow) {
 	a.exec("DELETE FROM pending WHERE id = ?", row)
-	children := applyRows[int64](a, "SELECT c.id FROM jobs j JOIN jobs c ON "+childOfJob+" WHERE j.id = ? AND j.deleted = 0 ORDER BY c.id", e.JobID)
+	children := applyRows[int64](a, "SELECT c.id FROM jobs j JOIN jobs c ON "+childOfJob+
+		" WHERE j.id = ? AND j.deleted = 0 ORDER BY c.id", e.JobID)
 	for _, child := range children {
 		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: e.Due})
 	}
@@ -2523,17 +2544,17 @@ const (
 )
 
 // follow makes one row pending for all children of a job whose group has
-// succeeded, and buries the job if it is ephemeral. A job that others depend on
-// stays, as it does when somebody tries to delete it.
+// succeeded, or deletes the job if it is ephemeral. A job that others depend on
+// stays, as it cannot be deleted by a call either.
 func (a *applying) follow(id int64) {
 	var ephemeral, parent bool
-	a.get("SELECT ephemeral, EXISTS (SELECT * FROM jobs c WHERE "+childOfJob+") FROM jobs j WHERE id = ? AND deleted = 0",
-		[]any{id}, &ephemeral, &parent)
+	a.get("SELECT ephemeral, EXISTS (SELECT * FROM jobs c WHERE "+childOfJob+") FROM jobs j "+
+		"WHERE id = ? AND deleted = 0", []any{id}, &ephemeral, &parent)
 	switch {
 	case parent:
 		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Due: a.c.Now, Asked: a.c.Now})
 	case ephemeral:
-		a.bury(id)
+		a.softDelete(id)
 	}
 }
 
@@ -2553,9 +2574,8 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 	}
 }
 
-// reset takes back ticks that a clock ahead of its time has decided. It is a
-// change of the job: a next that was computed from what is taken back must not
-// come behind it.
+// reset takes back ticks that were decided by a clock ahead of its time. It
+// changes the job's rev, so that a next computed from those ticks is refused.
 func (a *applying) reset(list []reset) {
 	for _, r := range list {
 		n := a.exec(`UPDATE job_state SET fired = ?, next = ? WHERE job = ? AND fired = ?
@@ -3189,7 +3209,8 @@ func (s *reader) withOutputs(list []executionRow, outputMax int) iter.Seq2[execu
 			return part, nil
 		}
 		part = slices.Clone(part)
-		full, err := s.collectExecutions(outputMax, "WHERE e.id IN (SELECT value FROM json_each(?2))", jsonText(sortedKeys(place)))
+		ids := jsonText(sortedKeys(place))
+		full, err := s.collectExecutions(outputMax, "WHERE e.id IN (SELECT value FROM json_each(?2))", ids)
 		for _, e := range full {
 			part[place[e.ID]] = e
 		}
@@ -3245,7 +3266,8 @@ func (s *reader) lastExecutions(names []string, n int) (map[string][]executionRo
 	}
 	list, err := rowsOf[executionRow](s.viewEach, `SELECT e.*, j.name FROM json_each(?1) v JOIN jobs j ON j.id = v.value
 		JOIN executions e ON e.job = j.id AND e.id >= coalesce(
-			(SELECT id FROM executions WHERE job = j.id ORDER BY id DESC LIMIT 1 OFFSET ?2), 0) ORDER BY e.id DESC`, jsonText(ids), n-1)
+			(SELECT id FROM executions WHERE job = j.id ORDER BY id DESC LIMIT 1 OFFSET ?2), 0) ORDER BY e.id DESC`,
+		jsonText(ids), n-1)
 	for _, e := range list {
 		lists[e.JobName] = append(lists[e.JobName], e)
 	}
@@ -3341,8 +3363,8 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 	for _, m := range marks {
 		ids[m.what] = append(ids[m.what], m.row)
 	}
-	jobs, err := rowsOf[nameRow](s.clients.viewEach, "SELECT j.id, j.name FROM json_each(?) v JOIN jobs j ON j.id = v.value",
-		jsonText(ids[eventJob]))
+	jobs, err := rowsOf[nameRow](s.clients.viewEach, `SELECT j.id, j.name
+		FROM json_each(?) v JOIN jobs j ON j.id = v.value`, jsonText(ids[eventJob]))
 	if err != nil {
 		return nil, err
 	}
@@ -3482,7 +3504,8 @@ func (s *reader) execution(id int64) (executionRow, error) {
 // unfinishedByID returns those of the executions that have not ended, as
 // unfinishedExecutions does.
 func (s *reader) unfinishedByID(ids []int64) ([]executionRow, error) {
-	return s.collectExecutions(0, "WHERE e.id IN (SELECT value FROM json_each(?2)) AND e.finished = 0 ORDER BY e.id", jsonText(ids))
+	return s.collectExecutions(0, `WHERE e.id IN (SELECT value FROM json_each(?2))
+		AND e.finished = 0 ORDER BY e.id`, jsonText(ids))
 }
 
 // unfinishedExecutions returns what has not ended, oldest first, without
@@ -3493,7 +3516,8 @@ func (s *reader) unfinishedExecutions() ([]executionRow, error) {
 
 // openExecution returns the oldest unfinished execution of a job, if any.
 func (s *reader) openExecution(job int64) (e executionRow, ok bool, err error) {
-	list, err := s.collectExecutions(0, "WHERE e.id = (SELECT min(+id) FROM executions WHERE job = ?2 AND finished = 0)", job)
+	list, err := s.collectExecutions(0, `WHERE e.id =
+		(SELECT min(+id) FROM executions WHERE job = ?2 AND finished = 0)`, job)
 	if err != nil || len(list) == 0 {
 		return executionRow{}, false, err
 	}
@@ -3517,12 +3541,14 @@ func (s *store) groupNodes(group int64) ([]string, error) {
 
 // killed returns those of the executions that were ended by hand.
 func (s *reader) killed(ids []int64) ([]int64, error) {
-	return s.ids("SELECT id FROM executions WHERE id IN (SELECT value FROM json_each(?)) AND outcome = ?", jsonText(ids), outcomeKilled)
+	return s.ids("SELECT id FROM executions WHERE id IN (SELECT value FROM json_each(?)) AND outcome = ?",
+		jsonText(ids), outcomeKilled)
 }
 
 // armed returns the jobs that have a next tick to decide.
 func (s *store) armed() ([]queueItem, error) {
-	return rowsOf[queueItem](s.viewEach, "SELECT next, job FROM jobs JOIN job_state ON job = id WHERE deleted = 0 AND armed AND next <> ?", int64(never))
+	return rowsOf[queueItem](s.viewEach, `SELECT next, job FROM jobs JOIN job_state ON job = id
+		WHERE deleted = 0 AND armed AND next <> ?`, int64(never))
 }
 
 // startable returns the id from which on an execution may still be started: those
@@ -3566,7 +3592,8 @@ func (s *store) pending() ([]pendingRow, error) {
 
 // pendingByID returns those of the given pending rows that are still there.
 func (s *store) pendingByID(ids []int64) ([]pendingRow, error) {
-	return rowsOf[pendingRow](s.viewEach, "SELECT * FROM pending WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", jsonText(ids))
+	return rowsOf[pendingRow](s.viewEach, `SELECT * FROM pending
+		WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id`, jsonText(ids))
 }
 
 // retention is what trimmable keeps.
@@ -3632,8 +3659,8 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 		[]any{sliceRows}, func(c surplus) { t.Jobs = append(t.Jobs, c.id) })
 	view("SELECT coalesce(max(idx), 0) FROM (SELECT idx FROM requests WHERE idx <= ? ORDER BY idx LIMIT ?)",
 		[]any{int64(keep.requests), sliceRows}, &t.Requests)
-	view(`SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1), ?1, 0)`,
-		[]any{keep.day}, &t.Day)
+	view(`SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1),
+		?1, 0)`, []any{keep.day}, &t.Day)
 	return t, err
 }
 
@@ -3666,7 +3693,8 @@ func (s *store) stagedDue(restore, after, now int64) ([]stagedTick, error) {
 // stagedNames returns the name of each job of a restore, in the order of its
 // file.
 func (s *reader) stagedNames(restore int64) ([]string, error) {
-	return rowsOf[string](s.viewEach, "SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id", restore)
+	return rowsOf[string](s.viewEach,
+		"SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id", restore)
 }
 
 // A tickRow is the outcome of one tick, or of a range of missed ones.
@@ -3805,7 +3833,7 @@ type auditFilter struct {
 // newest first, and the number of all of them. It looks at no more than the
 // newest auditScanMax rows of the time, or of the job if f names one. If there
 // are others, older is the time before which they were made; else it is 0.
-func (s *reader) audit(f auditFilter, start, end int) (list iter.Seq2[auditRow, error], total int, older int64, err error) {
+func (s *reader) audit(f auditFilter, start, end int) (_ iter.Seq2[auditRow, error], total int, older int64, err error) {
 	from, args := "FROM audit INDEXED BY audit_at WHERE at >= ?1 AND at < ?2", []any{f.From, f.To, f.Job}
 	if f.Job != "" {
 		from = "FROM audit INDEXED BY audit_job WHERE at >= ?1 AND at < ?2 AND job = ?3 AND job <> ''"
@@ -3820,7 +3848,8 @@ func (s *reader) audit(f auditFilter, start, end int) (list iter.Seq2[auditRow, 
 	if err := s.view("SELECT count(*) "+from, args, &total); err != nil {
 		return nil, 0, 0, err
 	}
-	ids, err := s.ids("SELECT id "+from+" ORDER BY at DESC, id DESC LIMIT ?6 OFFSET ?7", append(args, max(0, end-start), start)...)
+	ids, err := s.ids("SELECT id "+from+" ORDER BY at DESC, id DESC LIMIT ?6 OFFSET ?7",
+		append(args, max(0, end-start), start)...)
 	return inParts(ids, partAudit, func(ids []int64) ([]auditRow, error) {
 		return rowsOf[auditRow](s.viewEach, `SELECT at, actor, name, address, action, job, object, before, after FROM audit
 			WHERE id IN (SELECT value FROM json_each(?)) ORDER BY at DESC, id DESC`, jsonText(ids))
@@ -3904,7 +3933,8 @@ type ownRow struct {
 
 func (s *store) own() (o ownRow, err error) {
 	var accepted string
-	err = s.view("SELECT server.id, server.cluster, accepted, applied_index = 0 AND NOT EXISTS (SELECT * FROM log) FROM server, cluster", nil,
+	err = s.view(`SELECT server.id, server.cluster, accepted, applied_index = 0 AND NOT EXISTS (SELECT * FROM log)
+		FROM server, cluster`, nil,
 		&o.ID, &o.Cluster, &accepted, &o.Empty)
 	if err == nil && accepted != "" {
 		if err = json.Unmarshal([]byte(accepted), &o.Accepted); err != nil {
@@ -3933,11 +3963,11 @@ func (s *store) ownName(own ownRow) (string, error) {
 	return "", nil
 }
 
-// secede makes this server the only voter of a new cluster, for whoever has lost
-// the majority of the old one. All that is in the log counts as committed: what
-// the lost servers had acknowledged and this one never got is lost, and what
-// nobody had acknowledged may be done.
-func (s *store) secede(cluster string) error {
+// forceNewCluster makes this server the only voter of a new cluster, after the
+// old one has lost its majority. Everything in the log counts as committed: what
+// the lost servers had acknowledged and this one never got is lost, and what was
+// never acknowledged may be done.
+func (s *store) forceNewCluster(cluster string) error {
 	own, err := s.own()
 	if err != nil {
 		return err
@@ -3979,20 +4009,19 @@ type enlistment struct {
 
 // enlist writes an enlistment. When it returns nil that survives a power cut.
 func (s *store) enlist(e enlistment) error {
-	return s.update("FULL", func() error {
-		if e.Accept != nil {
-			doc, err := json.Marshal(e.Accept)
-			if err != nil {
-				return err
-			}
-			if err := s.exec("UPDATE server SET accepted = ?", string(doc)); err != nil {
-				return err
-			}
+	var accept any // null: as before
+	if e.Accept != nil {
+		doc, err := json.Marshal(e.Accept)
+		if err != nil {
+			return err
 		}
-		if e.Cluster != "" {
-			if err := s.exec("UPDATE server SET cluster = ?", e.Cluster); err != nil {
-				return err
-			}
+		accept = string(doc)
+	}
+	return s.update("FULL", func() error {
+		err := s.exec("UPDATE server SET accepted = coalesce(?, accepted), cluster = coalesce(nullif(?, ''), cluster)",
+			accept, e.Cluster)
+		if err != nil {
+			return err
 		}
 		return s.write(e.State, e.Entries)
 	})
@@ -4006,49 +4035,44 @@ func (s *store) snapshot(ctx context.Context, path string) error {
 		return fmt.Errorf("cannot write a snapshot: %s exists", path)
 	}
 	part := path + ".part" // still holds what makes this server the one that it is
-	err := os.Remove(part)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("cannot write a snapshot: %w", err)
+	err := removeFile(part)
+	if err == nil {
+		err = os.WriteFile(part, nil, 0o600) // SQLite would let others read it
 	}
-	if err := os.WriteFile(part, nil, 0o600); err != nil { // SQLite would let others read it
-		return fmt.Errorf("cannot write a snapshot: %w", err)
+	if err == nil { // a reader's connection must not write, not even another file
+		err = execFile(ctx, s.path, "VACUUM INTO ?", part)
 	}
-	// A reader's connection must not write, not even another file.
-	if err := execFile(ctx, s.path, "VACUUM INTO ?", part); err != nil {
-		return fmt.Errorf("cannot write a snapshot: %w", err)
+	if err == nil {
+		err = execFile(ctx, part, "DELETE FROM log; DELETE FROM server; VACUUM")
 	}
-	if err := execFile(ctx, part, "DELETE FROM log; DELETE FROM server; VACUUM"); err != nil {
+	if err != nil {
 		return fmt.Errorf("cannot write a snapshot: %w", err)
 	}
 	return os.Rename(part, path)
 }
 
-const imagePattern = "image-*" // files in the data directory: copies on their way
+const snapshotPattern = "snapshot-*" // files in the data directory that are being sent or received
 
-// image returns a copy that snapshot made, and where it ends. The file is the
-// caller's to close; its name is gone already.
-func (s *store) image(ctx context.Context) (file *os.File, snap snapshot, err error) {
-	path := filepath.Join(filepath.Dir(s.path), strings.TrimSuffix(imagePattern, "*")+rand.Text())
+// snapshotFile returns a copy that snapshot made, and where it ends. The caller
+// closes the file, which is removed already.
+func (s *store) snapshotFile(ctx context.Context) (file *os.File, snap snapshot, err error) {
+	path := filepath.Join(filepath.Dir(s.path), strings.TrimSuffix(snapshotPattern, "*")+rand.Text())
 	defer func() {
-		for _, name := range []string{path, path + ".part"} { // a full disk must not fill up with what did not fit
-			if e := os.Remove(name); e != nil && !errors.Is(e, os.ErrNotExist) {
-				err = errors.Join(err, e)
-			}
-		}
+		err = errors.Join(err, removeFile(path), removeFile(path+".part"))
 	}()
 	if err = s.snapshot(ctx, path); err != nil {
 		return nil, snap, err
 	}
-	if snap, err = readImage(path); err != nil {
+	if snap, err = readSnapshot(path); err != nil {
 		return nil, snap, err
 	}
 	file, err = os.Open(path)
 	return file, snap, err
 }
 
-// removeImages removes the copies that a former process left in dir.
-func removeImages(dir string) error {
-	paths, err := filepath.Glob(filepath.Join(dir, imagePattern))
+// removeSnapshots removes the copies that a former process left in dir.
+func removeSnapshots(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, snapshotPattern))
 	for _, path := range paths {
 		err = errors.Join(err, os.Remove(path))
 	}
@@ -4057,7 +4081,7 @@ func removeImages(dir string) error {
 
 // execFile runs statements on a database file over a connection of its own.
 func execFile(ctx context.Context, path, query string, args ...any) error {
-	db, err := sql.Open("sqlite", (&store{path: path}).dsn())
+	db, err := sql.Open("sqlite", dsn(path))
 	if err != nil {
 		return err
 	}
@@ -4065,10 +4089,10 @@ func execFile(ctx context.Context, path, query string, args ...any) error {
 	return errors.Join(err, db.Close())
 }
 
-// readImage returns where the state in a file that snapshot wrote ends, and
+// readSnapshot returns where the state in a file that snapshot wrote ends, and
 // who its voters are. It refuses what install could not take.
-func readImage(path string) (snap snapshot, err error) {
-	db, err := sql.Open("sqlite", (&store{path: path}).dsn("query_only(1)"))
+func readSnapshot(path string) (snap snapshot, err error) {
+	db, err := sql.Open("sqlite", dsn(path, "query_only(1)"))
 	if err != nil {
 		return snap, err
 	}
@@ -4079,10 +4103,11 @@ func readImage(path string) (snap snapshot, err error) {
 		return snap, fmt.Errorf("cannot read the snapshot: %w", err)
 	}
 	if version != schemaVersion {
-		return snap, fmt.Errorf("the snapshot has database version %d, this belfry reads version %d; run the same version on all servers",
-			version, schemaVersion)
+		return snap, fmt.Errorf("the snapshot has database version %d, this belfry reads version %d; "+
+			"run the same version on all servers", version, schemaVersion)
 	}
-	err = db.QueryRow("SELECT applied_index, applied_term, voters, count(*) FROM cluster").Scan(&snap.Index, &snap.Term, &voters, &rows)
+	err = db.QueryRow("SELECT applied_index, applied_term, voters, count(*) FROM cluster").
+		Scan(&snap.Index, &snap.Term, &voters, &rows)
 	if err != nil || rows != 1 {
 		return snap, fmt.Errorf("the snapshot is damaged: %w", err)
 	}
