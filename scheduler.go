@@ -69,13 +69,15 @@ const (
 	decidesMax    = 4                     // consume commands under way at once
 	dispatchBytes = rpcBytesMax / 8       // of orders in one dispatch: JSON makes up to six bytes of one
 	orderBytes    = 300                   // of an order, without its texts
-	targetsMax    = 5_000                 // of the decisions in one command: some 300 kB
-	writeTries    = 100                   // of a write whose job changes meanwhile
+	consumeBytes  = 1_000_000             // of the decisions in one command: less than commandBytesMax
+	decisionBytes = 350                   // of a decision, without its texts and targets
+	targetBytes   = 50                    // of a target, without its name
+	writeTries    = 100                   // of a write whose job is being changed
 	writePause    = 5 * time.Millisecond  // between them
 	recordPause   = 50 * time.Millisecond // between looks for a request on record
 	sliceBytes    = 256_000               // of staged jobs or recorded nodes in one command, unless one is larger
 	stagedKept    = 10 * time.Minute      // after the last restore: a slow client may still read its response
-	writeTimeout  = time.Minute           // for a write, whoever asked for it
+	writeTimeout  = time.Minute           // for a write, even if its client has gone away
 )
 
 // instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which is null in JSON. It ends in 2262.
@@ -992,7 +994,7 @@ type schedulerConfig struct {
 	LostAfter      time.Duration // sum of the unanswered questions about an execution after which it is lost
 }
 
-// scheduler is the leader's side of a server. Its writing methods may be called by anybody at any time; without
+// scheduler is the leader's side of a server. Its writing methods may be called at any time by any goroutine; without
 // leadership they return errNotLeader.
 type scheduler struct {
 	cfg     schedulerConfig
@@ -1292,7 +1294,7 @@ func (s *scheduler) moment() moment {
 func (s *scheduler) newRand() *rand.Rand { return rand.New(rand.NewPCG(s.chance(), s.chance())) }
 
 // fireLoop waits for the earliest item and fires all that are due. It looks at the clock every tickSlack: a longer gap
-// is time in which nobody fired.
+// is an outage.
 func (s *scheduler) fireLoop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -1364,7 +1366,7 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 func (s *scheduler) untilDue() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, wait := s.now(), tickSlack // the clock is read once: else the first item might be due before until for ever
+	now, wait := s.now(), tickSlack // the clock is read once: otherwise the first item might always be due before until
 	if first, ok := s.queue.first(); ok {
 		wait = min(wait, timeOf(first.at).Sub(now))
 	}
@@ -1527,35 +1529,34 @@ func batches[T any](list []T, maxItems, maxSize int, size func(*T) int) iter.Seq
 // consume proposes decisions in as many commands as it takes. The runs are dispatched when the commands are applied;
 // see took.
 func (s *scheduler) consume(ctx context.Context, m moment, list []decision) error {
-	for part := range batches(list, ticksMax, targetsMax, func(d *decision) int { return len(d.Targets) }) {
-		if err := s.consumePart(ctx, m, part); err != nil {
+	for list := range batches(list, ticksMax, consumeBytes, (*decision).size) {
+		res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Consume: list})
+		for i, d := range list {
+			// A decision is refused if its job has changed, or its fate is unknown: look again. If it was committed
+			// after all, nothing is due by then.
+			switch {
+			case err != nil:
+				s.enqueue(d.item(m.now + int64(tickSlack)))
+			case !res.Accepted[i]:
+				s.enqueue(d.item(m.now))
+			case d.Pending == 0:
+				s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
+			}
+		}
+		if err := s.fatal(ctx, err); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *scheduler) consumePart(ctx context.Context, m moment, list []decision) error {
-	res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Consume: list})
-	if half := len(list) / 2; errors.Is(err, errTooLarge) && half > 0 {
-		if err := s.consumePart(ctx, m, list[:half]); err != nil {
-			return err
-		}
-		return s.consumePart(ctx, m, list[half:])
+// size returns an upper bound of the decision's JSON, in which one byte of a text takes up to six.
+func (d *decision) size() int {
+	n := decisionBytes + 6*len(d.Reason)
+	for _, t := range d.Targets {
+		n += targetBytes + 6*len(t.Node)
 	}
-	for i, d := range list {
-		// A decision is refused if its job has changed, or its fate is unknown: look again. If it was committed after
-		// all, nothing is due by then.
-		switch {
-		case err != nil:
-			s.enqueue(d.item(m.now + int64(tickSlack)))
-		case !res.Accepted[i]:
-			s.enqueue(d.item(m.now))
-		case d.Pending == 0:
-			s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
-		}
-	}
-	return s.fatal(ctx, err)
+	return n
 }
 
 // item is the queue item of the decision's cause.
@@ -1596,7 +1597,7 @@ func (s *scheduler) dispatch(ids []int64, again bool) {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Incarnation, b.Incarnation))
 	}
 	for _, t := range slices.SortedFunc(maps.Keys(orders), byNode) {
-		// No part is too large for a request: a node would refuse it for ever.
+		// No part is too large for a request: a node would refuse it every time.
 		for part := range batches(orders[t], math.MaxInt, dispatchBytes, (*order).size) {
 			d := &dispatch{Incarnation: t.Incarnation, Startable: s.startable.Load(), Orders: part}
 			var ok bool
@@ -1743,7 +1744,8 @@ func (s *scheduler) doubtIf(bad func(executionRow) bool) error {
 	return nil
 }
 
-// doubtOld puts in doubt what has been unfinished for long, so that no record stays unfinished for ever.
+// doubtOld puts in doubt what has been unfinished for long, so that no record stays unfinished after its node has
+// forgotten it.
 func (s *scheduler) doubtOld(now time.Time) error {
 	return s.doubtIf(func(e executionRow) bool { return now.UnixNano()-e.Started > int64(reviewPause) })
 }
@@ -2263,7 +2265,7 @@ func (s *scheduler) resetFuture(ctx context.Context) error {
 	}
 }
 
-// Who caused a command.
+// Actors that are no tokens.
 const (
 	actorScheduler = "scheduler"
 	actorAnonymous = "anonymous"
@@ -2307,10 +2309,10 @@ func (s *scheduler) attempt(ctx context.Context, r request, action string,
 		m := s.moment()
 		now = m.now
 		switch {
-		case errors.Is(err, errUndecided) && len(c.Put) > 0:
+		case errors.Is(err, errUndecided) && len(c.Put) == 1:
 			// The fire loop may be late for long, or wait for a node that does not answer.
 			m.unresponsive = nil
-			if err := s.fireTicks(ctx, m, c.jobs()); err != nil {
+			if err := s.fireTicks(ctx, m, []int64{c.Put[0].Base.ID}); err != nil {
 				return nil, applied{}, err
 			}
 		case !errors.Is(err, errConflict) && !errors.Is(err, errUndecided):
@@ -2325,15 +2327,6 @@ func (s *scheduler) attempt(ctx context.Context, r request, action string,
 		}
 	}
 	return nil, applied{}, errConflict
-}
-
-// jobs returns the ids of the jobs that a put changes.
-func (c *command) jobs() []int64 {
-	ids := make([]int64, len(c.Put))
-	for i, p := range c.Put {
-		ids[i] = p.Base.ID
-	}
-	return ids
 }
 
 // put creates or updates a job and returns it as it is then. Counters and status stay, and so does the next tick unless
@@ -2491,8 +2484,7 @@ func (s *scheduler) showRestored(ctx context.Context, r request, done restored, 
 	return err
 }
 
-// moveStaged computes anew the ticks that fell due while their jobs were staged: a job has none before it is
-// visible.
+// moveStaged computes anew the ticks that fell due while their jobs were staged: a job has none before it is visible.
 func (s *scheduler) moveStaged(ctx context.Context, r request, done restored, now int64) error {
 	for after := int64(0); ; {
 		list, err := s.store.stagedDue(done.ID, after, now)

@@ -1267,6 +1267,16 @@ func TestScheduler_ManyTargets(t *testing.T) {
 	}
 }
 
+// TestDecision_Size: no decision takes more JSON than its size, or a command might be too large to propose.
+func TestDecision_Size(t *testing.T) {
+	const most = math.MinInt64 // in decimal the longest number
+	d := decision{Pending: most, Job: most, Rev: most, Due: most, Next: most, Late: true, Outcome: outcomeSkipped,
+		Reason: "\x01", Until: most, Count: most, Targets: []target{{"<\x02", math.MaxUint64}, {"", math.MaxUint64}}}
+	if doc, err := json.Marshal(d); err != nil || len(doc)+1 > d.size() {
+		t.Errorf("%s has %d bytes, %v, want at most %d", doc, len(doc), err, d.size())
+	}
+}
+
 // TestScheduler_SlowLog: a tick does not come late by the time that it took to
 // fire the ones before.
 func TestScheduler_SlowLog(t *testing.T) {
