@@ -3808,6 +3808,25 @@ func (b *movingBody) end() {
 	b.uploads.leave(b, longAgo)
 }
 
+// endingBody is the body of an early response. Once it is sent, the rest of its request's
+// body is not waited for; if that were ended earlier, the response would be cut.
+type endingBody struct {
+	io.ReadCloser
+	end func()
+}
+
+// Close implements io.Closer.
+func (b endingBody) Close() error {
+	b.end()
+	return b.ReadCloser.Close()
+}
+
+func (b *movingBody) incomplete() bool {
+	b.uploads.mu.Lock()
+	defer b.uploads.mu.Unlock()
+	return b.place != nil
+}
+
 func (b *movingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.uploads.mu.Lock()
@@ -4165,7 +4184,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 		return errNotLeader
 	}
 	control := http.NewResponseController(w)
-	endUpload := func() {}
+	endUpload, incomplete := func() {}, func() bool { return false }
 	var failed error
 	proxy := httputil.ReverseProxy{
 		Transport: p.streams.Transport, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
@@ -4179,7 +4198,10 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 			pr.Out.Header.Set(headerRequest, request)
 		},
 		ModifyResponse: func(resp *http.Response) error {
-			endUpload() // or the client would get the response after the rest of its body
+			if incomplete() {
+				resp.Header.Set("Connection", "close") // or net/http would first wait for the body
+				resp.Body = endingBody{resp.Body, endUpload}
+			}
 			if err := p.awaitWrite(resp); err != nil {
 				return err
 			}
@@ -4196,7 +4218,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 	if r.Body != nil && r.Body != http.NoBody {
 		body := &movingBody{ReadCloser: r.Body, control: control, uploads: &p.uploads}
 		p.uploads.add(body)
-		endUpload = body.end
+		endUpload, incomplete = body.end, body.incomplete
 		r = r.WithContext(r.Context())
 		r.Body = body
 	} else {
