@@ -473,7 +473,7 @@ func (a *api) checked(route route, next http.Handler) http.Handler {
 			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 		}
 		if !a.acl || route.pattern != healthRoute { // /health needs no token, so it must not protect a connection
-			letIn(r)
+			connAdmitted(r)
 		}
 		next.ServeHTTP(w, r)
 	})
@@ -2736,7 +2736,7 @@ var errUnreachable = problem{http.StatusServiceUnavailable, "no server can be re
 // askServer forwards an agent's request to a server.
 func (a *api) askServer(w http.ResponseWriter, r *http.Request) error {
 	if !a.acl {
-		letIn(r)
+		connAdmitted(r)
 	}
 	err := a.relay(w, r, actorAnonymous, newRequestID())
 	if errors.Is(err, errNotLeader) {

@@ -27,7 +27,7 @@
 //     and two majorities share a server: also those of two lists of voters, as
 //     these differ by one server at a time (mayChangeVoters). So a term has one
 //     leader at most, and only it can commit anything in that term.
-//  3. Commit. A decision counts when a majority has it on disk (countCopies). A
+//  3. Commit. A decision counts when a majority has it on disk (maybeCommit). A
 //     voter that knows a later term takes nothing of an older leader (step), and
 //     refuses a candidate whose log lacks what it has (upToDate). So the new
 //     leader has all that the old one committed, and that commits nothing more.
@@ -168,7 +168,7 @@ const (
 	msgAppend                             // heartbeat, and entries behind Prev
 	msgAppendReply                        // what the follower has
 	msgSnapshot                           // for a follower that needs entries which are gone
-	msgStand                              // the leader hands over: stand for election now
+	msgTimeoutNow                         // the leader hands over: stand for election now
 )
 
 // A message goes from one server to another. It may be lost, repeated, late or
@@ -195,7 +195,7 @@ type message struct {
 	Commit  uint64
 
 	Voters   []server // snapshot: as of its end. The driver fills in Prev and Voters
-	Handover uint64   // vote: term of the leader that told this candidate to stand for the next, or 0
+	Transfer uint64   // vote: term of the leader that told this candidate to stand for the next, or 0
 
 	// Append reply.
 	Match      uint64   // durable, and equal to the leader's log, up to here
@@ -263,14 +263,14 @@ func (rd *ready) writes() bool {
 
 // raftStatus is what others may know of a raft.
 type raftStatus struct {
-	Leading     bool
-	First       uint64 // leading: its first entry. Once that is applied, so is all that was ever committed
-	HandingOver bool   // leading, but no longer taking proposals
-	Leader      server // zero: unknown
-	Term        uint64
-	Commit      uint64
-	Last        uint64 // entry in the log
-	voterSet           // in force; committed if Index <= Commit
+	Leading      bool
+	First        uint64 // leading: its first entry. Once that is applied, so is all that was ever committed
+	Transferring bool   // leading, but no longer taking proposals
+	Leader       server // zero: unknown
+	Term         uint64
+	Commit       uint64
+	Last         uint64 // entry in the log
+	voterSet            // in force; committed if Index <= Commit
 }
 
 // mayAct reports whether a server that has applied the log up to an index may do
@@ -280,9 +280,9 @@ func (st raftStatus) mayAct(applied uint64) bool { return st.Leading && applied 
 type raftRole uint8
 
 const (
-	roleFollower  raftRole = iota // also learners, and servers that know of no voters
-	roleAsking                    // would stand, asks whether it could win
-	roleCandidate                 // has voted for itself in its term
+	roleFollower     raftRole = iota // also learners, and servers that know of no voters
+	rolePreCandidate                 // would stand, asks whether it could win
+	roleCandidate                    // has voted for itself in its term
 	roleLeader
 )
 
@@ -290,9 +290,9 @@ const (
 type peerProgress uint8
 
 const (
-	probe     peerProgress = iota // next is a guess: an append carries one entry
-	replicate                     // the peer has all before next: an append carries what fits
-	snapshots                     // the log begins behind next
+	progressProbe     peerProgress = iota // next is a guess: an append carries one entry
+	progressReplicate                     // the peer has all before next: an append carries what fits
+	progressSnapshot                      // the log begins behind next
 )
 
 // A peer is the leader's view of another voter or learner.
@@ -316,7 +316,7 @@ type peer struct {
 	silent     int    // ticks since it answered
 	commit     uint64 // commit index it was last told
 	leaving    bool   // it said so last
-	joins      bool   // it has the latest list of voters, and said since then that it does not leave
+	eligible   bool   // it has the latest list of voters, and said since then that it does not leave
 }
 
 // raft is one server's part in the protocol.
@@ -363,10 +363,10 @@ type raft struct {
 	votes   []string // asking, candidate: ids that said yes
 
 	// Of the leader.
-	peers []peer // other voters and learners, by name and id
-	first uint64 // its first entry
-	heir  server // to whom it hands over, zero if nobody
-	sent  uint64 // number of the last append or snapshot, in whatever term
+	peers      []peer // other voters and learners, by name and id
+	first      uint64 // its first entry
+	transferee server // to whom it hands over, zero if nobody
+	sent       uint64 // number of the last append or snapshot, in whatever term
 
 	learners []server // what setLearners said last
 	leaving  bool     // what setLeaving said last
@@ -374,7 +374,7 @@ type raft struct {
 	out     []message // may leave
 	held    []message // may leave once state is durable
 	writing bool      // a write is under way
-	hangs   bool      // what writerHangs said last
+	stuck   bool      // what setWriterStuck said last
 }
 
 // newRaft returns a follower that continues from what is on its disk. rnd
@@ -391,7 +391,7 @@ func newRaft(cfg raftConfig, disk saved, rnd *rand.Rand) *raft {
 
 func (r *raft) status() raftStatus {
 	return raftStatus{
-		Leading: r.role == roleLeader, First: r.first, HandingOver: r.heir != server{}, Leader: r.leader,
+		Leading: r.role == roleLeader, First: r.first, Transferring: r.transferee != server{}, Leader: r.leader,
 		Term: r.state.Term, Commit: r.commit, Last: r.log.last, voterSet: r.log.latestVoters(),
 	}
 }
@@ -403,30 +403,30 @@ func (r *raft) tick() {
 	r.elapsed++
 	if r.role == roleLeader {
 		r.tickLeader()
-	} else if r.elapsed >= r.timeout && r.stored == r.state && !r.hung() && len(r.voters()) > 0 {
+	} else if r.elapsed >= r.timeout && r.stored == r.state && !r.writerStuck() && len(r.voters()) > 0 {
 		// A round ends only after term and vote are durable, or a slow disk would never be done with one.
-		r.ask()
+		r.preCampaign()
 	}
 }
 
 // writerHangs says, before each tick, whether the writer has got stuck.
-func (r *raft) writerHangs(hangs bool) { r.hangs = hangs }
+func (r *raft) setWriterStuck(stuck bool) { r.stuck = stuck }
 
 // hung reports whether the writer has been stuck for so long that another
 // server had better lead. One that is alone leads with the disk that it has.
-func (r *raft) hung() bool { return r.hangs && len(r.voters()) > 1 }
+func (r *raft) writerStuck() bool { return r.stuck && len(r.voters()) > 1 }
 
 func (r *raft) tickLeader() {
 	for i := range r.peers {
 		r.peers[i].silent++
 		r.peers[i].pause = max(0, r.peers[i].pause-1)
 	}
-	if r.hung() || !r.hasMajority(r.alive) {
+	if r.writerStuck() || !r.hasMajority(r.alive) {
 		r.become(roleFollower, server{}) // thesis 6.2: clients must not wait for a leader that cannot commit
 		return
 	}
 	if r.elapsed >= r.timeout {
-		r.heir = server{}
+		r.transferee = server{}
 	}
 	if r.elapsed%r.cfg.heartbeatTicks == 0 {
 		for i := range r.peers {
@@ -468,7 +468,7 @@ func (r *raft) randomWait() int { return 2*r.cfg.heartbeatTicks + r.rnd.IntN(r.c
 // the last one.
 func (r *raft) become(role raftRole, leader server) {
 	r.role, r.leader = role, leader
-	r.votes, r.peers, r.heir = nil, nil, server{}
+	r.votes, r.peers, r.transferee = nil, nil, server{}
 	// Every leader has all that is committed (thesis 3.6.3, leader completeness).
 	r.matched, r.acked, r.heard = r.commit, 0, 0
 	r.resetElectionTimer(r.rankWait())
@@ -486,8 +486,8 @@ func (r *raft) enterTerm(term uint64, vote string, role raftRole) {
 // A server that is no voter, or not yet or no longer, asks as well, after all
 // others: the only log with which the voters can go on may be its own (thesis
 // 4.2.2). It does not count itself, and retires when that log is committed.
-func (r *raft) ask() {
-	r.become(roleAsking, server{})
+func (r *raft) preCampaign() {
+	r.become(rolePreCandidate, server{})
 	r.resetElectionTimer(r.randomWait())
 	for _, v := range r.voters() {
 		if v != r.cfg.self {
@@ -499,10 +499,10 @@ func (r *raft) ask() {
 
 // stand asks for votes in the next term. The requests, and the server's own
 // vote, wait until term and vote are durable.
-func (r *raft) stand(handover uint64) {
+func (r *raft) campaign(transfer uint64) {
 	r.enterTerm(r.state.Term+1, r.cfg.self.ID, roleCandidate)
 	for _, v := range r.voters() {
-		m := message{Kind: msgVote, To: v, Term: r.state.Term, Prev: r.log.end(), Handover: handover}
+		m := message{Kind: msgVote, To: v, Term: r.state.Term, Prev: r.log.end(), Transfer: transfer}
 		if v == r.cfg.self {
 			m = message{Kind: msgVoteYes, To: v, Term: r.state.Term}
 		}
@@ -515,16 +515,16 @@ func (r *raft) countVote(id string) {
 		r.votes = append(r.votes, id)
 	}
 	switch won := r.hasMajority(func(id string) bool { return slices.Contains(r.votes, id) }); {
-	case won && r.role == roleAsking:
-		r.stand(0)
+	case won && r.role == rolePreCandidate:
+		r.campaign(0)
 	case won && r.role == roleCandidate:
-		r.lead()
+		r.becomeLeader()
 	}
 }
 
 // lead takes office with an entry of the new term, which also commits what
 // earlier leaders left behind (thesis 3.6.2).
-func (r *raft) lead() {
+func (r *raft) becomeLeader() {
 	r.become(roleLeader, r.cfg.self)
 	r.first = r.log.last + 1
 	r.append(entryNoop, nil)
@@ -564,7 +564,7 @@ func (r *raft) stepLeader(m message) error {
 		r.onAppendReply(m)
 	case msgAppend, msgSnapshot:
 		return errSecondLeader
-	case msgPreVoteYes, msgVoteYes, msgVoteNo, msgStand:
+	case msgPreVoteYes, msgVoteYes, msgVoteNo, msgTimeoutNow:
 		// Answers that were not needed, or an order from the time before.
 	}
 	return nil
@@ -577,12 +577,12 @@ func (r *raft) stepFollower(m message) error {
 		return r.onAppend(m)
 	case msgSnapshot:
 		r.onSnapshot(m)
-	case msgStand:
-		if m.From == r.leader && !r.hung() && !r.leaving {
-			r.stand(m.Term)
+	case msgTimeoutNow:
+		if m.From == r.leader && !r.writerStuck() && !r.leaving {
+			r.campaign(m.Term)
 		}
 	case msgPreVoteYes:
-		if r.role == roleAsking && m.Term == r.state.Term+1 {
+		if r.role == rolePreCandidate && m.Term == r.state.Term+1 {
 			r.countVote(m.From.ID)
 		}
 	case msgVoteYes:
@@ -599,7 +599,7 @@ func (r *raft) stepFollower(m message) error {
 // or not its own log makes it a voter: who needs its vote has the newer list
 // (thesis 4.1). A server with an empty disk has a new id, which is in nobody's.
 func (r *raft) stepVote(m message) {
-	loyal := r.loyal(m)
+	loyal := r.inLease(m)
 	if m.Kind == msgVote && m.Term > r.state.Term && !loyal {
 		r.enterTerm(m.Term, "", roleFollower)
 	}
@@ -618,8 +618,8 @@ func (r *raft) stepVote(m message) {
 // loyal reports whether a working leader keeps this server from listening to a
 // candidate (thesis 4.2.3). The leader's order to hand over lifts that for the
 // one candidate that got it, and for the next term only.
-func (r *raft) loyal(m message) bool {
-	if m.Kind == msgVote && m.Handover != 0 && m.Handover+1 == m.Term {
+func (r *raft) inLease(m message) bool {
+	if m.Kind == msgVote && m.Transfer != 0 && m.Transfer+1 == m.Term {
 		return false
 	}
 	return r.role == roleLeader || r.leader != server{} && r.elapsed < r.cfg.electionTicks
@@ -656,7 +656,7 @@ func (r *raft) onAppend(m message) error {
 	r.follow(m.From)
 	if m.Prev.Index > r.commit && !r.log.has(m.Prev) {
 		no := r.reply()
-		no.Reject, no.Number, no.Prev, no.Hint = true, m.Number, m.Prev, r.log.back(m.Prev)
+		no.Reject, no.Number, no.Prev, no.Hint = true, m.Number, m.Prev, r.log.lastCommon(m.Prev)
 		r.send(no)
 		return nil
 	}
@@ -727,7 +727,7 @@ func (r *raft) propose(data ...[]byte) (first uint64, err error) {
 	switch {
 	case r.role != roleLeader:
 		return 0, errNotLeader
-	case r.heir != (server{}) || r.log.last-r.commit >= backlogEntriesMax || r.log.tailBytes >= backlogBytesMax:
+	case r.transferee != (server{}) || r.log.last-r.commit >= backlogEntriesMax || r.log.tailBytes >= backlogBytesMax:
 		return 0, errBusy
 	}
 	first = r.log.last + 1
@@ -749,13 +749,13 @@ func (r *raft) sendAppends() {
 		switch p := &r.peers[i]; {
 		case p.flight != 0 || p.pause > 0 || !r.alive(p.ID):
 		case p.next <= r.log.base.Index:
-			p.progress, p.kept = snapshots, r.log.base.Index
+			p.progress, p.kept = progressSnapshot, r.log.base.Index
 			if !p.installing {
-				r.fly(p, message{Kind: msgSnapshot, To: p.server, Term: r.state.Term}, math.MaxUint64)
+				r.sendInFlight(p, message{Kind: msgSnapshot, To: p.server, Term: r.state.Term}, math.MaxUint64)
 			}
 		case p.next <= r.log.last:
-			if p.progress == snapshots {
-				p.progress = probe
+			if p.progress == progressSnapshot {
+				p.progress = progressProbe
 			}
 			r.sendEntries(p)
 		case p.commit < r.commit:
@@ -765,7 +765,7 @@ func (r *raft) sendAppends() {
 }
 
 // fly sends what is in flight from now on; end is its last entry.
-func (r *raft) fly(p *peer, m message, end uint64) {
+func (r *raft) sendInFlight(p *peer, m message, end uint64) {
 	r.sendNumbered(m)
 	p.flight, p.end, p.arrived = r.sent, end, 0
 }
@@ -783,7 +783,7 @@ func (r *raft) sendEntries(p *peer) {
 	m := message{Kind: msgAppend, To: p.server, Term: r.state.Term, Commit: r.commit}
 	m.Prev = position{p.next - 1, r.log.term(p.next - 1)}
 	entries := appendEntriesMax
-	if p.progress == probe {
+	if p.progress == progressProbe {
 		entries = 1
 	}
 	if p.next > r.log.durable {
@@ -794,7 +794,7 @@ func (r *raft) sendEntries(p *peer) {
 		m.Last = min(r.log.durable, m.Prev.Index+uint64(entries))
 	}
 	p.commit = r.commit
-	r.fly(p, m, m.Last)
+	r.sendInFlight(p, m, m.Last)
 }
 
 // firstEntries is as much of list as one append may carry, at least one.
@@ -826,29 +826,29 @@ func (r *raft) onAppendReply(m message) {
 	}
 	p.silent, p.leaving = 0, m.Leaving
 	if m.Match >= r.log.latestVoters().Index && m.Match <= r.log.last {
-		p.joins = !m.Leaving
+		p.eligible = !m.Leaving
 	}
 	p.installing = m.Installing
 	switch {
 	case m.Reject && m.Number == p.flight && m.Prev.Index > p.match:
 		// The hint skips a whole run of terms at a time (thesis 3.5).
-		p.next = max(p.match, r.log.back(m.Hint).Index) + 1
-		p.progress, p.flight = probe, 0
+		p.next = max(p.match, r.log.lastCommon(m.Hint).Index) + 1
+		p.progress, p.flight = progressProbe, 0
 	case m.Match > p.match && m.Match <= r.log.last:
-		p.progress, p.match, p.next = replicate, m.Match, m.Match+1
-		r.land(p)
-		r.countCopies()
+		p.progress, p.match, p.next = progressReplicate, m.Match, m.Match+1
+		r.endFlight(p)
+		r.maybeCommit()
 	case !m.Reject && p.arrived != 0 && m.Number > p.arrived && m.Have < p.end && !m.Installing:
-		p.progress, p.flight = probe, 0 // it had arrived and is gone: the peer has started anew
+		p.progress, p.flight = progressProbe, 0 // it had arrived and is gone: the peer has started anew
 	}
-	r.handOver()
+	r.sendTimeoutNow()
 	r.changeVoters()
 }
 
-// countCopies commits what a majority has on disk, if it is of this leader's
+// maybeCommit commits what a majority has on disk, if it is of this leader's
 // own term: an older entry can have a majority and still be overwritten
 // (thesis 3.6.2, figure 3.7).
-func (r *raft) countCopies() {
+func (r *raft) maybeCommit() {
 	var copies []uint64
 	voters := r.voters()
 	for _, v := range voters {
@@ -883,7 +883,7 @@ func (r *raft) commitTo(index uint64) {
 func (r *raft) needed() (first uint64) {
 	for _, p := range r.peers {
 		n := p.match + 1
-		if p.progress == snapshots {
+		if p.progress == progressSnapshot {
 			n = p.kept + 1
 		}
 		if (p.flight != 0 || p.silent < r.cfg.snapshotTicks) && (first == 0 || n < first) {
@@ -894,7 +894,7 @@ func (r *raft) needed() (first uint64) {
 }
 
 // land ends a flight whose last entry the peer has on disk.
-func (r *raft) land(p *peer) {
+func (r *raft) endFlight(p *peer) {
 	if p.match >= p.end {
 		p.flight, p.arrived = 0, 0
 	}
@@ -906,7 +906,7 @@ func (r *raft) land(p *peer) {
 func (r *raft) delivered(id string, number, end uint64) {
 	if p := r.inFlight(id, number); p != nil {
 		p.arrived, p.end = r.sent, end
-		r.land(p)
+		r.endFlight(p)
 	}
 }
 
@@ -919,10 +919,10 @@ func (r *raft) undelivered(id string, number uint64) {
 		return
 	}
 	p.flight, p.pause = 0, r.cfg.heartbeatTicks
-	if p.progress == snapshots {
+	if p.progress == progressSnapshot {
 		p.pause = r.cfg.snapshotTicks
 	} else {
-		p.progress = probe
+		p.progress = progressProbe
 	}
 }
 
@@ -941,22 +941,22 @@ func (r *raft) transfer() error {
 	if r.role != roleLeader {
 		return errNotLeader
 	}
-	heir := r.bestVoter()
-	if heir == nil {
+	transferee := r.bestVoter()
+	if transferee == nil {
 		return errBusy
 	}
-	r.heir, r.timeout = heir.server, r.elapsed+r.cfg.electionTicks
-	r.handOver()
+	r.transferee, r.timeout = transferee.server, r.elapsed+r.cfg.electionTicks
+	r.sendTimeoutNow()
 	return nil
 }
 
 // handOver tells the heir to stand once it has all of the log.
-func (r *raft) handOver() {
-	if r.heir == (server{}) {
+func (r *raft) sendTimeoutNow() {
+	if r.transferee == (server{}) {
 		return
 	}
-	if p := r.peer(r.heir.ID); p != nil && p.match == r.log.last {
-		r.send(message{Kind: msgStand, To: p.server, Term: r.state.Term})
+	if p := r.peer(r.transferee.ID); p != nil && p.match == r.log.last {
+		r.send(message{Kind: msgTimeoutNow, To: p.server, Term: r.state.Term})
 	}
 }
 
@@ -1056,7 +1056,7 @@ func (r *raft) changeVoters() {
 	}
 	voters := r.voters()
 	for _, s := range r.learners {
-		if r.isVoter(s.ID) || !r.caughtUp(s.ID) || !r.peer(s.ID).joins {
+		if r.isVoter(s.ID) || !r.caughtUp(s.ID) || !r.peer(s.ID).eligible {
 			continue
 		}
 		switch i := slices.IndexFunc(voters, func(v server) bool { return v.Name == s.Name }); {
@@ -1075,7 +1075,7 @@ func (r *raft) changeVoters() {
 // an entry of this term, or a change of an earlier leader could still come
 // between (Ongaro on raft-dev, 10 July 2015).
 func (r *raft) mayChangeVoters() bool {
-	return r.role == roleLeader && r.heir == server{} && r.commit >= r.first && r.commit >= r.log.latestVoters().Index
+	return r.role == roleLeader && r.transferee == server{} && r.commit >= r.first && r.commit >= r.log.latestVoters().Index
 }
 
 // caughtUp: at most one append behind, or the cluster might stand still until
@@ -1115,7 +1115,7 @@ func (r *raft) appendVoters(list []server) {
 	r.append(entryVoters, encodeVoters(list))
 	r.setPeers()
 	for i := range r.peers {
-		r.peers[i].joins = false
+		r.peers[i].eligible = false
 	}
 }
 
@@ -1195,7 +1195,7 @@ func (r *raft) persisted(rd ready) {
 		r.release()
 	}
 	if r.role == roleLeader {
-		r.countCopies()
+		r.maybeCommit()
 		r.changeVoters()
 	} else if r.leader != (server{}) && r.ackable() > r.acked {
 		r.ack()
@@ -1244,7 +1244,7 @@ func (r *raft) validate(m message) error {
 	switch {
 	case m.To != r.cfg.self:
 		return errMisdirected
-	case m.From.ID == "" || m.From.ID == r.cfg.self.ID || m.Kind < msgPreVote || m.Kind > msgStand || m.Term == 0:
+	case m.From.ID == "" || m.From.ID == r.cfg.self.ID || m.Kind < msgPreVote || m.Kind > msgTimeoutNow || m.Term == 0:
 		return errMalformed
 	case !believable(m.Term, own) || m.Prev.Index > positionMax:
 		return errMalformed
@@ -1349,7 +1349,7 @@ func (l *raftLog) has(p position) bool { return p.Index <= l.last && l.term(p.In
 // back is the highest position not above p in index nor in term. If another
 // log holds p, then nothing behind that can be in both. In front of base the
 // term is unknown, and 0.
-func (l *raftLog) back(p position) position {
+func (l *raftLog) lastCommon(p position) position {
 	index := min(p.Index, l.last)
 	for _, run := range slices.Backward(l.runs) {
 		if run.Index > index {
@@ -1478,21 +1478,21 @@ type outcome struct {
 // cluster drives the protocol on a server. Its methods may be called by
 // anybody, those below drive only by run.
 type cluster struct {
-	plane    *plane
-	store    *store
-	log      *slog.Logger
-	lead     func(ctx context.Context, term uint64) error // the leader's work, for one term
-	took     func(...applied)                             // told what was applied, before those who wait; nil: nobody is; fixed before run
-	tickTime time.Duration
-	events   chan func() error               // for run to execute, see tell
-	stopped  chan struct{}                   // closed when run takes no more events
-	office   atomic.Uint64                   // term that this server leads in, 0: it does not
-	work     atomic.Pointer[context.Context] // of the leader's work, the latest; nil: there was none
-	term     atomic.Uint64                   // in force, at least that of the log on disk
-	view     atomic.Pointer[raftStatus]
-	reached  atomic.Pointer[reached]
-	progress atomic.Pointer[progress]
-	children errgroup.Group // a write, the carriers of links, the leader's work
+	plane      *plane
+	store      *store
+	log        *slog.Logger
+	lead       func(ctx context.Context, term uint64) error // the leader's work, for one term
+	took       func(...applied)                             // told what was applied, before those who wait; nil: nobody is; fixed before run
+	tickTime   time.Duration
+	events     chan func() error               // for run to execute, see tell
+	stopped    chan struct{}                   // closed when run takes no more events
+	leaderTerm atomic.Uint64                   // term that this server leads in, 0: it does not
+	leaderCtx  atomic.Pointer[context.Context] // of the leader's work, the latest; nil: there was none
+	term       atomic.Uint64                   // in force, at least that of the log on disk
+	view       atomic.Pointer[raftStatus]
+	reached    atomic.Pointer[reached]
+	progress   atomic.Pointer[progress]
+	children   errgroup.Group // a write, the carriers of links, the leader's work
 
 	// Owned by run.
 	raft         *raft
@@ -1503,7 +1503,7 @@ type cluster struct {
 	turnAge      int         // ticks since then, or since there is something to write
 	applied      uint64
 	own          ownRow
-	retire       context.CancelFunc // ends the leader's work; nil: there is none
+	stopLeader   context.CancelFunc // ends the leader's work; nil: there is none
 	links        map[linkKey]chan message
 	images       map[position]string // paths of snapshots that are to be installed
 	moved        time.Time           // when this server last led with nothing to commit, or committed something
@@ -1517,7 +1517,7 @@ type cluster struct {
 type progress struct{ round, write, proposal, commit time.Time }
 
 // trouble says in a sentence what has not gone on for too long, "" if all goes on.
-func (p progress) trouble(now time.Time) string {
+func (p progress) problem(now time.Time) string {
 	stuck := func(since time.Time) bool { return !since.IsZero() && now.Sub(since) > stuckAfter }
 	switch {
 	case stuck(p.round):
@@ -1575,12 +1575,12 @@ func (c *cluster) newRaft(self server, disk saved) *raft {
 func (c *cluster) electionTime() time.Duration { return electionTicks * c.tickTime }
 
 // leading reports whether this server leads, and knows all that ever was.
-func (c *cluster) leading() bool { return c.office.Load() != 0 }
+func (c *cluster) leading() bool { return c.leaderTerm.Load() != 0 }
 
 // duty is a context for what is done in the leader's name: it ends with the
 // office, so that no call to a node that does not answer outlasts it.
-func (c *cluster) duty() context.Context {
-	if ctx := c.work.Load(); ctx != nil {
+func (c *cluster) leaderContext() context.Context {
+	if ctx := c.leaderCtx.Load(); ctx != nil {
 		return *ctx
 	}
 	return context.Background()
@@ -1688,7 +1688,7 @@ func (c *cluster) call(ctx context.Context, fn func()) error {
 // handOver passes leadership on, and returns when another leads or this server
 // did not. If nobody has taken over within an election timeout, that is an
 // error, and this server goes on.
-func (c *cluster) handOver(ctx context.Context) error {
+func (c *cluster) transferLeadership(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.electionTime())
 	defer cancel()
 	var err error
@@ -1769,7 +1769,7 @@ func (c *cluster) run(ctx context.Context) error {
 	close(c.stopped)
 	c.progress.Store(&progress{})
 	cancel()
-	c.resign()
+	c.stopLeading()
 	return errors.Join(err, c.children.Wait(), removeSnapshots(c.plane.cfg.Dir))
 }
 
@@ -1800,7 +1800,7 @@ func (c *cluster) drive(ctx context.Context) error {
 			c.send(ctx, rd.Messages)
 			c.save(rd)
 		}
-		c.takeOffice(ctx)
+		c.updateLeadership(ctx)
 	}
 }
 
@@ -1842,7 +1842,7 @@ func (c *cluster) noticeStuck(now time.Time) {
 		p.proposal = c.waiting[0].since
 	}
 	c.progress.Store(&p)
-	if stuck := p.trouble(now); stuck != c.stuck {
+	if stuck := p.problem(now); stuck != c.stuck {
 		if c.stuck = stuck; stuck != "" {
 			c.log.Warn("the server's work does not go on", "why", stuck, "commit", st.Commit, "last", st.Last, "applied", c.applied,
 				"writes", len(c.queued), "waiting", len(c.waiting), "peers", fmt.Sprintf("%+v", c.raft.peers))
@@ -1854,7 +1854,7 @@ func (c *cluster) noticeStuck(now time.Time) {
 // each in a sentence that says what to do. It asks nobody who may be stuck.
 func (c *cluster) health() (problems, warnings []string) {
 	problems, warnings = c.plane.health()
-	if stuck := c.progress.Load().trouble(time.Now()); stuck != "" {
+	if stuck := c.progress.Load().problem(time.Now()); stuck != "" {
 		problems = append(problems, stuck)
 	}
 	if err := c.store.readable(time.Now()); err != nil {
@@ -1890,7 +1890,7 @@ func (c *cluster) takesPart() bool { return c.own.Cluster != "" && c.plane.admit
 
 func (c *cluster) tick() error {
 	if c.takesPart() {
-		c.raft.writerHangs(c.writerHangs() || c.store.halted.Load()) // who cannot apply must not lead either
+		c.raft.setWriterStuck(c.writerStuck() || c.store.halted.Load()) // who cannot apply must not lead either
 		c.raft.tick()
 	}
 	return nil
@@ -1900,7 +1900,7 @@ func (c *cluster) tick() error {
 // or any other transaction so long that people are told. What is to be applied
 // may take its time: it comes in many transactions, and is no slow disk. It
 // counts ticks, and is called once in each.
-func (c *cluster) writerHangs() bool {
+func (c *cluster) writerStuck() bool {
 	if turn := c.store.turn.Load(); turn != c.turn || len(c.queued) == 0 {
 		c.turn, c.turnAge = turn, 0
 	}
@@ -1974,7 +1974,7 @@ func (c *cluster) adopt(cluster string, messages []message) error {
 	leader := slices.ContainsFunc(messages, func(m message) bool {
 		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
 	})
-	if c.own.Cluster != "" || !leader || c.own.Accepted.elsewhere(cluster) || !c.own.Empty {
+	if c.own.Cluster != "" || !leader || c.own.Accepted.excludes(cluster) || !c.own.Empty {
 		return nil
 	}
 	return c.enlist(enlistment{Cluster: cluster})
@@ -2095,7 +2095,7 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	}
 	if rd.Snapshot != nil {
 		c.applied = rd.Snapshot.Index
-		if err := c.dropImages(rd.Snapshot.Index); err != nil {
+		if err := c.removeInstalled(rd.Snapshot.Index); err != nil {
 			return err
 		}
 	}
@@ -2106,7 +2106,7 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	if c.store.halted.Load() {
 		why = fmt.Sprintf("this server applies nothing after entry %d of the log, because the next is of a format that this version does not know; install the version that the other servers run", c.applied)
 	}
-	c.plane.setTrouble("format", why)
+	c.plane.setProblem("format", why)
 	c.raise()
 	c.raft.compacted(base)
 	if c.queued = c.queued[1:]; len(c.queued) > 0 {
@@ -2115,8 +2115,8 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	return nil
 }
 
-// dropImages removes the snapshots that end at index or before.
-func (c *cluster) dropImages(index uint64) error {
+// removeInstalled removes the snapshots that end at index or before.
+func (c *cluster) removeInstalled(index uint64) error {
 	for at, path := range c.images {
 		if at.Index > index {
 			continue
@@ -2131,21 +2131,21 @@ func (c *cluster) dropImages(index uint64) error {
 
 // takeOffice starts the leader's work once this server leads and its own first
 // entry is applied, and ends it when it does not lead any more.
-func (c *cluster) takeOffice(ctx context.Context) {
+func (c *cluster) updateLeadership(ctx context.Context) {
 	st := c.raft.status()
-	switch office := c.office.Load(); {
+	switch office := c.leaderTerm.Load(); {
 	case office != 0 && (!st.Leading || st.Term != office):
 		c.log.Info("this server leads no more", "term", office, "leader", st.Leader.Name)
-		c.resign()
-	case office == 0 && c.retire == nil && st.mayAct(c.applied):
+		c.stopLeading()
+	case office == 0 && c.stopLeader == nil && st.mayAct(c.applied):
 		c.log.Info("this server leads", "term", st.Term)
-		ctx, retire := context.WithCancel(ctx)
-		c.retire = retire
-		c.work.Store(&ctx)
-		c.office.Store(st.Term)
+		ctx, cancel := context.WithCancel(ctx)
+		c.stopLeader = cancel
+		c.leaderCtx.Store(&ctx)
+		c.leaderTerm.Store(st.Term)
 		c.children.Go(func() error {
 			err := c.lead(ctx, st.Term)
-			if c.tell(context.Background(), func() error { c.retire = nil; return err }) != nil {
+			if c.tell(context.Background(), func() error { c.stopLeader = nil; return err }) != nil {
 				return err
 			}
 			return nil
@@ -2155,10 +2155,10 @@ func (c *cluster) takeOffice(ctx context.Context) {
 
 // resign ends the leader's work. Nobody can tell any more what becomes of what
 // is under way.
-func (c *cluster) resign() {
-	c.office.Store(0)
-	if c.retire != nil {
-		c.retire()
+func (c *cluster) stopLeading() {
+	c.leaderTerm.Store(0)
+	if c.stopLeader != nil {
+		c.stopLeader()
 	}
 	for _, p := range c.waiting {
 		p.done <- outcome{err: errUnknown}
@@ -2209,14 +2209,14 @@ func (c *cluster) link(ctx context.Context, k linkKey) chan<- message {
 			queue = make(chan message, bulkQueueMax)
 		}
 		c.links[k] = queue
-		c.children.Go(func() error { c.carry(ctx, k, queue); return nil })
+		c.children.Go(func() error { c.runLink(ctx, k, queue); return nil })
 	}
 	return c.links[k]
 }
 
 // carry brings messages to a server, in order, until ctx ends or there was none
 // for linkIdleTime: servers are replaced, and their links must not stay.
-func (c *cluster) carry(ctx context.Context, k linkKey, queue <-chan message) {
+func (c *cluster) runLink(ctx context.Context, k linkKey, queue <-chan message) {
 	to, idle := k.to, time.NewTimer(linkIdleTime)
 	defer idle.Stop()
 	for over := false; !over; idle.Reset(linkIdleTime) {
@@ -2242,14 +2242,14 @@ func (c *cluster) carry(ctx context.Context, k linkKey, queue <-chan message) {
 				c.log.Log(ctx, level, "a message to another server did not get through", "server", to.Name, "snapshot", m.Kind == msgSnapshot, "err", err)
 			}
 			if m.isBulk() {
-				c.tell(ctx, func() error { c.landed(m, end, err); return nil }) // an error only says that the driver ends
+				c.tell(ctx, func() error { c.reportDelivery(m, end, err); return nil }) // an error only says that the driver ends
 			}
 		}
 	}
 }
 
 // landed tells the protocol what became of what is large.
-func (c *cluster) landed(m message, end uint64, err error) {
+func (c *cluster) reportDelivery(m message, end uint64, err error) {
 	if err != nil {
 		c.raft.undelivered(m.To.ID, m.Number)
 	} else {
@@ -2265,7 +2265,7 @@ func (c *cluster) deliver(ctx context.Context, m message, behind <-chan message)
 		return 0, errNoAddress
 	}
 	if m.Kind == msgSnapshot {
-		return c.sendImage(ctx, to, m)
+		return c.sendSnapshot(ctx, to, m)
 	}
 	batch := []message{m}
 	if m.isBulk() {
@@ -2298,7 +2298,7 @@ func (c *cluster) fill(m *message) error {
 	if err != nil {
 		why = fmt.Sprintf("this server cannot read its log, so other servers do not get what they lack; look at its disk: %v", err)
 	}
-	if c.plane.setTrouble("log", why); err != nil {
+	if c.plane.setProblem("log", why); err != nil {
 		return err
 	}
 	if len(list) == 0 || list[0].Index != m.Prev.Index+1 || c.term.Load() != m.Term {
@@ -2325,9 +2325,9 @@ func (c *cluster) take(ctx context.Context, messages []message, image string) er
 
 // Snapshots
 
-// sendImage sends a follower a copy of this server's state, behind the message
+// sendSnapshot sends a follower a copy of this server's state, behind the message
 // that names it.
-func (c *cluster) sendImage(ctx context.Context, to record, m message) (end uint64, err error) {
+func (c *cluster) sendSnapshot(ctx context.Context, to record, m message) (end uint64, err error) {
 	if c.term.Load() != m.Term {
 		return 0, errOutdated
 	}
@@ -2365,14 +2365,14 @@ func (c *cluster) upload(ctx context.Context, to record, path string, body io.Re
 	return answerTo(c.plane.beats, r, &none{})
 }
 
-// takeImage receives a snapshot into a file and hands it to the driver.
-func (c *cluster) takeImage(w http.ResponseWriter, r *http.Request) error {
+// receiveSnapshot receives a snapshot into a file and hands it to the driver.
+func (c *cluster) receiveSnapshot(w http.ResponseWriter, r *http.Request) error {
 	var m message
 	err := json.Unmarshal([]byte(r.Header.Get(headerMessage)), &m)
 	if err != nil || m.Kind != msgSnapshot || r.ContentLength < 0 || r.ContentLength > imageBytesMax {
 		return errMalformed
 	}
-	image, err := c.storeImage(patientBody(w, r), m)
+	image, err := c.writeSnapshotFile(patientBody(w, r), m)
 	if err == nil {
 		err = c.take(r.Context(), []message{m}, image)
 	}
@@ -2385,9 +2385,9 @@ func (c *cluster) takeImage(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, none{})
 }
 
-// storeImage writes a snapshot to a file, and looks whether it is what the
+// writeSnapshotFile writes a snapshot to a file, and looks whether it is what the
 // message says. The path is to be removed even if there is an error.
-func (c *cluster) storeImage(body io.Reader, m message) (path string, err error) {
+func (c *cluster) writeSnapshotFile(body io.Reader, m message) (path string, err error) {
 	file, err := os.CreateTemp(c.plane.cfg.Dir, snapshotPattern)
 	if err != nil {
 		return "", err
@@ -2430,7 +2430,7 @@ func patientBody(w http.ResponseWriter, r *http.Request) *patientReader {
 
 const (
 	planeFormat         = "2"              // of requests and their answers
-	greetingBytesMax    = 1 << 20          // of a heartbeat
+	gossipBytesMax      = 1 << 20          // of a heartbeat
 	rpcBytesMax         = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
 	planeHeaderTime     = 5 * time.Second  // for a handshake and a request's head
 	planeReadTime       = 30 * time.Second // for a request's body
@@ -2446,19 +2446,19 @@ const (
 	keyBytesMin         = 16               // of a cluster key; "belfry keygen" makes 32
 	keyProto            = "belfry-key/"    // ALPN protocol that names the caller's key, by a hash of its public key
 	keyFile             = "cluster.key"    // in the data directory of a node that was given no key
-	strangePause        = time.Minute      // between two log lines about callers with another key
+	wrongKeyPause       = time.Minute      // between two log lines about callers with another key
 )
 
 var (
-	errFormat     = errors.New("a format that this version does not know; run the same version on all nodes")
-	errForeign    = errors.New("a message of another cluster")
-	errNoAddress  = errors.New("no node of that name or id is known")
-	errOutdated   = errors.New("what was to be sent was trimmed from the log, or is of an earlier term")
-	errOtherKey   = errors.New("the other node has another cluster key")
-	errClash      = errors.New("the name or the id of this node is another's")
-	errOwnAddress = errors.New("the address is this node's own")
-	errShortKey   = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
-	errOversized  = errors.New("a call of more bytes than it may have")
+	errFormat        = errors.New("a format that this version does not know; run the same version on all nodes")
+	errForeign       = errors.New("a message of another cluster")
+	errNoAddress     = errors.New("no node of that name or id is known")
+	errOutdated      = errors.New("what was to be sent was trimmed from the log, or is of an earlier term")
+	errOtherKey      = errors.New("the other node has another cluster key")
+	errIdentityTaken = errors.New("the name or the id of this node is another's")
+	errOwnAddress    = errors.New("the address is this node's own")
+	errShortKey      = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
+	errOversized     = errors.New("a call of more bytes than it may have")
 
 	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
 	// nothing: it said so, or no connection to it came about. After all others nobody can tell.
@@ -2471,7 +2471,7 @@ var refusalCodes = map[string]error{
 	"stale-term": errStaleTerm, "other-incarnation": errOtherIncarnation, "stale-number": errStaleNumber, "stopping": errStopping,
 	"queue-full": errQueueFull, "unknown-execution": errUnknownExecution, "not-leader": errNotLeader, "busy": errBusy,
 	"format": errFormat, "malformed": errMalformed, "foreign": errForeign, "misdirected": errMisdirected,
-	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer, "clash": errClash, "too_large": errOversized,
+	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer, "identity-taken": errIdentityTaken, "too_large": errOversized,
 }
 
 // A nodeRefusal is why a node has not done what was asked: one of refusalCodes, and
@@ -2602,8 +2602,8 @@ type contact struct {
 	skew  time.Duration // of its clock behind this node's, more or less
 }
 
-// A greeting is a heartbeat, and the answer to one.
-type greeting struct {
+// A heartbeat is a heartbeat, and the answer to one.
+type gossip struct {
 	From   record
 	Others []contact
 }
@@ -2624,21 +2624,21 @@ type plane struct {
 	uploads  uploads
 	admitted atomic.Bool   // nobody has said that this node's name or id is another's
 	hurry    chan struct{} // the next heartbeat is due now; holds one
-	written  []string      // owned by beatLoop: what the file of peers says
-	clashed  bool          // owned by beatLoop: somebody said that this node's name or id is another's, and nobody else since
+	written  []string      // owned by heartbeatLoop: what the file of peers says
+	clashed  bool          // owned by heartbeatLoop: somebody said that this node's name or id is another's, and nobody else since
 
-	mu      sync.Mutex
-	strange time.Time           // guarded by mu: when the log said last that a node with another key had called
-	self    record              // guarded by mu
-	known   map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
-	trouble map[string]string   // guarded by mu: subject → what is wrong and what to do
-	unmet   []string            // guarded by mu: addresses of --join and --retry-join at which nobody has answered yet
+	mu             sync.Mutex
+	wrongKeyLogged time.Time           // guarded by mu: when the log said last that a node with another key had called
+	self           record              // guarded by mu
+	known          map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
+	problems       map[string]string   // guarded by mu: subject → what is wrong and what to do
+	unmet          []string            // guarded by mu: addresses of --join and --retry-join at which nobody has answered yet
 }
 
 // newPlane listens on the cluster plane. Nothing is served until run.
 func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
 	p := &plane{cfg: cfg, hooks: hooks, log: log, hurry: make(chan struct{}, 1), refused: newCounters(),
-		known: map[string]*contact{}, trouble: map[string]string{}, unmet: slices.Clone(cfg.Join)}
+		known: map[string]*contact{}, problems: map[string]string{}, unmet: slices.Clone(cfg.Join)}
 	if p.cfg.host.listen == nil {
 		p.cfg.host = host{listen: net.Listen, dial: new(net.Dialer).DialContext, chance: rand.Uint64}
 	}
@@ -2681,10 +2681,10 @@ func (p *plane) setOwn(own ownRow) {
 	p.mu.Lock()
 	p.self.Cluster, p.self.Accepted, p.self.Empty = own.Cluster, own.Accepted, own.Empty
 	p.mu.Unlock()
-	p.beatSoon()
+	p.heartbeatSoon()
 }
 
-func (p *plane) beatSoon() {
+func (p *plane) heartbeatSoon() {
 	select {
 	case p.hurry <- struct{}{}:
 	default:
@@ -2758,8 +2758,8 @@ func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	p.refused["key"].Add(1)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now := time.Now(); now.Sub(p.strange) >= strangePause {
-		p.strange = now
+	if now := time.Now(); now.Sub(p.wrongKeyLogged) >= wrongKeyPause {
+		p.wrongKeyLogged = now
 		p.log.Warn("a node with another cluster key calls this one and gets no connection; if it belongs here, give both the same --encrypt-file", "addr", hello.Conn.RemoteAddr())
 	}
 	return nil, nil
@@ -2841,7 +2841,7 @@ func (p *plane) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	web.BaseContext = func(net.Listener) context.Context { return ctx } // outputs that are followed end with ctx
 	g.Go(func() error { return serveUntil(ctx, web, tls.NewListener(p.listener, serving)) })
-	g.Go(func() error { return p.beatLoop(ctx) })
+	g.Go(func() error { return p.heartbeatLoop(ctx) })
 	err := g.Wait()
 	for _, client := range []*http.Client{p.calls, p.streams, p.beats} {
 		client.CloseIdleConnections()
@@ -2851,9 +2851,9 @@ func (p *plane) run(ctx context.Context) error {
 
 // Members
 
-// beatLoop sends heartbeats. If leaving was called before ctx ends, a last one
+// heartbeatLoop sends heartbeats. If leaving was called before ctx ends, a last one
 // says good-bye.
-func (p *plane) beatLoop(ctx context.Context) error {
+func (p *plane) heartbeatLoop(ctx context.Context) error {
 	ticker := time.NewTicker(p.cfg.BeatTime)
 	defer ticker.Stop()
 	joins := joining{addrs: p.cfg.Join, tries: p.cfg.JoinTries, pause: p.cfg.JoinPause}
@@ -2862,7 +2862,7 @@ func (p *plane) beatLoop(ctx context.Context) error {
 		p.log.Warn("the addresses of the other servers are not known from the last time", "err", err)
 	}
 	for {
-		answered, clash, refusal := p.beat(ctx, append(joins.due(time.Now()), remembered...))
+		answered, clash, refusal := p.sendHeartbeats(ctx, append(joins.due(time.Now()), remembered...))
 		if ctx.Err() == nil {
 			if err := errors.Join(joins.note(answered, refusal), p.afterBeat(ctx, answered, clash)); err != nil {
 				return err
@@ -2870,7 +2870,7 @@ func (p *plane) beatLoop(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			p.goodbye(context.WithoutCancel(ctx))
+			p.announceLeft(context.WithoutCancel(ctx))
 			return nil
 		case <-ticker.C:
 		case <-p.hurry:
@@ -2878,7 +2878,7 @@ func (p *plane) beatLoop(ctx context.Context) error {
 	}
 }
 
-func (p *plane) goodbye(ctx context.Context) {
+func (p *plane) announceLeft(ctx context.Context) {
 	p.mu.Lock()
 	announced := p.self.Status == memberLeaving
 	if announced {
@@ -2886,11 +2886,11 @@ func (p *plane) goodbye(ctx context.Context) {
 	}
 	p.mu.Unlock()
 	if announced {
-		p.beat(ctx, nil)
+		p.sendHeartbeats(ctx, nil)
 	}
 }
 
-// joining decides when join addresses are tried. Owned by beatLoop.
+// joining decides when join addresses are tried. Owned by heartbeatLoop.
 type joining struct {
 	addrs []string
 	tries int // until it is given up, 0: never
@@ -2926,18 +2926,18 @@ func (j *joining) note(answered int, refusal string) error {
 // beat sends a heartbeat to every known server and to addrs, and waits for the
 // answers. It returns how many came, why somebody said that this node's name
 // or id is another's, and why somebody refused it for that or another reason.
-func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash, refusal string) {
+func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered int, clash, refusal string) {
 	p.mu.Lock()
 	p.self.Beat++
 	p.self.Clock = time.Now().UnixNano()
 	p.self.Leads = p.server != nil && p.server.leading()
 	targets := p.targetsLocked(addrs, time.Now())
-	g := p.greetingLocked(p.cfg.Server, time.Now())
+	g := p.gossipLocked(p.cfg.Server, time.Now())
 	p.mu.Unlock()
 	var wait sync.WaitGroup
 	answers := make([]error, len(targets))
 	for i, addr := range targets {
-		wait.Go(func() { answers[i] = p.greet(ctx, addr, g) })
+		wait.Go(func() { answers[i] = p.sendHeartbeat(ctx, addr, g) })
 	}
 	wait.Wait()
 	for i, err := range answers {
@@ -2947,28 +2947,28 @@ func (p *plane) beat(ctx context.Context, addrs []string) (answered int, clash, 
 		case err == nil:
 			answered++
 			p.met(targets[i])
-			p.setTrouble("join "+targets[i], "")
+			p.setProblem("join "+targets[i], "")
 		case errors.Is(err, errOwnAddress):
 			p.met(targets[i])
-		case errors.Is(err, errClash):
+		case errors.Is(err, errIdentityTaken):
 			clash, refusal = err.Error(), err.Error()
 		case errors.As(err, &no):
 			refusal = no.text
-			p.setTrouble("join "+targets[i], refusal)
+			p.setProblem("join "+targets[i], refusal)
 		case errors.Is(err, errOtherKey):
 			refusal = fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, such as %s in the data directory of one of them", targets[i], keyFile)
-			p.setTrouble("join "+targets[i], refusal)
+			p.setProblem("join "+targets[i], refusal)
 		default:
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
 			if p.needs(targets[i]) {
 				silent = fmt.Sprintf("--join, --retry-join: no node answers at %s; is it up?", targets[i])
 			}
 		}
-		p.setTrouble("silence of "+targets[i], silent)
+		p.setProblem("silence of "+targets[i], silent)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	maps.DeleteFunc(p.trouble, func(subject, _ string) bool {
+	maps.DeleteFunc(p.problems, func(subject, _ string) bool {
 		addr, ok := strings.CutPrefix(subject, "join ")
 		return ok && !slices.Contains(targets, addr) && !slices.Contains(p.cfg.Join, addr)
 	})
@@ -3019,13 +3019,13 @@ func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
 	return slices.Compact(list)
 }
 
-// greetingLocked is what this node says now. Only servers hear of all the
+// gossipLocked is what this node says now. Only servers hear of all the
 // others: a thousand agents need not know each other. Of those that are silent
 // they hear now and then.
-func (p *plane) greetingLocked(all bool, now time.Time) greeting {
-	g, size := greeting{From: p.self}, 0
+func (p *plane) gossipLocked(all bool, now time.Time) gossip {
+	g, size := gossip{From: p.self}, 0
 	for _, c := range p.known { // in another order each time: who finds no room now is told of later
-		if size += recordBytes(&c.record); size > greetingBytesMax/2 {
+		if size += recordBytes(&c.record); size > gossipBytesMax/2 {
 			break
 		}
 		if (all || p.cfg.Server && c.Server) && (!p.silentLocked(c, now) || p.self.Beat%deadBeats == 0) {
@@ -3049,10 +3049,10 @@ func recordBytes(r *record) int {
 }
 
 // greet sends a heartbeat to an address and learns from the answer.
-func (p *plane) greet(ctx context.Context, addr string, g greeting) error {
+func (p *plane) sendHeartbeat(ctx context.Context, addr string, g gossip) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
-	var answer greeting
+	var answer gossip
 	if err := p.exchange(ctx, p.beats, record{Addr: addr}, "/members", g, &answer); err != nil {
 		return err
 	}
@@ -3064,13 +3064,13 @@ func (p *plane) greet(ctx context.Context, addr string, g greeting) error {
 }
 
 // learn takes what another node has said.
-func (p *plane) learn(g greeting) {
+func (p *plane) learn(g gossip) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.hearLocked(g.From, 0, true, now)
+	p.noteLocked(g.From, 0, true, now)
 	for _, o := range g.Others[:min(len(g.Others), membersMax)] {
-		p.hearLocked(o.record, max(o.Age, 0), false, now)
+		p.noteLocked(o.record, max(o.Age, 0), false, now)
 	}
 }
 
@@ -3079,7 +3079,7 @@ func (p *plane) learn(g greeting) {
 // two nodes of one name, the one that was heard last counts: the other is gone,
 // or reject would have kept this one out. What a node says itself wins over what
 // others say of it, for as long as it can be heard.
-func (p *plane) hearLocked(r record, age time.Duration, itself bool, now time.Time) {
+func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Time) {
 	heard := now.Add(-age)
 	if !r.valid() || r.foreignTo(&p.self) || r.ID == p.self.ID || r.Name == p.self.Name || age > forgetAfter || !r.Server && !p.cfg.Server {
 		return
@@ -3142,7 +3142,7 @@ func (r *record) foreignTo(other *record) bool {
 }
 
 // clash says why a node and a newcomer cannot both take part, "" if they can.
-func (r *record) clash(newcomer *record) string {
+func (r *record) conflict(newcomer *record) string {
 	switch {
 	case r.ID == newcomer.ID && r.Incarnation != newcomer.Incarnation:
 		return fmt.Sprintf("another process with the id of this node's data directory runs as %s at %s; stop it, or give this node an empty --data-dir", r.Name, r.Addr)
@@ -3168,18 +3168,18 @@ func (p *plane) statusLocked(c *contact, now time.Time) int {
 	return c.Status
 }
 
-// takeGreeting answers a heartbeat.
-func (p *plane) takeGreeting(ctx context.Context, g greeting) (greeting, error) {
+// answerHeartbeat answers a heartbeat.
+func (p *plane) answerHeartbeat(ctx context.Context, g gossip) (gossip, error) {
 	if !g.From.valid() || len(g.Others) > membersMax {
-		return greeting{}, errMalformed
+		return gossip{}, errMalformed
 	}
 	if err := p.reject(ctx, g.From); err != nil {
-		return greeting{}, err
+		return gossip{}, err
 	}
 	p.learn(g)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.greetingLocked(g.From.Server, time.Now()), nil
+	return p.gossipLocked(g.From.Server, time.Now()), nil
 }
 
 // reject says why a node that presents itself is not taken: it is of another
@@ -3189,7 +3189,7 @@ func (p *plane) reject(ctx context.Context, r record) error {
 	self, now := p.self, time.Now()
 	rivals := []record{self}
 	for _, c := range p.known {
-		if c.clash(&r) != "" && p.statusLocked(c, now) <= memberLeaving {
+		if c.conflict(&r) != "" && p.statusLocked(c, now) <= memberLeaving {
 			rivals = append(rivals, c.record)
 		}
 	}
@@ -3202,8 +3202,8 @@ func (p *plane) reject(ctx context.Context, r record) error {
 		return nodeRefusal{errBusy, fmt.Sprintf("%s knows %d other nodes, and a cluster may have no more: stop one before you start %s", self.Name, membersMax, r.Name)}
 	}
 	for _, rival := range rivals {
-		if why := rival.clash(&r); why != "" && p.isAlive(ctx, rival) {
-			return nodeRefusal{errClash, why}
+		if why := rival.conflict(&r); why != "" && p.isAlive(ctx, rival) {
+			return nodeRefusal{errIdentityTaken, why}
 		}
 	}
 	return nil
@@ -3231,19 +3231,19 @@ func (p *plane) isAlive(ctx context.Context, r record) bool {
 // that is only reported, for then this node was first.
 func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error {
 	if clash != "" || answered > 0 {
-		p.setTrouble("name", clash)
+		p.setProblem("name", clash)
 		p.clashed = clash != ""
 	}
 	if !p.clashed {
 		p.admitted.Store(true)
 	}
 	p.forget(time.Now())
-	p.setTrouble("clock", p.clockTrouble())
+	p.setProblem("clock", p.clockProblem())
 	why := ""
 	if err := p.writePeers(); err != nil {
 		why = fmt.Sprintf("the addresses of the other servers cannot be written to the data directory and will not be known after a restart; look at its disk: %v", err)
 	}
-	p.setTrouble("peers", why)
+	p.setProblem("peers", why)
 	switch {
 	case !p.admitted.Load():
 		return nil
@@ -3251,7 +3251,7 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 		return p.joinCluster()
 	}
 	self, servers := p.own(), p.servers()
-	err := p.negotiate(ctx, self, servers)
+	err := p.bootstrapNext(ctx, self, servers)
 	if err == nil {
 		err = p.server.setLearners(ctx, learners(self, servers))
 	}
@@ -3268,8 +3268,8 @@ func (p *plane) forget(now time.Time) {
 	maps.DeleteFunc(p.known, func(_ string, c *contact) bool { return now.Sub(c.heard) > forgetAfter })
 }
 
-// clockTrouble says which server's clock differs from this node's, "" for none.
-func (p *plane) clockTrouble() string {
+// clockProblem says which server's clock differs from this node's, "" for none.
+func (p *plane) clockProblem() string {
 	for _, c := range p.all() {
 		if c.Server && c.Status == memberAlive && c.skew.Abs() > clockSkewMax {
 			return fmt.Sprintf("the clocks of %s and %s differ by about %s: set both by the same time server", p.cfg.Name, c.Name, c.skew.Abs().Round(time.Second))
@@ -3283,7 +3283,7 @@ func (p *plane) clockTrouble() string {
 func learners(self record, servers []record) []server {
 	var list []server
 	for _, r := range servers {
-		if self.Cluster != "" && (r.Cluster == self.Cluster || r.Cluster == "" && r.Empty && !r.Accepted.elsewhere(self.Cluster)) {
+		if self.Cluster != "" && (r.Cluster == self.Cluster || r.Cluster == "" && r.Empty && !r.Accepted.excludes(self.Cluster)) {
 			list = append(list, server{r.Name, r.ID})
 		}
 	}
@@ -3338,13 +3338,13 @@ func (p *plane) writePeers() error {
 	return err
 }
 
-// setTrouble notes what is wrong with a subject, "" for nothing, and logs what
+// setProblem notes what is wrong with a subject, "" for nothing, and logs what
 // is new.
-func (p *plane) setTrouble(subject, why string) {
+func (p *plane) setProblem(subject, why string) {
 	p.mu.Lock()
-	before := p.trouble[subject]
-	if p.trouble[subject] = why; why == "" {
-		delete(p.trouble, subject)
+	before := p.problems[subject]
+	if p.problems[subject] = why; why == "" {
+		delete(p.problems, subject)
 	}
 	p.mu.Unlock()
 	if why != "" && why != before {
@@ -3356,7 +3356,7 @@ func (p *plane) setTrouble(subject, why string) {
 // and what else is wrong, each in one sentence that says what to do.
 func (p *plane) health() (problems, warnings []string) {
 	p.mu.Lock()
-	warnings = slices.Sorted(maps.Values(p.trouble))
+	warnings = slices.Sorted(maps.Values(p.problems))
 	p.mu.Unlock()
 	leader, led := p.leaderRecord()
 	switch {
@@ -3377,7 +3377,7 @@ func (p *plane) setStatus(status int) {
 	p.mu.Lock()
 	p.self.Status = status
 	p.mu.Unlock()
-	p.beatSoon()
+	p.heartbeatSoon()
 }
 
 // leaving tells the others that this node takes nothing more.
@@ -3508,23 +3508,23 @@ type founders struct {
 }
 
 // elsewhere reports whether who has accepted this list cannot be in a cluster.
-func (f *founders) elsewhere(cluster string) bool { return f != nil && f.Cluster != cluster }
+func (f *founders) excludes(cluster string) bool { return f != nil && f.Cluster != cluster }
 
 // A founding step is what a server that belongs to no cluster does next, and
 // what it waits for or what somebody must do.
-type foundingStep struct {
+type bootstrapStep struct {
 	accept, found *founders
 	why           string
 }
 
-// negotiate takes the next step towards a new cluster.
-func (p *plane) negotiate(ctx context.Context, self record, servers []record) error {
+// bootstrapNext takes the next step towards a new cluster.
+func (p *plane) bootstrapNext(ctx context.Context, self record, servers []record) error {
 	step := nextStep(self, servers, crand.Text())
 	if addr := p.unmetNode(); addr != "" && step.accept != nil && self.Expect == 1 {
 		// Who founds alone would not find out that there is a cluster already.
-		step = foundingStep{why: fmt.Sprintf("this server founds a cluster alone once every node of --join and --retry-join has answered and none belongs to a cluster: %s has not; start that node, or take its address out", addr)}
+		step = bootstrapStep{why: fmt.Sprintf("this server founds a cluster alone once every node of --join and --retry-join has answered and none belongs to a cluster: %s has not; start that node, or take its address out", addr)}
 	}
-	p.setTrouble("cluster", step.why)
+	p.setProblem("cluster", step.why)
 	switch {
 	case step.accept != nil:
 		return p.server.tell(ctx, func() error { return p.server.accept(step.accept) })
@@ -3536,72 +3536,72 @@ func (p *plane) negotiate(ctx context.Context, self record, servers []record) er
 
 // nextStep decides it from what the servers say of themselves; others are the
 // live ones besides self, in order of names, random the id of a new cluster.
-func nextStep(self record, others []record, random string) foundingStep {
+func nextStep(self record, others []record, random string) bootstrapStep {
 	switch {
 	case self.Cluster != "":
-		return foundingStep{}
+		return bootstrapStep{}
 	case self.Accepted != nil:
-		return awaitFounders(self, others)
+		return awaitAcceptance(self, others)
 	}
 	var rivals []record // that want to found one as well
 	for _, r := range others {
 		switch {
 		case r.Accepted != nil && slices.Contains(r.Accepted.Voters, server{self.Name, self.ID}) && len(r.Accepted.Voters) == self.Expect && self.Empty:
-			return foundingStep{accept: r.Accepted}
+			return bootstrapStep{accept: r.Accepted}
 		case (r.Cluster != "" || r.Accepted != nil) && self.Empty:
-			return foundingStep{why: "this server waits to be taken in by the cluster of " + r.Name}
+			return bootstrapStep{why: "this server waits to be taken in by the cluster of " + r.Name}
 		case r.Cluster != "":
-			return foundingStep{why: fmt.Sprintf("this server was restored from a backup and cannot join the cluster of %s: give it an empty --data-dir, or start it without --join and --retry-join and with --bootstrap-expect=1", r.Name)}
+			return bootstrapStep{why: fmt.Sprintf("this server was restored from a backup and cannot join the cluster of %s: give it an empty --data-dir, or start it without --join and --retry-join and with --bootstrap-expect=1", r.Name)}
 		case r.Expect > 0:
 			rivals = append(rivals, r)
 		}
 	}
 	if self.Expect == 0 {
-		return foundingStep{why: "this server waits to be taken in by a cluster, and knows none: name a server that belongs to one with --retry-join, or make one with --bootstrap-expect"}
+		return bootstrapStep{why: "this server waits to be taken in by a cluster, and knows none: name a server that belongs to one with --retry-join, or make one with --bootstrap-expect"}
 	}
 	return propose(self, rivals, random)
 }
 
 // propose makes a list of exactly as many servers as are expected. The first
 // of them by name does it.
-func propose(self record, rivals []record, random string) foundingStep {
+func propose(self record, rivals []record, random string) bootstrapStep {
 	list := &founders{random, []server{{self.Name, self.ID}}}
 	for _, r := range rivals {
 		if r.Expect != self.Expect {
-			return foundingStep{why: fmt.Sprintf("%s was started with --bootstrap-expect=%d, this server with %d: start both with the same number", r.Name, r.Expect, self.Expect)}
+			return bootstrapStep{why: fmt.Sprintf("%s was started with --bootstrap-expect=%d, this server with %d: start both with the same number", r.Name, r.Expect, self.Expect)}
 		}
 		if !r.Empty || !self.Empty {
-			return foundingStep{why: fmt.Sprintf("%s and this server cannot found a cluster together, because one was restored from a backup: start that one with --bootstrap-expect=1, and the other with an empty --data-dir and without --bootstrap-expect", r.Name)}
+			return bootstrapStep{why: fmt.Sprintf("%s and this server cannot found a cluster together, because one was restored from a backup: start that one with --bootstrap-expect=1, and the other with an empty --data-dir and without --bootstrap-expect", r.Name)}
 		}
 		list.Voters = append(list.Voters, server{r.Name, r.ID})
 	}
 	slices.SortFunc(list.Voters, compareServers)
 	switch n := len(list.Voters); {
 	case !self.Empty && self.Expect > 1:
-		return foundingStep{why: "this server was restored from a backup and founds a cluster alone: start it with --bootstrap-expect=1, and the others without"}
+		return bootstrapStep{why: "this server was restored from a backup and founds a cluster alone: start it with --bootstrap-expect=1, and the others without"}
 	case n < self.Expect:
-		return foundingStep{why: fmt.Sprintf("this server waits for %d more servers with --bootstrap-expect=%d", self.Expect-n, self.Expect)}
+		return bootstrapStep{why: fmt.Sprintf("this server waits for %d more servers with --bootstrap-expect=%d", self.Expect-n, self.Expect)}
 	case n > self.Expect:
-		return foundingStep{why: fmt.Sprintf("%d servers were started with --bootstrap-expect=%d: stop one and start it without; it will be taken in when there is a cluster", n, self.Expect)}
+		return bootstrapStep{why: fmt.Sprintf("%d servers were started with --bootstrap-expect=%d: stop one and start it without; it will be taken in when there is a cluster", n, self.Expect)}
 	case list.Voters[0].ID == self.ID:
-		return foundingStep{accept: list}
+		return bootstrapStep{accept: list}
 	}
-	return foundingStep{why: "this server waits for a list of founders from " + list.Voters[0].Name}
+	return bootstrapStep{why: "this server waits for a list of founders from " + list.Voters[0].Name}
 }
 
-// awaitFounders looks whether all have accepted the list that this server has.
-func awaitFounders(self record, others []record) foundingStep {
+// awaitAcceptance looks whether all have accepted the list that this server has.
+func awaitAcceptance(self record, others []record) bootstrapStep {
 	for _, v := range self.Accepted.Voters {
 		i := slices.IndexFunc(others, func(r record) bool { return r.ID == v.ID })
 		switch {
 		case v.ID == self.ID:
 		case i < 0 || others[i].Cluster == "" && others[i].Accepted == nil:
-			return foundingStep{why: fmt.Sprintf("the cluster is made when %s agrees too; if that server is gone for good, stop all servers, empty their data directories and start them again", v.Name)}
+			return bootstrapStep{why: fmt.Sprintf("the cluster is made when %s agrees too; if that server is gone for good, stop all servers, empty their data directories and start them again", v.Name)}
 		case others[i].Cluster != self.Accepted.Cluster && (others[i].Accepted == nil || others[i].Accepted.Cluster != self.Accepted.Cluster):
-			return foundingStep{why: fmt.Sprintf("%s has agreed to found another cluster: empty the data directory of this server and start it again, to be taken in there", v.Name)}
+			return bootstrapStep{why: fmt.Sprintf("%s has agreed to found another cluster: empty the data directory of this server and start it again, to be taken in there", v.Name)}
 		}
 	}
-	return foundingStep{found: self.Accepted}
+	return bootstrapStep{found: self.Accepted}
 }
 
 // Calls between nodes
@@ -3631,7 +3631,7 @@ func (p *plane) handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			err := p.check(r, open)
 			if err == nil {
-				letIn(r)
+				connAdmitted(r)
 				err = fn(w, withSender(r))
 			}
 			if err != nil {
@@ -3640,7 +3640,7 @@ func (p *plane) handler() http.Handler {
 		})
 	}
 	// Who asks these may be of no cluster yet, or of another.
-	handle("POST /members", true, serveCall(greetingBytesMax, p.takeGreeting))
+	handle("POST /members", true, serveCall(gossipBytesMax, p.answerHeartbeat))
 	handle("POST /self", true, func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, p.own()) })
 	handle("POST "+pathDispatch, false, serveCall(rpcBytesMax, p.start))
 	handle("POST /kill", false, serveCall(rpcBytesMax, p.kill))
@@ -3649,7 +3649,7 @@ func (p *plane) handler() http.Handler {
 	handle("POST /printed", false, serveCall(rpcBytesMax, p.printed))
 	if p.server != nil {
 		handle("POST /raft", true, serveCall(rpcBytesMax, p.server.takeMessages))
-		handle("POST /snapshot", true, p.server.takeImage)
+		handle("POST /snapshot", true, p.server.receiveSnapshot)
 		handle("POST /results", false, serveCall(rpcBytesMax, p.reportToLeader))
 		handle("POST /remove", false, serveCall(rpcBytesMax, p.remove))
 		handle("/api/", false, p.serveForwarded)
@@ -4124,9 +4124,9 @@ func (p *plane) leave(ctx context.Context) error {
 	defer cancel()
 	err := p.server.setLeaving(ctx, true)
 	for err == nil {
-		p.beat(ctx, nil) // or the leader would refuse to remove a server that is alive
+		p.sendHeartbeats(ctx, nil) // or the leader would refuse to remove a server that is alive
 		if p.leading() {
-			p.server.handOver(ctx) // so that nobody has to notice that it is gone; alone it removes itself
+			p.server.transferLeadership(ctx) // so that nobody has to notice that it is gone; alone it removes itself
 		}
 		left := p.removePeer(ctx, p.cfg.ID)
 		if left == nil || errors.Is(left, errLastVoter) || p.clusterID() == "" {
@@ -4209,7 +4209,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 				w.Header().Del(k)
 			}
 			if resp.StatusCode < http.StatusMultipleChoices && strings.HasPrefix(r.URL.Path, "/v1") { // the page asks for no token
-				letIn(r)
+				connAdmitted(r)
 			}
 			return nil
 		},

@@ -420,7 +420,7 @@ func (s *sim) tick(n *simNode) {
 		if n.write != nil {
 			n.writeAge++
 		}
-		n.raft.writerHangs(n.write != nil && n.writeAge >= simConfig.electionTicks)
+		n.raft.setWriterStuck(n.write != nil && n.writeAge >= simConfig.electionTicks)
 		n.raft.tick()
 	})
 	if leading(n) {
@@ -815,7 +815,7 @@ func (s *sim) send(n *simNode, m message) {
 		data := n.applied
 		data.image = n.machine.image()
 		p.Prev, p.Voters, p.data = data.position, data.voters, &data
-	case m.Kind == msgStand:
+	case m.Kind == msgTimeoutNow:
 		s.stands[hardState{m.Term, m.To.ID}] = true
 	case m.Kind == msgAppend && len(m.Entries) == 0 && m.Last > m.Prev.Index:
 		if m.Prev.Index < n.disk.base.Index {
@@ -1347,7 +1347,7 @@ func TestRaft_SlowDisk(t *testing.T) {
 			t.Fatalf("write %d: nothing to do: %+v", write, rd)
 		}
 		for range 8 * simConfig.electionTicks {
-			r.writerHangs(true)
+			r.setWriterStuck(true)
 			r.tick()
 			if rd, ok := r.ready(); ok && rd.writes() {
 				t.Fatalf("a second write at once: %+v", rd)
@@ -1409,8 +1409,8 @@ func TestRaft_HandOverWhileOthersStop(t *testing.T) {
 	}
 	reply(serverB, true)
 	reply(serverC, false)
-	if err := r.transfer(); err != nil || r.heir != serverC {
-		t.Errorf("the heir is %v, %v, want %v: %v is about to stop", r.heir, err, serverC, serverB)
+	if err := r.transfer(); err != nil || r.transferee != serverC {
+		t.Errorf("the heir is %v, %v, want %v: %v is about to stop", r.transferee, err, serverC, serverB)
 	}
 	reply(serverC, true)
 	if err := r.transfer(); !errors.Is(err, errBusy) {
@@ -1418,7 +1418,7 @@ func TestRaft_HandOverWhileOthersStop(t *testing.T) {
 	}
 	heir := newTestRaft(serverB, threeServers, 1)
 	heir.setLeaving(true)
-	for _, kind := range []messageKind{msgAppend, msgStand} {
+	for _, kind := range []messageKind{msgAppend, msgTimeoutNow} {
 		if err := heir.step(message{Kind: kind, From: serverA, To: serverB, Term: 2, Prev: position{1, 1}}); err != nil {
 			t.Fatal(err)
 		}
@@ -1612,7 +1612,7 @@ func TestRaft_Refused(t *testing.T) {
 		want error
 	}{
 		{"OtherServer", message{Kind: msgAppend, To: server{"a", "a2"}}, errMisdirected},
-		{"UnknownKind", message{Kind: msgStand + 1}, errMalformed},
+		{"UnknownKind", message{Kind: msgTimeoutNow + 1}, errMalformed},
 		{"Gap", message{Kind: msgAppend, Prev: position{1, 1}, Entries: []entry{one}}, errMalformed},
 		{"TermAhead", message{Kind: msgAppend, Prev: position{2, 2}, Entries: []entry{{Index: 3, Term: 4}}}, errMalformed},
 		{"TermFalls", message{Kind: msgAppend, Prev: position{2, 3}, Entries: []entry{{Index: 3, Term: 2}}}, errMalformed},
@@ -1622,7 +1622,7 @@ func TestRaft_Refused(t *testing.T) {
 		{"SnapshotWithoutVoters", message{Kind: msgSnapshot, Prev: position{9, 2}}, errMalformed},
 		{"SecondLeader", message{Kind: msgAppend}, errSecondLeader},
 		{"SecondLeaderSnapshot", message{Kind: msgSnapshot, Voters: threeServers}, errSecondLeader},
-		{"StandWhileLeading", message{Kind: msgStand}, nil},
+		{"StandWhileLeading", message{Kind: msgTimeoutNow}, nil},
 		{"LateVote", message{Kind: msgVoteYes}, nil},
 		{"LateNo", message{Kind: msgVoteNo}, nil},
 		{"AckOfStranger", message{Kind: msgAppendReply, From: server{"x", "x1"}, Match: 3}, nil},
@@ -1727,7 +1727,7 @@ func TestRaftLog_Back(t *testing.T) {
 		{position{12, 1}, position{9, 0}},
 		{position{5, 1}, position{5, 0}},
 	} {
-		if got := l.back(c.p); got != c.want {
+		if got := l.lastCommon(c.p); got != c.want {
 			t.Errorf("back(%v) = %v, want %v", c.p, got, c.want)
 		}
 	}
@@ -2412,7 +2412,7 @@ func TestCluster_Five(t *testing.T) {
 		t.Errorf("propose without a majority: %v, want %v", err, errNotLeader)
 	}
 	other.start()
-	other.plane.learn(greeting{From: leader.plane.own()}) // it knows only stale addresses
+	other.plane.learn(gossip{From: leader.plane.own()}) // it knows only stale addresses
 	put(t, "four", nodes...)
 	same(t, nodes...)
 }
@@ -2547,7 +2547,7 @@ func TestCluster_SlowSnapshot(t *testing.T) {
 				queue := make(chan message, 1)
 				queue <- message{Kind: msgSnapshot, To: server{"b", "id-b"}}
 				var ended sync.WaitGroup
-				ended.Go(func() { c.carry(ctx, linkKey{server{"b", "id-b"}, true}, queue) })
+				ended.Go(func() { c.runLink(ctx, linkKey{server{"b", "id-b"}, true}, queue) })
 				began := time.Now()
 				<-c.events // says what became of it
 				if n := requests.Load(); n != 1 {
@@ -2645,13 +2645,13 @@ func TestCluster_SlowApply(t *testing.T) {
 func TestCluster_HandOver(t *testing.T) {
 	nodes := trio(t)
 	leader := leaderOf(t, nodes...)
-	eventually(t, "a hand-over", func() bool { return leader.cluster.handOver(t.Context()) == nil })
+	eventually(t, "a hand-over", func() bool { return leader.cluster.transferLeadership(t.Context()) == nil })
 	if next := leaderOf(t, nodes...); next == leader {
 		t.Error("the leader still leads after it has handed over")
 	}
 	alone := startPeer(t, "z", 1)
 	put(t, "one", alone)
-	if err := alone.cluster.handOver(t.Context()); !errors.Is(err, errBusy) {
+	if err := alone.cluster.transferLeadership(t.Context()); !errors.Is(err, errBusy) {
 		t.Errorf("handing over without another server: %v, want %v", err, errBusy)
 	}
 	put(t, "two", alone)
@@ -2720,7 +2720,7 @@ func TestCluster_LeaveAndDrain(t *testing.T) {
 				put(t, "while it drains", rest...)
 				pause(t.Context(), testTick)
 			}
-			leaderOf(t, rest...).cluster.handOver(t.Context())
+			leaderOf(t, rest...).cluster.transferLeadership(t.Context())
 			put(t, "under the next leader", rest...)
 			voters(t, names, rest...)
 			same(t, rest...)
@@ -2889,7 +2889,7 @@ func TestPlane_Key(t *testing.T) {
 	b := newPeer(t, "b", 0, a)
 	b.cfg.Key = bytes.Repeat([]byte{8}, 32)
 	b.start()
-	err := b.plane.greet(t.Context(), a.plane.own().Addr, greeting{From: b.plane.own()})
+	err := b.plane.sendHeartbeat(t.Context(), a.plane.own().Addr, gossip{From: b.plane.own()})
 	if !errors.Is(err, errRefused) || !errors.Is(err, errOtherKey) {
 		t.Errorf("a heartbeat with another key: %v, want %v", err, errOtherKey)
 	}
@@ -2941,7 +2941,7 @@ func TestPlane_Refusals(t *testing.T) {
 		return data
 	}
 	foreign := map[string]string{headerCluster: "another"}
-	crowd, err := json.Marshal(greeting{record{Name: "x", ID: "id-x", Status: memberAlive}, make([]contact, membersMax+1)})
+	crowd, err := json.Marshal(gossip{record{Name: "x", ID: "id-x", Status: memberAlive}, make([]contact, membersMax+1)})
 	a.must(err)
 	misdirected := vote
 	misdirected.To.ID = "id-y"
@@ -2957,7 +2957,7 @@ func TestPlane_Refusals(t *testing.T) {
 		{name: "MalformedForTheProtocol", path: "/raft", body: pack(entries), counter: "malformed"},
 		{name: "Misdirected", path: "/raft", body: pack(misdirected), counter: "misdirected"},
 		{name: "TooLarge", path: "/raft", body: make([]byte, rpcBytesMax+1), counter: "too_large"},
-		{name: "GreetingTooLarge", path: "/members", body: []byte(`{"Others": [` + strings.Repeat(`{},`, greetingBytesMax/3) + `{}]}`), counter: "too_large"},
+		{name: "GreetingTooLarge", path: "/members", body: []byte(`{"Others": [` + strings.Repeat(`{},`, gossipBytesMax/3) + `{}]}`), counter: "too_large"},
 		{name: "CallOfForeign", path: "/dispatch", body: []byte("{}"), header: foreign, counter: "foreign"},
 		{name: "CallToAnother", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerTo: "id-y"}, counter: "misdirected"},
 		{name: "CallFormat", path: "/dispatch", body: []byte("{}"), header: map[string]string{headerFormat: "1"}, counter: "format"},
@@ -2998,14 +2998,14 @@ func TestPlane_ManyMembers(t *testing.T) {
 	put(t, "one", a)
 	self := a.plane.own()
 	for round := range 10 {
-		g := greeting{From: record{Name: "x", ID: "id-x", Incarnation: 1, Beat: uint64(round + 1), Addr: "127.0.0.1:1", Status: memberAlive, Cluster: self.Cluster}}
+		g := gossip{From: record{Name: "x", ID: "id-x", Incarnation: 1, Beat: uint64(round + 1), Addr: "127.0.0.1:1", Status: memberAlive, Cluster: self.Cluster}}
 		for i := range membersMax - 1 {
 			name := fmt.Sprintf("x%d-%d", round, i)
 			g.Others = append(g.Others, contact{record: record{Name: name, ID: name, Incarnation: 1, Addr: "127.0.0.1:1", Server: i%2 == 0, Status: memberAlive, Cluster: self.Cluster}})
 		}
-		var answer greeting
+		var answer gossip
 		a.must(a.plane.exchange(t.Context(), a.plane.calls, self, "/members", g, &answer))
-		if size, err := json.Marshal(answer); err != nil || len(size) > greetingBytesMax {
+		if size, err := json.Marshal(answer); err != nil || len(size) > gossipBytesMax {
 			t.Errorf("the answer has %d bytes, %v, more than a node takes", len(size), err)
 		}
 	}
@@ -3138,15 +3138,15 @@ func TestPlane_Overdue(t *testing.T) {
 			t.Errorf("nodes: %+v, want b overdue %t", list, want)
 		}
 	}
-	p.hearLocked(r, 1400*time.Millisecond, true, now)
+	p.noteLocked(r, 1400*time.Millisecond, true, now)
 	overdue(false)
-	p.server.office.Store(2)
+	p.server.leaderTerm.Store(2)
 	overdue(true)
 	r.Beat, r.Leads = 2, false
-	p.hearLocked(r, 1400*time.Millisecond, true, now)
+	p.noteLocked(r, 1400*time.Millisecond, true, now)
 	overdue(false)
 	r.Beat = 3
-	p.hearLocked(r, 1600*time.Millisecond, true, now)
+	p.noteLocked(r, 1600*time.Millisecond, true, now)
 	overdue(true)
 }
 
@@ -3165,7 +3165,7 @@ func TestPlane_ReportOnce(t *testing.T) {
 		silent.TLS = w.plane.tls.Clone()
 		silent.StartTLS()
 		defer silent.Close()
-		w.plane.learn(greeting{From: record{Name: name, ID: "id-" + name, Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive}})
+		w.plane.learn(gossip{From: record{Name: name, ID: "id-" + name, Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive}})
 	}
 	if _, err := w.plane.reportToLeader(t.Context(), []result{{Execution: 5, Node: "x", Outcome: outcomeSuccess}}); err == nil || errors.Is(err, errRefused) || asked.Load() != 1 {
 		t.Errorf("%d servers were sent the results, %v; want one, and nobody to know whether it took them", asked.Load(), err)
@@ -3175,7 +3175,7 @@ func TestPlane_ReportOnce(t *testing.T) {
 // A leader that cannot read its log says so to its operator.
 func TestCluster_UnreadableLog(t *testing.T) {
 	s := newStore(t)
-	c := &cluster{plane: &plane{log: slog.New(slog.DiscardHandler), trouble: map[string]string{}}, store: s}
+	c := &cluster{plane: &plane{log: slog.New(slog.DiscardHandler), problems: map[string]string{}}, store: s}
 	rename := func(from, to string) {
 		if err := execFile(t.Context(), s.path, "ALTER TABLE "+from+" RENAME TO "+to); err != nil {
 			t.Fatal(err)
@@ -3183,8 +3183,8 @@ func TestCluster_UnreadableLog(t *testing.T) {
 	}
 	rename("log", "lost")
 	defer rename("lost", "log")
-	if err := c.fill(&message{Kind: msgAppend, Prev: position{1, 1}, Last: 2}); err == nil || !strings.Contains(c.plane.trouble["log"], "cannot read its log") {
-		t.Errorf("%v, and %q", err, c.plane.trouble)
+	if err := c.fill(&message{Kind: msgAppend, Prev: position{1, 1}, Last: 2}); err == nil || !strings.Contains(c.plane.problems["log"], "cannot read its log") {
+		t.Errorf("%v, and %q", err, c.plane.problems)
 	}
 }
 
@@ -3195,7 +3195,7 @@ func TestCluster_IdleLink(t *testing.T) {
 		queue := make(chan message, 1)
 		c := &cluster{plane: &plane{known: map[string]*contact{}}, log: slog.New(slog.DiscardHandler), links: map[linkKey]chan message{k: queue}, events: make(chan func() error)}
 		ended := make(chan struct{})
-		go func() { c.carry(t.Context(), k, queue); close(ended) }()
+		go func() { c.runLink(t.Context(), k, queue); close(ended) }()
 		time.Sleep(linkIdleTime / 2)
 		queue <- message{To: serverB}
 		began := time.Now()
@@ -3255,18 +3255,18 @@ func TestPlane_Dead(t *testing.T) {
 	p := &plane{cfg: planeConfig{record: record{Name: "a", ID: "id-a", Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
 	start := time.Now()
 	r := record{Name: "b", ID: "id-b", Addr: "b:1", Beat: 1, Status: memberAlive, Server: true}
-	p.hearLocked(r, 0, true, start)
+	p.noteLocked(r, 0, true, start)
 	calls, mentions := 0, 0
 	for now := start; now.Before(start.Add(time.Hour)); now = now.Add(time.Second) {
 		p.self.Beat++
 		calls += len(p.targetsLocked(nil, now))
-		mentions += len(p.greetingLocked(true, now).Others)
+		mentions += len(p.gossipLocked(true, now).Others)
 	}
 	if calls < 60 || calls > 120 || mentions < 60 || mentions > 70 {
 		t.Errorf("in the first hour it was called %d times and told of %d times; want about once a minute", calls, mentions)
 	}
 	r.Beat = 2
-	p.hearLocked(r, 0, true, start.Add(time.Hour))
+	p.noteLocked(r, 0, true, start.Add(time.Hour))
 	if list := p.targetsLocked(nil, start.Add(time.Hour)); len(list) != 1 {
 		t.Errorf("when it is back %v are called", list)
 	}
@@ -3277,13 +3277,13 @@ func TestPlane_ClockTrouble(t *testing.T) {
 	now := time.Now()
 	p := &plane{cfg: planeConfig{record: record{Name: "a", Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
 	r := record{Name: "b", ID: "id-b", Beat: 1, Status: memberAlive, Server: true, Clock: now.Add(-3 * time.Second).UnixNano()}
-	p.hearLocked(r, 2*time.Second, false, now)
-	if why := p.clockTrouble(); why != "" {
+	p.noteLocked(r, 2*time.Second, false, now)
+	if why := p.clockProblem(); why != "" {
 		t.Errorf("one second apart: %s", why)
 	}
 	r.Beat, r.Clock = 2, now.Add(time.Hour).UnixNano()
-	p.hearLocked(r, 0, false, now)
-	if why := p.clockTrouble(); !strings.Contains(why, "a and b differ by about 1h0m0s") {
+	p.noteLocked(r, 0, false, now)
+	if why := p.clockProblem(); !strings.Contains(why, "a and b differ by about 1h0m0s") {
 		t.Errorf("an hour apart: %q", why)
 	}
 }
@@ -3324,9 +3324,9 @@ func TestPlane_HearLocked(t *testing.T) {
 			if test.itself[0] {
 				age = 0
 			}
-			p.hearLocked(r(1, 10), age, test.itself[0], now)
+			p.noteLocked(r(1, 10), age, test.itself[0], now)
 			c := p.byNameLocked("w")
-			p.hearLocked(test.r, test.age, test.itself[1], now.Add(time.Millisecond))
+			p.noteLocked(test.r, test.age, test.itself[1], now.Add(time.Millisecond))
 			if got := p.byNameLocked("w"); len(p.known) != 1 || (got != c) != test.want || test.want && got.ID != test.r.ID {
 				t.Errorf("%v is known, taken %t, want %t", got, got != c, test.want)
 			}
@@ -3335,8 +3335,8 @@ func TestPlane_HearLocked(t *testing.T) {
 	// What others have said of a node lasts until it says something itself.
 	p := &plane{cfg: planeConfig{record: record{Server: true}, BeatTime: time.Second}, log: slog.New(slog.DiscardHandler), known: map[string]*contact{}}
 	forged.Addr = "elsewhere:1"
-	p.hearLocked(forged, 0, false, now)
-	p.hearLocked(r(1, 11), 0, true, now.Add(time.Second))
+	p.noteLocked(forged, 0, false, now)
+	p.noteLocked(r(1, 11), 0, true, now.Add(time.Second))
 	if c := p.byNameLocked("w"); c.Addr != "" {
 		t.Errorf("%v is known, want the node's own word", c)
 	}
@@ -3345,7 +3345,7 @@ func TestPlane_HearLocked(t *testing.T) {
 	next := func(age time.Duration) {
 		n++
 		name := fmt.Sprintf("n%d", n)
-		p.hearLocked(record{Name: name, ID: name, Incarnation: 1, Beat: 1, Status: memberAlive}, age, false, now)
+		p.noteLocked(record{Name: name, ID: name, Incarnation: 1, Beat: 1, Status: memberAlive}, age, false, now)
 	}
 	next(time.Hour)
 	for len(p.known) < membersMax {
@@ -3444,7 +3444,7 @@ func TestPlane_Calls(t *testing.T) {
 	silent.StartTLS()
 	defer silent.Close()
 	broken := record{Name: "s", ID: "id-s", Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive}
-	a.plane.learn(greeting{From: broken})
+	a.plane.learn(gossip{From: broken})
 	if err := a.plane.dispatchTo(ctx, "s", d); err == nil || errors.Is(err, errRefused) {
 		t.Errorf("dispatch to a node that breaks off: %v, want an error that is no refusal", err)
 	}
@@ -3527,14 +3527,14 @@ func TestCluster_Duty(t *testing.T) {
 	silent.StartTLS()
 	defer silent.Close()
 	defer close(over)
-	a.plane.learn(greeting{From: record{Name: "s", ID: "id-s", Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive, Cluster: a.plane.clusterID()}})
+	a.plane.learn(gossip{From: record{Name: "s", ID: "id-s", Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive, Cluster: a.plane.clusterID()}})
 	ended := make(chan error, 1)
 	go func() {
-		_, err := a.plane.askNode(a.cluster.duty(), "s", question{})
+		_, err := a.plane.askNode(a.cluster.leaderContext(), "s", question{})
 		ended <- err
 	}()
 	<-asked
-	a.must(a.cluster.call(t.Context(), a.cluster.resign))
+	a.must(a.cluster.call(t.Context(), a.cluster.stopLeading))
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("a question ended with %v, want %v", err, context.Canceled)
 	}
@@ -3888,7 +3888,7 @@ func TestCluster_WaitingBytes(t *testing.T) {
 	if o := <-early.done; !errors.Is(o.err, errNotLeader) || len(c.waiting) != 0 {
 		t.Errorf("a proposal between two offices: %v, and %d wait", o.err, len(c.waiting))
 	}
-	c.office.Store(r.status().Term)
+	c.leaderTerm.Store(r.status().Term)
 	busy := 0
 	for range 100 {
 		p := &proposal{data: make([]byte, commandBytesMax), done: make(chan outcome, 1)}
@@ -3906,7 +3906,7 @@ func TestCluster_WaitingBytes(t *testing.T) {
 	if want := 100 - waitingBytesMax/commandBytesMax; busy != want {
 		t.Errorf("%d of 100 large proposals are put off, want %d", busy, want)
 	}
-	c.resign()
+	c.stopLeading()
 	if c.waitingBytes != 0 {
 		t.Errorf("%d bytes wait although nobody does", c.waitingBytes)
 	}
@@ -3918,7 +3918,7 @@ func TestCluster_ProposeLate(t *testing.T) {
 	n := startPeer(t, "a", 1)
 	leaderOf(t, n)
 	n.kill()
-	n.cluster.office.Store(1) // as it was a moment ago
+	n.cluster.leaderTerm.Store(1) // as it was a moment ago
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	for range 10 { // whichever way the first select goes
@@ -4004,7 +4004,7 @@ func TestPlane_Strangers(t *testing.T) {
 			stranger.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 			stranger.StartTLS()
 			defer stranger.Close()
-			err := a.plane.greet(t.Context(), stranger.Listener.Addr().String(), greeting{From: a.plane.own()})
+			err := a.plane.sendHeartbeat(t.Context(), stranger.Listener.Addr().String(), gossip{From: a.plane.own()})
 			if !errors.Is(err, errRefused) {
 				t.Errorf("a heartbeat to a stranger: %v, want %v", err, errRefused)
 			}

@@ -988,7 +988,7 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 		n.sched.stopFiring()
 		// 3. Transfer leadership. A single server leads until it stops.
 		n.clu.setLeaving(context.Background(), true) // fails only if the driver has, whose error run returns
-		if err := n.clu.handOver(context.Background()); err != nil && len(n.clu.status().Voters) > 1 {
+		if err := n.clu.transferLeadership(context.Background()); err != nil && len(n.clu.status().Voters) > 1 {
 			log.Warn("leadership could not be transferred yet; this server tries again while it stops", "err", err)
 		}
 		stopHandOver = spawn(&g, fail, n.keepHandingOver)
@@ -1010,7 +1010,7 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 func (n *parts) keepHandingOver(ctx context.Context) error {
 	for pause(ctx, handOverPause) == nil {
 		if n.clu.leading() && len(n.clu.status().Voters) > 1 {
-			n.clu.handOver(ctx) // after an error it is tried again
+			n.clu.transferLeadership(ctx) // after an error it is tried again
 		}
 	}
 	return nil
@@ -1070,9 +1070,9 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	}
 	clu.took = sched.took
 	sched.nodes = p.nodes
-	sched.start = func(node string, d dispatch) error { return p.dispatchTo(clu.duty(), node, d) }
-	sched.ask = func(node string, q question) (answer, error) { return p.askNode(clu.duty(), node, q) }
-	sched.end = func(node string, k kill) error { return p.killOn(clu.duty(), node, k) }
+	sched.start = func(node string, d dispatch) error { return p.dispatchTo(clu.leaderContext(), node, d) }
+	sched.ask = func(node string, q question) (answer, error) { return p.askNode(clu.leaderContext(), node, q) }
+	sched.end = func(node string, k kill) error { return p.killOn(clu.leaderContext(), node, k) }
 	n.sched, n.clu = sched, clu
 	n.tend = func(ctx context.Context) error { return dropBootstrap(ctx, cfg.DataDir, st, log) }
 	n.front = (&api{
@@ -1314,9 +1314,9 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// letIn raises the rank of a request's connection after its admission. A request with a body reaches connWriting only
+// connAdmitted raises the rank of a request's connection after its admission. A request with a body reaches connWriting only
 // when the body is complete: otherwise a few clients that withhold it would keep everybody out.
-func letIn(r *http.Request) {
+func connAdmitted(r *http.Request) {
 	c, _ := r.Context().Value(connKey{}).(*boundedConn)
 	switch {
 	case c == nil:

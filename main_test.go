@@ -3092,8 +3092,8 @@ func (b *bubble) checkCalm(now time.Time) {
 			continue
 		}
 		list := slices.Concat(n.life.parts.plane.health())
-		if c := n.driver(); c != nil && c.progress.Load().trouble(now) != "" {
-			list = append(list, c.progress.Load().trouble(now))
+		if c := n.driver(); c != nil && c.progress.Load().problem(now) != "" {
+			list = append(list, c.progress.Load().problem(now))
 		}
 		if len(list) > 0 {
 			wrong["health of "+n.name] = fmt.Sprintf("%s is not healthy: %q", n.name, list)
@@ -4752,7 +4752,7 @@ func TestBoundedListener(t *testing.T) {
 			return
 		}
 		if r.URL.Path != "/stranger" {
-			letIn(r)
+			connAdmitted(r)
 		}
 		entered <- r.URL.Path
 		io.Copy(io.Discard, r.Body)
