@@ -1,56 +1,48 @@
-// The cluster file owns how several servers agree on one log.
+// The cluster file owns how several servers agree on one log. Its sections, in the order in which a message meets them:
 //
-// The upper half is the protocol as a value: Raft (Ongaro, "Consensus: Bridging
-// Theory and Practice", 2014; "thesis" below) with a bully election: who stands
-// first is decided by rank, which is the order of names. It reads no clock and
-// no disk, sends nothing and starts nothing. It is told of ticks, messages,
-// proposals and finished writes, and says in ready what the outside must do. So
-// any history can be replayed from a seed, and the simulation in cluster_test.go
-// does.
+//   - the protocol, as a value: time, roles, elections, messages, followers, the leader, voters, the disk, the log;
+//   - the driver (cluster): the goroutine that owns the value, the messages between servers, snapshots;
+//   - the plane, which every node has: the listener, the members, bootstrapping, and the calls between nodes.
 //
-// The lower half does what the value says: the driver (cluster) with the links
-// to its peers, and then the plane, which every node has: the listener, the
-// table of members, the founding of a cluster, and the calls between nodes. The
-// plane decides nothing that the log must agree on: what it knows of others is
-// a hint, and whoever acts on it must bear that it is wrong.
+// The protocol is Raft (Ongaro, "Consensus: Bridging Theory and Practice", 2014; "thesis" below) with a bully election:
+// rank, the order of names, decides who campaigns first. It reads no clock and no disk, sends nothing and starts
+// nothing. It is told of ticks, messages, proposals and finished writes, and says in ready what the driver must do. So
+// any history can be replayed from a seed, and the simulation in cluster_test.go does that.
+//
+// The plane decides nothing that the log must agree on: what it knows of other nodes is a hint that may be wrong.
 //
 // # Why two leaders never both fire
 //
-// Two servers can believe at the same time that they lead: one was paused or
-// cut off, and does not know yet that it was replaced. No clock prevents that.
-// What prevents that a tick runs twice is a chain in which each link holds
-// whatever the clocks do:
+// Two servers can believe at the same time that they lead: one was paused or cut off, and does not know yet that it was
+// replaced. No clock prevents that. Each of these links keeps a tick from running twice, whatever the clocks do:
 //
-//  1. Term. A server votes once in a term (mayVote), and the vote is on its disk
-//     before anybody hears of it (hold, persisted, release).
-//  2. Majority. A leader has the votes of a majority (countVote, hasMajority),
-//     and two majorities share a server: also those of two lists of voters, as
-//     these differ by one server at a time (mayChangeVoters). So a term has one
-//     leader at most, and only it can commit anything in that term.
-//  3. Commit. A decision counts when a majority has it on disk (maybeCommit). A
-//     voter that knows a later term takes nothing of an older leader (step), and
-//     refuses a candidate whose log lacks what it has (upToDate). So the new
-//     leader has all that the old one committed, and that commits nothing more.
-//  4. Apply. All servers apply the log in one order, and a decision is accepted
-//     only for the tick that is next and later than the last one decided (decide
-//     in store.go). So of two decisions about a tick, whoever proposed them, the
-//     first in the log is accepted and the other changes nothing.
-//  5. Office. Only an accepted decision becomes orders: propose answers from
-//     written, after apply. A leader decides nothing until its own first entry,
-//     and so all before it, is applied (takeOffice), and a server that lost its
-//     majority or stood still resigns (tickLeader, noticePause). That keeps the
-//     time of two leaders short; safety does not rest on it.
-//  6. Dispatch. An order carries its leader's term and names one execution of one
-//     incarnation of one node. The node refuses terms before the latest that it
-//     has heard of, and takes an execution once (start in executor.go). So when
-//     the old and the new leader send the same accepted decision, one run starts.
+//  1. Term. A server votes once in a term (mayVote), and the vote is on its disk before anybody hears of it (hold,
+//     persisted, release).
+//  2. Majority. A leader has the votes of a majority (countVote, hasMajority), and two majorities share a server. That
+//     is true even for two successive lists of voters, because they differ by one server (mayChangeVoters). So a term
+//     has at most one leader, and only that leader can commit anything in the term.
+//  3. Commit. A decision counts when a majority has it on disk (maybeCommit). A voter that knows a later term accepts
+//     nothing from an older leader (step), and refuses a candidate whose log lacks what it has (upToDate). So the new
+//     leader has everything that the old one committed, and the old one commits nothing more.
+//  4. Apply. All servers apply the log in one order, and a decision is accepted only for the tick that is next, and
+//     later than the last one decided (decide in store.go). So of two decisions about a tick, the first in the log is
+//     accepted and the other changes nothing, whoever proposed them.
+//  5. Leadership. Only an accepted decision becomes orders: written answers propose after apply. A leader decides
+//     nothing until its first entry, and so everything before it, is applied (updateLeadership). A server that lost its
+//     majority or was paused steps down (tickLeader, noticePause). That only shortens the time with two leaders; safety
+//     does not depend on it.
+//  6. Process. An accepted execution is bound to one process at a time: one incarnation of one node. Only a bind in the
+//     log moves it to another, and a leader proposes that only after the first process certainly did not start it. So
+//     two leaders never order one execution from two processes that can both run it.
+//  7. Dispatch. An order carries its leader's term and the incarnation that it is for. The process refuses an order for
+//     another incarnation or with a term before the latest it has heard of, and takes an execution once (start in
+//     executor.go). So when two leaders send the same order, one run starts.
 //
 // # Goroutines
 //
-// cluster.run owns the value, executes what others tell it, and has as children
-// one write at a time, a carrier for each link, and the leader's work while this
-// server leads. plane.run has the HTTP server and the loop that sends
-// heartbeats. Each waits for its children.
+// cluster.run owns the value and executes the events that others send it. Its children are one write at a time, a
+// goroutine for each link, and the leader's work while this server leads. plane.run has the HTTP server and the loop
+// that sends heartbeats. Each waits for its children.
 package main
 
 import (
@@ -98,14 +90,14 @@ const (
 	appendBytesMax    = 1 << 20  // of data in one append, unless a single entry is larger
 	backlogEntriesMax = 10_000   // proposed and not yet committed
 	backlogBytesMax   = 16 << 20 // proposed and not yet on this server's disk: they are held in memory
-	waitingBytesMax   = 64 << 20 // proposed and not yet applied: the same, where the others are slow
-	positionMax       = 1 << 62  // of a term or an index that a peer names: SQLite holds 2^63 - 1, and both are counted on from there
-	termJumpMax       = 1 << 32  // from the own term to one that a peer names: an election a second for 136 years
+	waitingBytesMax   = 64 << 20 // proposed and not yet applied: in memory too, if the other servers are slow
+	positionMax       = 1 << 62  // of a term or an index in a message: SQLite holds up to 2^63 - 1, and both still grow
+	termJumpMax       = 1 << 32  // from the own term to one in a message: an election a second for 136 years
 )
 
 var (
 	errNotLeader     = errors.New("this server is not the leader")                                           // propose, removeVoter, transfer
-	errBusy          = errors.New("the leader has too much under way; try again")                            // propose, removeVoter, transfer
+	errBusy          = errors.New("the leader has too much in progress; try again")                          // propose, removeVoter, transfer
 	errLastVoter     = errors.New("the last voter cannot be removed")                                        // removeVoter
 	errMalformed     = errors.New("malformed message")                                                       // step: nothing was changed
 	errMisdirected   = errors.New("message for another server")                                              // step: nothing was changed
@@ -113,8 +105,8 @@ var (
 	errBrokenHistory = errors.New("the leader contradicts committed entries: a data directory was set back") // step: fatal
 )
 
-// A server is a name, unique among live servers, and the random id that was
-// made with its data directory. A new disk under an old name is another server.
+// A server is a name, unique among live servers, and the random id that was made with its data directory. A new disk
+// under an old name is another server.
 type server struct{ Name, ID string }
 
 // An entryKind says who reads an entry.
@@ -126,32 +118,31 @@ const (
 	entryVoters                   // the protocol: Data is a JSON list of servers, in order of names
 )
 
-// An entry is one place in the log. Its Data belongs to the log and is never changed.
+// An entry is one place in the log. Its Data must not be changed.
 type entry struct {
 	Index, Term uint64
 	Kind        entryKind
 	Data        []byte
 }
 
-// A position names an entry. Two logs that hold the same position are equal
-// up to there (thesis 3.5); the zero position is in every log.
+// A position names an entry. Two logs that hold the same position are equal up to it (thesis 3.5). Every log holds the
+// zero position.
 type position struct{ Index, Term uint64 }
 
-// hardState is what a server must never forget. Vote is a server's id, or ""
-// for none in this term.
+// hardState is what a server must never forget. Vote is a server's id, or "" if it has not voted in Term.
 type hardState struct {
 	Term uint64
 	Vote string
 }
 
-// A voterSet is the voters from the entry at Index on, in order of names.
+// A voterSet lists the voters from the entry at Index on, in order of names.
 type voterSet struct {
 	Index  uint64
 	Voters []server
 }
 
-// A snapshot stands for all entries up to its position. The driver keeps the
-// data; the value only sees where it ends and who the voters were.
+// A snapshot replaces all entries up to its position. The driver keeps the data; the protocol needs only its end and
+// the voters.
 type snapshot struct {
 	position
 	Voters []server
@@ -161,41 +152,37 @@ type messageKind uint8
 
 const (
 	msgPreVote     messageKind = iota + 1 // would you vote for me in Term?
-	msgPreVoteYes                         // I would
+	msgPreVoteYes                         // yes, to msgPreVote
 	msgVote                               // vote for me in Term
-	msgVoteYes                            // you have my vote
-	msgVoteNo                             // to either question; Term is the sender's own
-	msgAppend                             // heartbeat, and entries behind Prev
-	msgAppendReply                        // what the follower has
-	msgSnapshot                           // for a follower that needs entries which are gone
-	msgTimeoutNow                         // the leader hands over: stand for election now
+	msgVoteYes                            // yes, to msgVote
+	msgVoteNo                             // no, to either; Term is the sender's own
+	msgAppend                             // heartbeat, and the entries after Prev
+	msgAppendReply                        // the state of the follower's log
+	msgSnapshot                           // for a follower that needs entries that were dropped
+	msgTimeoutNow                         // a leadership transfer: campaign now
 )
 
-// A message goes from one server to another. It may be lost, repeated, late or
-// out of order.
+// A message goes from one server to another. It may be lost, duplicated, delayed or reordered.
 type message struct {
 	Kind     messageKind
 	From, To server
 	Term     uint64
 
-	// Prev is the entry before Entries (append), where the snapshot ends
-	// (snapshot), the candidate's last entry (questions), or the Prev that is
-	// refused (reply).
+	// Prev is the entry before Entries (append), the end of the snapshot (snapshot), the candidate's last entry (vote and
+	// pre-vote), or the rejected Prev (reply).
 	Prev position
 
-	// Append and snapshot: grows with each that this server sends. Reply: the
-	// highest that the follower had received.
+	// Append and snapshot: grows with each that this server sends. Reply: the highest that the follower has received.
 	Number uint64
 
-	// Append. If Entries is empty and Last is behind Prev, the driver reads the
-	// entries behind Prev up to Last from disk, fewer if they are more than
-	// about appendBytesMax. It drops the message if they were trimmed meanwhile.
+	// Append. If Entries is empty and Last is after Prev, the driver reads the entries after Prev up to Last from disk,
+	// fewer if they are more than about appendBytesMax. It drops the message if they were trimmed meanwhile.
 	Entries []entry
 	Last    uint64
 	Commit  uint64
 
 	Voters   []server // snapshot: as of its end. The driver fills in Prev and Voters
-	Transfer uint64   // vote: term of the leader that told this candidate to stand for the next, or 0
+	Transfer uint64   // vote: term of the leader that told this candidate to campaign in the next, or 0
 
 	// Append reply.
 	Match      uint64   // durable, and equal to the leader's log, up to here
@@ -203,11 +190,10 @@ type message struct {
 	Installing bool     // a snapshot is being written
 	Leaving    bool     // the sender must become neither a voter nor the leader
 	Reject     bool     // the append does not fit, or is of an old term
-	Hint       position // if it does not fit: the highest entry that may be in both logs
+	Hint       position // if it does not fit: the last entry that both logs may have
 }
 
-// believable reports whether a peer can have come to a term; own is the latest
-// that is known here, 0 for none.
+// believable reports whether a peer can have reached a term; own is the latest term known here, 0 for none.
 func believable(term, own uint64) bool {
 	return term <= positionMax && (own == 0 || term <= own+termJumpMax)
 }
@@ -216,23 +202,23 @@ func believable(term, own uint64) bool {
 type raftConfig struct {
 	self           server
 	heartbeatTicks int // between two appends of an idle leader
-	electionTicks  int // of silence until a leader counts as gone; several heartbeats
+	electionTicks  int // without a message until a leader counts as lost; several heartbeats
 	stepTicks      int // that each rank waits longer than the one above it
-	snapshotTicks  int // until a snapshot that did not get through is sent again
+	snapshotTicks  int // until a snapshot that was not delivered is sent again
 }
 
 // saved is what a server finds on its disk when it starts.
 type saved struct {
 	State   hardState
 	Base    position   // last entry dropped from the log; zero: none
-	Terms   []position // first entry of each run of equal terms behind Base
+	Terms   []position // first entry of each run of equal terms after Base
 	Last    uint64     // last entry of the log, Base.Index if it is empty
 	Applied uint64     // by the state machine
-	Voters  []voterSet // as of Applied, then one for each voter entry behind it
+	Voters  []voterSet // as of Applied, then one for each later voter entry
 }
 
-// bootstrap is what every founding server writes to its empty disk once all of
-// them have accepted the list: the same first entry, in a term without leader.
+// bootstrap returns what every founding server writes to its empty disk once all of them have accepted the list: the
+// same first entry, in a term without a leader.
 func bootstrap(voters []server) (hardState, entry) {
 	return hardState{Term: 1}, entry{Index: 1, Term: 1, Kind: entryVoters, Data: encodeVoters(voters)}
 }
@@ -261,7 +247,7 @@ func (rd *ready) writes() bool {
 	return rd.State != nil || rd.Snapshot != nil || len(rd.Entries) > 0
 }
 
-// raftStatus is what others may know of a raft.
+// raftStatus is the part of a raft that other goroutines may know.
 type raftStatus struct {
 	Leading      bool
 	First        uint64 // leading: its first entry. Once that is applied, so is all that was ever committed
@@ -273,15 +259,15 @@ type raftStatus struct {
 	voterSet            // in force; committed if Index <= Commit
 }
 
-// mayAct reports whether a server that has applied the log up to an index may do
-// the leader's work: it leads, and knows all that ever was.
+// mayAct reports whether a server that has applied the log up to an index may do the leader's work: it leads, and it
+// has applied everything that earlier leaders committed.
 func (st raftStatus) mayAct(applied uint64) bool { return st.Leading && applied >= st.First }
 
 type raftRole uint8
 
 const (
 	roleFollower     raftRole = iota // also learners, and servers that know of no voters
-	rolePreCandidate                 // would stand, asks whether it could win
+	rolePreCandidate                 // asks whether it could win an election
 	roleCandidate                    // has voted for itself in its term
 	roleLeader
 )
@@ -292,16 +278,14 @@ type peerProgress uint8
 const (
 	progressProbe     peerProgress = iota // next is a guess: an append carries one entry
 	progressReplicate                     // the peer has all before next: an append carries what fits
-	progressSnapshot                      // the log begins behind next
+	progressSnapshot                      // the log begins after next
 )
 
 // A peer is the leader's view of another voter or learner.
 //
-// It is sent one thing at a time, an append with entries or a snapshot, which is
-// in flight until the peer has it on disk or has surely lost it. No clock says
-// so, but the driver, if it did not get through; or the answer to an append that
-// was sent after it had arrived. So nothing is sent twice because a link or a
-// disk is slow.
+// The leader sends it one thing at a time: an append with entries, or a snapshot. That is in flight until the peer has
+// it on disk or has certainly lost it. No clock decides which: the driver reports a failed delivery, or the peer
+// answers an append that was sent after the delivery. So a slow link or disk causes no retransmission.
 type peer struct {
 	server
 	progress   peerProgress
@@ -309,14 +293,14 @@ type peer struct {
 	next       uint64 // first entry to send
 	flight     uint64 // number of what is in flight, 0: nothing
 	end        uint64 // flight: its last entry; of a snapshot only once it has arrived
-	arrived    uint64 // flight: number of the last message sent when it had arrived, 0: it has not
-	pause      int    // ticks until the next try, after one that did not get through
-	installing bool   // it writes a snapshot
-	kept       uint64 // snapshots: the log is kept behind this entry until that has been installed
+	arrived    uint64 // flight: number of the last message sent when it was delivered, 0: it was not
+	pause      int    // ticks until the next try, after one that was not delivered
+	installing bool   // it is writing a snapshot
+	kept       uint64 // progressSnapshot: the log is kept after this entry until the snapshot is installed
 	silent     int    // ticks since it answered
 	commit     uint64 // commit index it was last told
-	leaving    bool   // it said so last
-	eligible   bool   // it has the latest list of voters, and said since then that it does not leave
+	leaving    bool   // as it said last
+	eligible   bool   // it has the latest list of voters, and has said since then that it is not leaving
 }
 
 // raft is one server's part in the protocol.
@@ -325,12 +309,12 @@ type peer struct {
 //
 //  1. Term and vote on disk are never ahead of those in memory, and a vote is
 //     not changed within its term.
-//  2. base <= commit <= last: what is committed is never cut off.
+//  2. base <= commit <= last: committed entries are never truncated.
 //  3. Terms do not fall along the log and none is above the server's own.
-//  4. tail holds exactly the entries behind durable.
+//  4. tail holds exactly the entries after durable.
 //  5. Voter sets are in order of the log, and the first is committed.
-//  6. Only votes wait for the disk, only while it lags behind.
-//  7. Who leads has its own vote on disk.
+//  6. Only votes wait for the disk, and only until term and vote are durable.
+//  7. A leader has its own vote on disk.
 //  8. match < next <= last+1 for every peer, and at most one voter change is
 //     not committed, none before the leader's first entry.
 //
@@ -338,9 +322,9 @@ type peer struct {
 //
 //  9. At most one leader in a term.
 //  10. Logs that hold the same position are equal up to there.
-//  11. What is committed stays, and is in the log of every later leader.
-//  12. A server that follows a working leader, or is one, is not moved to
-//     another term by a candidate, unless that leader told it to stand.
+//  11. A committed entry stays, and is in the log of every later leader.
+//  12. A candidate does not move a server that follows a working leader, or is
+//     one, to another term, unless that leader told it to campaign.
 type raft struct {
 	cfg raftConfig // fixed after newRaft
 	rnd *rand.Rand
@@ -349,23 +333,23 @@ type raft struct {
 	stored hardState // on disk
 	log    raftLog
 	snap   *snapshot // to be installed, nil once it is
-	commit uint64    // committed as far as known
+	commit uint64    // as far as known
 	told   uint64    // commit index that ready has given out
 
 	role    raftRole
 	leader  server // of this term, zero if unknown
-	elapsed int    // ticks since the leader was heard, a vote given, a round or an office begun
-	timeout int    // elapsed at which to stand, or a leader's heir has had its time
+	elapsed int    // ticks since the leader was heard, a vote was given, or a round or leadership began
+	timeout int    // elapsed at which to campaign, or at which a leadership transfer fails
 
 	matched uint64   // follower: equal to the leader's log up to here
 	acked   uint64   // follower: what it told this leader
 	heard   uint64   // follower: highest number of this leader's messages
-	votes   []string // asking, candidate: ids that said yes
+	votes   []string // pre-candidate, candidate: ids that said yes
 
 	// Of the leader.
 	peers      []peer // other voters and learners, by name and id
 	first      uint64 // its first entry
-	transferee server // to whom it hands over, zero if nobody
+	transferee server // of a leadership transfer, zero if there is none
 	sent       uint64 // number of the last append or snapshot, in whatever term
 
 	learners []server // what setLearners said last
@@ -373,12 +357,11 @@ type raft struct {
 
 	out     []message // may leave
 	held    []message // may leave once state is durable
-	writing bool      // a write is under way
+	writing bool      // a write is in progress
 	stuck   bool      // what setWriterStuck said last
 }
 
-// newRaft returns a follower that continues from what is on its disk. rnd
-// belongs to it from now on.
+// newRaft returns a follower that continues from what is on its disk. It owns rnd from now on.
 func newRaft(cfg raftConfig, disk saved, rnd *rand.Rand) *raft {
 	r := &raft{cfg: cfg, rnd: rnd, state: disk.State, stored: disk.State, commit: disk.Applied, told: disk.Applied}
 	r.log = raftLog{base: disk.Base, runs: slices.Clone(disk.Terms), last: disk.Last, durable: disk.Last, voters: slices.Clone(disk.Voters)}
@@ -398,22 +381,22 @@ func (r *raft) status() raftStatus {
 
 // Time
 
-// tick says that one unit of time has passed.
+// tick advances the protocol's clock by one unit.
 func (r *raft) tick() {
 	r.elapsed++
 	if r.role == roleLeader {
 		r.tickLeader()
 	} else if r.elapsed >= r.timeout && r.stored == r.state && !r.writerStuck() && len(r.voters()) > 0 {
-		// A round ends only after term and vote are durable, or a slow disk would never be done with one.
+		// A round ends only after term and vote are durable, or on a slow disk none would ever succeed.
 		r.preCampaign()
 	}
 }
 
-// writerHangs says, before each tick, whether the writer has got stuck.
+// setWriterStuck says, before each tick, whether the writer is stuck.
 func (r *raft) setWriterStuck(stuck bool) { r.stuck = stuck }
 
-// hung reports whether the writer has been stuck for so long that another
-// server had better lead. One that is alone leads with the disk that it has.
+// writerStuck reports whether another server should lead, because this one's writer is stuck. A sole voter leads with
+// the disk that it has.
 func (r *raft) writerStuck() bool { return r.stuck && len(r.voters()) > 1 }
 
 func (r *raft) tickLeader() {
@@ -436,16 +419,14 @@ func (r *raft) tickLeader() {
 	r.changeVoters()
 }
 
-// stalled says that this server did not run for an election timeout: whatever
-// it believes about the others is out of date.
+// stalled says that this server did not run for an election timeout, so its view of the others is out of date.
 func (r *raft) stalled() { r.become(roleFollower, server{}) }
 
-// resetElectionTimer starts the wait for a leader anew.
+// resetElectionTimer starts a new wait for a leader.
 func (r *raft) resetElectionTimer(wait int) { r.elapsed, r.timeout = 0, wait }
 
-// rankWait is the bully rule: when a leader is lost, the first by name stands
-// first and usually finds no rival. The heartbeat on top lets the others notice
-// the loss as well, as until then they would say no.
+// rankWait is the bully rule: after the leader is lost, the first voter by name campaigns first and usually has no
+// rival. The additional heartbeat gives the others time to notice the loss; until then they would vote no.
 func (r *raft) rankWait() int {
 	voters := r.voters()
 	rank := slices.Index(voters, r.cfg.self)
@@ -458,14 +439,13 @@ func (r *raft) rankWait() int {
 	return r.cfg.electionTicks + r.cfg.heartbeatTicks + rank*r.cfg.stepTicks
 }
 
-// randomWait follows a round without winner: rivals that met once must not
-// meet for ever, and a rank that cannot win must not keep the others away.
+// randomWait follows a round without a winner, so that rivals do not collide for ever, and a rank that cannot win does
+// not keep the others from trying.
 func (r *raft) randomWait() int { return 2*r.cfg.heartbeatTicks + r.rnd.IntN(r.cfg.electionTicks) }
 
 // Roles
 
-// become enters a role in the present term and forgets all that belonged to
-// the last one.
+// become enters a role in the current term and resets everything that belongs to a role.
 func (r *raft) become(role raftRole, leader server) {
 	r.role, r.leader = role, leader
 	r.votes, r.peers, r.transferee = nil, nil, server{}
@@ -474,18 +454,17 @@ func (r *raft) become(role raftRole, leader server) {
 	r.resetElectionTimer(r.rankWait())
 }
 
-// enterTerm moves to a later term. Votes that still wait for the disk are void.
+// enterTerm moves to a later term. It drops votes that still wait for the disk.
 func (r *raft) enterTerm(term uint64, vote string, role raftRole) {
 	r.state, r.held = hardState{term, vote}, nil
 	r.become(role, server{})
 }
 
-// ask begins a round with the question whether it can be won (thesis 9.6), so
-// that a server which was cut off does not come back with a higher term.
+// preCampaign begins an election with a pre-vote (thesis 9.6), so that a server that was cut off does not come back
+// with a higher term.
 //
-// A server that is no voter, or not yet or no longer, asks as well, after all
-// others: the only log with which the voters can go on may be its own (thesis
-// 4.2.2). It does not count itself, and retires when that log is committed.
+// A server that is not a voter, or not yet, or no longer, campaigns as well, after all others: the voters may be unable
+// to go on without its log (thesis 4.2.2). It does not count itself, and steps down when that log is committed.
 func (r *raft) preCampaign() {
 	r.become(rolePreCandidate, server{})
 	r.resetElectionTimer(r.randomWait())
@@ -497,8 +476,8 @@ func (r *raft) preCampaign() {
 	r.countVote(r.cfg.self.ID)
 }
 
-// stand asks for votes in the next term. The requests, and the server's own
-// vote, wait until term and vote are durable.
+// campaign asks for votes in the next term. The requests, and the server's own vote, wait until term and vote are
+// durable.
 func (r *raft) campaign(transfer uint64) {
 	r.enterTerm(r.state.Term+1, r.cfg.self.ID, roleCandidate)
 	for _, v := range r.voters() {
@@ -507,6 +486,32 @@ func (r *raft) campaign(transfer uint64) {
 			m = message{Kind: msgVoteYes, To: v, Term: r.state.Term}
 		}
 		r.hold(m)
+	}
+}
+
+// hold sends a message as soon as term and vote are durable.
+func (r *raft) hold(m message) {
+	m.From = r.cfg.self
+	r.held = append(r.held, m)
+	if r.stored == r.state {
+		r.release()
+	}
+}
+
+// release sends held messages and starts a candidate's round. A candidate's own vote is held as well, addressed to
+// itself.
+func (r *raft) release() {
+	held := r.held
+	r.held = nil
+	if r.role == roleCandidate {
+		r.resetElectionTimer(r.randomWait())
+	}
+	for _, m := range held {
+		if m.To == r.cfg.self {
+			r.countVote(m.From.ID)
+		} else {
+			r.out = append(r.out, m)
+		}
 	}
 }
 
@@ -522,8 +527,7 @@ func (r *raft) countVote(id string) {
 	}
 }
 
-// lead takes office with an entry of the new term, which also commits what
-// earlier leaders left behind (thesis 3.6.2).
+// becomeLeader appends an entry of the new term, which also commits the entries of earlier leaders (thesis 3.6.2).
 func (r *raft) becomeLeader() {
 	r.become(roleLeader, r.cfg.self)
 	r.first = r.log.last + 1
@@ -533,8 +537,8 @@ func (r *raft) becomeLeader() {
 
 // Messages
 
-// step takes one message. errMalformed and errMisdirected leave everything as
-// it was; any other error means that this cluster's data cannot be trusted.
+// step handles one message. errMalformed and errMisdirected change nothing; after any other error this cluster's data
+// cannot be trusted.
 func (r *raft) step(m message) error {
 	if err := r.validate(m); err != nil {
 		return err
@@ -549,7 +553,7 @@ func (r *raft) step(m message) error {
 		}
 		return nil
 	}
-	if m.Term > r.state.Term && m.Kind != msgPreVoteYes { // that names a term in which nobody is yet
+	if m.Term > r.state.Term && m.Kind != msgPreVoteYes { // its term has not begun
 		r.enterTerm(m.Term, "", roleFollower)
 	}
 	if r.role == roleLeader {
@@ -565,12 +569,12 @@ func (r *raft) stepLeader(m message) error {
 	case msgAppend, msgSnapshot:
 		return errSecondLeader
 	case msgPreVoteYes, msgVoteYes, msgVoteNo, msgTimeoutNow:
-		// Answers that were not needed, or an order from the time before.
+		// Votes that were not needed, or a transfer from an earlier leader.
 	}
 	return nil
 }
 
-// stepFollower is for candidates too: who hears a leader of its term follows it.
+// stepFollower is for candidates too: a candidate that hears a leader of its term follows it.
 func (r *raft) stepFollower(m message) error {
 	switch m.Kind {
 	case msgAppend:
@@ -590,14 +594,13 @@ func (r *raft) stepFollower(m message) error {
 			r.countVote(m.From.ID)
 		}
 	case msgVoteNo, msgAppendReply:
-		// Another round may do better; a leader that has stepped down.
+		// A lost vote is final for this round; a reply is for a leader that has stepped down.
 	}
 	return nil
 }
 
-// stepVote answers a vote or the question before it. A server answers whether
-// or not its own log makes it a voter: who needs its vote has the newer list
-// (thesis 4.1). A server with an empty disk has a new id, which is in nobody's.
+// stepVote answers a vote or pre-vote request. A server answers even if it is not a voter by its own log: the
+// candidate's log may have the newer list (thesis 4.1). A server with an empty disk has a new id, which is in no list.
 func (r *raft) stepVote(m message) {
 	loyal := r.inLease(m)
 	if m.Kind == msgVote && m.Term > r.state.Term && !loyal {
@@ -615,9 +618,8 @@ func (r *raft) stepVote(m message) {
 	}
 }
 
-// loyal reports whether a working leader keeps this server from listening to a
-// candidate (thesis 4.2.3). The leader's order to hand over lifts that for the
-// one candidate that got it, and for the next term only.
+// inLease reports whether the leader's lease keeps this server from voting (thesis 4.2.3). A leadership transfer lifts
+// the lease, but only for the transferee and for the next term.
 func (r *raft) inLease(m message) bool {
 	if m.Kind == msgVote && m.Transfer != 0 && m.Transfer+1 == m.Term {
 		return false
@@ -625,7 +627,7 @@ func (r *raft) inLease(m message) bool {
 	return r.role == roleLeader || r.leader != server{} && r.elapsed < r.cfg.electionTicks
 }
 
-// mayVote: once in a term, and not where a leader is known.
+// mayVote allows one vote in a term, and none in a term whose leader is known.
 func (r *raft) mayVote(m message) bool {
 	if m.Kind == msgPreVote {
 		return m.Term > r.state.Term
@@ -633,8 +635,8 @@ func (r *raft) mayVote(m message) bool {
 	return m.Term == r.state.Term && r.leader == server{} && (r.state.Vote == "" || r.state.Vote == m.From.ID)
 }
 
-// upToDate is the election restriction (thesis 3.6.1): a leader must have all
-// that is committed, and one of the majority that voted for it has.
+// upToDate is the election restriction (thesis 3.6.1): a leader must have all that is committed, and one server of the
+// majority that votes for it has.
 func (r *raft) upToDate(last position) bool {
 	own := r.log.end()
 	return last.Term > own.Term || last.Term == own.Term && last.Index >= own.Index
@@ -642,7 +644,7 @@ func (r *raft) upToDate(last position) bool {
 
 // Followers
 
-// follow notes that a leader of this term was heard.
+// follow records that a leader of this term was heard.
 func (r *raft) follow(leader server) {
 	if r.role != roleFollower || r.leader != leader {
 		r.become(roleFollower, leader)
@@ -650,8 +652,8 @@ func (r *raft) follow(leader server) {
 	r.resetElectionTimer(r.rankWait())
 }
 
-// onAppend takes a heartbeat or entries. Only entries that contradict the
-// leader's are cut off: a late, shorter append must not undo a newer one.
+// onAppend handles a heartbeat or entries. It truncates only at an entry that contradicts the leader's: a late, shorter
+// append must not undo a newer one.
 func (r *raft) onAppend(m message) error {
 	r.follow(m.From)
 	if m.Prev.Index > r.commit && !r.log.has(m.Prev) {
@@ -672,16 +674,16 @@ func (r *raft) onAppend(m message) error {
 	}
 	r.matched = max(r.matched, m.Prev.Index+uint64(len(m.Entries)))
 	r.commitTo(min(m.Commit, r.matched))
-	// A heartbeat is answered from memory: a slow disk is no election.
+	// A heartbeat is answered from memory, so a slow disk causes no election.
 	if len(m.Entries) == 0 || r.matched <= r.log.durable {
 		r.ack()
 	}
 	return nil
 }
 
-// onSnapshot has a snapshot installed, if it is newer than what is committed
-// here. If the log holds its last entry, that part is just committed. One that
-// comes while another is being installed is left: a slow disk would never be done.
+// onSnapshot has a snapshot installed if it is newer than what is committed here. If the log holds its last entry, that
+// prefix becomes committed instead. A snapshot that arrives during an installation is ignored, or a slow disk would
+// never finish one.
 func (r *raft) onSnapshot(m message) {
 	r.follow(m.From)
 	r.heard = max(r.heard, m.Number)
@@ -698,7 +700,7 @@ func (r *raft) onSnapshot(m message) {
 	r.ack()
 }
 
-// ackable is how far this log is durable and equal to the leader's.
+// ackable returns how far this log is durable and equal to the leader's.
 func (r *raft) ackable() uint64 {
 	if r.snap != nil {
 		return 0
@@ -711,7 +713,7 @@ func (r *raft) ack() {
 	r.send(r.reply())
 }
 
-// reply is what the leader is told of this log.
+// reply tells the leader the state of this log.
 func (r *raft) reply() message {
 	return message{Kind: msgAppendReply, To: r.leader, Term: r.state.Term, Number: r.heard,
 		Match: r.ackable(), Have: r.matched, Installing: r.snap != nil, Leaving: r.leaving}
@@ -719,10 +721,9 @@ func (r *raft) reply() message {
 
 // Leader
 
-// propose appends commands, in order and without gaps, and returns the index
-// of the first. They are committed when a status of the same term says so; in
-// a later term their fate is in the log. errNotLeader and errBusy: none was
-// appended. The data is the raft's from now on.
+// propose appends commands, in order and without gaps, and returns the index of the first. They are committed when a
+// status of the same term says so; after a change of term only the log tells. After errNotLeader and errBusy none was
+// appended. The raft owns the data from now on.
 func (r *raft) propose(data ...[]byte) (first uint64, err error) {
 	switch {
 	case r.role != roleLeader:
@@ -741,9 +742,8 @@ func (r *raft) append(kind entryKind, data []byte) {
 	r.log.add(entry{r.log.last + 1, r.state.Term, kind, data})
 }
 
-// sendAppends gives every peer that has nothing in flight what it lacks: all that
-// is proposed meanwhile goes in the next append. A peer that does not answer gets
-// heartbeats only.
+// sendAppends sends each peer that has nothing in flight what it lacks, so that all later proposals go into the next
+// append. A peer that does not answer gets only heartbeats.
 func (r *raft) sendAppends() {
 	for i := range r.peers {
 		switch p := &r.peers[i]; {
@@ -764,7 +764,7 @@ func (r *raft) sendAppends() {
 	}
 }
 
-// fly sends what is in flight from now on; end is its last entry.
+// sendInFlight sends a message and records it as in flight; end is its last entry.
 func (r *raft) sendInFlight(p *peer, m message, end uint64) {
 	r.sendNumbered(m)
 	p.flight, p.end, p.arrived = r.sent, end, 0
@@ -776,9 +776,8 @@ func (r *raft) sendNumbered(m message) {
 	r.send(m)
 }
 
-// sendEntries takes what is not yet on this server's disk from memory: the
-// followers write at the same time (thesis 10.2.1). What is on disk the driver
-// reads.
+// sendEntries takes entries that are not yet on this server's disk from memory, because followers write at the same
+// time as the leader (thesis 10.2.1). The driver reads the others from disk.
 func (r *raft) sendEntries(p *peer) {
 	m := message{Kind: msgAppend, To: p.server, Term: r.state.Term, Commit: r.commit}
 	m.Prev = position{p.next - 1, r.log.term(p.next - 1)}
@@ -797,7 +796,7 @@ func (r *raft) sendEntries(p *peer) {
 	r.sendInFlight(p, m, m.Last)
 }
 
-// firstEntries is as much of list as one append may carry, at least one.
+// firstEntries returns as many entries as one append may carry, at least one.
 func firstEntries(list []entry) []entry {
 	n, size := 1, len(list[0].Data)
 	for n < min(len(list), appendEntriesMax) && size+len(list[n].Data) <= appendBytesMax {
@@ -807,8 +806,7 @@ func firstEntries(list []entry) []entry {
 	return list[:n:n]
 }
 
-// sendHeartbeat sends an append without entries behind what is known to match,
-// so that it is never refused.
+// sendHeartbeat sends an append without entries after what is known to match, so that it is never rejected.
 func (r *raft) sendHeartbeat(p *peer) {
 	m := message{Kind: msgAppend, To: p.server, Term: r.state.Term, Commit: r.commit}
 	if p.match >= r.log.base.Index {
@@ -839,15 +837,14 @@ func (r *raft) onAppendReply(m message) {
 		r.endFlight(p)
 		r.maybeCommit()
 	case !m.Reject && p.arrived != 0 && m.Number > p.arrived && m.Have < p.end && !m.Installing:
-		p.progress, p.flight = progressProbe, 0 // it had arrived and is gone: the peer has started anew
+		p.progress, p.flight = progressProbe, 0 // delivered, but the peer does not have it: it was restarted
 	}
 	r.sendTimeoutNow()
 	r.changeVoters()
 }
 
-// maybeCommit commits what a majority has on disk, if it is of this leader's
-// own term: an older entry can have a majority and still be overwritten
-// (thesis 3.6.2, figure 3.7).
+// maybeCommit commits what a majority has on disk, if it is of this leader's own term: an older entry can be on a
+// majority and still be overwritten (thesis 3.6.2, figure 3.7).
 func (r *raft) maybeCommit() {
 	var copies []uint64
 	voters := r.voters()
@@ -865,8 +862,7 @@ func (r *raft) maybeCommit() {
 	}
 }
 
-// commitTo raises the commit index. A leader that is no voter, by its own log
-// that now is everybody's, has done its part (thesis 4.2.2).
+// commitTo raises the commit index. A leader steps down once a list of voters without it is committed (thesis 4.2.2).
 func (r *raft) commitTo(index uint64) {
 	if index <= r.commit {
 		return
@@ -878,8 +874,8 @@ func (r *raft) commitTo(index uint64) {
 	}
 }
 
-// needed returns the first entry that a peer which is there still needs, 0 if
-// there is none; of one that waits for a snapshot, which will end later.
+// needed returns the first entry that a live peer still needs, 0 if there is none. For a peer that waits for a snapshot
+// it is the first entry after the log's base at that time, because the snapshot will end later.
 func (r *raft) needed() (first uint64) {
 	for _, p := range r.peers {
 		n := p.match + 1
@@ -893,16 +889,15 @@ func (r *raft) needed() (first uint64) {
 	return first
 }
 
-// land ends a flight whose last entry the peer has on disk.
+// endFlight ends a flight whose last entry the peer has on disk.
 func (r *raft) endFlight(p *peer) {
 	if p.match >= p.end {
 		p.flight, p.arrived = 0, 0
 	}
 }
 
-// delivered says that the peer's driver has taken an append with entries, up to
-// entry end, or a snapshot that ends there. For each of these the leader's driver
-// says this or undelivered once.
+// delivered says that the peer's driver has received an append with entries, up to entry end, or a snapshot that ends
+// there. The leader's driver calls either this or undelivered once for each of them.
 func (r *raft) delivered(id string, number, end uint64) {
 	if p := r.inFlight(id, number); p != nil {
 		p.arrived, p.end = r.sent, end
@@ -910,9 +905,8 @@ func (r *raft) delivered(id string, number, end uint64) {
 	}
 }
 
-// undelivered says that an append with entries or a snapshot did not get through,
-// as far as the driver knows. A snapshot is dear, and what was in its way may
-// still be.
+// undelivered says that an append with entries or a snapshot was not delivered, as far as the driver knows. A snapshot
+// is expensive and whatever blocked it may persist, so the next try comes later.
 func (r *raft) undelivered(id string, number uint64) {
 	p := r.inFlight(id, number)
 	if p == nil {
@@ -926,7 +920,7 @@ func (r *raft) undelivered(id string, number uint64) {
 	}
 }
 
-// inFlight returns the peer for which what has that number is in flight, or nil.
+// inFlight returns the peer for which that number is in flight, or nil.
 func (r *raft) inFlight(id string, number uint64) *peer {
 	if p := r.peer(id); p != nil && number != 0 && p.flight == number {
 		return p
@@ -934,9 +928,8 @@ func (r *raft) inFlight(id string, number uint64) *peer {
 	return nil
 }
 
-// transfer begins to hand over, to the voter that has the most of the log
-// (thesis 3.10). Proposals are refused until another leads or an election
-// timeout has passed. errBusy: nobody is there to take over.
+// transfer begins a leadership transfer to the voter with the most of the log (thesis 3.10). Proposals are refused
+// until another server leads or an election timeout has passed. errBusy: no other live voter can lead.
 func (r *raft) transfer() error {
 	if r.role != roleLeader {
 		return errNotLeader
@@ -950,7 +943,7 @@ func (r *raft) transfer() error {
 	return nil
 }
 
-// handOver tells the heir to stand once it has all of the log.
+// sendTimeoutNow tells the transferee to campaign once it has the whole log.
 func (r *raft) sendTimeoutNow() {
 	if r.transferee == (server{}) {
 		return
@@ -960,8 +953,8 @@ func (r *raft) sendTimeoutNow() {
 	}
 }
 
-// bestVoter is the live voter, other than this server, that has most of the
-// log; the first by name of equals. One that leaves would only hand over again.
+// bestVoter returns the live voter, other than this server, with the most of the log; the first by name among equals.
+// It skips voters that are leaving, which would only transfer leadership again.
 func (r *raft) bestVoter() *peer {
 	var best *peer
 	for i := range r.peers {
@@ -973,8 +966,8 @@ func (r *raft) bestVoter() *peer {
 	return best
 }
 
-// compacted says that the driver has dropped the log up to index, which is
-// applied. An index that was dropped before changes nothing.
+// compacted says that the driver has dropped the log up to index, which is applied. An index that was dropped before
+// changes nothing.
 func (r *raft) compacted(index uint64) { r.log.compact(index) }
 
 // Voters
@@ -988,8 +981,7 @@ func (r *raft) isVoter(id string) bool {
 	return slices.ContainsFunc(r.voters(), func(v server) bool { return v.ID == id })
 }
 
-// hasMajority counts voters, never servers: a learner, a removed server or a
-// new disk under an old name has no say.
+// hasMajority counts voters only: a learner, a removed server or a new disk under an old name does not count.
 func (r *raft) hasMajority(yes func(id string) bool) bool {
 	n, voters := 0, r.voters()
 	for _, v := range voters {
@@ -1009,13 +1001,13 @@ func (r *raft) peer(id string) *peer {
 	return nil
 }
 
-// alive is the leader's view: a server that answered within an election timeout.
+// alive reports whether a server answered this leader within an election timeout.
 func (r *raft) alive(id string) bool {
 	p := r.peer(id)
 	return id == r.cfg.self.ID || p != nil && p.silent < r.cfg.electionTicks
 }
 
-// setPeers makes peers what voters and learners are now.
+// setPeers makes peers of the current voters and learners.
 func (r *raft) setPeers() {
 	var peers []peer
 	for _, s := range slices.Concat(r.voters(), r.learners) {
@@ -1026,7 +1018,7 @@ func (r *raft) setPeers() {
 		if p := r.peer(s.ID); p != nil {
 			peers = append(peers, *p)
 		} else {
-			peers = append(peers, peer{server: s, next: r.log.last}) // a guess, that the answer corrects
+			peers = append(peers, peer{server: s, next: r.log.last}) // a guess that the reply corrects
 		}
 	}
 	slices.SortFunc(peers, func(a, b peer) int { return compareServers(a.server, b.server) })
@@ -1037,10 +1029,9 @@ func compareServers(a, b server) int {
 	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 }
 
-// setLearners tells which servers wish to be voters: those that the members
-// show alive and not leaving. Voters among them change nothing. It may be
-// called at any time in any role, always with the whole list; the leader makes
-// voters of them as they catch up.
+// setLearners says which servers want to be voters: those that are alive and not leaving, according to the members.
+// Voters in the list have no effect. It may be called at any time in any role, always with the whole list; the leader
+// promotes learners as they catch up.
 func (r *raft) setLearners(list []server) {
 	r.learners = slices.SortedFunc(slices.Values(list), compareServers)
 	if r.role == roleLeader {
@@ -1070,33 +1061,30 @@ func (r *raft) changeVoters() {
 	}
 }
 
-// mayChangeVoters: majorities of two lists share a server only if the lists
-// differ by one (thesis 4.1), so the last change must be committed; and so must
-// an entry of this term, or a change of an earlier leader could still come
-// between (Ongaro on raft-dev, 10 July 2015).
+// mayChangeVoters: the majorities of two lists share a server only if the lists differ by one (thesis 4.1), so the last
+// change must be committed. An entry of this term must be committed too, or a change of an earlier leader could still
+// come between (Ongaro on raft-dev, 10 July 2015).
 func (r *raft) mayChangeVoters() bool {
 	return r.role == roleLeader && r.transferee == server{} && r.commit >= r.first && r.commit >= r.log.latestVoters().Index
 }
 
-// caughtUp: at most one append behind, or the cluster might stand still until
-// its new voter has the log (thesis 4.2.1).
+// caughtUp: a learner is at most one append behind, or the cluster might stop until its new voter has the log (thesis
+// 4.2.1).
 func (r *raft) caughtUp(id string) bool {
 	p := r.peer(id)
 	return p != nil && r.alive(id) && p.match >= r.first && p.match+appendEntriesMax >= r.commit
 }
 
-// setLeaving says whether this server leaves the cluster, or is about to stop: it
-// leads only where nobody else can. Who says so first and then has itself removed
-// by removeVoter stays out, whatever setLearners says to this leader or a later one:
-// a leader takes in only who has answered with the entry of that removal on its
+// setLeaving says whether this server leaves the cluster or is about to stop. It then leads only if nobody else can. A
+// server that says so first, and then has itself removed by removeVoter, stays removed, whatever setLearners says to
+// this or a later leader: a leader promotes only a learner that has answered with the entry of that removal on its
 // disk, and that answer says that it leaves.
 func (r *raft) setLeaving(leaving bool) { r.leaving = leaving }
 
-// removeVoter begins to take a server out of the set of voters. It is done when
-// the entry at index is committed in this term. That is also written for a server
-// that is no voter, or a leader might have heard before that it wishes to be one.
-// A leader may remove itself: it steps down once that is committed. errBusy: a
-// change is under way, try later.
+// removeVoter begins to remove a voter. The removal is done when the entry at index is committed in this term. The
+// entry is written even if the server is not a voter, because a leader may have heard earlier that it wants to be one.
+// A leader may remove itself: it steps down once the entry is committed. errBusy: another change is in progress; try
+// later.
 func (r *raft) removeVoter(id string) (index uint64, err error) {
 	voters := r.voters()
 	switch {
@@ -1128,8 +1116,8 @@ func encodeVoters(list []server) []byte {
 	return data
 }
 
-// decodeVoters refuses a list that encodeVoters does not make: the position in
-// it is a rank, and one name cannot have two.
+// decodeVoters accepts only lists that encodeVoters makes: the position in the list is a rank, and a name cannot have
+// two.
 func decodeVoters(data []byte) ([]server, error) {
 	var list []server
 	if err := json.Unmarshal(data, &list); err != nil {
@@ -1202,32 +1190,6 @@ func (r *raft) persisted(rd ready) {
 	}
 }
 
-// hold sends a message as soon as term and vote are durable.
-func (r *raft) hold(m message) {
-	m.From = r.cfg.self
-	r.held = append(r.held, m)
-	if r.stored == r.state {
-		r.release()
-	}
-}
-
-// release lets held messages go, and a candidate's round begins. Its vote for
-// itself goes this way too, to itself.
-func (r *raft) release() {
-	held := r.held
-	r.held = nil
-	if r.role == roleCandidate {
-		r.resetElectionTimer(r.randomWait())
-	}
-	for _, m := range held {
-		if m.To == r.cfg.self {
-			r.countVote(m.From.ID)
-		} else {
-			r.out = append(r.out, m)
-		}
-	}
-}
-
 func (r *raft) send(m message) {
 	m.From = r.cfg.self
 	r.out = append(r.out, m)
@@ -1235,11 +1197,11 @@ func (r *raft) send(m message) {
 
 // Checks
 
-// validate refuses what no correct server of this cluster sends to this one.
+// validate rejects messages that no correct server of this cluster sends to this one.
 func (r *raft) validate(m message) error {
 	own := r.state.Term
 	if r.log.last == 0 {
-		own = 0 // a new server takes the cluster's term, whatever that is
+		own = 0 // a new server takes the cluster's term, whatever it is
 	}
 	switch {
 	case m.To != r.cfg.self:
@@ -1315,22 +1277,21 @@ func (r *raft) checkLeader() error {
 	return nil
 }
 
-// raftLog is what the protocol remembers of the log: where terms begin, which
-// voters are named where, and the entries that are not on disk yet. Its size is
-// that of the terms and of what is under way, not of the log.
+// raftLog is what the protocol remembers of the log: where terms begin, which entries name voters, and the entries that
+// are not on disk yet. Its size depends on the number of terms and on work in progress, not on the log.
 type raftLog struct {
 	base      position   // last entry that was dropped; zero: none
 	runs      []position // first entry of each run of equal terms behind base
 	last      uint64     // last entry
 	durable   uint64     // last entry on disk
-	tail      []entry    // the entries behind durable
+	tail      []entry    // the entries after durable
 	tailBytes int        // of their data
-	voters    []voterSet // the committed set, then those that are not
+	voters    []voterSet // the committed set, then the uncommitted ones
 }
 
 func (l *raftLog) end() position { return position{l.last, l.term(l.last)} }
 
-// term is that of the entry at index, 0 if that is not in the log.
+// term returns the term of the entry at index, 0 if that is not in the log.
 func (l *raftLog) term(index uint64) uint64 {
 	switch {
 	case index == l.base.Index:
@@ -1342,13 +1303,11 @@ func (l *raftLog) term(index uint64) uint64 {
 	return l.runs[n-1].Term
 }
 
-// has reports whether the entry at p is known to be in the log. One that was
-// dropped is in it, and not known.
+// has reports whether the entry at p is known to be in the log. An entry that was dropped is not known.
 func (l *raftLog) has(p position) bool { return p.Index <= l.last && l.term(p.Index) == p.Term }
 
-// back is the highest position not above p in index nor in term. If another
-// log holds p, then nothing behind that can be in both. In front of base the
-// term is unknown, and 0.
+// lastCommon returns the highest position that is not above p in index or term. If another log holds p, the two logs
+// can share nothing after that position. Before base the term is unknown, and 0.
 func (l *raftLog) lastCommon(p position) position {
 	index := min(p.Index, l.last)
 	for _, run := range slices.Backward(l.runs) {
@@ -1366,8 +1325,7 @@ func (l *raftLog) lastCommon(p position) position {
 	return position{index, l.term(index)}
 }
 
-// add puts e at its index, which is at most one behind the last, and cuts off
-// what was there.
+// add puts e at its index, at most one after the last entry, and truncates what was there.
 func (l *raftLog) add(e entry) {
 	if e.Index <= l.last {
 		l.truncate(e.Index)
@@ -1381,27 +1339,27 @@ func (l *raftLog) add(e entry) {
 	if e.Kind == entryVoters {
 		voters, err := decodeVoters(e.Data)
 		if err != nil {
-			panic(err) // validate let it pass, or appendVoters made it
+			panic(err) // validate accepted it, or appendVoters made it
 		}
 		l.voters = append(l.voters, voterSet{e.Index, voters})
 	}
 }
 
-// truncate cuts off the entries from index on. A write of some of them may be
-// under way: the disk has them until the entry at index is written.
+// truncate removes the entries from index on. A write of some of them may be in progress: the disk has them until the
+// entry at index is overwritten.
 func (l *raftLog) truncate(index uint64) {
 	l.last = index - 1
 	if l.durable > l.last {
 		l.durable = l.last
 		l.tail = nil
 	}
-	l.setTail(slices.Clip(l.tail[:l.last-l.durable])) // the rest may belong to a write
+	l.setTail(slices.Clip(l.tail[:l.last-l.durable])) // a write may own the rest
 	l.runs = slices.DeleteFunc(l.runs, func(run position) bool { return run.Index >= index })
 	l.voters = slices.DeleteFunc(l.voters, func(v voterSet) bool { return v.Index >= index })
 }
 
-// persisted notes which of the written entries the log still holds. Those up
-// to the last one with the right term are: positions are unique.
+// persisted records which of the written entries the log still holds. Entries up to the last one with the right term
+// are held, because positions are unique.
 func (l *raftLog) persisted(written []entry) {
 	for _, e := range slices.Backward(written) {
 		if e.Index > l.durable && l.term(e.Index) == e.Term {
