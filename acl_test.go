@@ -1427,7 +1427,7 @@ func startREADME(t *testing.T, command []string) (p *process, plane string) {
 	t.Helper()
 	plane = freeAddr(t)
 	p = launch(t, program(t, publicDir(t), []string{"BELFRY_HTTP_ADDR=127.0.0.1:0", "BELFRY_BIND_ADDR=" + plane}, command[1:]...))
-	p.eventually("a leader", func() bool { return strings.Contains(p.log.String(), "this server leads") })
+	p.eventually("a leader", func() bool { return strings.Contains(p.log.String(), "this server is the leader") })
 	return p, plane
 }
 

@@ -1405,11 +1405,11 @@ const (
 	tickTime       = 20 * time.Millisecond // of the protocol, times --raft-multiplier
 	heartbeatTicks = 5                     // 100 ms
 	electionTicks  = 25                    // 500 ms
-	stepTicks      = 5                     // the second in rank stands 100 ms after the first
+	stepTicks      = 5                     // the second in rank campaigns 100 ms after the first
 	snapshotTicks  = 500                   // 10 s
-	gatherMax      = 1_000                 // events until the protocol is asked what they come to
-	removalPause   = 50 * time.Millisecond // between two looks at whether a voter is gone
-	stuckAfter     = 4 * time.Second       // of work that has not gone on, until /health says so: within five seconds
+	gatherMax      = 1_000                 // events in a round of the driver
+	removalPause   = 50 * time.Millisecond // between checks whether a voter is removed
+	stuckAfter     = 4 * time.Second       // without progress until /health reports it: within five seconds
 )
 
 var (
@@ -1419,7 +1419,7 @@ var (
 	errNoServer   = errors.New("no such server; \"belfry raft list-peers\" shows their ids")                                             // removePeer
 )
 
-// A proposal is a command on its way, and where its caller waits.
+// A proposal is a command in progress, and the channel on which its caller waits.
 type proposal struct {
 	data  []byte
 	since time.Time    // when the protocol was given it
@@ -1427,14 +1427,13 @@ type proposal struct {
 	done  chan outcome // holds one
 }
 
-// An outcome is what apply said of a command, or why it came to nothing.
+// An outcome is the result of applying a command, or the reason why it was not applied.
 type outcome struct {
 	applied
 	err error
 }
 
-// cluster drives the protocol on a server. Its methods may be called by
-// anybody, those below drive only by run.
+// cluster drives the protocol on a server. Anybody may call its methods, except those after run, which only run calls.
 type cluster struct {
 	plane      *plane
 	store      *store
@@ -1442,39 +1441,38 @@ type cluster struct {
 	lead       func(ctx context.Context, term uint64) error // the leader's work, for one term
 	took       func(...applied)                             // told what was applied, before those who wait; nil: nobody is; fixed before run
 	tickTime   time.Duration
-	events     chan func() error               // for run to execute, see tell
+	events     chan func() error               // that run executes, see tell
 	stopped    chan struct{}                   // closed when run takes no more events
-	leaderTerm atomic.Uint64                   // term that this server leads in, 0: it does not
-	leaderCtx  atomic.Pointer[context.Context] // of the leader's work, the latest; nil: there was none
+	leaderTerm atomic.Uint64                   // in which this server leads, 0: it does not
+	leaderCtx  atomic.Pointer[context.Context] // of the latest leader's work; nil: there was none
 	term       atomic.Uint64                   // in force, at least that of the log on disk
 	view       atomic.Pointer[raftStatus]
 	reached    atomic.Pointer[reached]
 	progress   atomic.Pointer[progress]
-	children   errgroup.Group // a write, the carriers of links, the leader's work
+	children   errgroup.Group // a write, the links, the leader's work
 
 	// Owned by run.
 	raft         *raft
 	waiting      []*proposal // appended, in order of their indexes
 	waitingBytes int         // of their data
-	queued       []ready     // for the disk, in order; the first is on its way there
-	turn         uint64      // of the store, when it was last looked at
+	queued       []ready     // for the disk, in order; the first is being written
+	turn         uint64      // of the store, in the last tick
 	turnAge      int         // ticks since then, or since there is something to write
 	applied      uint64
 	own          ownRow
 	stopLeader   context.CancelFunc // ends the leader's work; nil: there is none
 	links        map[linkKey]chan message
-	images       map[position]string // paths of snapshots that are to be installed
-	moved        time.Time           // when this server last led with nothing to commit, or committed something
+	images       map[position]string // files of snapshots to install
+	moved        time.Time           // when something was last committed, or nothing was left to commit
 	committed    uint64              // then
-	writing      time.Time           // when the first of queued went on its way
-	stuck        string              // what was said last of what does not go on
+	writing      time.Time           // when the write of the first of queued began
+	stuck        string              // the problem logged last
 }
 
-// progress says since when the driver's work is what it is; zero times: there
-// is no such work.
+// progress says since when each kind of the driver's work has been waiting; zero times: there is none.
 type progress struct{ round, write, proposal, commit time.Time }
 
-// trouble says in a sentence what has not gone on for too long, "" if all goes on.
+// problem says in a sentence what has made no progress for too long, "" if nothing has.
 func (p progress) problem(now time.Time) string {
 	stuck := func(since time.Time) bool { return !since.IsZero() && now.Sub(since) > stuckAfter }
 	switch {
@@ -1491,8 +1489,8 @@ func (p progress) problem(now time.Time) string {
 	return ""
 }
 
-// newCluster returns a driver for the server whose disk s is, which talks to
-// the others through p. tick is one unit of the protocol's time.
+// newCluster returns a driver for the server whose disk s is, which reaches the other servers through p. tick is one
+// unit of the protocol's time.
 func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Context, uint64) error) (*cluster, error) {
 	own, err := s.own()
 	if err != nil {
@@ -1532,11 +1530,11 @@ func (c *cluster) newRaft(self server, disk saved) *raft {
 
 func (c *cluster) electionTime() time.Duration { return electionTicks * c.tickTime }
 
-// leading reports whether this server leads, and knows all that ever was.
+// leading reports whether this server leads and has applied everything that earlier leaders committed.
 func (c *cluster) leading() bool { return c.leaderTerm.Load() != 0 }
 
-// duty is a context for what is done in the leader's name: it ends with the
-// office, so that no call to a node that does not answer outlasts it.
+// leaderContext is the context for calls in the leader's name. It ends with this server's leadership, so that no call
+// to a node that does not answer outlasts that.
 func (c *cluster) leaderContext() context.Context {
 	if ctx := c.leaderCtx.Load(); ctx != nil {
 		return *ctx
@@ -1544,12 +1542,12 @@ func (c *cluster) leaderContext() context.Context {
 	return context.Background()
 }
 
-// status is what was known a moment ago. Nobody may change it.
+// status is as of the last round of run. It must not be changed.
 func (c *cluster) status() raftStatus { return *c.view.Load() }
 
-// propose has a command logged, committed and applied, and returns what apply
-// said of it; a refusal is an error too. errNotLeader and errBusy: it was not
-// appended. errUnknown: nobody can tell. ctx's error: the caller did not wait.
+// propose has a command logged, committed and applied, and returns the result of applying it; a rejection by apply is
+// an error too. errNotLeader and errBusy: it was not appended. errUnknown: its fate is unknown. ctx's error: the caller
+// did not wait.
 func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	data, err := cmd.encode()
 	if err != nil {
@@ -1578,8 +1576,8 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	}
 }
 
-// format returns the latest format of commands that every voter is known to apply:
-// a leader writes none that one of them would have to stop at.
+// format returns the latest format of commands that every voter is known to apply. A leader writes no other, because a
+// voter would have to stop at it.
 func (c *cluster) format() byte {
 	format := c.store.format
 	for _, v := range c.status().Voters {
@@ -1620,8 +1618,8 @@ func (c *cluster) raise() {
 	}
 }
 
-// tell hands run an event, which it will execute, between two others. If that
-// fails, run ends. An error of tell says that nothing was or will be executed.
+// tell sends run an event, which run executes between two others. If the event returns an error, run ends with it. An
+// error of tell says that the event is not executed.
 func (c *cluster) tell(ctx context.Context, event func() error) error {
 	select {
 	case c.events <- event:
@@ -1643,9 +1641,8 @@ func (c *cluster) call(ctx context.Context, fn func()) error {
 	return err
 }
 
-// handOver passes leadership on, and returns when another leads or this server
-// did not. If nobody has taken over within an election timeout, that is an
-// error, and this server goes on.
+// transferLeadership returns nil once another server leads, or if this one did not lead. If no server has taken over
+// within an election timeout, that is an error, and this server continues to lead.
 func (c *cluster) transferLeadership(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.electionTime())
 	defer cancel()
@@ -1665,8 +1662,8 @@ func (c *cluster) transferLeadership(ctx context.Context) error {
 	return fmt.Errorf("leadership was not handed over: %w", err)
 }
 
-// removeVoter returns when it is committed that the server with that id is no
-// voter. errNotLeader: ask the leader. After any other error it may still become so.
+// removeVoter returns nil once it is committed that the server with that id is not a voter. errNotLeader: ask the
+// leader. After any other error the removal may still be committed.
 func (c *cluster) removeVoter(ctx context.Context, id string) error {
 	var index, term uint64 // of the entry
 	for {
@@ -1697,17 +1694,17 @@ func (c *cluster) removeVoter(ctx context.Context, id string) error {
 	}
 }
 
-// setLeaving tells the protocol whether this server leaves or is about to stop.
+// setLeaving tells the protocol whether this server is leaving or about to stop.
 func (c *cluster) setLeaving(ctx context.Context, leaving bool) error {
 	return c.call(ctx, func() { c.raft.setLeaving(leaving) })
 }
 
-// setLearners tells the protocol which servers wish to be voters.
+// setLearners tells the protocol which servers want to be voters.
 func (c *cluster) setLearners(ctx context.Context, list []server) error {
 	return c.tell(ctx, func() error { c.raft.setLearners(list); return nil })
 }
 
-// pause waits, or returns ctx's error.
+// pause waits for d, or returns ctx's error.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -1719,8 +1716,8 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// run drives the protocol until ctx ends, the disk fails, or the leader's work
-// does. Whoever waits in propose is answered.
+// run drives the protocol until ctx ends, the disk fails, or the leader's work fails. Every caller of propose gets an
+// answer.
 func (c *cluster) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	err := c.drive(ctx)
@@ -1731,8 +1728,7 @@ func (c *cluster) run(ctx context.Context) error {
 	return errors.Join(err, c.children.Wait(), removeSnapshots(c.plane.cfg.Dir))
 }
 
-// drive is the loop of run. What has gathered while it was at work goes in one
-// write and one append.
+// drive is the loop of run. Events that arrive during one round share the next write and append.
 func (c *cluster) drive(ctx context.Context) error {
 	ticker := time.NewTicker(c.tickTime)
 	defer ticker.Stop()
@@ -1762,7 +1758,7 @@ func (c *cluster) drive(ctx context.Context) error {
 	}
 }
 
-// waitingEvent returns an event that waits, if there is one, behind n others.
+// waitingEvent returns the next event if one is waiting, but no more than gatherMax in a round.
 func (c *cluster) waitingEvent(n int) func() error {
 	if n == gatherMax {
 		return nil
@@ -1775,18 +1771,18 @@ func (c *cluster) waitingEvent(n int) func() error {
 	}
 }
 
-// noticePause tells the protocol if the loop has not come round for an election
-// timeout. Nobody can have taken over meanwhile from a server that is alone.
+// noticePause tells the protocol if the loop did not run for an election timeout. A sole voter ignores that, because
+// nobody can have replaced it.
 func (c *cluster) noticePause(last, now time.Time) time.Time {
 	if gap := stoodStill(last, now, c.electionTime()); gap > 0 && len(c.raft.status().Voters) > 1 {
-		c.log.Warn("this server stood still; it looks for the leader anew", "gap", gap)
+		c.log.Warn("this server was paused; it waits for the leader again", "gap", gap)
 		c.raft.stalled()
 	}
 	return now
 }
 
-// noticeStuck notes since when what is under way has not gone on, whatever
-// keeps it: what is large may not reach the others, or a disk may hang.
+// noticeStuck records since when work has made no progress, whatever the cause: a disk may hang, or large messages may
+// not reach the other servers.
 func (c *cluster) noticeStuck(now time.Time) {
 	st := c.raft.status()
 	if !st.Leading || st.Commit == st.Last || st.Commit != c.committed {
@@ -1808,8 +1804,8 @@ func (c *cluster) noticeStuck(now time.Time) {
 	}
 }
 
-// health says why reads or writes fail on this server, and what else is wrong,
-// each in a sentence that says what to do. It asks nobody who may be stuck.
+// health returns why reads or writes fail on this server, and what else is wrong, each with its remedy. It waits for
+// nothing that may be stuck.
 func (c *cluster) health() (problems, warnings []string) {
 	problems, warnings = c.plane.health()
 	if stuck := c.progress.Load().problem(time.Now()); stuck != "" {
@@ -1821,9 +1817,8 @@ func (c *cluster) health() (problems, warnings []string) {
 	return problems, warnings
 }
 
-// stoodStill returns how long a loop did not come round, because the process or
-// the machine stood still, if that is at least limit: by the monotonic clock,
-// or by the other one, which a suspended machine does not stop.
+// stoodStill returns how long a loop did not run because the process or the machine was paused, if that is at least
+// limit. It takes the larger of the monotonic and the wall clock: a suspended machine stops the first.
 func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
 	gap := max(now.Sub(last), now.Round(0).Sub(last.Round(0)))
 	if gap < limit {
@@ -1832,8 +1827,8 @@ func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
 	return gap
 }
 
-// publish shows others what this server knows now. The term is out before an
-// entry of a later leader can be written: see fill.
+// publish shows other goroutines the current state. The term is visible before an entry of a later leader can be
+// written: see fill.
 func (c *cluster) publish() {
 	st := c.raft.status()
 	c.term.Store(st.Term)
@@ -1841,23 +1836,21 @@ func (c *cluster) publish() {
 	c.view.Store(&st)
 }
 
-// takesPart reports whether the protocol concerns this server: one that belongs
-// to no cluster has none, and one whose data directory another live process has
-// a copy of must not vote.
+// takesPart reports whether this server takes part in the protocol. A server without a cluster does not, nor one whose
+// data directory was copied to another live process: it must not vote.
 func (c *cluster) takesPart() bool { return c.own.Cluster != "" && c.plane.admitted.Load() }
 
 func (c *cluster) tick() error {
 	if c.takesPart() {
-		c.raft.setWriterStuck(c.writerStuck() || c.store.halted.Load()) // who cannot apply must not lead either
+		c.raft.setWriterStuck(c.writerStuck() || c.store.halted.Load()) // a server that cannot apply must not lead
 		c.raft.tick()
 	}
 	return nil
 }
 
-// writerHangs reports whether one durable write has taken an election timeout,
-// or any other transaction so long that people are told. What is to be applied
-// may take its time: it comes in many transactions, and is no slow disk. It
-// counts ticks, and is called once in each.
+// writerStuck reports whether one durable write has taken an election timeout, or any other transaction so long that
+// /health reports it. Applying may take longer, because it uses many transactions. It counts ticks, so it must be
+// called once in each.
 func (c *cluster) writerStuck() bool {
 	if turn := c.store.turn.Load(); turn != c.turn || len(c.queued) == 0 {
 		c.turn, c.turnAge = turn, 0
@@ -1869,9 +1862,8 @@ func (c *cluster) writerStuck() bool {
 	return c.turnAge > int(stuckAfter/tickTime)
 }
 
-// append gives the protocol a proposal. Between two offices nobody may wait: who
-// did, of a term that ends before its office begins, would be in the way of all
-// who come after.
+// append proposes a command. It refuses proposals until the leader's work runs: one left over from an earlier term
+// would block those after it.
 func (c *cluster) append(p *proposal) {
 	var index uint64
 	var err error
@@ -1892,10 +1884,9 @@ func (c *cluster) append(p *proposal) {
 	c.waitingBytes += len(p.data)
 }
 
-// receive takes what a server of a cluster sent. Only messages of this server's
-// own cluster reach the protocol; one that belongs to none joins the first
-// leader's. image is the path of the snapshot that the message announces, and
-// is the driver's to remove.
+// receive handles messages of a peer. Only messages of this server's own cluster reach the protocol; a server that
+// belongs to no cluster joins that of the first leader it hears. image is the path of the snapshot that the message
+// announces, and the driver removes it.
 func (c *cluster) receive(cluster string, messages []message, image string) error {
 	if err := c.adopt(cluster, messages); err != nil {
 		return err
@@ -1905,7 +1896,7 @@ func (c *cluster) receive(cluster string, messages []message, image string) erro
 		if !taken {
 			break
 		}
-		err := errMalformed // a snapshot that nobody has sent
+		err := errMalformed // a snapshot without its file, or a file without a snapshot
 		if (m.Kind == msgSnapshot) == (image != "") {
 			err = c.raft.step(m)
 		}
@@ -1926,8 +1917,8 @@ func (c *cluster) receive(cluster string, messages []message, image string) erro
 	return os.Remove(image)
 }
 
-// adopt writes down that a leader takes this server into its cluster. A server
-// that has accepted a list of founders is bound to their cluster.
+// adopt writes down that this server joins its leader's cluster. A server that has accepted a list of founders can only
+// join their cluster.
 func (c *cluster) adopt(cluster string, messages []message) error {
 	leader := slices.ContainsFunc(messages, func(m message) bool {
 		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
@@ -1938,7 +1929,7 @@ func (c *cluster) adopt(cluster string, messages []message) error {
 	return c.enlist(enlistment{Cluster: cluster})
 }
 
-// accept binds this server to a list of founders, once in its life.
+// accept makes this server accept a list of founders, once in its life.
 func (c *cluster) accept(list *founders) error {
 	if c.own.Accepted != nil || c.own.Cluster != "" {
 		return nil
@@ -1946,9 +1937,8 @@ func (c *cluster) accept(list *founders) error {
 	return c.enlist(enlistment{Accept: list})
 }
 
-// found makes this server a member of the cluster whose founders have all
-// accepted the list. Each writes the same first entry. A server that was
-// restored from a backup has a log already, which goes on; it founds alone.
+// found makes this server a member of the cluster whose founders have all accepted the list. Each writes the same first
+// entry. A server that was restored from a backup keeps its log and continues it; it founds alone.
 func (c *cluster) found(list *founders) error {
 	if c.own.Cluster != "" {
 		return nil
@@ -1969,8 +1959,8 @@ func (c *cluster) found(list *founders) error {
 	return err
 }
 
-// enlist writes an enlistment at once: until a server belongs to a cluster there
-// is nothing else to write, and the protocol has nothing to miss.
+// enlist writes an enlistment in run's own goroutine: until a server belongs to a cluster there is nothing else to
+// write, and the protocol misses nothing.
 func (c *cluster) enlist(e enlistment) error {
 	if err := c.store.enlist(e); err != nil {
 		return diskFailed(err)
@@ -2073,7 +2063,7 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	return nil
 }
 
-// removeInstalled removes the snapshots that end at index or before.
+// removeInstalled removes the files of the snapshots that end at index or before.
 func (c *cluster) removeInstalled(index uint64) error {
 	for at, path := range c.images {
 		if at.Index > index {
@@ -2087,16 +2077,16 @@ func (c *cluster) removeInstalled(index uint64) error {
 	return nil
 }
 
-// takeOffice starts the leader's work once this server leads and its own first
-// entry is applied, and ends it when it does not lead any more.
+// updateLeadership starts the leader's work once this server leads and has applied its first entry, and ends the work
+// when it leads no longer.
 func (c *cluster) updateLeadership(ctx context.Context) {
 	st := c.raft.status()
-	switch office := c.leaderTerm.Load(); {
-	case office != 0 && (!st.Leading || st.Term != office):
-		c.log.Info("this server leads no more", "term", office, "leader", st.Leader.Name)
+	switch term := c.leaderTerm.Load(); {
+	case term != 0 && (!st.Leading || st.Term != term):
+		c.log.Info("this server is no longer the leader", "term", term, "leader", st.Leader.Name)
 		c.stopLeading()
-	case office == 0 && c.stopLeader == nil && st.mayAct(c.applied):
-		c.log.Info("this server leads", "term", st.Term)
+	case term == 0 && c.stopLeader == nil && st.mayAct(c.applied):
+		c.log.Info("this server is the leader", "term", st.Term)
 		ctx, cancel := context.WithCancel(ctx)
 		c.stopLeader = cancel
 		c.leaderCtx.Store(&ctx)
@@ -2111,8 +2101,7 @@ func (c *cluster) updateLeadership(ctx context.Context) {
 	}
 }
 
-// resign ends the leader's work. Nobody can tell any more what becomes of what
-// is under way.
+// stopLeading ends the leader's work. The fate of proposals in progress is unknown to this server.
 func (c *cluster) stopLeading() {
 	c.leaderTerm.Store(0)
 	if c.stopLeader != nil {
@@ -2127,15 +2116,14 @@ func (c *cluster) stopLeading() {
 // Messages between servers
 
 const (
-	quickQueueMax  = 64               // heartbeats and answers: older than a few seconds they are of no use
-	bulkQueueMax   = 8                // appends with entries: the protocol has one under way
+	quickQueueMax  = 64               // heartbeats and replies: useless after a few seconds
+	bulkQueueMax   = 8                // appends with entries: the protocol has one in flight
 	linkIdleTime   = time.Minute      // after which a link ends
 	imageBytesMax  = int64(64 << 30)  // of a snapshot
-	imageChunkTime = 30 * time.Second // for the next part of a snapshot or an output
+	imageChunkTime = 30 * time.Second // for each part of a snapshot or an output
 )
 
-// linkKey names one of the two links to a server. What is large has its own,
-// so that it never delays a heartbeat.
+// linkKey names one of the two links to a server. Large messages have their own, so that they never delay a heartbeat.
 type linkKey struct {
 	to   server
 	bulk bool
@@ -2146,8 +2134,7 @@ func (m *message) isBulk() bool {
 	return m.Kind == msgSnapshot || m.Kind == msgAppend && m.Last > m.Prev.Index
 }
 
-// send puts messages on their links. What does not fit is dropped; the
-// protocol says it again.
+// send queues messages on their links. It drops a message if the queue is full; the protocol sends another.
 func (c *cluster) send(ctx context.Context, messages []message) {
 	for _, m := range messages {
 		select {
@@ -2159,7 +2146,7 @@ func (c *cluster) send(ctx context.Context, messages []message) {
 	}
 }
 
-// link returns the queue of a link, and begins to carry what it will hold.
+// link returns the queue of a link, and starts its goroutine if there is none.
 func (c *cluster) link(ctx context.Context, k linkKey) chan<- message {
 	if c.links[k] == nil {
 		queue := make(chan message, quickQueueMax)
@@ -2172,8 +2159,8 @@ func (c *cluster) link(ctx context.Context, k linkKey) chan<- message {
 	return c.links[k]
 }
 
-// carry brings messages to a server, in order, until ctx ends or there was none
-// for linkIdleTime: servers are replaced, and their links must not stay.
+// runLink sends messages to a server, in order, until ctx ends or there was none for linkIdleTime: servers are
+// replaced, and their links must not remain.
 func (c *cluster) runLink(ctx context.Context, k linkKey, queue <-chan message) {
 	to, idle := k.to, time.NewTimer(linkIdleTime)
 	defer idle.Stop()
@@ -2193,20 +2180,20 @@ func (c *cluster) runLink(ctx context.Context, k linkKey, queue <-chan message) 
 		case m := <-queue:
 			end, err := c.deliver(ctx, m, queue)
 			if err != nil && ctx.Err() == nil {
-				level := slog.LevelDebug // what is small is said again at once
+				level := slog.LevelDebug // another small message follows soon
 				if m.Kind == msgSnapshot {
 					level = slog.LevelWarn
 				}
-				c.log.Log(ctx, level, "a message to another server did not get through", "server", to.Name, "snapshot", m.Kind == msgSnapshot, "err", err)
+				c.log.Log(ctx, level, "a message was not delivered to another server", "server", to.Name, "snapshot", m.Kind == msgSnapshot, "err", err)
 			}
 			if m.isBulk() {
-				c.tell(ctx, func() error { c.reportDelivery(m, end, err); return nil }) // an error only says that the driver ends
+				c.tell(ctx, func() error { c.reportDelivery(m, end, err); return nil }) // fails only if the driver ends
 			}
 		}
 	}
 }
 
-// landed tells the protocol what became of what is large.
+// reportDelivery tells the protocol whether a large message was delivered.
 func (c *cluster) reportDelivery(m message, end uint64, err error) {
 	if err != nil {
 		c.raft.undelivered(m.To.ID, m.Number)
@@ -2215,9 +2202,9 @@ func (c *cluster) reportDelivery(m message, end uint64, err error) {
 	}
 }
 
-// deliver sends a message; with a small one go those that wait behind it. It
-// returns the last entry that a large one brought.
-func (c *cluster) deliver(ctx context.Context, m message, behind <-chan message) (end uint64, err error) {
+// deliver sends a message. A small one takes along those that wait in the queue. It returns the last entry that a large
+// one carried.
+func (c *cluster) deliver(ctx context.Context, m message, queue <-chan message) (end uint64, err error) {
 	to, ok := c.plane.byID(m.To.ID)
 	if !ok {
 		return 0, errNoAddress
@@ -2236,17 +2223,16 @@ func (c *cluster) deliver(ctx context.Context, m message, behind <-chan message)
 		}
 		return m.Prev.Index + uint64(len(batch[0].Entries)), c.upload(ctx, to, "/raft", io.NopCloser(bytes.NewReader(data)), int64(len(data)), "")
 	}
-	for len(behind) > 0 && len(batch) < quickQueueMax {
-		batch = append(batch, <-behind)
+	for len(queue) > 0 && len(batch) < quickQueueMax {
+		batch = append(batch, <-queue)
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.electionTime())
 	defer cancel()
 	return 0, c.plane.exchange(ctx, c.plane.beats, to, "/raft", batch, &none{})
 }
 
-// fill reads the entries that an append is to carry, if the protocol left that
-// to us. An error says that they are not there any more: they were trimmed, or
-// this server has heard of a later term, whose leader may have replaced them.
+// fill reads the entries of an append, if the protocol left that to the driver. errOutdated: they were trimmed, or this
+// server knows a later term, whose leader may have replaced them.
 func (c *cluster) fill(m *message) error {
 	if len(m.Entries) > 0 {
 		return nil
@@ -2266,13 +2252,13 @@ func (c *cluster) fill(m *message) error {
 	return nil
 }
 
-// takeMessages is where the messages of peers come in.
+// takeMessages serves the messages of peers.
 func (c *cluster) takeMessages(ctx context.Context, messages []message) (none, error) {
 	return none{}, c.take(ctx, messages, "")
 }
 
-// take hands the driver what a peer sent: messages, or one that announces the
-// snapshot in the file image. After an error the file is the caller's.
+// take passes a peer's messages to the driver, or one that announces the snapshot in the file image. After an error the
+// caller still owns the file.
 func (c *cluster) take(ctx context.Context, messages []message, image string) error {
 	from, _ := forwardedFrom(ctx)
 	if own := c.plane.clusterID(); from.cluster == "" || own != "" && own != from.cluster {
@@ -2283,8 +2269,7 @@ func (c *cluster) take(ctx context.Context, messages []message, image string) er
 
 // Snapshots
 
-// sendSnapshot sends a follower a copy of this server's state, behind the message
-// that names it.
+// sendSnapshot sends a follower a copy of this server's state, in a request whose header has the message.
 func (c *cluster) sendSnapshot(ctx context.Context, to record, m message) (end uint64, err error) {
 	if c.term.Load() != m.Term {
 		return 0, errOutdated
@@ -2303,12 +2288,11 @@ func (c *cluster) sendSnapshot(ctx context.Context, to record, m message) (end u
 	if err != nil {
 		return 0, err
 	}
-	c.log.Info("sending a snapshot to a server that is far behind", "server", to.Name, "bytes", info.Size(), "index", snap.Index)
+	c.log.Info("sending a snapshot to a server whose log is too old", "server", to.Name, "bytes", info.Size(), "index", snap.Index)
 	return snap.Index, c.upload(ctx, to, "/snapshot", file, info.Size(), string(head))
 }
 
-// upload sends another server what is large. It may take as long as it likes, but
-// each part has its time only.
+// upload sends a large body to another server. The whole has no deadline, but each part has.
 func (c *cluster) upload(ctx context.Context, to record, path string, body io.ReadCloser, size int64, head string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -2323,7 +2307,7 @@ func (c *cluster) upload(ctx context.Context, to record, path string, body io.Re
 	return answerTo(c.plane.beats, r, &none{})
 }
 
-// receiveSnapshot receives a snapshot into a file and hands it to the driver.
+// receiveSnapshot receives a snapshot into a file and passes it to the driver.
 func (c *cluster) receiveSnapshot(w http.ResponseWriter, r *http.Request) error {
 	var m message
 	err := json.Unmarshal([]byte(r.Header.Get(headerMessage)), &m)
@@ -2343,8 +2327,8 @@ func (c *cluster) receiveSnapshot(w http.ResponseWriter, r *http.Request) error 
 	return writeJSON(w, none{})
 }
 
-// writeSnapshotFile writes a snapshot to a file, and looks whether it is what the
-// message says. The path is to be removed even if there is an error.
+// writeSnapshotFile writes a snapshot to a file, and checks that it is the one that the message announces. The caller
+// removes the file even after an error.
 func (c *cluster) writeSnapshotFile(body io.Reader, m message) (path string, err error) {
 	file, err := os.CreateTemp(c.plane.cfg.Dir, snapshotPattern)
 	if err != nil {
@@ -2361,7 +2345,7 @@ func (c *cluster) writeSnapshotFile(body io.Reader, m message) (path string, err
 	return file.Name(), err
 }
 
-// patientReader reads a long body: it gives each part its time.
+// patientReader reads a long body, with a deadline for each part.
 type patientReader struct {
 	io.ReadCloser
 	extend func() error // called before each part
@@ -2374,8 +2358,8 @@ func (p *patientReader) Read(b []byte) (int, error) {
 	return p.ReadCloser.Read(b)
 }
 
-// patientBody is the body of a request that may be long, where the server's
-// limits are for the whole. The answer has its time from the last part on.
+// patientBody is the body of a request that may be long, where the server's deadlines are for the whole. The response
+// has its time from the last part on.
 func patientBody(w http.ResponseWriter, r *http.Request) *patientReader {
 	control := http.NewResponseController(w)
 	return &patientReader{r.Body, func() error {
@@ -2396,8 +2380,8 @@ const (
 	planeIdleTime       = 2 * time.Minute  // of a kept-alive connection
 	planeBeatsPerNode   = 8                // more than the heartbeat and the two links to one node ever need, dials that were given up included
 	planeConnsPerNode   = 16               // of calls to one node; more wait for each other
-	planeStreamsPerNode = 1_000            // of requests passed on and outputs that are followed, which may take for ever
-	uploadsMax          = 500              // of requests passed on whose bodies are incomplete
+	planeStreamsPerNode = 1_000            // of forwarded requests and followed outputs, which may last for ever
+	uploadsMax          = 500              // of forwarded requests whose bodies are incomplete
 	dialTimeout         = 2 * time.Second  // includes the handshake
 	callTimeout         = 5 * time.Second  // of a call that a node answers from memory
 	leaderTimeout       = 10 * time.Second // of one that the leader answers when it is committed
@@ -2411,12 +2395,12 @@ var (
 	errFormat        = errors.New("a format that this version does not know; run the same version on all nodes")
 	errForeign       = errors.New("a message of another cluster")
 	errNoAddress     = errors.New("no node of that name or id is known")
-	errOutdated      = errors.New("what was to be sent was trimmed from the log, or is of an earlier term")
+	errOutdated      = errors.New("the entries to send were trimmed from the log, or are of an earlier term")
 	errOtherKey      = errors.New("the other node has another cluster key")
 	errIdentityTaken = errors.New("the name or the id of this node is another's")
 	errOwnAddress    = errors.New("the address is this node's own")
 	errShortKey      = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
-	errOversized     = errors.New("a call of more bytes than it may have")
+	errOversized     = errors.New("the call is larger than allowed")
 
 	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
 	// nothing: it said so, or no connection to it came about. After all others nobody can tell.
@@ -2432,8 +2416,7 @@ var refusalCodes = map[string]error{
 	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer, "identity-taken": errIdentityTaken, "too_large": errOversized,
 }
 
-// A nodeRefusal is why a node has not done what was asked: one of refusalCodes, and
-// a sentence of that node.
+// A nodeRefusal is why a node has not done what it was asked: one of refusalCodes, and that node's sentence.
 type nodeRefusal struct {
 	code error
 	text string
@@ -2442,7 +2425,7 @@ type nodeRefusal struct {
 func (r nodeRefusal) Error() string   { return r.text }
 func (r nodeRefusal) Unwrap() []error { return []error{errRefused, r.code} }
 
-// refusalCode returns how an error travels, "" if it is none of them.
+// refusalCode returns the code of an error in a response, "" if it has none.
 func refusalCode(err error) string {
 	for code, e := range refusalCodes {
 		if errors.Is(err, e) {
@@ -2522,7 +2505,7 @@ type record struct {
 	Clock       int64 // Unix nanoseconds when the heartbeat was sent
 
 	// Of a server that belongs to no cluster.
-	Expect   int       // servers that found the cluster together, 0: it waits to be taken in
+	Expect   int       // servers that found the cluster together, 0: it waits to join one
 	Empty    bool      // its database holds nothing
 	Accepted *founders // nil: none
 }
@@ -2532,7 +2515,7 @@ const (
 	memberAlive   = 1
 	memberLeaving = 2
 	memberLeft    = 3
-	memberFailed  = 4 // nobody says that of itself
+	memberFailed  = 4 // no node says that of itself
 )
 
 const (
@@ -2549,25 +2532,24 @@ const (
 	ownWordBeats  = 3               // heartbeats for which a node's own word keeps out what others say of it
 )
 
-// A contact is a record and when its node was last heard, by this node or by
-// one that told of it.
+// A contact is a record and when its node was last heard, by this node or by one that reported it.
 type contact struct {
 	record
-	Age   time.Duration // when it is told of: since it was heard. Ages need no common clock
+	Age   time.Duration // in a heartbeat: since it was heard. Ages need no common clock
 	heard time.Time
 	tried time.Time     // when it was last sent a heartbeat, if it was not heard since
-	self  time.Time     // when it said so itself; zero: this is hearsay
-	skew  time.Duration // of its clock behind this node's, more or less
+	self  time.Time     // when it said so itself; zero: another node reported it
+	skew  time.Duration // about how far its clock is behind this node's
 }
 
-// A heartbeat is a heartbeat, and the answer to one.
+// gossip is the content of a heartbeat and of the response to it.
 type gossip struct {
 	From   record
 	Others []contact
 }
 
-// plane is a node's side towards the other nodes: the listener, the table of
-// members and the calls. Its methods may be called by anybody.
+// plane is a node's connection to the other nodes: the listener, the table of members, and the calls. Anybody may call
+// its methods.
 type plane struct {
 	cfg      planeConfig
 	log      *slog.Logger
@@ -2576,14 +2558,14 @@ type plane struct {
 	listener net.Listener
 	tls      *tls.Config // fixed
 	calls    *http.Client
-	streams  *http.Client // for what may take long, so that it never keeps a call from its connection
+	streams  *http.Client // for what may take long, so that no call waits for it
 	beats    *http.Client // for heartbeats and links, which must not wait for either
 	refused  counters     // fixed
 	uploads  uploads
-	admitted atomic.Bool   // nobody has said that this node's name or id is another's
+	admitted atomic.Bool   // this node's name and id are its own
 	hurry    chan struct{} // the next heartbeat is due now; holds one
 	written  []string      // owned by heartbeatLoop: what the file of peers says
-	clashed  bool          // owned by heartbeatLoop: somebody said that this node's name or id is another's, and nobody else since
+	clashed  bool          // owned by heartbeatLoop: the last responses said that this node's name or id is in use
 
 	mu             sync.Mutex
 	wrongKeyLogged time.Time           // guarded by mu: when the log said last that a node with another key had called
@@ -2593,7 +2575,7 @@ type plane struct {
 	unmet          []string            // guarded by mu: addresses of --join and --retry-join at which nobody has answered yet
 }
 
-// newPlane listens on the cluster plane. Nothing is served until run.
+// newPlane listens on the cluster plane. It serves nothing until run.
 func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
 	p := &plane{cfg: cfg, hooks: hooks, log: log, hurry: make(chan struct{}, 1), refused: newCounters(),
 		known: map[string]*contact{}, problems: map[string]string{}, unmet: slices.Clone(cfg.Join)}
@@ -2633,8 +2615,7 @@ func (p *plane) attach(c *cluster, own ownRow) {
 	p.setOwn(own)
 }
 
-// setOwn notes what stands on the node's disk about itself, and tells the others
-// soon.
+// setOwn updates what this node says of itself from its disk, and sends a heartbeat soon.
 func (p *plane) setOwn(own ownRow) {
 	p.mu.Lock()
 	p.self.Cluster, p.self.Accepted, p.self.Empty = own.Cluster, own.Accepted, own.Empty
@@ -2649,8 +2630,8 @@ func (p *plane) heartbeatSoon() {
 	}
 }
 
-// reachable turns a listener's address into one that others can use: on all
-// addresses means on the first that is not loopback.
+// reachable turns a listener's address into one that other nodes can use. For all addresses, that is the first one that
+// is not loopback.
 func reachable(addr string) (string, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -2706,7 +2687,7 @@ func clusterTLS(key []byte) (*tls.Config, error) {
 }
 
 // noticeKey counts and logs a node that calls with another key. That node finds out first, in the handshake, and hangs
-// up, so without this the people of this side would never hear of it. It never fails.
+// up, so without this nobody on this side would hear of it. It never fails.
 func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !slices.ContainsFunc(hello.SupportedProtos, func(proto string) bool {
 		return strings.HasPrefix(proto, keyProto) && !slices.Contains(p.tls.NextProtos, proto)
@@ -2774,8 +2755,7 @@ func (p *plane) newClient(conns int) *http.Client {
 	}}}
 }
 
-// transport is one whose errors wrap errRefused if the other node cannot have
-// seen the request.
+// transport wraps errRefused in an error if the other node cannot have seen the request.
 type transport struct{ *http.Transport }
 
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -2809,8 +2789,7 @@ func (p *plane) run(ctx context.Context) error {
 
 // Members
 
-// heartbeatLoop sends heartbeats. If leaving was called before ctx ends, a last one
-// says good-bye.
+// heartbeatLoop sends heartbeats. If leaving was called before ctx ends, a last one says that the node has left.
 func (p *plane) heartbeatLoop(ctx context.Context) error {
 	ticker := time.NewTicker(p.cfg.BeatTime)
 	defer ticker.Stop()
@@ -2858,7 +2837,7 @@ type joining struct {
 	done  bool // one has answered
 }
 
-// due returns the addresses that are to be tried at now.
+// due returns the addresses to try at now.
 func (j *joining) due(now time.Time) []string {
 	if !j.last.IsZero() && now.Sub(j.last) < j.pause {
 		return nil
@@ -2868,8 +2847,7 @@ func (j *joining) due(now time.Time) []string {
 	return slices.Clone(j.addrs)
 }
 
-// note takes how many nodes answered, and why one refused this node, "" if none
-// did. Its error ends the node.
+// note records how many nodes answered, and why one refused this node, "" if none did. Its error ends the node.
 func (j *joining) note(answered int, refusal string) error {
 	j.done = j.done || answered > 0
 	switch {
@@ -2881,9 +2859,8 @@ func (j *joining) note(answered int, refusal string) error {
 	return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or use --retry-join with a larger --retry-max", strings.Join(j.addrs, ", "))
 }
 
-// beat sends a heartbeat to every known server and to addrs, and waits for the
-// answers. It returns how many came, why somebody said that this node's name
-// or id is another's, and why somebody refused it for that or another reason.
+// sendHeartbeats sends a heartbeat to every known server and to addrs, and waits for the responses. It returns how many
+// nodes responded, why one said that this node's name or id is in use, and why one refused this node for any reason.
 func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered int, clash, refusal string) {
 	p.mu.Lock()
 	p.self.Beat++
@@ -2933,16 +2910,14 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 	return answered, clash, refusal
 }
 
-// met notes that the node at an address of --join or --retry-join has answered, or
-// is this one.
+// met records that the node at an address of --join or --retry-join has responded, or is this one.
 func (p *plane) met(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.unmet = slices.DeleteFunc(p.unmet, func(a string) bool { return a == addr })
 }
 
-// unmetNode returns an address of --join or --retry-join at which nobody has
-// answered, "" if there is none.
+// unmetNode returns an address of --join or --retry-join from which no node has responded, "" if there is none.
 func (p *plane) unmetNode() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -2954,16 +2929,15 @@ func (p *plane) unmetNode() string {
 	return ""
 }
 
-// needs reports whether a node belongs to no cluster, and has tried an address of
-// --join or --retry-join for so long that somebody should know.
+// needs reports whether this node belongs to no cluster and has tried an address of --join or --retry-join so often
+// that the operator should know.
 func (p *plane) needs(addr string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.self.Cluster == "" && p.self.Beat > silentBeats && slices.Contains(p.cfg.Join, addr)
 }
 
-// targetsLocked returns where a heartbeat goes, sorted. A server that counts as
-// failed is tried the more rarely the longer it has been silent.
+// targetsLocked returns where heartbeats go, sorted. A failed server is tried less often the longer it has been silent.
 func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
 	var list []string
 	for _, c := range p.known {
@@ -2977,12 +2951,11 @@ func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
 	return slices.Compact(list)
 }
 
-// gossipLocked is what this node says now. Only servers hear of all the
-// others: a thousand agents need not know each other. Of those that are silent
-// they hear now and then.
+// gossipLocked returns the content of a heartbeat. Only servers hear of all other nodes: a thousand agents need not
+// know each other. Silent nodes are mentioned only now and then.
 func (p *plane) gossipLocked(all bool, now time.Time) gossip {
 	g, size := gossip{From: p.self}, 0
-	for _, c := range p.known { // in another order each time: who finds no room now is told of later
+	for _, c := range p.known { // in random order: a node that does not fit now is mentioned later
 		if size += recordBytes(&c.record); size > gossipBytesMax/2 {
 			break
 		}
@@ -2997,7 +2970,7 @@ func (p *plane) silentLocked(c *contact, now time.Time) bool {
 	return now.Sub(c.heard) > silentBeats*p.cfg.BeatTime
 }
 
-// recordBytes is about what a record takes in a greeting.
+// recordBytes is about the size of a record in a heartbeat.
 func recordBytes(r *record) int {
 	n := 512
 	for k, v := range r.Tags {
@@ -3006,7 +2979,7 @@ func recordBytes(r *record) int {
 	return n
 }
 
-// greet sends a heartbeat to an address and learns from the answer.
+// sendHeartbeat sends a heartbeat to an address and learns from the response.
 func (p *plane) sendHeartbeat(ctx context.Context, addr string, g gossip) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
@@ -3021,7 +2994,7 @@ func (p *plane) sendHeartbeat(ctx context.Context, addr string, g gossip) error 
 	return nil
 }
 
-// learn takes what another node has said.
+// learn updates the table of members with what another node has said.
 func (p *plane) learn(g gossip) {
 	now := time.Now()
 	p.mu.Lock()
@@ -3032,11 +3005,9 @@ func (p *plane) learn(g gossip) {
 	}
 }
 
-// hearLocked takes note of a node that was heard a while ago. A heartbeat
-// counts once, by whatever way it comes. Of two processes of one node, and of
-// two nodes of one name, the one that was heard last counts: the other is gone,
-// or reject would have kept this one out. What a node says itself wins over what
-// others say of it, for as long as it can be heard.
+// noteLocked updates the table with a node that was heard some time ago. A heartbeat counts once, however it arrives.
+// Of two processes of one node, and of two nodes of one name, the one heard last counts: the other is gone, or reject
+// would have refused this one. A node's own word overrides what others say of it, for as long as it can be heard.
 func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Time) {
 	heard := now.Add(-age)
 	if !r.valid() || r.foreignTo(&p.self) || r.ID == p.self.ID || r.Name == p.self.Name || age > forgetAfter || !r.Server && !p.cfg.Server {
@@ -3072,8 +3043,8 @@ func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Ti
 	p.known[r.ID] = c
 }
 
-// makeRoomLocked reports whether one more node can be known. Where there are too
-// many, the one that has been gone for longest is forgotten.
+// makeRoomLocked reports whether one more node fits into the table. If it is full, the node that has been gone for
+// longest is removed.
 func (p *plane) makeRoomLocked(now time.Time) bool {
 	if len(p.known) < membersMax {
 		return true
@@ -3126,7 +3097,7 @@ func (p *plane) statusLocked(c *contact, now time.Time) int {
 	return c.Status
 }
 
-// answerHeartbeat answers a heartbeat.
+// answerHeartbeat serves a heartbeat.
 func (p *plane) answerHeartbeat(ctx context.Context, g gossip) (gossip, error) {
 	if !g.From.valid() || len(g.Others) > membersMax {
 		return gossip{}, errMalformed
@@ -3140,8 +3111,7 @@ func (p *plane) answerHeartbeat(ctx context.Context, g gossip) (gossip, error) {
 	return p.gossipLocked(g.From.Server, time.Now()), nil
 }
 
-// reject says why a node that presents itself is not taken: it is of another
-// cluster, or its name or its id is a live node's.
+// reject returns why a node is refused: it is of another cluster, or its name or id belongs to a live node.
 func (p *plane) reject(ctx context.Context, r record) error {
 	p.mu.Lock()
 	self, now := p.self, time.Now()
@@ -3167,9 +3137,8 @@ func (p *plane) reject(ctx context.Context, r record) error {
 	return nil
 }
 
-// isAlive asks a process that was alive a moment ago whether it still is. A
-// node that starts again, perhaps elsewhere, need not wait until the one that
-// it was counts as failed.
+// isAlive asks a process that was alive a moment ago whether it still is. So a node that is restarted, perhaps
+// elsewhere, need not wait until its previous process counts as failed.
 func (p *plane) isAlive(ctx context.Context, r record) bool {
 	if r.Incarnation == p.cfg.Incarnation {
 		return true
@@ -3214,19 +3183,19 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 		err = p.server.setLearners(ctx, learners(self, servers))
 	}
 	if ctx.Err() != nil || errors.Is(err, errStopping) {
-		return nil // this node stops
+		return nil // this node is stopping
 	}
 	return err
 }
 
-// forget drops who was not heard for a day.
+// forget removes nodes that were not heard for a day.
 func (p *plane) forget(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	maps.DeleteFunc(p.known, func(_ string, c *contact) bool { return now.Sub(c.heard) > forgetAfter })
 }
 
-// clockProblem says which server's clock differs from this node's, "" for none.
+// clockProblem says which server's clock differs from this node's, "" if none does.
 func (p *plane) clockProblem() string {
 	for _, c := range p.all() {
 		if c.Server && c.Status == memberAlive && c.skew.Abs() > clockSkewMax {
@@ -3236,8 +3205,8 @@ func (p *plane) clockProblem() string {
 	return ""
 }
 
-// learners are the servers that wish to be voters: live ones of this cluster,
-// and new ones. One that was restored from a backup has a history of its own.
+// learners returns the servers that want to be voters: live ones of this cluster, and new ones. One that was restored
+// from a backup has a log of its own.
 func learners(self record, servers []record) []server {
 	var list []server
 	for _, r := range servers {
@@ -3248,8 +3217,7 @@ func learners(self record, servers []record) []server {
 	return list
 }
 
-// joinCluster binds an agent to the first cluster that it meets: what it runs is
-// named by numbers of that cluster.
+// joinCluster binds an agent to the first cluster that it meets, because execution ids are unique only in one cluster.
 func (p *plane) joinCluster() error {
 	servers := p.servers()
 	i := slices.IndexFunc(servers, func(r record) bool { return r.Cluster != "" })
@@ -3263,7 +3231,7 @@ func (p *plane) joinCluster() error {
 	return nil
 }
 
-// readPeers returns the addresses that the former process knew.
+// readPeers returns the addresses that the previous process knew.
 func (p *plane) readPeers() (addrs []string, err error) {
 	doc, err := os.ReadFile(filepath.Join(p.cfg.Dir, peersFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -3277,8 +3245,8 @@ func (p *plane) readPeers() (addrs []string, err error) {
 	return addrs, err
 }
 
-// writePeers keeps addresses for the next process. They are a hint: what a
-// crash loses, --join or the others bring back.
+// writePeers keeps addresses for the next process. They are a hint: --join or the other nodes replace what a crash
+// loses.
 func (p *plane) writePeers() error {
 	var addrs []string
 	for _, c := range p.all() {
@@ -3296,8 +3264,7 @@ func (p *plane) writePeers() error {
 	return err
 }
 
-// setProblem notes what is wrong with a subject, "" for nothing, and logs what
-// is new.
+// setProblem records what is wrong with a subject, "" for nothing, and logs what is new.
 func (p *plane) setProblem(subject, why string) {
 	p.mu.Lock()
 	before := p.problems[subject]
@@ -3310,8 +3277,8 @@ func (p *plane) setProblem(subject, why string) {
 	}
 }
 
-// health says why reads or writes fail on this node, as far as the plane knows,
-// and what else is wrong, each in one sentence that says what to do.
+// health returns why reads or writes fail on this node, as far as the plane knows, and what else is wrong, each with
+// its remedy.
 func (p *plane) health() (problems, warnings []string) {
 	p.mu.Lock()
 	warnings = slices.Sorted(maps.Values(p.problems))
@@ -3338,11 +3305,10 @@ func (p *plane) setStatus(status int) {
 	p.heartbeatSoon()
 }
 
-// leaving tells the others that this node takes nothing more.
+// leaving tells the other nodes that this one accepts no more executions.
 func (p *plane) leaving() { p.setStatus(memberLeaving) }
 
-// all returns this node and those that it knows, in order of their names, each
-// with the status that it seems to have.
+// all returns this node and those that it knows, in order of names, each with its apparent status.
 func (p *plane) all() []contact {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -3372,9 +3338,8 @@ func (r *record) member() member {
 	return member{Name: r.Name, Addr: host, Port: n, Tags: r.Tags, Status: r.Status}
 }
 
-// nodes returns those that can be given something to run. One is overdue that
-// missed a heartbeat, or whose last one, to a server that leads, said that it
-// leads: it was heard before that and not since.
+// nodes returns those that can be given executions. A node is overdue if it missed a heartbeat, or if this server leads
+// and the node's last heartbeat said that the node leads: then it was not heard since.
 func (p *plane) nodes() []node {
 	var list []node
 	cluster, leads := p.clusterID(), p.leading()
@@ -3387,7 +3352,7 @@ func (p *plane) nodes() []node {
 	return list
 }
 
-// servers returns the live ones besides this node.
+// servers returns the live ones other than this node.
 func (p *plane) servers() []record {
 	var list []record
 	for _, c := range p.all() {
@@ -3465,11 +3430,11 @@ type founders struct {
 	Voters  []server // in order of names
 }
 
-// elsewhere reports whether who has accepted this list cannot be in a cluster.
+// excludes reports whether a server that has accepted this list cannot belong to a cluster.
 func (f *founders) excludes(cluster string) bool { return f != nil && f.Cluster != cluster }
 
-// A founding step is what a server that belongs to no cluster does next, and
-// what it waits for or what somebody must do.
+// A bootstrapStep is what a server that belongs to no cluster does next, or what it waits for, or what the operator
+// must do.
 type bootstrapStep struct {
 	accept, found *founders
 	why           string
@@ -3479,7 +3444,7 @@ type bootstrapStep struct {
 func (p *plane) bootstrapNext(ctx context.Context, self record, servers []record) error {
 	step := nextStep(self, servers, crand.Text())
 	if addr := p.unmetNode(); addr != "" && step.accept != nil && self.Expect == 1 {
-		// Who founds alone would not find out that there is a cluster already.
+		// A server that founds alone would not notice an existing cluster.
 		step = bootstrapStep{why: fmt.Sprintf("this server founds a cluster alone once every node of --join and --retry-join has answered and none belongs to a cluster: %s has not; start that node, or take its address out", addr)}
 	}
 	p.setProblem("cluster", step.why)
@@ -3492,8 +3457,8 @@ func (p *plane) bootstrapNext(ctx context.Context, self record, servers []record
 	return nil
 }
 
-// nextStep decides it from what the servers say of themselves; others are the
-// live ones besides self, in order of names, random the id of a new cluster.
+// nextStep decides from what the servers say of themselves; others are the live ones except self, in order of names,
+// random is the id of a new cluster.
 func nextStep(self record, others []record, random string) bootstrapStep {
 	switch {
 	case self.Cluster != "":
@@ -3520,8 +3485,7 @@ func nextStep(self record, others []record, random string) bootstrapStep {
 	return propose(self, rivals, random)
 }
 
-// propose makes a list of exactly as many servers as are expected. The first
-// of them by name does it.
+// propose makes a list of exactly as many servers as expected. Only the first of them by name does so.
 func propose(self record, rivals []record, random string) bootstrapStep {
 	list := &founders{random, []server{{self.Name, self.ID}}}
 	for _, r := range rivals {
@@ -3547,7 +3511,7 @@ func propose(self record, rivals []record, random string) bootstrapStep {
 	return bootstrapStep{why: "this server waits for a list of founders from " + list.Voters[0].Name}
 }
 
-// awaitAcceptance looks whether all have accepted the list that this server has.
+// awaitAcceptance checks whether all have accepted the list that this server has accepted.
 func awaitAcceptance(self record, others []record) bootstrapStep {
 	for _, v := range self.Accepted.Voters {
 		i := slices.IndexFunc(others, func(r record) bool { return r.ID == v.ID })
@@ -3572,14 +3536,14 @@ const (
 	headerTo      = "Belfry-To"      // id of the node that is meant
 	headerRefused = "Belfry-Refused" // in answers: a key of refusalCodes
 	headerMessage = "Belfry-Message" // the message that announces a snapshot
-	headerActor   = "Belfry-Actor"   // of a forwarded request: who asks
-	headerClient  = "Belfry-Client"  // of a forwarded request: the address of who asks
-	headerRequest = "Belfry-Request" // of a forwarded request: under which id it is done once
-	headerFinal   = "Belfry-Final"   // it was passed on as often as it may be
+	headerActor   = "Belfry-Actor"   // of a forwarded request: its caller
+	headerClient  = "Belfry-Client"  // of a forwarded request: the address of its client
+	headerRequest = "Belfry-Request" // of a forwarded request: the id under which it is done once
+	headerFinal   = "Belfry-Final"   // it must not be forwarded again
 	headerIndex   = "Belfry-Index"   // in answers of the API: log index that the write was applied at
 )
 
-// none is what a call carries or answers if there is nothing to say.
+// none is the body of a call or response without content.
 type none struct{}
 
 // handler is the plane's HTTP side.
@@ -3597,7 +3561,7 @@ func (p *plane) handler() http.Handler {
 			}
 		})
 	}
-	// Who asks these may be of no cluster yet, or of another.
+	// Callers of these may belong to no cluster yet, or to another.
 	handle("POST /members", true, serveCall(gossipBytesMax, p.answerHeartbeat))
 	handle("POST /self", true, func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, p.own()) })
 	handle("POST "+pathDispatch, false, serveCall(rpcBytesMax, p.start))
@@ -3615,7 +3579,7 @@ func (p *plane) handler() http.Handler {
 	return mux
 }
 
-// check refuses what no node of this cluster sends.
+// check rejects requests that no node of this cluster sends.
 func (p *plane) check(r *http.Request, open bool) error {
 	switch cluster := p.clusterID(); {
 	case r.Header.Get(headerFormat) != planeFormat:
@@ -3628,14 +3592,14 @@ func (p *plane) check(r *http.Request, open bool) error {
 	return nil
 }
 
-// fail answers an error.
+// fail responds with an error.
 func (p *plane) fail(w http.ResponseWriter, err error) {
 	p.refused.count(err)
 	w.Header().Set(headerRefused, refusalCode(err))
 	http.Error(w, err.Error(), http.StatusConflict)
 }
 
-// serveCall has fn answer calls of at most limit bytes.
+// serveCall has fn serve calls of at most limit bytes.
 func serveCall[In, Out any](limit int64, fn func(context.Context, In) (Out, error)) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var large *http.MaxBytesError
@@ -3667,12 +3631,12 @@ func writeJSON(w http.ResponseWriter, v any) error {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Write(data) // an error is the caller's, who has gone
+	w.Write(data) // fails only if the caller has gone
 	return nil
 }
 
-// serveOutput streams an output for as long as somebody reads it. What ends in
-// the middle breaks the connection, so that nobody takes it for the whole.
+// serveOutput streams an output for as long as the caller reads it. An error in the middle aborts the connection, so
+// that nobody takes a part for the whole.
 func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	execution, err1 := strconv.ParseInt(q.Get("execution"), 10, 64)
@@ -3803,7 +3767,7 @@ func (b *movingBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// exchange sends in as JSON and reads the answer into out.
+// exchange sends in as JSON and decodes the response into out.
 func (p *plane) exchange(ctx context.Context, client *http.Client, to record, path string, in, out any) error {
 	data, err := json.Marshal(in)
 	if err != nil {
@@ -3816,7 +3780,7 @@ func (p *plane) exchange(ctx context.Context, client *http.Client, to record, pa
 	return answerTo(client, r, out)
 }
 
-// answerTo makes a request and reads the answer into out.
+// answerTo sends a request and decodes the response into out.
 func answerTo(client *http.Client, r *http.Request, out any) error {
 	resp, err := do(client, r)
 	if err != nil {
@@ -3844,8 +3808,7 @@ func (p *plane) request(ctx context.Context, method string, to record, path stri
 	return r, nil
 }
 
-// do makes a request. An answer other than success is an error, and so is none;
-// errRefused says that nothing was done.
+// do sends a request. A response without success is an error. After an error that wraps errRefused nothing was done.
 func do(client *http.Client, r *http.Request) (*http.Response, error) {
 	resp, err := client.Do(r)
 	if err != nil {
@@ -3858,8 +3821,7 @@ func do(client *http.Client, r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// sign says who calls whom. A server only passes on what goes to the leader: it
-// is the last to do so.
+// sign adds who calls whom. A server forwards only to the leader, so its request must not be forwarded again.
 func (p *plane) sign(h http.Header, to record) {
 	h.Set(headerFormat, planeFormat)
 	h.Set(headerCluster, p.clusterID())
@@ -3871,7 +3833,7 @@ func (p *plane) sign(h http.Header, to record) {
 	}
 }
 
-// readRefusal makes an error of an answer that is no success.
+// readRefusal returns the error of a response without success.
 func readRefusal(resp *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err != nil {
@@ -3884,8 +3846,7 @@ func readRefusal(resp *http.Response) error {
 	return fmt.Errorf("the node answered %s: %s", resp.Status, text)
 }
 
-// callNode makes a call to a node by its name. If that is this node, it goes the
-// short way to fn.
+// callNode calls a node by name, and fn directly if that is this node.
 func callNode[In, Out any](ctx context.Context, p *plane, name, path string, in In, fn func(context.Context, In) (Out, error)) (out Out, err error) {
 	if name == p.cfg.Name {
 		if out, err = fn(ctx, in); err != nil {
@@ -3909,8 +3870,8 @@ func (p *plane) printed(_ context.Context, executions []int64) (map[int64][]byte
 	return p.hooks.printed(executions), nil
 }
 
-// dispatchTo gives a node, perhaps this one, its orders. After an error that
-// wraps errRefused it has surely started none of them; after another it may have.
+// dispatchTo gives a node, perhaps this one, its orders. After an error that wraps errRefused it has certainly started
+// none of them; after another it may have.
 func (p *plane) dispatchTo(ctx context.Context, node string, d dispatch) error {
 	_, err := callNode(ctx, p, node, pathDispatch, d, p.start)
 	return err
@@ -3931,14 +3892,13 @@ func (p *plane) killOn(ctx context.Context, node string, k kill) error {
 	return err
 }
 
-// printedOn asks a node for the end of what executions have printed.
+// printedOn returns the last bytes that executions on a node have printed.
 func (p *plane) printedOn(ctx context.Context, node string, executions []int64) (map[int64][]byte, error) {
 	return callNode(ctx, p, node, "/printed", executions, p.printed)
 }
 
-// outputFrom writes to w what an execution has printed, from the byte with the
-// offset from on, and with follow goes on until the run ends. The time is the
-// caller's to limit. errUnknownExecution: the node does not have it.
+// outputFrom writes what an execution has printed from the offset from on, and with follow continues until the run
+// ends. The caller limits the time. errUnknownExecution: the node does not have it.
 func (p *plane) outputFrom(ctx context.Context, node string, execution int64, follow bool, from int64, w io.Writer) error {
 	if node == p.cfg.Name {
 		return p.hooks.output(ctx, execution, follow, from, w)
@@ -3961,8 +3921,8 @@ func (p *plane) outputFrom(ctx context.Context, node string, execution int64, fo
 	return err
 }
 
-// towardsLeader returns whom to ask for what only the leader can do: the leader,
-// if it is known, and an agent then the other servers.
+// towardsLeader returns the nodes to ask for what only the leader can do: the leader, if known, and on an agent then
+// the other servers.
 func (p *plane) towardsLeader() (list []record) {
 	leader, ok := p.leaderRecord()
 	if ok && leader.ID != p.cfg.ID {
@@ -3974,7 +3934,7 @@ func (p *plane) towardsLeader() (list []record) {
 	return list
 }
 
-// atLeader has the leader answer a call with fn, wherever it is.
+// atLeader has the leader, wherever it is, serve a call with fn.
 func atLeader[In, Out any](ctx context.Context, p *plane, path string, in In, fn func(context.Context, In) (Out, error)) (out Out, err error) {
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
@@ -3987,18 +3947,18 @@ func atLeader[In, Out any](ctx context.Context, p *plane, path string, in In, fn
 	}
 	list := p.towardsLeader()
 	for _, to := range list {
-		// One that does not answer leaves the others their time.
+		// Each gets its share of the time.
 		ctx, cancel := context.WithTimeout(ctx, leaderTimeout/time.Duration(len(list)))
 		err = p.exchange(ctx, p.calls, to, path, in, &out)
 		cancel()
 		if !errors.Is(err, errRefused) {
-			break // it was done, or may be: the others would only do it again
+			break // it was done, or may have been: another server would do it again
 		}
 	}
 	return out, err
 }
 
-// reportToLeader has the leader record results, and returns those that it has taken.
+// reportToLeader has the leader record results, and returns the executions whose results it has recorded.
 func (p *plane) reportToLeader(ctx context.Context, results []result) ([]int64, error) {
 	if err := checkResults(results); err != nil {
 		return nil, err
@@ -4024,7 +3984,7 @@ type raftPeer struct {
 	Voter   bool   `json:"voter"` // false: it is being taken in, or has left
 }
 
-// peers returns the voters and the servers that wish to be, in order of names.
+// peers returns the voters and the servers that want to be voters, in order of names.
 func (p *plane) peers() []raftPeer {
 	st := p.server.status()
 	var list []raftPeer
@@ -4045,8 +4005,7 @@ func (p *plane) peers() []raftPeer {
 	return list
 }
 
-// removePeer takes a server that is gone, or is leaving, out of the voters. Any
-// server can be asked.
+// removePeer removes a server that is gone or leaving from the voters. Any server can be asked.
 func (p *plane) removePeer(ctx context.Context, id string) error {
 	_, err := p.remove(ctx, id)
 	return err
@@ -4070,9 +4029,8 @@ func (p *plane) dropPeer(ctx context.Context, id string) (none, error) {
 	return none{}, p.server.removeVoter(ctx, id)
 }
 
-// leave takes this node out of its cluster: no more is given to it, and a
-// server is a voter no more when this returns nil. The last voter of a cluster
-// just stops. After an error the node is as before.
+// leave removes this node from its cluster: it is given no more executions, and when this returns nil, a server is no
+// longer a voter. The last voter of a cluster just stops. After an error the node is as before.
 func (p *plane) leave(ctx context.Context) error {
 	p.leaving()
 	if p.server == nil {
@@ -4082,9 +4040,9 @@ func (p *plane) leave(ctx context.Context) error {
 	defer cancel()
 	err := p.server.setLeaving(ctx, true)
 	for err == nil {
-		p.sendHeartbeats(ctx, nil) // or the leader would refuse to remove a server that is alive
+		p.sendHeartbeats(ctx, nil) // or the leader would refuse to remove a live server
 		if p.leading() {
-			p.server.transferLeadership(ctx) // so that nobody has to notice that it is gone; alone it removes itself
+			p.server.transferLeadership(ctx) // so that no election timeout passes; a sole voter removes itself
 		}
 		left := p.removePeer(ctx, p.cfg.ID)
 		if left == nil || errors.Is(left, errLastVoter) || p.clusterID() == "" {
@@ -4100,8 +4058,8 @@ func (p *plane) leave(ctx context.Context) error {
 		p.server.setLeaving(context.WithoutCancel(ctx), false))
 }
 
-// forwarded is what comes with a request of another node. If that passes on a
-// client's, it has seen to it that the client may ask this.
+// forwarded is the sender of a request from another node. If the request is a client's, that node has checked that the
+// client may send it.
 type forwarded struct {
 	Actor   string // who asks
 	Client  string // its address
@@ -4112,8 +4070,7 @@ type forwarded struct {
 
 type forwardedKey struct{}
 
-// forwardedFrom returns what came with a request over the plane; false means
-// that it came from a client.
+// forwardedFrom returns the sender of a request over the plane; false if the request came from a client.
 func forwardedFrom(ctx context.Context) (forwarded, bool) {
 	f, ok := ctx.Value(forwardedKey{}).(forwarded)
 	return f, ok
@@ -4124,7 +4081,7 @@ func withSender(r *http.Request) *http.Request {
 	return r.WithContext(context.WithValue(r.Context(), forwardedKey{}, f))
 }
 
-// serveForwarded gives the API a request that another node passed on.
+// serveForwarded passes a request that another node forwarded to the API.
 func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
 	r.Host = "localhost" // the client's Host was looked at where it came in
 	r.Body = patientBody(w, r)
@@ -4132,10 +4089,9 @@ func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// forward passes a client's request on: a server to the leader, an agent to a
-// server. The answer, whatever it is, goes to w, after this server has applied
-// what the request changed. An error means that nothing was written to w:
-// errNotLeader, nothing was done; errUnknown, nobody can tell.
+// forward forwards a client's request: a server to the leader, an agent to a server. It writes the response, whatever
+// it is, to w after this server has applied what the request changed. After an error nothing was written to w.
+// errNotLeader: nothing was done; errUnknown: the fate of the request is unknown.
 func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request string) error {
 	to := p.towardsLeader()
 	if len(to) == 0 {
@@ -4180,7 +4136,7 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 		r = r.WithContext(r.Context())
 		r.Body = body
 	} else {
-		_ = control.SetReadDeadline(time.Time{}) // there is nothing more to come
+		_ = control.SetReadDeadline(time.Time{}) // the body is complete
 	}
 	proxy.ServeHTTP(&patientWriter{ResponseWriter: w, control: control}, r)
 	var large *http.MaxBytesError
@@ -4195,8 +4151,8 @@ func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request s
 	return fmt.Errorf("%w: %w", errUnknown, failed)
 }
 
-// awaitWrite holds back the answer to a write until this server has applied it,
-// so that its client reads its own writes here.
+// awaitWrite delays the response to a write until this server has applied it, so that the client reads its own writes
+// here.
 func (p *plane) awaitWrite(resp *http.Response) error {
 	if resp.Header.Get(headerRefused) != "" {
 		return readRefusal(resp)
