@@ -1688,7 +1688,7 @@ func forwardingTo(t *testing.T, leader http.HandlerFunc, test func(*testing.T, *
 				return ours, nil
 			},
 		}
-		p, err := newPlane(planeConfig{record: record{Name: "agent", ID: "id", Addr: "agent:1"}, Key: testKey, BeatTime: time.Hour, host: there}, planeHooks{}, log)
+		p, err := newPlane(planeConfig{record: record{Name: "agent", ID: "id", Addr: "agent:1"}, Key: testKey, BeatTime: time.Hour, host: there}, nil, log)
 		if err != nil {
 			t.Fatal(err)
 		}

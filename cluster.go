@@ -1433,13 +1433,22 @@ type outcome struct {
 	err error
 }
 
+// leaderWork is what a server does while it leads, and what it learns of the log: the scheduler.
+type leaderWork interface {
+	// lead works for one term, until ctx ends. Its error ends the server.
+	lead(ctx context.Context, term uint64) error
+	// took is told what was applied, before callers of propose are. It must not block.
+	took(...applied)
+	// report records results, and returns the executions whose results are recorded.
+	report(ctx context.Context, results []result) (taken []int64, err error)
+}
+
 // cluster drives the protocol on a server. Anybody may call its methods, except those after run, which only run calls.
 type cluster struct {
 	plane      *plane
 	store      *store
 	log        *slog.Logger
-	lead       func(ctx context.Context, term uint64) error // the leader's work, for one term
-	took       func(...applied)                             // told what was applied, before those who wait; nil: nobody is; fixed before run
+	work       leaderWork
 	tickTime   time.Duration
 	events     chan func() error               // that run executes, see tell
 	stopped    chan struct{}                   // closed when run takes no more events
@@ -1491,7 +1500,7 @@ func (p progress) problem(now time.Time) string {
 
 // newCluster returns a driver for the server whose disk s is, which reaches the other servers through p. tick is one
 // unit of the protocol's time.
-func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Context, uint64) error) (*cluster, error) {
+func newCluster(p *plane, s *store, tick time.Duration, work leaderWork) (*cluster, error) {
 	own, err := s.own()
 	if err != nil {
 		return nil, err
@@ -1510,7 +1519,7 @@ func newCluster(p *plane, s *store, tick time.Duration, lead func(context.Contex
 		return nil, err
 	}
 	c := &cluster{
-		plane: p, store: s, log: p.log, lead: lead, tickTime: tick, own: own, applied: disk.Applied,
+		plane: p, store: s, log: p.log, work: work, tickTime: tick, own: own, applied: disk.Applied,
 		events: make(chan func() error), stopped: make(chan struct{}),
 		links: map[linkKey]chan message{}, images: map[position]string{},
 	}
@@ -2026,9 +2035,7 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	if err != nil {
 		return diskFailed(err)
 	}
-	if c.took != nil {
-		c.took(done...)
-	}
+	c.work.took(done...)
 	for _, a := range done {
 		c.applied = a.Index
 		for len(c.waiting) > 0 && c.waiting[0].index <= a.Index {
@@ -2092,7 +2099,7 @@ func (c *cluster) updateLeadership(ctx context.Context) {
 		c.leaderCtx.Store(&ctx)
 		c.leaderTerm.Store(st.Term)
 		c.children.Go(func() error {
-			err := c.lead(ctx, st.Term)
+			err := c.work.lead(ctx, st.Term)
 			if c.tell(context.Background(), func() error { c.stopLeader = nil; return err }) != nil {
 				return err
 			}
@@ -2465,10 +2472,11 @@ func (c counters) byReason() map[string]int64 {
 
 // planeConfig is what main knows about the node.
 type planeConfig struct {
-	record           // Addr: that others are told, host:port; "": where it listens
-	Bind      string // host:port to listen on
-	Key       []byte // at least keyBytesMin
-	Dir       string // data directory
+	record              // Addr: that others are told, host:port; "": where it listens
+	Bind      string    // host:port to listen on
+	Key       []byte    // at least keyBytesMin
+	Dir       string    // data directory
+	Agent     *agentDir // the same, of an agent; nil: a server
 	Join      []string
 	JoinPause time.Duration // between two tries of an address that did not answer
 	JoinTries int           // without any answer until the node gives up, 0: never
@@ -2476,16 +2484,13 @@ type planeConfig struct {
 	host      host
 }
 
-// planeHooks is what the plane calls for what comes in. All are fixed before run.
-type planeHooks struct {
-	start   func(dispatch) error
-	ask     func(question) (answer, error)
-	kill    func(kill) error
-	output  func(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error
-	printed func(executions []int64) map[int64][]byte
-	report  func(ctx context.Context, results []result) (taken []int64, err error) // the leader's
-	api     http.Handler                                                           // of a server; forwardedFrom tells who asks
-	joined  func(cluster string) error                                             // of an agent: it belongs to that cluster from now on
+// A runner runs what the leader orders: the executor.
+type runner interface {
+	start(dispatch) error
+	ask(question) (answer, error)
+	kill(kill) error
+	output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error
+	printed(executions []int64) map[int64][]byte
 }
 
 // A record is what a node says of itself in its heartbeats.
@@ -2553,8 +2558,9 @@ type gossip struct {
 type plane struct {
 	cfg      planeConfig
 	log      *slog.Logger
-	hooks    planeHooks // fixed before run
-	server   *cluster   // nil: an agent. Fixed before run
+	runner   runner       // fixed
+	api      http.Handler // of a server, for forwarded requests. Fixed before run
+	server   *cluster     // nil: an agent. Fixed before run
 	listener net.Listener
 	tls      *tls.Config // fixed
 	calls    *http.Client
@@ -2576,8 +2582,8 @@ type plane struct {
 }
 
 // newPlane listens on the cluster plane. It serves nothing until run.
-func newPlane(cfg planeConfig, hooks planeHooks, log *slog.Logger) (*plane, error) {
-	p := &plane{cfg: cfg, hooks: hooks, log: log, hurry: make(chan struct{}, 1), refused: newCounters(),
+func newPlane(cfg planeConfig, runner runner, log *slog.Logger) (*plane, error) {
+	p := &plane{cfg: cfg, runner: runner, log: log, hurry: make(chan struct{}, 1), refused: newCounters(),
 		known: map[string]*contact{}, problems: map[string]string{}, unmet: slices.Clone(cfg.Join)}
 	if p.cfg.host.listen == nil {
 		p.cfg.host = host{listen: net.Listen, dial: new(net.Dialer).DialContext, chance: rand.Uint64}
@@ -3224,7 +3230,7 @@ func (p *plane) joinCluster() error {
 	if i < 0 || p.clusterID() != "" {
 		return nil
 	}
-	if err := p.hooks.joined(servers[i].Cluster); err != nil {
+	if err := p.cfg.Agent.join(servers[i].Cluster); err != nil {
 		return fmt.Errorf("--data-dir: cannot write down which cluster this agent belongs to: %w", err)
 	}
 	p.setOwn(ownRow{Cluster: servers[i].Cluster})
@@ -3645,7 +3651,7 @@ func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
 		return errMalformed
 	}
 	out := &patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}
-	err := p.hooks.output(r.Context(), execution, q.Get("follow") == "true", from, out)
+	err := p.runner.output(r.Context(), execution, q.Get("follow") == "true", from, out)
 	if err != nil && out.begun {
 		panic(http.ErrAbortHandler)
 	}
@@ -3863,11 +3869,11 @@ func callNode[In, Out any](ctx context.Context, p *plane, name, path string, in 
 	return out, p.exchange(ctx, p.calls, to, path, in, &out)
 }
 
-func (p *plane) start(_ context.Context, d dispatch) (none, error) { return none{}, p.hooks.start(d) }
-func (p *plane) ask(_ context.Context, q question) (answer, error) { return p.hooks.ask(q) }
-func (p *plane) kill(_ context.Context, k kill) (none, error)      { return none{}, p.hooks.kill(k) }
+func (p *plane) start(_ context.Context, d dispatch) (none, error) { return none{}, p.runner.start(d) }
+func (p *plane) ask(_ context.Context, q question) (answer, error) { return p.runner.ask(q) }
+func (p *plane) kill(_ context.Context, k kill) (none, error)      { return none{}, p.runner.kill(k) }
 func (p *plane) printed(_ context.Context, executions []int64) (map[int64][]byte, error) {
-	return p.hooks.printed(executions), nil
+	return p.runner.printed(executions), nil
 }
 
 // dispatchTo gives a node, perhaps this one, its orders. After an error that wraps errRefused it has certainly started
@@ -3901,7 +3907,7 @@ func (p *plane) printedOn(ctx context.Context, node string, executions []int64) 
 // ends. The caller limits the time. errUnknownExecution: the node does not have it.
 func (p *plane) outputFrom(ctx context.Context, node string, execution int64, follow bool, from int64, w io.Writer) error {
 	if node == p.cfg.Name {
-		return p.hooks.output(ctx, execution, follow, from, w)
+		return p.runner.output(ctx, execution, follow, from, w)
 	}
 	to, ok := p.byName(node)
 	if !ok {
@@ -3963,7 +3969,12 @@ func (p *plane) reportToLeader(ctx context.Context, results []result) ([]int64, 
 	if err := checkResults(results); err != nil {
 		return nil, err
 	}
-	return atLeader(ctx, p, "/results", results, p.hooks.report)
+	return atLeader(ctx, p, "/results", results, p.report)
+}
+
+// report is reportToLeader on the leader.
+func (p *plane) report(ctx context.Context, results []result) ([]int64, error) {
+	return p.server.work.report(ctx, results)
 }
 
 func checkResults(results []result) error {
@@ -4085,7 +4096,7 @@ func withSender(r *http.Request) *http.Request {
 func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
 	r.Host = "localhost" // the client's Host was looked at where it came in
 	r.Body = patientBody(w, r)
-	http.StripPrefix("/api", p.hooks.api).ServeHTTP(&patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}, r)
+	http.StripPrefix("/api", p.api).ServeHTTP(&patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}, r)
 	return nil
 }
 

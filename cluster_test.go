@@ -2114,7 +2114,6 @@ func startWorker(t testing.TB, name string, join ...*peerNode) *peerNode {
 func (n *peerNode) start() {
 	n.t.Helper()
 	n.cfg.Incarnation = rand.Uint64() | 1
-	hooks := planeHooks{start: n.take, ask: n.answer, kill: func(k kill) error { return errUnknownExecution }, output: n.output, printed: n.printed, report: n.report, api: http.HandlerFunc(n.serveAPI)}
 	var err error
 	if n.cfg.Server {
 		n.store, err = openStore(n.cfg.Dir)
@@ -2131,14 +2130,15 @@ func (n *peerNode) start() {
 	} else {
 		n.dir, err = openAgentDir(n.cfg.Dir)
 		n.must(err)
-		n.cfg.ID, n.cfg.Cluster, hooks.joined = n.dir.node.ID, n.dir.node.Cluster, n.dir.join
+		n.cfg.ID, n.cfg.Cluster, n.cfg.Agent = n.dir.node.ID, n.dir.node.Cluster, n.dir
 	}
-	n.plane, err = newPlane(n.cfg, hooks, n.log)
+	n.plane, err = newPlane(n.cfg, peerWork{n: n}, n.log)
 	n.must(err)
+	n.plane.api = http.HandlerFunc(n.serveAPI)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	if n.cfg.Server {
-		n.cluster, err = newCluster(n.plane, n.store, testTick, func(ctx context.Context, _ uint64) error { <-ctx.Done(); return nil })
+		n.cluster, err = newCluster(n.plane, n.store, testTick, peerWork{n: n})
 		n.must(err)
 		n.ended.Go(func() { n.errs[1] = n.cluster.run(ctx) })
 	}
@@ -2182,6 +2182,32 @@ func (n *peerNode) stop() {
 		n.plane.leaving()
 	}
 	n.kill()
+}
+
+// idleLeader does nothing while it leads.
+type idleLeader struct{}
+
+func (idleLeader) lead(ctx context.Context, _ uint64) error { <-ctx.Done(); return nil }
+func (idleLeader) took(...applied)                          {}
+func (idleLeader) report(context.Context, []result) ([]int64, error) {
+	return nil, nil
+}
+
+// peerWork is what a peerNode runs and records.
+type peerWork struct {
+	idleLeader
+	n *peerNode
+}
+
+func (w peerWork) start(d dispatch) error               { return w.n.take(d) }
+func (w peerWork) ask(q question) (answer, error)       { return w.n.answer(q) }
+func (w peerWork) kill(kill) error                      { return errUnknownExecution }
+func (w peerWork) printed(ids []int64) map[int64][]byte { return w.n.printed(ids) }
+func (w peerWork) output(ctx context.Context, execution int64, follow bool, from int64, out io.Writer) error {
+	return w.n.output(ctx, execution, follow, from, out)
+}
+func (w peerWork) report(ctx context.Context, results []result) ([]int64, error) {
+	return w.n.report(ctx, results)
 }
 
 func (n *peerNode) take(d dispatch) error {
@@ -2918,7 +2944,7 @@ func TestPlane_Key(t *testing.T) {
 		t.Errorf("%d members, want 1", n)
 	}
 
-	if p, err := newPlane(planeConfig{record: record{Name: "x"}, Bind: "127.0.0.1:0"}, planeHooks{}, a.log); err == nil {
+	if p, err := newPlane(planeConfig{record: record{Name: "x"}, Bind: "127.0.0.1:0"}, nil, a.log); err == nil {
 		a.must(p.listener.Close())
 		t.Error("there is a plane without a key")
 	}

@@ -271,11 +271,11 @@ type executorConfig struct {
 	// given, what a former process of the node left running is its caller's business.
 	Shell  func(ctx context.Context, o *order, out io.Writer) error
 	Chance func() uint64 // nil: that of the runtime
-
-	// Report delivers results to the leader and returns the executions whose results are safe there. It must return when
-	// ctx ends. Called by one goroutine at a time; the results are shared and must not be changed.
-	Report func(ctx context.Context, results []result) (taken []int64, err error)
 }
+
+// A reportFunc delivers results to the leader and returns the executions whose results are safe there. It must return
+// when ctx ends. Called by one goroutine at a time; the results are shared and must not be changed.
+type reportFunc func(ctx context.Context, results []result) (taken []int64, err error)
 
 // executor runs what the leader orders. Its methods are safe for concurrent use.
 type executor struct {
@@ -407,11 +407,11 @@ func (e *executor) counts() (running, undelivered int) {
 
 // run delivers results, writes undelivered ones to disk, and watches memory, until ctx is done. Then it writes what is
 // still held to disk, for the next process.
-func (e *executor) run(ctx context.Context) error {
+func (e *executor) run(ctx context.Context, report reportFunc) error {
 	var others sync.WaitGroup
 	others.Go(func() { e.keep(ctx) })
 	others.Go(func() { e.watchMemory(ctx) })
-	e.deliver(ctx)
+	e.deliver(ctx, report)
 	others.Wait()
 	return e.storeOlderThan(0)
 }
@@ -614,7 +614,7 @@ func (e *executor) runOrder(ctx context.Context, r *run) error {
 }
 
 // deliver reports due results in batches until ctx is done.
-func (e *executor) deliver(ctx context.Context) {
+func (e *executor) deliver(ctx context.Context, report reportFunc) {
 	retry := time.Duration(0) // zero while results are taken
 	for ctx.Err() == nil {
 		batch := e.nextBatch()
@@ -625,7 +625,7 @@ func (e *executor) deliver(ctx context.Context) {
 			}
 			continue
 		}
-		taken, err := e.cfg.Report(ctx, batch)
+		taken, err := report(ctx, batch)
 		e.acknowledge(taken)
 		e.putBack(batch)
 		if err == nil && len(taken) > 0 {

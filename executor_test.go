@@ -113,7 +113,7 @@ const testNodeID = "node-id-of-the-test"
 func newNode(t testing.TB, dir string) *testNode {
 	t.Helper()
 	n := &testNode{leader: &leader{results: map[int64]result{}}, dir: dir, next: 1}
-	e, err := newExecutor(executorConfig{Node: "n1", NodeID: testNodeID + dir, DataDir: dir, Log: slog.New(slog.DiscardHandler), Report: n.leader.report,
+	e, err := newExecutor(executorConfig{Node: "n1", NodeID: testNodeID + dir, DataDir: dir, Log: slog.New(slog.DiscardHandler),
 		Limits: nodeLimits{AllowSu: []string{"nobody", "nobody:daemon", "no-such-user"}}})
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +124,7 @@ func newNode(t testing.TB, dir string) *testNode {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- e.run(ctx) }()
+	go func() { done <- e.run(ctx, n.leader.report) }()
 	n.end = sync.OnceFunc(func() {
 		e.stop(0)
 		cancel()

@@ -923,32 +923,27 @@ type parts struct {
 	tend  func(context.Context) error // further background work, until its context ends
 }
 
-// newParts creates the parts that every node has, and listens on the cluster plane. cluster is the id of an agent's
-// cluster, if known. newParts adds the executor's hooks to hooks.
-func newParts(cfg config, id, cluster string, hooks planeHooks, log *slog.Logger) (*parts, error) {
+// newParts creates the parts that every node has, and listens on the cluster plane. agent is nil on a server.
+func newParts(cfg config, id string, agent *agentDir, log *slog.Logger) (*parts, error) {
 	n := &parts{tend: func(context.Context) error { return nil }}
 	var err error
-	// The executor calls Report only while it runs, and by then there is a plane.
 	n.exec, err = newExecutor(executorConfig{
 		Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
 		Shell: cfg.host.shell, Chance: cfg.host.chance,
-		Report: func(ctx context.Context, results []result) ([]int64, error) {
-			return n.plane.reportToLeader(ctx, results)
-		},
 	})
 	if err != nil {
 		return nil, err
 	}
-	hooks.start, hooks.ask, hooks.kill = n.exec.start, n.exec.ask, n.exec.kill
-	hooks.output, hooks.printed = n.exec.output, n.exec.printed
 	pc := cfg.plane(id, n.exec.incarnation())
-	pc.Cluster = cluster
+	if agent != nil {
+		pc.Agent, pc.Cluster = agent, agent.node.Cluster
+	}
 	if pc.Key == nil {
 		if pc.Key, err = ownKey(cfg.DataDir); err != nil {
 			return nil, err
 		}
 	}
-	n.plane, err = newPlane(pc, hooks, log)
+	n.plane, err = newPlane(pc, n.exec, log)
 	return n, err
 }
 
@@ -968,7 +963,7 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	if n.clu != nil {
 		stopDriver = spawn(&g, fail, n.clu.run)
 	}
-	stopReports := spawn(&g, fail, n.exec.run)
+	stopReports := spawn(&g, fail, func(ctx context.Context) error { return n.exec.run(ctx, n.plane.reportToLeader) })
 	stopWeb := spawn(&g, fail, webServer(listener, under(cfg.HTTPPrefix, n.front), log))
 	stopTending := spawn(&g, fail, n.tend)
 	greet()
@@ -1047,13 +1042,13 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter,
 		AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes,
 	}, st, log)
-	n, err := newParts(cfg, own.ID, "", planeHooks{report: sched.report}, log)
+	n, err := newParts(cfg, own.ID, nil, log)
 	if err != nil {
 		return err
 	}
 	exec, p := n.exec, n.plane
 	defer p.listener.Close()
-	clu, err := newCluster(p, st, time.Duration(cfg.RaftMultiplier)*tickTime, sched.lead)
+	clu, err := newCluster(p, st, time.Duration(cfg.RaftMultiplier)*tickTime, sched)
 	if err != nil {
 		return err
 	}
@@ -1068,7 +1063,6 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	if cfg.host.chance != nil {
 		sched.chance = cfg.host.chance
 	}
-	clu.took = sched.took
 	sched.nodes = p.nodes
 	sched.start = func(node string, d dispatch) error { return p.dispatchTo(clu.leaderContext(), node, d) }
 	sched.ask = func(node string, q question) (answer, error) { return p.askNode(clu.leaderContext(), node, q) }
@@ -1098,7 +1092,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		printed: p.printedOn,
 		acl:     cfg.ACL, dir: cfg.DataDir,
 	}).handler()
-	p.hooks.api = n.front
+	p.api = n.front
 	return n.run(ctx, cfg, listener, greet, log)
 }
 
@@ -1147,7 +1141,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.close()) }()
-	n, err := newParts(cfg, dir.node.ID, dir.node.Cluster, planeHooks{joined: dir.join}, log)
+	n, err := newParts(cfg, dir.node.ID, dir, log)
 	if err != nil {
 		return err
 	}

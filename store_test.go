@@ -780,14 +780,13 @@ func TestCluster_DiskFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lead := func(ctx context.Context, _ uint64) error { <-ctx.Done(); return nil }
-	p, err := newPlane(planeConfig{record: record{Name: "n1", ID: own.ID, Server: true}, Bind: "127.0.0.1:0", Key: testKey, Dir: t.TempDir()}, planeHooks{}, slog.New(slog.DiscardHandler))
+	p, err := newPlane(planeConfig{record: record{Name: "n1", ID: own.ID, Server: true}, Bind: "127.0.0.1:0", Key: testKey, Dir: t.TempDir()}, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.listener.Close()
 	p.admitted.Store(true)
-	c, err := newCluster(p, s, tickTime, lead)
+	c, err := newCluster(p, s, tickTime, idleLeader{})
 	if err != nil {
 		t.Fatal(err)
 	}
