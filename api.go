@@ -500,18 +500,6 @@ func sentSecret(r *http.Request) string {
 	return header
 }
 
-// clientAddr returns the client's address without its port, as seen by the node that received the request.
-func clientAddr(r *http.Request) string {
-	if from, ok := forwardedFrom(r.Context()); ok {
-		return from.Client
-	}
-	addr, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return addr
-}
-
 // countRefusal counts a refused request. It logs each address at most once a minute, so probing cannot fill the disk.
 func (a *api) countRefusal(r *http.Request, reason string) {
 	if addr := clientAddr(r); a.refusals.add(reason, addr, time.Now()) {
@@ -2546,21 +2534,6 @@ func (v *watcher) send(list []event) error {
 	}
 	_, err := v.out.Write(lines.Bytes())
 	return err
-}
-
-// A member is a node in the form of Serf, which Dkron uses. The protocol numbers mean nothing here.
-type member struct {
-	Name        string
-	Addr        string
-	Port        int
-	Tags        map[string]string
-	Status      int // 1 alive, 2 leaving, 3 left, 4 failed
-	ProtocolMin int
-	ProtocolMax int
-	ProtocolCur int
-	DelegateMin int
-	DelegateMax int
-	DelegateCur int
 }
 
 // memberStatus has the names of the values of member.Status.

@@ -3329,6 +3329,21 @@ func (p *plane) all() []contact {
 	return list
 }
 
+// A member is a node in the form of Serf, which Dkron uses. The protocol numbers mean nothing here.
+type member struct {
+	Name        string
+	Addr        string
+	Port        int
+	Tags        map[string]string
+	Status      int // 1 alive, 2 leaving, 3 left, 4 failed
+	ProtocolMin int
+	ProtocolMax int
+	ProtocolCur int
+	DelegateMin int
+	DelegateMax int
+	DelegateCur int
+}
+
 // members returns all nodes as the API shows them.
 func (p *plane) members() []member {
 	var list []member
@@ -4085,6 +4100,18 @@ type forwardedKey struct{}
 func forwardedFrom(ctx context.Context) (forwarded, bool) {
 	f, ok := ctx.Value(forwardedKey{}).(forwarded)
 	return f, ok
+}
+
+// clientAddr returns the client's address without its port, as seen by the node that received the request.
+func clientAddr(r *http.Request) string {
+	if from, ok := forwardedFrom(r.Context()); ok {
+		return from.Client
+	}
+	addr, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return addr
 }
 
 func withSender(r *http.Request) *http.Request {

@@ -136,6 +136,60 @@ func TestFiles_Imports(t *testing.T) {
 	}
 }
 
+// usedUpward are the package-level names that a file uses of one above it. The list may only get shorter.
+var usedUpward = map[string][]string{
+	"executor.go": {"believable", "bodyPattern", "envEntries", "errMalformed", "parseLimits"},
+	"acl.go":      {"refusal", "sortedKeys", "validateName"},
+	"stats.go":    {"outcomeLate", "outcomeMissed", "outcomeRan", "outcomeSkipped", "sortedKeys"},
+	"store.go": {"actorScheduler", "badInput", "decodeVoters", "encodeVoters", "entry", "entryCommand",
+		"entryVoters", "founders", "hardState", "instant", "job", "node", "position", "queueItem", "retried",
+		"retryDelay", "saved", "server", "snapshot", "voterSet"},
+	"cluster.go": {"connAdmitted", "connsMax", "headBytesMax", "host", "newBoundedListener", "node",
+		"progressBytes", "readTimeout", "serveUntil"},
+	"scheduler.go": {"typeError"},
+	"api.go":       {"connAdmitted", "version"},
+}
+
+// TestSource_NamesRunDown: a file uses names of its own and of those below it: main, api, scheduler, cluster, store, and
+// below these executor, acl and stats, which are side by side. So each can be read without those above it.
+func TestSource_NamesRunDown(t *testing.T) {
+	order := []string{"executor.go", "acl.go", "stats.go", "store.go", "cluster.go", "scheduler.go", "api.go", "main.go"}
+	level := func(file string) int { return max(2, slices.Index(order, file)) }
+	home := map[string]string{} // name → file
+	files := map[string]*ast.File{}
+	for _, name := range order {
+		f, err := parser.ParseFile(gotoken.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = f
+		for object := range f.Scope.Objects {
+			home[object] = name
+		}
+	}
+	for _, name := range order {
+		keys := map[*ast.Ident]bool{} // of composite literals: fields, not names
+		ast.Inspect(files[name], func(n ast.Node) bool {
+			if pair, ok := n.(*ast.KeyValueExpr); ok {
+				if key, ok := pair.Key.(*ast.Ident); ok {
+					keys[key] = true
+				}
+			}
+			return true
+		})
+		var up []string
+		for _, id := range files[name].Unresolved {
+			if at := home[id.Name]; at != "" && !keys[id] && level(at) > level(name) {
+				up = append(up, id.Name)
+			}
+		}
+		slices.Sort(up)
+		if diff := cmp.Diff(usedUpward[name], slices.Compact(up)); diff != "" {
+			t.Errorf("%s uses names of files above it (-allowed +used):\n%s", name, diff)
+		}
+	}
+}
+
 // TestFiles_Locks: nobody holds a mutex while it waits for a channel, for time or
 // for the network. That keeps a slow peer from stopping who only wants to look,
 // and the clock of a bubble from standing still. A select with a default waits
