@@ -1166,7 +1166,7 @@ var errNotUTF8 = problem{http.StatusBadRequest, "the body must be UTF-8"}
 // putJob stores a job, and with runoncreate runs it. The status tells whether the job was stored; if it could not be
 // run, the header Belfry-Not-Run says why.
 func (a *api) putJob(r *http.Request) (*response, error) {
-	if a.store.paused.Load() {
+	if a.store.shown.Load().paused {
 		return nil, errPaused
 	}
 	req, err := a.request(r)
@@ -1319,7 +1319,7 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 // restore stores the jobs of an uploaded file, all or none, and responds with a line for each. It streams the file, so
 // its memory grows only with the names in it.
 func (a *api) restore(r *http.Request) (*response, error) {
-	if a.store.paused.Load() {
+	if a.store.shown.Load().paused {
 		return nil, errPaused
 	}
 	req, err := a.request(r)
@@ -1935,7 +1935,7 @@ func (a *api) viewsOf(r *http.Request, list []executionRow, outputMax int) (int,
 }
 
 func (a *api) showPause(r *http.Request) (*response, error) {
-	return &response{status: http.StatusOK, body: map[string]bool{"paused": a.store.paused.Load()}}, nil
+	return &response{status: http.StatusOK, body: map[string]bool{"paused": a.store.shown.Load().paused}}, nil
 }
 
 func (a *api) pause(r *http.Request) (*response, error)   { return a.setPaused(r, true) }

@@ -234,7 +234,9 @@ func bootstrap(voters []server) (hardState, entry) {
 // asks for a write until then; ticks, messages and proposals go on. A crash
 // in between leaves a prefix of that, of which nobody was told.
 //
-// Commit asks to apply the log up to there. It is on this server's disk.
+// Commit asks to apply the log up to there. It is on this server's disk, or among
+// Entries: what a sole voter has written is committed. These it applies in the
+// transaction that writes them, or after it.
 type ready struct {
 	Messages []message
 	State    *hardState // nil: as before
@@ -334,7 +336,7 @@ type raft struct {
 	log    raftLog
 	snap   *snapshot // to be installed, nil once it is
 	commit uint64    // as far as known
-	told   uint64    // commit index that ready has given out
+	told   uint64    // commit index that ready has given out: a sole voter's may be on its way to the disk
 
 	role    raftRole
 	leader  server // of this term, zero if unknown
@@ -666,7 +668,7 @@ func (r *raft) onAppend(m message) error {
 	for _, e := range m.Entries {
 		switch {
 		case r.log.term(e.Index) == e.Term || e.Index <= r.log.base.Index:
-		case e.Index <= r.commit:
+		case e.Index <= max(r.commit, r.told):
 			return errBrokenHistory
 		default:
 			r.log.add(e)
@@ -688,7 +690,7 @@ func (r *raft) onSnapshot(m message) {
 	r.follow(m.From)
 	r.heard = max(r.heard, m.Number)
 	switch {
-	case m.Prev.Index <= r.commit, r.snap != nil:
+	case m.Prev.Index <= max(r.commit, r.told), r.snap != nil:
 	case r.log.has(m.Prev):
 		r.commitTo(m.Prev.Index)
 	default:
@@ -1040,9 +1042,10 @@ func (r *raft) setLearners(list []server) {
 }
 
 // changeVoters makes a learner that has caught up a voter. A dead voter of its
-// name is removed first, which takes a change of its own.
+// name is removed first, which takes a change of its own. What a sole voter writes as
+// committed is so before there is another.
 func (r *raft) changeVoters() {
-	if !r.mayChangeVoters() {
+	if !r.mayChangeVoters() || r.told > r.commit {
 		return
 	}
 	voters := r.voters()
@@ -1155,9 +1158,12 @@ func (r *raft) ready() (rd ready, ok bool) {
 		rd.Snapshot, rd.Entries = r.snap, slices.Clip(r.log.tail)
 		r.writing = rd.writes()
 	}
-	if r.snap == nil && min(r.commit, r.log.durable) > r.told {
-		r.told = min(r.commit, r.log.durable)
-		rd.Commit = r.told
+	commit := min(r.commit, r.log.durable)
+	if len(rd.Entries) > 0 && r.role == roleLeader && slices.Equal(r.voters(), []server{r.cfg.self}) {
+		commit = r.log.last
+	}
+	if r.snap == nil && commit > r.told {
+		r.told, rd.Commit = commit, commit
 	}
 	rd.Messages, r.out = r.out, nil
 	return rd, rd.writes() || rd.Commit > 0 || len(rd.Messages) > 0
@@ -1179,6 +1185,7 @@ func (r *raft) persisted(rd ready) {
 	if r.snap == nil {
 		r.log.persisted(rd.Entries)
 	}
+	r.commitTo(rd.Commit) // by a sole voter, even if it leads no more
 	if r.stored == r.state {
 		r.release()
 	}
@@ -1606,6 +1613,7 @@ func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
 		if r.index >= index {
 			return nil
 		}
+		r.awaited.Store(true)
 		select {
 		case <-r.passed:
 		case <-ctx.Done():
@@ -1616,13 +1624,14 @@ func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
 
 // reached is how far the log is applied; passed is closed when that is further.
 type reached struct {
-	index  uint64
-	passed chan struct{}
+	index   uint64
+	passed  chan struct{}
+	awaited atomic.Bool // somebody waits for that
 }
 
 // raise shows others what is applied now.
 func (c *cluster) raise() {
-	if before := c.reached.Swap(&reached{c.applied, make(chan struct{})}); before != nil {
+	if before := c.reached.Swap(&reached{index: c.applied, passed: make(chan struct{})}); before != nil {
 		close(before.passed)
 	}
 }
@@ -1989,12 +1998,18 @@ func diskFailed(err error) error {
 	return fmt.Errorf("the database failed; look at the disk and restart, to find out what is there: %w", err)
 }
 
-// save has done on the disk what ready asks for, one after the other.
+// save has the writer do what ready asks for, one transaction after the other. What
+// somebody waits for, and is in the log already, waits for no other write.
 func (c *cluster) save(rd ready) {
 	if rd.Commit == 0 && !rd.writes() {
 		return
 	}
-	if c.queued = append(c.queued, rd); len(c.queued) == 1 {
+	idle := len(c.queued) == 0
+	onDisk := rd.Commit > 0 && rd.Commit <= c.raft.log.durable
+	if onDisk && rd.writes() && (len(c.waiting) > 0 || c.reached.Load().awaited.Load()) {
+		c.queued = append(c.queued, ready{Commit: rd.Commit})
+	}
+	if c.queued = append(c.queued, rd); idle {
 		c.saveNext()
 	}
 }
@@ -2008,32 +2023,27 @@ func (c *cluster) saveNext() {
 		image = c.images[rd.Snapshot.position]
 	}
 	c.children.Go(func() error {
-		done, err := c.write(rd, image)
+		var done []applied
+		var err error
+		if rd.Snapshot != nil {
+			err = c.store.install(image, rd.Snapshot.position, rd.State, rd.Entries)
+		} else {
+			done, err = c.store.write(rd.State, rd.Entries, rd.Commit)
+		}
 		base := c.store.logFirst - 1
 		c.tell(context.Background(), func() error { return c.written(rd, done, base, err) }) // or run has ended
 		return nil
 	})
 }
 
-// write first applies, because callers wait for that, and then makes durable.
-func (c *cluster) write(rd ready, image string) (done []applied, err error) {
-	done, err = c.store.applyUpTo(rd.Commit)
-	switch {
-	case err != nil:
-		return nil, err
-	case rd.Snapshot != nil:
-		return done, c.store.install(image, rd.Snapshot.position, rd.State, rd.Entries)
-	case rd.writes():
-		return done, c.store.persist(rd.State, rd.Entries)
-	}
-	return done, nil
-}
-
-// written takes note of what is on the disk, answers whose commands were
-// applied, and begins the next write. base is the last entry dropped from the log.
+// written takes note of a transaction that has committed, answers whose commands it
+// applied, and begins the next. base is the last entry dropped from the log.
 func (c *cluster) written(rd ready, done []applied, base uint64, err error) error {
 	if err != nil {
 		return diskFailed(err)
+	}
+	if rd.writes() {
+		c.raft.persisted(rd)
 	}
 	c.work.took(done...)
 	for _, a := range done {
@@ -2054,9 +2064,6 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 			return err
 		}
 	}
-	if rd.writes() {
-		c.raft.persisted(rd)
-	}
 	why := ""
 	if c.store.halted.Load() {
 		why = fmt.Sprintf("this server applies nothing after entry %d of the log, because the next is of a format that this version does not know; install the version that the other servers run", c.applied)
@@ -2064,7 +2071,10 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	c.plane.setProblem("format", why)
 	c.raise()
 	c.raft.compacted(base)
-	if c.queued = c.queued[1:]; len(c.queued) > 0 {
+	if c.queued = c.queued[1:]; len(done) > 0 && c.applied < rd.Commit {
+		c.queued = slices.Insert(c.queued, 0, ready{Commit: rd.Commit}) // more than a transaction may apply
+	}
+	if len(c.queued) > 0 {
 		c.saveNext()
 	}
 	return nil

@@ -794,7 +794,7 @@ func (s *sim) drive(n *simNode) {
 		for _, m := range rd.Messages {
 			s.send(n, m)
 		}
-		if rd.Commit > 0 {
+		if len(rd.Entries) == 0 || rd.Commit < rd.Entries[0].Index {
 			s.apply(n, rd.Commit)
 		}
 		if rd.writes() {
@@ -865,6 +865,14 @@ func (s *sim) persist(n *simNode, rd ready) {
 	if s.plan.persisted != nil {
 		s.plan.persisted(n, rd)
 	}
+	if rd.Commit <= n.applied.Index {
+		return
+	}
+	for i := n.applied.Index + 1; i <= rd.Commit; i++ { // by a sole voter, with the write
+		s.committed(n, i)
+	}
+	s.apply(n, rd.Commit)
+	s.keep(n)
 }
 
 func (s *sim) install(n *simNode, data *simSnapshot, rd ready) {

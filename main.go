@@ -1031,7 +1031,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 			"host", cfg.NodeName, "name", name)
 		cfg.NodeName = name
 	}
-	if zone := st.timezone(); zone != "" && zone != cfg.Timezone {
+	if zone := st.shown.Load().timezone; zone != "" && zone != cfg.Timezone {
 		log.Warn("--timezone has no effect: the default zone of jobs is fixed when the cluster is created",
 			"cluster", zone, "timezone", cfg.Timezone)
 	}

@@ -1341,7 +1341,7 @@ func (r *lives) replay(s *store) {
 		if err := r.replica.persist(nil, []entry{e}); err != nil {
 			r.t.Fatal(err)
 		}
-		results, err := r.replica.apply(e.Index)
+		results, err := r.replica.applyUpTo(e.Index)
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -3222,7 +3222,7 @@ func (b *bubble) follow() {
 
 func (b *bubble) observe(e entry) {
 	b.terms[e.Index] = digest(e)
-	results, err := b.replica.apply(e.Index)
+	results, err := b.replica.applyUpTo(e.Index)
 	if err == nil {
 		err = b.ledger.observe(b.replica, e, results[0])
 	}

@@ -2391,7 +2391,7 @@ func (r jobRow) with(j *job, next int64) *jobRow {
 }
 
 // timezone returns the cluster's default zone: before there is a cluster, the one that this server would give it.
-func (s *scheduler) timezone() string { return cmp.Or(s.store.timezone(), s.cfg.Timezone) }
+func (s *scheduler) timezone() string { return cmp.Or(s.store.shown.Load().timezone, s.cfg.Timezone) }
 
 // badInput is an error of the client that sent a definition.
 type badInput struct{ error }

@@ -2611,7 +2611,7 @@ func (s *simServer) install(image any, rd ready) {
 // apply implements machine. The ledger looks at what nobody has applied before.
 func (s *simServer) apply(e entry) {
 	s.changeOffice()
-	results, err := s.store.apply(e.Index)
+	results, err := s.store.applyUpTo(e.Index)
 	s.w.must(err)
 	if len(results) != 1 || results[0].Err == nil && !results[0].repeated() && results[0].Index != e.Index {
 		s.w.fatalf("%s applies entry %d: %+v", s.n.self.Name, e.Index, results)

@@ -4,13 +4,13 @@
 //
 // Rules that always hold:
 //
-//  1. One goroutine, the driver's writer, calls persist and apply. Readers use
-//     connections of their own, which cannot write, and never wait.
-//  2. persist is one transaction with synchronous=FULL: when it returns, term,
-//     vote and entries survive a power cut. apply is another with
-//     synchronous=NORMAL: what a power cut takes from it is applied again from
-//     the log, because the applied index goes with it.
-//  3. apply is a function of (state, command). It reads no clock, no chance and
+//  1. One goroutine, the driver's writer, calls write. Readers use connections of
+//     their own, which cannot write, and never wait.
+//  2. write is one transaction. If it logs something, synchronous is FULL: when it
+//     returns, term, vote and entries survive a power cut. If it only applies,
+//     synchronous is NORMAL: what a power cut takes is applied again from the log,
+//     because the applied index goes with it.
+//  3. Applying is a function of (state, command). It reads no clock, no chance and
 //     no environment; what needs those stands in the command.
 //  4. Keys of jobs and executions are made of the log index of their command,
 //     so none is ever used again.
@@ -364,7 +364,7 @@ var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs
 	"staged", "nodes", "policies", "tokens", "requests", "stats", "audit"}
 
 // store is one open database. Its methods are safe for readers at any time;
-// persist and apply belong to one goroutine.
+// write and install belong to one goroutine.
 type store struct {
 	path    string
 	lock    *os.File // held while the database is open
@@ -372,8 +372,7 @@ type store struct {
 	clients reader   // for requests of clients, which therefore never delay the leader or replication
 
 	// Set by the writer, read by anybody.
-	paused  atomic.Bool   // what the cluster table says, for those who ask with every request
-	zone    atomic.Value  // the same of the cluster's zone, a string
+	shown   atomic.Pointer[settings]
 	applied atomic.Uint64 // log index up to which readers see the state
 	listing atomic.Uint64 // grows when a change that an API call made, and lists show, was committed
 	changes atomic.Uint64 // grows when anything was committed that lists show
@@ -387,14 +386,16 @@ type store struct {
 	db        *sql.DB
 	conn      *sql.Conn
 	stmts     map[string]*sql.Stmt
-	sync      string  // synchronous mode in force on conn
-	unapplied []entry // persisted, in order, not yet applied
-	listed    bool    // the transaction has such a change
-	touched   []int64 // jobs that the transaction changed as the API shows them
-	allNew    bool    // or any of them
-	telling   bool    // somebody watched when the transaction began
-	told      []mark  // what became of rows in it, if somebody did
-	logFirst  uint64  // first index in the log table
+	sync      string   // synchronous mode in force on conn
+	unapplied []entry  // in the log, in order, not yet applied
+	settings  settings // as the transaction has them
+	careful   bool     // each command can be undone by itself
+	listed    bool     // the transaction has such a change
+	touched   []int64  // jobs that the transaction changed as the API shows them
+	allNew    bool     // or any of them
+	telling   bool     // somebody watched when the transaction began
+	told      []mark   // what became of rows in it, if somebody did
+	logFirst  uint64   // first index in the log table
 	logBytes  []int32
 	kept      logRetention  // fixed once the writer runs
 	turn      atomic.Uint64 // grows with each transaction of the writer, for all to see; odd: a durable one is under way
@@ -407,6 +408,12 @@ type store struct {
 	disk func(durable bool, tx func() error) error
 }
 
+// settings are what the cluster table says, for those who ask with every request.
+type settings struct {
+	paused   bool
+	timezone string // of the cluster, "" if there is none yet
+}
+
 // logRetention is how much of the log is kept before the applied index.
 type logRetention struct {
 	entries int
@@ -416,7 +423,7 @@ type logRetention struct {
 }
 
 // openStore opens or makes the database in dir, which it creates with mode
-// 0700, and reads back the entries that are persisted but not applied.
+// 0700, and reads back the entries that are in the log but not applied.
 // Errors are one sentence that says what to do.
 func openStore(dir string) (*store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -648,20 +655,15 @@ func (s *store) enrol() error {
 	return s.exec("INSERT INTO server SELECT ?, '', '', applied_term, '', applied_index, applied_term FROM cluster", rand.Text())
 }
 
-// loadSettings reads what readers ask for all the time.
 func (s *store) loadSettings() error {
-	var paused bool
-	var zone string
-	if err := s.get("SELECT paused, timezone FROM main.cluster", nil, &paused, &zone); err != nil {
-		return err
-	}
-	s.paused.Store(paused)
-	s.zone.Store(zone)
-	return nil
+	return s.get("SELECT paused, timezone FROM main.cluster", nil, &s.settings.paused, &s.settings.timezone)
 }
 
-// timezone is the cluster's, "" if there is none yet.
-func (s *store) timezone() string { return s.zone.Load().(string) }
+// showSettings has readers know what the last transaction has made of them.
+func (s *store) showSettings() {
+	now := s.settings
+	s.shown.Store(&now)
+}
 
 // loadLog reads the sizes of the log's entries and those not yet applied.
 func (s *store) loadLog() error {
@@ -673,6 +675,7 @@ func (s *store) loadLog() error {
 	if err := s.loadSettings(); err != nil {
 		return err
 	}
+	s.showSettings()
 	if err := s.get("SELECT base_index + 1 FROM server", nil, &s.logFirst); err != nil {
 		return err
 	}
@@ -1024,14 +1027,48 @@ func (s *reader) ids(query string, args ...any) ([]int64, error) {
 	return rowsOf[int64](s.viewEach, query, args...)
 }
 
-// persist writes the vote and appends entries, replacing what the log holds
-// from the first of them on. state is nil if term and vote are as they were.
-// When it returns nil all of it survives a power cut.
-func (s *store) persist(state *hardState, entries []entry) error {
-	return s.update("FULL", func() error { return s.write(state, entries) })
+// write is one transaction of the log and the state. It notes term and vote, nil if
+// they are as they were; appends entries, replacing what the log holds from the first
+// of them on; and applies the log up to index commit, in order, as far as one
+// transaction may. It returns what came of each applied entry: fewer than commit
+// asks for means that there is more to do.
+//
+// When it returns, the log survives a power cut. What is applied does too where
+// something was logged with it; else it may be lost, and is applied again. An error is
+// fatal: nobody knows what is on the disk.
+func (s *store) write(state *hardState, entries []entry, commit uint64) (results []applied, err error) {
+	mode := "FULL"
+	if state == nil && len(entries) == 0 {
+		if mode = "NORMAL"; len(s.unapplied) == 0 || s.unapplied[0].Index > commit {
+			return nil, nil
+		}
+	}
+	tx := func() (err error) {
+		s.settings, s.telling = *s.shown.Load(), s.events.watched()
+		if err = s.writeLog(state, entries); err == nil {
+			results, err = s.apply(commit)
+		}
+		return err
+	}
+	if err = s.update(mode, tx); errors.Is(err, errHalfDone) {
+		s.careful = true
+		err = s.update(mode, tx)
+		s.careful = false
+	}
+	if err != nil || len(results) == 0 {
+		return nil, err
+	}
+	s.unapplied = slices.Delete(s.unapplied, 0, len(results))
+	s.applied.Store(results[len(results)-1].Index)
+	s.published()
+	return results, nil
 }
 
-func (s *store) write(state *hardState, entries []entry) error {
+// errHalfDone undoes a transaction in which a command was refused that had changed
+// something: that is so rare that to undo commands one by one is dearer.
+var errHalfDone = errors.New("a command was refused halfway")
+
+func (s *store) writeLog(state *hardState, entries []entry) error {
 	if state != nil {
 		if err := s.exec("UPDATE server SET term = ?, vote = ?", state.Term, state.Vote); err != nil {
 			return err
@@ -1041,8 +1078,8 @@ func (s *store) write(state *hardState, entries []entry) error {
 }
 
 // install puts the image of another server's state, a file that snapshot
-// wrote, in the place of everything that is replicated, and then does what
-// persist does, all in one transaction: a crash leaves the old state or the new
+// wrote, in the place of everything that is replicated, and then logs what
+// write does, all in one transaction: a crash leaves the old state or the new
 // one. Term, vote and the ids of this server are not in an image. The log
 // begins anew behind at, where the image ends; the caller has seen to it that
 // this is ahead of what was applied.
@@ -1074,7 +1111,7 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 		}
 		s.unapplied, s.logBytes = nil, nil
 		s.logFirst = at.Index + 1
-		return s.write(state, entries)
+		return s.writeLog(state, entries)
 	})
 	if err != nil {
 		return err // fatal: whoever restarts reads everything again
@@ -1172,50 +1209,42 @@ type applied struct {
 	Restored bool        // restore: the leader must read its queue anew
 }
 
-// apply applies persisted entries up to index commit, as many as one
-// transaction may hold, in order. It returns what came of each; fewer than
-// commit asks for means: call again. An error is fatal.
-func (s *store) apply(commit uint64) ([]applied, error) {
-	var results []applied
-	n, size := 0, 0
-	for n < len(s.unapplied) && s.unapplied[n].Index <= commit && size <= applyBytesMax && s.knows(s.unapplied[n]) {
-		size += len(s.unapplied[n].Data)
-		n++
-	}
-	if n == 0 {
-		if len(s.unapplied) > 0 && s.unapplied[0].Index <= commit {
-			s.halted.Store(true)
-			s.unapplied = nil // it is on disk, for a later version
+// apply is the part of write that applies.
+func (s *store) apply(commit uint64) (results []applied, err error) {
+	size := 0
+	for _, e := range s.unapplied {
+		if e.Index > commit || size > applyBytesMax {
+			break
 		}
+		if !s.knows(e) {
+			if len(results) == 0 {
+				s.halted.Store(true)
+				s.unapplied = nil // it is on disk, for a later version
+				return nil, nil
+			}
+			break
+		}
+		size += len(e.Data)
+		r, err := s.applyEntry(e)
+		if err != nil {
+			return nil, fmt.Errorf("cannot apply log entry %d: %w", e.Index, err)
+		}
+		results = append(results, r)
+	}
+	if len(results) == 0 {
 		return nil, nil
 	}
-	s.telling = s.events.watched()
-	err := s.update("NORMAL", func() error {
-		for _, e := range s.unapplied[:n] {
-			r, err := s.applyEntry(e)
-			if err != nil {
-				return fmt.Errorf("cannot apply log entry %d: %w", e.Index, err)
-			}
-			results = append(results, r)
-		}
-		last := s.unapplied[n-1]
-		if err := s.exec("UPDATE cluster SET applied_index = ?, applied_term = ?", last.Index, last.Term); err != nil {
-			return err
-		}
-		return s.trimLog(last.Index)
-	})
-	if err != nil {
+	last := s.unapplied[len(results)-1]
+	if err := s.exec("UPDATE cluster SET applied_index = ?, applied_term = ?", last.Index, last.Term); err != nil {
 		return nil, err
 	}
-	s.applied.Store(s.unapplied[n-1].Index)
-	s.published()
-	s.unapplied = slices.Delete(s.unapplied, 0, n)
-	return results, nil
+	return results, s.trimLog(last.Index)
 }
 
 // published tells the readers' caches, and then those who watch, what the
 // transaction that has just been committed changed.
 func (s *store) published() {
+	s.showSettings()
 	changed := len(s.touched) > 0 || s.allNew
 	if changed {
 		s.docs.drop(s.touched, s.allNew)
@@ -1239,18 +1268,6 @@ func (s *store) tell(what string, row int64) {
 
 // repeated reports whether the request had been done before, and nothing was done again.
 func (a *applied) repeated() bool { return a.First != 0 }
-
-// applyUpTo applies all persisted entries up to index commit.
-func (s *store) applyUpTo(commit uint64) ([]applied, error) {
-	var all []applied
-	for {
-		results, err := s.apply(commit)
-		if err != nil || len(results) == 0 {
-			return all, err
-		}
-		all = append(all, results...)
-	}
-}
 
 // trimLog drops the oldest entries, all of them applied, beyond what is kept
 // for followers that were away, and what a follower that is there still needs:
@@ -1304,22 +1321,33 @@ func (s *store) applyEntry(e entry) (applied, error) {
 	if err != nil {
 		return applied{}, err
 	}
-	if err := s.exec("SAVEPOINT command"); err != nil {
+	if err := s.savepoint("SAVEPOINT"); err != nil {
 		return applied{}, err
 	}
 	a := applying{s: s, c: c, result: applied{Index: e.Index}}
-	told := len(s.told)
+	told, before := len(s.told), s.settings
 	if err := contradiction(a.apply()); err != nil {
-		if !errors.As(err, new(refusal)) {
+		switch {
+		case !errors.As(err, new(refusal)):
 			return applied{}, err
+		case a.wrote && !s.careful:
+			return applied{}, errHalfDone
 		}
-		s.told = s.told[:told]
-		if err := s.exec("ROLLBACK TO command"); err != nil {
+		s.told, s.settings = s.told[:told], before
+		if err := s.savepoint("ROLLBACK TO"); err != nil {
 			return applied{}, err
 		}
 		a.result = applied{Index: e.Index, Err: err}
 	}
-	return a.result, s.exec("RELEASE command")
+	return a.result, s.savepoint("RELEASE")
+}
+
+// savepoint runs a statement on the savepoint of a command, if each has one.
+func (s *store) savepoint(verb string) error {
+	if !s.careful {
+		return nil
+	}
+	return s.exec(verb + " command")
 }
 
 // contradiction turns an error of SQLite that says that a command does not fit
@@ -1614,6 +1642,7 @@ type applying struct {
 	c      *command
 	keys   int   // used so far
 	made   int   // pending rows of children
+	wrote  bool  // it has changed rows
 	err    error // the first; nothing is read or written after it
 	result applied
 }
@@ -1629,6 +1658,7 @@ func (a *applying) fail(err error) {
 func (a *applying) exec(query string, args ...any) (rows int64) {
 	if a.err == nil {
 		rows, a.err = a.s.execRows(query, args...)
+		a.wrote = a.wrote || rows > 0
 	}
 	return rows
 }
@@ -1667,7 +1697,7 @@ func (a *applying) apply() error {
 	if a.repeated() || a.err != nil {
 		return a.err
 	}
-	if a.c.Submit && a.s.paused.Load() {
+	if a.c.Submit && a.s.settings.paused {
 		return errPaused
 	}
 	a.change()
@@ -2121,10 +2151,8 @@ func (a *applying) found(f foundation) {
 	a.fail(a.s.loadSettings())
 }
 
-// setPaused may tell the readers before the transaction ends: the entry is
-// committed, and a failure of the transaction ends the process.
 func (a *applying) setPaused(paused bool) {
-	a.s.paused.Store(paused)
+	a.s.settings.paused = paused
 	a.s.tell(eventPaused, 0)
 	a.exec("UPDATE cluster SET paused = ?", paused)
 	a.audit("", "", nil, nil)
@@ -3389,7 +3417,7 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 		case eventStarted:
 			e.Outcome = ""
 		case eventPaused:
-			paused := s.paused.Load()
+			paused := s.shown.Load().paused
 			list = append(list, event{Type: eventPaused, Paused: &paused})
 			continue
 		}
@@ -4023,7 +4051,7 @@ func (s *store) enlist(e enlistment) error {
 		if err != nil {
 			return err
 		}
-		return s.write(e.State, e.Entries)
+		return s.writeLog(e.State, e.Entries)
 	})
 }
 

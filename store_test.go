@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -203,6 +204,29 @@ func BenchmarkStore_put(b *testing.B) {
 	fill(b, s, b.N)
 }
 
+// BenchmarkStore_run consumes ticks and finishes what they start, 1,000 in a transaction.
+func BenchmarkStore_run(b *testing.B) {
+	s := newStore(b)
+	jobs := fill(b, s, 1_000)
+	var consumed []decision
+	for i, v := range jobs {
+		consumed = append(consumed, decision{Job: v.ID, Rev: v.Rev, Next: testStart + int64(i), Targets: []target{{"n1", 7}}})
+	}
+	b.ResetTimer()
+	for n := 0; n < b.N; n += len(jobs) {
+		list := consumed[:min(len(jobs), b.N-n)]
+		var finished []report
+		for i := range list {
+			list[i].Due, list[i].Next = list[i].Next, list[i].Next+int64(time.Second)
+		}
+		res := commit(b, s, &command{Now: testStart, Consume: list})
+		for _, ids := range res[0].Started {
+			finished = append(finished, report{Execution: ids[0], Node: "n1", Incarnation: 7, Started: testStart, Finished: testStart, Outcome: outcomeSuccess})
+		}
+		commit(b, s, &command{Now: testStart, Finish: finished})
+	}
+}
+
 // writeNewerStore makes a database that a later version has written.
 func writeNewerStore(t testing.TB, dir string) {
 	t.Helper()
@@ -283,6 +307,23 @@ func mustDump(t testing.TB, s *store) string {
 		t.Fatal(err)
 	}
 	return dump
+}
+
+// persist only logs.
+func (s *store) persist(state *hardState, entries []entry) error {
+	_, err := s.write(state, entries, 0)
+	return err
+}
+
+// applyUpTo applies all that is logged up to index commit.
+func (s *store) applyUpTo(commit uint64) (all []applied, err error) {
+	for {
+		results, err := s.write(nil, nil, commit)
+		if err != nil || len(results) == 0 {
+			return all, err
+		}
+		all = append(all, results...)
+	}
 }
 
 func mustApply(t testing.TB, s *store) []applied {
@@ -629,7 +670,7 @@ func TestStore_Reopen(t *testing.T) {
 	if err := torn.persist(&hardState{Term: 3, Vote: "x"}, log[:4]); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := torn.apply(2); err != nil {
+	if _, err := torn.applyUpTo(2); err != nil {
 		t.Fatal(err)
 	}
 	torn = reopen(t, torn)
@@ -724,11 +765,11 @@ func TestStore_WriteFails(t *testing.T) {
 			if err := s.persist(nil, []entry{e}); err != nil {
 				return nil
 			}
-			return full(s, func() error { _, err := s.apply(e.Index); return err })
+			return full(s, func() error { _, err := s.applyUpTo(e.Index); return err })
 		}, 5, 6},
 		{"ApplyReportedFailed", func(s *store, e entry) error {
-			_, err := s.apply(e.Index)
-			return errors.Join(s.persist(nil, []entry{e}), err, func() error { _, err := s.apply(e.Index); return err }(), io.ErrUnexpectedEOF)
+			_, err := s.applyUpTo(e.Index)
+			return errors.Join(s.persist(nil, []entry{e}), err, func() error { _, err := s.applyUpTo(e.Index); return err }(), io.ErrUnexpectedEOF)
 		}, 6, 6},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -828,6 +869,36 @@ func TestCluster_DiskFull(t *testing.T) {
 	}
 	if err := errors.Join(s.check(), s.close()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCluster_OneSync: a server alone logs and applies a command in one durable
+// transaction, and answers when that has committed: it needs no other. Before that
+// nobody sees what the command has made.
+func TestCluster_OneSync(t *testing.T) {
+	a := startPeer(t, "a", 1)
+	put(t, "one", a)
+	var durable, other atomic.Int64
+	var seen atomic.Bool
+	a.must(a.cluster.call(t.Context(), func() { // the writer is idle
+		a.store.disk = func(sync bool, tx func() error) error {
+			if durable.Add(1); !sync {
+				other.Add(1)
+			}
+			err := tx()
+			seen.Store(a.store.shown.Load().paused)
+			return err
+		}
+	}))
+	for i, paused := range []bool{true, false, true} {
+		_, err := a.cluster.propose(t.Context(), &command{Now: testStart, SetPaused: &paused})
+		a.must(err)
+		if n := durable.Load(); n != int64(i)+1 || other.Load() != 0 {
+			t.Fatalf("%d commands took %d transactions, %d of them not durable", i+1, n, other.Load())
+		}
+		if seen.Load() == paused || a.store.shown.Load().paused != paused {
+			t.Errorf("paused is %v: seen before the commit %v, after it %v", paused, seen.Load(), a.store.shown.Load().paused)
+		}
 	}
 }
 
@@ -1153,6 +1224,30 @@ func TestApply_PutAll(t *testing.T) {
 	}
 	if res = g.do(&command{Put: []jobPut{{Job: job{Name: "a"}}, {Job: job{Name: "b", ParentJob: "a"}}}}); res.Err != nil || len(res.Jobs) != 2 {
 		t.Errorf("jobs %v, %v, want two", res.Jobs, res.Err)
+	}
+}
+
+// TestApply_RefusedHalfway: what a refused command had changed goes, and what the
+// commands before and after it in the same transaction have made stays.
+func TestApply_RefusedHalfway(t *testing.T) {
+	s, on := newStore(t), true
+	put := func(jobs ...job) *command {
+		c := &command{Now: testStart, Submit: true}
+		for _, j := range jobs {
+			c.Put = append(c.Put, jobPut{Job: j, Next: never})
+		}
+		return c
+	}
+	results := commit(t, s, put(job{Name: "a"}), put(job{Name: "b"}, job{Name: "c", ParentJob: "none"}), put(job{Name: "d"}),
+		&command{Now: testStart, SetPaused: &on}, put(job{Name: "e"}))
+	for i, want := range []error{nil, errParent, nil, nil, errPaused} {
+		if results[i].Err != want {
+			t.Errorf("command %d: %v, want %v", i, results[i].Err, want)
+		}
+	}
+	var names string
+	if err := s.view("SELECT group_concat(name) FROM jobs", nil, &names); err != nil || names != "a,d" {
+		t.Errorf("the jobs are %q, %v, want a and d", names, err)
 	}
 }
 
