@@ -1266,8 +1266,8 @@ func (a *api) showJob(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	header := map[string]string{}
-	if held.warning != "" {
-		header[headerWarning] = held.warning
+	if *held.warning != "" {
+		header[headerWarning] = *held.warning
 	}
 	doc, err := jobShown(a.callerOf(r), held.doc)
 	return &response{status: http.StatusOK, kept: doc, header: header}, err

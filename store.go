@@ -3056,24 +3056,29 @@ type jobDocs struct {
 type jobDoc struct {
 	name    string
 	doc     json.RawMessage
-	warning string // what of the job has no effect
+	warning *string // what of the job has no effect; nil: not known, as lists do not show it
 }
 
-func (d *jobDoc) cost() int { return len(d.doc) + len(d.warning) + docCost }
+func (d *jobDoc) cost() int { return len(d.doc) + docCost }
 
 // one returns the JSON of the job of that name, or errNoJob.
 func (d *jobDocs) one(s *store, name string) (jobDoc, error) {
 	d.mu.Lock()
 	held, drops := d.byID[d.byName[name]], d.drops
 	d.mu.Unlock()
-	if held.doc != nil {
+	if held.warning != nil {
 		return held, nil
 	}
 	row, err := s.clients.job(name)
 	if err != nil {
 		return jobDoc{}, err
 	}
-	found, err := d.add([]*jobRow{row}, drops)
+	j, err := row.definition()
+	if err != nil {
+		return jobDoc{}, err
+	}
+	warning := j.warning()
+	found, err := d.add([]*jobRow{row}, &warning, drops)
 	return found[row.version.ID], err
 }
 
@@ -3088,7 +3093,7 @@ func (d *jobDocs) read(s *store, ids []int64) ([]json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	found, err := d.add(rows, drops)
+	found, err := d.add(rows, nil, drops)
 	if err != nil {
 		return nil, err
 	}
@@ -3117,19 +3122,16 @@ func (d *jobDocs) lookup(ids []int64) (docs []json.RawMessage, missing []int64, 
 	return docs, missing, d.drops
 }
 
-// add returns what was read since drops as JSON, and keeps it if nothing was dropped since.
-func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
+// add returns what was read since drops as JSON, and keeps it if nothing was dropped since. warning is that of the one
+// row, or nil.
+func (d *jobDocs) add(rows []*jobRow, warning *string, drops uint64) (map[int64]jobDoc, error) {
 	found := make(map[int64]jobDoc, len(rows))
 	for _, r := range rows {
 		doc, err := json.Marshal(r)
 		if err != nil {
 			return nil, err
 		}
-		j, err := r.definition()
-		if err != nil {
-			return nil, err
-		}
-		found[r.version.ID] = jobDoc{r.Name, doc, j.warning()}
+		found[r.version.ID] = jobDoc{r.Name, doc, warning}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
