@@ -710,6 +710,19 @@ func TestACL_Jobs(t *testing.T) {
 			t.Errorf("outcomes as team: %s, %v", text, err)
 		}
 
+		// An execution that is found by its id is as visible as under its job.
+		for _, job := range []string{"team-a-1", "team-b-1"} {
+			var list []executionView
+			text := s.mustAs(http.StatusOK, root, "GET", "/v1/jobs/"+job+"/executions", "")
+			if err := json.Unmarshal([]byte(text), &list); err != nil || len(list) != 1 {
+				t.Fatalf("executions of %s: %s, %v", job, text, err)
+			}
+			want := map[string]int{"team-a-1": http.StatusOK, "team-b-1": http.StatusNotFound}[job]
+			s.mustAs(want, team, "GET", "/v1/executions/"+list[0].ID, "")
+			s.mustAs(http.StatusOK, viewer, "GET", "/v1/executions/"+list[0].ID, "")
+		}
+		s.mustAs(http.StatusNotFound, root, "GET", "/v1/executions/1-node1", "")
+
 		// Many rules are no more trouble than one.
 		many := []string{}
 		for i := range 1200 {

@@ -163,6 +163,7 @@ func (a *api) routes() []route {
 
 		{"GET /v1/summary", mayRead, a.summary},
 		{"GET /v1/executions", mayList, a.recentExecutions},
+		{"GET /v1/executions/{execution}", anyToken, a.findExecution},
 		{"GET /v1/outcomes", mayListJobs, a.outcomes},
 		{"GET /v1/upcoming", mayList, a.upcoming},
 		{watchRoute, mayListJobs, a.watch},
@@ -1285,12 +1286,21 @@ func (a *api) deleteJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusOK, row, res, nil)
 }
 
+// toggleJob enables a disabled job and disables an enabled one or, with disabled in the query, makes it what that says.
 func (a *api) toggleJob(r *http.Request) (*response, error) {
 	req, err := a.request(r)
 	if err != nil {
 		return nil, err
 	}
-	row, res, err := a.scheduler.toggle(r.Context(), req, r.PathValue("job"))
+	var disabled *bool
+	if q := r.URL.Query(); q.Has("disabled") {
+		to, err := strconv.ParseBool(q.Get("disabled"))
+		if err != nil {
+			return nil, badRequest("disabled: %q must be true or false", q.Get("disabled"))
+		}
+		disabled = &to
+	}
+	row, res, err := a.scheduler.toggle(r.Context(), req, r.PathValue("job"), disabled)
 	if err != nil {
 		return nil, err
 	}
@@ -1690,20 +1700,42 @@ func (a *api) execution(r *http.Request) (executionRow, error) {
 
 // anyExecution is execution for deleted jobs too: what they still run can be killed.
 func (a *api) anyExecution(r *http.Request) (executionRow, error) {
+	e, err := a.namedExecution(r)
+	if err == nil && e.JobName != r.PathValue("job") {
+		err = errNoExecution
+	}
+	return e, err
+}
+
+// namedExecution returns the execution in the path, of whatever job.
+func (a *api) namedExecution(r *http.Request) (executionRow, error) {
 	id, node, _ := strings.Cut(r.PathValue("execution"), "-")
 	n, err := strconv.ParseInt(id, 10, 64)
 	if err != nil {
 		return executionRow{}, errNoExecution
 	}
 	e, err := a.store.clients.execution(n)
-	if err == nil && (e.Node != node || e.JobName != r.PathValue("job")) {
+	if err == nil && e.Node != node {
 		err = errNoExecution
 	}
 	return e, err
 }
 
+// findExecution returns an execution without its output, and so its job. It needs the right to read the execution under
+// its job; without it there is none, so that nobody learns of executions by guessing. Ours.
+func (a *api) findExecution(r *http.Request) (*response, error) {
+	e, err := a.namedExecution(r)
+	path := jobPath(e.JobName) + "/executions/" + url.PathEscape(r.PathValue("execution"))
+	if err == nil && !a.callerOf(r).may(path, mayRead) {
+		err = errNoExecution
+	}
+	e.Output = nil
+	return &response{status: http.StatusOK, body: e.view(time.UTC)}, err
+}
+
 // showOutput returns an output as text: once the execution has finished, ranges of it; before that, what there is so
-// far or, with follow in the query, everything until it ends.
+// far or, with follow in the query, everything until it ends. Followed, it has what was printed, without the reason why
+// the execution failed.
 func (a *api) showOutput(r *http.Request) (*response, error) {
 	e, err := a.execution(r)
 	if err != nil {
@@ -1721,7 +1753,11 @@ func (a *api) showOutput(r *http.Request) (*response, error) {
 				return err
 			}
 		}
-		http.ServeContent(w, r, "", timeOf(e.Finished), bytes.NewReader(e.Output))
+		output := e.Output
+		if r.URL.Query().Has("follow") { // the same whether or not the execution ends first
+			output = bytes.TrimPrefix(output, e.Reason)
+		}
+		http.ServeContent(w, r, "", timeOf(e.Finished), bytes.NewReader(output))
 		return nil
 	}}, nil
 }

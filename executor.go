@@ -793,7 +793,8 @@ func (e *executor) endLocked(r *run, end *ending) {
 
 // output writes what an execution has printed from offset from on, or from the oldest byte that is kept; if from is
 // negative, the last -from bytes. With follow it goes on until the run ends. For a held execution it writes the output
-// of the result, which may begin with the reason of a failure. Errors are errUnknownExecution and those of ctx and w.
+// of the result, which without follow may begin with the reason of a failure. Errors are errUnknownExecution and those
+// of ctx and w.
 func (e *executor) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
 	var finished held
 	e.mu.Lock()
@@ -809,6 +810,9 @@ func (e *executor) output(ctx context.Context, execution int64, follow bool, fro
 		return errUnknownExecution
 	}
 	res := e.load(finished)
+	if follow {
+		res.Output = res.Output[res.Reason:]
+	}
 	if size := int64(len(res.Output)); from < 0 {
 		from += size
 	} else {

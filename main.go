@@ -8,6 +8,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	linked "container/list"
 	"context"
 	crand "crypto/rand"
@@ -27,6 +28,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,6 +37,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -47,29 +50,6 @@ const (
 	exitError = 1
 	exitUsage = 2
 )
-
-const usage = `belfry: a job scheduler, cron for a cluster.
-
-  belfry                 run one server: API and page on 127.0.0.1:8080, data in ./belfry.data
-  belfry agent [flags]   run a node; "belfry agent -h" lists the flags
-  belfry keygen          print a random cluster key for --encrypt-file
-  belfry recover         make a new cluster of one server, if the majority of the old one is lost for good
-  belfry version         print the version
-  belfry help            print this text
-
-These act on the running node at --http-addr (default 127.0.0.1:8080):
-
-  belfry leave                            take the node out of its cluster and stop it
-  belfry raft list-peers                  list the servers: leader, voters, status
-  belfry raft remove-peer --peer-id ID    remove a server that is lost for good from the voters
-  belfry acl bootstrap                    create the first management token, on the server's machine
-  belfry acl policy apply --name N --rules-file F
-  belfry acl policy list|info|delete      show or delete policies
-  belfry acl token create --name N --type client|management --policy P
-  belfry acl token list|info|delete       show or delete tokens
-
-With access control they need a token: --token, --token-file or BELFRY_TOKEN.
-`
 
 func main() {
 	if os.Getpid() == 1 {
@@ -146,35 +126,74 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	if len(args) == 0 {
 		args = append([]string{"agent"}, alone(environ)...)
 	}
-	command, rest := args[0], args[1:]
-	switch {
-	case isHelp(command):
-		command = "help"
-	case strings.TrimLeft(command, "-") == "version":
-		command = "version"
+	switch first := args[0]; {
+	case isHelp(first) && len(args) > 1 && !isHelp(args[1]):
+		args = append(slices.Clone(args[1:]), "-h")
+	case isHelp(first):
+		args = []string{"help"}
+	case first == "-version" || first == "--version":
+		args = append([]string{"version"}, args[1:]...)
 	}
-	switch command {
-	case "agent":
-		return runAgent(ctx, rest, environ, stdout, stderr)
-	case "acl":
-		return runACL(ctx, rest, environ, stdout, stderr)
-	case "leave", "raft":
-		return runRemote(ctx, args, environ, stdout, stderr)
-	case "recover":
-		return runRecover(rest, environ, stdout, stderr)
-	case "keygen":
-		return runPrint(command, rest, newKey(), stdout, stderr)
-	case "version":
-		return runPrint(command, rest, "belfry "+version+"\n", stdout, stderr)
-	case "help":
-		if len(rest) > 0 && !isHelp(rest[0]) {
-			return commandLine(ctx, append(slices.Clone(rest), "-h"), environ, stdout, stderr)
+	var group []subcommand // those that begin with the first word
+	for _, c := range subcommands() {
+		words := strings.Fields(c.name)
+		switch {
+		case len(args) >= len(words) && slices.Equal(args[:len(words)], words):
+			s := &invocation{ctx: ctx, environ: environ, stdout: stdout, stderr: stderr}
+			return exitStatus(c.run(s, args[len(words):]), stderr)
+		case words[0] == args[0]:
+			group = append(group, c)
 		}
-		fmt.Fprint(stdout, usage)
+	}
+	switch words := strings.Join(args[:min(len(args), 1+len(group))], " "); {
+	case len(group) == 0:
+		fmt.Fprintf(stderr, "belfry: there is no command %q; \"belfry help\" lists the commands\n", args[0])
+	case isHelp(args[len(args)-1]):
+		printUsage(stdout, group)
+		return exitOK
+	default:
+		fmt.Fprintf(stderr, "belfry: there is no command %q; these begin so:\n", words)
+		printUsage(stderr, group)
+	}
+	return exitUsage
+}
+
+// A usageError is a mistake in the command itself: nothing was done.
+type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+// A runFailed says how a run ended, and the exit status of its command.
+type runFailed struct {
+	reason string
+	status int
+}
+
+func (f runFailed) Error() string { return f.reason }
+
+// exitStatus prints an error and returns the exit status for it.
+func exitStatus(err error, stderr io.Writer) int {
+	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return exitOK
 	}
-	fmt.Fprintf(stderr, "belfry: there is no command %q; these are the commands:\n\n%s", command, usage)
-	return exitUsage
+	fmt.Fprintf(stderr, "belfry: %v\n", err)
+	var run runFailed
+	switch {
+	case errors.As(err, new(usageError)):
+		return exitUsage
+	case errors.As(err, &run):
+		return run.status
+	}
+	return exitError
+}
+
+// printUsage prints a line for each command.
+func printUsage(w io.Writer, list []subcommand) {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, c := range list {
+		fmt.Fprintf(tw, "  belfry %s\t%s\n", strings.TrimSpace(c.name+" "+c.args), c.help)
+	}
+	tw.Flush() // fails if nobody reads it
 }
 
 // alone returns the flags of "belfry" without arguments: those of a server that bootstraps a cluster of one, unless the
@@ -198,71 +217,65 @@ func isHelp(word string) bool {
 	return slices.Contains([]string{"help", "-h", "-help", "--help"}, word)
 }
 
-// usageOf returns the lines of usage about a command.
-func usageOf(command string) string {
-	var b strings.Builder
-	for line := range strings.Lines(usage) {
-		if strings.HasPrefix(line, "  belfry "+command+" ") {
-			b.WriteString(line)
+// newFlagSet returns the flags of a command. On -h they tell what it does, with an example.
+func newFlagSet(name string) *flag.FlagSet {
+	fs := flag.NewFlagSet("belfry "+name, flag.ContinueOnError)
+	fs.Usage = func() {
+		i := slices.IndexFunc(subcommands(), func(c subcommand) bool { return c.name == name })
+		c := subcommands()[i]
+		fmt.Fprintf(fs.Output(), "belfry %s: %s.\n\nExample:\n  belfry %s\n",
+			strings.TrimSpace(name+" "+c.args), c.help, c.example)
+		fs.VisitAll(func(*flag.Flag) { i = -1 })
+		if i < 0 {
+			fmt.Fprintln(fs.Output(), "\nFlags:")
+			fs.PrintDefaults()
 		}
 	}
-	return b.String()
+	return fs
 }
 
-// runPrint executes a command that takes no arguments and prints text.
-func runPrint(command string, args []string, text string, stdout, stderr io.Writer) int {
-	switch {
-	case len(args) > 0 && isHelp(args[0]):
-		text = usageOf(command)
-	case len(args) > 0:
-		fmt.Fprintf(stderr, "belfry: %q: \"belfry %s\" takes no arguments\n", args[0], command)
-		return exitUsage
-	}
-	if _, err := io.WriteString(stdout, text); err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
-		return exitError
-	}
-	return exitOK
-}
-
-// parseFlags parses the flags of a command, and takes those not given from the environment. It refuses other arguments.
-// On -h it writes the flags to help and returns flag.ErrHelp.
-func parseFlags(fs *flag.FlagSet, args, environ []string, help io.Writer) error {
+// parseFlags parses the flags of a command, and takes those not given from the environment. It returns the other
+// arguments, of which it wants between least and most. On -h it writes the usage to help and returns flag.ErrHelp.
+func parseFlags(fs *flag.FlagSet, args, environ []string, help io.Writer, least, most int) (rest []string, err error) {
 	fs.SetOutput(io.Discard) // package flag would print each error as well, followed by all flags
-	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+	usage := fs.Usage
+	fs.Usage = func() {}
+	for len(args) > 0 {
+		if err = fs.Parse(args); err != nil {
+			break
+		}
+		if args = fs.Args(); len(args) > 0 {
+			rest, args = append(rest, args[0]), args[1:]
+		}
+	}
+	switch {
+	case errors.Is(err, flag.ErrHelp):
 		fs.SetOutput(help)
-		fs.Usage()
-		return err
-	} else if err != nil {
-		return fmt.Errorf("%w; \"%s -h\" lists the flags", err, fs.Name())
+		usage()
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w; \"%s -h\" lists the flags", err, fs.Name())
+	case len(rest) > most:
+		return nil, fmt.Errorf("%q is one argument too many; \"%s -h\" lists all", rest[most], fs.Name())
+	case len(rest) < least:
+		return nil, fmt.Errorf("an argument is missing; \"%s -h\" lists all", fs.Name())
 	}
-	if fs.NArg() > 0 {
-		return fmt.Errorf("%q is not a flag; \"%s -h\" lists them", fs.Arg(0), fs.Name())
-	}
-	return fromEnvironment(fs, environ)
+	return rest, fromEnvironment(fs, environ)
 }
 
-// runAgent runs a node until ctx is done or a signal arrives.
-func runAgent(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	cfg, err := parseConfig(args, environ, stdout)
-	if errors.Is(err, flag.ErrHelp) {
-		return exitOK
-	}
+// runAgent runs a node until the context is done or a signal arrives.
+func runAgent(s *invocation, args []string) error {
+	cfg, err := parseConfig(args, s.environ, s.stdout)
 	if err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
-		return exitUsage
+		return usageError{err}
 	}
-	ctx, stop := firstSignal(ctx)
+	ctx, stop := firstSignal(s.ctx)
 	defer stop()
 	defer outliveReaders()()
-	out, log := newLines(stdout), newLines(stderr)
+	out, log := newLines(s.stdout), newLines(s.stderr)
 	defer out.close()
 	defer log.close()
-	if err := serve(ctx, cfg, out, log); err != nil {
-		fmt.Fprintf(log, "belfry: %v\n", err)
-		return exitError
-	}
-	return exitOK
+	return serve(ctx, cfg, out, log)
 }
 
 // onHangup calls fn on every SIGHUP until stop is called; stop waits for a running call.
@@ -451,7 +464,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	if err != nil {
 		host = "localhost"
 	}
-	fs := flag.NewFlagSet("belfry agent", flag.ContinueOnError)
+	fs := newFlagSet("agent")
 	fs.BoolVar(&cfg.Server, "server", false, "keep state and lead; without it the node only runs jobs")
 	fs.IntVar(&cfg.BootstrapExpect, "bootstrap-expect", 0, "`number` of servers that bootstrap the cluster together")
 	fs.StringVar(&cfg.NodeName, "node-name", host, "unique `name` of this node")
@@ -479,23 +492,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		"reach: whoever can reach it can run commands here")
 	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of undelivered results")
 	fs.TextVar(&cfg.LogLevel, "log-level", slog.LevelInfo, "lowest `level` that is logged: debug, info, warn or error")
-	fs.Func("tag", "`key=value` by which jobs select this node; may be repeated", func(s string) error {
-		var tags []string
-		if err := list(&tags)(s); err != nil {
-			return err
-		}
-		for _, tag := range tags {
-			k, v, ok := strings.Cut(tag, "=")
-			if !ok || k == "" {
-				return errors.New("write it as key=value")
-			}
-			if cfg.Tags == nil {
-				cfg.Tags = map[string]string{}
-			}
-			cfg.Tags[k] = v
-		}
-		return nil
-	})
+	mapFlag(fs, "tag", &cfg.Tags, "`key=value` by which jobs select this node; may be repeated")
 	fs.StringVar(&cfg.Datacenter, "datacenter", "dc1", "`name` of the node's data center, its tag dc")
 	fs.StringVar(&cfg.Region, "region", "global", "`name` of the node's region, its tag region")
 	fs.StringVar(&cfg.Timezone, "timezone", localZone(environ),
@@ -527,7 +524,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		"let http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
 	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false,
 		"keep http jobs from private and loopback addresses")
-	if err := parseFlags(fs, args, environ, help); err != nil {
+	if _, err := parseFlags(fs, args, environ, help, 0, 0); err != nil {
 		return cfg, err
 	}
 	if cfg.EncryptFile != "" {
@@ -579,7 +576,7 @@ func fromEnvironment(fs *flag.FlagSet, environ []string) error {
 	var err error
 	fs.VisitAll(func(f *flag.Flag) {
 		key, v, ok := variable(environ, f.Name)
-		if !ok || given[f.Name] || err != nil {
+		if !ok || given[f.Name] || err != nil || f.Name == "job" { // a job's command finds its own name in BELFRY_JOB
 			return
 		}
 		if e := fs.Set(f.Name, v); e != nil {
@@ -1369,59 +1366,144 @@ func spawn(g *errgroup.Group, fail func(), fn func(context.Context) error) (stop
 	}
 }
 
-const remoteTimeout = 30 * time.Second // of a command that acts on a running node
+const remoteTimeout = 30 * time.Second // for a node to respond to a command
 
-// runRemote executes a command that acts on a running node: leave, raft
-// list-peers, raft remove-peer.
-func runRemote(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	name := args[0]
-	if args = args[1:]; name == "raft" {
-		if len(args) > 0 && isHelp(args[0]) {
-			fmt.Fprint(stdout, usageOf(name))
-			return exitOK
-		}
-		if len(args) == 0 || args[0] != "list-peers" && args[0] != "remove-peer" {
-			fmt.Fprintln(stderr, "belfry: write \"belfry raft list-peers\" or \"belfry raft remove-peer --peer-id ID\"")
-			return exitUsage
-		}
-		name, args = "raft "+args[0], args[1:]
+// A subcommand is a command of the command line.
+type subcommand struct {
+	name    string // its words
+	args    string // in capitals, in brackets if they may be missing
+	help    string // what it does
+	example string // what to type after "belfry"
+	kind    int
+	// setup adds the command's own flags and returns what executes it once the flags are parsed.
+	setup func(*flag.FlagSet, *invocation) func() error
+}
+
+// Kinds of subcommands.
+const (
+	standalone = iota // parses its own flags
+	local             // needs no node
+	remote            // acts on a node
+	shows             // acts on a node, and prints a table, or JSON with --json
+)
+
+// subcommands are all commands, in the order of the help.
+func subcommands() []subcommand {
+	const agentExample = "agent --server --bootstrap-expect=1"
+	return []subcommand{
+		{"agent", "", "run a node", agentExample, standalone, nil},
+		{"keygen", "", "print a random cluster key for --encrypt-file", "keygen > cluster.key", local, printing(newKey)},
+		{"recover", "", "make a new cluster of one server, if the majority of the old one is lost for good",
+			"recover --yes-i-lost-a-majority --data-dir=belfry.data", local, setupRecover},
+		{"version", "", "print the version", "version", local, printing(versionLine)},
+		{"help", "", "print this text, or with words of a command what it does", "help run", local, printing(helpText)},
+
+		{"jobs", "", "list jobs", "jobs --status=failed --metadata=team=web", shows, setupJobs},
+		{"job", "NAME", "show a job", "job backup", shows, setupJob},
+		{"run", "NAME", "run a job now", "run backup -f", remote, setupRun},
+		{"logs", "NAME|EXECUTION", "print an output, of a job that of its newest execution", "logs backup -f", remote, setupLogs},
+		{"why", "NAME", "say what became of the ticks of a job", "why backup --at=2026-11-24T03:00:00Z", shows, setupWhy},
+		{"kill", "NAME|EXECUTION", "end an execution, or all of a job", "kill backup", remote, setupKill},
+		{"enable", "NAME", "let the schedule of a job fire", "enable backup", remote, setDisabled("false")},
+		{"disable", "NAME", "keep the schedule of a job from firing", "disable backup", remote, setDisabled("true")},
+		{"delete", "NAME", "delete a job", "delete backup", remote, setupDelete},
+		{"executions", "", "list what ran", "executions --failed --since=12h", shows, setupExecutions},
+		{"rerun", "", "run the jobs again whose last run failed, or whose last tick was missed",
+			"rerun --failed --since=12h --dry-run", remote, setupRerun},
+		{"preview", "", "list what will run", "preview --from=2027-03-28T00:00:00Z --to=2027-03-29T00:00:00Z", shows, setupPreview},
+
+		{"members", "", "list the nodes", "members", shows, setupMembers},
+		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, setupLeave},
+		{"raft list-peers", "", "list the servers: leader, voters, status", "raft list-peers", remote, setupListPeers},
+		{"raft remove-peer", "", "remove a server that is lost for good from the voters",
+			"raft remove-peer --peer-id=b", remote, setupRemovePeer},
+		{"acl bootstrap", "", "create the first management token, on the server's machine", "acl bootstrap", remote, setupBootstrap},
+		{"acl policy apply", "", "create or replace a policy", "acl policy apply --name=a --rules-file=a.json", remote, setupApplyPolicy},
+		{"acl policy list", "", "list the policies", "acl policy list", remote, call(http.MethodGet, "/v1/acl/policies", "")},
+		{"acl policy info", "", "show a policy", "acl policy info --name=a", remote, call(http.MethodGet, "/v1/acl/policies/", "name")},
+		{"acl policy delete", "", "delete a policy", "acl policy delete --name=a", remote,
+			call(http.MethodDelete, "/v1/acl/policies/", "name")},
+		{"acl token create", "", "create a token", "acl token create --name=wall --policy=viewer", remote, setupCreateToken},
+		{"acl token list", "", "list the tokens", "acl token list", remote, call(http.MethodGet, "/v1/acl/tokens", "")},
+		{"acl token info", "", "show a token", "acl token info --accessor-id=3f", remote, call(http.MethodGet, "/v1/acl/tokens/", "accessor-id")},
+		{"acl token delete", "", "delete a token", "acl token delete --accessor-id=3f", remote,
+			call(http.MethodDelete, "/v1/acl/tokens/", "accessor-id")},
 	}
-	fs := flag.NewFlagSet("belfry "+name, flag.ContinueOnError)
-	var node remoteNode
-	node.flags(fs)
-	var peer string
-	if name == "raft remove-peer" {
-		fs.StringVar(&peer, "peer-id", "", "`id` of the server, as list-peers shows it, or its name if no other has it")
+}
+
+// An invocation is a command that is being executed.
+type invocation struct {
+	remoteNode
+	ctx            context.Context
+	environ        []string
+	args           []string // besides flags
+	json           bool     // print what the API responds
+	stdout, stderr io.Writer
+}
+
+// run parses the arguments of a command and executes it.
+func (c subcommand) run(s *invocation, args []string) (err error) {
+	if c.kind == standalone {
+		return runAgent(s, args)
 	}
-	err := parseFlags(fs, args, environ, stdout)
-	if errors.Is(err, flag.ErrHelp) {
-		return exitOK
+	fs := newFlagSet(c.name)
+	execute := c.setup(fs, s)
+	if c.kind != local {
+		s.flags(fs)
 	}
-	if err == nil {
-		err = node.readToken()
+	if c.kind == shows {
+		fs.BoolVar(&s.json, "json", false, "print what the API responds, for programs")
 	}
-	if err == nil && name == "raft remove-peer" && peer == "" {
-		err = errors.New("--peer-id: is required; \"belfry raft list-peers\" shows the ids")
+	n := len(strings.Fields(c.args))
+	if s.args, err = parseFlags(fs, args, s.environ, s.stdout, n, n); err == nil {
+		err = s.readToken()
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
-		return exitUsage
+		return usageError{err}
 	}
-	ctx, cancel := context.WithTimeout(ctx, remoteTimeout)
-	defer cancel()
-	switch name {
-	case "leave":
-		_, err = node.askAll(ctx, http.MethodPost, "/v1/leave")
-	case "raft list-peers":
-		err = listPeers(ctx, node, stdout)
-	case "raft remove-peer":
-		err = removePeer(ctx, node, peer)
+	return execute()
+}
+
+// need returns a usageError unless the flag was given.
+func need(flag, value, hint string) error {
+	if value == "" {
+		return usageError{fmt.Errorf("--%s: is required%s", flag, hint)}
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
-		return exitError
+	return nil
+}
+
+// printing returns the setup of a command that prints text.
+func printing(text func() string) func(*flag.FlagSet, *invocation) func() error {
+	return func(_ *flag.FlagSet, s *invocation) func() error {
+		return func() error {
+			_, err := io.WriteString(s.stdout, text())
+			return err
+		}
 	}
-	return exitOK
+}
+
+// versionLine returns the version, and the commit that it was built from if that is known.
+func versionLine() string {
+	line := "belfry " + version
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, set := range info.Settings {
+			if set.Key == "vcs.revision" {
+				line += ", commit " + set.Value
+			}
+		}
+	}
+	return line + "\n"
+}
+
+func helpText() string {
+	var b strings.Builder
+	b.WriteString("belfry: a job scheduler, cron for a cluster. Without arguments it runs one server: API and page\n" +
+		"on 127.0.0.1:8080, data in ./belfry.data. \"belfry COMMAND -h\" tells more.\n\n")
+	printUsage(&b, slices.DeleteFunc(subcommands(), func(c subcommand) bool { return c.kind > local }))
+	b.WriteString("\nThese act on the node at --http-addr or BELFRY_HTTP_ADDR, by default 127.0.0.1:8080. With access\n" +
+		"control they need a token: BELFRY_TOKEN, --token-file or --token.\n\n")
+	printUsage(&b, slices.DeleteFunc(subcommands(), func(c subcommand) bool { return c.kind <= local }))
+	return b.String()
 }
 
 // remoteNode is a running node that a command acts on.
@@ -1489,12 +1571,14 @@ func (n *remoteNode) readToken() error {
 
 // What a 404 means.
 var (
-	errNotThere = errors.New("there is none of that name; \"list\" shows all")
+	errNotThere = errors.New("there is none of that name")
 	errNoAPI    = errors.New("there is no belfry API below that address; see --http-prefix")
 )
 
 // ask sends a request and returns the body of the response. It sends doc as JSON; nil is no body.
 func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, remoteTimeout)
+	defer cancel()
 	var sent io.Reader
 	if doc != nil {
 		text, err := json.Marshal(doc)
@@ -1503,42 +1587,59 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 		}
 		sent = bytes.NewReader(text)
 	}
+	resp, err := n.send(ctx, method, path, "application/json", sent)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, restoreBytesMax))
+	if err == nil && len(body) == restoreBytesMax {
+		err = fmt.Errorf("the response is longer than %d bytes", restoreBytesMax)
+	}
+	return body, err
+}
+
+// send sends a request and returns the response, whose body the caller closes. Any status other than 2xx is an error.
+func (n *remoteNode) send(ctx context.Context, method, path, contentType string, body io.Reader) (*http.Response, error) {
 	client, base, err := n.client()
 	if err != nil {
 		return nil, err
 	}
-	r, err := http.NewRequestWithContext(ctx, method, base+path, sent)
+	r, err := http.NewRequestWithContext(ctx, method, base+path, body)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, err)
 	}
+	r.Header.Set("Content-Type", contentType)
 	if n.token != "" {
 		r.Header.Set("X-Dkron-Token", n.token)
 	}
 	resp, err := client.Do(r)
 	var untrusted *tls.CertificateVerificationError
-	if errors.As(err, &untrusted) {
+	var failed *url.Error
+	switch {
+	case errors.As(err, &untrusted):
 		return nil, fmt.Errorf("--http-addr %s: the node's certificate is not trusted; name its CA with --tls-ca, "+
 			"and use an address that is in the certificate: %w", n.addr, untrusted.Err)
-	}
-	if errors.Is(err, errElsewhere) {
+	case errors.Is(err, errElsewhere):
 		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("--http-addr %s: no node responds there: %w", n.addr, err)
+	case errors.As(err, &failed):
+		return nil, fmt.Errorf("--http-addr %s: no node responds there: %w", n.addr, failed.Err)
+	case err != nil:
+		return nil, err
+	case resp.StatusCode/100 == 2 && resp.Header.Get("X-Whom") != "":
+		return resp, nil
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, rpcBytesMax))
+	text, err := io.ReadAll(io.LimitReader(resp.Body, jobBytesMax))
 	switch {
 	case err != nil:
 		return nil, err
-	case resp.StatusCode == http.StatusNotFound && resp.Header.Get("X-Whom") == "":
+	case resp.StatusCode != http.StatusMisdirectedRequest && resp.Header.Get("X-Whom") == "":
 		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, errNoAPI)
 	case resp.StatusCode == http.StatusNotFound:
 		return nil, errNotThere
-	case resp.StatusCode/100 != 2:
-		return nil, fmt.Errorf("the node responded with %s: %s", resp.Status, bytes.TrimSpace(body))
 	}
-	return body, nil
+	return nil, fmt.Errorf("the node responded with %s: %s", resp.Status, bytes.TrimSpace(text))
 }
 
 // askAll is ask for a path that every node has.
@@ -1550,110 +1651,718 @@ func (n *remoteNode) askAll(ctx context.Context, method, path string) ([]byte, e
 	return body, err
 }
 
-// aclCommands are the subcommands of "belfry acl", with their required flags.
-var aclCommands = map[string][]string{
-	"bootstrap": {}, "policy apply": {"name", "rules-file"}, "policy list": {}, "policy info": {"name"}, "policy delete": {"name"},
-	"token create": {"name"}, "token list": {}, "token info": {"accessor-id"}, "token delete": {"accessor-id"},
+// fetch gets a document from the API.
+func fetch[T any](s *invocation, path string) (doc T, err error) {
+	body, err := s.ask(s.ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return doc, err
+	}
+	if err := json.Unmarshal(body, &doc); err != nil {
+		return doc, fmt.Errorf("the response is not from a belfry node: %w", err)
+	}
+	return doc, nil
 }
 
-// runACL executes "belfry acl …" on a running node and prints the API's response, as indented JSON.
-func runACL(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	name := ""
-	for len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		name, args = strings.TrimSpace(name+" "+args[0]), args[1:]
+// table prints rows below a header of words, or their JSON with --json.
+func table[T any](s *invocation, list []T, header string, row func(T) []string) error {
+	if s.json {
+		return s.printJSON(json.Marshal(append([]T{}, list...)))
 	}
-	needs, ok := aclCommands[name]
-	if !ok && len(args) > 0 && isHelp(args[0]) && (name == "" || strings.Contains(usageOf("acl"), "acl "+name+" ")) {
-		fmt.Fprint(stdout, usageOf("acl"))
-		return exitOK
-	}
-	if !ok {
-		fmt.Fprintf(stderr, "belfry: there is no command %q; the commands of \"belfry acl\" are: %s\n",
-			strings.TrimSpace("acl "+name), strings.Join(sortedKeys(aclCommands), ", "))
-		return exitUsage
-	}
-	var node remoteNode
-	var policies []string
-	fs := flag.NewFlagSet("belfry acl "+name, flag.ContinueOnError)
-	node.flags(fs)
-	given := map[string]*string{"name": new(string), "rules-file": new(string), "accessor-id": new(string)}
-	for _, f := range needs {
-		fs.StringVar(given[f], f, "", "required")
-	}
-	dir, kind, ttl := "belfry.data", tokenClient, ""
-	switch name {
-	case "bootstrap":
-		fs.StringVar(&dir, "data-dir", dir, "`directory` of the server, whose secret proves that you may")
-	case "token create":
-		fs.StringVar(&kind, "type", kind, "`type` of the token: client or management")
-		fs.StringVar(&ttl, "ttl", ttl, "`time` after which it is no longer valid, such as 24h")
-		fs.Func("policy", "`name` of a policy; may be given several times", list(&policies))
-	}
-	err := parseFlags(fs, args, environ, stdout)
-	if errors.Is(err, flag.ErrHelp) {
-		return exitOK
-	}
-	for _, f := range needs {
-		if err == nil && *given[f] == "" {
-			err = fmt.Errorf("--%s: is required", f)
+	tw := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, strings.ReplaceAll(header, " ", "\t"))
+	for _, v := range list {
+		cells := row(v)
+		for i, cell := range cells {
+			cells[i] = cmp.Or(printable(cell), "-")
 		}
+		fmt.Fprintln(tw, strings.Join(cells, "\t"))
 	}
-	if err == nil {
-		err = node.readToken()
-	}
+	return tw.Flush()
+}
+
+// printable replaces what a terminal would execute, or would break a table.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, text)
+}
+
+// printJSON prints a document of the API, indented.
+func (s *invocation) printJSON(doc []byte, err error) error {
 	if err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
-		return exitUsage
-	}
-	ctx, cancel := context.WithTimeout(ctx, remoteTimeout)
-	defer cancel()
-	noun, verb, _ := strings.Cut(name, " ")
-	paths := map[string]string{"policy": "/v1/acl/policies", "token": "/v1/acl/tokens", "bootstrap": "/v1/acl/bootstrap"}
-	path, id := paths[noun], "/"+url.PathEscape(*given["name"]+*given["accessor-id"])
-	var response []byte
-	switch verb {
-	case "": // bootstrap
-		var secret []byte
-		if secret, err = os.ReadFile(filepath.Join(dir, bootstrapFile)); err != nil {
-			err = fmt.Errorf("--data-dir %s: there is no bootstrap secret; start the server with --acl, "+
-				"or use the management token if there is one already: %w", dir, err)
-			break
-		}
-		response, err = node.ask(ctx, http.MethodPost, path, map[string]string{"Secret": strings.TrimSpace(string(secret))})
-	case "apply":
-		var rules []byte
-		if rules, err = os.ReadFile(*given["rules-file"]); err != nil {
-			err = fmt.Errorf("--rules-file: %w", err)
-			break
-		}
-		response, err = node.ask(ctx, http.MethodPost, path+id, policy{*given["name"], string(rules)})
-	case "create":
-		asked := map[string]any{"Name": *given["name"], "Type": kind, "ExpirationTTL": ttl}
-		if policies != nil {
-			asked["Policies"] = policies
-		}
-		response, err = node.ask(ctx, http.MethodPost, path, asked)
-	case "list":
-		response, err = node.ask(ctx, http.MethodGet, path, nil)
-	case "info":
-		response, err = node.ask(ctx, http.MethodGet, path+id, nil)
-	case "delete":
-		response, err = node.ask(ctx, http.MethodDelete, path+id, nil)
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
-		return exitError
+		return err
 	}
 	var pretty bytes.Buffer
-	if json.Indent(&pretty, response, "", "  ") != nil {
+	if json.Indent(&pretty, doc, "", "  ") != nil {
 		pretty.Reset()
-		pretty.Write(response)
+		pretty.Write(doc)
 	}
-	if _, err := fmt.Fprintln(stdout, pretty.String()); err != nil {
-		fmt.Fprintf(stderr, "belfry: it is done, but the response could not be printed: %v\n", err)
-		return exitError
+	if _, err := fmt.Fprintln(s.stdout, pretty.String()); err != nil {
+		return fmt.Errorf("it is done, but the response could not be printed: %w", err)
 	}
-	return exitOK
+	return nil
+}
+
+// localTime returns a time in this machine's zone, or "" for none.
+func localTime(t time.Time) string {
+	if t.Unix() <= 0 {
+		return ""
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+// timeFlag adds a flag for a time, in this machine's zone unless it names one.
+func timeFlag(fs *flag.FlagSet, name string, t *time.Time, help string) {
+	fs.Func(name, help, func(text string) (err error) {
+		for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateOnly} {
+			if *t, err = time.ParseInLocation(layout, text, time.Local); err == nil {
+				return nil
+			}
+		}
+		return errors.New("write it as 2030-01-31T12:00:00Z, or 2030-01-31T12:00 in this machine's zone")
+	})
+}
+
+// mapFlag adds a repeatable flag whose values are key=value.
+func mapFlag(fs *flag.FlagSet, name string, m *map[string]string, help string) {
+	fs.Func(name, help, func(text string) error {
+		var pairs []string
+		if err := list(&pairs)(text); err != nil {
+			return err
+		}
+		for _, pair := range pairs {
+			k, v, ok := strings.Cut(pair, "=")
+			if !ok || k == "" {
+				return errors.New("write it as key=value")
+			}
+			if *m == nil {
+				*m = map[string]string{}
+			}
+			(*m)[k] = v
+		}
+		return nil
+	})
+}
+
+// listedJob is a job as the API shows it.
+type listedJob struct {
+	job
+	Status string    `json:"status"`
+	Next   time.Time `json:"next"`
+}
+
+// fires says when a job falls due.
+func (j listedJob) fires() string {
+	switch {
+	case j.ParentJob != "":
+		return "after " + j.ParentJob
+	case j.Disabled:
+		return "disabled"
+	}
+	return localTime(j.Next)
+}
+
+func setupJobs(fs *flag.FlagSet, s *invocation) func() error {
+	q := url.Values{}
+	for name, help := range map[string]string{"q": "part of a `name`", "status": "only this `status`: success, failed, partially_failed, untriggered",
+		"executor": "only of this `executor`", "disabled": "`true` or false: only jobs that are disabled, or are not"} {
+		fs.Func(name, help, func(text string) error { q.Set(name, text); return nil })
+	}
+	var metadata map[string]string
+	mapFlag(fs, "metadata", &metadata, "only with this `key=value` in their metadata; may be repeated")
+	return func() error {
+		for k, v := range metadata {
+			q.Set("metadata["+k+"]", v)
+		}
+		if s.json {
+			return s.printJSON(s.askAll(s.ctx, http.MethodGet, "/v1/jobs?"+q.Encode()))
+		}
+		jobs, err := fetch[[]listedJob](s, "/v1/jobs?"+q.Encode())
+		if err != nil {
+			return err
+		}
+		return table(s, jobs, "NAME SCHEDULE STATUS LAST-SUCCESS LAST-ERROR NEXT", func(j listedJob) []string {
+			last := []string{localTime(timeOf(int64(j.LastSuccess))), localTime(timeOf(int64(j.LastError)))}
+			return []string{j.Name, j.Schedule, j.Status, last[0], last[1], j.fires()}
+		})
+	}
+}
+
+// jobPathOf returns the path of the job that the command names.
+func (s *invocation) jobPathOf() string { return jobPath(s.args[0]) }
+
+// noJob says which job is not there.
+func (s *invocation) noJob(err error) error {
+	if errors.Is(err, errNotThere) {
+		return fmt.Errorf("there is no %q; \"belfry jobs\" lists the jobs, \"belfry executions\" the executions", s.args[0])
+	}
+	return err
+}
+
+func setupJob(_ *flag.FlagSet, s *invocation) func() error {
+	return func() error {
+		body, err := s.ask(s.ctx, http.MethodGet, s.jobPathOf(), nil)
+		if err != nil || s.json {
+			return s.printJSON(body, s.noJob(err))
+		}
+		d := json.NewDecoder(bytes.NewReader(body))
+		d.Token() // the object's begin
+		tw := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
+		for d.More() {
+			field, _ := d.Token()
+			var value json.RawMessage
+			if err := d.Decode(&value); err != nil {
+				return fmt.Errorf("the response is not from a belfry node: %w", err)
+			}
+			if !slices.Contains([]string{`""`, "null", "{}", "[]", "0", "false"}, string(value)) {
+				var text string
+				if json.Unmarshal(value, &text) != nil {
+					text = string(value)
+				}
+				fmt.Fprintf(tw, "%s\t%s\n", field, printable(text))
+			}
+		}
+		return tw.Flush()
+	}
+}
+
+func setupRun(fs *flag.FlagSet, s *invocation) func() error {
+	follow := fs.Bool("f", false, "print the output until the run ends, and end with the exit status of its command")
+	return func() error {
+		resp, err := s.send(s.ctx, http.MethodPost, s.jobPathOf()+"/run", "", nil)
+		if err != nil {
+			return s.noJob(err)
+		}
+		resp.Body.Close()
+		group, err := strconv.ParseInt(resp.Header.Get("Belfry-Group"), 10, 64)
+		if err != nil {
+			return fmt.Errorf("the response is not from a belfry node: %w", err)
+		}
+		if *follow {
+			return s.follow(group)
+		}
+		fmt.Fprintf(s.stdout, "%s runs as group %d\n", s.args[0], group)
+		return nil
+	}
+}
+
+const followPause = 200 * time.Millisecond // between looks at a run that is followed
+
+// follow prints the outputs of a run until it has ended, retries too. The error says how, unless it has succeeded.
+func (s *invocation) follow(group int64) error {
+	j, err := fetch[listedJob](s, s.jobPathOf())
+	if err != nil {
+		return s.noJob(err)
+	}
+	shown := map[string]bool{}
+	for {
+		list, err := fetch[[]executionView](s, s.jobPathOf()+"/executions?output_size_limit=0&_sort=id&_order=ASC")
+		if err != nil {
+			return err
+		}
+		over, last := true, map[string]executionView{} // by node
+		for _, e := range list {
+			if e.Group != group {
+				continue
+			}
+			if last[e.NodeName] = e; shown[e.ID] {
+				continue
+			}
+			shown[e.ID], over = true, false
+			fmt.Fprintf(s.stderr, "%s, attempt %d on %s\n", e.ID, e.Attempt, e.NodeName)
+			if err := s.output(e, true); err != nil {
+				return err
+			}
+		}
+		var failed *executionView
+		for _, e := range last {
+			if e.FinishedAt.Year() <= 1 || retried(e.Outcome) && e.Attempt <= int(j.Retries) {
+				over = false
+			}
+			if !e.Success {
+				failed = &e
+			}
+		}
+		switch {
+		case over && len(last) > 0 && failed == nil:
+			return nil
+		case over && len(last) > 0:
+			f := runFailed{fmt.Sprintf("%s %s on %s: %s", s.args[0], failed.Outcome, failed.NodeName, failed.Reason), exitError}
+			if c := failed.ExitCode; c != nil && *c > 0 {
+				f.status = *c
+			}
+			return f
+		}
+		select {
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		case <-time.After(followPause):
+		}
+	}
+}
+
+// output copies the output of an execution.
+func (s *invocation) output(e executionView, follow bool) error {
+	path := jobPath(e.JobName) + "/executions/" + url.PathEscape(e.ID) + "/output"
+	if follow {
+		path += "?follow"
+	}
+	resp, err := s.send(s.ctx, http.MethodGet, path, "", nil)
+	if err != nil {
+		return s.noJob(err)
+	}
+	defer resp.Body.Close()
+	if _, err = io.Copy(s.stdout, resp.Body); err != nil {
+		return fmt.Errorf("the output of %s broke off: %w", e.ID, err)
+	}
+	return nil
+}
+
+// named returns the executions that NAME|EXECUTION means: those of the job, newest first, or the one.
+func (s *invocation) named() ([]executionView, error) {
+	list, err := fetch[[]executionView](s, s.jobPathOf()+"/executions?output_size_limit=0")
+	if !errors.Is(err, errNotThere) {
+		return list, err
+	}
+	e, err := fetch[executionView](s, "/v1/executions/"+url.PathEscape(s.args[0]))
+	return []executionView{e}, s.noJob(err)
+}
+
+func setupLogs(fs *flag.FlagSet, s *invocation) func() error {
+	follow := fs.Bool("f", false, "go on until the execution ends")
+	return func() error {
+		list, err := s.named()
+		if err == nil && len(list) == 0 {
+			err = fmt.Errorf("%s has no execution; \"belfry why %s\" says more", s.args[0], s.args[0])
+		}
+		if err != nil {
+			return err
+		}
+		return s.output(list[0], *follow)
+	}
+}
+
+func setupKill(_ *flag.FlagSet, s *invocation) func() error {
+	return func() error {
+		list, err := s.named()
+		if err != nil {
+			return err
+		}
+		list = slices.DeleteFunc(list, func(e executionView) bool { return e.FinishedAt.Year() > 1 })
+		if len(list) == 0 {
+			return fmt.Errorf("%s does not run", s.args[0])
+		}
+		for _, e := range list {
+			path := jobPath(e.JobName) + "/executions/" + url.PathEscape(e.ID) + "/kill"
+			if _, err := s.ask(s.ctx, http.MethodPost, path, nil); err != nil {
+				return fmt.Errorf("%s: %w", e.ID, err)
+			}
+			fmt.Fprintf(s.stdout, "%s of %s is being ended\n", e.ID, e.JobName)
+		}
+		return nil
+	}
+}
+
+// setDisabled returns the setup of enable and disable.
+func setDisabled(to string) func(*flag.FlagSet, *invocation) func() error {
+	return func(_ *flag.FlagSet, s *invocation) func() error {
+		return func() error {
+			var j listedJob
+			body, err := s.ask(s.ctx, http.MethodPost, s.jobPathOf()+"/toggle?disabled="+to, nil)
+			if err == nil {
+				err = json.Unmarshal(body, &j)
+			}
+			if err != nil {
+				return s.noJob(err)
+			}
+			if j.Disabled {
+				fmt.Fprintf(s.stdout, "%s is disabled\n", j.Name)
+			} else {
+				fmt.Fprintf(s.stdout, "%s is enabled, next run: %s\n", j.Name, cmp.Or(j.fires(), "none"))
+			}
+			return nil
+		}
+	}
+}
+
+func setupDelete(_ *flag.FlagSet, s *invocation) func() error {
+	return func() error {
+		if _, err := s.ask(s.ctx, http.MethodDelete, s.jobPathOf(), nil); err != nil {
+			return s.noJob(err)
+		}
+		fmt.Fprintf(s.stdout, "%s is deleted\n", s.args[0])
+		return nil
+	}
+}
+
+const whyTicksMax = 20 // that why tells of
+
+func setupWhy(fs *flag.FlagSet, s *invocation) func() error {
+	var at time.Time
+	timeFlag(fs, "at", &at, "only the ticks of the minute from this `time` on; otherwise the newest of the last day")
+	return func() error {
+		from, to := at, at.Add(time.Minute-1)
+		if at.IsZero() {
+			to = time.Now()
+			from = to.Add(-24 * time.Hour)
+		}
+		q := url.Values{"start": {from.Format(time.RFC3339Nano)}, "end": {to.Format(time.RFC3339Nano)}, "_end": {strconv.Itoa(whyTicksMax)}}
+		path := s.jobPathOf() + "/ticks?" + q.Encode()
+		if s.json {
+			body, err := s.ask(s.ctx, http.MethodGet, path, nil)
+			return s.printJSON(body, s.noJob(err))
+		}
+		j, err := fetch[listedJob](s, s.jobPathOf())
+		if err != nil {
+			return s.noJob(err)
+		}
+		ledger, err := fetch[struct {
+			Due   int64
+			Ticks []tickView
+			Days  []tickDayView
+		}](s, path)
+		if err != nil {
+			return err
+		}
+		runs, err := fetch[[]executionView](s, s.jobPathOf()+"/executions?output_size_limit=0")
+		if err != nil {
+			return err
+		}
+		if fires := j.fires(); fires == "" {
+			fmt.Fprintf(s.stdout, "%s has no further tick.\n", j.Name)
+		} else {
+			fmt.Fprintf(s.stdout, "%s: next run: %s.\n", j.Name, fires)
+		}
+		for _, t := range ledger.Ticks {
+			fmt.Fprintln(s.stdout, printable(t.sentence(runs)))
+		}
+		for _, d := range ledger.Days {
+			fmt.Fprintf(s.stdout, "%s: of its ticks %d ran, %d ran late, %d were skipped, %d were missed.\n",
+				d.Date.Format(time.DateOnly), d.Ran, d.Late, d.Skipped, d.Missed)
+		}
+		if ledger.Due == 0 {
+			fmt.Fprintf(s.stdout, "It had no tick from %s to %s.\n", localTime(from), localTime(to))
+		}
+		return nil
+	}
+}
+
+// sentence says what became of a tick. runs are executions of the job.
+func (t tickView) sentence(runs []executionView) string {
+	when := localTime(t.Due)
+	if t.Until != nil {
+		when = fmt.Sprintf("%s to %s, %d ticks", when, localTime(*t.Until), t.Count)
+	}
+	text := fmt.Sprintf("%s: %s", when, map[string]string{
+		outcomeRan: "ran", outcomeLate: "ran late", outcomeSkipped: "did not run, skipped", outcomeMissed: "did not run, missed"}[t.Outcome])
+	if t.Reason != "" {
+		text += ": " + t.Reason
+	}
+	for _, id := range t.Executions {
+		text += ", as " + id
+		if i := slices.IndexFunc(runs, func(e executionView) bool { return e.ID == id }); i >= 0 {
+			text += " (" + cmp.Or(runs[i].Outcome, "running") + ")"
+		}
+	}
+	return text + "."
+}
+
+func setupExecutions(fs *flag.FlagSet, s *invocation) func() error {
+	failed := fs.Bool("failed", false, "only those that did not succeed")
+	since := fs.Duration("since", time.Hour, "only those of this `time` until now")
+	return func() error {
+		list, err := s.ranSince(*since, *failed)
+		if err != nil {
+			return err
+		}
+		if len(list) == recentMax {
+			fmt.Fprintf(s.stderr, "belfry: only the newest %d are listed; make --since shorter\n", recentMax)
+		}
+		return table(s, list, "JOB EXECUTION STARTED TOOK OUTCOME REASON", func(e executionView) []string {
+			took := ""
+			if e.FinishedAt.Year() > 1 {
+				took = e.FinishedAt.Sub(e.StartedAt).Round(time.Millisecond).String()
+			}
+			return []string{e.JobName, e.ID, localTime(e.StartedAt), took, cmp.Or(e.Outcome, "running"), e.Reason}
+		})
+	}
+}
+
+// ranSince returns the executions of all jobs that have started since, newest first, at most recentMax.
+func (s *invocation) ranSince(since time.Duration, failed bool) ([]executionView, error) {
+	q := url.Values{"start": {time.Now().Add(-since).Format(time.RFC3339Nano)}}
+	if failed {
+		q.Set("outcome", "bad")
+	}
+	return fetch[[]executionView](s, "/v1/executions?"+q.Encode())
+}
+
+func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
+	failed := fs.Bool("failed", false, "the jobs whose last run failed")
+	missed := fs.Bool("missed", false, "the jobs whose last tick did not run, and that have not run since")
+	since := fs.Duration("since", 0, "failures and ticks of this `time` until now; required")
+	dry := fs.Bool("dry-run", false, "only list the jobs")
+	return func() error {
+		if *failed == *missed || *since <= 0 {
+			return usageError{errors.New("--failed, --missed: one of them is required, and --since")}
+		}
+		jobs, err := s.unsuccessful(*failed, *since)
+		if err != nil {
+			return err
+		}
+		for i, name := range jobs {
+			if !*dry {
+				if _, err := s.ask(s.ctx, http.MethodPost, jobPath(name)+"/run", nil); err != nil {
+					return fmt.Errorf("%s: %w; of %d jobs, %d run again", name, err, len(jobs), i)
+				}
+			}
+			fmt.Fprintln(s.stdout, name)
+		}
+		return nil
+	}
+}
+
+// unsuccessful returns the jobs whose last run failed, or whose last tick never ran, within a time until now.
+func (s *invocation) unsuccessful(failed bool, since time.Duration) (names []string, err error) {
+	if failed {
+		list, err := s.ranSince(since, true)
+		if err == nil && len(list) == recentMax {
+			err = fmt.Errorf("--since: there are more than %d failures in that time; make it shorter", recentMax-1)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range list {
+			names = append(names, e.JobName)
+		}
+	} else {
+		jobs, err := fetch[[]listedJob](s, "/v1/jobs?disabled=false")
+		if err != nil {
+			return nil, err
+		}
+		for _, j := range jobs {
+			names = append(names, j.Name)
+		}
+	}
+	slices.Sort(names)
+	return slices.DeleteFunc(slices.Compact(names), func(name string) bool {
+		var wanted bool
+		if err == nil {
+			wanted, err = s.needsRerun(name, failed, since)
+		}
+		return !wanted
+	}), err
+}
+
+// needsRerun reports whether the last run of a job failed, or its last tick did not run and nothing has run since.
+func (s *invocation) needsRerun(name string, failed bool, since time.Duration) (bool, error) {
+	runs, err := fetch[[]executionView](s, jobPath(name)+"/executions?output_size_limit=0")
+	if errors.Is(err, errNotThere) {
+		return false, nil // deleted meanwhile
+	}
+	if err != nil {
+		return false, err
+	}
+	if failed {
+		nodes := map[string]bool{}
+		for _, e := range runs { // newest first: of each node of the last group, only the last attempt counts
+			if e.Group != runs[0].Group || nodes[e.NodeName] {
+				continue
+			}
+			if nodes[e.NodeName] = true; !e.Success && e.Outcome != "" {
+				return true, nil
+			}
+		}
+		return false, nil
+	}
+	q := url.Values{"start": {time.Now().Add(-since).Format(time.RFC3339Nano)}, "_end": {"1"}}
+	ledger, err := fetch[struct{ Ticks []tickView }](s, jobPath(name)+"/ticks?"+q.Encode())
+	if err != nil || len(ledger.Ticks) == 0 {
+		return false, err
+	}
+	tick := ledger.Ticks[0]
+	ran := len(runs) > 0 && !runs[0].ScheduledAt.Before(tick.Due)
+	return !ran && (tick.Outcome == outcomeMissed || tick.Outcome == outcomeSkipped), nil
+}
+
+const previewMax = 1_000_000 // ticks
+
+// A previewed is a tick to come.
+type previewed struct {
+	Job   string    `json:"job_name"`
+	Due   time.Time `json:"due"`             // in the zone of the schedule
+	Clock string    `json:"clock,omitempty"` // by how much the clock was changed since the tick before
+}
+
+func setupPreview(fs *flag.FlagSet, s *invocation) func() error {
+	var from, to time.Time
+	timeFlag(fs, "from", &from, "first `time`; by default now")
+	timeFlag(fs, "to", &to, "last `time`, not included; by default a day after --from")
+	only := fs.String("job", "", "only the job of this `name`")
+	disabled := fs.Bool("disabled", false, "also disabled jobs, as if they were enabled now")
+	return func() error {
+		if from.IsZero() {
+			from = time.Now()
+		}
+		if to.IsZero() {
+			to = from.AddDate(0, 0, 1)
+		}
+		zone, err := fetch[struct{ Timezone string }](s, "/v1/schedule?schedule=@daily")
+		if err != nil {
+			return err
+		}
+		jobs, err := fetch[[]listedJob](s, "/v1/jobs")
+		if err != nil {
+			return err
+		}
+		list := []previewed{}
+		for _, j := range jobs {
+			if (*only == "" || *only == j.Name) && j.ParentJob == "" && (*disabled || !j.Disabled) {
+				list = j.preview(list, zone.Timezone, from, to)
+			}
+			if len(list) > previewMax {
+				return fmt.Errorf("more than %d runs are to come in that time; make it shorter, or name a --job", previewMax)
+			}
+		}
+		slices.SortStableFunc(list, func(a, b previewed) int { return a.Due.Compare(b.Due) })
+		return table(s, list, "DUE JOB CLOCK", func(p previewed) []string {
+			return []string{p.Due.Format(time.RFC3339), p.Job, p.Clock}
+		})
+	}
+}
+
+// preview adds the ticks of a job in [from, to) to list, up to one more than previewMax. zone is the cluster's.
+func (j listedJob) preview(list []previewed, zone string, from, to time.Time) []previewed {
+	next := j.Next
+	if j.Disabled {
+		j.Disabled = false
+		next = timeOf(j.firstTick(zone, time.Now().UnixNano(), 0))
+	}
+	sched := j.schedule(zone)
+	loc, err := loadZone(j.zone(zone))
+	if err != nil || next.Unix() <= 0 {
+		return list // its schedule has no tick
+	}
+	loc = sched.zone(loc)
+	_, offset := next.In(loc).Zone()
+	for next.Before(to) && len(list) <= previewMax {
+		p := previewed{Job: j.Name, Due: next.In(loc)}
+		_, now := p.Due.Zone()
+		if now != offset {
+			p.Clock = fmt.Sprintf("%+d min", (now-offset)/60)
+		}
+		if offset = now; !next.Before(from) {
+			list = append(list, p)
+		}
+		at := j.within(sched.next(next))
+		if at == never {
+			break
+		}
+		next = timeOf(at)
+	}
+	return list
+}
+
+func setupMembers(_ *flag.FlagSet, s *invocation) func() error {
+	return func() error {
+		if s.json {
+			return s.printJSON(s.askAll(s.ctx, http.MethodGet, "/v1/members"))
+		}
+		list, err := fetch[[]memberView](s, "/v1/members")
+		if err != nil {
+			return err
+		}
+		return table(s, list, "NODE ADDRESS STATUS SERVER VERSION", func(m memberView) []string {
+			return []string{m.Name, net.JoinHostPort(m.Addr, strconv.Itoa(m.Port)), m.StatusText, m.Tags["server"], m.Tags["version"]}
+		})
+	}
+}
+
+func setupLeave(_ *flag.FlagSet, s *invocation) func() error {
+	return func() error {
+		_, err := s.askAll(s.ctx, http.MethodPost, "/v1/leave")
+		return err
+	}
+}
+
+func setupListPeers(_ *flag.FlagSet, s *invocation) func() error {
+	return func() error { return listPeers(s.ctx, s.remoteNode, s.stdout) }
+}
+
+func setupRemovePeer(fs *flag.FlagSet, s *invocation) func() error {
+	peer := fs.String("peer-id", "", "`id` of the server, as list-peers shows it, or its name if no other has it")
+	return func() error {
+		if err := need("peer-id", *peer, "; \"belfry raft list-peers\" shows the ids"); err != nil {
+			return err
+		}
+		return removePeer(s.ctx, s.remoteNode, *peer)
+	}
+}
+
+// call returns the setup of a command that sends a request without a body and prints the response. id is the flag whose
+// value ends the path; "": none.
+func call(method, path, id string) func(*flag.FlagSet, *invocation) func() error {
+	return func(fs *flag.FlagSet, s *invocation) func() error {
+		value := new(string)
+		if id != "" {
+			value = fs.String(id, "", "required")
+		}
+		return func() error {
+			if err := need(id, *value, ""); id != "" && err != nil {
+				return err
+			}
+			return s.printJSON(s.ask(s.ctx, method, path+url.PathEscape(*value), nil))
+		}
+	}
+}
+
+func setupBootstrap(fs *flag.FlagSet, s *invocation) func() error {
+	dir := fs.String("data-dir", "belfry.data", "`directory` of the server, whose secret proves that you may")
+	return func() error {
+		secret, err := os.ReadFile(filepath.Join(*dir, bootstrapFile))
+		if err != nil {
+			return fmt.Errorf("--data-dir %s: there is no bootstrap secret; start the server with --acl, "+
+				"or use the management token if there is one already: %w", *dir, err)
+		}
+		doc := map[string]string{"Secret": strings.TrimSpace(string(secret))}
+		return s.printJSON(s.ask(s.ctx, http.MethodPost, "/v1/acl/bootstrap", doc))
+	}
+}
+
+func setupApplyPolicy(fs *flag.FlagSet, s *invocation) func() error {
+	name, file := fs.String("name", "", "required"), fs.String("rules-file", "", "required")
+	return func() error {
+		if err := cmp.Or(need("name", *name, ""), need("rules-file", *file, "")); err != nil {
+			return err
+		}
+		rules, err := os.ReadFile(*file)
+		if err != nil {
+			return fmt.Errorf("--rules-file: %w", err)
+		}
+		path := "/v1/acl/policies/" + url.PathEscape(*name)
+		return s.printJSON(s.ask(s.ctx, http.MethodPost, path, policy{*name, string(rules)}))
+	}
+}
+
+func setupCreateToken(fs *flag.FlagSet, s *invocation) func() error {
+	name := fs.String("name", "", "required")
+	kind := fs.String("type", tokenClient, "`type` of the token: client or management")
+	ttl := fs.String("ttl", "", "`time` after which it is no longer valid, such as 24h")
+	var policies []string
+	fs.Func("policy", "`name` of a policy; may be given several times", list(&policies))
+	return func() error {
+		if err := need("name", *name, ""); err != nil {
+			return err
+		}
+		doc := map[string]any{"Name": *name, "Type": *kind, "ExpirationTTL": *ttl}
+		if policies != nil {
+			doc["Policies"] = policies
+		}
+		return s.printJSON(s.ask(s.ctx, http.MethodPost, "/v1/acl/tokens", doc))
+	}
 }
 
 // peersOf returns the voters and learners that a node knows.
@@ -1722,32 +2431,24 @@ func removePeer(ctx context.Context, node remoteNode, peer string) error {
 	return err
 }
 
-// runRecover makes a stopped server the only voter of a new cluster.
-func runRecover(args, environ []string, stdout, stderr io.Writer) int {
-	fs := flag.NewFlagSet("belfry recover", flag.ContinueOnError)
+// setupRecover makes a stopped server the only voter of a new cluster.
+func setupRecover(fs *flag.FlagSet, s *invocation) func() error {
 	dir := fs.String("data-dir", "belfry.data", "`directory` of the server")
 	sure := fs.Bool("yes-i-lost-a-majority", false,
 		"confirm that the other servers never come back: what only they had acknowledged is lost")
-	err := parseFlags(fs, args, environ, stdout)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err == nil && !*sure:
-		err = errors.New("--yes-i-lost-a-majority: is required; if a majority of the servers can be started again, start " +
-			"them: recovery loses what only the others had acknowledged")
+	return func() error {
+		if !*sure {
+			return usageError{errors.New("--yes-i-lost-a-majority: is required; if a majority of the servers can be started " +
+				"again, start them: recovery loses what only the others had acknowledged")}
+		}
+		id := crand.Text()
+		if err := recoverServer(*dir, id); err != nil {
+			return err
+		}
+		fmt.Fprintf(s.stdout, "This server is the only one of the new cluster %s. Start it, and then the other nodes,\n"+
+			"servers and agents, with empty data directories and --retry-join.\n", id)
+		return nil
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
-		return exitUsage
-	}
-	id := crand.Text()
-	if err := recoverServer(*dir, id); err != nil {
-		fmt.Fprintf(stderr, "belfry: %v\n", err)
-		return exitError
-	}
-	fmt.Fprintf(stdout, "This server is the only one of the new cluster %s. Start it, and then the other nodes,\n"+
-		"servers and agents, with empty data directories and --retry-join.\n", id)
-	return exitOK
 }
 
 func recoverServer(dir, cluster string) (err error) {

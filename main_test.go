@@ -997,6 +997,162 @@ func TestServe_Ready(t *testing.T) {
 	}
 }
 
+// clientVaries is what differs from run to run in what the client prints, and what a golden file has in its place. The
+// width of a column follows.
+var clientVaries = []struct {
+	pattern *regexp.Regexp
+	instead string
+}{
+	{regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?`), "<time>"},
+	{regexp.MustCompile(`\b\d+(-n1)\b`), "<id>$1"},
+	{regexp.MustCompile(`("?group"?:?) \d+`), "$1 <id>"},
+	{regexp.MustCompile(`\b[0-9.]+(ms|s)\b`), "<duration>"},
+	{regexp.MustCompile(`127\.0\.0\.1:\d{2,}`), "<address>"},
+	{regexp.MustCompile(`   +`), "  "},
+}
+
+// clientTest runs the client against a server and collects what a terminal would show.
+type clientTest struct {
+	*testing.T
+	dir string
+	url string
+	out strings.Builder
+}
+
+// command runs one command; a word in single quotes may have spaces in it.
+func (c *clientTest) command(line string) {
+	c.Helper()
+	var args []string
+	for i, part := range strings.Split(line, "'") {
+		if i%2 == 1 {
+			args = append(args, part)
+		} else {
+			args = append(args, strings.Fields(part)...)
+		}
+	}
+	cmd := program(c.T, c.dir, []string{"BELFRY_HTTP_ADDR=" + c.url}, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+		c.Fatal(err)
+	}
+	c.out.WriteString(transcript(nil, args, stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()))
+}
+
+// done compares what the commands since the last call have shown.
+func (c *clientTest) done(name string) {
+	c.Helper()
+	text := c.out.String()
+	c.out.Reset()
+	for _, v := range clientVaries {
+		text = v.pattern.ReplaceAllString(text, v.instead)
+	}
+	golden(c.T, "cli/"+name, text)
+}
+
+// TestClient: what a user types who manages jobs, and what comes of it.
+func TestClient(t *testing.T) {
+	t.Parallel()
+	p := startServer(t, t.TempDir())
+	c := &clientTest{T: t, dir: t.TempDir(), url: p.url}
+	backup := shellJob("backup", "0 0 3 * * *", "echo saved")
+	backup.Metadata = map[string]string{"team": "a"}
+	report := shellJob("report", "@manually", "echo began; exit 3")
+	slow := shellJob("slow", "@manually", "echo began > "+filepath.Join(c.dir, "began")+"; sleep 600")
+	child := shellJob("child", "", "true")
+	child.ParentJob = "backup"
+	for _, j := range []*job{backup, report, slow, child} {
+		p.must("POST", "/v1/jobs", j, nil)
+	}
+	type steps struct {
+		name  string
+		lines []string
+	}
+	run := func(list ...steps) {
+		for _, s := range list {
+			for _, line := range s.lines {
+				c.command(line)
+			}
+			c.done("client-" + s.name)
+		}
+	}
+	run(
+		steps{"run", []string{"run backup -f", "run -f report", "run nope", "run", "run backup report"}},
+	)
+	p.eventually("end of the child", func() bool { return slices.Equal(outcomes(p, "child"), []string{outcomeSuccess}) })
+	run(
+		steps{"jobs", []string{"jobs", "jobs --metadata=team=a --json", "jobs --status=failed", "jobs --q=nope", "jobs --metadata=team"}},
+		steps{"job", []string{"job backup", "job nope"}},
+		steps{"logs", []string{"logs backup", "logs slow", "logs nope", "logs 12-n1"}},
+		steps{"executions", []string{"executions --failed", "executions --since=1m", "executions --since=x"}},
+		steps{"rerun", []string{"rerun --failed --since=1h --dry-run", "rerun --failed --since=1h", "rerun --missed --since=1h", "rerun --since=1h"}},
+		steps{"disable", []string{"disable backup", "disable backup", "jobs --disabled=true", "disable nope"}},
+		steps{"enable", []string{"enable backup", "enable backup"}},
+		steps{"members", []string{"members"}},
+	)
+	p.must("POST", "/v1/jobs/slow", nil, nil)
+	begun(p, filepath.Join(c.dir, "began"))
+	run(steps{"kill", []string{"kill slow"}})
+	p.eventually("end of slow", func() bool { return slices.Equal(outcomes(p, "slow"), []string{outcomeKilled}) })
+	run(
+		steps{"kill-nothing", []string{"kill slow", "kill nope", "logs slow", "logs -f slow"}},
+		steps{"delete", []string{"delete backup", "delete child", "delete child"}},
+	)
+	tick := shellJob("tick", "@at "+time.Now().Add(2*time.Second).Format(time.RFC3339), "true")
+	p.must("POST", "/v1/jobs", tick, nil)
+	p.eventually("tick", func() bool { return slices.Contains(outcomes(p, "tick"), outcomeSuccess) })
+	run(steps{"why", []string{"why tick", "why report", "why tick --at=2020-01-31T12:00:00Z", "why nope", "why tick --at=noon"}})
+
+	berlin := shellJob("berlin", "0 30 2 * * *", "true")
+	berlin.Timezone = "Europe/Berlin"
+	p.must("POST", "/v1/jobs", berlin, nil)
+	c.command("preview --job=berlin --from=2037-03-28T00:00:00Z --to=2037-03-31T00:00:00Z")
+	c.command("preview --job=berlin --from=2037-10-24T00:00:00Z --to=2037-10-27 --json")
+	c.command("preview --from=2037")
+	golden(t, "cli/client-preview", c.out.String()) // its times are given
+}
+
+// TestClient_Errors: a server that is not there, is none, or wants a token, is one sentence and exit status 1.
+func TestClient_Errors(t *testing.T) {
+	t.Parallel()
+	c := &clientTest{T: t, dir: t.TempDir(), url: "http://127.0.0.1:1"}
+	c.command("jobs")
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }))
+	defer other.Close()
+	c.url = other.URL
+	c.command("jobs")
+	dir := t.TempDir()
+	p := launch(t, program(t, dir, nil, "agent", "--server", "--bootstrap-expect=1", "--node-name=n1", "--http-addr=127.0.0.1:0",
+		"--bind-addr=127.0.0.1:0", "--data-dir=data", "--acl"))
+	c.url = p.url
+	c.command("jobs")
+	c.command("run backup --token=wrong")
+	alone := launch(t, program(t, t.TempDir(), nil, "agent", "--server", "--node-name=n1", "--http-addr=127.0.0.1:0",
+		"--bind-addr=127.0.0.1:0", "--data-dir=data"))
+	c.url = alone.url
+	c.command("run backup")
+	c.done("client-errors")
+}
+
+// TestClient_ClosedPipe: a reader that has seen enough is no error.
+func TestClient_ClosedPipe(t *testing.T) {
+	t.Parallel()
+	p := startServer(t, t.TempDir())
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	cmd := program(t, t.TempDir(), []string{"BELFRY_HTTP_ADDR=" + p.url}, "jobs")
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	err = cmd.Run()
+	w.Close()
+	if stderr.Len() > 0 {
+		t.Errorf("%v, %s, want no word", err, &stderr)
+	}
+}
+
 // TestCommand_Redirect: a command gives its token to the address that it was
 // given, and to no other.
 func TestCommand_Redirect(t *testing.T) {
@@ -1009,6 +1165,7 @@ func TestCommand_Redirect(t *testing.T) {
 	}))
 	defer thief.Close()
 	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Whom", "n1")
 		switch r.URL.Path {
 		case "/v1/raft/peers":
 			http.Redirect(w, r, thief.URL+r.URL.Path, http.StatusTemporaryRedirect)

@@ -2502,17 +2502,20 @@ func (s *scheduler) moveStaged(ctx context.Context, r request, done restored, no
 	}
 }
 
-// toggle enables a disabled job, or disables an enabled one, and returns it as it is then.
-func (s *scheduler) toggle(ctx context.Context, r request, name string) (*jobRow, applied, error) {
+// toggle enables or disables a job, and returns it as it is then. If disabled is nil, the job becomes what it is not.
+func (s *scheduler) toggle(ctx context.Context, r request, name string, disabled *bool) (*jobRow, applied, error) {
 	return s.attempt(ctx, r, actionToggle, func(c *command) (*jobRow, error) {
 		base, j, err := s.jobNamed(name)
 		if err != nil {
 			return nil, err
 		}
-		j.Disabled = !j.Disabled
-		next := j.firstTick(s.timezone(), c.Now, base.fired)
-		c.Put = []jobPut{{Base: base.version, Job: j, Next: next}}
-		return base.with(&j, next), nil
+		put := jobPut{Base: base.version, Job: j, Keep: disabled != nil && *disabled == j.Disabled, Next: base.next}
+		if !put.Keep {
+			put.Job.Disabled = !j.Disabled
+			put.Next = put.Job.firstTick(s.timezone(), c.Now, base.fired)
+		}
+		c.Put = []jobPut{put}
+		return base.with(&put.Job, put.Next), nil
 	})
 }
 

@@ -729,7 +729,7 @@ func TestScheduler_ChangeWhileLate(t *testing.T) {
 	s, sent := newTestScheduler(t, &now)
 	putJobs(t, s, job{Name: "a", Schedule: "@every 1s"})
 	now += int64(3 * time.Second)
-	row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a")
+	row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a", nil)
 	if err != nil || !row.Disabled || row.open != 3 || len(*sent) != 1 {
 		t.Errorf("%d runs were started, in %d orders, before the job is %+v, %v; want the three that are due, and the job disabled", row.open, len(*sent), row, err)
 	}
@@ -826,7 +826,7 @@ func TestScheduler_ChangeWhileMute(t *testing.T) {
 	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
 	now += int64(10 * time.Second)
 	s.unresponsive["n1"] = true
-	if row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a"); err != nil || !row.Disabled || len(*sent) != 0 {
+	if row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a", nil); err != nil || !row.Disabled || len(*sent) != 0 {
 		t.Errorf("the job is %+v, %v, after %d orders; want it disabled and none", row, err, len(*sent))
 	}
 }
@@ -865,7 +865,7 @@ func TestScheduler_QueueForgets(t *testing.T) {
 	if _, _, err := s.delete(t.Context(), request{ID: "d"}, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.toggle(t.Context(), request{ID: "t"}, "b"); err != nil {
+	if _, _, err := s.toggle(t.Context(), request{ID: "t"}, "b", nil); err != nil {
 		t.Fatal(err)
 	}
 	if item, ok := s.queue.first(); ok || len(s.queue.places) > 0 {
@@ -946,7 +946,7 @@ func TestScheduler_ToggleAtStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.wait = func(_ context.Context, d time.Duration) error { now += int64(d); return nil }
-	row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a")
+	row, _, err := s.toggle(t.Context(), request{ID: "t"}, "a", nil)
 	if err != nil || !row.Disabled {
 		t.Fatalf("the job is %+v, %v, want it disabled", row, err)
 	}
@@ -3086,7 +3086,7 @@ func (w *world) toggle(s *simServer) {
 		}
 	}
 	s.write("toggle", name, after, func() (*job, error) {
-		row, _, err := s.sched.toggle(context.Background(), w.request(), name)
+		row, _, err := s.sched.toggle(context.Background(), w.request(), name, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -3368,7 +3368,7 @@ func (w *world) rest() {
 		name := fmt.Sprintf("job-%d", i)
 		if j := w.model[name]; j != nil && !j.Disabled {
 			leader.begin(taskClient, "disable", func() {
-				row, _, err := leader.sched.toggle(context.Background(), w.request(), name)
+				row, _, err := leader.sched.toggle(context.Background(), w.request(), name, nil)
 				if err != nil && !j.Ephemeral {
 					w.fatalf("disabling %s: %v", name, err)
 				}
