@@ -120,8 +120,7 @@ const (
 	// 34 years in seconds, keeps one from overflowing a time.Duration.
 	requestTimeout    = 30 * time.Second
 	requestTimeoutMax = 1 << 30
-	// redirectsMax is that of net/http. patternMax bounds the instructions of an expectBody, of which each costs time for
-	// every byte of a body.
+	// redirectsMax is that of net/http. patternMax bounds the instructions of an expectBody: each costs time per byte.
 	redirectsMax = 10
 	patternMax   = 2_000
 	// tlsBytesMax bounds each file of a job's TLS settings: four times the size of a system's whole set of roots.
@@ -397,8 +396,7 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 // incarnation returns the random number of this process, never zero.
 func (e *executor) incarnation() uint64 { return e.inc }
 
-// counts returns the number of accepted executions that have not finished, including queued ones, and of results that
-// are not acknowledged.
+// counts returns the number of accepted executions that have not finished, and of unacknowledged results.
 func (e *executor) counts() (running, undelivered int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -793,8 +791,8 @@ func (e *executor) endLocked(r *run, end *ending) {
 
 // output writes what an execution has printed from offset from on, or from the oldest byte that is kept; if from is
 // negative, the last -from bytes. With follow it goes on until the run ends. For a held execution it writes the output
-// of the result, which without follow may begin with the reason of a failure. Errors are errUnknownExecution and those
-// of ctx and w.
+// of the result, which without follow may begin with the reason of a failure. It fails as ctx and w do, or with
+// errUnknownExecution.
 func (e *executor) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
 	var finished held
 	e.mu.Lock()
@@ -912,8 +910,7 @@ func (t *tail) final(reason string) (output []byte, dropped int64) {
 	return output, dropped
 }
 
-// copyTo writes what is kept from offset from on to w, or the last -from bytes if from is negative. With follow it goes
-// on until the output is closed.
+// copyTo writes what is kept from offset from on to w, or the last -from bytes; with follow until the output is closed.
 func (t *tail) copyTo(ctx context.Context, w io.Writer, from int64, follow bool) error {
 	for {
 		t.mu.Lock()
@@ -1684,8 +1681,7 @@ func outputPattern(settings map[string]string) (pattern string, ok bool) {
 	return pattern, filepath.IsLocal(pattern)
 }
 
-// openOutputFile opens the file of an output, to which several runs may append. It follows no symbolic link out of
-// nodeLimits.FilesDir.
+// openOutputFile opens the file of an output, to which runs may append, and stays in nodeLimits.FilesDir (symlinks too).
 func (e *executor) openOutputFile(o *order) *outputFile {
 	f := &outputFile{}
 	pattern, ok := outputPattern(o.Processors["files"])
