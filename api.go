@@ -1267,8 +1267,8 @@ func (a *api) showJob(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	header := map[string]string{}
-	if *held.warning != "" {
-		header[headerWarning] = *held.warning
+	if warning := held.warning(); warning != "" {
+		header[headerWarning] = warning
 	}
 	doc, err := jobShown(a.callerOf(r), held.doc)
 	return &response{status: http.StatusOK, kept: doc, header: header}, err

@@ -3036,7 +3036,7 @@ func (l *jobList) cost(key string) int { return len(l.ids) + (len(key)+listCost)
 
 const (
 	docsBytesMax = 32 << 20 // in jobDocs
-	docCost      = 200      // bytes that two map entries, a name and the allocations take beside the JSON
+	docCost      = 320      // bytes that two map entries, a name, a warning and the allocations take beside the JSON
 )
 
 // jobDocs holds the JSON of jobs as lists show it. To read a page of rows from
@@ -3056,7 +3056,7 @@ type jobDocs struct {
 type jobDoc struct {
 	name    string
 	doc     json.RawMessage
-	warning *string // what of the job has no effect; nil: not known, as lists do not show it
+	warning func() string // what of the job has no effect; lists do not ask for it
 }
 
 func (d *jobDoc) cost() int { return len(d.doc) + docCost }
@@ -3066,19 +3066,14 @@ func (d *jobDocs) one(s *store, name string) (jobDoc, error) {
 	d.mu.Lock()
 	held, drops := d.byID[d.byName[name]], d.drops
 	d.mu.Unlock()
-	if held.warning != nil {
+	if held.doc != nil {
 		return held, nil
 	}
 	row, err := s.clients.job(name)
 	if err != nil {
 		return jobDoc{}, err
 	}
-	j, err := row.definition()
-	if err != nil {
-		return jobDoc{}, err
-	}
-	warning := j.warning()
-	found, err := d.add([]*jobRow{row}, &warning, drops)
+	found, err := d.add([]*jobRow{row}, drops)
 	return found[row.version.ID], err
 }
 
@@ -3093,7 +3088,7 @@ func (d *jobDocs) read(s *store, ids []int64) ([]json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	found, err := d.add(rows, nil, drops)
+	found, err := d.add(rows, drops)
 	if err != nil {
 		return nil, err
 	}
@@ -3122,16 +3117,20 @@ func (d *jobDocs) lookup(ids []int64) (docs []json.RawMessage, missing []int64, 
 	return docs, missing, d.drops
 }
 
-// add returns what was read since drops as JSON, and keeps it if nothing was dropped since. warning is that of the one
-// row, or nil.
-func (d *jobDocs) add(rows []*jobRow, warning *string, drops uint64) (map[int64]jobDoc, error) {
+// add returns what was read since drops as JSON, and keeps it if nothing was dropped since.
+func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
 	found := make(map[int64]jobDoc, len(rows))
 	for _, r := range rows {
 		doc, err := json.Marshal(r)
 		if err != nil {
 			return nil, err
 		}
-		found[r.version.ID] = jobDoc{r.Name, doc, warning}
+		warning := func() string {
+			var j job
+			json.Unmarshal(doc, &j) // it was made of one just now
+			return j.warning()
+		}
+		found[r.version.ID] = jobDoc{r.Name, doc, sync.OnceValue(warning)}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
