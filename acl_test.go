@@ -723,6 +723,11 @@ func TestACL_Jobs(t *testing.T) {
 		}
 		s.mustAs(http.StatusNotFound, root, "GET", "/v1/executions/1-node1", "")
 
+		// A restore that deletes needs the right to delete, too.
+		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/restorer", `{"Rules": "{\"path\": {\"/v1/restore\": {\"capabilities\": [\"create\"]}}}"}`)
+		restorer := s.made(root, "/v1/acl/tokens", `{"Name": "restorer", "Policies": ["restorer"]}`).SecretID
+		s.mustAs(http.StatusForbidden, restorer, "POST", "/v1/restore?prune&metadata[team]=a", "[]")
+
 		// Many rules are no more trouble than one.
 		many := []string{}
 		for i := range 1200 {

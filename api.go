@@ -1021,12 +1021,15 @@ func isAny(err error, targets ...error) bool {
 func (a *api) problem(err error) problem {
 	var p problem
 	var bad badInput
+	var file badFile
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &p):
 		return p
 	case errors.As(err, &large):
 		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
+	case errors.As(err, &file):
+		return problem{http.StatusBadRequest, "nothing was stored, because these jobs are invalid:\n" + err.Error()}
 	case errors.As(err, &bad):
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
 	case isAny(err, errNoJob, errNoExecution, errNoPolicy, errNoToken, errNoServer):
@@ -1326,7 +1329,8 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusAccepted, row, res, header)
 }
 
-// restore stores the jobs of an uploaded file, all or none, and responds with a line for each. It streams the file, so
+// restore stores the jobs of an uploaded file, all or none, and responds with a line for each. With dry-run it only
+// checks them; with prune it also deletes the jobs with the metadata in the query that are not in the file. It streams the file, so
 // its memory grows only with the names in it.
 func (a *api) restore(r *http.Request) (*response, error) {
 	if a.store.shown.Load().paused {
@@ -1335,6 +1339,17 @@ func (a *api) restore(r *http.Request) (*response, error) {
 	req, err := a.request(r)
 	if err != nil {
 		return nil, err
+	}
+	q := r.URL.Query()
+	opt := restoreOption{DryRun: q.Has("dry-run")}
+	if q.Has("prune") {
+		opt.Prune = metadataParam(q)
+		switch {
+		case len(opt.Prune) == 0:
+			return nil, badRequest("prune: name the jobs that the file replaces, with metadata[key]=value")
+		case !a.callerOf(r).may("/v1/restore", mayDelete):
+			return nil, forbidden("/v1/restore", mayDelete)
+		}
 	}
 	return &response{serve: func(w http.ResponseWriter) error {
 		control := http.NewResponseController(w)
@@ -1354,9 +1369,12 @@ func (a *api) restore(r *http.Request) (*response, error) {
 					return
 				}
 			}
-		})
+		}, opt)
 		if err != nil {
 			return err
+		}
+		if opt.DryRun {
+			return a.send(w, r, &response{status: http.StatusOK, body: []string{}})
 		}
 		if warned > 0 {
 			text := fmt.Sprintf("%d jobs have a warning, which GET /v1/jobs/{job} returns; the first is %s.", warned, first)
@@ -1378,10 +1396,13 @@ func (a *api) restore(r *http.Request) (*response, error) {
 	}}, nil
 }
 
-// uploadedFile returns the part "file" of a multipart form.
+// uploadedFile returns the part "file" of a multipart form, or a body of JSON.
 func uploadedFile(r *http.Request) (io.Reader, error) {
 	if err := checkEncoding(r); err != nil {
 		return nil, err
+	}
+	if r.Header.Get("Content-Type") == "application/json" {
+		return r.Body, nil
 	}
 	form, err := r.MultipartReader()
 	for err == nil {
@@ -1396,7 +1417,8 @@ func uploadedFile(r *http.Request) (io.Reader, error) {
 	return nil, badRequest("the body must be multipart/form-data with a part \"file\": %v", err)
 }
 
-// uploadedJobs yields the jobs of a JSON array and stops after the first error. It holds one job at a time, and calls
+// uploadedJobs yields the jobs of a JSON array. After a badInput, which has the job's name if it can be read, it goes on;
+// after any other error it stops. It holds one job at a time, and calls
 // progress after every progressBytes.
 func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 	return func(yield func(job, error) bool) {
@@ -1427,9 +1449,10 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 				err = errors.New("must be UTF-8")
 			}
 			if err != nil {
-				err = badInput{fmt.Errorf("job %d of the file: %w", n+1, err)}
+				err = badInput{err}
+				_ = json.Unmarshal(doc, &struct{ Name *string }{&j.Name}) // the other fields may be of any type
 			}
-			if !yield(j, err) || err != nil {
+			if !yield(j, err) {
 				return
 			}
 		}
@@ -1480,15 +1503,10 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	f := jobFilter{
 		Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"),
-		Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: map[string]string{},
+		Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: metadataParam(q),
 	}
 	if _, ok := jobOrder[f.Sort]; !ok {
 		return nil, badRequest("_sort: jobs cannot be sorted by %q", f.Sort)
-	}
-	for k, v := range q {
-		if name, ok := strings.CutPrefix(k, "metadata["); ok && strings.HasSuffix(name, "]") {
-			f.Metadata[strings.TrimSuffix(name, "]")] = v[0]
-		}
 	}
 	if len(f.Metadata) > metadataMax {
 		return nil, badRequest("metadata[key]: jobs can be filtered by at most %d keys, not by %d", metadataMax, len(f.Metadata))
@@ -1508,6 +1526,17 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 	docs, total, err := a.store.jobs(f, start, end)
 	show := func(doc json.RawMessage) (json.RawMessage, error) { return jobShown(c, doc) }
 	return &response{status: http.StatusOK, header: count(total), rows: shownAs(docs, show)}, err
+}
+
+// metadataParam returns the metadata in a query, each as metadata[key]=value.
+func metadataParam(q url.Values) map[string]string {
+	m := map[string]string{}
+	for k, v := range q {
+		if name, ok := strings.CutPrefix(k, "metadata["); ok && strings.HasSuffix(name, "]") {
+			m[strings.TrimSuffix(name, "]")] = v[0]
+		}
+	}
+	return m
 }
 
 // jobShown returns the JSON of a job as a caller sees it.

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -1412,6 +1413,10 @@ func subcommands() []subcommand {
 			"rerun --failed --since=12h --dry-run", remote, setupRerun},
 		{"preview", "", "list what will run", "preview --from=2027-03-28T00:00:00Z --to=2027-03-29T00:00:00Z", shows, setupPreview},
 
+		{"apply", "", "make the jobs what a file says, all or none, after showing what that changes",
+			"apply -f jobs/ --prune --metadata=team=web --dry-run", remote, setupApply},
+		{"export", "", "print the jobs as apply takes them", "export --metadata=team=web > jobs.json", remote, setupExport},
+
 		{"members", "", "list the nodes", "members", shows, setupMembers},
 		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, setupLeave},
 		{"raft list-peers", "", "list the servers: leader, voters, status", "raft list-peers", remote, setupListPeers},
@@ -1771,12 +1776,9 @@ func setupJobs(fs *flag.FlagSet, s *invocation) func() error {
 		"executor": "only of this `executor`", "disabled": "`true` or false: only jobs that are disabled, or are not"} {
 		fs.Func(name, help, func(text string) error { q.Set(name, text); return nil })
 	}
-	var metadata map[string]string
-	mapFlag(fs, "metadata", &metadata, "only with this `key=value` in their metadata; may be repeated")
+	metadata := metadataFlag(fs)
 	return func() error {
-		for k, v := range metadata {
-			q.Set("metadata["+k+"]", v)
-		}
+		maps.Copy(q, metadataQuery(*metadata))
 		if s.json {
 			return s.printJSON(s.askAll(s.ctx, http.MethodGet, "/v1/jobs?"+q.Encode()))
 		}
@@ -2264,6 +2266,212 @@ func (j listedJob) preview(list []previewed, zone string, from, to time.Time) []
 		next = timeOf(at)
 	}
 	return list
+}
+
+func setupApply(fs *flag.FlagSet, s *invocation) func() error {
+	file := fs.String("f", "", "`file` of jobs, JSON of one or of a list; of a directory all *.json; -: standard input; required")
+	prune := fs.Bool("prune", false, "delete the jobs with the --metadata that are not in the file")
+	dry := fs.Bool("dry-run", false, "only check the file, and show what would change")
+	q, metadata := url.Values{"dry-run": {""}}, metadataFlag(fs)
+	return func() error {
+		if *prune != (*metadata != nil) {
+			return usageError{errors.New("--prune, --metadata: belong together, so that only jobs of the file's kind are deleted")}
+		}
+		if err := need("f", *file, ""); err != nil {
+			return err
+		}
+		docs, err := readJobs(*file)
+		if err == nil && len(docs) == 0 {
+			err = fmt.Errorf("-f %s: has no jobs; \"belfry delete\" deletes one", *file)
+		}
+		if err != nil {
+			return err
+		}
+		if *prune {
+			q = metadataQuery(*metadata)
+			q.Set("prune", "")
+			q.Set("dry-run", "")
+		}
+		if err := s.restore(q, docs); err != nil {
+			return err
+		}
+		changed, err := s.showChanges(docs, *prune, *metadata)
+		if q.Del("dry-run"); err == nil && changed && !*dry {
+			err = s.restore(q, docs)
+		}
+		return err
+	}
+}
+
+// metadataFlag adds the repeatable flag that selects jobs.
+func metadataFlag(fs *flag.FlagSet) *map[string]string {
+	m := new(map[string]string)
+	mapFlag(fs, "metadata", m, "only with this `key=value` in their metadata; may be repeated")
+	return m
+}
+
+func metadataQuery(metadata map[string]string) url.Values {
+	q := url.Values{}
+	for k, v := range metadata {
+		q.Set("metadata["+k+"]", v)
+	}
+	return q
+}
+
+// readJobs returns the documents of the jobs in a file, in all *.json of a directory, or for "-" in standard input.
+func readJobs(name string) (docs []json.RawMessage, err error) {
+	files := []string{name}
+	if info, err := os.Stat(name); name != "-" && err == nil && info.IsDir() {
+		if files, err = filepath.Glob(filepath.Join(name, "*.json")); err != nil {
+			return nil, fmt.Errorf("-f %s: %w", name, err)
+		}
+	}
+	for _, file := range files {
+		text, err := readInput(file)
+		if err != nil {
+			return nil, fmt.Errorf("-f: %w", err)
+		}
+		var list []json.RawMessage
+		if err = json.Unmarshal(text, &list); err != nil {
+			var one map[string]json.RawMessage
+			if err = json.Unmarshal(text, &one); err == nil {
+				list = []json.RawMessage{text}
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("-f %s: must be JSON of a job, or of a list of jobs: %w", file, err)
+		}
+		docs = append(docs, list...)
+	}
+	return docs, nil
+}
+
+// readInput reads a file, or for "-" standard input.
+func readInput(name string) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(os.Stdin)
+	}
+	return os.ReadFile(name)
+}
+
+// restore sends jobs, of which all are stored or none.
+func (s *invocation) restore(q url.Values, docs []json.RawMessage) error {
+	body, err := json.Marshal(docs)
+	if err != nil {
+		return err
+	}
+	resp, err := s.send(s.ctx, http.MethodPost, "/v1/restore?"+q.Encode(), "application/json", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if w := resp.Header.Get(headerWarning); w != "" {
+		fmt.Fprintf(s.stderr, "belfry: %s\n", w)
+	}
+	_, err = io.Copy(io.Discard, resp.Body) // it ends early if the restore did
+	return err
+}
+
+// showChanges prints what the jobs would change of those that there are, and reports whether it is anything.
+func (s *invocation) showChanges(docs []json.RawMessage, prune bool, metadata map[string]string) (changed bool, err error) {
+	present, err := fetch[[]job](s, "/v1/jobs")
+	if err != nil {
+		return false, err
+	}
+	old, kept, n := map[string]job{}, map[string]bool{}, map[string]int{}
+	for _, j := range present {
+		old[j.Name] = j
+	}
+	for _, doc := range docs {
+		j, err := decodeJob(doc, job{})
+		if err != nil {
+			return false, err
+		}
+		was, ok := old[j.Name]
+		kept[j.Name] = true
+		lines, err := j.changes(was)
+		switch {
+		case err != nil:
+			return false, err
+		case !ok:
+			n["new"]++
+			fmt.Fprintf(s.stdout, "+ %s\n", j.Name)
+		case len(lines) > 0:
+			n["changed"]++
+			fmt.Fprintf(s.stdout, "~ %s\n%s", j.Name, strings.Join(lines, ""))
+		default:
+			n["unchanged"]++
+		}
+	}
+	for _, j := range present {
+		if prune && !kept[j.Name] && !slices.ContainsFunc(sortedKeys(metadata), func(k string) bool {
+			v, ok := j.Metadata[k]
+			return !ok || v != metadata[k]
+		}) {
+			n["deleted"]++
+			fmt.Fprintf(s.stdout, "- %s\n", j.Name)
+		}
+	}
+	fmt.Fprintf(s.stdout, "%d new, %d changed, %d deleted, %d unchanged\n", n["new"], n["changed"], n["deleted"], n["unchanged"])
+	return n["new"]+n["changed"]+n["deleted"] > 0, nil
+}
+
+// changes returns a line for each field in which the definition differs from what the job was. What looks secret is
+// hidden.
+func (j job) changes(was job) (lines []string, err error) {
+	var docs, shown [2]map[string]json.RawMessage
+	for i, j := range []job{was, j} {
+		j.dropRecord()
+		j.Concurrency = cmp.Or(j.Concurrency, concurrencyAllow)
+		doc, err := json.Marshal(j)
+		if err == nil {
+			err = json.Unmarshal(doc, &docs[i])
+		}
+		if err == nil {
+			doc, err = hideSecrets(doc)
+		}
+		if err == nil {
+			err = json.Unmarshal(doc, &shown[i])
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	names := map[string]bool{}
+	for _, doc := range docs {
+		for name := range doc {
+			names[name] = true
+		}
+	}
+	for _, name := range sortedKeys(names) {
+		if !bytes.Equal(docs[0][name], docs[1][name]) {
+			lines = append(lines, printable(fmt.Sprintf("    %s: %s -> %s", name,
+				cmp.Or(string(shown[0][name]), "none"), cmp.Or(string(shown[1][name]), "none")))+"\n")
+		}
+	}
+	return lines, nil
+}
+
+func setupExport(fs *flag.FlagSet, s *invocation) func() error {
+	metadata := metadataFlag(fs)
+	return func() error {
+		jobs, err := fetch[[]job](s, "/v1/jobs?"+metadataQuery(*metadata).Encode())
+		if err != nil {
+			return err
+		}
+		for i := range jobs {
+			jobs[i].dropRecord()
+		}
+		return s.printJobs(jobs)
+	}
+}
+
+// printJobs prints jobs as apply takes them.
+func (s *invocation) printJobs(jobs []job) error {
+	e := json.NewEncoder(s.stdout)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(append([]job{}, jobs...))
 }
 
 func setupMembers(_ *flag.FlagSet, s *invocation) func() error {

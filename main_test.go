@@ -1112,6 +1112,54 @@ func TestClient(t *testing.T) {
 	golden(t, "cli/client-preview", c.out.String()) // its times are given
 }
 
+// TestClient_Apply: files of jobs become what runs, all of them or none.
+func TestClient_Apply(t *testing.T) {
+	t.Parallel()
+	p := startServer(t, t.TempDir())
+	c := &clientTest{T: t, dir: t.TempDir(), url: p.url}
+	write := func(name, text string) {
+		path := filepath.Join(c.dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.must("POST", "/v1/jobs", shellJob("other", "@daily", "true"), nil)
+	write("jobs/a.json", `{"name": "a", "schedule": "@hourly", "metadata": {"team": "web"}, "executor": "shell",
+		"executor_config": {"command": "true", "env": "PASSWORD=one"}}`)
+	write("jobs/b.json", `[{"name": "b", "parent_job": "a", "metadata": {"team": "web"}}, {"name": "c", "schedule": "@daily", "metadata": {"team": "web"}}]`)
+	c.command("apply -f jobs --dry-run")
+	c.command("jobs")
+	c.command("apply -f jobs")
+	c.command("apply -f jobs")
+	write("jobs/a.json", `{"name": "a", "schedule": "0 0 4 * * *", "metadata": {"team": "web"}, "executor": "shell",
+		"executor_config": {"command": "true", "env": "PASSWORD=two"}}`)
+	write("jobs/b.json", `[{"name": "b", "parent_job": "a", "metadata": {"team": "web"}}]`)
+	c.command("apply -f jobs --prune --metadata=team=web --dry-run")
+	c.command("apply -f jobs --prune --metadata=team=web")
+	c.command("jobs")
+
+	write("bad.json", `[{"name": "a", "schedule": "@never", "retries": 99999999999}, {"name": "A"}, {"name": "d", "parent_job": "nobody"},
+		{"name": "e", "schedule": 5}, {"schedule": "@daily"}, {"name": "new", "schedule": "@daily"}, {"name": "new", "schedule": "@daily"}]`)
+	c.command("apply -f bad.json")
+	write("orphan.json", `{"name": "x", "schedule": "@daily", "metadata": {"team": "web"}}`)
+	p.must("POST", "/v1/jobs", &job{Name: "heir", ParentJob: "a"}, nil)
+	c.command("apply -f orphan.json --prune --metadata=team=web")
+	write("none.json", `[]`)
+	c.command("apply -f none.json --prune --metadata=team=web")
+	write("no.json", `jobs:`)
+	c.command("apply -f no.json")
+	c.command("apply -f nowhere.json")
+	c.command("apply -f jobs --prune")
+	c.command("apply")
+	c.command("jobs --q=x")
+	c.done("client-apply")
+	c.command("export --metadata=team=web")
+	golden(t, "cli/client-export", c.out.String())
+}
+
 // TestClient_Errors: a server that is not there, is none, or wants a token, is one sentence and exit status 1.
 func TestClient_Errors(t *testing.T) {
 	t.Parallel()

@@ -217,52 +217,54 @@ func (j *job) checkTimes() error {
 }
 
 // validate checks what can be checked without looking at other jobs. zone is the cluster's, now the leader's clock. The
-// error is one sentence that names the field.
+// error has a clause for all that is wrong, which names the field.
 func (j *job) validate(zone string, now int64) error {
-	if err := validateName(j.Name); err != nil {
-		return err
-	}
-	switch {
-	case j.Concurrency != "" && j.Concurrency != concurrencyAllow && j.Concurrency != concurrencyForbid:
-		return fmt.Errorf("concurrency: %q must be %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid)
-	case j.Delivery != "" && j.Delivery != deliveryAtMostOnce && j.Delivery != deliveryAtLeastOnce:
-		return fmt.Errorf("delivery: %q must be %q or %q", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
-	case j.Retries > retriesMax:
-		return fmt.Errorf("retries: %d is more than %d", j.Retries, retriesMax)
-	case j.ParentJob == j.Name:
-		return errors.New("parent_job: a job cannot be its own parent")
-	case j.SuccessCount < 0 || j.ErrorCount < 0:
-		return errors.New("success_count, error_count: must not be negative")
-	case j.LastSuccess < 0 || j.LastError < 0 || int64(max(j.LastSuccess, j.LastError)) > now:
-		return errors.New("last_success, last_error: must lie between 1970 and now, or be null")
-	}
-	for _, k := range sortedKeys(j.Tags) {
-		if _, n, ok := cutCount(j.Tags[k]); ok && n < 1 {
-			return fmt.Errorf("tags.%s: %q ends in a number of nodes below 1, on which nothing would run; "+
-				"write 1 or more, or leave the number out", k, j.Tags[k])
+	var list []string
+	check := func(field string, err error) {
+		if err != nil {
+			list = append(list, field+err.Error())
 		}
 	}
-	err := cmp.Or(checkHidden(j.ExecutorConfig), j.checkConfigKeys())
-	switch {
-	case err != nil:
-	case j.Executor == executorShell:
-		err = checkShellConfig(j.ExecutorConfig)
-	case j.Executor == executorHTTP:
-		err = checkHTTPConfig(j.ExecutorConfig)
+	refuse := func(wrong bool, format string, args ...any) {
+		if wrong {
+			list = append(list, fmt.Sprintf(format, args...))
+		}
 	}
-	if err != nil {
-		return err
+	check("", validateName(j.Name))
+	refuse(j.Concurrency != "" && j.Concurrency != concurrencyAllow && j.Concurrency != concurrencyForbid,
+		"concurrency: %q must be %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid)
+	refuse(j.Delivery != "" && j.Delivery != deliveryAtMostOnce && j.Delivery != deliveryAtLeastOnce,
+		"delivery: %q must be %q or %q", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
+	refuse(j.Retries > retriesMax, "retries: %d is more than %d", j.Retries, retriesMax)
+	refuse(j.ParentJob != "" && j.ParentJob == j.Name, "parent_job: a job cannot be its own parent")
+	refuse(j.SuccessCount < 0 || j.ErrorCount < 0, "success_count, error_count: must not be negative")
+	refuse(j.LastSuccess < 0 || j.LastError < 0 || int64(max(j.LastSuccess, j.LastError)) > now,
+		"last_success, last_error: must lie between 1970 and now, or be null")
+	for _, k := range sortedKeys(j.Tags) {
+		_, n, ok := cutCount(j.Tags[k])
+		refuse(ok && n < 1, "tags.%s: %q ends in a number of nodes below 1, on which nothing would run; "+
+			"write 1 or more, or leave the number out", k, j.Tags[k])
+	}
+	check("", checkHidden(j.ExecutorConfig))
+	check("", j.checkConfigKeys())
+	switch j.Executor {
+	case executorShell:
+		check("", checkShellConfig(j.ExecutorConfig))
+	case executorHTTP:
+		check("", checkHTTPConfig(j.ExecutorConfig))
 	}
 	if _, err := loadZone(j.zone(zone)); err != nil {
-		return fmt.Errorf("timezone: %w", err)
+		check("timezone: ", err)
+		zone, j = "UTC", &job{Name: j.Name, Schedule: j.Schedule, ParentJob: j.ParentJob}
 	}
-	if j.Schedule == "" && j.ParentJob != "" {
+	if j.Schedule != "" || j.ParentJob == "" {
+		_, err := parseSchedule(j.Schedule, j.zone(zone), j.Name)
+		check("schedule: ", err)
+	}
+	if list == nil {
 		return nil
 	}
-	if _, err := parseSchedule(j.Schedule, j.zone(zone), j.Name); err != nil {
-		return fmt.Errorf("schedule: %w", err)
-	}
-	return nil
+	return errors.New(strings.Join(list, "; "))
 }
 
 // validateName allows lower case letters of any script, digits, underscore and dash, as upstream.
@@ -2410,23 +2412,56 @@ const errRestoring = refusal("another restore is under way; try again when it is
 // restoreUnderway is scheduler.restored during a restore.
 const restoreUnderway = math.MaxInt64
 
+// A restoreOption says how a restore differs from storing the jobs of a file.
+type restoreOption struct {
+	DryRun bool              // only check the file
+	Prune  map[string]string // also delete the jobs with this metadata that are not in the file; nil: none
+}
+
+// A badFile has a line for each bad job in a file.
+type badFile []string
+
+func (b badFile) Error() string { return strings.Join(b, "\n") }
+
+const badJobsMax = 100 // that are named
+
 // restore creates or updates jobs, all of them or none. They arrive one by one and are staged in slices, which nobody
 // sees, until the last command makes them all visible. A restore that breaks off at any point, or with its leader,
 // leaves only staged rows, which are trimmed later. There is one restore at a time because each may occupy the writer
 // for seconds at its end.
-func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, error]) (done restored, err error) {
+func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, error], opt restoreOption) (
+	done restored, err error) {
 	if last := s.restored.Load(); last == restoreUnderway || !s.restored.CompareAndSwap(last, restoreUnderway) {
 		return restored{}, errRestoring
 	}
 	defer func() { s.restored.Store(s.now().UnixNano()) }()
 	slice, size, sum := staging{}, 0, sha256.New()
+	var bad badFile
+	names, children := map[string]bool{}, []job{}
 	for j, err := range jobs {
-		if err != nil {
-			return restored{}, err
-		}
+		done.Jobs++
 		now := s.now().UnixNano()
-		if err := j.validate(s.timezone(), now); err != nil {
-			return restored{}, badInput{fmt.Errorf("job %d of the file: %w", done.Jobs+1, err)}
+		var wrong badInput
+		switch {
+		case err != nil && !errors.As(err, &wrong):
+			return restored{}, err
+		case err == nil:
+			err = j.validate(s.timezone(), now)
+		}
+		if err == nil && names[j.Name] {
+			err = errors.New("the name stands more than once in the file")
+		}
+		if err != nil {
+			bad = append(bad, fmt.Sprintf("%s: %v", cmp.Or(j.Name, fmt.Sprintf("job %d of the file", done.Jobs)), err))
+		}
+		if names[j.Name] = true; j.ParentJob != "" {
+			children = append(children, job{Name: j.Name, ParentJob: j.ParentJob})
+		}
+		if len(bad) == badJobsMax {
+			return restored{}, append(bad, "there may be more")
+		}
+		if len(bad) > 0 || opt.DryRun {
+			continue
 		}
 		doc, err := json.Marshal(j)
 		if err != nil {
@@ -2441,15 +2476,26 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 		slice.Jobs = append(slice.Jobs, stagedJob{Job: j, Next: j.firstTick(s.timezone(), now, 0)})
 		size += len(doc)
 		sum.Write(doc)
-		done.Jobs++
 	}
-	if done.Jobs == 0 {
+	for _, j := range children {
+		if !names[j.ParentJob] && len(bad) < badJobsMax {
+			if _, err := s.store.job(j.ParentJob); errors.Is(err, errNoJob) {
+				bad = append(bad, fmt.Sprintf("%s: %v", j.Name, errParent))
+			} else if err != nil {
+				return restored{}, err
+			}
+		}
+	}
+	switch {
+	case bad != nil:
+		return restored{}, bad
+	case done.Jobs == 0 || opt.DryRun:
 		return done, nil
 	}
 	if err := s.stage(ctx, r, slice, &done); err != nil {
 		return restored{}, err
 	}
-	return done, s.showRestored(ctx, r, done, hex.EncodeToString(sum.Sum(nil)))
+	return done, s.showRestored(ctx, r, done, opt.Prune, hex.EncodeToString(sum.Sum(nil)))
 }
 
 // stage proposes one slice of a restore. The first one gives the restore its id.
@@ -2461,9 +2507,9 @@ func (s *scheduler) stage(ctx context.Context, r request, slice staging, done *r
 }
 
 // showRestored makes the staged jobs visible. sum is the hash of the file.
-func (s *scheduler) showRestored(ctx context.Context, r request, done restored, sum string) error {
+func (s *scheduler) showRestored(ctx context.Context, r request, done restored, prune map[string]string, sum string) error {
 	_, res, err := s.attempt(ctx, r, actionRestore, func(c *command) (*jobRow, error) {
-		c.Submit, c.Restore, c.Answer = true, &restoring{done.ID, done.Jobs}, sum
+		c.Submit, c.Restore, c.Answer = true, &restoring{done.ID, done.Jobs, prune}, sum
 		return nil, s.moveStaged(ctx, r, done, c.Now)
 	})
 	if err == nil && res.repeated() && res.Answer != "" && res.Answer != sum {

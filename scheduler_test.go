@@ -766,7 +766,7 @@ func TestScheduler_Families(t *testing.T) {
 		{family(0, childrenMax), nil}, // they are there
 		{family(childrenMax, childrenMax+1), errChildren},
 	} {
-		if _, err := s.restore(t.Context(), request{ID: fmt.Sprint("family ", i)}, list(c.jobs...)); !errors.Is(err, c.want) {
+		if _, err := s.restore(t.Context(), request{ID: fmt.Sprint("family ", i)}, list(c.jobs...), restoreOption{}); !errors.Is(err, c.want) {
 			t.Errorf("restore %d: %v, want %v", i, err, c.want)
 		}
 	}
@@ -781,11 +781,11 @@ func TestScheduler_Families(t *testing.T) {
 	for i := range ancestorsMax {
 		chain = append(chain, job{Name: fmt.Sprint("a", i+1), ParentJob: fmt.Sprint("a", i)})
 	}
-	if _, err := s.restore(t.Context(), request{ID: "chain"}, list(chain...)); err != nil {
+	if _, err := s.restore(t.Context(), request{ID: "chain"}, list(chain...), restoreOption{}); err != nil {
 		t.Fatal(err)
 	}
 	last := job{Name: "last", ParentJob: chain[ancestorsMax].Name}
-	if _, err := s.restore(t.Context(), request{ID: "deep"}, list(last)); !errors.Is(err, errAncestors) {
+	if _, err := s.restore(t.Context(), request{ID: "deep"}, list(last), restoreOption{}); !errors.Is(err, errAncestors) {
 		t.Errorf("a restore that goes a job too deep: %v, want %v", err, errAncestors)
 	}
 	if _, _, err := s.put(t.Context(), request{ID: "e"}, last); !errors.Is(err, errAncestors) {
@@ -1427,7 +1427,7 @@ func TestScheduler_ClockBackBeforeTick(t *testing.T) {
 	file := func(yield func(job, error) bool) {
 		_ = yield(job{Name: "restored", Schedule: "@every 10s"}, nil) && yield(job{Name: "replaced", Schedule: "@every 10s"}, nil)
 	}
-	if _, err := s.restore(t.Context(), request{ID: "restore"}, file); err != nil {
+	if _, err := s.restore(t.Context(), request{ID: "restore"}, file, restoreOption{}); err != nil {
 		t.Fatal(err)
 	}
 	now -= int64(48 * time.Hour)

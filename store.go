@@ -1469,8 +1469,9 @@ type stagedJob struct {
 
 // A restoring makes the jobs of a restore visible, all or none.
 type restoring struct {
-	Restore int64 `json:"restore"`
-	Jobs    int   `json:"jobs"` // that were staged
+	Restore int64             `json:"restore"`
+	Jobs    int               `json:"jobs"`            // that were staged
+	Prune   map[string]string `json:"prune,omitempty"` // jobs with this metadata that were not staged are deleted; nil: none
 }
 
 // A decision says what becomes of a cause: of a pending row; of one due tick of a
@@ -2032,6 +2033,8 @@ var bans = []ban{
 var familyBans = []ban{
 	{badInput{errChildren}, `SELECT parent_job FROM jobs WHERE parent_job <> '' AND deleted = 0
 		GROUP BY parent_job HAVING count(*) > ?3`},
+	{errHasChildren, `SELECT parent_job FROM jobs c WHERE parent_job <> '' AND deleted = 0
+		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = c.parent_job AND p.deleted = 0)`},
 	{badInput{errAncestors}, reachedSQL + `SELECT name FROM reached WHERE n > ?4`},
 	{badInput{errParentCycle}, reachedSQL + `SELECT name FROM jobs WHERE parent_job <> '' AND deleted = 0
 		AND name NOT IN (SELECT name FROM reached)`},
@@ -2083,10 +2086,24 @@ func (a *applying) restore(r restoring) {
 	} {
 		rows[i] = a.exec(query, r.Restore, int64(a.result.Index), a.c.Now)
 	}
+	changes := map[string]int64{"created": rows[2], "replaced": int64(n) - rows[2]} // rows[2]: states of jobs
+	if r.Prune != nil {
+		changes["deleted"] = a.prune(r)
+	}
 	a.refuse(r.Restore, familyBans)
 	a.result.Restored = true
-	created := rows[2] // states of jobs
-	a.audit("", "", nil, map[string]int64{"created": created, "replaced": int64(n) - created})
+	a.audit("", "", nil, changes)
+}
+
+// prune deletes the jobs with a metadata that a restore does not have, and returns how many.
+func (a *applying) prune(r restoring) int64 {
+	query, args := jobFilter{Metadata: r.Prune}.query()
+	ids := applyRows[int64](a, "SELECT id FROM ("+query+") WHERE id NOT IN (SELECT j.id FROM staged st "+
+		"JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE restore = ?)", append(args, r.Restore)...)
+	for _, id := range ids {
+		a.softDelete(id)
+	}
+	return int64(len(ids))
 }
 
 // document is the job as it is stored, without its record.

@@ -525,7 +525,10 @@ func (l *randomLog) restore(c *command) {
 	st := &staging{}
 	for _, restore := range slices.Sorted(maps.Keys(staged)) {
 		if l.rnd.IntN(2) == 0 {
-			c.Restore = &restoring{restore, len(staged[restore]) + l.rnd.IntN(4)/3}
+			c.Restore = &restoring{Restore: restore, Jobs: len(staged[restore]) + l.rnd.IntN(4)/3}
+			if l.rnd.IntN(2) == 0 {
+				c.Restore.Prune = map[string]string{"a": "x"}
+			}
 			return
 		}
 		st.Restore = restore
