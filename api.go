@@ -1330,8 +1330,8 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 }
 
 // restore stores the jobs of an uploaded file, all or none, and responds with a line for each. With dry-run it only
-// checks them; with prune it also deletes the jobs with the metadata in the query that are not in the file. It streams the file, so
-// its memory grows only with the names in it.
+// checks them; with prune it also deletes the jobs with the metadata in the query that are not in the file. It streams
+// the file, so its memory grows only with the names in it.
 func (a *api) restore(r *http.Request) (*response, error) {
 	if a.store.shown.Load().paused {
 		return nil, errPaused
@@ -1343,8 +1343,10 @@ func (a *api) restore(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	opt := restoreOption{DryRun: q.Has("dry-run")}
 	if q.Has("prune") {
-		opt.Prune = metadataParam(q)
+		opt.Prune, err = metadataParam(q)
 		switch {
+		case err != nil:
+			return nil, err
 		case len(opt.Prune) == 0:
 			return nil, badRequest("prune: name the jobs that the file replaces, with metadata[key]=value")
 		case !a.callerOf(r).may("/v1/restore", mayDelete):
@@ -1401,7 +1403,7 @@ func uploadedFile(r *http.Request) (io.Reader, error) {
 	if err := checkEncoding(r); err != nil {
 		return nil, err
 	}
-	if r.Header.Get("Content-Type") == "application/json" {
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
 		return r.Body, nil
 	}
 	form, err := r.MultipartReader()
@@ -1417,9 +1419,8 @@ func uploadedFile(r *http.Request) (io.Reader, error) {
 	return nil, badRequest("the body must be multipart/form-data with a part \"file\": %v", err)
 }
 
-// uploadedJobs yields the jobs of a JSON array. After a badInput, which has the job's name if it can be read, it goes on;
-// after any other error it stops. It holds one job at a time, and calls
-// progress after every progressBytes.
+// uploadedJobs yields the jobs of a JSON array. After a badInput, which has the job's name if it can be read, it goes
+// on; after any other error it stops. It holds one job at a time, and calls progress after every progressBytes.
 func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 	return func(yield func(job, error) bool) {
 		src := &jobReader{src: file, progress: progress}
@@ -1501,15 +1502,16 @@ func (r *jobReader) Read(p []byte) (int, error) {
 
 func (a *api) listJobs(r *http.Request) (*response, error) {
 	q := r.URL.Query()
+	metadata, err := metadataParam(q)
+	if err != nil {
+		return nil, err
+	}
 	f := jobFilter{
 		Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"),
-		Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: metadataParam(q),
+		Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: metadata,
 	}
 	if _, ok := jobOrder[f.Sort]; !ok {
 		return nil, badRequest("_sort: jobs cannot be sorted by %q", f.Sort)
-	}
-	if len(f.Metadata) > metadataMax {
-		return nil, badRequest("metadata[key]: jobs can be filtered by at most %d keys, not by %d", metadataMax, len(f.Metadata))
 	}
 	start, end, err := page(q)
 	if err != nil {
@@ -1529,14 +1531,17 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 }
 
 // metadataParam returns the metadata in a query, each as metadata[key]=value.
-func metadataParam(q url.Values) map[string]string {
+func metadataParam(q url.Values) (map[string]string, error) {
 	m := map[string]string{}
 	for k, v := range q {
 		if name, ok := strings.CutPrefix(k, "metadata["); ok && strings.HasSuffix(name, "]") {
 			m[strings.TrimSuffix(name, "]")] = v[0]
 		}
 	}
-	return m
+	if len(m) > metadataMax {
+		return nil, badRequest("metadata[key]: jobs can be filtered by at most %d keys, not by %d", metadataMax, len(m))
+	}
+	return m, nil
 }
 
 // jobShown returns the JSON of a job as a caller sees it.

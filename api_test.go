@@ -847,6 +847,9 @@ func TestAPI_ListsBound(t *testing.T) {
 		if w := s.do("GET", "/v1/jobs?"+filters, ""); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "metadata[key]: ") {
 			t.Errorf("%d keys of metadata: %d %s", metadataMax+1, w.Code, w.Body)
 		}
+		if w := s.do("POST", "/v1/restore?prune"+filters, "[]"); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "metadata[key]: ") {
+			t.Errorf("a restore that prunes by %d keys of metadata: %d %s", metadataMax+1, w.Code, w.Body)
+		}
 	})
 }
 
