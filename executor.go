@@ -189,6 +189,7 @@ type order struct {
 	Executor    string                       `json:"executor"`
 	Config      map[string]string            `json:"config"`
 	Processors  map[string]map[string]string `json:"processors,omitempty"`
+	Timeout     string                       `json:"timeout,omitempty"` // of the job, whatever its executor; empty: none
 }
 
 // A dispatch has a leader's orders for one node. Number grows with each dispatch, question and kill of a term.
@@ -592,6 +593,11 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 // runOrder runs the order of r with its executor. The error is the reason of a failure, or why the run was ended.
 func (e *executor) runOrder(ctx context.Context, r *run) error {
 	name := r.order.Executor
+	if timeout, err := time.ParseDuration(r.order.Timeout); err == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("execution time exceeded the job's timeout of %s", timeout))
+		defer cancel()
+	}
 	if here := e.cfg.Limits.Executors; here != nil && (name == executorShell || name == executorHTTP) && !slices.Contains(here, name) {
 		return fmt.Errorf("this node does not run the executor %q; select other nodes with tags, or add it to --executors", name)
 	}
@@ -1348,6 +1354,9 @@ func (e *executor) endLeftovers() error {
 func (e *executor) runRequest(ctx context.Context, r *run) error {
 	config := r.order.Config
 	timeout := requestTimeout
+	if r.order.Timeout != "" {
+		timeout = requestTimeoutMax * time.Second // unless ctx ends
+	}
 	if n, err := strconv.Atoi(config["timeout"]); err == nil && n > 0 {
 		timeout = time.Duration(min(n, requestTimeoutMax)) * time.Second
 	}

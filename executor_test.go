@@ -596,6 +596,30 @@ func TestExecutor_Timeout(t *testing.T) {
 	}
 }
 
+// The job's own timeout holds for every executor, beside that of the executor, which may be shorter.
+func TestExecutor_TimeoutOfJob(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer srv.Close()
+	n := newNode(t, t.TempDir())
+	for _, c := range []struct {
+		executor string
+		config   map[string]string
+		timeout  string
+		want     string
+	}{
+		{executorShell, map[string]string{"command": "sleep 1000"}, "150ms", "execution time exceeded the job's timeout of 150ms\n"},
+		{executorShell, map[string]string{"command": "sleep 1000", "timeout": "150ms"}, "1h", "execution time exceeded the timeout of 150ms\n"},
+		{executorHTTP, map[string]string{"url": srv.URL, "method": "GET"}, "150ms", "execution time exceeded the job's timeout of 150ms\n"},
+		{executorHTTP, map[string]string{"url": srv.URL, "method": "GET", "timeout": "1"}, "1h", "no complete response within the timeout of 1s\n"},
+	} {
+		id := n.order(t, order{Executor: c.executor, Config: c.config, Timeout: c.timeout})
+		if got := n.leader.wait(t, id); got.Outcome != outcomeFailed || string(got.Output) != c.want {
+			t.Errorf("%s %v with timeout %s: %s %q, want failed %q", c.executor, c.config, c.timeout, got.Outcome, got.Output, c.want)
+		}
+	}
+}
+
 // A kill reaches grandchildren, a run that waits, and a request; a run that has ended is beyond it.
 func TestExecutor_Kill(t *testing.T) {
 	n := newNode(t, t.TempDir())

@@ -56,7 +56,9 @@ const (
 	catchupMax    = 10                    // newest missed ticks of a job that still run
 	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
 	answerOverdue = time.Second / 2       // after which orders without an answer make other nodes preferred
-	retryWaitMax  = time.Minute           // between attempts
+	retryWaitMax  = time.Minute           // between attempts of a job without retry_delay
+	delayMax      = 7 * 24 * time.Hour    // of a job's retry_delay
+	durationMax   = 365 * 24 * time.Hour  // of a job's other durations
 	tickSlack     = time.Second           // between looks at the clock; a gap of twice that is an outage
 	doubtPause    = time.Second           // between questions about executions in doubt
 	startableAge  = 24 * time.Hour        // up to which an execution may still start: nodes remember orders for as long
@@ -146,7 +148,10 @@ type job struct {
 	ParentJob      string                       `json:"parent_job,omitempty"`
 	Processors     map[string]map[string]string `json:"processors,omitempty"`
 	Concurrency    string                       `json:"concurrency,omitempty"`
-	Delivery       string                       `json:"delivery,omitempty"` // ours
+	Delivery       string                       `json:"delivery,omitempty"` // ours; so are the next three, durations
+	RetryDelay     string                       `json:"retry_delay,omitempty"`
+	RetryMaxDelay  string                       `json:"retry_max_delay,omitempty"`
+	Timeout        string                       `json:"timeout,omitempty"`
 	Executor       string                       `json:"executor,omitempty"`
 	ExecutorConfig map[string]string            `json:"executor_config,omitempty"`
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
@@ -240,6 +245,18 @@ func (j *job) validate(zone string, now int64) error {
 	refuse(j.SuccessCount < 0 || j.ErrorCount < 0, "success_count, error_count: must not be negative")
 	refuse(j.LastSuccess < 0 || j.LastError < 0 || int64(max(j.LastSuccess, j.LastError)) > now,
 		"last_success, last_error: must lie between 1970 and now, or be null")
+	for _, d := range []struct {
+		field, text string
+		low, high   time.Duration
+	}{
+		{"retry_delay", j.RetryDelay, time.Second, delayMax},
+		{"retry_max_delay", j.RetryMaxDelay, min(delayMax, retryDelay(j.RetryDelay, "", 1)), delayMax},
+		{"timeout", j.Timeout, time.Millisecond, durationMax},
+	} {
+		got, err := time.ParseDuration(d.text)
+		refuse(d.text != "" && (err != nil || got < d.low || got > d.high),
+			`%s: %q must be a duration from "%s" to "%s", such as "90s" or "1h30m"`, d.field, d.text, d.low, d.high)
+	}
 	for _, k := range sortedKeys(j.Tags) {
 		_, n, ok := cutCount(j.Tags[k])
 		refuse(ok && n < 1, "tags.%s: %q ends in a number of nodes below 1, on which nothing would run; "+
@@ -553,9 +570,21 @@ func retried(outcome string) bool {
 	return outcome == outcomeFailed || outcome == outcomeInterrupted
 }
 
-// retryDelay returns how long the attempt after a failed one waits: 2^(n-1) seconds after attempt n, at most a minute.
-func retryDelay(attempt int) time.Duration {
-	return min(retryWaitMax, time.Second<<min(attempt-1, 10))
+// retryDelay returns how long the attempt after a failed one waits: the job's retry_delay, twice as long after each
+// attempt, up to its retry_max_delay. Without the second it is always the first, without the first it begins with a
+// second, and without both it ends at retryWaitMax.
+func retryDelay(first, longest string, attempt int) time.Duration {
+	delay, limit := time.Second, retryWaitMax
+	if d, err := time.ParseDuration(first); err == nil {
+		delay, limit = d, d
+	}
+	if d, err := time.ParseDuration(longest); err == nil {
+		limit = d
+	}
+	for ; attempt > 1 && delay < limit; attempt-- {
+		delay *= 2
+	}
+	return min(delay, limit)
 }
 
 // A node is a member that runs jobs, as the leader knows it.
@@ -794,7 +823,10 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
 	j, err := r.definition()
 	from := max(p.Due, m.since)
-	if p.Due > m.now { // the clock that computed it was ahead; see pendingItem
+	switch early := p.Due - m.now; {
+	case p.Cause == causeRetry && early > 0 && early <= int64(retryDelay(j.RetryDelay, j.RetryMaxDelay, p.Attempt-1)):
+		return d, false, err
+	case early > 0: // the clock that computed it was ahead
 		from = m.since + int64(retryWaitMax)
 	}
 	waited := m.now-from > int64(m.lostAfter)
@@ -1200,8 +1232,8 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 	return started
 }
 
-// pendingItem has a row looked at when it is due: if that is later than the longest wait, the clock that computed it
-// was ahead.
+// pendingItem has a row looked at when it is due, and every retryWaitMax until then: the clock that computed it may
+// have been ahead.
 func (s *scheduler) pendingItem(id, due int64) queueItem {
 	return queueItem{at: min(due, s.now().Add(retryWaitMax).UnixNano()), id: id, pending: true}
 }
@@ -1485,7 +1517,7 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		case err != nil:
 			return err
 		case !ok:
-			s.enqueue(d.item(m.now + int64(tickSlack)))
+			s.enqueue(s.pendingItem(p.ID, max(p.Due, m.now+int64(tickSlack))))
 		default:
 			list = append(list, d)
 		}
@@ -1641,7 +1673,8 @@ func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) 
 			continue
 		}
 		orders[e.target()] = append(orders[e.target()], order{Execution: e.ID, Job: j.Name, Group: e.Group,
-			Attempt: e.Attempt, ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig, Processors: j.Processors})
+			Attempt: e.Attempt, ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig, Processors: j.Processors,
+			Timeout: j.Timeout})
 	}
 	return orders, nil
 }

@@ -2421,9 +2421,10 @@ func (a *applying) bind(list []binding) {
 
 // ended is an unfinished execution, with what its job says of what follows.
 type ended struct {
-	retries int64
-	again   bool // delivery is at least once
-	alive   bool // the job is not deleted
+	retries           int64
+	again             bool // delivery is at least once
+	alive             bool // the job is not deleted
+	delay, delayLimit string
 	executionRow
 }
 
@@ -2473,7 +2474,8 @@ func (a *applying) unfinished(reports []report) map[int64]*ended {
 		ids[i] = r.Execution
 	}
 	rows := map[int64]*ended{}
-	for _, e := range applyRows[ended](a, `SELECT j.retries, j.delivery = 'at-least-once', j.deleted = 0, e.*
+	for _, e := range applyRows[ended](a, `SELECT j.retries, j.delivery = 'at-least-once', j.deleted = 0,
+		coalesce(j.doc ->> 'retry_delay', ''), coalesce(j.doc ->> 'retry_max_delay', ''), e.*
 		FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job WHERE e.finished = 0 OR e.outcome = 'lost'`,
 		jsonText(ids)) {
 		rows[e.ID] = &e
@@ -2516,7 +2518,7 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	}
 	d.open++
 	a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node,
-		slot: e.slot, Due: a.c.Now + int64(retryDelay(e.Attempt)), Asked: e.Due})
+		slot: e.slot, Due: a.c.Now + int64(retryDelay(e.delay, e.delayLimit, e.Attempt)), Asked: e.Due})
 }
 
 // add counts a report for its job and for its day.
@@ -2712,7 +2714,10 @@ type jobRow struct {
 	ParentJob      string          `json:"parent_job"`
 	Processors     json.RawMessage `json:"processors"`
 	Concurrency    string          `json:"concurrency"`
-	Delivery       string          `json:"delivery,omitempty"` // ours
+	Delivery       string          `json:"delivery,omitempty"` // ours; so are the next three
+	RetryDelay     string          `json:"retry_delay,omitempty"`
+	RetryMaxDelay  string          `json:"retry_max_delay,omitempty"`
+	Timeout        string          `json:"timeout,omitempty"`
 	Executor       string          `json:"executor"`
 	ExecutorConfig json.RawMessage `json:"executor_config"`
 	Status         string          `json:"status"`

@@ -1462,6 +1462,11 @@ func TestApply_Retry(t *testing.T) {
 	if got, _ := g.pending(); !cmp.Equal([]string{"retry a 2"}, got) {
 		t.Errorf("behind a lost run that is to be delivered at least once waits %q, want a retry", got)
 	}
+	g = newStage(t, job{Name: "a", Retries: 1, RetryDelay: "10m"})
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	if _, rows := g.pending(); time.Duration(rows[0].Due-stageNext-5) != 10*time.Minute {
+		t.Errorf("with a retry_delay of 10m the retry waits %v", time.Duration(rows[0].Due-stageNext-5))
+	}
 	g = newStage(t, job{Name: "a", Retries: 2})
 	running := g.tick("a", "n1")
 	var waits []time.Duration
@@ -1480,11 +1485,27 @@ func TestApply_Retry(t *testing.T) {
 	}
 }
 
-// TestRetryDelay: the wait doubles, up to a minute.
+// TestRetryDelay: the wait doubles, from what the job says to what the job says.
 func TestRetryDelay(t *testing.T) {
-	for attempt, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 6: 32 * time.Second, 7: time.Minute, 60: time.Minute, retriesMax: time.Minute} {
-		if got := retryDelay(attempt); got != want {
-			t.Errorf("retryDelay(%d) = %v, want %v", attempt, got, want)
+	for _, c := range []struct {
+		first, longest string
+		attempt        int
+		want           time.Duration
+	}{
+		{"", "", 1, time.Second},
+		{"", "", 2, 2 * time.Second},
+		{"", "", 6, 32 * time.Second},
+		{"", "", 7, time.Minute},
+		{"", "", retriesMax, time.Minute},
+		{"10s", "", 1, 10 * time.Second},
+		{"10s", "", retriesMax, 10 * time.Second},
+		{"10s", "15m", 4, 80 * time.Second},
+		{"10s", "15m", retriesMax, 15 * time.Minute},
+		{"", "3s", 3, 3 * time.Second},
+		{"", "168h", retriesMax, 168 * time.Hour},
+	} {
+		if got := retryDelay(c.first, c.longest, c.attempt); got != c.want {
+			t.Errorf("retryDelay(%q, %q, %d) = %v, want %v", c.first, c.longest, c.attempt, got, c.want)
 		}
 	}
 }
