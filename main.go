@@ -1400,14 +1400,14 @@ func subcommands() []subcommand {
 		{"help", "", "print this text, or with words of a command what it does", "help run", local, printing(helpText)},
 
 		{"jobs", "", "list jobs", "jobs --status=failed --metadata=team=web", shows, setupJobs},
-		{"job", "NAME", "show a job", "job backup", shows, setupJob},
+		{"job", "NAME", "show a job", "job backup", shows, plain(showJob)},
 		{"run", "NAME", "run a job now", "run backup -f", remote, setupRun},
 		{"logs", "NAME|EXECUTION", "print an output, of a job that of its newest execution", "logs backup -f", remote, setupLogs},
 		{"why", "NAME", "say what became of the ticks of a job", "why backup --at=2026-11-24T03:00:00Z", shows, setupWhy},
-		{"kill", "NAME|EXECUTION", "end an execution, or all of a job", "kill backup", remote, setupKill},
+		{"kill", "NAME|EXECUTION", "end an execution, or all of a job", "kill backup", remote, plain(killRuns)},
 		{"enable", "NAME", "let the schedule of a job fire", "enable backup", remote, setDisabled("false")},
 		{"disable", "NAME", "keep the schedule of a job from firing", "disable backup", remote, setDisabled("true")},
-		{"delete", "NAME", "delete a job", "delete backup", remote, setupDelete},
+		{"delete", "NAME", "delete a job", "delete backup", remote, plain(deleteJob)},
 		{"executions", "", "list what ran", "executions --failed --since=12h", shows, setupExecutions},
 		{"rerun", "", "run the jobs again whose last run failed, or whose last tick was missed",
 			"rerun --failed --since=12h --dry-run", remote, setupRerun},
@@ -1417,9 +1417,9 @@ func subcommands() []subcommand {
 			"apply -f jobs/ --prune --metadata=team=web --dry-run", remote, setupApply},
 		{"export", "", "print the jobs as apply takes them", "export --metadata=team=web > jobs.json", remote, setupExport},
 
-		{"members", "", "list the nodes", "members", shows, setupMembers},
-		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, setupLeave},
-		{"raft list-peers", "", "list the servers: leader, voters, status", "raft list-peers", remote, setupListPeers},
+		{"members", "", "list the nodes", "members", shows, plain(showMembers)},
+		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, plain(leave)},
+		{"raft list-peers", "", "list the servers: leader, voters, status", "raft list-peers", shows, plain(listPeers)},
 		{"raft remove-peer", "", "remove a server that is lost for good from the voters",
 			"raft remove-peer --peer-id=b", remote, setupRemovePeer},
 		{"acl bootstrap", "", "create the first management token, on the server's machine", "acl bootstrap", remote, setupBootstrap},
@@ -1477,14 +1477,17 @@ func need(flag, value, hint string) error {
 	return nil
 }
 
+// plain returns the setup of a command without flags of its own.
+func plain(execute func(*invocation) error) func(*flag.FlagSet, *invocation) func() error {
+	return func(_ *flag.FlagSet, s *invocation) func() error { return func() error { return execute(s) } }
+}
+
 // printing returns the setup of a command that prints text.
 func printing(text func() string) func(*flag.FlagSet, *invocation) func() error {
-	return func(_ *flag.FlagSet, s *invocation) func() error {
-		return func() error {
-			_, err := io.WriteString(s.stdout, text())
-			return err
-		}
-	}
+	return plain(func(s *invocation) error {
+		_, err := io.WriteString(s.stdout, text())
+		return err
+	})
 }
 
 // versionLine returns the version, and the commit that it was built from if that is known.
@@ -1659,13 +1662,31 @@ func (n *remoteNode) askAll(ctx context.Context, method, path string) ([]byte, e
 // fetch gets a document from the API.
 func fetch[T any](s *invocation, path string) (doc T, err error) {
 	body, err := s.ask(s.ctx, http.MethodGet, path, nil)
-	if err != nil {
-		return doc, err
+	if err == nil {
+		err = decode(body, &doc)
 	}
-	if err := json.Unmarshal(body, &doc); err != nil {
-		return doc, fmt.Errorf("the response is not from a belfry node: %w", err)
+	return doc, err
+}
+
+// decode reads a document of the API.
+func decode(body []byte, doc any) error {
+	if err := json.Unmarshal(body, doc); err != nil {
+		return fmt.Errorf("the response is not from a belfry node: %w", err)
 	}
-	return doc, nil
+	return nil
+}
+
+// show prints a list of the API as a table, or as it is with --json. It returns the number of rows.
+func show[T any](s *invocation, path, header string, row func(T) []string) (n int, err error) {
+	var list []T
+	body, err := s.askAll(s.ctx, http.MethodGet, path)
+	if err == nil {
+		err = decode(body, &list)
+	}
+	if err != nil || s.json {
+		return len(list), s.printJSON(body, err)
+	}
+	return len(list), table(s, list, header, row)
 }
 
 // table prints rows below a header of words, or their JSON with --json.
@@ -1779,17 +1800,12 @@ func setupJobs(fs *flag.FlagSet, s *invocation) func() error {
 	metadata := metadataFlag(fs)
 	return func() error {
 		maps.Copy(q, metadataQuery(*metadata))
-		if s.json {
-			return s.printJSON(s.askAll(s.ctx, http.MethodGet, "/v1/jobs?"+q.Encode()))
-		}
-		jobs, err := fetch[[]listedJob](s, "/v1/jobs?"+q.Encode())
-		if err != nil {
-			return err
-		}
-		return table(s, jobs, "NAME SCHEDULE STATUS LAST-SUCCESS LAST-ERROR NEXT", func(j listedJob) []string {
+		const header = "NAME SCHEDULE STATUS LAST-SUCCESS LAST-ERROR NEXT"
+		_, err := show(s, "/v1/jobs?"+q.Encode(), header, func(j listedJob) []string {
 			last := []string{localTime(timeOf(int64(j.LastSuccess))), localTime(timeOf(int64(j.LastError)))}
 			return []string{j.Name, j.Schedule, j.Status, last[0], last[1], j.fires()}
 		})
+		return err
 	}
 }
 
@@ -1804,31 +1820,29 @@ func (s *invocation) noJob(err error) error {
 	return err
 }
 
-func setupJob(_ *flag.FlagSet, s *invocation) func() error {
-	return func() error {
-		body, err := s.ask(s.ctx, http.MethodGet, s.jobPathOf(), nil)
-		if err != nil || s.json {
-			return s.printJSON(body, s.noJob(err))
-		}
-		d := json.NewDecoder(bytes.NewReader(body))
-		d.Token() // the object's begin
-		tw := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
-		for d.More() {
-			field, _ := d.Token()
-			var value json.RawMessage
-			if err := d.Decode(&value); err != nil {
-				return fmt.Errorf("the response is not from a belfry node: %w", err)
-			}
-			if !slices.Contains([]string{`""`, "null", "{}", "[]", "0", "false"}, string(value)) {
-				var text string
-				if json.Unmarshal(value, &text) != nil {
-					text = string(value)
-				}
-				fmt.Fprintf(tw, "%s\t%s\n", field, printable(text))
-			}
-		}
-		return tw.Flush()
+func showJob(s *invocation) error {
+	body, err := s.ask(s.ctx, http.MethodGet, s.jobPathOf(), nil)
+	if err != nil || s.json {
+		return s.printJSON(body, s.noJob(err))
 	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.Token() // the object's begin
+	tw := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
+	for d.More() {
+		field, _ := d.Token()
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return fmt.Errorf("the response is not from a belfry node: %w", err)
+		}
+		if !slices.Contains([]string{`""`, "null", "{}", "[]", "0", "false"}, string(value)) {
+			var text string
+			if json.Unmarshal(value, &text) != nil {
+				text = string(value)
+			}
+			fmt.Fprintf(tw, "%s\t%s\n", field, printable(text))
+		}
+	}
+	return tw.Flush()
 }
 
 func setupRun(fs *flag.FlagSet, s *invocation) func() error {
@@ -1947,57 +1961,51 @@ func setupLogs(fs *flag.FlagSet, s *invocation) func() error {
 	}
 }
 
-func setupKill(_ *flag.FlagSet, s *invocation) func() error {
-	return func() error {
-		list, err := s.named()
-		if err != nil {
-			return err
-		}
-		list = slices.DeleteFunc(list, func(e executionView) bool { return e.FinishedAt.Year() > 1 })
-		if len(list) == 0 {
-			return fmt.Errorf("%s does not run", s.args[0])
-		}
-		for _, e := range list {
-			path := jobPath(e.JobName) + "/executions/" + url.PathEscape(e.ID) + "/kill"
-			if _, err := s.ask(s.ctx, http.MethodPost, path, nil); err != nil {
-				return fmt.Errorf("%s: %w", e.ID, err)
-			}
-			fmt.Fprintf(s.stdout, "%s of %s is being ended\n", e.ID, e.JobName)
-		}
-		return nil
+func killRuns(s *invocation) error {
+	list, err := s.named()
+	if err != nil {
+		return err
 	}
+	list = slices.DeleteFunc(list, func(e executionView) bool { return e.FinishedAt.Year() > 1 })
+	if len(list) == 0 {
+		return fmt.Errorf("%s does not run", s.args[0])
+	}
+	for _, e := range list {
+		path := jobPath(e.JobName) + "/executions/" + url.PathEscape(e.ID) + "/kill"
+		if _, err := s.ask(s.ctx, http.MethodPost, path, nil); err != nil {
+			return fmt.Errorf("%s: %w", e.ID, err)
+		}
+		fmt.Fprintf(s.stdout, "%s of %s is being ended\n", e.ID, e.JobName)
+	}
+	return nil
 }
 
 // setDisabled returns the setup of enable and disable.
 func setDisabled(to string) func(*flag.FlagSet, *invocation) func() error {
-	return func(_ *flag.FlagSet, s *invocation) func() error {
-		return func() error {
-			var j listedJob
-			body, err := s.ask(s.ctx, http.MethodPost, s.jobPathOf()+"/toggle?disabled="+to, nil)
-			if err == nil {
-				err = json.Unmarshal(body, &j)
-			}
-			if err != nil {
-				return s.noJob(err)
-			}
-			if j.Disabled {
-				fmt.Fprintf(s.stdout, "%s is disabled\n", j.Name)
-			} else {
-				fmt.Fprintf(s.stdout, "%s is enabled, next run: %s\n", j.Name, cmp.Or(j.fires(), "none"))
-			}
-			return nil
+	return plain(func(s *invocation) error {
+		var j listedJob
+		body, err := s.ask(s.ctx, http.MethodPost, s.jobPathOf()+"/toggle?disabled="+to, nil)
+		if err == nil {
+			err = decode(body, &j)
 		}
-	}
-}
-
-func setupDelete(_ *flag.FlagSet, s *invocation) func() error {
-	return func() error {
-		if _, err := s.ask(s.ctx, http.MethodDelete, s.jobPathOf(), nil); err != nil {
+		if err != nil {
 			return s.noJob(err)
 		}
-		fmt.Fprintf(s.stdout, "%s is deleted\n", s.args[0])
-		return nil
+		state := "disabled"
+		if !j.Disabled {
+			state = "enabled, next run: " + cmp.Or(j.fires(), "none")
+		}
+		_, err = fmt.Fprintf(s.stdout, "%s is %s\n", j.Name, state)
+		return err
+	})
+}
+
+func deleteJob(s *invocation) error {
+	if _, err := s.ask(s.ctx, http.MethodDelete, s.jobPathOf(), nil); err != nil {
+		return s.noJob(err)
 	}
+	fmt.Fprintf(s.stdout, "%s is deleted\n", s.args[0])
+	return nil
 }
 
 const whyTicksMax = 20 // that why tells of
@@ -2013,19 +2021,19 @@ func setupWhy(fs *flag.FlagSet, s *invocation) func() error {
 		}
 		q := url.Values{"start": {from.Format(time.RFC3339Nano)}, "end": {to.Format(time.RFC3339Nano)}, "_end": {strconv.Itoa(whyTicksMax)}}
 		path := s.jobPathOf() + "/ticks?" + q.Encode()
-		if s.json {
-			body, err := s.ask(s.ctx, http.MethodGet, path, nil)
+		body, err := s.ask(s.ctx, http.MethodGet, path, nil)
+		if err != nil || s.json {
 			return s.printJSON(body, s.noJob(err))
 		}
-		j, err := fetch[listedJob](s, s.jobPathOf())
-		if err != nil {
-			return s.noJob(err)
-		}
-		ledger, err := fetch[struct {
+		var ledger struct {
 			Due   int64
 			Ticks []tickView
 			Days  []tickDayView
-		}](s, path)
+		}
+		if err := decode(body, &ledger); err != nil {
+			return err
+		}
+		j, err := fetch[listedJob](s, s.jobPathOf())
 		if err != nil {
 			return err
 		}
@@ -2033,11 +2041,7 @@ func setupWhy(fs *flag.FlagSet, s *invocation) func() error {
 		if err != nil {
 			return err
 		}
-		if fires := j.fires(); fires == "" {
-			fmt.Fprintf(s.stdout, "%s has no further tick.\n", j.Name)
-		} else {
-			fmt.Fprintf(s.stdout, "%s: next run: %s.\n", j.Name, fires)
-		}
+		fmt.Fprintf(s.stdout, "%s: next run: %s.\n", j.Name, cmp.Or(j.fires(), "none"))
 		for _, t := range ledger.Ticks {
 			fmt.Fprintln(s.stdout, printable(t.sentence(runs)))
 		}
@@ -2076,30 +2080,28 @@ func setupExecutions(fs *flag.FlagSet, s *invocation) func() error {
 	failed := fs.Bool("failed", false, "only those that did not succeed")
 	since := fs.Duration("since", time.Hour, "only those of this `time` until now")
 	return func() error {
-		list, err := s.ranSince(*since, *failed)
-		if err != nil {
-			return err
+		q := sinceQuery(*since)
+		if *failed {
+			q.Set("outcome", "bad")
 		}
-		if len(list) == recentMax {
-			fmt.Fprintf(s.stderr, "belfry: only the newest %d are listed; make --since shorter\n", recentMax)
-		}
-		return table(s, list, "JOB EXECUTION STARTED TOOK OUTCOME REASON", func(e executionView) []string {
+		const header = "JOB EXECUTION STARTED TOOK OUTCOME REASON"
+		n, err := show(s, "/v1/executions?"+q.Encode(), header, func(e executionView) []string {
 			took := ""
 			if e.FinishedAt.Year() > 1 {
 				took = e.FinishedAt.Sub(e.StartedAt).Round(time.Millisecond).String()
 			}
 			return []string{e.JobName, e.ID, localTime(e.StartedAt), took, cmp.Or(e.Outcome, "running"), e.Reason}
 		})
+		if n == recentMax {
+			fmt.Fprintf(s.stderr, "belfry: only the newest %d are listed; make --since shorter\n", recentMax)
+		}
+		return err
 	}
 }
 
-// ranSince returns the executions of all jobs that have started since, newest first, at most recentMax.
-func (s *invocation) ranSince(since time.Duration, failed bool) ([]executionView, error) {
-	q := url.Values{"start": {time.Now().Add(-since).Format(time.RFC3339Nano)}}
-	if failed {
-		q.Set("outcome", "bad")
-	}
-	return fetch[[]executionView](s, "/v1/executions?"+q.Encode())
+// sinceQuery selects what was in a time until now.
+func sinceQuery(since time.Duration) url.Values {
+	return url.Values{"start": {time.Now().Add(-since).Format(time.RFC3339Nano)}}
 }
 
 func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
@@ -2111,83 +2113,61 @@ func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
 		if *failed == *missed || *since <= 0 {
 			return usageError{errors.New("--failed, --missed: one of them is required, and --since")}
 		}
-		jobs, err := s.unsuccessful(*failed, *since)
+		needed := s.lastTickMissed
+		if *failed {
+			needed = s.lastRunFailed
+		}
+		jobs, err := fetch[[]listedJob](s, "/v1/jobs")
 		if err != nil {
 			return err
 		}
-		for i, name := range jobs {
-			if !*dry {
-				if _, err := s.ask(s.ctx, http.MethodPost, jobPath(name)+"/run", nil); err != nil {
-					return fmt.Errorf("%s: %w; of %d jobs, %d run again", name, err, len(jobs), i)
-				}
+		n := 0
+		for _, j := range jobs {
+			wanted, err := needed(j, *since)
+			if wanted && err == nil && !*dry {
+				_, err = s.ask(s.ctx, http.MethodPost, jobPath(j.Name)+"/run", nil)
 			}
-			fmt.Fprintln(s.stdout, name)
+			switch {
+			case errors.Is(err, errNotThere): // deleted meanwhile
+			case err != nil:
+				return fmt.Errorf("%s: %w; %d jobs before it run again", j.Name, err, n)
+			case wanted:
+				n++
+				fmt.Fprintln(s.stdout, j.Name)
+			}
 		}
 		return nil
 	}
 }
 
-// unsuccessful returns the jobs whose last run failed, or whose last tick never ran, within a time until now.
-func (s *invocation) unsuccessful(failed bool, since time.Duration) (names []string, err error) {
-	if failed {
-		list, err := s.ranSince(since, true)
-		if err == nil && len(list) == recentMax {
-			err = fmt.Errorf("--since: there are more than %d failures in that time; make it shorter", recentMax-1)
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range list {
-			names = append(names, e.JobName)
-		}
-	} else {
-		jobs, err := fetch[[]listedJob](s, "/v1/jobs?disabled=false")
-		if err != nil {
-			return nil, err
-		}
-		for _, j := range jobs {
-			names = append(names, j.Name)
-		}
+// lastRunFailed reports whether the last run of a job failed, within a time until now.
+func (s *invocation) lastRunFailed(j listedJob, since time.Duration) (bool, error) {
+	if j.Status != statusFailed && j.Status != statusPartial || time.Since(timeOf(int64(j.LastError))) > since {
+		return false, nil
 	}
-	slices.Sort(names)
-	return slices.DeleteFunc(slices.Compact(names), func(name string) bool {
-		var wanted bool
-		if err == nil {
-			wanted, err = s.needsRerun(name, failed, since)
-		}
-		return !wanted
-	}), err
-}
-
-// needsRerun reports whether the last run of a job failed, or its last tick did not run and nothing has run since.
-func (s *invocation) needsRerun(name string, failed bool, since time.Duration) (bool, error) {
-	runs, err := fetch[[]executionView](s, jobPath(name)+"/executions?output_size_limit=0")
-	if errors.Is(err, errNotThere) {
-		return false, nil // deleted meanwhile
-	}
-	if err != nil {
-		return false, err
-	}
-	if failed {
-		nodes := map[string]bool{}
-		for _, e := range runs { // newest first: of each node of the last group, only the last attempt counts
-			if e.Group != runs[0].Group || nodes[e.NodeName] {
-				continue
-			}
+	runs, err := fetch[[]executionView](s, jobPath(j.Name)+"/executions?output_size_limit=0")
+	nodes := map[string]bool{}
+	for _, e := range runs { // newest first: of each node of the last group, only the last attempt counts
+		if e.Group == runs[0].Group && !nodes[e.NodeName] {
 			if nodes[e.NodeName] = true; !e.Success && e.Outcome != "" {
 				return true, nil
 			}
 		}
+	}
+	return false, err
+}
+
+// lastTickMissed reports whether the last tick of a job within a time until now did not run, and nothing has run since.
+func (s *invocation) lastTickMissed(j listedJob, since time.Duration) (bool, error) {
+	if j.Disabled || j.ParentJob != "" {
 		return false, nil
 	}
-	q := url.Values{"start": {time.Now().Add(-since).Format(time.RFC3339Nano)}, "_end": {"1"}}
-	ledger, err := fetch[struct{ Ticks []tickView }](s, jobPath(name)+"/ticks?"+q.Encode())
-	if err != nil || len(ledger.Ticks) == 0 {
+	ledger, err := fetch[struct{ Ticks []tickView }](s, jobPath(j.Name)+"/ticks?_end=1&"+sinceQuery(since).Encode())
+	if err != nil || len(ledger.Ticks) == 0 || !slices.Contains([]string{outcomeMissed, outcomeSkipped}, ledger.Ticks[0].Outcome) {
 		return false, err
 	}
-	tick := ledger.Ticks[0]
-	ran := len(runs) > 0 && !runs[0].ScheduledAt.Before(tick.Due)
-	return !ran && (tick.Outcome == outcomeMissed || tick.Outcome == outcomeSkipped), nil
+	runs, err := fetch[[]executionView](s, jobPath(j.Name)+"/executions?output_size_limit=0")
+	return len(runs) == 0 || runs[0].ScheduledAt.Before(ledger.Ticks[0].Due), err
 }
 
 const previewMax = 1_000_000 // ticks
@@ -2474,30 +2454,38 @@ func (s *invocation) printJobs(jobs []job) error {
 	return e.Encode(append([]job{}, jobs...))
 }
 
-func setupMembers(_ *flag.FlagSet, s *invocation) func() error {
-	return func() error {
-		if s.json {
-			return s.printJSON(s.askAll(s.ctx, http.MethodGet, "/v1/members"))
-		}
-		list, err := fetch[[]memberView](s, "/v1/members")
-		if err != nil {
-			return err
-		}
-		return table(s, list, "NODE ADDRESS STATUS SERVER VERSION", func(m memberView) []string {
-			return []string{m.Name, net.JoinHostPort(m.Addr, strconv.Itoa(m.Port)), m.StatusText, m.Tags["server"], m.Tags["version"]}
-		})
-	}
+func showMembers(s *invocation) error {
+	_, err := show(s, "/v1/members", "NODE ADDRESS STATUS SERVER VERSION", func(m memberView) []string {
+		return []string{m.Name, m.address(), m.StatusText, m.Tags["server"], m.Tags["version"]}
+	})
+	return err
 }
 
-func setupLeave(_ *flag.FlagSet, s *invocation) func() error {
-	return func() error {
-		_, err := s.askAll(s.ctx, http.MethodPost, "/v1/leave")
+func (m memberView) address() string { return net.JoinHostPort(m.Addr, strconv.Itoa(m.Port)) }
+
+func leave(s *invocation) error {
+	_, err := s.askAll(s.ctx, http.MethodPost, "/v1/leave")
+	return err
+}
+
+func listPeers(s *invocation) error {
+	members, err := fetch[[]memberView](s, "/v1/members") // without the right to list them, the status is unknown
+	if errors.Is(err, errNoAPI) {
 		return err
 	}
-}
-
-func setupListPeers(_ *flag.FlagSet, s *invocation) func() error {
-	return func() error { return listPeers(s.ctx, s.remoteNode, s.stdout) }
+	_, err = show(s, "/v1/raft/peers", "NODE ID ADDRESS STATE VOTER STATUS", func(p raftPeer) []string {
+		state, status := "follower", "unknown"
+		if p.Leader {
+			state = "leader"
+		}
+		for _, m := range members {
+			if m.Name == p.Node && m.address() == p.Address {
+				status = m.StatusText
+			}
+		}
+		return []string{p.Node, p.ID, p.Address, state, strconv.FormatBool(p.Voter), status}
+	})
+	return err
 }
 
 func setupRemovePeer(fs *flag.FlagSet, s *invocation) func() error {
@@ -2506,7 +2494,7 @@ func setupRemovePeer(fs *flag.FlagSet, s *invocation) func() error {
 		if err := need("peer-id", *peer, "; \"belfry raft list-peers\" shows the ids"); err != nil {
 			return err
 		}
-		return removePeer(s.ctx, s.remoteNode, *peer)
+		return s.removePeer(*peer)
 	}
 }
 
@@ -2573,50 +2561,9 @@ func setupCreateToken(fs *flag.FlagSet, s *invocation) func() error {
 	}
 }
 
-// peersOf returns the voters and learners that a node knows.
-func peersOf(ctx context.Context, node remoteNode) ([]raftPeer, error) {
-	body, err := node.askAll(ctx, http.MethodGet, "/v1/raft/peers")
-	if err != nil {
-		return nil, err
-	}
-	var peers []raftPeer
-	if err := json.Unmarshal(body, &peers); err != nil {
-		return nil, fmt.Errorf("the response is not from a belfry node: %w", err)
-	}
-	return peers, nil
-}
-
-func listPeers(ctx context.Context, node remoteNode, stdout io.Writer) error {
-	peers, err := peersOf(ctx, node)
-	if err != nil {
-		return err
-	}
-	var members []memberView // without the right to list them, the status is unknown
-	if body, err := node.ask(ctx, http.MethodGet, "/v1/members", nil); err == nil {
-		if err := json.Unmarshal(body, &members); err != nil {
-			return fmt.Errorf("the response is not from a belfry node: %w", err)
-		}
-	}
-	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NODE\tID\tADDRESS\tSTATE\tVOTER\tSTATUS")
-	for _, p := range peers {
-		state, status := "follower", "unknown"
-		if p.Leader {
-			state = "leader"
-		}
-		for _, m := range members {
-			if m.Name == p.Node && net.JoinHostPort(m.Addr, strconv.Itoa(m.Port)) == p.Address {
-				status = m.StatusText
-			}
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%t\t%s\n", p.Node, p.ID, p.Address, state, p.Voter, status)
-	}
-	return w.Flush()
-}
-
 // removePeer removes a server from the voters. peer is its id, or its name if that is unique.
-func removePeer(ctx context.Context, node remoteNode, peer string) error {
-	peers, err := peersOf(ctx, node) // without the right to list them, peer must be an id
+func (s *invocation) removePeer(peer string) error {
+	peers, err := fetch[[]raftPeer](s, "/v1/raft/peers") // without the right to list them, peer must be an id
 	if errors.Is(err, errNoAPI) {
 		return err
 	}
@@ -2633,7 +2580,7 @@ func removePeer(ctx context.Context, node remoteNode, peer string) error {
 	case len(ids) > 1:
 		return fmt.Errorf("--peer-id: the servers %s are all called %q; use an id", strings.Join(ids, " and "), peer)
 	}
-	if _, err = node.ask(ctx, http.MethodDelete, "/v1/raft/peers/"+url.PathEscape(peer), nil); errors.Is(err, errNotThere) {
+	if _, err = s.ask(s.ctx, http.MethodDelete, "/v1/raft/peers/"+url.PathEscape(peer), nil); errors.Is(err, errNotThere) {
 		err = errNoServer
 	}
 	return err
