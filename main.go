@@ -2564,8 +2564,8 @@ func setupCreateToken(fs *flag.FlagSet, s *invocation) func() error {
 // removePeer removes a server from the voters. peer is its id, or its name if that is unique.
 func (s *invocation) removePeer(peer string) error {
 	peers, err := fetch[[]raftPeer](s, "/v1/raft/peers") // without the right to list them, peer must be an id
-	if errors.Is(err, errNoAPI) {
-		return err
+	if errors.Is(err, errNoAPI) || errors.Is(err, errNotThere) {
+		return fmt.Errorf("--http-addr %s: %w", s.addr, errNoAPI)
 	}
 	var ids []string
 	for _, p := range peers {
