@@ -450,12 +450,8 @@ const (
 	secretPause     = 5 * time.Second      // between checks whether the bootstrap secret is still needed
 )
 
-// Bounds of the catch-up window. The minimum exists because every tick fires a little late, after an election by some
-// seconds, and must not be recorded as missed for that; the maximum, because ticks in the window are decided singly.
-const (
-	catchupWindowMin = 10 * time.Second
-	catchupWindowMax = 24 * time.Hour
-)
+// catchupWindowMax bounds the catch-up window, because ticks in it are decided one by one.
+const catchupWindowMax = 24 * time.Hour
 
 // parseConfig parses flags, and takes those not given from the environment: BELFRY_ or, as in Dkron, DKRON_, followed
 // by the flag's name in capitals. On -h it writes the flags to help and returns flag.ErrHelp.
@@ -499,7 +495,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.StringVar(&cfg.Timezone, "timezone", localZone(environ),
 		"default time `zone` of jobs; it is fixed when the cluster is created")
 	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute,
-		"maximum `age` at which an overdue tick still runs; older ones are recorded as missed")
+		"minimum `age` up to which an overdue tick still runs: half of the time to the next tick, if that is longer, up to 1h")
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions kept of each job")
 	fs.DurationVar(&cfg.AuditKept, "audit-keep", 365*24*time.Hour, "maximum `age` of rows in the audit trail")
 	fs.Int64Var(&cfg.AuditKeptBytes, "audit-keep-bytes", 256_000_000,
@@ -676,8 +672,8 @@ func (c *config) validate() error {
 	if _, err := loadZone(c.Timezone); err != nil {
 		return fmt.Errorf("--timezone: %w", err)
 	}
-	if c.CatchupWindow < catchupWindowMin || c.CatchupWindow > catchupWindowMax {
-		return fmt.Errorf("--catchup-window: must be at least %s and at most %s", catchupWindowMin, catchupWindowMax)
+	if c.CatchupWindow < catchupMin || c.CatchupWindow > catchupWindowMax {
+		return fmt.Errorf("--catchup-window: must be at least %s and at most %s", catchupMin, catchupWindowMax)
 	}
 	if c.ExecutionsKept < 1 {
 		return errors.New("--executions-keep: must be at least 1")

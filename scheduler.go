@@ -54,11 +54,13 @@ const (
 	reportsMax   = 500     // in one finish command
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
+	catchupMin    = 10 * time.Second      // window in which they do: a new leader needs some seconds to find the nodes
+	catchupHalf   = time.Hour             // longest window of a job that names none
 	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
 	answerOverdue = time.Second / 2       // after which orders without an answer make other nodes preferred
 	retryWaitMax  = time.Minute           // between attempts of a job without retry_delay
-	delayMax      = 7 * 24 * time.Hour    // of a job's retry_delay
-	durationMax   = 365 * 24 * time.Hour  // of a job's other durations
+	delayMax      = 7 * 24 * time.Hour    // of a job's retry_delay and catchup
+	durationMax   = 365 * 24 * time.Hour  // of its timeout
 	tickSlack     = time.Second           // between looks at the clock; a gap of twice that is an outage
 	doubtPause    = time.Second           // between questions about executions in doubt
 	startableAge  = 24 * time.Hour        // up to which an execution may still start: nodes remember orders for as long
@@ -148,10 +150,11 @@ type job struct {
 	ParentJob      string                       `json:"parent_job,omitempty"`
 	Processors     map[string]map[string]string `json:"processors,omitempty"`
 	Concurrency    string                       `json:"concurrency,omitempty"`
-	Delivery       string                       `json:"delivery,omitempty"` // ours; so are the next three, durations
+	Delivery       string                       `json:"delivery,omitempty"` // ours; so are the next four, durations
 	RetryDelay     string                       `json:"retry_delay,omitempty"`
 	RetryMaxDelay  string                       `json:"retry_max_delay,omitempty"`
 	Timeout        string                       `json:"timeout,omitempty"`
+	Catchup        string                       `json:"catchup,omitempty"` // how late a tick may run; empty: see window
 	Executor       string                       `json:"executor,omitempty"`
 	ExecutorConfig map[string]string            `json:"executor_config,omitempty"`
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
@@ -252,6 +255,7 @@ func (j *job) validate(zone string, now int64) error {
 		{"retry_delay", j.RetryDelay, time.Second, delayMax},
 		{"retry_max_delay", j.RetryMaxDelay, min(delayMax, retryDelay(j.RetryDelay, "", 1)), delayMax},
 		{"timeout", j.Timeout, time.Millisecond, durationMax},
+		{"catchup", j.Catchup, catchupMin, delayMax}, // ticks within it are decided one by one
 	} {
 		got, err := time.ParseDuration(d.text)
 		refuse(d.text != "" && (err != nil || got < d.low || got > d.high),
@@ -530,14 +534,14 @@ func (j *job) schedule(zone string) schedule {
 // armed reports whether the scheduler fires the job at its next tick.
 func (j *job) armed() bool { return !j.Disabled && j.ParentJob == "" }
 
-// firstTick returns the first tick after both now and fired. For a job that the scheduler does not fire it is what to
+// firstTick returns the first tick after both now and fired; that of @after may lie before now. For a job that the scheduler does not fire it is what to
 // show as next, as upstream: the start of its window if that is in the future, 1970 for a child without a schedule.
 func (j *job) firstTick(zone string, now, fired int64) int64 {
-	after, start := timeOf(max(now, fired)), time.Time{}
+	s, start := j.schedule(zone), time.Time{}
+	after := timeOf(max(now-int64(s.window), fired))
 	if j.StartsAt != 0 {
 		start = timeOf(int64(j.StartsAt))
 	}
-	s := j.schedule(zone)
 	switch {
 	case j.armed():
 		return j.within(s.first(after, start))
@@ -563,6 +567,11 @@ func (r *jobRow) definition() (j job, err error) {
 		err = fmt.Errorf("job %s: %w", r.Name, err)
 	}
 	return j, err
+}
+
+// ticking is as much of the job as its ticks depend on.
+func (r *jobRow) ticking() *job {
+	return &job{Name: r.Name, Schedule: r.Schedule, Timezone: r.Timezone, Catchup: r.Catchup}
 }
 
 // retried reports whether an outcome is a failure that retries follow.
@@ -773,19 +782,49 @@ func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 // noNodeReason is why a job does not run if no member has its tags.
 const noNodeReason = "no node has the tags that the job asks for"
 
-// missed splits the ticks of a job up to now: those too old to run, as at most one decision; those that give way to
-// newer ones, as another; and the due times of the newest, which run. The only tick of @at is never too old.
-func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []int64) {
+// window returns how long after its due time a tick of a job may still run: what the job says; else until half of the
+// time to the next tick has passed, at most catchupHalf and at least the leader's own window; that of @at for ever.
+func (m moment) window(j *job, due int64) time.Duration {
 	s := j.schedule(m.zone)
-	next := r.next
-	if horizon := m.now - int64(m.catchup); next < horizon && !s.once() {
-		n, last := s.count(timeOf(next), timeOf(min(horizon, j.end())))
-		d := decision{Due: next, Until: next, Count: n + 1, Outcome: outcomeMissed, Reason: m.outage(next)}
-		if n > 0 {
-			d.Until = nanosOf(last)
+	after := s.next(timeOf(due))
+	own, err := time.ParseDuration(j.Catchup)
+	switch {
+	case err == nil:
+		return own
+	case s.once():
+		return cmp.Or(s.window, math.MaxInt64)
+	case after.IsZero():
+		return max(m.catchup, catchupHalf)
+	}
+	return max(m.catchup, min(catchupHalf, after.Sub(timeOf(due))/2))
+}
+
+// missed splits the ticks of a job up to now: those too old to run, as at most one decision; those that give way to
+// newer ones, as another; and the due times of the newest, which run.
+func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []int64) {
+	s, next, shortest := j.schedule(m.zone), r.next, m.catchup
+	if own, err := time.ParseDuration(j.Catchup); err == nil {
+		shortest = own
+	}
+	before := func(horizon int64) (n, last int64) { // the ticks from next on, and the last of them
+		if horizon <= next {
+			return 0, 0
 		}
-		list = append(list, d)
-		next = j.within(s.next(timeOf(d.Until)))
+		n, t := s.count(timeOf(next), timeOf(min(horizon-1, j.end())))
+		if n == 0 {
+			return 1, next
+		}
+		return n + 1, nanosOf(t)
+	}
+	if n, last := before(m.now - int64(shortest)); n > 0 {
+		window := m.window(j, last)
+		if m.now-last <= int64(window) { // longer than the shortest, as no tick has followed
+			n, last = before(last)
+		}
+		if n > 0 {
+			list = append(list, decision{Due: next, Until: last, Count: n, Outcome: outcomeMissed, Reason: m.outage(next, window)})
+			next = j.within(s.next(timeOf(last)))
+		}
 	}
 	var older decision
 	for ; next != never && next <= m.now; next = j.within(s.next(timeOf(next))) {
@@ -810,9 +849,9 @@ func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []in
 func (j *job) end() int64 { return cmp.Or(int64(j.ExpiresAt), math.MaxInt64) }
 
 // outage says why ticks since a time were missed.
-func (m moment) outage(from int64) string {
+func (m moment) outage(from int64, window time.Duration) string {
 	if from >= m.since {
-		return fmt.Sprintf("the leader was more than %s behind", m.catchup)
+		return fmt.Sprintf("the leader was more than %s behind", window)
 	}
 	return fmt.Sprintf("no leader until %s", timeOf(m.since).Format(time.RFC3339))
 }
@@ -868,7 +907,7 @@ func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRo
 		closed = m.closing(e, outcomeInterrupted, why, e.Node)
 	case r == nil:
 		closed = m.closing(e, outcomeInterrupted, "interrupted: the job was deleted before the run began\n")
-	case e.ID < m.startable, e.Cause == causeTick && e.Due < m.now-int64(m.catchup) && !m.once(r):
+	case e.ID < m.startable, e.Cause == causeTick && m.now-e.Due > int64(m.window(r.ticking(), e.Due)):
 		closed = m.closing(e, outcomeMissed, "missed: the order did not reach %s in time\n", e.Node)
 	default:
 		again = true
@@ -881,12 +920,6 @@ func (m moment) closing(e executionRow, outcome, why string, args ...any) report
 	output := fmt.Appendf(nil, why, args...)
 	return report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: m.now, Outcome: outcome,
 		Reason: len(output), output: output}
-}
-
-// once reports whether a job has a single tick.
-func (m moment) once(r *jobRow) bool {
-	j := job{Name: r.Name, Schedule: r.Schedule, Timezone: r.Timezone}
-	return j.schedule(m.zone).once()
 }
 
 // queueItem is a job or a pending row that the leader must look at, at a time.
@@ -2819,7 +2852,9 @@ const oneDay = 24 * time.Hour
 type schedule struct {
 	calendar *calendar // of six fields
 	seconds  int64     // of @every: the period
-	at       time.Time // of @at: the only tick, in UTC
+	at       time.Time // of @at and @after: the only tick, in UTC
+
+	window time.Duration // of @after: how late that may run
 }
 
 // descriptors are names for six fields.
@@ -2856,11 +2891,13 @@ func parseSchedule(spec, zone, name string) (schedule, error) {
 		return parseEvery(text)
 	case kind == "@at":
 		return parseAt(text)
+	case kind == "@after":
+		return parseAfter(text)
 	case strings.HasPrefix(spec, "@"):
 		fields, ok := descriptors[spec]
 		if !ok {
 			return schedule{}, fmt.Errorf("unknown descriptor %q, want @yearly, @annually, @monthly, @weekly, @daily, "+
-				"@midnight, @hourly, @minutely, @manually, @every <duration> or @at <time>", spec)
+				"@midnight, @hourly, @minutely, @manually, @every <duration>, @at <time> or @after <time> <PT2H", spec)
 		}
 		spec = fields
 	}
@@ -2869,7 +2906,7 @@ func parseSchedule(spec, zone, name string) (schedule, error) {
 }
 
 // cutZone returns spec without the zone before it, and that zone, or else the given one. An empty zone before it
-// is UTC, and none may stand before @at, as upstream.
+// is UTC, and none may stand before @at and @after, as upstream.
 func cutZone(spec, zone string) (rest, ownZone string, err error) {
 	prefixed, ok := strings.CutPrefix(strings.TrimPrefix(spec, "CRON_"), "TZ=")
 	if !ok {
@@ -2880,8 +2917,8 @@ func cutZone(spec, zone string) (rest, ownZone string, err error) {
 	switch {
 	case rest == "":
 		return "", "", fmt.Errorf("nothing after the zone in %q, want six fields or a descriptor", spec)
-	case strings.HasPrefix(rest, "@at"):
-		return "", "", fmt.Errorf("a zone before @at in %q, want it in the time itself", spec)
+	case strings.HasPrefix(rest, "@at"), strings.HasPrefix(rest, "@after"):
+		return "", "", fmt.Errorf("a zone before the time in %q, want it in the time itself", spec)
 	}
 	return rest, cmp.Or(ownZone, "UTC"), nil
 }
@@ -2918,6 +2955,27 @@ func parseAt(text string) (schedule, error) {
 		return schedule{}, fmt.Errorf("@at %q is no time, want one such as 2030-01-31T12:00:00Z", text)
 	}
 	return schedule{at: at.UTC()}, nil
+}
+
+// periodPattern is an ISO 8601 duration of fixed units; < may stand before it, as upstream writes it.
+var periodPattern = regexp.MustCompile(`^<?P(?:(\d{1,9})W)?(?:(\d{1,9})D)?(?:T(?:(\d{1,9})H)?(?:(\d{1,9})M)?(?:(\d{1,9})S)?)?$`)
+
+// parseAfter reads @at with how late that may run.
+func parseAfter(text string) (schedule, error) {
+	at, period, _ := strings.Cut(text, " ")
+	s, err := parseAt(at)
+	parts := periodPattern.FindStringSubmatch(period)
+	if parts != nil {
+		for i, unit := range []time.Duration{7 * oneDay, oneDay, time.Hour, time.Minute, time.Second} {
+			n, _ := strconv.ParseInt(parts[i+1], 10, 64)
+			s.window += time.Duration(min(n, int64(durationMax/unit)+1)) * unit
+		}
+	}
+	if err != nil || s.window < time.Second || s.window > durationMax {
+		return schedule{}, fmt.Errorf("@after %q is no time and how late it may run, at most a year, "+
+			"want one such as 2030-01-31T12:00:00Z <PT2H", text)
+	}
+	return s, nil
 }
 
 // next returns the first tick after a time, in UTC, or the zero time if there is none. The ticks of @every have no
@@ -2988,7 +3046,11 @@ func (s schedule) words(zone *time.Location) string {
 	case s.calendar != nil:
 		return s.calendar.words()
 	case s.once():
-		return s.at.In(zone).Format("once, on 2 January 2006 at 15:04:05, ") + zone.String()
+		text := s.at.In(zone).Format("once, on 2 January 2006 at 15:04:05, ") + zone.String()
+		if s.window > 0 {
+			text += fmt.Sprintf(", or up to %s later", s.window)
+		}
+		return text
 	case s.seconds == 0:
 		return "never by itself"
 	case s.seconds%3600 == 0:

@@ -157,6 +157,10 @@ func TestJob_Validate(t *testing.T) {
 		{"ErrRetryMaxDelayLong", func(j *job) { j.RetryMaxDelay = "169h" }, "retry_max_delay"},
 		{"ErrTimeoutOfJob", func(j *job) { j.Timeout = "0s" }, "timeout"},
 		{"ErrTimeoutOfJobLong", func(j *job) { j.Timeout = "8761h" }, "timeout"},
+		{"OKCatchup", func(j *job) { j.Catchup = "10s" }, ""},
+		{"ErrCatchupWord", func(j *job) { j.Catchup = "late" }, "catchup"},
+		{"ErrCatchupShort", func(j *job) { j.Catchup = "9s" }, "catchup"},
+		{"ErrCatchupLong", func(j *job) { j.Catchup = "169h" }, "catchup"},
 		{"ErrParent", func(j *job) { j.ParentJob = "a" }, "parent_job"},
 		{"ErrParentWithSchedule", func(j *job) { j.ParentJob, j.Schedule = "b", "never" }, "schedule"},
 		{"ErrSchedule", func(j *job) { j.Schedule = "* * * * *" }, "schedule"},
@@ -207,6 +211,10 @@ func TestJob_FirstTick(t *testing.T) {
 		{"Manually", job{Schedule: "@manually"}, "", ""},
 		{"At", job{Schedule: "@at 2026-03-01T13:00:00Z"}, "", "2026-03-01T13:00:00Z"},
 		{"AtNever", job{Schedule: "@at 9999-01-01T00:00:00Z"}, "", ""},
+		{"After", job{Schedule: "@after 2026-03-01T13:00:00Z <PT2H"}, "", "2026-03-01T13:00:00Z"},
+		{"AfterBegun", job{Schedule: "@after 2026-03-01T11:00:00Z <PT2H"}, "2026-03-01T10:00:00Z", "2026-03-01T11:00:00Z"},
+		{"AfterBegunAndFired", job{Schedule: "@after 2026-03-01T11:00:00Z <PT2H"}, "2026-03-01T11:00:00Z", ""},
+		{"AfterPast", job{Schedule: "@after 2026-03-01T10:00:00Z <PT2H"}, "", ""},
 		{"AtPast", job{Schedule: "@at 2026-03-01T11:00:00Z"}, "", ""},
 		{"StartsAt", job{Schedule: "0 * * * * *", StartsAt: instant(at("2026-03-02T00:00:00Z"))}, "", "2026-03-02T00:00:00Z"},
 		{"StartsAtPast", job{Schedule: "0 * * * * *", StartsAt: instant(at("2026-02-02T00:00:00Z"))}, "", "2026-03-01T12:01:00Z"},
@@ -342,7 +350,7 @@ func TestScheduler_StoodStill(t *testing.T) {
 	for gap, want := range map[time.Duration]string{2 * time.Minute: outcomeMissed, 10 * time.Second: ""} {
 		now := testStart
 		s, sent := newTestScheduler(t, &now)
-		a := job{Name: "a", Schedule: "@every 1h", Executor: "shell", ExecutorConfig: map[string]string{"command": "true"}}
+		a := job{Name: "a", Schedule: "@every 2m", Executor: "shell", ExecutorConfig: map[string]string{"command": "true"}}
 		commit(t, s.store, &command{Now: now, Put: []jobPut{{Job: a, Next: now}}})
 		if err := s.readQueue(); err != nil {
 			t.Fatal(err)
@@ -414,10 +422,20 @@ func TestMoment_Plan(t *testing.T) {
 		{name: "SeveralOldestFirst", row: every10, now: 25, since: 15, want: []string{"0 late n1 n2, then 10", "10 late n1 n2, then 20", "20 n1 n2, then 30"}},
 		{name: "MissedBehindWindow", row: every10, now: 125, since: 125,
 			want: []string{"0..60x7 missed (no leader until 2026-03-01T12:02:05Z), then 70", "70 late n1 n2, then 80", "80 late n1 n2, then 90", "90 late n1 n2, then 100", "100 late n1 n2, then 110", "110 late n1 n2, then 120", "120 late n1 n2, then 130"}},
-		{name: "MissedAllOfRare", row: jobRow{Schedule: "@every 1h", next: at(0)}, now: 500, since: 500, want: []string{"0..0x1 missed (no leader until 2026-03-01T12:08:20Z), then 3600"}},
-		{name: "MissedByLeaderItself", row: jobRow{Schedule: "@every 1h", next: at(0)}, now: 61, since: -100, want: []string{"0..0x1 missed (the leader was more than 1m0s behind), then 3600"}},
+		{name: "RareToHalfOfItsPeriod", row: jobRow{Schedule: "@every 1h", next: at(0)}, now: 1800, since: 1800, want: []string{"0 late n1 n2, then 3600"}},
+		{name: "MissedAllOfRare", row: jobRow{Schedule: "@every 1h", next: at(0)}, now: 1801, since: 1801, want: []string{"0..0x1 missed (no leader until 2026-03-01T12:30:01Z), then 3600"}},
+		{name: "MissedByLeaderItself", row: jobRow{Schedule: "@every 1h", next: at(0)}, now: 1801, since: -100, want: []string{"0..0x1 missed (the leader was more than 30m0s behind), then 3600"}},
+		{name: "DailyToAnHour", row: jobRow{Schedule: "@daily", next: at(12 * 3600)}, now: 13 * 3600, since: 13 * 3600, want: []string{"43200 late n1 n2, then 129600"}},
+		{name: "MissedDaily", row: jobRow{Schedule: "@daily", next: at(12 * 3600)}, now: 13*3600 + 1, since: 13*3600 + 1, want: []string{"43200..43200x1 missed (no leader until 2026-03-02T01:00:01Z), then 129600"}},
+		{name: "MissedAllButTheLast", row: jobRow{Schedule: "@every 10m", next: at(0)}, now: 1440, since: 1440, want: []string{"0..600x2 missed (no leader until 2026-03-01T12:24:00Z), then 1200", "1200 late n1 n2, then 1800"}},
+		{name: "MissedTheLastToo", row: jobRow{Schedule: "@every 10m", next: at(0)}, now: 1501, since: 1501, want: []string{"0..1200x3 missed (no leader until 2026-03-01T12:25:01Z), then 1800"}},
+		{name: "UnevenPeriods", row: jobRow{Schedule: "0 0,2 13 * * *", next: at(3600)}, now: 3600 + 500, since: 3600 + 500, want: []string{"3600..3600x1 missed (no leader until 2026-03-01T13:08:20Z), then 3720", "3720 late n1 n2, then 90000"}},
+		{name: "CatchupOfItsOwn", row: jobRow{Schedule: "@daily", Catchup: "24h", next: at(12 * 3600)}, now: 36*3600 - 1, since: 36*3600 - 1, want: []string{"43200 late n1 n2, then 129600"}},
+		{name: "CatchupOfItsOwnShort", row: jobRow{Schedule: "@daily", Catchup: "10s", next: at(12 * 3600)}, now: 12*3600 + 11, since: 0, want: []string{"43200..43200x1 missed (the leader was more than 10s behind), then 129600"}},
+		{name: "AfterWithinItsWindow", row: jobRow{Schedule: "@after 2026-03-01T12:00:00Z <PT2H", next: at(0)}, now: 7200, since: 7200, want: []string{"0 late n1 n2, then never"}},
+		{name: "AfterTooLate", row: jobRow{Schedule: "@after 2026-03-01T12:00:00Z <PT2H", next: at(0)}, now: 7201, since: 7201, want: []string{"0..0x1 missed (no leader until 2026-03-01T14:00:01Z), then never"}},
 		{name: "MissedManyByArithmetic", row: jobRow{Schedule: "@every 1s", next: at(-30 * 86400)}, now: 60, since: 60,
-			want: []string{"-2592000..0x2592001 missed (no leader until 2026-03-01T12:01:00Z), then 1", "1..50x50 skipped (later ticks were due at the same time, and only the newest 10 run), then 51",
+			want: []string{"-2592000..-1x2592000 missed (no leader until 2026-03-01T12:01:00Z), then 0", "0..50x51 skipped (later ticks were due at the same time, and only the newest 10 run), then 51",
 				"51 late n1 n2, then 52", "52 late n1 n2, then 53", "53 late n1 n2, then 54", "54 late n1 n2, then 55", "55 late n1 n2, then 56", "56 late n1 n2, then 57", "57 late n1 n2, then 58", "58 late n1 n2, then 59", "59 late n1 n2, then 60", "60 n1 n2, then 61"}},
 		{name: "ForbidRunsNewest", row: jobRow{Schedule: "@every 10s", Concurrency: concurrencyForbid, next: at(0)}, now: 25, since: 25,
 			want: []string{"0..10x2 skipped (later ticks were due at the same time, and only the newest 1 run), then 20", "20 late n1 n2, then 30"}},
@@ -968,6 +986,7 @@ func TestScheduler_ToggleAtStart(t *testing.T) {
 
 // TestMoment_Resolve: what a node's answer means for an execution in doubt.
 func TestMoment_Resolve(t *testing.T) {
+	rare := &jobRow{Name: "a", Schedule: "@every 5m"}
 	every, once := &jobRow{Name: "a", Schedule: "@every 1m"}, &jobRow{Name: "a", Schedule: "@at 2026-01-01T00:00:00Z"}
 	fresh, old := testStart-int64(time.Second), testStart-int64(2*time.Minute)
 	for _, c := range []struct {
@@ -984,6 +1003,7 @@ func TestMoment_Resolve(t *testing.T) {
 		{"HoldsFromBefore", answer{Incarnation: 8, Held: []result{{Execution: 5}}}, causeTick, old, every, "", false},
 		{"NeverStarted", answer{Incarnation: 7, Running: []int64{1}}, causeTick, fresh, every, "", true},
 		{"NeverStartedTooOld", answer{Incarnation: 7}, causeTick, old, every, outcomeMissed, false},
+		{"NeverStartedRare", answer{Incarnation: 7}, causeTick, old, rare, "", true},
 		{"NeverStartedOnce", answer{Incarnation: 7}, causeTick, old, once, "", true},
 		{"NeverStartedForLong", answer{Incarnation: 7}, causeHand, fresh, every, outcomeMissed, false},
 		{"NeverStartedRetry", answer{Incarnation: 7}, causeRetry, old, every, "", true},
@@ -1665,9 +1685,21 @@ func TestParseSchedule_ErrText(t *testing.T) {
 		{"@every 1d", `@every "1d" is no duration, want one such as 1h30m`},
 		{"@at noon", `@at "noon" is no time, want one such as 2030-01-31T12:00:00Z`},
 		{"@reboot", `unknown descriptor "@reboot", want @yearly, @annually, @monthly, @weekly, @daily, @midnight, ` +
-			`@hourly, @minutely, @manually, @every <duration> or @at <time>`},
+			`@hourly, @minutely, @manually, @every <duration>, @at <time> or @after <time> <PT2H`},
+		{"@after 2030-01-31T12:00:00Z", `@after "2030-01-31T12:00:00Z" is no time and how late it may run, at most a year, ` +
+			`want one such as 2030-01-31T12:00:00Z <PT2H`},
+		{"@after 2030-01-31T12:00:00Z <2h", `@after "2030-01-31T12:00:00Z <2h" is no time and how late it may run, at most a year, ` +
+			`want one such as 2030-01-31T12:00:00Z <PT2H`},
+		{"@after 2030-01-31T12:00:00Z <P", `@after "2030-01-31T12:00:00Z <P" is no time and how late it may run, at most a year, ` +
+			`want one such as 2030-01-31T12:00:00Z <PT2H`},
+		{"@after soon PT2H", `@after "soon PT2H" is no time and how late it may run, at most a year, ` +
+			`want one such as 2030-01-31T12:00:00Z <PT2H`},
+		{"@after 2030-01-31T12:00:00Z <P999999999WT999999999S", `@after "2030-01-31T12:00:00Z <P999999999WT999999999S" is no time and how late ` +
+			`it may run, at most a year, want one such as 2030-01-31T12:00:00Z <PT2H`},
+		{"TZ=UTC @after 2030-01-01T00:00:00Z <PT1H", `a zone before the time in "TZ=UTC @after 2030-01-01T00:00:00Z <PT1H", ` +
+			`want it in the time itself`},
 		{"TZ=UTC", `nothing after the zone in "TZ=UTC", want six fields or a descriptor`},
-		{"TZ=UTC @at 2030-01-01T00:00:00Z", `a zone before @at in "TZ=UTC @at 2030-01-01T00:00:00Z", ` +
+		{"TZ=UTC @at 2030-01-01T00:00:00Z", `a zone before the time in "TZ=UTC @at 2030-01-01T00:00:00Z", ` +
 			`want it in the time itself`},
 		{"@every", `@every "" is no duration, want one such as 1h30m`},
 		{"TZ=Mars/Base @daily", `unknown time zone "Mars/Base", want an IANA name such as "Europe/Berlin"`},
@@ -2057,6 +2089,7 @@ func FuzzParseSchedule(f *testing.F) {
 		{"@every 1h30m0.5s", "UTC"},
 		{"@every -1ns", "UTC"},
 		{"@at 2037-01-01T00:00:00.5+02:30", "UTC"},
+		{"@after 2037-01-01T00:00:00Z <PT1H", "UTC"},
 		{"@manually", "../UTC"},
 	} {
 		f.Add(seed.spec, seed.zone, "job", int64(2_234_567_890))
@@ -3897,6 +3930,8 @@ func TestSchedule_Words(t *testing.T) {
 		{"@every 24h", "every 24 hours"},
 		{"@every 1h", "every hour"},
 		{"@at 2030-07-31T12:00:00Z", "once, on 31 July 2030 at 14:00:00, Europe/Berlin"},
+		{"@after 2030-07-31T12:00:00Z <P1DT2H30M", "once, on 31 July 2030 at 14:00:00, Europe/Berlin, or up to 26h30m0s later"},
+		{"@after 2030-07-31T12:00:00Z PT45S", "once, on 31 July 2030 at 14:00:00, Europe/Berlin, or up to 45s later"},
 		{"@manually", "never by itself"},
 	} {
 		zone, err := loadZone("Europe/Berlin")

@@ -2714,10 +2714,11 @@ type jobRow struct {
 	ParentJob      string          `json:"parent_job"`
 	Processors     json.RawMessage `json:"processors"`
 	Concurrency    string          `json:"concurrency"`
-	Delivery       string          `json:"delivery,omitempty"` // ours; so are the next three
+	Delivery       string          `json:"delivery,omitempty"` // ours; so are the next four
 	RetryDelay     string          `json:"retry_delay,omitempty"`
 	RetryMaxDelay  string          `json:"retry_max_delay,omitempty"`
 	Timeout        string          `json:"timeout,omitempty"`
+	Catchup        string          `json:"catchup,omitempty"`
 	Executor       string          `json:"executor"`
 	ExecutorConfig json.RawMessage `json:"executor_config"`
 	Status         string          `json:"status"`
