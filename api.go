@@ -317,21 +317,26 @@ var pageTypes = map[string]string{
 	".svg":  "image/svg+xml",
 }
 
+// pageFiles are the files of the page by name, compressed once for all servers of a process.
+var pageFiles = sync.OnceValue(func() map[string]http.Handler {
+	list, _ := fs.ReadDir(web, "web") // embedded: cannot fail
+	files := map[string]http.Handler{}
+	for _, f := range list {
+		if contentType, ok := pageTypes[path.Ext(f.Name())]; ok {
+			doc, _ := fs.ReadFile(web, "web/"+f.Name())
+			files[f.Name()] = pageFile(doc, contentType)
+		}
+	}
+	return files
+})
+
 // servePage adds the page, and redirects from the paths of Dkron's. The redirects are relative, so they work below a
 // path prefix.
 func servePage(mux *http.ServeMux) {
-	files, _ := fs.ReadDir(web, "web") // embedded: cannot fail
-	for _, f := range files {
-		contentType, ok := pageTypes[path.Ext(f.Name())]
-		if !ok {
-			continue
-		}
-		doc, _ := fs.ReadFile(web, "web/"+f.Name())
-		mux.Handle("GET /"+f.Name(), pageFile(doc, contentType))
-		if f.Name() == "index.html" {
-			mux.Handle("GET /{$}", pageFile(doc, contentType))
-		}
+	for name, file := range pageFiles() {
+		mux.Handle("GET /"+name, file)
 	}
+	mux.Handle("GET /{$}", pageFiles()["index.html"])
 	for from, to := range map[string]string{"/dashboard": "./", "/ui": "./", "/ui/{$}": "../"} {
 		mux.HandleFunc("GET "+from, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Location", to) // http.Redirect would make it absolute
