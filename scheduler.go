@@ -451,18 +451,25 @@ var configKeys = map[string][]string{
 
 // checkConfigKeys refuses a key that is probably a misspelling of one that the executor reads.
 func (j *job) checkConfigKeys() error {
-	plain := func(key string) string { return strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(key)) }
 	known := configKeys[j.Executor]
 	for _, key := range sortedKeys(j.ExecutorConfig) {
 		near := func(k string) bool {
-			a, b := plain(key), plain(k)
+			a, b := plainKey(key), plainKey(k)
 			return a == b || min(len(key), len(k)) >= 5 && editDistance(a, b) <= 2
 		}
-		if i := slices.IndexFunc(known, near); i >= 0 && !slices.Contains(known, key) {
+		if slices.Contains(known, key) {
+			continue
+		}
+		if i := slices.IndexFunc(known, near); i >= 0 {
 			return fmt.Errorf("executor_config.%.40s: the executor %s reads no such key; write %q", key, j.Executor, known[i])
 		}
 	}
 	return nil
+}
+
+// plainKey is a key without what people write in different ways.
+func plainKey(key string) string {
+	return strings.ToLower(strings.ReplaceAll(strings.ReplaceAll(key, "_", ""), "-", ""))
 }
 
 // editDistance returns how many bytes must be added, removed or replaced to turn a into b.

@@ -3947,3 +3947,17 @@ func TestSchedule_Words(t *testing.T) {
 		}
 	}
 }
+
+// To check a job costs little beside storing it: 600 kB of garbage for each halved the rate of creates.
+func TestJob_ValidateCost(t *testing.T) {
+	j := job{Name: "a", Schedule: "@manually", Executor: executorHTTP, ExecutorConfig: map[string]string{
+		"method": "GET", "url": "http://127.0.0.1/", "timeout": "30", "expectCode": "200"}}
+	allocated := testing.AllocsPerRun(10, func() {
+		if err := j.validate("UTC", 0); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocated > 50 {
+		t.Errorf("checking an http job made %v allocations, want at most 50", allocated)
+	}
+}
