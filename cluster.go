@@ -1222,7 +1222,7 @@ func (r *raft) validate(m message) error {
 	}
 	last := m.Prev
 	for _, e := range m.Entries {
-		if e.Index != last.Index+1 || e.Term == 0 || e.Term < last.Term || e.Term > m.Term || e.Kind > entryVoters {
+		if e.Index != last.Index+1 || e.Term == 0 || e.Term < last.Term || e.Term > m.Term {
 			return errMalformed
 		}
 		if e.Kind == entryVoters {
@@ -1717,11 +1717,6 @@ func (c *cluster) setLeaving(ctx context.Context, leaving bool) error {
 	return c.call(ctx, func() { c.raft.setLeaving(leaving) })
 }
 
-// setLearners tells the protocol which servers want to be voters.
-func (c *cluster) setLearners(ctx context.Context, list []server) error {
-	return c.tell(ctx, func() error { c.raft.setLearners(list); return nil })
-}
-
 // pause waits for d, or returns ctx's error.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
@@ -1935,65 +1930,6 @@ func (c *cluster) receive(cluster string, messages []message, image string) erro
 	return os.Remove(image)
 }
 
-// adopt writes down that this server joins its leader's cluster. A server that has accepted a list of founders can only
-// join their cluster.
-func (c *cluster) adopt(cluster string, messages []message) error {
-	leader := slices.ContainsFunc(messages, func(m message) bool {
-		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
-	})
-	if c.own.Cluster != "" || !leader || c.own.Accepted.excludes(cluster) || !c.own.Empty {
-		return nil
-	}
-	return c.enlist(enlistment{Cluster: cluster})
-}
-
-// accept makes this server accept a list of founders, once in its life.
-func (c *cluster) accept(list *founders) error {
-	if c.own.Accepted != nil || c.own.Cluster != "" {
-		return nil
-	}
-	return c.enlist(enlistment{Accept: list})
-}
-
-// found makes this server a member of the cluster whose founders have all accepted the list. Each writes the same first
-// entry. A server that was restored from a backup keeps its log and continues it; it founds alone.
-func (c *cluster) found(list *founders) error {
-	if c.own.Cluster != "" {
-		return nil
-	}
-	disk, err := c.store.saved()
-	if err != nil {
-		return err
-	}
-	state, first := bootstrap(list.Voters)
-	state.Term = max(state.Term, disk.State.Term)
-	first.Index, first.Term = disk.Last+1, state.Term
-	if err := c.enlist(enlistment{Cluster: list.Cluster, State: &state, Entries: []entry{first}}); err != nil {
-		return err
-	}
-	if disk, err = c.store.saved(); err == nil {
-		c.raft = c.newRaft(c.raft.cfg.self, disk)
-	}
-	return err
-}
-
-// enlist writes an enlistment in run's own goroutine: until a server belongs to a cluster there is nothing else to
-// write, and the protocol misses nothing.
-func (c *cluster) enlist(e enlistment) error {
-	if err := c.store.enlist(e); err != nil {
-		return diskFailed(err)
-	}
-	if e.Accept != nil {
-		c.own.Accepted = e.Accept
-	}
-	if e.Cluster != "" {
-		c.own.Cluster, c.own.Empty = e.Cluster, false
-		c.log.Info("this server belongs to a cluster now", "cluster", e.Cluster)
-	}
-	c.plane.setOwn(c.own)
-	return nil
-}
-
 func diskFailed(err error) error {
 	return fmt.Errorf("the database failed; look at the disk and restart, to find out what is there: %w", err)
 }
@@ -2128,6 +2064,195 @@ func (c *cluster) stopLeading() {
 		p.done <- outcome{err: errUnknown}
 	}
 	c.waiting, c.waitingBytes = nil, 0
+}
+
+// Founding and joining a cluster
+
+// followMembers acts on what the members say of themselves: a server without a cluster takes its next step towards one,
+// and the protocol is told who wants to be a voter.
+func (c *cluster) followMembers() error {
+	self, servers := c.plane.own(), c.plane.servers()
+	if self.Cluster == "" {
+		return c.bootstrapNext(self, servers)
+	}
+	var list []server
+	why := ""
+	for _, r := range servers {
+		switch {
+		case r.Cluster != self.Cluster && (r.Cluster != "" || !r.Empty || r.Accepted.excludes(self.Cluster)):
+			// Of another cluster, or restored from a backup, with a log of its own.
+		case r.Format < self.Format && !c.raft.isVoter(r.ID):
+			// It would stop at the first entry in a format that it does not know, and yet count as a voter.
+			why = fmt.Sprintf("%s runs an older version, which may not know all that this cluster writes, and does not "+
+				"become a voter: install the version that this server runs", r.Name)
+		default:
+			list = append(list, server{r.Name, r.ID})
+		}
+	}
+	if c.raft.role != roleLeader {
+		why = ""
+	}
+	c.plane.setProblem("learner", why)
+	c.raft.setLearners(list)
+	return nil
+}
+
+// bootstrapNext takes the next step towards a new cluster.
+func (c *cluster) bootstrapNext(self record, servers []record) error {
+	step := nextStep(self, servers, crand.Text())
+	if addr := c.plane.unmetNode(); addr != "" && step.accept != nil && self.Expect == 1 {
+		// A server that founds alone would not notice an existing cluster.
+		step = bootstrapStep{why: fmt.Sprintf("this server founds a cluster alone once every node of --join and --retry-join has answered and none belongs to a cluster: %s has not; start that node, or take its address out", addr)}
+	}
+	c.plane.setProblem("cluster", step.why)
+	switch {
+	case step.accept != nil:
+		return c.accept(step.accept)
+	case step.found != nil:
+		return c.found(step.found)
+	}
+	return nil
+}
+
+// founders is a list of servers that make a cluster together. Each server
+// accepts one list in its life, durably, and the cluster is made when all have:
+// two lists that share a server cannot both become clusters.
+type founders struct {
+	Cluster string   // random id
+	Voters  []server // in order of names
+}
+
+// excludes reports whether a server that has accepted this list cannot belong to a cluster.
+func (f *founders) excludes(cluster string) bool { return f != nil && f.Cluster != cluster }
+
+// A bootstrapStep is what a server that belongs to no cluster does next, or what it waits for, or what the operator
+// must do.
+type bootstrapStep struct {
+	accept, found *founders
+	why           string
+}
+
+// nextStep decides from what the servers say of themselves; others are the live ones except self, in order of names,
+// random is the id of a new cluster.
+func nextStep(self record, others []record, random string) bootstrapStep {
+	switch {
+	case self.Cluster != "":
+		return bootstrapStep{}
+	case self.Accepted != nil:
+		return awaitAcceptance(self, others)
+	}
+	var rivals []record // that want to found one as well
+	for _, r := range others {
+		switch {
+		case r.Accepted != nil && slices.Contains(r.Accepted.Voters, server{self.Name, self.ID}) && len(r.Accepted.Voters) == self.Expect && self.Empty:
+			return bootstrapStep{accept: r.Accepted}
+		case (r.Cluster != "" || r.Accepted != nil) && self.Empty:
+			return bootstrapStep{why: "this server waits to be taken in by the cluster of " + r.Name}
+		case r.Cluster != "":
+			return bootstrapStep{why: fmt.Sprintf("this server was restored from a backup and cannot join the cluster of %s: give it an empty --data-dir, or start it without --join and --retry-join and with --bootstrap-expect=1", r.Name)}
+		case r.Expect > 0:
+			rivals = append(rivals, r)
+		}
+	}
+	if self.Expect == 0 {
+		return bootstrapStep{why: "this server waits to be taken in by a cluster, and knows none: name a server that belongs to one with --retry-join, or make one with --bootstrap-expect"}
+	}
+	return propose(self, rivals, random)
+}
+
+// propose makes a list of exactly as many servers as expected. Only the first of them by name does so.
+func propose(self record, rivals []record, random string) bootstrapStep {
+	list := &founders{random, []server{{self.Name, self.ID}}}
+	for _, r := range rivals {
+		if r.Expect != self.Expect {
+			return bootstrapStep{why: fmt.Sprintf("%s was started with --bootstrap-expect=%d, this server with %d: start both with the same number", r.Name, r.Expect, self.Expect)}
+		}
+		if !r.Empty || !self.Empty {
+			return bootstrapStep{why: fmt.Sprintf("%s and this server cannot found a cluster together, because one was restored from a backup: start that one with --bootstrap-expect=1, and the other with an empty --data-dir and without --bootstrap-expect", r.Name)}
+		}
+		list.Voters = append(list.Voters, server{r.Name, r.ID})
+	}
+	slices.SortFunc(list.Voters, compareServers)
+	switch n := len(list.Voters); {
+	case !self.Empty && self.Expect > 1:
+		return bootstrapStep{why: "this server was restored from a backup and founds a cluster alone: start it with --bootstrap-expect=1, and the others without"}
+	case n < self.Expect:
+		return bootstrapStep{why: fmt.Sprintf("this server waits for %d more servers with --bootstrap-expect=%d", self.Expect-n, self.Expect)}
+	case n > self.Expect:
+		return bootstrapStep{why: fmt.Sprintf("%d servers were started with --bootstrap-expect=%d: stop one and start it without; it will be taken in when there is a cluster", n, self.Expect)}
+	case list.Voters[0].ID == self.ID:
+		return bootstrapStep{accept: list}
+	}
+	return bootstrapStep{why: "this server waits for a list of founders from " + list.Voters[0].Name}
+}
+
+// awaitAcceptance checks whether all have accepted the list that this server has accepted.
+func awaitAcceptance(self record, others []record) bootstrapStep {
+	for _, v := range self.Accepted.Voters {
+		i := slices.IndexFunc(others, func(r record) bool { return r.ID == v.ID })
+		switch {
+		case v.ID == self.ID:
+		case i < 0 || others[i].Cluster == "" && others[i].Accepted == nil:
+			return bootstrapStep{why: fmt.Sprintf("the cluster is made when %s agrees too; if that server is gone for good, stop all servers, empty their data directories and start them again", v.Name)}
+		case others[i].Cluster != self.Accepted.Cluster && (others[i].Accepted == nil || others[i].Accepted.Cluster != self.Accepted.Cluster):
+			return bootstrapStep{why: fmt.Sprintf("%s has agreed to found another cluster: empty the data directory of this server and start it again, to be taken in there", v.Name)}
+		}
+	}
+	return bootstrapStep{found: self.Accepted}
+}
+
+// adopt writes down that this server joins its leader's cluster. A server that has accepted a list of founders can only
+// join their cluster.
+func (c *cluster) adopt(cluster string, messages []message) error {
+	leader := slices.ContainsFunc(messages, func(m message) bool {
+		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
+	})
+	if c.own.Cluster != "" || !leader || c.own.Accepted.excludes(cluster) || !c.own.Empty {
+		return nil
+	}
+	return c.enlist(enlistment{Cluster: cluster})
+}
+
+// accept makes this server accept a list of founders, once in its life.
+func (c *cluster) accept(list *founders) error {
+	return c.enlist(enlistment{Accept: list})
+}
+
+// found makes this server a member of the cluster whose founders have all accepted the list. Each writes the same first
+// entry. A server that was restored from a backup keeps its log and continues it; it founds alone.
+func (c *cluster) found(list *founders) error {
+	disk, err := c.store.saved()
+	if err != nil {
+		return err
+	}
+	state, first := bootstrap(list.Voters)
+	state.Term = max(state.Term, disk.State.Term)
+	first.Index, first.Term = disk.Last+1, state.Term
+	if err := c.enlist(enlistment{Cluster: list.Cluster, State: &state, Entries: []entry{first}}); err != nil {
+		return err
+	}
+	if disk, err = c.store.saved(); err == nil {
+		c.raft = c.newRaft(c.raft.cfg.self, disk)
+	}
+	return err
+}
+
+// enlist writes an enlistment in run's own goroutine: until a server belongs to a cluster there is nothing else to
+// write, and the protocol misses nothing.
+func (c *cluster) enlist(e enlistment) error {
+	if err := c.store.enlist(e); err != nil {
+		return diskFailed(err)
+	}
+	if e.Accept != nil {
+		c.own.Accepted = e.Accept
+	}
+	if e.Cluster != "" {
+		c.own.Cluster, c.own.Empty = e.Cluster, false
+		c.plane.setProblem("cluster", "")
+		c.log.Info("this server belongs to a cluster now", "cluster", e.Cluster)
+	}
+	c.plane.setOwn(c.own)
+	return nil
 }
 
 // Messages between servers
@@ -2817,8 +2942,12 @@ func (p *plane) heartbeatLoop(ctx context.Context) error {
 	for {
 		answered, clash, refusal := p.sendHeartbeats(ctx, append(joins.due(time.Now()), remembered...))
 		if ctx.Err() == nil {
-			if err := errors.Join(joins.note(answered, refusal), p.afterBeat(ctx, answered, clash)); err != nil {
+			p.afterBeat(answered, clash)
+			if err := errors.Join(joins.note(answered, refusal), p.joinCluster()); err != nil {
 				return err
+			}
+			if p.server != nil && p.admitted.Load() {
+				p.server.tell(ctx, p.server.followMembers) // fails only if this node stops
 			}
 		}
 		select {
@@ -3168,11 +3297,10 @@ func (p *plane) isAlive(ctx context.Context, r record) bool {
 	return there.ID == r.ID && there.Incarnation == r.Incarnation
 }
 
-// afterBeat does what follows from what the heartbeats brought. A node takes
-// part if in the first round nobody says that its name or id is another's, or
-// else once somebody answers and nobody says so any more. What is said after
-// that is only reported, for then this node was first.
-func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error {
+// afterBeat records what the heartbeats of a round have brought. A node takes part if in the first round nobody says
+// that its name or id is another's, or else once somebody responds and nobody says so any more. What is said after that
+// is only reported, for then this node was first.
+func (p *plane) afterBeat(answered int, clash string) {
 	if clash != "" || answered > 0 {
 		p.setProblem("name", clash)
 		p.clashed = clash != ""
@@ -3184,24 +3312,24 @@ func (p *plane) afterBeat(ctx context.Context, answered int, clash string) error
 	p.setProblem("clock", p.clockProblem())
 	why := ""
 	if err := p.writePeers(); err != nil {
-		why = fmt.Sprintf("the addresses of the other servers cannot be written to the data directory and will not be known after a restart; look at its disk: %v", err)
+		why = fmt.Sprintf("the addresses of the other servers cannot be written to the data directory and will not be "+
+			"known after a restart; look at its disk: %v", err)
 	}
 	p.setProblem("peers", why)
-	switch {
-	case !p.admitted.Load():
+}
+
+// joinCluster binds an agent to the first cluster that it meets, because execution ids are unique only in one cluster.
+func (p *plane) joinCluster() error {
+	if p.cfg.Agent == nil || !p.admitted.Load() || p.clusterID() != "" {
 		return nil
-	case p.server == nil:
-		return p.joinCluster()
 	}
-	self, servers := p.own(), p.servers()
-	err := p.bootstrapNext(ctx, self, servers)
-	if err == nil {
-		err = p.server.setLearners(ctx, learners(self, servers))
+	for _, r := range p.servers() {
+		if r.Cluster != "" {
+			p.setOwn(ownRow{Cluster: r.Cluster})
+			return p.cfg.Agent.join(r.Cluster)
+		}
 	}
-	if ctx.Err() != nil || errors.Is(err, errStopping) {
-		return nil // this node is stopping
-	}
-	return err
+	return nil
 }
 
 // forget removes nodes that were not heard for a day.
@@ -3219,32 +3347,6 @@ func (p *plane) clockProblem() string {
 		}
 	}
 	return ""
-}
-
-// learners returns the servers that want to be voters: live ones of this cluster, and new ones. One that was restored
-// from a backup has a log of its own.
-func learners(self record, servers []record) []server {
-	var list []server
-	for _, r := range servers {
-		if self.Cluster != "" && (r.Cluster == self.Cluster || r.Cluster == "" && r.Empty && !r.Accepted.excludes(self.Cluster)) {
-			list = append(list, server{r.Name, r.ID})
-		}
-	}
-	return list
-}
-
-// joinCluster binds an agent to the first cluster that it meets, because execution ids are unique only in one cluster.
-func (p *plane) joinCluster() error {
-	servers := p.servers()
-	i := slices.IndexFunc(servers, func(r record) bool { return r.Cluster != "" })
-	if i < 0 || p.clusterID() != "" {
-		return nil
-	}
-	if err := p.cfg.Agent.join(servers[i].Cluster); err != nil {
-		return fmt.Errorf("--data-dir: cannot write down which cluster this agent belongs to: %w", err)
-	}
-	p.setOwn(ownRow{Cluster: servers[i].Cluster})
-	return nil
 }
 
 // readPeers returns the addresses that the previous process knew.
@@ -3450,112 +3552,6 @@ func (p *plane) leaderRecord() (record, bool) {
 
 // leading reports whether this node is a server that leads.
 func (p *plane) leading() bool { return p.server != nil && p.server.leading() }
-
-// Founding a cluster
-
-// founders is a list of servers that make a cluster together. Each server
-// accepts one list in its life, durably, and the cluster is made when all have:
-// two lists that share a server cannot both become clusters.
-type founders struct {
-	Cluster string   // random id
-	Voters  []server // in order of names
-}
-
-// excludes reports whether a server that has accepted this list cannot belong to a cluster.
-func (f *founders) excludes(cluster string) bool { return f != nil && f.Cluster != cluster }
-
-// A bootstrapStep is what a server that belongs to no cluster does next, or what it waits for, or what the operator
-// must do.
-type bootstrapStep struct {
-	accept, found *founders
-	why           string
-}
-
-// bootstrapNext takes the next step towards a new cluster.
-func (p *plane) bootstrapNext(ctx context.Context, self record, servers []record) error {
-	step := nextStep(self, servers, crand.Text())
-	if addr := p.unmetNode(); addr != "" && step.accept != nil && self.Expect == 1 {
-		// A server that founds alone would not notice an existing cluster.
-		step = bootstrapStep{why: fmt.Sprintf("this server founds a cluster alone once every node of --join and --retry-join has answered and none belongs to a cluster: %s has not; start that node, or take its address out", addr)}
-	}
-	p.setProblem("cluster", step.why)
-	switch {
-	case step.accept != nil:
-		return p.server.tell(ctx, func() error { return p.server.accept(step.accept) })
-	case step.found != nil:
-		return p.server.tell(ctx, func() error { return p.server.found(step.found) })
-	}
-	return nil
-}
-
-// nextStep decides from what the servers say of themselves; others are the live ones except self, in order of names,
-// random is the id of a new cluster.
-func nextStep(self record, others []record, random string) bootstrapStep {
-	switch {
-	case self.Cluster != "":
-		return bootstrapStep{}
-	case self.Accepted != nil:
-		return awaitAcceptance(self, others)
-	}
-	var rivals []record // that want to found one as well
-	for _, r := range others {
-		switch {
-		case r.Accepted != nil && slices.Contains(r.Accepted.Voters, server{self.Name, self.ID}) && len(r.Accepted.Voters) == self.Expect && self.Empty:
-			return bootstrapStep{accept: r.Accepted}
-		case (r.Cluster != "" || r.Accepted != nil) && self.Empty:
-			return bootstrapStep{why: "this server waits to be taken in by the cluster of " + r.Name}
-		case r.Cluster != "":
-			return bootstrapStep{why: fmt.Sprintf("this server was restored from a backup and cannot join the cluster of %s: give it an empty --data-dir, or start it without --join and --retry-join and with --bootstrap-expect=1", r.Name)}
-		case r.Expect > 0:
-			rivals = append(rivals, r)
-		}
-	}
-	if self.Expect == 0 {
-		return bootstrapStep{why: "this server waits to be taken in by a cluster, and knows none: name a server that belongs to one with --retry-join, or make one with --bootstrap-expect"}
-	}
-	return propose(self, rivals, random)
-}
-
-// propose makes a list of exactly as many servers as expected. Only the first of them by name does so.
-func propose(self record, rivals []record, random string) bootstrapStep {
-	list := &founders{random, []server{{self.Name, self.ID}}}
-	for _, r := range rivals {
-		if r.Expect != self.Expect {
-			return bootstrapStep{why: fmt.Sprintf("%s was started with --bootstrap-expect=%d, this server with %d: start both with the same number", r.Name, r.Expect, self.Expect)}
-		}
-		if !r.Empty || !self.Empty {
-			return bootstrapStep{why: fmt.Sprintf("%s and this server cannot found a cluster together, because one was restored from a backup: start that one with --bootstrap-expect=1, and the other with an empty --data-dir and without --bootstrap-expect", r.Name)}
-		}
-		list.Voters = append(list.Voters, server{r.Name, r.ID})
-	}
-	slices.SortFunc(list.Voters, compareServers)
-	switch n := len(list.Voters); {
-	case !self.Empty && self.Expect > 1:
-		return bootstrapStep{why: "this server was restored from a backup and founds a cluster alone: start it with --bootstrap-expect=1, and the others without"}
-	case n < self.Expect:
-		return bootstrapStep{why: fmt.Sprintf("this server waits for %d more servers with --bootstrap-expect=%d", self.Expect-n, self.Expect)}
-	case n > self.Expect:
-		return bootstrapStep{why: fmt.Sprintf("%d servers were started with --bootstrap-expect=%d: stop one and start it without; it will be taken in when there is a cluster", n, self.Expect)}
-	case list.Voters[0].ID == self.ID:
-		return bootstrapStep{accept: list}
-	}
-	return bootstrapStep{why: "this server waits for a list of founders from " + list.Voters[0].Name}
-}
-
-// awaitAcceptance checks whether all have accepted the list that this server has accepted.
-func awaitAcceptance(self record, others []record) bootstrapStep {
-	for _, v := range self.Accepted.Voters {
-		i := slices.IndexFunc(others, func(r record) bool { return r.ID == v.ID })
-		switch {
-		case v.ID == self.ID:
-		case i < 0 || others[i].Cluster == "" && others[i].Accepted == nil:
-			return bootstrapStep{why: fmt.Sprintf("the cluster is made when %s agrees too; if that server is gone for good, stop all servers, empty their data directories and start them again", v.Name)}
-		case others[i].Cluster != self.Accepted.Cluster && (others[i].Accepted == nil || others[i].Accepted.Cluster != self.Accepted.Cluster):
-			return bootstrapStep{why: fmt.Sprintf("%s has agreed to found another cluster: empty the data directory of this server and start it again, to be taken in there", v.Name)}
-		}
-	}
-	return bootstrapStep{found: self.Accepted}
-}
 
 // Calls between nodes
 
@@ -4293,7 +4289,10 @@ func replaceFile(path string, doc []byte) error {
 // join binds the agent to a cluster. Called by one goroutine.
 func (d *agentDir) join(cluster string) error {
 	d.node.Cluster = cluster
-	return replaceJSON(d.file(), d.node)
+	if err := replaceJSON(d.file(), d.node); err != nil {
+		return fmt.Errorf("--data-dir: cannot write down which cluster this agent belongs to: %w", err)
+	}
+	return nil
 }
 
 func (d *agentDir) file() string { return filepath.Join(d.path, nodeFile) }

@@ -1877,8 +1877,15 @@ func TestSimulation_Planted(t *testing.T) {
 		t.Fatalf("no planted mistakes: %v", err)
 	}
 	var list []mistake
+	numbers := map[string]bool{}
 	for _, file := range files {
-		list = append(list, readMistake(t, file))
+		m := readMistake(t, file)
+		number, _, _ := strings.Cut(m.name, "-")
+		if numbers[number] {
+			t.Errorf("%s: another mistake has this number", file)
+		}
+		numbers[number] = true
+		list = append(list, m)
 	}
 	dir := t.TempDir()
 	plant(t, dir, list)
@@ -2829,6 +2836,43 @@ func TestCluster_Formats(t *testing.T) {
 	same(t, nodes...)
 	if hasTrouble(old, "format") {
 		t.Error("the upgraded server does not know the format")
+	}
+
+	young := newPeer(t, "d", 0, a)
+	young.format = commandFormat - 1
+	young.start()
+	eventually(t, "the leader says that the new server is too old", func() bool {
+		return hasTrouble(leaderOf(t, nodes...), "d runs an older version")
+	})
+	voters(t, "a b c", nodes...)
+	young.kill()
+	young.format = 0
+	young.start()
+	voters(t, "a b c d", append(nodes, young)...)
+	if hasTrouble(leaderOf(t, nodes...), "older version") {
+		t.Error("the leader still says that an upgraded server is too old")
+	}
+}
+
+// TestCluster_UnknownKind: a follower stores an entry of a kind that only later versions know, stops applying there, and
+// says so.
+func TestCluster_UnknownKind(t *testing.T) {
+	a := newPeer(t, "a", 0)
+	a.start()
+	self := server{"a", a.cfg.ID}
+	leader, cluster := server{"b", "id of b"}, "the cluster"
+	send := func(messages ...message) {
+		t.Helper()
+		a.must(a.cluster.call(t.Context(), func() { a.must(a.cluster.receive(cluster, messages, "")) }))
+	}
+	m := message{Kind: msgAppend, From: leader, To: self, Term: 1}
+	eventually(t, "a takes part", func() bool { return a.plane.admitted.Load() })
+	m.Entries = []entry{{1, 1, entryVoters, encodeVoters([]server{self, leader})}, {2, 1, entryVoters + 1, []byte("x")}, {3, 1, entryNoop, nil}}
+	m.Last, m.Commit = 3, 3
+	send(m)
+	eventually(t, "a says that it does not know the entry", func() bool { return hasTrouble(a, "format that this version does not know") })
+	if last, applied := a.cluster.status().Last, a.store.applied.Load(); last != 3 || applied != 1 {
+		t.Errorf("the log ends at entry %d, and is applied up to %d, want 3 and 1", last, applied)
 	}
 }
 

@@ -1163,7 +1163,10 @@ func (s *store) appendLog(entries []entry) error {
 // knows reports whether this server can apply an entry as others do. What it
 // cannot, it leaves until it is replaced by a later version.
 func (s *store) knows(e entry) bool {
-	return e.Kind != entryCommand || len(e.Data) > 0 && e.Data[0] > 0 && e.Data[0] <= s.format
+	if e.Kind == entryCommand {
+		return len(e.Data) > 0 && e.Data[0] > 0 && e.Data[0] <= s.format
+	}
+	return e.Kind == entryNoop || e.Kind == entryVoters
 }
 
 // nonNil makes an empty blob of nil, which SQLite would store as NULL.
