@@ -66,8 +66,6 @@ const (
 var capabilities = []string{mayCreate, mayRead, mayUpdate, mayDelete, mayList}
 
 // errBuiltIn is returned for a change to a built-in policy.
-const errBuiltIn = refusal("the policies admin, operator and viewer are built in and cannot be changed; use another name")
-
 // A policy grants capabilities to the tokens that name it. Its fields are named as in Dkron.
 type policy struct {
 	Name  string `json:"Name"`

@@ -1219,47 +1219,6 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusCreated, row, res, header)
 }
 
-// misfit returns the first value in v that has the wrong type, and its path from at. v must be a JSON value of maps
-// nested to that depth, with strings in the innermost. The path is "" if all types are right.
-func misfit(v any, at string, depth int) (string, any) {
-	m, ok := v.(map[string]any)
-	if _, text := v.(string); v == nil || depth == 0 && text {
-		return "", nil
-	}
-	if depth == 0 || !ok {
-		return at, v
-	}
-	for _, k := range sortedKeys(m) {
-		if p, v := misfit(m[k], at+"."+k, depth-1); p != "" {
-			return p, v
-		}
-	}
-	return "", nil
-}
-
-// typeError names the field with the wrong type, and what to write where a string is required.
-func typeError(doc []byte, err *json.UnmarshalTypeError) error {
-	field, _, _ := strings.Cut(err.Field, ".")
-	depth := map[string]int{"tags": 1, "metadata": 1, "executor_config": 1, "processors": 2}[field]
-	var fields map[string]any
-	if depth > 0 && json.Unmarshal(doc, &fields) == nil {
-		switch at, v := misfit(fields[field], field, depth); v := v.(type) {
-		case nil:
-		case bool:
-			return fmt.Errorf(`%.80s: a JSON bool does not fit here; write "%t"`, at, v)
-		case float64:
-			return fmt.Errorf("%.80s: a JSON number does not fit here; write it in quotes", at)
-		case []any:
-			return fmt.Errorf("%.80s: a JSON array does not fit here", at)
-		case map[string]any:
-			return fmt.Errorf("%.80s: a JSON object does not fit here", at)
-		case string:
-			return fmt.Errorf("%.80s: a JSON string does not fit here", at)
-		}
-	}
-	return fmt.Errorf("%s: a JSON %s does not fit here", err.Field, err.Value)
-}
-
 // headerWarning says which settings of a stored job have no effect.
 const headerWarning = "Belfry-Warning"
 

@@ -99,54 +99,10 @@ var (
 	errNotLeader     = errors.New("this server is not the leader")                                           // propose, removeVoter, transfer
 	errBusy          = errors.New("the leader has too much in progress; try again")                          // propose, removeVoter, transfer
 	errLastVoter     = errors.New("the last voter cannot be removed")                                        // removeVoter
-	errMalformed     = errors.New("malformed message")                                                       // step: nothing was changed
 	errMisdirected   = errors.New("message for another server")                                              // step: nothing was changed
 	errSecondLeader  = errors.New("two leaders in one term: a data directory was copied or set back")        // step: fatal
 	errBrokenHistory = errors.New("the leader contradicts committed entries: a data directory was set back") // step: fatal
 )
-
-// A server is a name, unique among live servers, and the random id that was made with its data directory. A new disk
-// under an old name is another server.
-type server struct{ Name, ID string }
-
-// An entryKind says who reads an entry.
-type entryKind uint8
-
-const (
-	entryCommand entryKind = iota // the state machine
-	entryNoop                     // nobody: a leader's first entry, which commits those before it (thesis 3.6.2)
-	entryVoters                   // the protocol: Data is a JSON list of servers, in order of names
-)
-
-// An entry is one place in the log. Its Data must not be changed.
-type entry struct {
-	Index, Term uint64
-	Kind        entryKind
-	Data        []byte
-}
-
-// A position names an entry. Two logs that hold the same position are equal up to it (thesis 3.5). Every log holds the
-// zero position.
-type position struct{ Index, Term uint64 }
-
-// hardState is what a server must never forget. Vote is a server's id, or "" if it has not voted in Term.
-type hardState struct {
-	Term uint64
-	Vote string
-}
-
-// A voterSet lists the voters from the entry at Index on, in order of names.
-type voterSet struct {
-	Index  uint64
-	Voters []server
-}
-
-// A snapshot replaces all entries up to its position. The driver keeps the data; the protocol needs only its end and
-// the voters.
-type snapshot struct {
-	position
-	Voters []server
-}
 
 type messageKind uint8
 
@@ -205,16 +161,6 @@ type raftConfig struct {
 	electionTicks  int // without a message until a leader counts as lost; several heartbeats
 	stepTicks      int // that each rank waits longer than the one above it
 	snapshotTicks  int // until a snapshot that was not delivered is sent again
-}
-
-// saved is what a server finds on its disk when it starts.
-type saved struct {
-	State   hardState
-	Base    position   // last entry dropped from the log; zero: none
-	Terms   []position // first entry of each run of equal terms after Base
-	Last    uint64     // last entry of the log, Base.Index if it is empty
-	Applied uint64     // by the state machine
-	Voters  []voterSet // as of Applied, then one for each later voter entry
 }
 
 // bootstrap returns what every founding server writes to its empty disk once all of them have accepted the list: the
@@ -1027,10 +973,6 @@ func (r *raft) setPeers() {
 	r.peers = peers
 }
 
-func compareServers(a, b server) int {
-	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
-}
-
 // setLearners says which servers want to be voters: those that are alive and not leaving, according to the members.
 // Voters in the list have no effect. It may be called at any time in any role, always with the whole list; the leader
 // promotes learners as they catch up.
@@ -1108,37 +1050,6 @@ func (r *raft) appendVoters(list []server) {
 	for i := range r.peers {
 		r.peers[i].eligible = false
 	}
-}
-
-func encodeVoters(list []server) []byte {
-	list = slices.SortedFunc(slices.Values(list), compareServers)
-	data, err := json.Marshal(list)
-	if err != nil {
-		panic(err) // two strings always have a JSON form
-	}
-	return data
-}
-
-// decodeVoters accepts only lists that encodeVoters makes: the position in the list is a rank, and a name cannot have
-// two.
-func decodeVoters(data []byte) ([]server, error) {
-	var list []server
-	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, fmt.Errorf("%w: voters: %w", errMalformed, err)
-	}
-	return list, checkVoters(list)
-}
-
-func checkVoters(list []server) error {
-	for i, v := range list {
-		if v.Name == "" || v.ID == "" || i > 0 && v.Name <= list[i-1].Name {
-			return fmt.Errorf("%w: voters: not in order of names", errMalformed)
-		}
-	}
-	if len(list) == 0 {
-		return fmt.Errorf("%w: no voters", errMalformed)
-	}
-	return nil
 }
 
 // The disk
@@ -2113,17 +2024,6 @@ func (c *cluster) bootstrapNext(self record, servers []record) error {
 	}
 	return nil
 }
-
-// founders is a list of servers that make a cluster together. Each server
-// accepts one list in its life, durably, and the cluster is made when all have:
-// two lists that share a server cannot both become clusters.
-type founders struct {
-	Cluster string   // random id
-	Voters  []server // in order of names
-}
-
-// excludes reports whether a server that has accepted this list cannot belong to a cluster.
-func (f *founders) excludes(cluster string) bool { return f != nil && f.Cluster != cluster }
 
 // A bootstrapStep is what a server that belongs to no cluster does next, or what it waits for, or what the operator
 // must do.

@@ -51,6 +51,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"regexp/syntax"
 	"runtime"
 	"slices"
 	"strconv"
@@ -1906,4 +1907,95 @@ func parseResult(data []byte) (result, error) {
 		return result{}, err
 	}
 	return res, res.check()
+}
+
+// What a job's executor_config means
+
+// envEntries returns the entries of executor_config.env, NAME=value with commas in between; \, is a comma in a value.
+func envEntries(config map[string]string) []string {
+	const comma = "\xff" // which is not in UTF-8, as jobs are
+	entries := strings.Split(strings.ReplaceAll(config["env"], `\,`, comma), ",")
+	for i, entry := range entries {
+		entries[i] = strings.ReplaceAll(entry, comma, ",")
+	}
+	return slices.DeleteFunc(entries, func(entry string) bool { return entry == "" })
+}
+
+// bodyPattern compiles an expectBody. It checks the size first, because 22 kB can compile to 500 MB.
+func bodyPattern(pattern string) (*regexp.Regexp, error) {
+	tree, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return nil, fmt.Errorf("executor_config.expectBody: is not a regular expression: %s", err.(*syntax.Error).Code)
+	}
+	if patternSize(tree) > patternMax {
+		return nil, fmt.Errorf("executor_config.expectBody: compiles to more than %d instructions; "+
+			"write it with fewer repetitions", patternMax)
+	}
+	return regexp.Compile(pattern)
+}
+
+// patternSize returns an upper bound of the instructions that an expression compiles to, without the two that all have.
+func patternSize(tree *syntax.Regexp) int {
+	n := 1
+	switch tree.Op {
+	case syntax.OpLiteral:
+		n = len(tree.Rune)
+	case syntax.OpConcat:
+		n = 0
+	case syntax.OpCapture:
+		n = 2
+	case syntax.OpAlternate:
+		n = len(tree.Sub) - 1
+	}
+	for _, sub := range tree.Sub {
+		n += patternSize(sub)
+	}
+	return n * max(1, tree.Min, tree.Max) // of a repetition
+}
+
+// shellLimits are the limits in executor_config of a shell job.
+type shellLimits struct {
+	timeout time.Duration // zero: none
+	grace   time.Duration // between TERM and KILL
+	memory  int64         // bytes, zero: no limit
+}
+
+func parseLimits(config map[string]string) (l shellLimits, err error) {
+	l.grace = killGrace
+	if s := config["timeout"]; s != "" {
+		if l.timeout, err = time.ParseDuration(s); err != nil || l.timeout < 0 {
+			return l, fmt.Errorf(`executor_config.timeout: %q is not a duration such as "90s" or "1h30m"`, s)
+		}
+	}
+	if s := config["kill_timeout"]; s != "" {
+		if l.grace, err = time.ParseDuration(s); err != nil || l.grace < 0 || l.grace > killGraceMax {
+			return l, fmt.Errorf(`executor_config.kill_timeout: %q is not a duration such as "30s" of at most 10m`, s)
+		}
+	}
+	if s := config["mem_limit"]; s != "" {
+		if l.memory, err = parseBytes(s); err != nil {
+			return l, fmt.Errorf(`executor_config.mem_limit: %q is not a size such as "1048576" or "512MB"`, s)
+		}
+	}
+	return l, nil
+}
+
+// parseBytes reads a positive size: a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T
+// or TB in any case, which are powers of 1,024.
+func parseBytes(s string) (int64, error) {
+	s = strings.ToUpper(strings.TrimSpace(s))
+	digits := strings.TrimRight(s, "BKMGT ")
+	unit := strings.TrimSuffix(strings.TrimSpace(s[len(digits):]), "B")
+	power := strings.Index("KMGT", unit) // -1 if there is no such unit; KM and the like are refused by their length
+	n, err := strconv.ParseFloat(digits, 64)
+	if err != nil || strings.Trim(digits, "0123456789.") != "" || power < 0 || len(unit) > 1 {
+		return 0, errors.New("not a size")
+	}
+	if unit != "" {
+		n = math.Ldexp(n, 10*(power+1))
+	}
+	if n < 1 || n > math.MaxInt64/2 {
+		return 0, errors.New("not a size")
+	}
+	return int64(n), nil
 }

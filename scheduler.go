@@ -32,7 +32,6 @@ import (
 	"net/url"
 	"path"
 	"regexp"
-	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,7 +57,6 @@ const (
 	catchupHalf   = time.Hour             // longest window of a job that names none
 	nodeFailed    = 5 * time.Second       // after which a silent node counts as failed
 	answerOverdue = time.Second / 2       // after which orders without an answer make other nodes preferred
-	retryWaitMax  = time.Minute           // between attempts of a job without retry_delay
 	delayMax      = 7 * 24 * time.Hour    // of a job's retry_delay and catchup
 	durationMax   = 365 * 24 * time.Hour  // of its timeout
 	tickSlack     = time.Second           // between looks at the clock; a gap of twice that is an outage
@@ -209,6 +207,47 @@ func decodeJob(doc []byte, j job) (job, error) {
 	return j, err
 }
 
+// misfit returns the first value in v that has the wrong type, and its path from at. v must be a JSON value of maps
+// nested to that depth, with strings in the innermost. The path is "" if all types are right.
+func misfit(v any, at string, depth int) (string, any) {
+	m, ok := v.(map[string]any)
+	if _, text := v.(string); v == nil || depth == 0 && text {
+		return "", nil
+	}
+	if depth == 0 || !ok {
+		return at, v
+	}
+	for _, k := range sortedKeys(m) {
+		if p, v := misfit(m[k], at+"."+k, depth-1); p != "" {
+			return p, v
+		}
+	}
+	return "", nil
+}
+
+// typeError names the field with the wrong type, and what to write where a string is required.
+func typeError(doc []byte, err *json.UnmarshalTypeError) error {
+	field, _, _ := strings.Cut(err.Field, ".")
+	depth := map[string]int{"tags": 1, "metadata": 1, "executor_config": 1, "processors": 2}[field]
+	var fields map[string]any
+	if depth > 0 && json.Unmarshal(doc, &fields) == nil {
+		switch at, v := misfit(fields[field], field, depth); v := v.(type) {
+		case nil:
+		case bool:
+			return fmt.Errorf(`%.80s: a JSON bool does not fit here; write "%t"`, at, v)
+		case float64:
+			return fmt.Errorf("%.80s: a JSON number does not fit here; write it in quotes", at)
+		case []any:
+			return fmt.Errorf("%.80s: a JSON array does not fit here", at)
+		case map[string]any:
+			return fmt.Errorf("%.80s: a JSON object does not fit here", at)
+		case string:
+			return fmt.Errorf("%.80s: a JSON string does not fit here", at)
+		}
+	}
+	return fmt.Errorf("%s: a JSON %s does not fit here", err.Field, err.Value)
+}
+
 // checkTimes refuses times that nanoseconds cannot express. An expires_at after those is none.
 func (j *job) checkTimes() error {
 	if j.ExpiresAt == math.MaxInt64 {
@@ -353,95 +392,6 @@ func checkHTTPConfig(config map[string]string) error {
 	return err
 }
 
-// envEntries returns the entries of executor_config.env, NAME=value with commas in between; \, is a comma in a value.
-func envEntries(config map[string]string) []string {
-	const comma = "\xff" // which is not in UTF-8, as jobs are
-	entries := strings.Split(strings.ReplaceAll(config["env"], `\,`, comma), ",")
-	for i, entry := range entries {
-		entries[i] = strings.ReplaceAll(entry, comma, ",")
-	}
-	return slices.DeleteFunc(entries, func(entry string) bool { return entry == "" })
-}
-
-// bodyPattern compiles an expectBody. It checks the size first, because 22 kB can compile to 500 MB.
-func bodyPattern(pattern string) (*regexp.Regexp, error) {
-	tree, err := syntax.Parse(pattern, syntax.Perl)
-	if err != nil {
-		return nil, fmt.Errorf("executor_config.expectBody: is not a regular expression: %s", err.(*syntax.Error).Code)
-	}
-	if patternSize(tree) > patternMax {
-		return nil, fmt.Errorf("executor_config.expectBody: compiles to more than %d instructions; "+
-			"write it with fewer repetitions", patternMax)
-	}
-	return regexp.Compile(pattern)
-}
-
-// patternSize returns an upper bound of the instructions that an expression compiles to, without the two that all have.
-func patternSize(tree *syntax.Regexp) int {
-	n := 1
-	switch tree.Op {
-	case syntax.OpLiteral:
-		n = len(tree.Rune)
-	case syntax.OpConcat:
-		n = 0
-	case syntax.OpCapture:
-		n = 2
-	case syntax.OpAlternate:
-		n = len(tree.Sub) - 1
-	}
-	for _, sub := range tree.Sub {
-		n += patternSize(sub)
-	}
-	return n * max(1, tree.Min, tree.Max) // of a repetition
-}
-
-// shellLimits are the limits in executor_config of a shell job.
-type shellLimits struct {
-	timeout time.Duration // zero: none
-	grace   time.Duration // between TERM and KILL
-	memory  int64         // bytes, zero: no limit
-}
-
-func parseLimits(config map[string]string) (l shellLimits, err error) {
-	l.grace = killGrace
-	if s := config["timeout"]; s != "" {
-		if l.timeout, err = time.ParseDuration(s); err != nil || l.timeout < 0 {
-			return l, fmt.Errorf(`executor_config.timeout: %q is not a duration such as "90s" or "1h30m"`, s)
-		}
-	}
-	if s := config["kill_timeout"]; s != "" {
-		if l.grace, err = time.ParseDuration(s); err != nil || l.grace < 0 || l.grace > killGraceMax {
-			return l, fmt.Errorf(`executor_config.kill_timeout: %q is not a duration such as "30s" of at most 10m`, s)
-		}
-	}
-	if s := config["mem_limit"]; s != "" {
-		if l.memory, err = parseBytes(s); err != nil {
-			return l, fmt.Errorf(`executor_config.mem_limit: %q is not a size such as "1048576" or "512MB"`, s)
-		}
-	}
-	return l, nil
-}
-
-// parseBytes reads a positive size: a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T
-// or TB in any case, which are powers of 1,024.
-func parseBytes(s string) (int64, error) {
-	s = strings.ToUpper(strings.TrimSpace(s))
-	digits := strings.TrimRight(s, "BKMGT ")
-	unit := strings.TrimSuffix(strings.TrimSpace(s[len(digits):]), "B")
-	power := strings.Index("KMGT", unit) // -1 if there is no such unit; KM and the like are refused by their length
-	n, err := strconv.ParseFloat(digits, 64)
-	if err != nil || strings.Trim(digits, "0123456789.") != "" || power < 0 || len(unit) > 1 {
-		return 0, errors.New("not a size")
-	}
-	if unit != "" {
-		n = math.Ldexp(n, 10*(power+1))
-	}
-	if n < 1 || n > math.MaxInt64/2 {
-		return 0, errors.New("not a size")
-	}
-	return int64(n), nil
-}
-
 // configKeys are what each executor reads of executor_config.
 var configKeys = map[string][]string{
 	executorShell: {"command", "shell", "env", "cwd", "timeout", "kill_timeout", "mem_limit", "payload", "su"},
@@ -580,41 +530,6 @@ func (r *jobRow) definition() (j job, err error) {
 func (r *jobRow) ticking() *job {
 	return &job{Name: r.Name, Schedule: r.Schedule, Timezone: r.Timezone, Catchup: r.Catchup}
 }
-
-// retried reports whether an outcome is a failure that retries follow.
-func retried(outcome string) bool {
-	return outcome == outcomeFailed || outcome == outcomeInterrupted
-}
-
-// retryDelay returns how long the attempt after a failed one waits: the job's retry_delay, twice as long after each
-// attempt, up to its retry_max_delay. Without the second it is always the first, without the first it begins with a
-// second, and without both it ends at retryWaitMax.
-func retryDelay(first, longest string, attempt int) time.Duration {
-	delay, limit := time.Second, retryWaitMax
-	if d, err := time.ParseDuration(first); err == nil {
-		delay, limit = d, d
-	}
-	if d, err := time.ParseDuration(longest); err == nil {
-		limit = d
-	}
-	for ; attempt > 1 && delay < limit; attempt-- {
-		delay *= 2
-	}
-	return min(delay, limit)
-}
-
-// A node is a member that runs jobs, as the leader knows it.
-type node struct {
-	Name        string
-	Incarnation uint64
-	Tags        map[string]string
-	Overdue     bool // a heartbeat, or an answer to orders, is late
-}
-
-func (n node) target() target { return target{n.Name, n.Incarnation} }
-
-// target is the process that the execution was given to.
-func (e *executionRow) target() target { return target{e.Node, e.incarnation} }
 
 // cutCount splits a tag's value such as "web:2" into the value and the count.
 func cutCount(value string) (rest string, count int, ok bool) {
@@ -927,13 +842,6 @@ func (m moment) closing(e executionRow, outcome, why string, args ...any) report
 	output := fmt.Appendf(nil, why, args...)
 	return report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: m.now, Outcome: outcome,
 		Reason: len(output), output: output}
-}
-
-// queueItem is a job or a pending row that the leader must look at, at a time.
-type queueItem struct {
-	at      int64
-	id      int64
-	pending bool // id is of a pending row, else of a job
 }
 
 // A minHeap is a heap for container/heap with the least item on top. moved, if set, is told the new place of an item.
@@ -2340,13 +2248,6 @@ func (s *scheduler) resetFuture(ctx context.Context) error {
 	}
 }
 
-// Actors that are no tokens.
-const (
-	actorScheduler = "scheduler"
-	actorAnonymous = "anonymous"
-	actorBootstrap = "bootstrap" // a client with the secret in a server's data directory
-)
-
 // A request is a write that a client asked for.
 type request struct {
 	Actor   string
@@ -2467,11 +2368,6 @@ func (r jobRow) with(j *job, next int64) *jobRow {
 
 // timezone returns the cluster's default zone: before there is a cluster, the one that this server would give it.
 func (s *scheduler) timezone() string { return cmp.Or(s.store.shown.Load().timezone, s.cfg.Timezone) }
-
-// badInput is an error of the client that sent a definition.
-type badInput struct{ error }
-
-func (b badInput) Unwrap() error { return b.error }
 
 // restored is the result of a restore that is done.
 type restored struct {

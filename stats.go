@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -31,6 +32,14 @@ type stats struct {
 
 // countBy holds one counter for each of at most eight labels.
 type countBy [8]atomic.Int64
+
+// Outcomes of a tick.
+const (
+	outcomeRan     = "ran"
+	outcomeLate    = "late" // it ran, caught up after an outage
+	outcomeSkipped = "skipped"
+	outcomeMissed  = "missed"
+)
 
 // The labels; each is counted at its index in a countBy.
 var (
@@ -464,4 +473,10 @@ func names(list []proc) string {
 		texts = append(texts, fmt.Sprintf("%d (%s, %s)", p.pid, owner, p.command))
 	}
 	return strings.Join(texts, ", ")
+}
+
+// sortedKeys returns the keys of m in order, for what must not depend on the
+// order of a map.
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
+	return slices.Sorted(maps.Keys(m))
 }

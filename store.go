@@ -35,7 +35,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -94,8 +93,9 @@ const (
 )
 
 var (
-	errLocked   = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
-	errNotVoter = errors.New("this server votes in no cluster, so there is nothing to recover; " +
+	errLocked    = errors.New("another belfry process uses this data directory; stop it, or choose another --data-dir")
+	errMalformed = errors.New("malformed message")
+	errNotVoter  = errors.New("this server votes in no cluster, so there is nothing to recover; " +
 		"use the data directory of one that did")
 	errNewer = errors.New("this database was written by a newer belfry; " +
 		"run that version, or restore a backup made by this one")
@@ -127,11 +127,13 @@ const (
 		"let it depend on one that is nearer to the top")
 	errJobDisabled = refusal("the job is disabled; enable it first")
 	errPaused      = refusal("submissions are paused: jobs can be created and updated again after POST /v1/unpause")
-	errNoPolicy    = refusal("no such policy")
-	errNoToken     = refusal("no such token")
-	errManaged     = refusal("there is a management token already; ask who has it for another")
-	errBrokenOff   = refusal("the restore was broken off; send the file again")
-	errKeys        = refusal("the change makes more rows than one command may make; make it in parts")
+	errBuiltIn     = refusal("the policies admin, operator and viewer are built in and cannot be changed; " +
+		"use another name")
+	errNoPolicy  = refusal("no such policy")
+	errNoToken   = refusal("no such token")
+	errManaged   = refusal("there is a management token already; ask who has it for another")
+	errBrokenOff = refusal("the restore was broken off; send the file again")
+	errKeys      = refusal("the change makes more rows than one command may make; make it in parts")
 )
 
 // jobFields are a job as one document, and what of it is searched, sorted by or
@@ -1027,6 +1029,94 @@ func (s *reader) ids(query string, args ...any) ([]int64, error) {
 	return rowsOf[int64](s.viewEach, query, args...)
 }
 
+// A server is a name, unique among live servers, and the random id that was made with its data directory. A new disk
+// under an old name is another server.
+type server struct{ Name, ID string }
+
+// An entryKind says who reads an entry.
+type entryKind uint8
+
+const (
+	entryCommand entryKind = iota // the state machine
+	entryNoop                     // nobody: a leader's first entry, which commits those before it (thesis 3.6.2)
+	entryVoters                   // the protocol: Data is a JSON list of servers, in order of names
+)
+
+// An entry is one place in the log. Its Data must not be changed.
+type entry struct {
+	Index, Term uint64
+	Kind        entryKind
+	Data        []byte
+}
+
+// A position names an entry. Two logs that hold the same position are equal up to it (thesis 3.5). Every log holds the
+// zero position.
+type position struct{ Index, Term uint64 }
+
+// hardState is what a server must never forget. Vote is a server's id, or "" if it has not voted in Term.
+type hardState struct {
+	Term uint64
+	Vote string
+}
+
+// A voterSet lists the voters from the entry at Index on, in order of names.
+type voterSet struct {
+	Index  uint64
+	Voters []server
+}
+
+// A snapshot replaces all entries up to its position. The driver keeps the data; the protocol needs only its end and
+// the voters.
+type snapshot struct {
+	position
+	Voters []server
+}
+
+// saved is what a server finds on its disk when it starts.
+type saved struct {
+	State   hardState
+	Base    position   // last entry dropped from the log; zero: none
+	Terms   []position // first entry of each run of equal terms after Base
+	Last    uint64     // last entry of the log, Base.Index if it is empty
+	Applied uint64     // by the state machine
+	Voters  []voterSet // as of Applied, then one for each later voter entry
+}
+
+func compareServers(a, b server) int {
+	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+}
+
+func encodeVoters(list []server) []byte {
+	list = slices.SortedFunc(slices.Values(list), compareServers)
+	data, err := json.Marshal(list)
+	if err != nil {
+		panic(err) // two strings always have a JSON form
+	}
+	return data
+}
+
+// decodeVoters accepts only lists that encodeVoters makes: the position in the list is a rank, and a name cannot have
+// two.
+func decodeVoters(data []byte) ([]server, error) {
+	var list []server
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, fmt.Errorf("%w: voters: %w", errMalformed, err)
+	}
+	return list, checkVoters(list)
+}
+
+func checkVoters(list []server) error {
+	for i, v := range list {
+		if v.Name == "" || v.ID == "" || i > 0 && v.Name <= list[i-1].Name {
+			return fmt.Errorf("%w: voters: not in order of names", errMalformed)
+		}
+	}
+	if len(list) == 0 {
+		return fmt.Errorf("%w: no voters", errMalformed)
+	}
+	return nil
+}
+
 // write is one transaction of the log and the state. It notes term and vote, nil if
 // they are as they were; appends entries, replacing what the log holds from the first
 // of them on; and applies the log up to index commit, in order, as far as one
@@ -1367,6 +1457,13 @@ func contradiction(err error) error {
 	return err
 }
 
+// Actors that are no tokens.
+const (
+	actorScheduler = "scheduler"
+	actorAnonymous = "anonymous"
+	actorBootstrap = "bootstrap" // a client with the secret in a server's data directory
+)
+
 // A command is one change of the replicated state: at most one of the fields
 // from Found on is set. Whatever a clock, chance or the environment decides was
 // decided by the leader and stands in it.
@@ -1495,11 +1592,24 @@ type decision struct {
 	Count   int64  `json:"count,omitempty"` // of a range, 0: 1
 }
 
+// A node is a member that runs jobs, as the leader knows it.
+type node struct {
+	Name        string
+	Incarnation uint64
+	Tags        map[string]string
+	Overdue     bool // a heartbeat, or an answer to orders, is late
+}
+
 // target is the process of a node that shall run something.
 type target struct {
 	Node        string `json:"node"`
 	Incarnation uint64 `json:"incarnation"`
 }
+
+func (n node) target() target { return target{n.Name, n.Incarnation} }
+
+// target is the process that the execution was given to.
+func (e *executionRow) target() target { return target{e.Node, e.incarnation} }
 
 // A report is the end of an execution: the final word of its node, or of a leader
 // who knows it otherwise. Its output follows the command's JSON as raw bytes.
@@ -1576,12 +1686,6 @@ const (
 	causeRetry = "retry"
 	causeHand  = "hand"
 	causeClock = "clock" // in ticks: a job that a wrong clock had carried into the future
-)
-
-// What becomes of a tick that does not run.
-const (
-	outcomeSkipped = "skipped"
-	outcomeMissed  = "missed"
 )
 
 // encode returns the command as an entry's data: the format number, the
@@ -2006,6 +2110,11 @@ const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone
 
 // stagedComputed is applying.computed of a staged job st, ?3 being the command's clock.
 const stagedComputed = "iif(st.next > ?3 OR st.next = -9223372036854775808, ?3, st.next - 1)"
+
+// badInput is an error of the client that sent a definition.
+type badInput struct{ error }
+
+func (b badInput) Unwrap() error { return b.error }
 
 // A ban is a reason to refuse a restore, and the query for the first name of a
 // job that it applies to. ?1 is the restore, ?2 the command's clock, ?3
@@ -2545,6 +2654,30 @@ func (d *jobDelta) add(r report, days map[int64]*[2]int64) {
 // undecided reports whether an outcome is neither a success nor a failure.
 func undecided(outcome string) bool { return outcome == outcomeLost || outcome == outcomeMissed }
 
+const retryWaitMax = time.Minute // between attempts of a job without retry_delay
+
+// retried reports whether an outcome is a failure that retries follow.
+func retried(outcome string) bool {
+	return outcome == outcomeFailed || outcome == outcomeInterrupted
+}
+
+// retryDelay returns how long the attempt after a failed one waits: the job's retry_delay, twice as long after each
+// attempt, up to its retry_max_delay. Without the second it is always the first, without the first it begins with a
+// second, and without both it ends at retryWaitMax.
+func retryDelay(first, longest string, attempt int) time.Duration {
+	delay, limit := time.Second, retryWaitMax
+	if d, err := time.ParseDuration(first); err == nil {
+		delay, limit = d, d
+	}
+	if d, err := time.ParseDuration(longest); err == nil {
+		limit = d
+	}
+	for ; attempt > 1 && delay < limit; attempt-- {
+		delay *= 2
+	}
+	return min(delay, limit)
+}
+
 // settle gives the job the status of the group that e has just ended in, and
 // lets follow what follows when the last attempt on every node has succeeded:
 // the children, and the end of an ephemeral job.
@@ -2902,12 +3035,6 @@ func (f jobFilter) volatile() bool {
 // jobGlob lets none of them into a pattern.
 func anyName(param string) string {
 	return "(" + param + " = 'null' OR EXISTS (SELECT * FROM json_each(" + param + ") WHERE j.name GLOB value))"
-}
-
-// sortedKeys returns the keys of m in order, for what must not depend on the
-// order of a map.
-func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
-	return slices.Sorted(maps.Keys(m))
 }
 
 // jobs returns rows [start, end) of the jobs that f selects, as the JSON of
@@ -3600,6 +3727,13 @@ func (s *reader) killed(ids []int64) ([]int64, error) {
 		jsonText(ids), outcomeKilled)
 }
 
+// queueItem is a job or a pending row that the leader must look at, at a time.
+type queueItem struct {
+	at      int64
+	id      int64
+	pending bool // id is of a pending row, else of a job
+}
+
 // armed returns the jobs that have a next tick to decide.
 func (s *store) armed() ([]queueItem, error) {
 	return rowsOf[queueItem](s.viewEach, `SELECT next, job FROM jobs JOIN job_state ON job = id
@@ -3762,12 +3896,6 @@ type tickRow struct {
 	group   int64
 	Started []string // names of the executions of one that ran
 }
-
-// Outcomes of a tick that ran.
-const (
-	outcomeRan  = "ran"
-	outcomeLate = "late" // caught up after an outage
-)
 
 // A tickCount counts the ticks of a job by outcome, of one UTC day if Day says so.
 type tickCount struct {
@@ -3977,6 +4105,17 @@ func (s *store) saved() (disk saved, err error) {
 	}
 	return disk, err
 }
+
+// founders is a list of servers that make a cluster together. Each server
+// accepts one list in its life, durably, and the cluster is made when all have:
+// two lists that share a server cannot both become clusters.
+type founders struct {
+	Cluster string   // random id
+	Voters  []server // in order of names
+}
+
+// excludes reports whether a server that has accepted this list cannot belong to a cluster.
+func (f *founders) excludes(cluster string) bool { return f != nil && f.Cluster != cluster }
 
 // ownRow is what a server's database says of the server itself.
 type ownRow struct {
