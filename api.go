@@ -1039,7 +1039,7 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
 	case isAny(err, errNoJob, errNoExecution, errNoPolicy, errNoToken, errNoServer):
 		return problem{http.StatusNotFound, ""}
-	case isAny(err, errParent, errParentCycle, errChildren, errAncestors):
+	case isAny(err, errParent, errParentCycle, errChildren, errAncestors, errNoParam):
 		return problem{http.StatusBadRequest, err.Error()}
 	case isAny(err, errJobDisabled, errNoNode, errHasChildren, errFinished, errBuiltIn, errManaged, errTokenShown,
 		errConflict, errUndecided, errAliveVoter, errLastVoter):
@@ -1274,24 +1274,92 @@ func (a *api) toggleJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusOK, row, res, jobLocation(r.PathValue("job")))
 }
 
-// runJob starts a job and returns at once, with the job as it was before and the group of the run. Differs: upstream
-// responds when the run has ended.
+// runParams reads the parameters in the body of a run by hand.
+func runParams(r *http.Request) (map[string]string, error) {
+	var sent struct {
+		Params map[string]string `json:"params"`
+	}
+	doc, err := body(r)
+	if err != nil || len(doc) == 0 {
+		return nil, err
+	}
+	err = decodeStrict(doc, &sent)
+	if typ, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		err = typeError(doc, typ)
+	}
+	if err = cmp.Or(err, checkParams(sent.Params)); err != nil {
+		return nil, badRequest("the body is not as in {\"params\": {\"date\": \"2026-11-01\"}}: %v", err)
+	}
+	return sent.Params, nil
+}
+
+// runJob starts a job and returns at once, with the job as it was before and the group of the run. With wait it returns
+// when the run has ended, with the job as it is then, or after that time. Differs: upstream always waits.
 func (a *api) runJob(r *http.Request) (*response, error) {
 	req, err := a.request(r)
 	if err != nil {
 		return nil, err
 	}
-	row, res, err := a.scheduler.runNow(r.Context(), req, r.PathValue("job"))
+	var patience time.Duration
+	if q := r.URL.Query(); q.Has("wait") {
+		if patience, err = time.ParseDuration(q.Get("wait")); err != nil || patience <= 0 || patience > runWaitMax {
+			return nil, badRequest("wait: %q must be a duration of at most %s, such as 30s", q.Get("wait"), runWaitMax)
+		}
+	}
+	if req.Params, err = runParams(r); err != nil {
+		return nil, err
+	}
+	name := r.PathValue("job")
+	row, res, err := a.scheduler.runNow(r.Context(), req, name)
 	if err != nil {
 		return nil, err
 	}
 	if res.Refused != "" {
 		return nil, problem{http.StatusConflict, res.Refused}
 	}
-	header := jobLocation(r.PathValue("job"))
-	header["Belfry-Group"] = strconv.FormatInt(key(cmp.Or(res.First, res.Index), 0), 10)
-	return a.jobResponse(r, http.StatusAccepted, row, res, header)
+	group := key(cmp.Or(res.First, res.Index), 0)
+	header := jobLocation(name)
+	header["Belfry-Group"] = strconv.FormatInt(group, 10)
+	if patience == 0 {
+		return a.jobResponse(r, http.StatusAccepted, row, res, header)
+	}
+	return &response{header: header, serve: func(w http.ResponseWriter) error {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it would end the context
+		status, over := http.StatusAccepted, time.After(patience)
+		for over != nil {
+			open, err := a.store.clients.groupOpen(group)
+			if err != nil {
+				return err
+			}
+			if !open {
+				status = http.StatusOK
+				if now, err := a.store.job(name); err == nil { // else it is deleted
+					row, res = now, applied{}
+				}
+				break
+			}
+			select {
+			case <-r.Context().Done():
+				return nil
+			case <-a.stopping:
+				over = nil
+			case <-over:
+				over = nil
+			case <-time.After(runPause):
+			}
+		}
+		out, err := a.jobResponse(r, status, row, res, header)
+		if err != nil {
+			return err
+		}
+		return a.send(w, r, out)
+	}}, nil
 }
+
+const (
+	runWaitMax = time.Minute            // that a client may wait for the end of a run
+	runPause   = 100 * time.Millisecond // between looks whether it has ended
+)
 
 // restore stores the jobs of an uploaded file, all or none, and responds with a line for each. With dry-run it only
 // checks them; with prune it also deletes the jobs with the metadata in the query that are not in the file. It streams
@@ -1565,11 +1633,12 @@ type executionView struct {
 	Attempt         int       `json:"attempt"`
 
 	// The rest is ours.
-	Reason        string    `json:"reason,omitempty"`         // why it failed; the output contains it too
-	Outcome       string    `json:"outcome"`                  // one of runOutcomes; "" while it runs
-	Cause         string    `json:"cause"`                    // tick, child, retry or hand
-	ScheduledAt   time.Time `json:"scheduled_at"`             // when the tick was due, or the run was requested
-	OutputDropped int64     `json:"output_dropped,omitempty"` // bytes, from the beginning
+	Reason        string            `json:"reason,omitempty"`         // why it failed; the output contains it too
+	Outcome       string            `json:"outcome"`                  // one of runOutcomes; "" while it runs
+	Cause         string            `json:"cause"`                    // tick, child, retry or hand
+	Params        map[string]string `json:"params,omitempty"`         // that a run by hand was given
+	ScheduledAt   time.Time         `json:"scheduled_at"`             // when the tick was due, or the run was requested
+	OutputDropped int64             `json:"output_dropped,omitempty"` // bytes, from the beginning
 
 	ExitCode    *int    `json:"exit_code,omitempty"`         // of the first process, if it exited by itself
 	Signal      string  `json:"signal,omitempty"`            // that ended the first process
@@ -1582,7 +1651,7 @@ func (e *executionRow) view(zone *time.Location) executionView {
 	v := executionView{
 		ID: executionName(e.ID, e.Node), JobName: e.JobName, NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
 		ScheduledAt: timeOf(e.Due).In(zone), StartedAt: timeOf(e.Started).In(zone),
-		Success: e.Outcome == outcomeSuccess, Outcome: e.Outcome, Cause: e.Cause, Reason: strings.TrimSpace(string(e.Reason)),
+		Success: e.Outcome == outcomeSuccess, Outcome: e.Outcome, Cause: e.Cause, Params: e.Params, Reason: strings.TrimSpace(string(e.Reason)),
 		Output: string(e.Output), OutputDropped: e.Dropped,
 		ExitCode: e.Process.ExitCode, Signal: e.Process.Signal,
 		CPUSeconds: time.Duration(e.Process.CPU).Seconds(), MemoryBytes: e.Process.Memory,

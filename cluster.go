@@ -2418,7 +2418,7 @@ const (
 	rpcBytesMax         = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
 	planeHeaderTime     = 5 * time.Second  // for a handshake and a request's head
 	planeReadTime       = 30 * time.Second // for a request's body
-	planeWriteTime      = time.Minute      // for an answer, longer than any call waits for one
+	planeWriteTime      = 90 * time.Second // for an answer, longer than any call waits for one
 	planeIdleTime       = 2 * time.Minute  // of a kept-alive connection
 	planeBeatsPerNode   = 8                // more than the heartbeat and the two links to one node ever need, dials that were given up included
 	planeConnsPerNode   = 16               // of calls to one node; more wait for each other

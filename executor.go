@@ -191,6 +191,7 @@ type order struct {
 	Config      map[string]string            `json:"config"`
 	Processors  map[string]map[string]string `json:"processors,omitempty"`
 	Timeout     string                       `json:"timeout,omitempty"` // of the job, whatever its executor; empty: none
+	Params      map[string]string            `json:"params,omitempty"`
 }
 
 // A dispatch has a leader's orders for one node. Number grows with each dispatch, question and kill of a term.
@@ -1170,7 +1171,7 @@ func inheritedEnvironment(environ []string) []string {
 }
 
 // environment returns the environment of a process, in which the last entry of a name wins: the inherited one, that of
-// its user, what identifies the run, the job's own entries, and the marks by which readProcs finds it.
+// its user, what identifies the run, the job's own entries, its parameters, and the marks by which readProcs finds it.
 func (e *executor) environment(o *order, account []string) []string {
 	env := append(slices.Concat(e.base, account),
 		"ENV_JOB_NAME="+o.Job,
@@ -1180,6 +1181,9 @@ func (e *executor) environment(o *order, account []string) []string {
 		"BELFRY_NODE="+e.cfg.Node,
 	)
 	env = append(env, envEntries(o.Config)...)
+	for _, k := range slices.Sorted(maps.Keys(o.Params)) {
+		env = append(env, "BELFRY_PARAM_"+strings.ToUpper(k)+"="+o.Params[k])
+	}
 	return append(env, "BELFRY_EXECUTION="+executionName(o.Execution, e.cfg.Node), "BELFRY_NODE_ID="+e.cfg.NodeID)
 }
 
@@ -1506,6 +1510,9 @@ func (e *executor) newRequest(ctx context.Context, o *order) (*http.Request, err
 		return nil, err
 	}
 	req.Header, req.Host = headers, headers.Get("Host") // empty: that of the URL
+	for k, v := range o.Params {
+		req.Header.Set("Belfry-Param-"+strings.ReplaceAll(k, "_", "-"), v) // proxies drop names with _
+	}
 	for _, h := range [...][2]string{
 		{"User-Agent", "belfry"},
 		{"Belfry-Job", o.Job},

@@ -541,8 +541,9 @@ func TestExecutor_Environment(t *testing.T) {
 	}
 	n := newNode(t, t.TempDir())
 	at := time.Date(2026, 2, 3, 4, 5, 6, 789, time.UTC)
-	id := n.order(t, order{Job: "j", Group: 4, Attempt: 2, ScheduledAt: at.UnixNano(), Executor: "shell", Config: map[string]string{
-		"command": "env", "env": "REPLACED=new,BELFRY_NODE=mine,BELFRY_NODE_ID=fake,BELFRY_HTTP_ADDR=:1,TWICE=1,TWICE=2"}})
+	id := n.order(t, order{Job: "j", Group: 4, Attempt: 2, ScheduledAt: at.UnixNano(), Executor: "shell",
+		Params: map[string]string{"start_date": "2026-11-01", "Zone": "a=b c"}, Config: map[string]string{
+			"command": "env", "env": "REPLACED=new,BELFRY_PARAM_ZONE=mine,BELFRY_NODE=mine,BELFRY_NODE_ID=fake,BELFRY_HTTP_ADDR=:1,TWICE=1,TWICE=2"}})
 	got := strings.Split(strings.TrimSpace(string(n.leader.wait(t, id).Output)), "\n")
 	got = slices.DeleteFunc(got, func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
@@ -551,7 +552,7 @@ func TestExecutor_Environment(t *testing.T) {
 	})
 	slices.Sort(got)
 	want := []string{"BELFRY_ATTEMPT=2", "BELFRY_EXECUTION=1-n1", "BELFRY_HTTP_ADDR=:1", "BELFRY_JOB=j", "BELFRY_NODE=mine",
-		"BELFRY_NODE_ID=" + n.cfg.NodeID, "BELFRY_SCHEDULED_AT=2026-02-03T04:05:06.000000789Z", "ENV_JOB_NAME=j", "KEPT=yes", "REPLACED=new", "TWICE=2"}
+		"BELFRY_NODE_ID=" + n.cfg.NodeID, "BELFRY_PARAM_START_DATE=2026-11-01", "BELFRY_PARAM_ZONE=a=b c", "BELFRY_SCHEDULED_AT=2026-02-03T04:05:06.000000789Z", "ENV_JOB_NAME=j", "KEPT=yes", "REPLACED=new", "TWICE=2"}
 	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -1259,7 +1260,7 @@ func TestExecutor_HTTP(t *testing.T) {
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s\n%s\n", r.Method, r.URL.RawQuery, body)
 		for _, name := range []string{"Content-Type", "X-One", "X-Two", "Belfry-Job", "Belfry-Execution", "Belfry-Scheduled-At",
-			"Belfry-Attempt", "Belfry-Node", "Idempotency-Key"} {
+			"Belfry-Attempt", "Belfry-Node", "Belfry-Param-Start-Date", "Idempotency-Key"} {
 			if v := r.Header.Values(name); v != nil {
 				fmt.Fprintf(w, "%s: %s\n", name, strings.Join(v, "|"))
 			}
@@ -1304,6 +1305,7 @@ func TestExecutor_HTTP(t *testing.T) {
 		{"ErrSecretName", `{"method":"GET","url":"%s/echo","headers":"[\"Authorization hunter2:x\"]"}`, outcomeFailed, "~executor_config.headers"},
 		{"Request", `{"method":"POST","url":"%s/echo?x=y","body":"{\"a\":1}","headers":"[\"Content-Type: application/json\",\"X-One:   padded  \",\"x-two:2\"]"}`, outcomeSuccess,
 			"POST x=y\n{\"a\":1}\nContent-Type: application/json\nX-One: padded\nX-Two: 2\n" + identity + "Idempotency-Key: j/4/n1\n"},
+		{"Params", `{"method":"GET","url":"%s/echo"}`, outcomeSuccess, "~Belfry-Param-Start-Date: 2026-11-01\n"},
 		{"OwnIdentity", `{"method":"PUT","url":"%s/echo","headers":"[\"idempotency-key: mine\"]"}`, outcomeSuccess, "PUT \n\n" + identity + "Idempotency-Key: mine\n"},
 		{"NoHeaders", `{"method":"DELETE","url":"%s/echo","headers":"[]","timeout":"abc"}`, outcomeSuccess, "~DELETE \n\nBelfry-Job"},
 		{"Debug", `{"method":"GET","url":"%s/reply?body=seen","debug":"true","expectBody":"^seen$"}`, outcomeSuccess, "~GET /reply?body=seen HTTP/1.1"},
@@ -1322,7 +1324,11 @@ func TestExecutor_HTTP(t *testing.T) {
 			if err := json.Unmarshal([]byte(strings.ReplaceAll(test.config, "%s", srv.URL)), &config); err != nil {
 				t.Fatal(err)
 			}
-			id := n.order(t, order{Job: "j", Group: 4, Attempt: 2, ScheduledAt: 5, Executor: "http", Config: config})
+			o := order{Job: "j", Group: 4, Attempt: 2, ScheduledAt: 5, Executor: "http", Config: config}
+			if test.name == "Params" {
+				o.Params = map[string]string{"start_date": "2026-11-01"}
+			}
+			id := n.order(t, o)
 			got := n.leader.wait(t, id)
 			want := strings.ReplaceAll(test.want, "%d", strconv.FormatInt(id, 10))
 			contained, loose := strings.CutPrefix(want, "~")

@@ -46,11 +46,12 @@ import (
 )
 
 const (
-	nameBytesMax = 1024    // of a job's name
-	retriesMax   = 1 << 30 // of a job: larger than makes sense, and safe to count with
-	jobBytesMax  = 512_000 // of a job's JSON
-	warningsMax  = 10      // of a job that are shown
-	reportsMax   = 500     // in one finish command
+	nameBytesMax   = 1024    // of a job's name
+	retriesMax     = 1 << 30 // of a job: larger than makes sense, and safe to count with
+	jobBytesMax    = 512_000 // of a job's JSON
+	paramsBytesMax = 4_000   // of the names and values of a run's parameters
+	warningsMax    = 10      // of a job that are shown
+	reportsMax     = 500     // in one finish command
 
 	catchupMax    = 10                    // newest missed ticks of a job that still run
 	catchupMin    = 10 * time.Second      // window in which they do: a new leader needs some seconds to find the nodes
@@ -146,6 +147,9 @@ type job struct {
 	Metadata       map[string]string            `json:"metadata,omitempty"`
 	Retries        uint                         `json:"retries,omitempty"`
 	ParentJob      string                       `json:"parent_job,omitempty"`
+	ParentOn       string                       `json:"parent_on,omitempty"`     // ours, as the next two
+	Params         map[string]string            `json:"params,omitempty"`        // that a run takes, with defaults; nil: any
+	DisableAfter   uint                         `json:"disable_after,omitempty"` // groups in a row that failed; 0: never
 	Processors     map[string]map[string]string `json:"processors,omitempty"`
 	Concurrency    string                       `json:"concurrency,omitempty"`
 	Delivery       string                       `json:"delivery,omitempty"` // ours; so are the next four, durations
@@ -228,7 +232,7 @@ func misfit(v any, at string, depth int) (string, any) {
 // typeError names the field with the wrong type, and what to write where a string is required.
 func typeError(doc []byte, err *json.UnmarshalTypeError) error {
 	field, _, _ := strings.Cut(err.Field, ".")
-	depth := map[string]int{"tags": 1, "metadata": 1, "executor_config": 1, "processors": 2}[field]
+	depth := map[string]int{"tags": 1, "metadata": 1, "executor_config": 1, "params": 1, "processors": 2}[field]
 	var fields map[string]any
 	if depth > 0 && json.Unmarshal(doc, &fields) == nil {
 		switch at, v := misfit(fields[field], field, depth); v := v.(type) {
@@ -245,7 +249,7 @@ func typeError(doc []byte, err *json.UnmarshalTypeError) error {
 			return fmt.Errorf("%.80s: a JSON string does not fit here", at)
 		}
 	}
-	return fmt.Errorf("%s: a JSON %s does not fit here", err.Field, err.Value)
+	return fmt.Errorf("%s: a JSON %s does not fit here", cmp.Or(err.Field, "the body"), err.Value)
 }
 
 // checkTimes refuses times that nanoseconds cannot express. An expires_at after those is none.
@@ -283,6 +287,11 @@ func (j *job) validate(zone string, now int64) error {
 	refuse(j.Delivery != "" && j.Delivery != deliveryAtMostOnce && j.Delivery != deliveryAtLeastOnce,
 		"delivery: %q must be %q or %q", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
 	refuse(j.Retries > retriesMax, "retries: %d is more than %d", j.Retries, retriesMax)
+	refuse(j.ParentOn != "" && j.ParentOn != onSuccess && j.ParentOn != onFailure && j.ParentOn != onAny,
+		"parent_on: %q must be %q, %q or %q", j.ParentOn, onSuccess, onFailure, onAny)
+	refuse(j.ParentOn != "" && j.ParentJob == "", "parent_on: says when a job follows its parent_job, which is missing")
+	refuse(j.DisableAfter > retriesMax, "disable_after: %d is more than %d", j.DisableAfter, retriesMax)
+	check("", checkParams(j.Params))
 	refuse(j.ParentJob != "" && j.ParentJob == j.Name, "parent_job: a job cannot be its own parent")
 	refuse(j.SuccessCount < 0 || j.ErrorCount < 0, "success_count, error_count: must not be negative")
 	refuse(j.LastSuccess < 0 || j.LastError < 0 || int64(max(j.LastSuccess, j.LastError)) > now,
@@ -341,6 +350,38 @@ func validateName(name string) error {
 		}
 	}
 	return nil
+}
+
+// checkParams refuses parameters that cannot become variables of an environment and headers.
+func checkParams(params map[string]string) error {
+	size, seen := 0, map[string]bool{}
+	for _, k := range sortedKeys(params) {
+		name := strings.ToUpper(k)
+		switch {
+		case strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "" || name == "":
+			return fmt.Errorf("params: the name %.40q must consist of letters, digits and _", k)
+		case seen[name]:
+			return fmt.Errorf("params: two names are the same but for their case, as is %.40q", k)
+		case strings.ContainsFunc(params[k], unicode.IsControl):
+			return fmt.Errorf("params.%.40s: must not contain control characters", k)
+		}
+		seen[name] = true
+		size += len(k) + len(params[k])
+	}
+	if size > paramsBytesMax {
+		return fmt.Errorf("params: %d bytes of names and values are more than %d", size, paramsBytesMax)
+	}
+	return nil
+}
+
+// runParams are the parameters of a run: those that it was given, and the job's defaults.
+func (j *job) runParams(given map[string]string) map[string]string {
+	params := maps.Clone(j.Params)
+	if params == nil {
+		return given
+	}
+	maps.Copy(params, given)
+	return params
 }
 
 // checkShellConfig refuses an executor_config of a shell job that means something else than its author intended, or can
@@ -1622,7 +1663,7 @@ func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) 
 		}
 		orders[e.target()] = append(orders[e.target()], order{Execution: e.ID, Job: j.Name, Group: e.Group,
 			Attempt: e.Attempt, ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig, Processors: j.Processors,
-			Timeout: j.Timeout})
+			Timeout: j.Timeout, Params: j.runParams(e.Params)})
 	}
 	return orders, nil
 }
@@ -1639,6 +1680,7 @@ func (o *order) size() int {
 		}
 	}
 	count(o.Config)
+	count(o.Params)
 	for name, settings := range o.Processors {
 		n += len(name)
 		count(settings)
@@ -2253,6 +2295,7 @@ type request struct {
 	Actor   string
 	Address string               // of the client, for the audit trail
 	ID      string               // never empty; a request with the same id changes nothing again
+	Params  map[string]string    // of a run
 	Keep    func(*jobRow) string // response to a repetition, from the job after the write; nil: none is kept
 }
 
@@ -2704,13 +2747,18 @@ const errFinished = refusal("the execution has finished")
 // runNow starts a job at the request of a client and returns the job as it was before. res.Refused says why nothing was
 // started; otherwise res.Started has the executions.
 func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow, applied, error) {
-	return s.attempt(ctx, r, actionRun, func(c *command) (*jobRow, error) {
+	row, res, err := s.attempt(ctx, r, actionRun, func(c *command) (*jobRow, error) {
 		row, j, err := s.jobNamed(name)
 		if err != nil {
 			return nil, err
 		}
+		for _, k := range sortedKeys(r.Params) {
+			if _, ok := j.Params[k]; !ok && j.Params != nil {
+				return nil, fmt.Errorf("params.%.40s: %w; it takes %s", k, errNoParam, strings.Join(sortedKeys(j.Params), ", "))
+			}
+		}
 		m := s.moment()
-		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(j.Tags)}
+		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(j.Tags), Params: r.Params}
 		switch {
 		case row.Disabled:
 			return nil, errJobDisabled
@@ -2722,7 +2770,17 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow
 		c.Consume = []decision{d}
 		return row, nil
 	})
+	if err == nil && res.repeated() && res.Refused == "" {
+		e, err := s.store.execution(key(res.First, 0))
+		if err == nil && !maps.Equal(e.Params, r.Params) {
+			return nil, res, errKeyUsed
+		}
+	}
+	return row, res, err
 }
+
+// errNoParam refuses a run with a parameter that its job does not name.
+const errNoParam = refusal("the job takes no such parameter")
 
 // errNoNode refuses to run a job now that no live node can run.
 const errNoNode = refusal("no live node has the tags that the job asks for; change its tags, or start such a node")

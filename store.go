@@ -147,6 +147,8 @@ const jobFields = `,
 	delivery        TEXT    AS (coalesce(doc ->> 'delivery', '')) STORED,
 	retries         INTEGER AS (coalesce(doc ->> 'retries', 0)) STORED,
 	ephemeral       INTEGER AS (coalesce(doc ->> 'ephemeral', 0)) STORED,
+	parent_on       TEXT    AS (coalesce(doc ->> 'parent_on', 'success')),
+	disable_after   INTEGER AS (coalesce(doc ->> 'disable_after', 0)) STORED,
 	displayname     TEXT    AS (coalesce(doc ->> 'displayname', '')),
 	schedule        TEXT    AS (coalesce(doc ->> 'schedule', '')),
 	timezone        TEXT    AS (coalesce(doc ->> 'timezone', '')),
@@ -162,7 +164,7 @@ const jobFields = `,
 	doc             TEXT    NOT NULL`
 
 // schemaVersion is raised whenever schema changes.
-const schemaVersion = 5
+const schemaVersion = 6
 
 // schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet"
 // unless a column says otherwise. The first two tables are this server's own and
@@ -209,6 +211,7 @@ CREATE TABLE job_state (
 	next          INTEGER NOT NULL, -- the least integer: never
 	fired         INTEGER NOT NULL, -- due time of the last decided tick, or when next was computed otherwise
 	open          INTEGER NOT NULL, -- unfinished executions and pending retries
+	failures      INTEGER NOT NULL, -- groups in a row that have failed since it was enabled
 	kept          INTEGER NOT NULL, -- finished executions on record
 	success_count INTEGER NOT NULL,
 	error_count   INTEGER NOT NULL,
@@ -237,7 +240,8 @@ CREATE TABLE executions (
 	exit_code   INTEGER,          -- of its first process; NULL: it did not exit by itself
 	signal      TEXT    NOT NULL, -- that ended that process
 	cpu         INTEGER NOT NULL, -- nanoseconds that it and its children took
-	memory      INTEGER NOT NULL  -- bytes at the peak of the largest; 0: not known
+	memory      INTEGER NOT NULL, -- bytes at the peak of the largest; 0: not known
+	params      TEXT    NOT NULL  -- JSON object that a run by hand was given, or null
 ) STRICT;
 CREATE INDEX executions_job ON executions (job, id);
 CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
@@ -257,12 +261,12 @@ CREATE TABLE outputs (
 -- What must still follow from something that ended.
 CREATE TABLE pending (
 	id      INTEGER PRIMARY KEY,
-	cause   TEXT    NOT NULL, -- retry, child, or children: of the job, whose group has succeeded
+	cause   TEXT    NOT NULL, -- retry, child, or children: of the job, whose group is over
 	job     INTEGER NOT NULL,
 	grp     INTEGER NOT NULL, -- of a retry
 	slot    INTEGER NOT NULL,
 	attempt INTEGER NOT NULL,
-	node    TEXT    NOT NULL, -- that a retry goes to
+	node    TEXT    NOT NULL, -- that a retry goes to; of children, how the group ended
 	due     INTEGER NOT NULL, -- not before
 	asked   INTEGER NOT NULL  -- due of the group; of a child the end of its parent
 ) STRICT;
@@ -1508,6 +1512,7 @@ type audited struct {
 const (
 	actionPut              = "job.put"
 	actionToggle           = "job.toggle"
+	actionDisable          = "job.disable" // of the scheduler
 	actionDelete           = "job.delete"
 	actionRun              = "job.run"
 	actionDeleteExecutions = "executions.delete"
@@ -1585,6 +1590,8 @@ type decision struct {
 	Next    int64    `json:"next,omitempty"`
 	Late    bool     `json:"late,omitempty"`
 	Targets []target `json:"targets,omitempty"` // to run on; empty: it does not run
+
+	Params map[string]string `json:"params,omitempty"` // of a run by hand
 
 	Outcome string `json:"outcome,omitempty"` // skipped or missed
 	Reason  string `json:"reason,omitempty"`
@@ -2067,12 +2074,12 @@ func (a *applying) store(p jobPut) {
 		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, ?, ?, ?, ?, '')", id, p.Next, a.computed(p.Next),
+		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '')", id, p.Next, a.computed(p.Next),
 			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
 	case p.Keep:
 		return
 	default:
-		a.exec("UPDATE job_state SET next = ?, fired = max(fired, ?) WHERE job = ?", p.Next, a.computed(p.Next), id)
+		a.exec("UPDATE job_state SET next = ?, fired = max(fired, ?), failures = 0 WHERE job = ?", p.Next, a.computed(p.Next), id)
 	}
 	a.arm(id, p.Next, j.armed())
 }
@@ -2183,13 +2190,13 @@ func (a *applying) restore(r restoring) {
 	a.s.allNew = true
 	var rows [4]int64 // that each of these has written
 	for i, query := range []string{
-		`UPDATE job_state SET next = st.next, fired = max(fired, ` + stagedComputed + `)
+		`UPDATE job_state SET next = st.next, fired = max(fired, ` + stagedComputed + `), failures = 0
 			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
 		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, ''
+		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, ''
 			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
 			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
@@ -2365,6 +2372,7 @@ type consuming struct {
 	name                    string
 	rev, next, fired, open  int64
 	armed, disabled, forbid bool
+	failing                 bool // to be disabled, once its ticks are decided
 	changed                 bool
 }
 
@@ -2374,7 +2382,7 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 	for i, d := range list {
 		ids[i] = d.Job
 	}
-	for _, t := range applyRows[consuming](a, `SELECT j.id, name, rev, next, fired, open, armed, disabled, concurrency = 'forbid'
+	for _, t := range applyRows[consuming](a, `SELECT j.id, name, rev, next, fired, open, armed, disabled, concurrency = 'forbid', disable_after BETWEEN 1 AND failures
 		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state ON job = j.id WHERE deleted = 0`, jsonText(ids)) {
 		jobs[t.id] = &t
 	}
@@ -2396,6 +2404,9 @@ func (a *applying) consume(list []decision) {
 		if len(d.Targets) > 0 && t.forbid && t.open > own {
 			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, overlapReason
 		}
+		if len(d.Targets) > 0 && t.failing && e.Cause == causeTick {
+			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, failingReason
+		}
 		started := a.start(d.Targets, e)
 		t.open += int64(len(started))
 		a.result.Started[i] = started
@@ -2408,12 +2419,20 @@ func (a *applying) consume(list []decision) {
 		default:
 			d.Due = e.Due
 			a.record(d.Job, e.Cause, d)
+			if e.Cause == causeRetry {
+				delta := &jobDelta{}
+				a.over(d.Job, e.Group, a.attempts(e.Group), delta)
+				a.count(map[int64]*jobDelta{d.Job: delta}, nil)
+			}
 		}
 	}
 	for id, t := range jobs {
 		if t.changed {
 			a.touchRun(id)
 			a.exec("UPDATE job_state SET next = ?, fired = ?, open = ? WHERE job = ?", t.next, t.fired, t.open, id)
+		}
+		if t.changed && t.failing {
+			a.disableFailing(id)
 		}
 	}
 }
@@ -2439,15 +2458,16 @@ func (a *applying) cause(d decision, t *consuming) (e executionRow, own int64, o
 	case t.disabled:
 		a.fail(errJobDisabled)
 	default:
-		return executionRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now}, 0, true
+		return executionRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now, Params: d.Params}, 0, true
 	}
 	return e, 0, false
 }
 
 // pendingCause is cause of a pending row. One that is gone was consumed before.
 func (a *applying) pendingCause(d decision, t *consuming) (e executionRow, own int64, ok bool) {
-	if !a.get("SELECT cause, job, grp, slot, attempt, asked FROM pending WHERE id = ?", []any{d.Pending},
-		&e.Cause, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Due) {
+	if !a.get(`SELECT p.cause, p.job, p.grp, p.slot, p.attempt, p.node, p.asked, coalesce(e.params, 'null')
+		FROM pending p LEFT JOIN executions e ON e.id = p.grp WHERE p.id = ?`, []any{d.Pending},
+		&e.Cause, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Node, &e.Due, jsonColumn{&e.Params}) {
 		return executionRow{}, 0, true
 	}
 	switch {
@@ -2481,6 +2501,8 @@ func (a *applying) auditRun(job string, targets []target, executions []int64) {
 // the leader could not yet name the execution.
 const overlapReason = "overlap with a run of the job that had not ended"
 
+const failingReason = "the job is about to be disabled: as many runs in a row have failed as its disable_after allows"
+
 // record notes what did not run, and why.
 func (a *applying) record(job int64, cause string, d decision) {
 	a.s.tell(eventJob, job)
@@ -2491,26 +2513,27 @@ func (a *applying) record(job int64, cause string, d decision) {
 // start writes the unfinished executions of a group, or of one retry of it
 // (e.Group set), and returns their ids.
 func (a *applying) start(targets []target, e executionRow) (ids []int64) {
+	params := jsonText(e.Params)
 	for i, t := range targets {
 		id := a.key()
 		if e.Group == 0 {
 			e.Group = id
 		}
-		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0)",
-			id, e.JobID, e.Group, e.slot+i, e.Attempt, t.Node, int64(t.Incarnation), e.Cause, e.Due, e.Late, a.c.Now)
+		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0,?)",
+			id, e.JobID, e.Group, e.slot+i, e.Attempt, t.Node, int64(t.Incarnation), e.Cause, e.Due, e.Late, a.c.Now, params)
 		a.s.tell(eventStarted, id)
 		ids = append(ids, id)
 	}
 	return ids
 }
 
-// expand puts the children of a job in the place of the row that stands for all of
+// expand puts the children of a job that wait for such an end in the place of the row that stands for all of
 // them: due now, whatever clock made that row. Of many such rows a command expands as
 // many as one transaction should.
 func (a *applying) expand(row int64, e executionRow) {
 	a.exec("DELETE FROM pending WHERE id = ?", row)
 	children := applyRows[int64](a, "SELECT c.id FROM jobs j JOIN jobs c ON "+childOfJob+
-		" WHERE j.id = ? AND j.deleted = 0 ORDER BY c.id", e.JobID)
+		" WHERE j.id = ? AND j.deleted = 0 AND c.parent_on IN (?, 'any') ORDER BY c.id", e.JobID, e.Node)
 	for _, child := range children {
 		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: e.Due})
 	}
@@ -2543,6 +2566,8 @@ type ended struct {
 // jobDelta is what a command adds to the state of a job.
 type jobDelta struct {
 	success, failed, lastSuccess, lastError, open, kept int64
+	failures                                            int64  // in a row, of groups, since the last success
+	succeeded                                           bool   // a group did
 	status                                              string // '': as it was
 }
 
@@ -2678,45 +2703,85 @@ func retryDelay(first, longest string, attempt int) time.Duration {
 	return min(delay, limit)
 }
 
-// settle gives the job the status of the group that e has just ended in, and
-// lets follow what follows when the last attempt on every node has succeeded:
-// the children, and the end of an ephemeral job.
-func (a *applying) settle(e *ended, d *jobDelta) {
-	var success, failed, unfinished int
-	last := map[int64]string{} // slot → outcome of its last attempt
+// attempts are what became of the executions of a group.
+type attempts struct {
+	success, failed, unfinished int
+	last                        map[int64]string // slot → outcome of its last attempt
+}
+
+func (a *applying) attempts(group int64) attempts {
+	g := attempts{last: map[int64]string{}}
 	type attempt struct {
 		slot, finished int64
 		outcome        string
 	}
 	for _, r := range applyRows[attempt](a, `SELECT slot, finished, outcome FROM executions WHERE id = ?1
-		UNION ALL SELECT slot, finished, outcome FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)`, e.Group) {
-		last[r.slot] = r.outcome
+		UNION ALL SELECT slot, finished, outcome FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)`, group) {
+		g.last[r.slot] = r.outcome
 		switch {
 		case r.finished == 0:
-			unfinished++
+			g.unfinished++
 		case r.outcome == outcomeSuccess:
-			success++
+			g.success++
 		case !undecided(r.outcome):
-			failed++
+			g.failed++
 		}
 	}
+	return g
+}
+
+// settle gives the job the status of the group that e has just ended in. Of an
+// execution that was lost before nothing more follows.
+func (a *applying) settle(e *ended, d *jobDelta) {
+	g := a.attempts(e.Group)
 	switch {
-	case failed == 0 && success > 0:
+	case g.failed == 0 && g.success > 0:
 		d.status = statusSuccess
-	case success == 0 && failed > 0:
+	case g.success == 0 && g.failed > 0:
 		d.status = statusFailed
-	case success > 0:
+	case g.success > 0:
 		d.status = statusPartial
 	}
-	if e.Outcome == outcomeLost || unfinished > 0 {
-		return
+	if e.Outcome != outcomeLost {
+		a.over(e.JobID, e.Group, g, d)
 	}
-	for _, outcome := range last {
-		if outcome != outcomeSuccess {
+}
+
+// How a group ended, and the values of a child's parent_on: after which end of its
+// parent's groups it runs; empty is onSuccess.
+const (
+	onSuccess = "success"
+	onFailure = "failure"
+	onAny     = "any"
+)
+
+// over lets follow what follows from a group in which nothing runs and no retry
+// waits any more. It has succeeded if the last attempt on every node has, and
+// failed if one of these failed or was interrupted, but none was killed.
+func (a *applying) over(job, group int64, g attempts, d *jobDelta) {
+	how := onSuccess
+	for _, outcome := range g.last {
+		switch {
+		case outcome == outcomeKilled:
 			return
+		case retried(outcome):
+			how = onFailure
+		case outcome != outcomeSuccess && how == onSuccess:
+			how = ""
 		}
 	}
-	a.follow(e.JobID)
+	var retries int
+	switch {
+	case g.unfinished > 0 || how == "":
+		return
+	case how == onSuccess:
+		d.failures, d.succeeded = 0, true
+	case a.get("SELECT 1 FROM pending WHERE grp = ? AND grp <> 0 LIMIT 1", []any{group}, &retries):
+		return
+	default:
+		d.failures++
+	}
+	a.follow(job, how)
 }
 
 // Values of a job's status, as Dkron names them; empty is a job that never ran.
@@ -2726,17 +2791,18 @@ const (
 	statusPartial = "partially_failed"
 )
 
-// follow makes one row pending for all children of a job whose group has
-// succeeded, or deletes the job if it is ephemeral. A job that others depend on
-// stays, as it cannot be deleted by a call either.
-func (a *applying) follow(id int64) {
-	var ephemeral, parent bool
-	a.get("SELECT ephemeral, EXISTS (SELECT * FROM jobs c WHERE "+childOfJob+") FROM jobs j "+
-		"WHERE id = ? AND deleted = 0", []any{id}, &ephemeral, &parent)
+// follow makes one row pending for all children of a job that wait for such an
+// end of its group, or deletes the job if it is ephemeral and has succeeded. A
+// job that others depend on stays, as it cannot be deleted by a call either.
+func (a *applying) follow(id int64, how string) {
+	var ephemeral bool
+	var children, waiting int
+	a.get("SELECT j.ephemeral, count(c.id), coalesce(sum(c.parent_on IN (?2, 'any')), 0) FROM jobs j LEFT JOIN jobs c ON "+
+		childOfJob+" WHERE j.id = ?1 AND j.deleted = 0 GROUP BY j.id", []any{id, how}, &ephemeral, &children, &waiting)
 	switch {
-	case parent:
-		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Due: a.c.Now, Asked: a.c.Now})
-	case ephemeral:
+	case waiting > 0:
+		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Node: how, Due: a.c.Now, Asked: a.c.Now})
+	case ephemeral && children == 0 && how == onSuccess:
 		a.softDelete(id)
 	}
 }
@@ -2748,13 +2814,36 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 		a.touchRun(id)
 		a.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?,
 			last_success = max(last_success, ?), last_error = max(last_error, ?),
-			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status) WHERE job = ?`,
-			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, id)
+			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status), failures = iif(?, 0, failures) + ? WHERE job = ?`,
+			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, d.succeeded, d.failures, id)
+		if d.failures > 0 {
+			a.disableFailing(id)
+		}
 	}
 	for day, n := range days {
 		a.exec(`INSERT INTO stats VALUES (?, ?, ?)
 			ON CONFLICT DO UPDATE SET success = success + excluded.success, failed = failed + excluded.failed`, day, n[0], n[1])
 	}
+}
+
+// disableFailing disables a job of which as many groups in a row have failed as it
+// allows. A tick that is due would be left without an outcome: then consume does it.
+func (a *applying) disableFailing(id int64) {
+	var was job
+	if !a.get(`SELECT doc FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ? AND deleted = 0 AND disabled = 0
+		AND disable_after BETWEEN 1 AND failures AND (NOT armed OR next > ? OR next = ?)`,
+		[]any{id, a.c.Now, int64(never)}, jsonColumn{&was}) {
+		return
+	}
+	j := was
+	j.Disabled = true
+	a.touch(id)
+	a.arm(id, never, false)
+	a.exec("UPDATE jobs SET rev = ?, doc = ? WHERE id = ?", int64(a.result.Index), j.document(), id)
+	asked := a.c.Audit
+	a.c.Audit = &audited{Action: actionDisable}
+	a.audit(j.Name, fmt.Sprintf("%d runs in a row have failed", j.DisableAfter), &was, &j)
+	a.c.Audit = asked
 }
 
 // reset takes back ticks that were decided by a clock ahead of its time. It
@@ -2848,6 +2937,9 @@ type jobRow struct {
 	Retries        int64           `json:"retries"`
 	DependentJobs  json.RawMessage `json:"dependent_jobs"`
 	ParentJob      string          `json:"parent_job"`
+	ParentOn       string          `json:"parent_on,omitempty"` // ours; so are the next two
+	Params         json.RawMessage `json:"params,omitempty"`
+	DisableAfter   int64           `json:"disable_after,omitempty"`
 	Processors     json.RawMessage `json:"processors"`
 	Concurrency    string          `json:"concurrency"`
 	Delivery       string          `json:"delivery,omitempty"` // ours; so are the next four
@@ -3328,7 +3420,7 @@ func (d *jobDocs) removeLocked(id int64) {
 	}
 }
 
-// executionRow is an execution as it is stored: its fields down to Process are
+// executionRow is an execution as it is stored: its fields down to Params are
 // the columns of the table.
 type executionRow struct {
 	ID          int64
@@ -3346,6 +3438,7 @@ type executionRow struct {
 	Outcome     string
 	Dropped     int64
 	Process     processEnd
+	Params      map[string]string // that a run by hand was given, for its retries too
 
 	JobName    string
 	OutputSize int    // of all of it
@@ -3713,6 +3806,14 @@ func (s *store) request(id string) (r applied, ok bool, err error) {
 		return applied{}, false, nil
 	}
 	return r, err == nil, err
+}
+
+// groupOpen reports whether something of a group runs, or waits to be tried again.
+func (s *reader) groupOpen(group int64) (open bool, err error) {
+	err = s.view(`SELECT EXISTS (SELECT * FROM pending WHERE grp = ?1 AND grp <> 0)
+		OR EXISTS (SELECT * FROM executions WHERE id = ?1 AND finished = 0)
+		OR EXISTS (SELECT * FROM executions WHERE grp = ?1 AND grp <> id AND finished = 0)`, []any{group}, &open)
+	return open, err
 }
 
 // groupNodes returns the nodes that a group was given to.

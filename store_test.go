@@ -146,7 +146,7 @@ func fillExecutions(t testing.TB, s *store, each int) {
 	err := s.update("NORMAL", func() error {
 		for _, query := range []string{
 			`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1), e(id, job, at) AS MATERIALIZED (SELECT (i << 40) + j.id, j.id, i * 1000000000 FROM n CROSS JOIN jobs j)
-				INSERT INTO executions SELECT id, job, id, 0, 1, 'n1', 7, 'tick', at, 0, at, at + 1, 'success', 0, 0, '', 0, 0 FROM e`,
+				INSERT INTO executions SELECT id, job, id, 0, 1, 'n1', 7, 'tick', at, 0, at, at + 1, 'success', 0, 0, '', 0, 0, 'null' FROM e`,
 			"INSERT INTO outputs (execution, tail, head, reason) SELECT id, zeroblob(100), x'', x'' FROM executions WHERE ?1 > 0 ORDER BY id",
 			"UPDATE job_state SET kept = ?1, success_count = ?1",
 		} {
@@ -471,8 +471,8 @@ func (l *randomLog) put() jobPut {
 	name := fmt.Sprint("job-", l.rnd.IntN(8))
 	p := jobPut{Next: l.now + l.rnd.Int64N(int64(time.Hour)), Job: job{Name: name, Schedule: "@every 1m", Metadata: map[string]string{"b": fmt.Sprint(l.n), "a": "x"},
 		Retries: uint(l.rnd.IntN(3)), Concurrency: pick(l.rnd, concurrencyAllow, concurrencyForbid), Ephemeral: l.rnd.IntN(8) == 0, Disabled: l.rnd.IntN(8) == 0}}
-	if l.rnd.IntN(5) == 0 {
-		p.Job.ParentJob = fmt.Sprint("job-", l.rnd.IntN(8))
+	if p.Job.DisableAfter = uint(l.rnd.IntN(3)); l.rnd.IntN(5) == 0 {
+		p.Job.ParentJob, p.Job.ParentOn = fmt.Sprint("job-", l.rnd.IntN(8)), pick(l.rnd, "", onSuccess, onFailure, onAny)
 	}
 	if row, err := l.s.job(name); err == nil {
 		p.Base, p.Next = row.version, max(p.Next, row.fired+1)
@@ -489,7 +489,7 @@ func (l *randomLog) runs(row *jobRow) []decision {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	list := []decision{{Job: row.version.ID, Rev: row.version.Rev, Targets: l.targets()}}
+	list := []decision{{Job: row.version.ID, Rev: row.version.Rev, Targets: l.targets(), Params: map[string]string{"a": "b", "c": "d"}}}
 	if len(rows) > 0 {
 		list = nil
 	}
@@ -1482,6 +1482,125 @@ func TestApply_Retry(t *testing.T) {
 	}
 	if row := g.row("a"); row.open != 0 || row.ErrorCount != 3 || row.Status != statusFailed {
 		t.Errorf("open %d, %d failures, status %q, want 0, 3, failed", row.open, row.ErrorCount, row.Status)
+	}
+}
+
+// TestApply_ParentOn: a child follows the ends that it names, after the last
+// retry and once; nothing follows what was killed, or may have succeeded.
+func TestApply_ParentOn(t *testing.T) {
+	for _, test := range []struct {
+		ends []string // of the two executions of a group
+		want []string
+	}{
+		{[]string{outcomeSuccess, outcomeSuccess}, []string{"child any 1", "child default 1", "child success 1"}},
+		{[]string{outcomeSuccess, outcomeFailed}, []string{"child any 1", "child failure 1"}},
+		{[]string{outcomeInterrupted, outcomeFailed}, []string{"child any 1", "child failure 1"}},
+		{[]string{outcomeFailed, outcomeKilled}, nil},
+		{[]string{outcomeFailed, outcomeLost}, []string{"child any 1", "child failure 1"}},
+		{[]string{outcomeSuccess, outcomeLost}, nil},
+		{[]string{outcomeSuccess, outcomeMissed}, nil},
+	} {
+		for order := range 2 {
+			g := newStage(t, job{Name: "a"}, job{Name: "any", ParentJob: "a", ParentOn: onAny}, job{Name: "default", ParentJob: "a"},
+				job{Name: "failure", ParentJob: "a", ParentOn: onFailure}, job{Name: "success", ParentJob: "a", ParentOn: onSuccess})
+			e := g.tick("a", "n1", "n2")
+			g.end(test.ends[order], e[order])
+			g.wantPending()
+			g.end(test.ends[1-order], e[1-order])
+			if _, rows := g.pending(); len(rows) > 0 {
+				g.runPending()
+			}
+			g.wantPending(test.want...)
+		}
+	}
+	t.Run("AfterRetries", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Retries: 1}, job{Name: "failure", ParentJob: "a", ParentOn: onFailure})
+		g.end(outcomeFailed, g.tick("a", "n1")...)
+		g.wantPending("retry a 2")
+		g.end(outcomeFailed, g.runPending(target{"n1", 7}).Started[0]...)
+		g.wantPending("children a 1")
+	})
+	t.Run("RetrySkipped", func(t *testing.T) { // the group is over all the same
+		g := newStage(t, job{Name: "a", Retries: 1, DisableAfter: 1}, job{Name: "failure", ParentJob: "a", ParentOn: onFailure})
+		g.end(outcomeFailed, g.tick("a", "n1")...)
+		_, rows := g.pending()
+		g.do(&command{Now: stageNext + 9, Consume: []decision{{Pending: rows[0].ID, Job: rows[0].JobID, Rev: g.jobs["a"].Rev, Outcome: outcomeSkipped, Reason: "why"}}})
+		g.wantPending("children a 1")
+		if row := g.row("a"); !row.Disabled || row.open != 0 {
+			t.Errorf("the job is disabled %t, %d open, want it disabled by its only run", row.Disabled, row.open)
+		}
+	})
+}
+
+// TestApply_DisableAfter: a job is disabled by as many failed groups in a row as
+// it says, a success or its user begins the count anew, and a tick that is due
+// then is skipped, for that reason.
+func TestApply_DisableAfter(t *testing.T) {
+	g := newStage(t, job{Name: "a", DisableAfter: 2, Metadata: map[string]string{"k": "v"}})
+	run := func(outcome string) { t.Helper(); g.end(outcome, g.tick("a", "n1", "n2")...) }
+	disabled := func(want bool) {
+		t.Helper()
+		if got := g.row("a").Disabled; got != want {
+			t.Fatalf("disabled %t, want %t", got, want)
+		}
+	}
+	for _, outcome := range []string{outcomeFailed, outcomeSuccess, outcomeFailed, outcomeKilled, outcomeLost, outcomeMissed} {
+		run(outcome)
+		disabled(false)
+	}
+	run(outcomeInterrupted)
+	disabled(true)
+	row := g.row("a")
+	if res := g.do(&command{Now: row.next, Consume: []decision{{Job: row.version.ID, Rev: row.version.Rev, Due: row.next, Next: row.next + 1, Targets: []target{{"n1", 7}}}}}); res.Accepted[0] {
+		t.Error("a tick of the disabled job was accepted")
+	}
+	rows, _, _, err := g.s.audit(auditFilter{}, 0, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r, err := range rows {
+		if err != nil || r.Action != actionDisable || r.Job != "a" || r.Object != "2 runs in a row have failed" || r.Before != "{}" || r.After != `{"disabled":true}` {
+			t.Errorf("the audit trail says %+v, %v", r, err)
+		}
+	}
+	g.jobs["a"] = row.version
+	enable := job{Name: "a", Schedule: "@every 1m", DisableAfter: 2}
+	if res := g.put(jobPut{Base: row.version, Job: enable, Next: row.next + int64(time.Hour)}); res.Err != nil {
+		t.Fatal(res.Err)
+	}
+	run(outcomeFailed)
+	disabled(false)
+	due := g.row("a").next
+	e := g.tick("a", "n1")
+	g.do(&command{Now: due + int64(time.Hour), Finish: []report{{Execution: e[0], Node: "n1", Incarnation: 7, Started: due, Finished: due, Outcome: outcomeFailed}}})
+	disabled(false) // a tick is due
+	row = g.row("a")
+	res := g.do(&command{Now: due + int64(time.Hour), Consume: []decision{{Job: row.version.ID, Rev: row.version.Rev, Due: row.next, Next: due + int64(2*time.Hour), Targets: []target{{"n1", 7}}}}})
+	if !res.Accepted[0] || len(res.Started[0]) > 0 {
+		t.Errorf("the tick that was due is %+v, want it accepted and not run", res)
+	}
+	disabled(true)
+	ticks, n, err := g.s.ticks(row.version.ID, 0, math.MaxInt64, 0, 1)
+	if err != nil || n == 0 || ticks[0].Outcome != outcomeSkipped || ticks[0].Reason != failingReason {
+		t.Errorf("the tick is on record as %+v, %v", ticks, err)
+	}
+}
+
+// TestApply_Params: what a run by hand was given is that of its retries.
+func TestApply_Params(t *testing.T) {
+	g := newStage(t, job{Name: "a", Retries: 1})
+	params := map[string]string{"date": "2026-11-01"}
+	res := g.do(&command{Request: "r", Consume: []decision{{Job: g.jobs["a"].ID, Rev: g.jobs["a"].Rev, Targets: []target{{"n1", 7}, {"n2", 7}}, Params: params}}})
+	g.end(outcomeFailed, res.Started[0][1])
+	retry := g.runPending(target{"n2", 7}).Started[0]
+	for _, id := range append(res.Started[0], retry...) {
+		if e, err := g.s.execution(id); err != nil || !maps.Equal(e.Params, params) {
+			t.Errorf("execution %d has %v, %v, want %v", id, e.Params, err, params)
+		}
+	}
+	e, err := g.s.execution(g.tick("a", "n1")[0])
+	if err != nil || e.Params != nil {
+		t.Errorf("a tick has %v, %v, want none", e.Params, err)
 	}
 }
 

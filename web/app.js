@@ -212,10 +212,11 @@ function say(text, bad = false) {
   saidTimer = setTimeout(() => { byId("said").textContent = ""; }, bad ? 15_000 : 5_000);
 }
 
-// confirmed asks before something that cannot be taken back.
-function confirmed(question, verb) {
+// confirmed asks before something that cannot be taken back, or that has fields to fill in.
+function confirmed(question, verb, ...fields) {
   const dialog = byId("confirm");
   byId("confirm-question").textContent = question;
+  render(byId("confirm-fields"), fields);
   dialog.querySelector("[value=yes]").textContent = verb;
   dialog.returnValue = "no";
   dialog.showModal();
@@ -248,7 +249,9 @@ const actions = {
     location.reload();
   },
   async run({ job }) {
-    await write("POST", jobPath(job));
+    const inputs = Object.entries((await get(jobPath(job))).params ?? {}).map(([name, value]) => el("input", { name, value, autocomplete: "off", "data-key": name }));
+    if (inputs.length && !await confirmed(`Run ${job} with`, "Run", ...inputs.map((i) => field(i.name, i)))) return "";
+    await write("POST", jobPath(job) + "/run", { params: Object.fromEntries(inputs.map((i) => [i.name, i.value])) });
     return `${job} was started.`;
   },
   async toggle({ job }) {

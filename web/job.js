@@ -66,6 +66,8 @@ function facts(j, runs, targets, coming) {
     ["After", j.parent_job ? links([j.parent_job]) : ""],
     ["Then", j.dependent_jobs?.length ? links(j.dependent_jobs) : ""],
     ["Retries", j.retries || ""],
+    ["Parameters", pairs(j.params)],
+    ["Disabled by", j.disable_after ? `${j.disable_after} failed runs in a row` : ""],
     ["At once", j.concurrency === "forbid" ? "only one run" : ""],
     ["Owner", [j.owner, " ", j.owner_email].join("").trim()],
     ["Metadata", j.metadata && pairs(j.metadata)],
@@ -77,7 +79,7 @@ function facts(j, runs, targets, coming) {
 // these change between two runs: the distance to UTC differs.
 function nextList(j, { next, timezone }) {
   if (j.disabled) return el("p", { class: "quiet" }, "Its schedule is off.");
-  if (j.parent_job) return el("p", { class: "quiet" }, `After each success of ${j.parent_job}.`);
+  if (j.parent_job) return el("p", { class: "quiet" }, `After each ${{ failure: "failure", any: "end" }[j.parent_on] ?? "success"} of ${j.parent_job}.`);
   if (next.length === 0) return el("p", { class: "quiet" }, "None by its schedule.");
   const own = timezone || j.timezone || zone;
   const named = inZone(next[0], own) ? own : zone; // this browser may not know it
