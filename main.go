@@ -14,6 +14,7 @@ import (
 	crand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -39,6 +40,7 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -1412,6 +1414,8 @@ func subcommands() []subcommand {
 		{"apply", "", "make the jobs what a file says, all or none, after showing what that changes",
 			"apply -f jobs/ --prune --metadata=team=web --dry-run", remote, setupApply},
 		{"export", "", "print the jobs as apply takes them", "export --metadata=team=web > jobs.json", remote, setupExport},
+		{"import crontab", "FILE|-", "print the lines of a crontab as jobs for apply, and report what cannot be as it was",
+			"import crontab /etc/crontab --system --tag=role=cron > jobs.json", local, setupImportCrontab},
 
 		{"members", "", "list the nodes", "members", shows, plain(showMembers)},
 		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, plain(leave)},
@@ -2450,6 +2454,413 @@ func (s *invocation) printJobs(jobs []job) error {
 	return e.Encode(append([]job{}, jobs...))
 }
 
+// importFlags adds the flags of the commands that print jobs for apply. The metadata says where they are from.
+func importFlags(fs *flag.FlagSet, j *job, from string) {
+	j.Metadata = map[string]string{"from": from}
+	fs.BoolVar(&j.Disabled, "disabled", false, "print them as disabled jobs")
+	mapFlag(fs, "tag", &j.Tags, "`key=value` of the nodes that run the jobs; without tags every node does; may be repeated")
+}
+
+func setupImportCrontab(fs *flag.FlagSet, s *invocation) func() error {
+	c := newCrontab(localZone(s.environ), time.Now())
+	fs.BoolVar(&c.system, "system", false, "lines have a user before the command, as in /etc/crontab and /etc/cron.d")
+	importFlags(fs, &c.pattern, "cron")
+	return func() error {
+		if !c.system && strings.HasPrefix(s.args[0], "/etc/cron") {
+			return usageError{fmt.Errorf("%s: lines there have a user before the command; add --system", s.args[0])}
+		}
+		text, err := readInput(s.args[0])
+		if err != nil {
+			return err
+		}
+		if err := c.read(string(text)); err != nil {
+			return fmt.Errorf("nothing is imported, because of these lines:\n%w", err)
+		}
+		fmt.Fprint(s.stderr, c.report())
+		return s.printJobs(c.jobs)
+	}
+}
+
+// A crontab is read line by line. Its lines mean what they do to Vixie cron and its descendants.
+type crontab struct {
+	system  bool      // lines have a user before the command
+	pattern job       // what all jobs have
+	zone    string    // of times, where the crontab names no other
+	now     time.Time // clock changes of the year after it are reported
+
+	env     []string        // of the lines below, NAME=value
+	comment []string        // directly above the next line
+	names   map[string]bool // of the jobs
+	users   map[string]bool // of the jobs
+	jobs    []job
+	notes   []string // what differs from cron
+	skipped int      // lines that are no jobs
+}
+
+// newCrontab returns an empty crontab.
+func newCrontab(zone string, now time.Time) *crontab {
+	return &crontab{pattern: job{Timezone: zone}, zone: zone, now: now, names: map[string]bool{}, users: map[string]bool{}}
+}
+
+// read reads all lines. The error has a line for each that is wrong.
+func (c *crontab) read(text string) error {
+	var errs []error
+	n := 0
+	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
+		n++
+		line = strings.TrimSpace(line)
+		if comment, ok := strings.CutPrefix(line, "#"); ok {
+			c.remember(strings.Trim(comment, "# \t"))
+			continue
+		}
+		if err := c.line(n, line); err != nil {
+			errs = append(errs, fmt.Errorf("line %d: %w", n, err))
+		}
+		c.comment = nil
+	}
+	return errors.Join(errs...)
+}
+
+// remember keeps a comment, which may describe the line below it. Headings of the columns, ornaments, and lines that are
+// only commented out do not.
+func (c *crontab) remember(comment string) {
+	_, _, set := cronSetting(comment)
+	fields, _ := cutCron(comment)
+	_, err := cronSchedule(fields)
+	switch low := strings.ToLower(comment); {
+	case set || err == nil || strings.Contains(low, "dom") && strings.Contains(low, "dow"):
+		c.comment = nil
+	case strings.ContainsFunc(comment, unicode.IsLetter) && strings.IndexAny(comment, ".|*+-=") != 0:
+		c.comment = append(c.comment, comment)
+	}
+}
+
+func (c *crontab) line(n int, line string) error {
+	name, value, ok := cronSetting(line)
+	switch {
+	case line == "":
+	case !utf8.ValidString(line):
+		return errors.New("is not UTF-8")
+	case !ok && strings.HasPrefix(line, "@reboot"):
+		c.skip(n, "@reboot is left out: belfry runs nothing when a machine starts; a unit of systemd can")
+	case !ok:
+		return c.entry(n, line)
+	case name == "MAILTO":
+		c.pattern.OwnerEmail = value
+	case name == "CRON_TZ":
+		if _, err := loadZone(value); err != nil {
+			return fmt.Errorf("CRON_TZ: %w", err)
+		}
+		c.pattern.Timezone = value
+	default:
+		c.env = slices.DeleteFunc(c.env, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
+		c.env = append(c.env, name+"="+value)
+	}
+	return nil
+}
+
+// cronSetting reads a line NAME=value, of which either side may be in quotes.
+func cronSetting(line string) (name, value string, ok bool) {
+	unquoted := func(text string) string {
+		text = strings.TrimSpace(text)
+		if n := len(text); n > 1 && (text[0] == '"' || text[0] == '\'') && text[n-1] == text[0] {
+			return text[1 : n-1]
+		}
+		return text
+	}
+	name, value, ok = strings.Cut(line, "=")
+	name = unquoted(name)
+	return name, unquoted(value), ok && name != "" && !strings.ContainsAny(name, " \t")
+}
+
+// setting returns the value of a variable, "" if it has none.
+func (c *crontab) setting(name string) string {
+	for _, entry := range c.env {
+		if value, ok := strings.CutPrefix(entry, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// entry makes a job of line n.
+func (c *crontab) entry(n int, line string) (err error) {
+	fields, command := cutCron(line)
+	j := c.pattern
+	j.Executor, j.ExecutorConfig = executorShell, map[string]string{}
+	if user, rest := cutWord(command); c.system {
+		if j.ExecutorConfig["su"], command = user, rest; strings.ContainsAny(user, "/=;&|[") {
+			return fmt.Errorf("%q is no user; if the lines have none, leave --system out", user)
+		}
+	} else if user == "root" {
+		return errors.New("has a user before the command; add --system")
+	}
+	command, input := cutInput(command)
+	j.Schedule, err = cronSchedule(fields)
+	if err == nil && command == "" {
+		err = errors.New("has no command")
+	}
+	j.Name = c.nameOf(command)
+	switch {
+	case errors.Is(err, errBothDays):
+		c.skip(n, "%s is left out: %v", j.Name, err)
+		return nil
+	case err != nil:
+		return err
+	case input != "":
+		j.ExecutorConfig["payload"] = base64.StdEncoding.EncodeToString([]byte(input))
+	}
+	if shell := cmp.Or(c.setting("SHELL"), "/bin/sh"); shell == "/bin/sh" {
+		j.ExecutorConfig["shell"] = "true"
+	} else {
+		command = shell + " -c '" + strings.ReplaceAll(command, "'", `'\''`) + "'"
+	}
+	j.ExecutorConfig["command"] = command
+	if home := c.setting("HOME"); home != "" {
+		j.ExecutorConfig["cwd"] = home
+	}
+	var env []string
+	for _, entry := range c.env {
+		if !strings.HasPrefix(entry, "RANDOM_DELAY=") {
+			env = append(env, strings.ReplaceAll(entry, ",", `\,`))
+		}
+	}
+	if env != nil {
+		j.ExecutorConfig["env"] = strings.Join(env, ",")
+	}
+	if j.DisplayName = strings.Join(c.comment, " "); len(j.DisplayName) > 200 {
+		j.DisplayName = ""
+	}
+	if err := j.validate("UTC", c.now.UnixNano()); err != nil {
+		return err
+	}
+	c.jobs, c.names[j.Name] = append(c.jobs, j), true
+	if user, ok := j.ExecutorConfig["su"]; ok {
+		c.users[user] = true
+	}
+	if delay := c.setting("RANDOM_DELAY"); delay != "" && delay != "0" {
+		c.note(n, "%s starts on time, and not up to %s minutes late; ~ as its minute spreads jobs over the hour", j.Name, delay)
+	}
+	if text := clockChanges(j, c.now); text != "" && fields[0][0] != '*' && fields[1][0] != '*' {
+		c.note(n, "%s: cron runs it once all the same when the clock changes; here it runs %s", j.Name, text)
+	}
+	return nil
+}
+
+func (c *crontab) note(n int, format string, args ...any) {
+	c.notes = append(c.notes, fmt.Sprintf("line %d: ", n)+fmt.Sprintf(format, args...))
+}
+
+func (c *crontab) skip(n int, format string, args ...any) {
+	c.note(n, format, args...)
+	c.skipped++
+}
+
+// report says what differs from cron, and what the jobs need.
+func (c *crontab) report() string {
+	notes := append(c.notes, fmt.Sprintf("%d jobs, %d lines left out", len(c.jobs), c.skipped))
+	if len(c.jobs) > 0 {
+		notes = append(notes, fmt.Sprintf("times are in %s, this machine's zone, where CRON_TZ names no other; TZ=... before this command sets it", c.zone),
+			"cron starts commands in the home directory of their user, belfry where the node was started; cwd changes it")
+	}
+	if len(c.jobs) > 0 && c.pattern.Tags == nil {
+		notes = append(notes, "without --tag, every node runs the jobs")
+	}
+	if len(c.users) > 0 {
+		notes = append(notes, "nodes need --allow-su="+strings.Join(sortedKeys(c.users), ","))
+	}
+	return "belfry: " + strings.Join(notes, "\nbelfry: ") + "\n"
+}
+
+// cutWord cuts the first word off.
+func cutWord(text string) (word, rest string) {
+	if i := strings.IndexAny(text, " \t"); i >= 0 {
+		return text[:i], strings.TrimLeft(text[i:], " \t")
+	}
+	return text, ""
+}
+
+// cutCron cuts the fields that say when off a line, or the word that stands for them.
+func cutCron(line string) (fields []string, rest string) {
+	rest = strings.TrimPrefix(line, "-") // in SUSE: without a line in the log
+	if strings.HasPrefix(line, "@") {
+		word, rest := cutWord(line)
+		meaning := strings.Fields(descriptors[strings.Replace(strings.ToLower(word), "every_minute", "minutely", 1)])
+		return meaning[min(1, len(meaning)):], rest
+	}
+	for range fieldCount - 1 {
+		var field string
+		if field, rest = cutWord(rest); field != "" {
+			fields = append(fields, field)
+		}
+	}
+	return fields, rest
+}
+
+var errBothDays = errors.New("cron runs it on days that match both day fields, as one begins with *, and here either would do; " +
+	"write one of them, and let the command check the other")
+
+// cronSchedule returns the schedule that means what the five fields of a line mean.
+func cronSchedule(fields []string) (string, error) {
+	if len(fields) != fieldCount-1 {
+		return "", errors.New("is no NAME=value, and has no five fields or a word such as @daily before a command")
+	}
+	texts, all := append([]string{"0"}, fields...), [fieldCount]bool{}
+	texts[weekdayField] = cronWeekdays(texts[weekdayField])
+	for i := minuteField; i < fieldCount; i++ {
+		f := calendarFields[i]
+		if texts[i] == "~" {
+			continue
+		}
+		segment, _, err := f.parse(texts[i])
+		if err != nil {
+			return "", err
+		}
+		values, err := matchingValues(segment, i)
+		if err != nil {
+			return "", err
+		}
+		all[i] = values.size() == f.max-f.min+1
+	}
+	day, weekday := all[dayField], all[weekdayField]
+	switch either := fields[dayField-1][0] != '*' && fields[weekdayField-1][0] != '*'; {
+	case either && (day || weekday):
+		texts[dayField], texts[weekdayField] = "*", "*"
+	case either:
+	case day:
+		texts[dayField] = "*"
+	case weekday:
+		texts[weekdayField] = "*"
+	default:
+		return "", errBothDays
+	}
+	return strings.Join(texts, " "), nil
+}
+
+// cronWeekdays replaces 7, which is Sunday too.
+func cronWeekdays(text string) string {
+	items := strings.Split(text, ",")
+	for i, item := range items {
+		span, stepText, stepped := strings.Cut(item, "/")
+		low, high, ranged := strings.Cut(span, "-")
+		first, err := calendarFields[weekdayField].value(low)
+		step, _ := strconv.Atoi(stepText)
+		switch {
+		case item == "7":
+			items[i] = "0"
+		case err == nil && (high == "7" || stepped && !ranged) && (step > 0 || !stepped):
+			items[i] = ""
+			for v := first; v <= 7; v += max(step, 1) {
+				items[i] += strconv.Itoa(v%7) + ","
+			}
+			items[i] = strings.TrimSuffix(items[i], ",")
+		}
+	}
+	return strings.Join(items, ",")
+}
+
+// cutInput cuts a command at its first %, after which its standard input follows, where % begins a new line. \% is %.
+func cutInput(text string) (command, input string) {
+	var parts [2]strings.Builder
+	at := 0
+	for i := 0; i < len(text); i++ {
+		switch {
+		case text[i] == '\\' && i+1 < len(text):
+			if i++; text[i] != '%' {
+				parts[at].WriteByte('\\')
+			}
+			parts[at].WriteByte(text[i])
+		case text[i] != '%':
+			parts[at].WriteByte(text[i])
+		case at == 0:
+			at = 1
+		default:
+			parts[at].WriteByte('\n')
+		}
+	}
+	if input = parts[1].String(); input != "" && !strings.HasSuffix(input, "\n") {
+		input += "\n"
+	}
+	return strings.TrimSpace(parts[0].String()), input
+}
+
+// clockChanges says what the schedule of a job means at the next clock changes of its zone, "" if they change nothing.
+func clockChanges(j job, now time.Time) string {
+	sched, err := parseSchedule(j.Schedule, "UTC", j.Name)
+	loc, zoneErr := loadZone(j.Timezone)
+	if err != nil || zoneErr != nil {
+		return ""
+	}
+	var texts []string
+	for at := now.In(loc); len(texts) < 2; {
+		if _, at = at.ZoneBounds(); at.IsZero() || at.After(now.AddDate(1, 0, 0)) {
+			break
+		}
+		_, before := at.Add(-1).Zone()
+		_, after := at.Zone()
+		wall := at.UTC().Add(time.Duration(min(before, after)) * time.Second) // the times that are left out, or repeated
+		end := wall.Add(time.Duration(max(before-after, after-before)) * time.Second)
+		if next := sched.next(wall.Add(-1)); !next.IsZero() && next.Before(end) {
+			texts = append(texts, map[bool]string{true: "not at all on ", false: "twice on "}[after > before]+at.Format(time.DateOnly))
+		}
+	}
+	return strings.Join(texts, ", ")
+}
+
+// What a command may begin with that says nothing about what it does, and what begins a part that says nothing.
+var (
+	cronWrappers = strings.Fields("bash chronic command dash do env exec flock if ionice java ksh nice node nohup perl php python " +
+		"python2 python3 ruby setsid sh sudo then time timeout zsh")
+	cronPreludes = strings.Fields(". : [ [[ cd export mkdir set sleep source test true ulimit umask")
+)
+
+// nameOf makes a name of a command, which no other job has.
+func (c *crontab) nameOf(command string) string {
+	var words []string
+	for part := range strings.SplitSeq(strings.NewReplacer("&&", "\n", "|", "\n", ";", "\n").Replace(command), "\n") {
+		if words = tellingWords(part); words != nil {
+			break
+		}
+	}
+	words = strings.FieldsFunc(strings.ToLower(strings.Join(words, "-")), func(r rune) bool {
+		return !unicode.IsLower(r) && !unicode.IsDigit(r) && r != '_'
+	})
+	base := strings.Join(words, "-")
+	base = strings.TrimRight(strings.ToValidUTF8(base[:min(len(base), 40)], ""), "-")
+	if validateName(base) != nil {
+		base = "cron"
+	}
+	name := base
+	for i := 2; c.names[name]; i++ {
+		name = fmt.Sprintf("%s-%d", base, i)
+	}
+	return name
+}
+
+// tellingWords returns up to three words of a simple command that say what it does, nil if none does.
+func tellingWords(command string) (words []string) {
+	for word := range strings.FieldsSeq(command) {
+		if strings.ContainsAny(word, "<>") || len(words) == 3 {
+			break
+		}
+		word = strings.Trim(word, "\"'`(){}$&")
+		base := path.Base(strings.TrimRight(word, "/"))
+		ext := path.Ext(base)
+		_, number := strconv.Atoi(strings.TrimRight(base, "smhd"))
+		switch {
+		case len(words) == 0 && slices.Contains(cronPreludes, base) && word == base:
+			return nil
+		case word == "" || word[0] == '-' || strings.Contains(word, "=") || number == nil || ext == ".lock" || ext == ".pid":
+		case len(words) == 0 && slices.Contains(cronWrappers, base):
+		case slices.Contains([]string{".sh", ".py", ".pl", ".php", ".rb", ".jar", ".js"}, strings.ToLower(ext)):
+			words = append(words, strings.TrimSuffix(base, ext))
+		default:
+			words = append(words, base)
+		}
+	}
+	return words
+}
+
 func showMembers(s *invocation) error {
 	_, err := show(s, "/v1/members", "NODE ADDRESS STATUS SERVER VERSION", func(m memberView) []string {
 		return []string{m.Name, m.address(), m.StatusText, m.Tags["server"], m.Tags["version"]}
@@ -2560,7 +2971,10 @@ func setupCreateToken(fs *flag.FlagSet, s *invocation) func() error {
 // removePeer removes a server from the voters. peer is its id, or its name if that is unique.
 func (s *invocation) removePeer(peer string) error {
 	peers, err := fetch[[]raftPeer](s, "/v1/raft/peers") // without the right to list them, peer must be an id
-	if errors.Is(err, errNoAPI) || errors.Is(err, errNotThere) {
+	switch {
+	case errors.Is(err, errNoAPI):
+		return err
+	case errors.Is(err, errNotThere):
 		return fmt.Errorf("--http-addr %s: %w", s.addr, errNoAPI)
 	}
 	var ids []string

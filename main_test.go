@@ -1011,7 +1011,20 @@ type clientTest struct {
 	*testing.T
 	dir string
 	url string
+	env []string
 	out strings.Builder
+}
+
+// write writes a file for the commands.
+func (c *clientTest) write(name, text string) {
+	c.Helper()
+	path := filepath.Join(c.dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		c.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		c.Fatal(err)
+	}
 }
 
 // command runs one command; a word in single quotes may have spaces in it.
@@ -1025,7 +1038,7 @@ func (c *clientTest) command(line string) {
 			args = append(args, strings.Fields(part)...)
 		}
 	}
-	cmd := program(c.T, c.dir, []string{"BELFRY_HTTP_ADDR=" + c.url}, args...)
+	cmd := program(c.T, c.dir, append(c.env, "BELFRY_HTTP_ADDR="+c.url), args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
@@ -1112,15 +1125,7 @@ func TestClient_Apply(t *testing.T) {
 	t.Parallel()
 	p := startServer(t, t.TempDir())
 	c := &clientTest{T: t, dir: t.TempDir(), url: p.url}
-	write := func(name, text string) {
-		path := filepath.Join(c.dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	write := c.write
 	p.must("POST", "/v1/jobs", shellJob("other", "@daily", "true"), nil)
 	write("jobs/a.json", `{"name": "a", "schedule": "@hourly", "metadata": {"team": "web"}, "executor": "shell",
 		"executor_config": {"command": "true", "env": "PASSWORD=one"}}`)
@@ -1153,6 +1158,227 @@ func TestClient_Apply(t *testing.T) {
 	c.done("client-apply")
 	c.command("export --metadata=team=web")
 	golden(t, "cli/client-export", c.out.String())
+}
+
+// readCrontab reads a crontab of testdata as on a machine in Berlin.
+func readCrontab(t *testing.T, name string) (c *crontab, text string) {
+	t.Helper()
+	doc, err := os.ReadFile(filepath.Join("testdata", "import", name+".txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = newCrontab("Europe/Berlin", time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC))
+	c.system = name == "system"
+	if err := c.read(string(doc)); err != nil {
+		t.Fatal(err)
+	}
+	return c, string(doc)
+}
+
+// TestCrontab: two hundred lines as people write them, and the jobs that they become.
+func TestCrontab(t *testing.T) {
+	for _, name := range []string{"crontab", "system"} {
+		c, _ := readCrontab(t, name)
+		var b strings.Builder
+		for _, j := range c.jobs {
+			e := json.NewEncoder(&b)
+			e.SetEscapeHTML(false)
+			if err := e.Encode(j); err != nil {
+				t.Fatal(err)
+			}
+		}
+		golden(t, "import/"+name+"-jobs", b.String()+c.report())
+	}
+}
+
+// cronRuns says when cron runs a line, from what its manual says: it looks at the clock on the wall every minute. What it
+// does at a time of the day is done once when the clock goes back, and made up for when it goes forward.
+func cronRuns(fields []string, loc *time.Location, from, to time.Time) (runs []time.Time) {
+	values := func(field string, low, high int, names string) (set [60]bool) {
+		for item := range strings.SplitSeq(strings.ToLower(field), ",") {
+			for i, name := range strings.Fields(names) {
+				item = strings.ReplaceAll(item, name, strconv.Itoa(low+i))
+			}
+			span, stepText, stepped := strings.Cut(item, "/")
+			step := 1
+			if stepped {
+				step, _ = strconv.Atoi(stepText)
+			}
+			first, last := low, high
+			if span != "*" {
+				a, b, ranged := strings.Cut(span, "-")
+				first, _ = strconv.Atoi(a)
+				if last, _ = strconv.Atoi(b); !ranged {
+					if last = first; stepped {
+						last = high
+					}
+				}
+			}
+			for n := first; n <= last; n += step {
+				set[n] = true
+			}
+		}
+		return set
+	}
+	minutes, hours, days := values(fields[0], 0, 59, ""), values(fields[1], 0, 23, ""), values(fields[2], 1, 31, "")
+	months := values(fields[3], 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec")
+	weekdays := values(fields[4], 0, 7, "sun mon tue wed thu fri sat")
+	weekdays[0] = weekdays[0] || weekdays[7]
+	either := fields[2][0] != '*' && fields[4][0] != '*'
+	due := func(wall time.Time) bool {
+		day, weekday := days[wall.Day()], weekdays[wall.Weekday()]
+		return minutes[wall.Minute()] && hours[wall.Hour()] && months[wall.Month()] && (day && weekday || either && (day || weekday))
+	}
+	wallOf := func(at time.Time) time.Time { // the clock on the wall, as if it were UTC's
+		at = at.In(loc)
+		return time.Date(at.Year(), at.Month(), at.Day(), at.Hour(), at.Minute(), 0, 0, time.UTC)
+	}
+	timeOfDay := fields[0][0] != '*' && fields[1][0] != '*'
+	highest := wallOf(from.Add(-24 * time.Hour))
+	for at := from.Add(-24 * time.Hour); at.Before(to); at = at.Add(time.Minute) {
+		wall := wallOf(at)
+		run := due(wall) && (!timeOfDay || wall.After(highest))
+		for skipped := highest.Add(time.Minute); timeOfDay && skipped.Before(wall); skipped = skipped.Add(time.Minute) {
+			run = run || due(skipped)
+		}
+		if wall.After(highest) {
+			highest = wall
+		}
+		if run && !at.Before(from) {
+			runs = append(runs, at.UTC())
+		}
+	}
+	return runs
+}
+
+// TestCrontab_AsCron: in weeks with and without clock changes, preview lists for every line what cron does, but for what
+// the report says.
+func TestCrontab_AsCron(t *testing.T) {
+	t.Parallel()
+	words := map[string]string{"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
+		"@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@every_minute": "* * * * *"}
+	weeks := []time.Time{}
+	for _, day := range []string{"2026-12-28", "2027-02-22", "2027-03-08", "2027-03-22", "2027-09-27", "2027-10-25", "2027-11-01", "2028-02-25"} {
+		at, err := time.Parse(time.DateOnly, day)
+		if err != nil {
+			t.Fatal(err)
+		}
+		weeks = append(weeks, at)
+	}
+	setting := regexp.MustCompile(`^"?\w+"?\s*=`)
+	for _, name := range []string{"crontab", "system"} {
+		c, text := readCrontab(t, name)
+		zone, n, compared, differ := "Europe/Berlin", 0, 0, 0
+		jobs := c.jobs
+		for line := range strings.Lines(text) {
+			n++
+			line = strings.TrimPrefix(strings.TrimSpace(line), "-")
+			said := func(what string) bool {
+				return slices.ContainsFunc(c.notes, func(note string) bool {
+					return strings.HasPrefix(note, fmt.Sprintf("line %d: ", n)) && strings.Contains(note, what)
+				})
+			}
+			if value, ok := strings.CutPrefix(line, "CRON_TZ="); ok {
+				zone = strings.Trim(value, `"`)
+			}
+			if line == "" || line[0] == '#' || setting.MatchString(line) || said("left out") {
+				continue
+			}
+			j := jobs[0]
+			jobs = jobs[1:]
+			fields := strings.Fields(line)
+			if word, ok := words[strings.ToLower(fields[0])]; ok {
+				fields = strings.Fields(word)
+			}
+			if slices.Contains(fields[:5], "~") { // any time is right
+				continue
+			}
+			loc, err := time.LoadLocation(zone)
+			if err != nil {
+				t.Fatal(err)
+			}
+			differs := false
+			for _, from := range weeks {
+				to := from.AddDate(0, 0, 7)
+				want := cronRuns(fields[:5], loc, from, to)
+				var got []time.Time
+				listed := listedJob{job: j, Next: timeOf(j.firstTick("UTC", from.UnixNano()-1, 0))}
+				for _, p := range listed.preview(nil, "UTC", from, to) {
+					got = append(got, p.Due.UTC())
+				}
+				if compared++; slices.Equal(got, want) {
+					continue
+				}
+				if differs = true; !said("when the clock changes") {
+					t.Errorf("line %d, %q in %s, week from %s:\ngot  %v\nwant %v", n, line, zone, from.Format(time.DateOnly), got, want)
+				}
+			}
+			if said("when the clock changes") {
+				if differ++; !differs {
+					t.Errorf("line %d, %q in %s: the report says that it differs, but it does not", n, line, zone)
+				}
+			}
+		}
+		if len(jobs) > 0 {
+			t.Errorf("%s: %d jobs are of no line", name, len(jobs))
+		}
+		t.Logf("%s: %d weeks of lines compared; the report says of %d lines that they differ", name, compared, differ)
+	}
+}
+
+// TestImport: crontabs as files, and what is wrong with them.
+func TestImport(t *testing.T) {
+	t.Parallel()
+	c := &clientTest{T: t, dir: t.TempDir(), url: "http://127.0.0.1:1", env: []string{"TZ=UTC"}}
+	c.write("deploy", "# Backup\n30 3 * * 7 backup.sh%all\n@reboot daemon\n")
+	c.write("cron.d", "MAILTO=root\n*/5 * * * * www-data php /var/www/cron.php\n")
+	c.write("bad", "0 3 * * * fine\n0 24 * * * hour\n0 3 * * 8 weekday\n0 3 * * *\n@noon x\nbackup 0 3 * * *\nCRON_TZ=Mars/Base\n"+
+		"0~30 3 * * * random\n0 3 * * * root backup\n5 4 * * fri-mon backwards\n*/0 * * * * step\n0 3 L * * last\n0 3 * * * \xff\n")
+	c.command("import crontab deploy --tag=role=cron --disabled")
+	c.command("import crontab cron.d --system")
+	c.command("import crontab bad")
+	c.command("import crontab deploy --system")
+	c.command("import crontab nowhere")
+	c.command("import crontab /etc/crontab")
+	c.command("import crontab")
+	c.command("import crontab -h")
+	c.command("import")
+	golden(t, "cli/import-crontab", c.out.String())
+}
+
+// FuzzCrontab: whatever a crontab holds, its jobs are ones that apply takes, each with a name of its own.
+func FuzzCrontab(f *testing.F) {
+	for _, name := range []string{"crontab", "system"} {
+		text, err := os.ReadFile(filepath.Join("testdata", "import", name+".txt"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			f.Add(line+"\n@daily x", name == "system")
+		}
+	}
+	f.Fuzz(func(t *testing.T, text string, system bool) {
+		c := newCrontab("Europe/Berlin", time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC))
+		c.system = system
+		if c.read(text) != nil {
+			return
+		}
+		names := map[string]bool{}
+		for _, j := range c.jobs {
+			doc, err := json.Marshal(j)
+			if err != nil {
+				t.Fatal(err)
+			}
+			back, err := decodeJob(doc, job{})
+			if err == nil {
+				err = back.validate("UTC", time.Now().UnixNano())
+			}
+			if err != nil || !reflect.DeepEqual(back, j) || names[j.Name] {
+				t.Errorf("%q became %s: %v", text, doc, err)
+			}
+			names[j.Name] = true
+		}
+	})
 }
 
 // TestClient_Errors: a server that is not there, is none, or wants a token, is one sentence and exit status 1.

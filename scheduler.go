@@ -3082,8 +3082,12 @@ var calendars = struct {
 func parseCalendar(spec string, zone *time.Location, name string) (*calendar, error) {
 	texts := strings.Fields(spec)
 	if len(texts) != fieldCount {
-		return nil, fmt.Errorf("%d fields in %q, want six: second, minute, hour, day of month, month, day of week",
+		err := fmt.Errorf("%d fields in %q, want six: second, minute, hour, day of month, month, day of week",
 			len(texts), spec)
+		if len(texts) == fieldCount-1 {
+			err = fmt.Errorf("%w; cron's five become \"0 %s\"", err, spec)
+		}
+		return nil, err
 	}
 	key := calendarKey{zone: zone}
 	for i, f := range calendarFields {

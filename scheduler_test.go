@@ -1673,7 +1673,7 @@ func TestParseSchedule_ErrRecorded(t *testing.T) {
 func TestParseSchedule_ErrText(t *testing.T) {
 	for _, test := range []struct{ spec, want string }{
 		{"", `0 fields in "", want six: second, minute, hour, day of month, month, day of week`},
-		{"* * * * *", `5 fields in "* * * * *", want six: second, minute, hour, day of month, month, day of week`},
+		{"* * * * *", `5 fields in "* * * * *", want six: second, minute, hour, day of month, month, day of week; cron's five become "0 * * * * *"`},
 		{"60 * * * * *", `second "60": "60" is not allowed, want 0 to 59`},
 		{"0 1-x * * * *", `minute "1-x": "x" is not allowed, want 0 to 59`},
 		{"0 0 1,*/0 * * *", `hour "*/0": "0" is no step, want a whole number of at least 1`},
