@@ -1141,7 +1141,7 @@ func TestClient_Apply(t *testing.T) {
 	c.command("apply -f jobs --prune --metadata=team=web")
 	c.command("jobs")
 
-	write("bad.json", `[{"name": "a", "schedule": "@never", "retries": 99999999999}, {"name": "A"}, {"name": "d", "parent_job": "nobody"},
+	write("bad.json", `[{"name": "a", "schedule": "never", "retries": 99999999999}, {"name": "A"}, {"name": "d", "parent_job": "nobody"},
 		{"name": "e", "schedule": 5}, {"schedule": "@daily"}, {"name": "new", "schedule": "@daily"}, {"name": "new", "schedule": "@daily"}]`)
 	c.command("apply -f bad.json")
 	write("orphan.json", `{"name": "x", "schedule": "@daily", "metadata": {"team": "web"}}`)
