@@ -303,7 +303,7 @@ func (a *api) cors(next http.Handler) http.Handler {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		const exposed = "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Not-Run, Belfry-Older"
+		const exposed = "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Not-Run, Belfry-Older, Belfry-More, Belfry-Warning"
 		w.Header().Set("Access-Control-Expose-Headers", exposed)
 		next.ServeHTTP(w, r)
 	})
@@ -714,8 +714,8 @@ type response struct {
 // handlerFor returns the http.Handler that runs a handler of the API.
 func (a *api) handlerFor(handle func(*http.Request) (*response, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
-			a.fail(w, r, badRequest("the query is malformed: %v; separate parameters with & and escape special characters", err))
+		if err := checkQuery(w, r); err != nil {
+			a.fail(w, r, err)
 			return
 		}
 		res, err := handle(r)
@@ -724,6 +724,9 @@ func (a *api) handlerFor(handle func(*http.Request) (*response, error)) http.Han
 			return
 		}
 		for k, v := range res.header {
+			if k == headerWarning {
+				v = strings.TrimSpace(w.Header().Get(k) + " " + v)
+			}
 			w.Header().Set(k, v)
 		}
 		if res.serve != nil {
@@ -736,6 +739,57 @@ func (a *api) handlerFor(handle func(*http.Request) (*response, error)) http.Han
 			a.fail(w, r, err)
 		}
 	})
+}
+
+// queryParams are the parameters that routes read in a query; "pretty" is one of all.
+var queryParams = map[string]string{
+	"GET /v1/jobs":                  "metadata[] _sort _order q status disabled executor owner _start _end",
+	"POST /v1/jobs":                 "runoncreate",
+	"PATCH /v1/jobs":                "runoncreate",
+	"PUT /v1/jobs/{job}":            "runoncreate",
+	"POST /v1/jobs/{job}":           "wait",
+	runRoute:                        "wait",
+	"POST /v1/jobs/{job}/toggle":    "disabled",
+	"GET /v1/jobs/{job}/executions": "_sort _order _start _end output_size_limit",
+	"GET /v1/jobs/{job}/ticks":      "start end _start _end",
+	restoreRoute:                    "dry-run prune metadata[]",
+	outputRoute:                     "follow",
+	"GET /v1/stats":                 "days",
+	"GET /v1/schedule":              "schedule timezone name from count",
+	"GET /v1/executions":            "start end outcome limit output_size_limit",
+	"GET /v1/outcomes":              "job",
+	"GET /v1/upcoming":              "start end limit",
+	leaveRoute:                      "node",
+	"GET /v1/audit":                 "job actor action start end _start _end",
+	"GET /v1/acl/self":              "path capability",
+	healthRoute:                     "live leader",
+}
+
+// checkQuery refuses a malformed query, and one with a parameter that is probably a misspelling. It names others that
+// the route does not read in a header of the response.
+func checkQuery(w http.ResponseWriter, r *http.Request) error {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return badRequest("the query is malformed: %v; separate parameters with & and escape special characters", err)
+	}
+	known, ignored := strings.Fields(queryParams[r.Pattern]+" pretty"), []string{}
+	for _, key := range sortedKeys(q) {
+		name := key
+		if base, rest, ok := strings.Cut(key, "["); ok && strings.HasSuffix(rest, "]") {
+			name = base + "[]"
+		}
+		if meant := misspelled(name, known); meant != "" {
+			meant = strings.Replace(meant, "[]", "[key]", 1)
+			return badRequest("%.40s: there is no such parameter here; write %s", key, meant)
+		}
+		if !slices.Contains(known, name) && len(ignored) < warningsMax {
+			ignored = append(ignored, fmt.Sprintf("The parameter %.40s has no effect.", strconv.QuoteToASCII(key)))
+		}
+	}
+	if len(ignored) > 0 {
+		w.Header().Set(headerWarning, strings.Join(ignored, " "))
+	}
+	return nil
 }
 
 // documents are the rows of a list as JSON.
@@ -1219,7 +1273,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusCreated, row, res, header)
 }
 
-// headerWarning says which settings of a stored job have no effect.
+// headerWarning says which settings of a stored job, or which parameters of a query, have no effect.
 const headerWarning = "Belfry-Warning"
 
 // jobLocation returns the header with the path of a job. Differs: upstream appends the name to the request URI,
@@ -1539,7 +1593,7 @@ func (a *api) listJobs(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	f := jobFilter{
-		Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"),
+		Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"), Owner: q.Get("owner"),
 		Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: metadata,
 	}
 	if _, ok := jobOrder[f.Sort]; !ok {
@@ -1834,6 +1888,7 @@ func (a *api) showOutput(r *http.Request) (*response, error) {
 func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionRow) error {
 	control := http.NewResponseController(w)
 	follow := r.URL.Query().Has("follow")
+	w.Header().Set("X-Accel-Buffering", "no") // or nginx would buffer it until the end
 	if follow {
 		_ = control.SetReadDeadline(time.Time{}) // it may run for days
 	}
@@ -2348,7 +2403,7 @@ func (a *api) summary(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: map[string]any{
 		"jobs": map[string]int{
 			"total": sum.Jobs, "success": sum.Good, "failed": sum.Failed, "partially_failed": sum.Partly,
-			"untriggered": sum.Never, "disabled": sum.Disabled,
+			"untriggered": sum.Never, "disabled": sum.Disabled, "failing": sum.Failing,
 		},
 		"running": sum.Running,
 		"start_delay": map[string]any{
@@ -2460,7 +2515,8 @@ func limitParam(q url.Values, most int) (int, error) {
 	return n, nil
 }
 
-// upcoming returns the ticks that fall due in a range of time, by default the next hour, earliest first. Ours.
+// upcoming returns the ticks that fall due in a range of time, by default the next hour, earliest first, with Belfry-More
+// if there are others. Ours.
 func (a *api) upcoming(r *http.Request) (*response, error) {
 	q := r.URL.Query()
 	start := time.Now()
@@ -2475,8 +2531,12 @@ func (a *api) upcoming(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := a.scheduler.coming(start, end, a.callerOf(r).rowGlobs("", mayRead), limit)
-	return &response{status: http.StatusOK, body: list}, err
+	list, more, err := a.scheduler.coming(start, end, a.callerOf(r).rowGlobs("", mayRead), limit)
+	header := map[string]string{}
+	if more {
+		header["Belfry-More"] = "true"
+	}
+	return &response{status: http.StatusOK, header: header, body: list}, err
 }
 
 const (
@@ -2942,14 +3002,16 @@ func (a *api) openapi(r *http.Request) (*response, error) {
 
 func (a *api) status(r *http.Request) (*response, error) {
 	var tags map[string]string
-	for _, m := range a.members() {
-		if m.Name == a.node {
+	members, count := a.members(), map[string]int{}
+	for _, m := range members {
+		if count[memberStatus[m.Status]]++; m.Name == a.node {
 			tags = m.Tags
 		}
 	}
 	return &response{status: http.StatusOK, body: map[string]any{
 		"agent": map[string]string{"name": a.node, "version": version},
-		"serf":  map[string]string{},
-		"tags":  tags,
+		"serf": map[string]string{"members": strconv.Itoa(len(members)), "failed": strconv.Itoa(count["failed"]),
+			"left": strconv.Itoa(count["left"]), "encrypted": "true"},
+		"tags": tags,
 	}}, nil
 }

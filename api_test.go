@@ -490,6 +490,49 @@ func TestAPI_Contract(t *testing.T) {
 	}
 }
 
+// TestAPI_QueryParams holds the parameters that routes read in a query against the OpenAPI document.
+func TestAPI_QueryParams(t *testing.T) {
+	doc, err := web.ReadFile("web/openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := map[string]string{} // component → name of the parameter
+	for _, m := range regexp.MustCompile(`(?m)^    (\w+): ?(?:\{|\n      )name: ([\w-]+)(?:,|\n     ) in: query`).FindAllStringSubmatch(string(doc), -1) {
+		query[m[1]] = m[2]
+	}
+	query["metadataParam"] = "metadata[]"
+	want := map[string][]string{leaveRoute: {"node"}} // which one node says to another
+	path, op := "", ""
+	line := regexp.MustCompile(`^  (/\S*):$|^    (get|put|post|patch|delete):$|^        - (?:\{name: (\w+), in: query|\$ref: "#/components/parameters/(\w+)")`)
+	for text := range strings.SplitSeq(string(doc), "\n") {
+		m := line.FindStringSubmatch(text)
+		switch {
+		case m == nil:
+		case m[1] != "":
+			path = "/v1" + strings.ReplaceAll(m[1], "{job_name}", "{job}")
+			if m[1] == "/health" || m[1] == "/metrics" {
+				path = m[1]
+			}
+		case m[2] != "":
+			op = strings.ToUpper(m[2]) + " " + path
+		case m[3]+query[m[4]] != "":
+			want[op] = append(want[op], m[3]+query[m[4]])
+		}
+	}
+	for op := range queryParams {
+		want[op] = append([]string{}, want[op]...)
+	}
+	for _, op := range sortedKeys(want) {
+		if got := strings.Fields(queryParams[op]); !sameSet(got, want[op]) {
+			t.Errorf("%s reads %q, the document has %q", op, got, want[op])
+		}
+	}
+}
+
+func sameSet(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
+}
+
 // TestAPI_Capabilities holds the route table against the list of who may what,
 // which is kept apart so that a change of one is looked at twice.
 func TestAPI_Capabilities(t *testing.T) {
@@ -1358,22 +1401,22 @@ func TestWatch(t *testing.T) {
 		s.do("POST", "/v1/jobs", `{"name":"b","parent_job":"a"}`)
 		check("a child", "{type:job,job:a} {type:job,job:b}")
 		id := run("a")
-		check("run", "{type:started,job:a,execution:"+id+"}")
+		check("run", "{type:started,job:a,execution:"+id+",attempt:1}")
 		s.finish(outcomeFailed)
-		check("end", "{type:ended,job:a,execution:"+id+",outcome:failed}")
+		check("end", "{type:ended,job:a,execution:"+id+",outcome:failed,attempt:1,last:true}")
 		id = run("a")
 		s.do("POST", "/v1/jobs/a/executions/"+id+"/kill", "")
 		s.finish(outcomeFailed)
-		check("kill", "{type:started,job:a,execution:"+id+"} {type:ended,job:a,execution:"+id+",outcome:killed}")
+		check("kill", "{type:started,job:a,execution:"+id+",attempt:1} {type:ended,job:a,execution:"+id+",outcome:killed,attempt:1,last:true}")
 		id = run("a")
 		s.finish(outcomeSuccess)
 		wait(windowTime)
 		child := strings.Split(c.heard(), "execution:")
-		if len(child) != 4 || !strings.HasPrefix(child[2], id+",outcome:success} {type:started,job:b,") {
+		if len(child) != 4 || !strings.HasPrefix(child[2], id+",outcome:success,attempt:1,last:true} {type:started,job:b,") {
 			t.Errorf("a job and its child: heard %q", child)
 		}
 		s.finish(outcomeSuccess)
-		check("the child ends", "{type:ended,job:b,execution:"+strings.Trim(child[3], "}")+",outcome:success}")
+		check("the child ends", "{type:ended,job:b,execution:"+strings.TrimSuffix(child[3], ",attempt:1}")+",outcome:success,attempt:1,last:true}")
 		s.do("POST", "/v1/jobs/a/toggle", "")
 		check("toggle", "{type:job,job:a}")
 		s.do("POST", "/v1/jobs/a", "")   // it is disabled
@@ -1411,6 +1454,53 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// TestWatch_Retry: events say which attempt it is and, when it ended, whether another follows; and a job that an attempt
+// saved is not counted as failing, though its status is partially_failed as in Dkron.
+func TestWatch_Retry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually","retries":1}`)
+		c := s.watch("")
+		defer c.leave()
+		c.heard()
+		failing := func(want int) {
+			t.Helper()
+			wait(summaryAge)
+			var sum struct{ Jobs map[string]int }
+			if err := json.Unmarshal(s.do("GET", "/v1/summary", "").Body.Bytes(), &sum); err != nil || sum.Jobs["failing"] != want {
+				t.Errorf("the summary has %v, %v, want %d failing", sum.Jobs, err, want)
+			}
+			if n := s.do("GET", "/v1/jobs?status=failing", "").Header().Get("X-Total-Count"); n != strconv.Itoa(want) {
+				t.Errorf("the list has %s failing jobs, want %d", n, want)
+			}
+		}
+		for _, attempts := range [][]string{{outcomeFailed, outcomeSuccess}, {outcomeFailed, outcomeFailed}, {outcomeSuccess}} {
+			s.do("POST", "/v1/jobs/a/run", "")
+			var want []string
+			for i, outcome := range attempts {
+				wait(2 * time.Second)
+				s.finish(outcome)
+				last, n := "", 0
+				if i == len(attempts)-1 {
+					last, n = ",last:true", map[string]int{outcomeFailed: 1}[outcome]
+				}
+				want = append(want, fmt.Sprintf("{type:started,job:a,attempt:%d}", i+1), fmt.Sprintf("{type:ended,job:a,outcome:%s,attempt:%d%s}", outcome, i+1, last))
+				failing(n)
+			}
+			wait(windowTime)
+			heard := regexp.MustCompile(`,execution:[\w-]+`).ReplaceAllString(strings.ReplaceAll(c.heard(), "{type:alive} ", ""), "")
+			if heard != strings.Join(want, " ") {
+				t.Errorf("heard %s\nwant  %s", heard, strings.Join(want, " "))
+			}
+			var row jobRow
+			json.Unmarshal(s.do("GET", "/v1/jobs/a", "").Body.Bytes(), &row)
+			if status := map[int]string{0: statusPartial}[len(want)-4]; attempts[len(attempts)-1] == outcomeSuccess && len(attempts) == 2 && row.Status != status {
+				t.Errorf("the status is %q, want %q", row.Status, status)
+			}
+		}
+	})
+}
+
 // TestWatch_Limited: a token for some jobs hears of those only, and none once
 // it is gone.
 func TestWatch_Limited(t *testing.T) {
@@ -1443,9 +1533,9 @@ func TestWatch_Limited(t *testing.T) {
 		wait(windowTime)
 		number := regexp.MustCompile(`\d+-`)
 		for p, want := range map[string]string{
-			"runs":   "{type:job,job:mine-a} {type:started,job:mine-a,execution:N-node1}",
+			"runs":   "{type:job,job:mine-a} {type:started,job:mine-a,execution:N-node1,attempt:1}",
 			"counts": "{type:job,job:mine-a} {type:job,job:mine-a}",
-			"viewer": "{type:job,job:mine-a} {type:started,job:mine-a,execution:N-node1} {type:job,job:yours} {type:started,job:yours,execution:N-node1} {type:paused,paused:true}",
+			"viewer": "{type:job,job:mine-a} {type:started,job:mine-a,execution:N-node1,attempt:1} {type:job,job:yours} {type:started,job:yours,execution:N-node1,attempt:1} {type:paused,paused:true}",
 		} {
 			if got := number.ReplaceAllString(clients[p].heard(), "N-"); got != want {
 				t.Errorf("%s: heard %s\nwant %s", p, got, want)

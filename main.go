@@ -1425,13 +1425,13 @@ func subcommands() []subcommand {
 		{"acl bootstrap", "", "create the first management token, on the server's machine", "acl bootstrap", remote, setupBootstrap},
 		{"acl policy apply", "", "create or replace a policy", "acl policy apply --name=a --rules-file=a.json", remote, setupApplyPolicy},
 		{"acl policy list", "", "list the policies", "acl policy list", remote, call(http.MethodGet, "/v1/acl/policies", "")},
-		{"acl policy info", "", "show a policy", "acl policy info --name=a", remote, call(http.MethodGet, "/v1/acl/policies/", "name")},
-		{"acl policy delete", "", "delete a policy", "acl policy delete --name=a", remote,
+		{"acl policy info", "[NAME]", "show a policy", "acl policy info a", remote, call(http.MethodGet, "/v1/acl/policies/", "name")},
+		{"acl policy delete", "[NAME]", "delete a policy", "acl policy delete a", remote,
 			call(http.MethodDelete, "/v1/acl/policies/", "name")},
 		{"acl token create", "", "create a token", "acl token create --name=wall --policy=viewer", remote, setupCreateToken},
 		{"acl token list", "", "list the tokens", "acl token list", remote, call(http.MethodGet, "/v1/acl/tokens", "")},
-		{"acl token info", "", "show a token", "acl token info --accessor-id=3f", remote, call(http.MethodGet, "/v1/acl/tokens/", "accessor-id")},
-		{"acl token delete", "", "delete a token", "acl token delete --accessor-id=3f", remote,
+		{"acl token info", "[ACCESSOR]", "show a token", "acl token info 3f", remote, call(http.MethodGet, "/v1/acl/tokens/", "accessor-id")},
+		{"acl token delete", "[ACCESSOR]", "delete a token", "acl token delete 3f", remote,
 			call(http.MethodDelete, "/v1/acl/tokens/", "accessor-id")},
 	}
 }
@@ -1460,7 +1460,7 @@ func (c subcommand) run(s *invocation, args []string) (err error) {
 		fs.BoolVar(&s.json, "json", false, "print what the API responds, for programs")
 	}
 	n := len(strings.Fields(c.args))
-	if s.args, err = parseFlags(fs, args, s.environ, s.stdout, n, n); err == nil {
+	if s.args, err = parseFlags(fs, args, s.environ, s.stdout, n-strings.Count(c.args, "["), n); err == nil {
 		err = s.readToken()
 	}
 	if err != nil {
@@ -1642,6 +1642,8 @@ func (n *remoteNode) send(ctx context.Context, method, path, contentType string,
 	switch {
 	case err != nil:
 		return nil, err
+	case bytes.Contains(text, []byte("HTTP request to an HTTPS server")): // as net/http says it
+		return nil, fmt.Errorf("--http-addr %s: the node speaks TLS; use https:// before the address, or --tls-ca", n.addr)
 	case resp.StatusCode != http.StatusMisdirectedRequest && resp.Header.Get("X-Whom") == "":
 		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, errNoAPI)
 	case resp.StatusCode == http.StatusNotFound:
@@ -2906,14 +2908,20 @@ func setupRemovePeer(fs *flag.FlagSet, s *invocation) func() error {
 }
 
 // call returns the setup of a command that sends a request without a body and prints the response. id is the flag whose
-// value ends the path; "": none.
+// value ends the path, unless the command's argument does; "": none.
 func call(method, path, id string) func(*flag.FlagSet, *invocation) func() error {
 	return func(fs *flag.FlagSet, s *invocation) func() error {
 		value := new(string)
 		if id != "" {
-			value = fs.String(id, "", "required")
+			value = fs.String(id, "", "the same as the argument")
 		}
 		return func() error {
+			if len(s.args) > 0 && *value != "" {
+				return usageError{fmt.Errorf("--%s: the argument says %q already", id, s.args[0])}
+			}
+			if len(s.args) > 0 {
+				*value = s.args[0]
+			}
 			if err := need(id, *value, ""); id != "" && err != nil {
 				return err
 			}

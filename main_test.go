@@ -19,6 +19,7 @@ import (
 	gotoken "go/token"
 	"io"
 	"io/fs"
+	"log"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -5055,7 +5056,7 @@ func TestWatch_Nodes(t *testing.T) {
 			waitFor(t, "word of "+name, heard[j].String, func() bool {
 				text := heard[j].String()
 				job, started := strings.Index(text, `{"type":"job","job":"`+name), strings.Index(text, `{"type":"started","job":"`+name)
-				ended := regexp.MustCompile(`{"type":"ended","job":"` + name + `","execution":"\d+-n[123]","outcome":"failed"}`).FindString(text)
+				ended := regexp.MustCompile(`{"type":"ended","job":"` + name + `","execution":"\d+-n[123]","outcome":"failed","attempt":1,"last":true}`).FindString(text)
 				return 0 < job && job < started && ended != ""
 			})
 		}
@@ -5541,5 +5542,51 @@ func TestProgram_HostNameChanges(t *testing.T) {
 			t.Errorf("on %s: logged %v\n%s", host, logged, &p.log)
 		}
 		p.kill()
+	}
+}
+
+// TestClient_PlainToTLS: who speaks plain http to a node with TLS is told so.
+func TestClient_PlainToTLS(t *testing.T) {
+	node := httptest.NewTLSServer(http.NotFoundHandler())
+	node.Config.ErrorLog = log.New(io.Discard, "", 0)
+	defer node.Close()
+	addr := node.Listener.Addr().String()
+	var stderr strings.Builder
+	status := commandLine(t.Context(), []string{"raft", "list-peers", "--http-addr=" + addr}, nil, io.Discard, &stderr)
+	want := "--http-addr " + addr + ": the node speaks TLS; use https:// before the address, or --tls-ca"
+	if status != 1 || !strings.Contains(stderr.String(), want) {
+		t.Errorf("status %d, said %q, want 1, %q", status, stderr.String(), want)
+	}
+}
+
+// TestClient_Argument: the name of a policy, and the accessor of a token, may be an argument or a flag, not both.
+func TestClient_Argument(t *testing.T) {
+	var asked string
+	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.Method + " " + r.URL.Path
+		w.Header().Set("X-Whom", "n1")
+		io.WriteString(w, "{}")
+	}))
+	defer node.Close()
+	for _, c := range []struct {
+		args   string
+		status int
+		want   string
+	}{
+		{"policy delete a", 0, "DELETE /v1/acl/policies/a"},
+		{"policy delete --name=a", 0, "DELETE /v1/acl/policies/a"},
+		{"policy info a", 0, "GET /v1/acl/policies/a"},
+		{"token info 3f", 0, "GET /v1/acl/tokens/3f"},
+		{"token delete 3f", 0, "DELETE /v1/acl/tokens/3f"},
+		{"policy delete", 2, ""},
+		{"policy delete a b", 2, ""},
+		{"policy delete --name=a b", 2, ""},
+	} {
+		asked = ""
+		args := append([]string{"acl"}, strings.Fields(c.args)...)
+		var stderr strings.Builder
+		if status := commandLine(t.Context(), append(args, "--http-addr="+node.URL), nil, io.Discard, &stderr); status != c.status || asked != c.want {
+			t.Errorf("acl %s: status %d, requested %q, want %d, %q: %s", c.args, status, asked, c.status, c.want, &stderr)
+		}
 	}
 }

@@ -442,17 +442,9 @@ var configKeys = map[string][]string{
 
 // checkConfigKeys refuses a key that is probably a misspelling of one that the executor reads.
 func (j *job) checkConfigKeys() error {
-	known := configKeys[j.Executor]
 	for _, key := range sortedKeys(j.ExecutorConfig) {
-		near := func(k string) bool {
-			a, b := plainKey(key), plainKey(k)
-			return a == b || min(len(key), len(k)) >= 5 && editDistance(a, b) <= 2
-		}
-		if slices.Contains(known, key) {
-			continue
-		}
-		if i := slices.IndexFunc(known, near); i >= 0 {
-			return fmt.Errorf("executor_config.%.40s: the executor %s reads no such key; write %q", key, j.Executor, known[i])
+		if meant := misspelled(key, configKeys[j.Executor]); meant != "" {
+			return fmt.Errorf("executor_config.%.40s: the executor %s reads no such key; write %q", key, j.Executor, meant)
 		}
 	}
 	return nil
@@ -461,6 +453,21 @@ func (j *job) checkConfigKeys() error {
 // plainKey is a key without what people write in different ways.
 func plainKey(key string) string {
 	return strings.ToLower(strings.ReplaceAll(strings.ReplaceAll(key, "_", ""), "-", ""))
+}
+
+// misspelled returns the known word that an unknown one is probably meant to be, "" if there is none.
+func misspelled(word string, known []string) string {
+	near := func(k string) bool {
+		a, b := plainKey(word), plainKey(k)
+		return a == b || editDistance(a, b) <= min(2, min(len(word), len(k))-3)
+	}
+	if slices.Contains(known, word) {
+		return ""
+	}
+	if i := slices.IndexFunc(known, near); i >= 0 {
+		return known[i]
+	}
+	return ""
 }
 
 // editDistance returns how many bytes must be added, removed or replaced to turn a into b.
@@ -798,6 +805,9 @@ func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []in
 		if older.Count == 0 {
 			older = decision{Due: due[0], Outcome: outcomeSkipped,
 				Reason: fmt.Sprintf("later ticks were due at the same time, and only the newest %d run", newest)}
+			if due[0] < m.since {
+				older.Outcome, older.Reason = outcomeMissed, fmt.Sprintf("%s, and only the newest %d run", m.outage(due[0], 0), newest)
+			}
 		}
 		older.Until, older.Count = due[0], older.Count+1
 		due = due[1:]
@@ -966,8 +976,10 @@ func (q *dueQueue) first() (item queueItem, ok bool) {
 	return q.heap.items[0], true
 }
 
-// comingMax is how many ticks, and how many jobs, are looked at: later ticks are left out.
-const comingMax = 1_000
+const (
+	comingMax  = 1_000  // ticks in one response
+	comingJobs = 10_000 // jobs that are looked at for them, those whose schedule fires first
+)
 
 // comingTick is a tick of a job that will fall due.
 type comingTick struct {
@@ -978,33 +990,48 @@ type comingTick struct {
 	schedule schedule
 }
 
-// coming returns at most limit ticks that will fall due in [from, to) if nothing changes, the earliest first, among the
-// next comingMax ticks of all jobs, or of the jobs that globs match if these are not nil.
-func (s *scheduler) coming(from, to time.Time, globs []string, limit int) ([]comingTick, error) {
-	zone := s.timezone()
-	next := minHeap[comingTick]{less: func(a, b comingTick) bool { return a.Due.Before(b.Due) }}
-	err := s.store.clients.dueJobs(nanosOf(to), globs, comingMax, func(j job, due int64) {
-		next.items = append(next.items, comingTick{Job: j.Name, Due: timeOf(due), job: j, schedule: j.schedule(zone)})
+// coming returns at most limit ticks that will fall due in [from, to) if nothing changes, the earliest first, of all jobs
+// or of those that globs match if these are not nil: of each job its first tick in that time, and then the later ones. more reports
+// that there are others.
+func (s *scheduler) coming(from, to time.Time, globs []string, limit int) (list []comingTick, more bool, err error) {
+	zone, jobs, looked := s.timezone(), comingJobs, 0
+	if !from.After(s.now()) {
+		jobs = limit // the first tick of each is the one by which they are ordered
+	}
+	byDue := func(a, b comingTick) int { return a.Due.Compare(b.Due) }
+	next := minHeap[comingTick]{less: func(a, b comingTick) bool { return byDue(a, b) < 0 }}
+	err = s.store.clients.dueJobs(nanosOf(to), globs, jobs+1, func(j job, due int64) {
+		t := comingTick{Job: j.Name, job: j, schedule: j.schedule(zone)}
+		if due < nanosOf(from) {
+			after := from.Add(-1)
+			if every := t.schedule.seconds; every > 0 { // its ticks count from each other
+				n, _ := t.schedule.count(timeOf(due), after)
+				after = timeOf(due).Add(time.Duration(n*every) * time.Second)
+			}
+			due = j.within(t.schedule.next(after))
+		}
+		if looked++; looked <= jobs && due != never && due < nanosOf(to) {
+			t.Due = timeOf(due)
+			next.items = append(next.items, t)
+		}
 	})
-	if err != nil {
-		return nil, err
-	}
-	heap.Init(&next)
-	list := []comingTick{}
-	for n := 0; n < comingMax && len(list) < limit && len(next.items) > 0; n++ {
-		t := next.items[0]
-		if !t.Due.Before(from) {
-			list = append(list, t)
-		}
-		at := t.job.within(t.schedule.next(t.Due))
-		if at == never || at >= nanosOf(to) {
+	slices.SortStableFunc(next.items, byDue)
+	list = append([]comingTick{}, next.items[:min(limit, len(next.items))]...)
+	more = looked > jobs || len(next.items) > limit
+	for len(next.items) > 0 && (len(list) < limit || !more) {
+		switch at := next.items[0].job.within(next.items[0].schedule.next(next.items[0].Due)); {
+		case at == never || at >= nanosOf(to):
 			heap.Pop(&next)
-			continue
+		case len(list) == limit:
+			more = true
+		default:
+			next.items[0].Due = timeOf(at)
+			list = append(list, next.items[0])
+			heap.Fix(&next, 0)
 		}
-		next.items[0].Due = timeOf(at)
-		heap.Fix(&next, 0)
 	}
-	return list, nil
+	slices.SortStableFunc(list, byDue)
+	return list, more, err
 }
 
 // schedulerConfig is what an operator may choose.

@@ -253,6 +253,8 @@ type event struct {
 	Job       string  `json:"job,omitempty"`
 	Execution string  `json:"execution,omitempty"`
 	Outcome   string  `json:"outcome,omitempty"`
+	Attempt   int     `json:"attempt,omitempty"`
+	Last      bool    `json:"last,omitempty"` // of eventEnded: no other attempt follows
 	Paused    *bool   `json:"paused,omitempty"`
 }
 

@@ -220,6 +220,7 @@ CREATE TABLE job_state (
 	status        TEXT    NOT NULL
 ) STRICT;
 CREATE INDEX job_state_next ON job_state (next);
+CREATE INDEX job_state_failing ON job_state (job) WHERE failures > 0;
 CREATE INDEX job_state_status ON job_state (status);
 
 CREATE TABLE executions (
@@ -3049,9 +3050,10 @@ func (s *reader) collectJobs(where string, arg any) (jobs []*jobRow, err error) 
 // A jobFilter selects and orders jobs. The zero value selects all, by name.
 type jobFilter struct {
 	Text     string // part of name or displayname, case-sensitive
-	Status   string // a status, or "untriggered"
+	Status   string // a status, "untriggered" or "failing"
 	Disabled string // "true" or "false"
 	Executor string
+	Owner    string
 	Metadata map[string]string // all of them
 	Globs    []string          // the name matches one of these patterns; nil: any name
 	Sort     string            // a field that jobOrder knows
@@ -3087,8 +3089,13 @@ func (f jobFilter) query() (query string, args []any) {
 	if f.Text != "" {
 		add("(instr(j.name, ?) > 0 OR instr(j.displayname, ?) > 0)", f.Text, f.Text)
 	}
-	if f.Status != "" {
+	if f.Status == "failing" {
+		add("s.failures > ?", 0)
+	} else if f.Status != "" {
 		add("s.status = coalesce(nullif(?, 'untriggered'), '')", f.Status)
+	}
+	if f.Owner != "" {
+		add("j.owner = ?", f.Owner)
 	}
 	if f.Disabled != "" {
 		add("CAST(iif(j.disabled, 'true', 'false') AS TEXT) = ?", f.Disabled)
@@ -3643,7 +3650,14 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 	if err != nil {
 		return nil, err
 	}
-	runs, err := rowsOf[executionRow](s.clients.viewEach, `SELECT e.*, j.name
+	type run struct {
+		last bool
+		executionRow
+	}
+	runs, err := rowsOf[run](s.clients.viewEach, `SELECT e.finished <> 0
+			AND NOT EXISTS (SELECT * FROM pending WHERE grp = e.grp AND grp <> 0 AND slot = e.slot)
+			AND NOT EXISTS (SELECT * FROM executions WHERE grp = e.grp AND grp <> id AND slot = e.slot AND attempt > e.attempt),
+			e.*, j.name
 		FROM json_each(?) v JOIN executions e ON e.id = v.value JOIN jobs j ON j.id = e.job`,
 		jsonText(append(ids[eventStarted], ids[eventEnded]...)))
 	if err != nil {
@@ -3654,7 +3668,7 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 		rows[j.id] = event{Job: j.name}
 	}
 	for _, e := range runs {
-		rows[e.ID] = event{Job: e.JobName, Execution: executionName(e.ID, e.Node), Outcome: e.Outcome}
+		rows[e.ID] = event{Job: e.JobName, Execution: executionName(e.ID, e.Node), Outcome: e.Outcome, Attempt: e.Attempt, Last: e.last}
 	}
 	var list []event
 	said := map[event]bool{}
@@ -3662,7 +3676,7 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 		e := rows[m.row]
 		switch e.Type = m.what; m.what {
 		case eventStarted:
-			e.Outcome = ""
+			e.Outcome, e.Last = "", false
 		case eventPaused:
 			paused := s.shown.Load().paused
 			list = append(list, event{Type: eventPaused, Paused: &paused})
@@ -3688,6 +3702,7 @@ const (
 // and the fields that begin with Day are of the UTC day.
 type summary struct {
 	Jobs, Failed, Partly, Never int
+	Failing                     int // on some node, after the last attempt
 	Running                     int
 	DaySkipped, DayMissed       int64 // ticks
 	Good, Disabled              int
@@ -3731,7 +3746,8 @@ func (s *store) sum(now time.Time) (*summary, error) {
 	sums, err := rowsOf[summary](s.clients.viewEach, `SELECT (SELECT count(*) FROM job_state),
 		(SELECT count(*) FROM job_state WHERE status = 'failed'),
 		(SELECT count(*) FROM job_state WHERE status = 'partially_failed'),
-		(SELECT count(*) FROM job_state WHERE status = ''), (SELECT count(*) FROM executions WHERE finished = 0),
+		(SELECT count(*) FROM job_state WHERE status = ''), (SELECT count(*) FROM job_state WHERE failures > 0),
+		(SELECT count(*) FROM executions WHERE finished = 0),
 		coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0)
 		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) WHERE due >= ?`, summaryTickMax, day*nanosPerDay)
 	if err != nil {

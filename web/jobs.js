@@ -63,7 +63,7 @@ function filters(search) {
   const value = (name) => search.get(name) ?? "";
   return el("form", { class: "filters", role: "search" },
     field("Search", el("input", { type: "search", name: "q", value: value("q"), placeholder: "part of a name" })),
-    field("State", choices({ name: "status" }, value("status"), [["", "any"], ["success", "good"], ["failed", "failed"], ["partially_failed", "partly failed"], ["untriggered", "never ran"]])),
+    field("State", choices({ name: "status" }, value("status"), [["", "any"], ["success", "good"], ["failing", "failing"], ["failed", "failed"], ["partially_failed", "partly failed"], ["untriggered", "never ran"]])),
     field("Schedule", choices({ name: "disabled" }, value("disabled"), [["", "on or off"], ["false", "on"], ["true", "off"]])),
     field("Does", choices({ name: "executor" }, value("executor"), [["", "anything"], ["shell", "run a command"], ["http", "make a request"]])),
     field("Metadata", el("input", { name: "metadata", value: value("metadata"), placeholder: "team=data" })),

@@ -65,11 +65,10 @@ export function show({ summary, now, days, past, next, failed }, _, [members, le
 const unseen = () => el("p", { class: "quiet" }, "This token may not see that.");
 
 function tiles({ jobs: c, running: busy, today, start_delay: delay }) {
-  const failing = c.failed + c.partially_failed;
   return el("div", { class: "tiles" },
     tile(c.total, `jobs, ${c.disabled.toLocaleString()} disabled`, { href: c.disabled ? "#/jobs?disabled=true" : "#/jobs" }),
     tile(busy, "running now", { "data-action": "show", "data-target": "running" }, busy && "busy"),
-    tile(failing, "jobs failing", { href: c.failed || !failing ? "#/jobs?status=failed" : "#/jobs?status=partially_failed" }, failing && "bad"),
+    tile(c.failing, "jobs failing", { href: "#/jobs?status=failing" }, c.failing && "bad"),
     tile(c.untriggered, "never ran", { href: "#/jobs?status=untriggered" }),
     tile(today.missed, "ticks missed today", { "data-action": "show", "data-target": "unrun" }, today.missed && "bad"),
     tile(share(today), `good of ${(today.success_count + today.failed_count).toLocaleString()} today`, { "data-action": "show", "data-target": "failures" }),
