@@ -486,8 +486,25 @@ const hiddenValue = "<hidden>"
 // secretWords mark a key of executor_config that contains one of them as secret.
 var secretWords = []string{"env", "header", "payload", "body", "pass", "secret", "token", "key", "auth", "cred", "cookie"}
 
-// hideSecrets replaces the values of executor_config that look secret in the JSON of a job. It keeps everything else,
-// including the order.
+// hiddenIn are the fields of a job that may hold secrets, with what hides these in the field's JSON.
+var hiddenIn = map[string]func([]byte) ([]byte, error){"executor_config": hideValues, "notify": hideReceivers}
+
+// hideReceivers replaces the URLs of receivers: whoever knows one can send to it.
+func hideReceivers(doc []byte) ([]byte, error) {
+	var list []map[string]any
+	err := json.Unmarshal(doc, &list)
+	for _, r := range list {
+		if r["webhook"] != nil {
+			r["webhook"] = hiddenValue
+		}
+	}
+	if err != nil || list == nil {
+		return doc, err
+	}
+	return plainJSON(list)
+}
+
+// hideSecrets replaces what looks secret in the JSON of a job. It keeps everything else, including the order.
 func hideSecrets(doc []byte) ([]byte, error) {
 	d := json.NewDecoder(bytes.NewReader(doc))
 	if _, err := d.Token(); err != nil {
@@ -503,8 +520,8 @@ func hideSecrets(doc []byte) ([]byte, error) {
 		if err := d.Decode(&value); err != nil {
 			return nil, err
 		}
-		if name == "executor_config" {
-			if value, err = hideValues(value); err != nil {
+		if hide := hiddenIn[fmt.Sprint(name)]; hide != nil {
+			if value, err = hide(value); err != nil {
 				return nil, err
 			}
 		}

@@ -1752,3 +1752,22 @@ func TestNodeLimits_CheckAddr(t *testing.T) {
 		}
 	}
 }
+
+// TestHideSecrets_Receivers: whoever knows the URL of a receiver can send to it, so neither a token that may not store the
+// job nor the audit trail sees it.
+func TestHideSecrets_Receivers(t *testing.T) {
+	j := job{Name: "a", Notify: []notifyRule{{On: []string{eventFailed}, Webhook: "https://hooks.example.org/secret", Every: true}}}
+	doc, err := hideSecrets([]byte(j.document()))
+	was, is, err2 := difference(nil, &j)
+	changed := j
+	changed.Notify = []notifyRule{{On: []string{eventLost}, Webhook: "https://hooks.example.org/secret"}}
+	before, after, err3 := difference(&j, &changed)
+	for _, text := range []string{string(doc), is, before, after} {
+		if strings.Contains(text, "secret") || !strings.Contains(text, hiddenValue) {
+			t.Errorf("the receiver is shown: %s", text)
+		}
+	}
+	if err := errors.Join(err, err2, err3); err != nil || was != "null" || !strings.Contains(is, `"every":true`) {
+		t.Errorf("%s, %s, %v", was, is, err)
+	}
+}

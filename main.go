@@ -24,6 +24,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/signal"
@@ -428,6 +429,7 @@ type config struct {
 	AllowedHosts    []string      // accepted in Host, besides NodeName
 	CORSOrigins     []string      // of other pages that may use the API
 	Limits          nodeLimits    // what jobs may do here
+	Notify          notifyConfig  // whom the operator wants told of what
 	ShutdownGrace   time.Duration // for running executions to end when the node stops
 	Unused          []string      // environment variables with our prefix that match no flag
 
@@ -523,6 +525,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		"let http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
 	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false,
 		"keep http jobs from private and loopback addresses")
+	cfg.Notify.flags(fs)
 	if _, err := parseFlags(fs, args, environ, help, 0, 0); err != nil {
 		return cfg, err
 	}
@@ -553,6 +556,13 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		return cfg, fmt.Errorf("TZ: %w; or name one with --timezone", err)
 	}
 	return cfg, cfg.validate()
+}
+
+// flags adds the flags about notices.
+func (c *notifyConfig) flags(fs *flag.FlagSet) {
+	fs.StringVar(&c.Webhook, "notify-webhook", "",
+		"`URL` that is sent a notice of each event in --notify-on, as JSON with a text that chats show")
+	fs.Func("notify-on", "comma-separated `events` for --notify-webhook; by default "+strings.Join(noticesDefault, ","), list(&c.On))
 }
 
 // list returns the function for a flag that may be repeated. A value may also be a comma-separated list, which is the
@@ -692,7 +702,20 @@ func (c *config) validate() error {
 	if c.ShutdownGrace < 0 {
 		return errors.New("--shutdown-grace: must not be negative")
 	}
-	return nil
+	c.Notify.Page = c.page()
+	return c.Notify.validate()
+}
+
+// page returns the URL of the page as others reach it, as far as this node knows.
+func (c *config) page() string {
+	u := url.URL{Scheme: "http", Host: c.HTTPAddr, Path: c.HTTPPrefix + "/"}
+	if c.TLS.Cert != "" {
+		u.Scheme = "https"
+	}
+	if addr, err := netip.ParseAddr(u.Hostname()); u.Hostname() == "" || err == nil && addr.IsUnspecified() {
+		u.Host = net.JoinHostPort(c.NodeName, u.Port())
+	}
+	return u.String()
 }
 
 func (c *config) validateAddrs() error {
@@ -1038,6 +1061,9 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter,
 		AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes,
 	}, st, log)
+	if sched.courier, err = newCourier(cfg.Notify, cfg.Limits, cfg.host.dial); err != nil {
+		return err
+	}
 	n, err := newParts(cfg, own.ID, nil, log)
 	if err != nil {
 		return err
@@ -1048,8 +1074,12 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	if err != nil {
 		return err
 	}
+	listeners := cfg.Notify.listeners()
 	sched.propose = func(ctx context.Context, c *command) (applied, error) {
 		began := time.Now()
+		if c.Consume != nil || c.Finish != nil {
+			c.Listeners = listeners
+		}
 		res, err := clu.propose(ctx, c)
 		if res.Index != 0 {
 			sched.stats.commits.observe(time.Since(began))

@@ -107,7 +107,6 @@ func TestFiles_Imports(t *testing.T) {
 		"scheduler.go": {"net/http"},
 		"store.go":     {"net/http"},
 		"acl.go":       {"net/http"},
-		"stats.go":     {"net/http"},
 	}
 	files, err := filepath.Glob("*.go")
 	if err != nil {
@@ -420,6 +419,8 @@ func TestCommandLine(t *testing.T) {
 		{name: "bad-catchup-short", args: append(slices.Clone(agent), "--catchup-window=9s")},
 		{name: "bad-keep", args: append(slices.Clone(agent), "--executions-keep=0")},
 		{name: "bad-grace", args: append(slices.Clone(agent), "--shutdown-grace=-1s")},
+		{name: "bad-notify", args: append(slices.Clone(agent), "--notify-webhook=hooks.example.org/secret")},
+		{name: "bad-notify-on", args: append(slices.Clone(agent), "--notify-on=failed,fails")},
 		{name: "bad-address", args: append(slices.Clone(agent), "--http-addr=8080")},
 		{name: "no-node-name", args: append(slices.Clone(agent), "--node-name=")},
 		{name: "not-loopback", args: append(slices.Clone(agent), "--http-addr=0.0.0.0:0")},

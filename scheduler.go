@@ -50,6 +50,7 @@ const (
 	retriesMax     = 1 << 30 // of a job: larger than makes sense, and safe to count with
 	jobBytesMax    = 512_000 // of a job's JSON
 	paramsBytesMax = 4_000   // of the names and values of a run's parameters
+	notifyMax      = 20      // receivers that a job names
 	warningsMax    = 10      // of a job that are shown
 	reportsMax     = 500     // in one finish command
 
@@ -81,6 +82,9 @@ const (
 	sliceBytes    = 256_000               // of staged jobs or recorded nodes in one command, unless one is larger
 	stagedKept    = 10 * time.Minute      // after the last restore: a slow client may still read its response
 	writeTimeout  = time.Minute           // for a write, even if its client has gone away
+	noticeWait    = time.Second           // before the second attempt to deliver a notice; the others wait longer
+	noticeWaitMax = 5 * time.Minute       // between two attempts
+	noticeAge     = time.Hour             // up to which a notice is tried again
 )
 
 // instant is a time that may be absent: Unix nanoseconds UTC, 0 for none, which is null in JSON. It ends in 2262.
@@ -162,6 +166,7 @@ type job struct {
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
 	StartsAt       instant                      `json:"starts_at,omitempty"`
 	ExpiresAt      instant                      `json:"expires_at,omitempty"`
+	Notify         []notifyRule                 `json:"notify,omitempty"` // ours
 
 	// The record of a job that is created, or restored from a backup. A restore of an existing job keeps the larger
 	// values, an update keeps the job's own. They are no part of the stored definition.
@@ -185,6 +190,42 @@ const (
 	deliveryAtMostOnce  = "at-most-once"
 	deliveryAtLeastOnce = "at-least-once"
 )
+
+// A notifyRule names a receiver of notices about a job. One of Webhook and Mail is set.
+type notifyRule struct {
+	On      []string `json:"on"` // events
+	Webhook string   `json:"webhook,omitempty"`
+	Every   bool     `json:"every,omitempty"` // tells of every failure, not only of the first until the job has recovered
+}
+
+// receivers returns the job's own receivers of an event; again as in applying.receivers.
+func (j *job) receivers(event string, again bool) (list []string) {
+	for _, r := range j.Notify {
+		if slices.Contains(r.On, event) && (r.Every || !again) {
+			list = append(list, receiverURL+r.Webhook)
+		}
+	}
+	return list
+}
+
+// checkNotify refuses receivers that cannot be told.
+func (j *job) checkNotify() error {
+	if len(j.Notify) > notifyMax {
+		return fmt.Errorf("notify: has more than %d entries", notifyMax)
+	}
+	for i, r := range j.Notify {
+		if len(r.On) == 0 {
+			return fmt.Errorf("notify[%d].on: name some of %s", i, strings.Join(jobEvents, ", "))
+		}
+		if err := checkEvents(r.On, jobEvents); err != nil {
+			return fmt.Errorf("notify[%d].on: %w", i, err)
+		}
+		if err := checkReceiverURL(r.Webhook); err != nil {
+			return fmt.Errorf("notify[%d].webhook: %w", i, err)
+		}
+	}
+	return nil
+}
 
 // decodeJob reads a job as clients send it, over the values in j. Unknown fields and null are ignored, as upstream. The
 // error is one sentence that names the field.
@@ -316,6 +357,7 @@ func (j *job) validate(zone string, now int64) error {
 	}
 	check("", checkHidden(j.ExecutorConfig))
 	check("", j.checkConfigKeys())
+	check("", j.checkNotify())
 	switch j.Executor {
 	case executorShell:
 		check("", checkShellConfig(j.ExecutorConfig))
@@ -732,7 +774,7 @@ func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 		case overlap != "":
 			d.Outcome, d.Reason = outcomeSkipped, overlap
 		case len(targets) == 0:
-			d.Outcome, d.Reason = outcomeSkipped, noNodeReason
+			d.Outcome, d.Reason, d.Event = outcomeSkipped, noNodeReason, eventMissed
 		default:
 			d.Targets = targets
 		}
@@ -792,7 +834,8 @@ func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []in
 			n, last = before(last)
 		}
 		if n > 0 {
-			list = append(list, decision{Due: next, Until: last, Count: n, Outcome: outcomeMissed, Reason: m.outage(next, window)})
+			list = append(list, decision{Due: next, Until: last, Count: n, Outcome: outcomeMissed, Reason: m.outage(next, window),
+				Event: eventMissed})
 			next = j.within(s.next(timeOf(last)))
 		}
 	}
@@ -803,7 +846,7 @@ func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []in
 			continue
 		}
 		if older.Count == 0 {
-			older = decision{Due: due[0], Outcome: outcomeSkipped,
+			older = decision{Due: due[0], Outcome: outcomeSkipped, Event: eventMissed,
 				Reason: fmt.Sprintf("later ticks were due at the same time, and only the newest %d run", newest)}
 			if due[0] < m.since {
 				older.Outcome, older.Reason = outcomeMissed, fmt.Sprintf("%s, and only the newest %d run", m.outage(due[0], 0), newest)
@@ -862,7 +905,7 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 			return d, false, nil
 		}
 		if d.Targets = targets; len(targets) == 0 && waited {
-			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason)
+			d.Outcome, d.Reason, d.Event = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason), eventMissed
 		}
 	}
 	return d, p.Cause == causeChildren || len(d.Targets) > 0 || d.Outcome != "", err
@@ -1078,6 +1121,9 @@ type scheduler struct {
 	until        int64                    // when the fire loop looks at the queue next
 	stopping     bool                     // starts nothing any more
 
+	courier *courier
+	noticed chan struct{} // tells that there are new notices; capacity 1
+
 	wake     chan struct{} // tells the fire loop that something earlier is due; capacity 1
 	refusals chan struct{} // tells that a first order was refused; capacity 1
 
@@ -1089,7 +1135,8 @@ type scheduler struct {
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, wait: pause,
 		queue: newDueQueue(), doubts: map[int64]doubt{}, unresponsive: map[string]bool{}, mustAnswer: map[string]bool{},
-		open: map[*dispatch]openOrders{}, wake: make(chan struct{}, 1), refusals: make(chan struct{}, 1)}
+		open: map[*dispatch]openOrders{}, wake: make(chan struct{}, 1), refusals: make(chan struct{}, 1),
+		noticed: make(chan struct{}, 1)}
 	sched.spawn = func(task func()) { go task() }
 	return sched
 }
@@ -1121,6 +1168,7 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 		return s.fireLoop(ctx)
 	})
 	g.Go(func() error { return s.trimLoop(ctx) })
+	g.Go(func() error { return s.noticeLoop(ctx) })
 	return g.Wait()
 }
 
@@ -1225,6 +1273,10 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 		s.reached = a.Index
 		if s.term == 0 {
 			continue
+		}
+		s.stats.untold.Add(int64(a.Untold))
+		if a.Noticed {
+			notify(s.noticed)
 		}
 		for _, id := range slices.Concat(a.Started...) {
 			s.doubts[id] = doubt{first: true, bound: a.Bound}
@@ -2233,6 +2285,121 @@ func (s *scheduler) trimLoop(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// A noticeLane is what one receiver is told of one job, in the order in which it happened.
+type noticeLane struct {
+	receiver string
+	job      int64
+}
+
+// A delivery is the end of the attempts to deliver a notice.
+type delivery struct {
+	lane noticeLane
+	id   int64
+	err  error // why it was given up; nil: the receiver has it
+}
+
+// noticeLoop tells receivers what has happened, each lane on its own. A notice is removed after it was delivered: the
+// next leader may deliver it again, with the same key.
+func (s *scheduler) noticeLoop(ctx context.Context) error {
+	own, err := s.store.own()
+	if err != nil {
+		return err
+	}
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	lanes, held, last := map[noticeLane][]noticeRow{}, 0, int64(0)
+	ended := make(chan delivery)
+	send := func(l noticeLane, row noticeRow) {
+		sending.Go(func() {
+			err := s.deliver(ctx, own.Cluster, row)
+			select {
+			case ended <- delivery{l, row.ID, err}:
+			case <-ctx.Done():
+			}
+		})
+	}
+	var gone toldRows
+	end := func(d delivery) {
+		if held--; d.err == nil {
+			gone.Taken = append(gone.Taken, d.id)
+		} else {
+			gone.Lost = append(gone.Lost, d.id)
+		}
+		if lanes[d.lane] = lanes[d.lane][1:]; len(lanes[d.lane]) > 0 {
+			send(d.lane, lanes[d.lane][0])
+		} else {
+			delete(lanes, d.lane)
+		}
+	}
+	for {
+		for held < noticesMax {
+			rows, err := s.store.notices(last, ticksMax)
+			if err != nil {
+				return err
+			}
+			for _, row := range rows {
+				l := noticeLane{row.Receiver, row.JobID}
+				if lanes[l] = append(lanes[l], row); len(lanes[l]) == 1 {
+					send(l, row)
+				}
+				held, last = held+1, row.ID
+			}
+			if len(rows) < ticksMax {
+				break
+			}
+		}
+		var again <-chan time.Time
+		if len(gone.Taken)+len(gone.Lost) > 0 {
+			again = time.After(tickSlack)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.noticed:
+			continue
+		case d := <-ended:
+			end(d)
+		case <-again:
+		}
+		for more := true; more && len(gone.Taken)+len(gone.Lost) < ticksMax; {
+			select {
+			case d := <-ended:
+				end(d)
+			default:
+				more = false
+			}
+		}
+		err := s.decide(ctx, &command{Told: &gone})
+		if err == nil {
+			gone = toldRows{}
+		} else if err := s.fatal(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+// deliver tells the receiver of a notice, in attempts until noticeAge after it was made. The error is why it was given up.
+func (s *scheduler) deliver(ctx context.Context, cluster string, row noticeRow) error {
+	var n notice
+	err := json.Unmarshal([]byte(row.Doc), &n)
+	for wait := noticeWait; err == nil; wait = min(2*wait, noticeWaitMax) {
+		err = s.courier.deliver(ctx, row.Receiver, fmt.Sprintf("%s-%d", cluster, row.ID), n)
+		if err == nil {
+			s.stats.told.Add(1)
+			return nil
+		}
+		if ctx.Err() == nil && s.now().Sub(timeOf(row.Made)) >= noticeAge {
+			break
+		}
+		err = pause(ctx, wait)
+	}
+	if ctx.Err() == nil {
+		channel, _, _ := strings.Cut(row.Receiver, " ") // what follows may be secret
+		s.log.Error("a notice was given up", "event", n.Event, "job", n.Job, "execution", n.Execution, "receiver", channel, "err", err)
+	}
+	return err
 }
 
 // requestAge tells which requests are older than requestsKept. It measures their age from what this leader has itself

@@ -1,14 +1,21 @@
 // Stats owns what this process has observed since it started: its counters and their Prometheus text, the events that
-// clients of /v1/events receive, and what /proc says about the machine's processes. It makes no decisions.
+// clients of /v1/events receive, what /proc says about the machine's processes, and how receivers are told of what
+// happened. It makes no decisions.
 package main
 
 import (
 	"bytes"
 	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"math"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -28,6 +35,8 @@ type stats struct {
 	runs    countBy   // executions that this leader recorded as ended, by outcome
 	ticks   countBy   // ticks that this leader decided, by outcome
 	commits histogram // from proposing a command to applying it
+
+	told, untold atomic.Int64 // notices that this leader delivered, and gave up
 }
 
 // countBy holds one counter for each of at most eight labels.
@@ -157,6 +166,8 @@ func (s *stats) write(w io.Writer, g gauges) {
 	p.counters("belfry_runs_total", "Executions that this leader recorded as ended, by outcome.", "outcome", runOutcomes, &s.runs)
 	p.counters("belfry_ticks_total", "Ticks that this leader has decided, by outcome.", "outcome", tickOutcomes, &s.ticks)
 	p.counters("belfry_requests_refused_total", "Client requests that this node refused, by reason.", "reason", refusalReasons, &g.Requests.counts)
+	p.metric("belfry_notices_delivered_total", "counter", "Notices that this leader delivered.", "", float64(s.told.Load()))
+	p.metric("belfry_notices_lost_total", "counter", "Notices that this leader gave up.", "", float64(s.untold.Load()))
 	p.histogram("belfry_commit_seconds", "Time from proposing a change on this leader to applying it.", &s.commits)
 	p.head("belfry_plane_refused_total", "counter", "Messages from other nodes that this node refused or dropped, by reason.")
 	for _, reason := range sortedKeys(g.Refused) {
@@ -481,4 +492,244 @@ func names(list []proc) string {
 // order of a map.
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
 	return slices.Sorted(maps.Keys(m))
+}
+
+// ---- Notices
+
+const (
+	noticeTimeout    = 10 * time.Second // for one attempt to deliver
+	noticeSends      = 256              // attempts at once
+	noticeSendsPer   = 8                // of these to one receiver: if it hangs, the others do not wait
+	noticeReadMax    = 64 << 10         // bytes of a response that are read
+	noticeLinesBytes = 300              // of an output in a text
+)
+
+// Events that receivers are told of.
+const (
+	eventStart     = "start"
+	eventEnd       = "end"
+	eventFailed    = "failed" // a group of executions ended without success, after its last retry
+	eventRecovered = "recovered"
+	eventMissed    = "missed"
+	eventLost      = "lost"
+)
+
+// jobEvents are the events of a job, the others are of the cluster.
+var (
+	jobEvents     = []string{eventStart, eventEnd, eventFailed, eventRecovered, eventMissed, eventLost}
+	clusterEvents = []string{}
+)
+
+// Receivers. Those that the operator names are called after their flags; those of a job have an address.
+const (
+	receiverNotify = "notify-webhook"
+	receiverOwner  = "owner"    // of the job, by mail
+	receiverMail   = "mail "    // with the address
+	receiverURL    = "webhook " // with the URL
+)
+
+// A notice says what happened. Its JSON is what a webhook receives.
+type notice struct {
+	Event     string    `json:"event"`
+	Text      string    `json:"text,omitempty"` // made when it is delivered, as are Links
+	Job       string    `json:"job,omitempty"`
+	Execution string    `json:"execution,omitempty"`
+	Group     int64     `json:"group,omitempty"`
+	Node      string    `json:"node,omitempty"`
+	Attempt   int       `json:"attempt,omitempty"`
+	Outcome   string    `json:"outcome,omitempty"`
+	Reason    string    `json:"reason,omitempty"`
+	Output    string    `json:"output,omitempty"` // its end
+	Due       time.Time `json:"due,omitzero"`     // of missed ticks the first
+	Until     time.Time `json:"until,omitzero"`   // of missed ticks the last
+	Count     int64     `json:"count,omitempty"`  // of missed ticks
+	Started   time.Time `json:"started_at,omitzero"`
+	Finished  time.Time `json:"finished_at,omitzero"`
+	Links     *links    `json:"links,omitempty"`
+}
+
+type links struct {
+	Job       string `json:"job"`
+	Execution string `json:"execution,omitempty"`
+}
+
+// text says in words what happened.
+func (n *notice) text() string {
+	on := ""
+	if n.Node != "" {
+		on = " on " + n.Node
+	}
+	if n.Attempt > 1 {
+		on += fmt.Sprintf(", attempt %d", n.Attempt)
+	}
+	what := map[string]string{
+		eventStart: "started" + on, eventEnd: "ended" + on + ": " + n.Outcome, eventFailed: "failed" + on,
+		eventRecovered: "succeeded again" + on, eventLost: "was lost" + on, eventMissed: "missed its run" + on,
+	}[n.Event]
+	if n.Event == eventMissed && n.Count > 0 {
+		what = fmt.Sprintf("missed %d ticks, due from %s to %s", n.Count, n.Due.Format(time.RFC3339), n.Until.Format(time.RFC3339))
+	}
+	text := strings.TrimSpace(n.Job + " " + what)
+	if n.Reason != "" {
+		text += ": " + n.Reason
+	}
+	if output := strings.TrimSpace(n.Output[max(0, len(n.Output)-noticeLinesBytes):]); output != "" && n.Event != eventRecovered {
+		text += "\n" + strings.ToValidUTF8(output, "")
+	}
+	return text
+}
+
+// notifyConfig says whom the operator wants told of what.
+type notifyConfig struct {
+	Webhook string
+	On      []string // events for Webhook
+	Page    string   // URL of the page, for links
+}
+
+// noticesDefault are the events of --notify-on.
+var noticesDefault = []string{eventFailed, eventRecovered, eventMissed, eventLost}
+
+// validate fills in what was not given. The error names the flag.
+func (c *notifyConfig) validate() error {
+	if c.On == nil {
+		c.On = noticesDefault
+	}
+	if err := checkReceiverURL(c.Webhook); err != nil && c.Webhook != "" {
+		return fmt.Errorf("--notify-webhook: %w", err)
+	}
+	if err := checkEvents(c.On, slices.Concat(jobEvents, clusterEvents)); err != nil {
+		return fmt.Errorf("--notify-on: %w", err)
+	}
+	return nil
+}
+
+// checkReceiverURL does not quote the URL, which may be secret.
+func checkReceiverURL(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+		return errors.New("must be a URL such as https://host/path; escape special characters")
+	}
+	return nil
+}
+
+func checkEvents(events, known []string) error {
+	for _, e := range events {
+		if !slices.Contains(known, e) {
+			return fmt.Errorf("there is no event %q; name some of %s", e, strings.Join(known, ", "))
+		}
+	}
+	return nil
+}
+
+// listeners returns the operator's receivers of each event.
+func (c *notifyConfig) listeners() map[string][]string {
+	all := map[string][]string{}
+	add := func(receiver string, events ...string) {
+		for _, e := range events {
+			all[e] = append(all[e], receiver)
+		}
+	}
+	if c.Webhook != "" {
+		add(receiverNotify, c.On...)
+	}
+	return all
+}
+
+// A courier delivers notices. Its methods are safe for concurrent use.
+type courier struct {
+	cfg          notifyConfig
+	own, guarded http.Client // for URLs of the operator, and of jobs, which may not lead everywhere
+	sends        chan struct{}
+
+	mu  sync.Mutex
+	per map[string]chan struct{} // by receiver or host; guarded by mu
+}
+
+// newCourier returns a courier. limits are those of http jobs; dial, if it is not nil, replaces the network.
+func newCourier(cfg notifyConfig, limits nodeLimits, dial func(context.Context, string, string) (net.Conn, error)) (*courier, error) {
+	c := &courier{cfg: cfg, sends: make(chan struct{}, noticeSends), per: map[string]chan struct{}{}}
+	for client, limits := range map[*http.Client]nodeLimits{&c.own: {AllowMetadata: true}, &c.guarded: limits} {
+		t, err := newTransport(nil, limits)
+		if err != nil {
+			return nil, err
+		}
+		if dial != nil {
+			t.DialContext = dial
+		}
+		client.Transport = once{t}
+		client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	}
+	return c, nil
+}
+
+// deliver tells a receiver. key is the same whenever it is told of the same.
+func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) error {
+	u, own := strings.CutPrefix(receiver, receiverURL)
+	slot := receiver
+	if own {
+		if at, err := url.Parse(u); err == nil {
+			slot = receiverURL + at.Host
+		}
+	}
+	for _, slots := range []chan struct{}{c.slots(slot), c.sends} {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, noticeTimeout, fmt.Errorf("no response within %s", noticeTimeout))
+	defer cancel()
+	if n.Text = n.text(); n.Job != "" && c.cfg.Page != "" {
+		job := c.cfg.Page + "#/jobs/" + url.PathEscape(n.Job)
+		if n.Links = (&links{Job: job}); n.Execution != "" {
+			n.Links.Execution = job + "/executions/" + url.PathEscape(n.Execution)
+		}
+	}
+	switch {
+	case own:
+		return c.post(ctx, &c.guarded, u, key, n)
+	case receiver == receiverNotify && c.cfg.Webhook != "":
+		return c.post(ctx, &c.own, c.cfg.Webhook, key, n)
+	}
+	return fmt.Errorf("this server has no --%s", receiver)
+}
+
+// slots returns the channel that bounds attempts to one receiver.
+func (c *courier) slots(receiver string) chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	slots := c.per[receiver]
+	if slots == nil {
+		slots = make(chan struct{}, noticeSendsPer)
+		c.per[receiver] = slots
+	}
+	return slots
+}
+
+// post sends a notice as JSON. It follows no redirects. Errors do not quote the URL, which may be secret.
+func (c *courier) post(ctx context.Context, client *http.Client, to, key string, n notice) error {
+	doc, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, bytes.NewReader(doc))
+	if err != nil {
+		return errURL
+	}
+	req.Header = http.Header{"Content-Type": {"application/json"}, "User-Agent": {"belfry"}, "Idempotency-Key": {key}}
+	resp, err := client.Do(req)
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err
+	}
+	if err != nil {
+		return cmp.Or(context.Cause(ctx), err)
+	}
+	defer resp.Body.Close()
+	io.CopyN(io.Discard, resp.Body, noticeReadMax) // so that the connection can be used again
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("the receiver responded with status %d", resp.StatusCode)
+	}
+	return nil
 }

@@ -66,6 +66,9 @@ const (
 	logTrimSlack   = 1_000     // trimmed in steps of this many entries
 	logTrimMax     = 10_000    // at the most, as a transaction is short
 
+	noticesMax  = 10_000 // that wait for their receivers
+	noticeBytes = 1_000  // of an output in a notice, at its end
+
 	ticksKept  = 1_000 // newest skipped and missed ticks of a job that are kept one by one
 	sliceRows  = 1_000 // rows that one command deletes at the most
 	stagedRows = 200   // the same of staged jobs, which may be large
@@ -153,7 +156,9 @@ const jobFields = `,
 	schedule        TEXT    AS (coalesce(doc ->> 'schedule', '')),
 	timezone        TEXT    AS (coalesce(doc ->> 'timezone', '')),
 	owner           TEXT    AS (coalesce(doc ->> 'owner', '')),
-	owner_email     TEXT    AS (coalesce(doc ->> 'owner_email', '')),
+	owner_email     TEXT    AS (coalesce(doc ->> 'owner_email', '')) STORED,
+	listens         INTEGER AS (doc -> 'notify' IS NOT NULL OR doc -> '$.processors.slack' IS NOT NULL
+		OR doc -> '$.processors.email' IS NOT NULL) STORED, -- it names receivers of notices
 	executor        TEXT    AS (coalesce(doc ->> 'executor', '')),
 	tags            TEXT    AS (coalesce(doc -> 'tags', 'null')),
 	metadata        TEXT    AS (coalesce(doc -> 'metadata', 'null')),
@@ -217,7 +222,9 @@ CREATE TABLE job_state (
 	error_count   INTEGER NOT NULL,
 	last_success  INTEGER NOT NULL,
 	last_error    INTEGER NOT NULL,
-	status        TEXT    NOT NULL
+	status        TEXT    NOT NULL,
+	unplaced      INTEGER NOT NULL, -- 1: no node matched its last tick
+	notices_lost  INTEGER NOT NULL  -- notices that no receiver could be told
 ) STRICT;
 CREATE INDEX job_state_next ON job_state (next);
 CREATE INDEX job_state_failing ON job_state (job) WHERE failures > 0;
@@ -273,6 +280,17 @@ CREATE TABLE pending (
 ) STRICT;
 CREATE INDEX pending_job ON pending (job);
 CREATE INDEX pending_group ON pending (grp) WHERE grp <> 0;
+
+-- What somebody must still be told.
+CREATE TABLE notices (
+	id       INTEGER PRIMARY KEY, -- in the order of what happened
+	event    TEXT    NOT NULL,
+	job      INTEGER NOT NULL, -- 0: it is of the cluster
+	receiver TEXT    NOT NULL, -- as in courier.deliver
+	made     INTEGER NOT NULL,
+	doc      TEXT    NOT NULL  -- JSON of a notice
+) STRICT;
+CREATE INDEX notices_run ON notices (id) WHERE event IN ('start', 'end'); -- these are given up first
 
 -- What fell due and did not run. What ran stands in executions.
 CREATE TABLE ticks (
@@ -367,7 +385,7 @@ CREATE INDEX audit_job ON audit (job, at) WHERE job <> '';
 
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
-var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "ticks", "tick_days",
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "notices", "ticks", "tick_days",
 	"staged", "nodes", "policies", "tokens", "requests", "stats", "audit"}
 
 // store is one open database. Its methods are safe for readers at any time;
@@ -419,6 +437,7 @@ type store struct {
 type settings struct {
 	paused   bool
 	timezone string // of the cluster, "" if there is none yet
+	notices  int    // rows of that table
 }
 
 // logRetention is how much of the log is kept before the applied index.
@@ -663,7 +682,8 @@ func (s *store) enrol() error {
 }
 
 func (s *store) loadSettings() error {
-	return s.get("SELECT paused, timezone FROM main.cluster", nil, &s.settings.paused, &s.settings.timezone)
+	return s.get("SELECT paused, timezone, (SELECT count(*) FROM main.notices) FROM main.cluster", nil,
+		&s.settings.paused, &s.settings.timezone, &s.settings.notices)
 }
 
 // showSettings has readers know what the last transaction has made of them.
@@ -1305,6 +1325,8 @@ type applied struct {
 	Bound    bool        // bind: what started is with another process than before
 	Armed    []queueItem // what the leader must look at from now on, and when; never: no more
 	Restored bool        // restore: the leader must read its queue anew
+	Noticed  bool        // there are new notices
+	Untold   int         // notices that were given up
 }
 
 // apply is the part of write that applies.
@@ -1479,6 +1501,9 @@ type command struct {
 	Answer  string `json:"answer,omitempty"`  // what a repetition of the request is answered
 	Submit  bool   `json:"submit,omitempty"`  // creates or updates jobs: refused while submissions are paused
 
+	// Listeners are the operator's receivers of each event; jobs may name others.
+	Listeners map[string][]string `json:"listeners,omitempty"`
+
 	// Audit is set for a change that a caller requested; alone it records one that is not in the state.
 	Audit *audited `json:"audit,omitempty"`
 
@@ -1499,6 +1524,13 @@ type command struct {
 	Reset            []reset     `json:"reset,omitempty"`
 	Nodes            []nodeSeen  `json:"nodes,omitempty"`
 	Trim             *trimming   `json:"trim,omitempty"`
+	Told             *toldRows   `json:"told,omitempty"`
+}
+
+// toldRows are ids of notices that receivers have taken, and of those that were given up.
+type toldRows struct {
+	Taken []int64 `json:"taken,omitempty"`
+	Lost  []int64 `json:"lost,omitempty"`
 }
 
 // audited is what the audit trail shall say of a change that is not in the state.
@@ -1598,6 +1630,7 @@ type decision struct {
 	Reason  string `json:"reason,omitempty"`
 	Until   int64  `json:"until,omitempty"` // last of a range, 0: Due
 	Count   int64  `json:"count,omitempty"` // of a range, 0: 1
+	Event   string `json:"event,omitempty"` // that it is for listeners, "": none
 }
 
 // A node is a member that runs jobs, as the leader knows it.
@@ -1878,8 +1911,13 @@ func (a *applying) change() {
 		a.seeNodes(c.Nodes)
 	case c.Trim != nil:
 		a.trim(c.Trim)
+	case c.Told != nil:
+		a.told(*c.Told)
 	default:
 		a.audit("", "", nil, nil)
+	}
+	if a.result.Noticed {
+		a.boundNotices()
 	}
 }
 
@@ -1913,7 +1951,7 @@ func (a *applying) was(id int64) any {
 // what looks secret in a job is hidden, and of what is too long only its length
 // is left. Where there is no document it returns null.
 func difference(before, after any) (was, is string, err error) {
-	if j, ok := after.(*job); ok && before == nil { // the most frequent change; this takes a third of the time
+	if j, ok := after.(*job); ok && before == nil && j.Notify == nil { // the most frequent change; this takes a third of the time
 		new := *j
 		new.ExecutorConfig = hideConfig(j.ExecutorConfig)
 		if doc, err := plainJSON(&new); err != nil || len(doc) <= auditFieldMax {
@@ -1954,8 +1992,8 @@ func fieldsOf(v any) (fields map[string]json.RawMessage, err error) {
 func auditJSON(fields map[string]json.RawMessage) (string, error) {
 	for k, v := range fields {
 		var err error
-		if k == "executor_config" {
-			if v, err = hideValues(v); err != nil {
+		if hide := hiddenIn[k]; hide != nil {
+			if v, err = hide(v); err != nil {
 				return "", err
 			}
 		}
@@ -2075,7 +2113,7 @@ func (a *applying) store(p jobPut) {
 		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '')", id, p.Next, a.computed(p.Next),
+		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0)", id, p.Next, a.computed(p.Next),
 			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
 	case p.Keep:
 		return
@@ -2197,7 +2235,7 @@ func (a *applying) restore(r restoring) {
 		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, ''
+		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0
 			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
 			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
@@ -2369,12 +2407,15 @@ func (a *applying) dropExecutions(c cut) int64 {
 
 // consuming is what a decision needs to know of a job.
 type consuming struct {
-	id                      int64
-	name                    string
+	id int64
+	audience
 	rev, next, fired, open  int64
 	armed, disabled, forbid bool
 	failing                 bool // to be disabled, once its ticks are decided
-	changed                 bool
+	unplaced                bool
+
+	changed bool
+	missed  notice // of all ticks that an outage took; without an event: there is none
 }
 
 // consuming reads the jobs of decisions, without those that are deleted.
@@ -2383,8 +2424,9 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 	for i, d := range list {
 		ids[i] = d.Job
 	}
-	for _, t := range applyRows[consuming](a, `SELECT j.id, name, rev, next, fired, open, armed, disabled, concurrency = 'forbid', disable_after BETWEEN 1 AND failures
-		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state ON job = j.id WHERE deleted = 0`, jsonText(ids)) {
+	for _, t := range applyRows[consuming](a, `SELECT j.id, `+audienceColumns+`, rev, next, fired, open, armed, disabled,
+		concurrency = 'forbid', disable_after BETWEEN 1 AND failures, unplaced
+		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE deleted = 0`, jsonText(ids)) {
 		jobs[t.id] = &t
 	}
 	return jobs
@@ -2411,6 +2453,10 @@ func (a *applying) consume(list []decision) {
 		started := a.start(d.Targets, e)
 		t.open += int64(len(started))
 		a.result.Started[i] = started
+		t.unplaced = t.unplaced && len(started) == 0
+		for _, id := range started {
+			a.notifyRun(eventStart, t.audience, id, false)
+		}
 		switch {
 		case len(started) > 0 && e.Cause == causeHand:
 			a.auditRun(t.name, d.Targets, started)
@@ -2422,20 +2468,41 @@ func (a *applying) consume(list []decision) {
 			a.record(d.Job, e.Cause, d)
 			if e.Cause == causeRetry {
 				delta := &jobDelta{}
-				a.over(d.Job, e.Group, a.attempts(e.Group), delta)
+				a.over(d.Job, e.Group, t.audience, a.attempts(e.Group), delta)
 				a.count(map[int64]*jobDelta{d.Job: delta}, nil)
+				t.failures += delta.failures
+			} else {
+				t.notRun(d)
 			}
 		}
 	}
-	for id, t := range jobs {
+	for _, id := range sortedKeys(jobs) { // the order of their notices
+		t := jobs[id]
 		if t.changed {
 			a.touchRun(id)
-			a.exec("UPDATE job_state SET next = ?, fired = ?, open = ? WHERE job = ?", t.next, t.fired, t.open, id)
+			a.exec("UPDATE job_state SET next = ?, fired = ?, open = ?, unplaced = ? WHERE job = ?",
+				t.next, t.fired, t.open, t.unplaced, id)
+			if t.missed.Event != "" {
+				a.notify(a.receivers(eventMissed, t.audience, false), id, t.missed)
+			}
 		}
 		if t.changed && t.failing {
 			a.disableFailing(id)
 		}
 	}
+}
+
+// notRun notes what listeners are told of a cause that did not run: of all ticks that an outage took they hear once, and
+// so they do of those in a row for which there is no node.
+func (t *consuming) notRun(d decision) {
+	if d.Event != eventMissed || d.Outcome == outcomeSkipped && t.unplaced && t.missed.Event == "" {
+		return
+	}
+	if t.missed.Event == "" {
+		t.missed = notice{Event: eventMissed, Job: t.name, Due: timeOf(d.Due), Reason: d.Reason}
+	}
+	t.missed.Until, t.missed.Count = timeOf(max(d.Due, d.Until)), t.missed.Count+max(1, d.Count)
+	t.unplaced = t.unplaced || d.Outcome == outcomeSkipped
 }
 
 // cause takes the cause of d away, and returns the execution that it may come to,
@@ -2561,6 +2628,7 @@ type ended struct {
 	again             bool // delivery is at least once
 	alive             bool // the job is not deleted
 	delay, delayLimit string
+	audience
 	executionRow
 }
 
@@ -2613,8 +2681,9 @@ func (a *applying) unfinished(reports []report) map[int64]*ended {
 	}
 	rows := map[int64]*ended{}
 	for _, e := range applyRows[ended](a, `SELECT j.retries, j.delivery = 'at-least-once', j.deleted = 0,
-		coalesce(j.doc ->> 'retry_delay', ''), coalesce(j.doc ->> 'retry_max_delay', ''), e.*
-		FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job WHERE e.finished = 0 OR e.outcome = 'lost'`,
+		coalesce(j.doc ->> 'retry_delay', ''), coalesce(j.doc ->> 'retry_max_delay', ''),
+		`+audienceColumns+`, e.* FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job
+		LEFT JOIN job_state s ON s.job = j.id WHERE e.finished = 0 OR e.outcome = 'lost'`,
 		jsonText(ids)) {
 		rows[e.ID] = &e
 	}
@@ -2648,6 +2717,14 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	d.add(r, days)
 	if e.Outcome == outcomeLost {
 		return
+	}
+	if r.Outcome == outcomeMissed {
+		a.notifyRun(eventMissed, e.audience, e.ID, false)
+	} else {
+		a.notifyRun(eventEnd, e.audience, e.ID, false)
+	}
+	if r.Outcome == outcomeLost {
+		a.notifyRun(eventLost, e.audience, e.ID, false)
 	}
 	d.open--
 	d.kept++
@@ -2708,17 +2785,18 @@ func retryDelay(first, longest string, attempt int) time.Duration {
 type attempts struct {
 	success, failed, unfinished int
 	last                        map[int64]string // slot → outcome of its last attempt
+	newest                      map[string]int64 // outcome → newest execution that had it
 }
 
 func (a *applying) attempts(group int64) attempts {
-	g := attempts{last: map[int64]string{}}
+	g := attempts{last: map[int64]string{}, newest: map[string]int64{}}
 	type attempt struct {
-		slot, finished int64
-		outcome        string
+		id, slot, finished int64
+		outcome            string
 	}
-	for _, r := range applyRows[attempt](a, `SELECT slot, finished, outcome FROM executions WHERE id = ?1
-		UNION ALL SELECT slot, finished, outcome FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)`, group) {
-		g.last[r.slot] = r.outcome
+	for _, r := range applyRows[attempt](a, `SELECT id, slot, finished, outcome FROM executions WHERE id = ?1
+		UNION ALL SELECT id, slot, finished, outcome FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)`, group) {
+		g.last[r.slot], g.newest[r.outcome] = r.outcome, max(g.newest[r.outcome], r.id)
 		switch {
 		case r.finished == 0:
 			g.unfinished++
@@ -2744,7 +2822,7 @@ func (a *applying) settle(e *ended, d *jobDelta) {
 		d.status = statusPartial
 	}
 	if e.Outcome != outcomeLost {
-		a.over(e.JobID, e.Group, g, d)
+		a.over(e.JobID, e.Group, e.audience, g, d)
 	}
 }
 
@@ -2759,7 +2837,7 @@ const (
 // over lets follow what follows from a group in which nothing runs and no retry
 // waits any more. It has succeeded if the last attempt on every node has, and
 // failed if one of these failed or was interrupted, but none was killed.
-func (a *applying) over(job, group int64, g attempts, d *jobDelta) {
+func (a *applying) over(job, group int64, who audience, g attempts, d *jobDelta) {
 	how := onSuccess
 	for _, outcome := range g.last {
 		switch {
@@ -2776,10 +2854,14 @@ func (a *applying) over(job, group int64, g attempts, d *jobDelta) {
 	case g.unfinished > 0 || how == "":
 		return
 	case how == onSuccess:
+		if who.failed(d) {
+			a.notifyRun(eventRecovered, who, g.newest[outcomeSuccess], false)
+		}
 		d.failures, d.succeeded = 0, true
 	case a.get("SELECT 1 FROM pending WHERE grp = ? AND grp <> 0 LIMIT 1", []any{group}, &retries):
 		return
 	default:
+		a.notifyRun(eventFailed, who, max(g.newest[outcomeFailed], g.newest[outcomeInterrupted]), who.failed(d))
 		d.failures++
 	}
 	a.follow(job, how)
@@ -2845,6 +2927,103 @@ func (a *applying) disableFailing(id int64) {
 	a.c.Audit = &audited{Action: actionDisable}
 	a.audit(j.Name, fmt.Sprintf("%d runs in a row have failed", j.DisableAfter), &was, &j)
 	a.c.Audit = asked
+}
+
+// An audience is who listens to what happens to a job.
+type audience struct {
+	name, owner string
+	doc         string // the job's definition if it names receivers, else ''
+	failures    int64  // in a row, of groups of the job
+}
+
+// failed reports whether the last group of the job that succeeded or failed has failed. d is what has ended since.
+func (w audience) failed(d *jobDelta) bool { return d.failures > 0 || w.failures > 0 && !d.succeeded }
+
+const audienceColumns = "j.name, j.owner_email, iif(j.listens, j.doc, ''), coalesce(s.failures, 0)"
+
+// receivers returns who is told of an event. again: they have been told of the same since the job ran well; then it is
+// only those who want to hear of every failure.
+func (a *applying) receivers(event string, who audience, again bool) (list []string) {
+	for _, r := range a.c.Listeners[event] {
+		if r == receiverOwner {
+			r = receiverMail + who.owner
+		}
+		if !again && r != receiverMail {
+			list = append(list, r)
+		}
+	}
+	if who.doc != "" {
+		var j job
+		a.fail(json.Unmarshal([]byte(who.doc), &j))
+		list = append(list, j.receivers(event, again)...)
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// notify makes a notice for each receiver.
+func (a *applying) notify(receivers []string, job int64, n notice) {
+	doc := jsonText(n)
+	for _, r := range receivers {
+		a.exec("INSERT INTO notices VALUES (?, ?, ?, ?, ?, ?)", a.key(), n.Event, job, r, a.c.Now, doc)
+	}
+	a.s.settings.notices += len(receivers)
+	a.result.Noticed = a.result.Noticed || len(receivers) > 0
+}
+
+// notifyRun is notify of what happened to an execution.
+func (a *applying) notifyRun(event string, who audience, execution int64, again bool) {
+	receivers := a.receivers(event, who, again)
+	if len(receivers) == 0 {
+		return
+	}
+	for _, e := range applyRows[executionRow](a, "SELECT "+executionColumns+executionTables+"WHERE e.id = ?2", noticeBytes, execution) {
+		a.notify(receivers, e.JobID, e.notice(event))
+	}
+}
+
+// notice describes an execution to those who listen.
+func (e *executionRow) notice(event string) notice {
+	e.cut(len(e.Reason) + noticeBytes)
+	n := notice{Event: event, Job: e.JobName, Execution: executionName(e.ID, e.Node), Group: e.Group, Node: e.Node,
+		Attempt: e.Attempt, Due: timeOf(e.Due), Started: timeOf(e.Started), Outcome: e.Outcome,
+		Reason: strings.TrimSpace(string(e.Reason)), Output: string(e.Output[len(e.Reason):])}
+	if e.Finished != 0 {
+		n.Finished = timeOf(e.Finished)
+	}
+	return n
+}
+
+// boundNotices gives up the oldest notices beyond noticesMax, of single runs before others.
+func (a *applying) boundNotices() {
+	for _, of := range []string{"WHERE event IN ('start', 'end') ", ""} {
+		if surplus := a.s.settings.notices - noticesMax; surplus > 0 {
+			a.loseNotices(applyRows[int64](a, "SELECT id FROM notices "+of+"ORDER BY id LIMIT ?", surplus))
+		}
+	}
+}
+
+// told removes notices that need not be told any more.
+func (a *applying) told(t toldRows) {
+	a.dropNotices(t.Taken)
+	a.loseNotices(t.Lost)
+}
+
+func (a *applying) dropNotices(ids []int64) int {
+	n := int(a.exec("DELETE FROM notices WHERE id IN (SELECT value FROM json_each(?))", jsonText(ids)))
+	a.s.settings.notices -= n
+	return n
+}
+
+// loseNotices removes notices that no receiver could be told, and counts them for their jobs.
+func (a *applying) loseNotices(ids []int64) {
+	type count struct{ job, n int64 }
+	for _, c := range applyRows[count](a, `SELECT job, count(*) FROM notices
+		WHERE id IN (SELECT value FROM json_each(?)) GROUP BY job`, jsonText(ids)) {
+		a.touch(c.job)
+		a.exec("UPDATE job_state SET notices_lost = notices_lost + ? WHERE job = ?", c.n, c.job)
+	}
+	a.result.Untold += a.dropNotices(ids)
 }
 
 // reset takes back ticks that were decided by a clock ahead of its time. It
@@ -2951,6 +3130,8 @@ type jobRow struct {
 	Executor       string          `json:"executor"`
 	ExecutorConfig json.RawMessage `json:"executor_config"`
 	Status         string          `json:"status"`
+	Notify         json.RawMessage `json:"notify,omitempty"`       // ours
+	NoticesLost    int64           `json:"notices_lost,omitempty"` // ours
 	Next           time.Time       `json:"next"`
 	Ephemeral      bool            `json:"ephemeral"`
 	StartsAt       instant         `json:"starts_at"`
@@ -2964,7 +3145,7 @@ type jobRow struct {
 }
 
 const jobColumns = `j.id, j.rev, j.doc, s.next, s.fired, s.open,
-	s.success_count, s.error_count, s.last_success, s.last_error, s.status,
+	s.success_count, s.error_count, s.last_success, s.last_error, s.status, s.notices_lost,
 	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c WHERE ` + childOfJob + ` ORDER BY c.name))`
 
 // childOfJob holds for the jobs c that depend on the job j.
@@ -2975,7 +3156,7 @@ func scanJob(scan scanner) (*jobRow, error) {
 	var doc []byte
 	var dependents sql.RawBytes
 	err := scan(&j.version.ID, &j.version.Rev, &doc, &j.next, &j.fired, &j.open,
-		&j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status, &dependents)
+		&j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status, &j.NoticesLost, &dependents)
 	if err != nil {
 		return &j, err
 	}
@@ -3900,6 +4081,21 @@ func (s *store) pending() ([]pendingRow, error) {
 func (s *store) pendingByID(ids []int64) ([]pendingRow, error) {
 	return rowsOf[pendingRow](s.viewEach, `SELECT * FROM pending
 		WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id`, jsonText(ids))
+}
+
+// noticeRow is what a receiver must still be told. Its fields are the columns of the table.
+type noticeRow struct {
+	ID       int64
+	Event    string
+	JobID    int64
+	Receiver string
+	Made     int64
+	Doc      string
+}
+
+// notices returns the oldest notices after an id, at most limit.
+func (s *store) notices(after int64, limit int) ([]noticeRow, error) {
+	return rowsOf[noticeRow](s.viewEach, "SELECT * FROM notices WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 }
 
 // retention is what trimmable keeps.

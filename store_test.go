@@ -398,7 +398,10 @@ func (l *randomLog) targets() (list []target) {
 func (l *randomLog) next() *command {
 	l.now += l.rnd.Int64N(int64(time.Hour))
 	l.n++
-	c := &command{Actor: actorScheduler, Now: l.now}
+	c := &command{Actor: actorScheduler, Now: l.now, Listeners: map[string][]string{}}
+	for _, e := range jobEvents {
+		c.Listeners[e] = pick(l.rnd, nil, []string{receiverNotify}, []string{receiverOwner, receiverNotify})
+	}
 	if l.rnd.IntN(3) == 0 {
 		c.Request, c.Answer = fmt.Sprint("request ", l.rnd.IntN(l.n)), "{}"
 	}
@@ -406,7 +409,9 @@ func (l *randomLog) next() *command {
 		c.Actor, c.Audit = pick(l.rnd, actorAnonymous, "policy-0"), &audited{Action: "change", Address: "192.0.2.1"}
 	}
 	row := l.job()
-	switch l.rnd.IntN(16) {
+	switch l.rnd.IntN(17) {
+	case 16:
+		c.Told = l.told()
 	case 12:
 		paused := l.rnd.IntN(2) == 0
 		c.SetPaused = &paused
@@ -443,6 +448,7 @@ func (l *randomLog) next() *command {
 		for range 1 + l.rnd.IntN(3) {
 			d := decision{Job: row.version.ID, Rev: row.version.Rev, Due: due, Next: max(due, l.now) + int64(time.Minute), Targets: l.targets(), Late: l.rnd.IntN(2) == 0}
 			if len(d.Targets) == 0 {
+				d.Event = pick(l.rnd, "", eventMissed)
 				d.Outcome, d.Reason, d.Until, d.Count = pick(l.rnd, outcomeSkipped, outcomeMissed), "why", due+1, 2
 			}
 			if l.rnd.IntN(10) == 0 {
@@ -467,10 +473,31 @@ func (l *randomLog) next() *command {
 	return c
 }
 
+// told takes some notices, and gives up others.
+func (l *randomLog) told() *toldRows {
+	rows, err := l.s.notices(0, noticesMax)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	t := &toldRows{Taken: []int64{1}}
+	for _, row := range rows {
+		switch l.rnd.IntN(3) {
+		case 0:
+			t.Taken = append(t.Taken, row.ID)
+		case 1:
+			t.Lost = append(t.Lost, row.ID)
+		}
+	}
+	return t
+}
+
 func (l *randomLog) put() jobPut {
 	name := fmt.Sprint("job-", l.rnd.IntN(8))
 	p := jobPut{Next: l.now + l.rnd.Int64N(int64(time.Hour)), Job: job{Name: name, Schedule: "@every 1m", Metadata: map[string]string{"b": fmt.Sprint(l.n), "a": "x"},
 		Retries: uint(l.rnd.IntN(3)), Concurrency: pick(l.rnd, concurrencyAllow, concurrencyForbid), Ephemeral: l.rnd.IntN(8) == 0, Disabled: l.rnd.IntN(8) == 0}}
+	if l.rnd.IntN(2) == 0 {
+		p.Job.OwnerEmail, p.Job.Notify = "a@example.org", []notifyRule{{On: []string{eventEnd, eventFailed}, Webhook: "http://own", Every: l.rnd.IntN(2) == 0}}
+	}
 	if p.Job.DisableAfter = uint(l.rnd.IntN(3)); l.rnd.IntN(5) == 0 {
 		p.Job.ParentJob, p.Job.ParentOn = fmt.Sprint("job-", l.rnd.IntN(8)), pick(l.rnd, "", onSuccess, onFailure, onAny)
 	}
@@ -558,7 +585,7 @@ func (l *randomLog) ends(c *command) {
 		case 1:
 			c.Finish = append(c.Finish, closedAt(l.now, e.ID, 7+uint64(l.rnd.IntN(4)/3), pick(l.rnd, outcomeLost, outcomeInterrupted, outcomeMissed)))
 		default:
-			c.Finish = append(c.Finish, report{Execution: e.ID, Node: pick(l.rnd, e.Node, e.Node, e.Node, "other"), Incarnation: 7 + uint64(l.rnd.IntN(4)/3), Started: e.Started, Finished: l.now, Outcome: pick(l.rnd, outcomeSuccess, outcomeFailed), Dropped: 3, output: []byte("out\x00put")})
+			c.Finish = append(c.Finish, report{Execution: e.ID, Node: pick(l.rnd, e.Node, e.Node, e.Node, "other"), Incarnation: 7 + uint64(l.rnd.IntN(4)/3), Started: e.Started, Finished: l.now, Outcome: pick(l.rnd, outcomeSuccess, outcomeFailed, outcomeKilled), Dropped: 3, output: []byte("out\x00put")})
 		}
 	}
 }
@@ -1003,6 +1030,8 @@ type stage struct {
 	t    *testing.T
 	s    *store
 	jobs map[string]jobVersion
+
+	listeners map[string][]string // in each command
 }
 
 var stageNext = testStart + int64(time.Minute)
@@ -1026,6 +1055,7 @@ func (g *stage) do(c *command) applied {
 	if c.Now == 0 {
 		c.Now = testStart
 	}
+	c.Listeners = g.listeners
 	return commit(g.t, g.s, c)[0]
 }
 
@@ -2362,6 +2392,7 @@ var checks = []struct{ rule, query string }{
 	{"a job that is not deleted has a state, and no other has", "SELECT id FROM jobs WHERE deleted = 0 AND id NOT IN (SELECT job FROM job_state) UNION ALL SELECT job FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
 	{"open counts unfinished executions and pending retries", "SELECT job FROM job_state s WHERE open <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished = 0) + (SELECT count(*) FROM pending p WHERE p.job = s.job AND cause = 'retry')"},
 	{"kept counts finished executions", "SELECT job FROM job_state s WHERE kept <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished <> 0)"},
+	{"no more notices wait than may", fmt.Sprintf("SELECT count(*) FROM notices HAVING count(*) > %d", noticesMax)},
 	{"next lies behind fired", "SELECT job FROM job_state JOIN jobs ON id = job WHERE next <= fired AND next > 0 AND armed"},
 	{"an execution has an outcome if it is finished, and only then", "SELECT id FROM executions WHERE (finished = 0) <> (outcome = '')"},
 	{"an execution and a pending row have a job", "SELECT id FROM executions WHERE job NOT IN (SELECT id FROM jobs) UNION ALL SELECT id FROM pending WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
@@ -2370,6 +2401,124 @@ var checks = []struct{ rule, query string }{
 	{"an output has an execution", "SELECT execution FROM outputs WHERE execution NOT IN (SELECT id FROM executions)"},
 	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent_job <> '' AND parent_job NOT IN (SELECT name FROM jobs WHERE deleted = 0)"},
 	{"the log reaches from its base to beyond what is applied", "SELECT applied_index FROM cluster, server WHERE applied_index < base_index OR base_index + (SELECT count(*) FROM log) < applied_index OR (SELECT min(idx) FROM log) <> base_index + 1"},
+}
+
+// told are the notices that wait, as "event job: receiver", and drops them.
+func (g *stage) told() (list []string) {
+	g.t.Helper()
+	rows, err := g.s.notices(0, noticesMax)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	t := toldRows{}
+	for _, row := range rows {
+		var n notice
+		if err := json.Unmarshal([]byte(row.Doc), &n); err != nil {
+			g.t.Error(err)
+		}
+		text := fmt.Sprintf("%s %s: %s", row.Event, n.Job, row.Receiver)
+		if n.Count > 0 {
+			text = fmt.Sprintf("%s %s %d: %s", row.Event, n.Job, n.Count, row.Receiver)
+		}
+		list, t.Taken = append(list, text), append(t.Taken, row.ID)
+	}
+	g.do(&command{Told: &t})
+	return list
+}
+
+func (g *stage) wantTold(want ...string) {
+	g.t.Helper()
+	if diff := cmp.Diff(want, g.told(), cmpopts.EquateEmpty()); diff != "" {
+		g.t.Errorf("notices (-want +got):\n%s", diff)
+	}
+}
+
+// TestApply_Notices: the command that records what happened makes the notices of it: a failure is told when its group is
+// over, and not again before the job has recovered, except to those who want that; what neither failed nor ran well is
+// neither.
+func TestApply_Notices(t *testing.T) {
+	all := []string{eventFailed, eventRecovered, eventMissed, eventLost}
+	own := []notifyRule{{On: []string{eventFailed}, Webhook: "http://own", Every: true}}
+	g := newStage(t, job{Name: "a", Retries: 1, Notify: own}, job{Name: "b"}, job{Name: "c", Concurrency: concurrencyForbid})
+	g.listeners = map[string][]string{}
+	for _, e := range all {
+		g.listeners[e] = []string{receiverNotify}
+	}
+	retry := func() int64 { return g.runPending(target{"n1", 7}).Started[0][0] }
+
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	g.wantTold() // a retry follows
+	g.end(outcomeFailed, retry())
+	g.wantTold("failed a: notify-webhook", "failed a: webhook http://own")
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	g.end(outcomeInterrupted, retry())
+	g.wantTold("failed a: webhook http://own")
+	g.end(outcomeKilled, g.tick("a", "n1")...)
+	g.lose(g.tick("a", "n1")...)
+	g.wantTold("lost a: notify-webhook")
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	g.end(outcomeSuccess, retry())
+	g.wantTold("recovered a: notify-webhook")
+	g.end(outcomeSuccess, g.tick("a", "n1")...)
+	g.wantTold()
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	g.runPending() // the retry does not run
+	g.wantTold("failed a: notify-webhook", "failed a: webhook http://own")
+
+	two := g.tick("b", "n1", "n2")
+	g.end(outcomeFailed, two[0])
+	g.wantTold() // the group is not over
+	g.end(outcomeSuccess, two[1])
+	g.wantTold("failed b: notify-webhook")
+
+	next := func(d decision) decision {
+		row := g.row("c")
+		d.Job, d.Rev, d.Due, d.Next = row.version.ID, row.version.Rev, row.next, row.next+int64(time.Hour)
+		return d
+	}
+	missed := next(decision{Outcome: outcomeMissed, Count: 7, Event: eventMissed})
+	older := missed
+	older.Due, older.Next, older.Count, older.Outcome = missed.Next, missed.Next+1, 2, outcomeSkipped
+	late := decision{Job: missed.Job, Rev: missed.Rev, Due: older.Next, Next: older.Next + int64(time.Hour), Targets: []target{{"n1", 7}}}
+	res := g.do(&command{Consume: []decision{missed, older, late}})
+	g.wantTold("missed c 9: notify-webhook") // of one outage one
+	g.do(&command{Consume: []decision{next(decision{Outcome: outcomeSkipped, Reason: "overlap"})}})
+	g.wantTold()
+	g.do(&command{Consume: []decision{next(decision{Outcome: outcomeMissed, Event: eventMissed})}})
+	g.wantTold("missed c 1: notify-webhook") // another outage
+	g.end(outcomeSuccess, res.Started[2]...)
+	g.do(&command{Consume: []decision{next(decision{Outcome: outcomeSkipped, Event: eventMissed})}})
+	g.wantTold("missed c 1: notify-webhook") // no node
+	g.do(&command{Consume: []decision{next(decision{Outcome: outcomeSkipped, Event: eventMissed})}})
+	g.wantTold() // still none
+	g.end(outcomeMissed, g.tick("c", "n1")...)
+	g.do(&command{Consume: []decision{next(decision{Outcome: outcomeSkipped, Event: eventMissed})}})
+	g.wantTold("missed c: notify-webhook", "missed c 1: notify-webhook") // the order did not arrive; then no node, again
+}
+
+// TestApply_NoticesBound: of too many notices those of single runs are given up first, and what is given up is counted.
+func TestApply_NoticesBound(t *testing.T) {
+	g := newStage(t, job{Name: "a", Notify: []notifyRule{{On: []string{eventStart, eventFailed}, Webhook: "http://own", Every: true}}})
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	row := g.row("a")
+	for n := 0; n < noticesMax+10; n += 1000 {
+		c := &command{Now: testStart}
+		for range 1000 {
+			c.Consume = append(c.Consume, decision{Job: row.version.ID, Rev: row.version.Rev, Targets: []target{{"n1", 7}}})
+		}
+		g.do(c)
+	}
+	rows, err := g.s.notices(0, 2*noticesMax)
+	if err != nil || len(rows) != noticesMax || rows[0].Event != eventFailed || g.s.settings.notices != len(rows) {
+		t.Errorf("%d notices, %d counted, the first %+v, %v; want %d, the first of the failure", len(rows), g.s.settings.notices, rows[0], err, noticesMax)
+	}
+	if lost := g.row("a").NoticesLost; lost != 1002 {
+		t.Errorf("%d notices are lost, want 1002", lost)
+	}
+	g.do(&command{Told: &toldRows{Taken: []int64{rows[0].ID}, Lost: []int64{rows[1].ID, rows[0].ID}}})
+	if lost := g.row("a").NoticesLost; lost != 1003 {
+		t.Errorf("%d notices are lost, want 1003", lost)
+	}
 }
 
 // A server that is killed before it has written anything starts again.
