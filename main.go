@@ -22,6 +22,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -30,6 +31,7 @@ import (
 	"os/signal"
 	"path"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -229,10 +231,18 @@ func newFlagSet(name string) *flag.FlagSet {
 		c := subcommands()[i]
 		fmt.Fprintf(fs.Output(), "belfry %s: %s.\n\nExample:\n  belfry %s\n",
 			strings.TrimSpace(name+" "+c.args), c.help, c.example)
-		fs.VisitAll(func(*flag.Flag) { i = -1 })
-		if i < 0 {
+		shown, n := flag.NewFlagSet("", flag.ContinueOnError), 0
+		fs.VisitAll(func(f *flag.Flag) {
+			if f.Usage != "" { // those of Dkron that mean nothing here have none
+				shown.Var(f.Value, f.Name, f.Usage)
+				shown.Lookup(f.Name).DefValue = f.DefValue
+				n++
+			}
+		})
+		if n > 0 {
 			fmt.Fprintln(fs.Output(), "\nFlags:")
-			fs.PrintDefaults()
+			shown.SetOutput(fs.Output())
+			shown.PrintDefaults()
 		}
 	}
 	return fs
@@ -405,6 +415,7 @@ type config struct {
 	AdvertiseAddr   string // host:port that other nodes connect to; "": BindAddr
 	Encrypt         string // cluster key, base64; "": the one in the data directory
 	EncryptFile     string // file with the cluster key
+	keyFile         string // the file that the key is from; "": none
 	Join            []string
 	RetryJoin       []string
 	RetryInterval   time.Duration // between attempts to join
@@ -432,6 +443,8 @@ type config struct {
 	Notify          notifyConfig  // whom the operator wants told of what
 	ShutdownGrace   time.Duration // for running executions to end when the node stops
 	Unused          []string      // environment variables with our prefix that match no flag
+	Ignored         []string      // flags of Dkron that mean nothing here
+	ConfigFile      string        // as Dkron's dkron.yml; "": none
 
 	host host
 }
@@ -526,9 +539,28 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false,
 		"keep http jobs from private and loopback addresses")
 	cfg.Notify.flags(fs)
+	fs.StringVar(&cfg.ConfigFile, "config", "", "`file` with flags as \"name: value\", lists, and tags as a map, like Dkron's dkron.yml; "+
+		"the environment and flags come before it")
+	ignored := func(name string) func(string) error {
+		return func(string) error { cfg.Ignored = append(cfg.Ignored, "--"+name); return nil }
+	}
+	for _, name := range []string{"rpc-port", "advertise-rpc-port", "serf-reconnect-timeout", "profile", "otel-endpoint"} {
+		fs.Func(name, "", ignored(name))
+	}
+	for _, name := range []string{"enable-prometheus", "disable-usage-stats", "ui"} {
+		fs.BoolFunc(name, "", ignored(name))
+	}
 	if _, err := parseFlags(fs, args, environ, help, 0, 0); err != nil {
 		return cfg, err
 	}
+	named := cfg.Encrypt
+	if err := readConfig(fs, cfg.ConfigFile); err != nil {
+		return cfg, err
+	}
+	if cfg.keyFile = cfg.EncryptFile; cfg.keyFile == "" && cfg.Encrypt != named {
+		cfg.keyFile = cfg.ConfigFile
+	}
+	cfg.likeDkron()
 	if cfg.EncryptFile != "" {
 		key, err := os.ReadFile(cfg.EncryptFile)
 		if err != nil {
@@ -563,6 +595,140 @@ func (c *notifyConfig) flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Webhook, "notify-webhook", "",
 		"`URL` that is sent a notice of each event in --notify-on, as JSON with a text that chats show")
 	fs.Func("notify-on", "comma-separated `events` for --notify-webhook; by default "+strings.Join(noticesDefault, ","), list(&c.On))
+}
+
+// likeDkron reads what Dkron leaves out: the port of the cluster plane, and a factor 0 for the usual one.
+func (c *config) likeDkron() {
+	withPort := func(addr string) string {
+		if _, _, err := net.SplitHostPort(addr); err == nil || addr == "" || strings.ContainsAny(addr, "={ ") {
+			return addr
+		}
+		return net.JoinHostPort(strings.Trim(addr, "[]"), "8946")
+	}
+	for _, list := range [][]string{c.Join, c.RetryJoin} {
+		for i := range list {
+			list[i] = withPort(list[i])
+		}
+	}
+	c.BindAddr, c.AdvertiseAddr = withPort(c.BindAddr), withPort(c.AdvertiseAddr)
+	c.RaftMultiplier = cmp.Or(c.RaftMultiplier, 1)
+}
+
+// readConfig sets the flags of a file that are not set yet.
+func readConfig(fs *flag.FlagSet, file string) error {
+	if file == "" {
+		return nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	settings, err := parseSettings(string(text))
+	given := map[string]bool{"config": true}
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	for _, set := range settings {
+		name := strings.ToLower(set.name)
+		if name == "tags" {
+			name = "tag"
+		}
+		switch {
+		case err != nil:
+		case fs.Lookup(name) == nil:
+			near, least := "", math.MaxInt
+			fs.VisitAll(func(f *flag.Flag) {
+				if d := editDistance(f.Name, name); d < least {
+					near, least = f.Name, d
+				}
+			})
+			err = fmt.Errorf("line %d: there is no setting %q; the nearest is %q", set.line, set.name, near)
+		case !given[name]:
+			if e := fs.Set(name, set.value); e != nil {
+				err = fmt.Errorf("line %d: %s: invalid value %q: %w", set.line, set.name, set.value, e)
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("--config %s: %w", file, err)
+	}
+	return nil
+}
+
+// A setting is a value in a file. A list has several, and so have tags, each as key=value.
+type setting struct {
+	line        int
+	name, value string
+}
+
+// pairPattern is a line "name: value", of which the value may be missing.
+var pairPattern = regexp.MustCompile(`^["']?([^\s:"']+)["']?:(?:\s+([^#].*))?(?:\s+#.*)?$`)
+
+// parseSettings reads the part of YAML that Dkron's file needs: lines "name: value", lists, and the map tags.
+func parseSettings(text string) (list []setting, err error) {
+	name, n, seen := "", 0, map[string]bool{} // name: to which items may belong, or ""
+	add := func(name, prefix, text string) {
+		value, e := scalar(text)
+		list, err = append(list, setting{n, name, prefix + value}), cmp.Or(err, e)
+	}
+	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
+		n++
+		line = strings.TrimRight(line, " \t\r\n")
+		body := strings.TrimLeft(line, " ")
+		item, isItem := strings.CutPrefix(body, "- ")
+		pair := pairPattern.FindStringSubmatch(body)
+		switch indented := len(body) < len(line); {
+		case body == "" || body[0] == '#' || body == "---" && n == 1:
+		case isItem && name != "":
+			add(name, "", item)
+		case pair != nil && indented && name == "tags":
+			add(name, pair[1]+"=", pair[2])
+		case pair == nil || indented:
+			err = errors.New(`is neither "name: value", nor an item of a list or of tags`)
+		case seen[pair[1]]:
+			err = fmt.Errorf("%s stands there twice", pair[1])
+		case pair[2] == "":
+			name, seen[pair[1]] = pair[1], true
+		case pair[2][0] == '[' && strings.HasSuffix(pair[2], "]"):
+			for item := range strings.SplitSeq(strings.Trim(pair[2], "[] "), ",") {
+				if item != "" {
+					add(pair[1], "", strings.TrimSpace(item))
+				}
+			}
+			name, seen[pair[1]] = "", true
+		default:
+			add(pair[1], "", pair[2])
+			name, seen[pair[1]] = "", true
+		}
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+	}
+	return list, nil
+}
+
+// scalar reads a value, in quotes or not, and drops a comment after it.
+func scalar(text string) (value string, err error) {
+	rest := ""
+	switch first, _ := utf8.DecodeRuneInString(text); {
+	case first == '"':
+		quoted, _ := strconv.QuotedPrefix(text)
+		value, err = strconv.Unquote(quoted)
+		rest = text[len(quoted):]
+	case first == '\'':
+		end := strings.IndexByte(strings.ReplaceAll(text[1:], "''", "  "), '\'') + 1
+		value, rest = strings.ReplaceAll(text[min(1, end):end], "''", "'"), text[min(end+1, len(text)):]
+		if end == 0 {
+			err = strconv.ErrSyntax
+		}
+	default:
+		value, _, _ = strings.Cut(text, " #")
+		if value = strings.TrimSpace(value); value == "" || strings.ContainsRune("[]{}&*!|>%@`,?", first) || strings.Contains(value+" ", ": ") {
+			err = strconv.ErrSyntax
+		}
+	}
+	if rest = strings.TrimSpace(rest); err != nil || rest != "" && rest[0] != '#' {
+		return "", fmt.Errorf("%q is no single value; write it in quotes", text)
+	}
+	return value, nil
 }
 
 // list returns the function for a flag that may be repeated. A value may also be a comma-separated list, which is the
@@ -727,6 +893,9 @@ func (c *config) validateAddrs() error {
 	}
 	for _, flag := range sortedKeys(addrs) {
 		for _, addr := range addrs[flag] {
+			if strings.HasPrefix(addr, "provider=") || strings.Contains(addr, "{{") {
+				return fmt.Errorf("%s: %q is not looked up here; write an address, such as 10.0.0.1:8946", flag, addr)
+			}
 			if _, _, err := net.SplitHostPort(addr); err != nil {
 				return fmt.Errorf("%s: %q must be host:port", flag, addr)
 			}
@@ -824,12 +993,20 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	if err := guardProcess(); err != nil {
 		log.Warn("the jobs of this node can read its memory and environment, and so its secrets", "err", err)
 	}
+	if cfg.Ignored != nil {
+		log.Warn("these flags of Dkron have no effect here", "flags", strings.Join(cfg.Ignored, " "))
+	}
+	for _, file := range []string{"dkron.yml", "config/dkron.yml", "/etc/dkron/dkron.yml"} {
+		if _, err := os.Stat(file); err == nil && cfg.ConfigFile == "" {
+			log.Warn("this file has no effect unless --config names it", "file", file)
+		}
+	}
 	for _, name := range cfg.Unused {
 		log.Warn("this environment variable matches no flag and has no effect", "variable", name)
 	}
-	if info, err := os.Stat(cfg.EncryptFile); err == nil && info.Mode().IsRegular() && info.Mode()&0o004 != 0 {
+	if info, err := os.Stat(cfg.keyFile); err == nil && info.Mode().IsRegular() && info.Mode()&0o004 != 0 {
 		log.Warn("other users can read the cluster key, which allows to run commands on every node; chmod 600 the file",
-			"file", cfg.EncryptFile)
+			"file", cfg.keyFile)
 	}
 	listener, err := net.Listen("tcp", cfg.HTTPAddr)
 	if err != nil {
@@ -1446,6 +1623,8 @@ func subcommands() []subcommand {
 		{"export", "", "print the jobs as apply takes them", "export --metadata=team=web > jobs.json", remote, setupExport},
 		{"import crontab", "FILE|-", "print the lines of a crontab as jobs for apply, and report what cannot be as it was",
 			"import crontab /etc/crontab --system --tag=role=cron > jobs.json", local, setupImportCrontab},
+		{"import dkron", "URL|FILE|-", "print the jobs of a Dkron, or of a file from its API, for apply, and report what cannot run here",
+			"import dkron http://10.0.0.1:8080 --disabled > jobs.json", local, setupImportDkron},
 
 		{"members", "", "list the nodes", "members", shows, plain(showMembers)},
 		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, plain(leave)},
@@ -1547,6 +1726,7 @@ func helpText() string {
 // remoteNode is a running node that a command acts on.
 type remoteNode struct {
 	addr      string // host:port of its API, or its URL
+	host      string // in place of that in addr; "": none
 	prefix    string // path of its API, unless addr contains one
 	token     string // "": none
 	tokenFile string
@@ -1559,6 +1739,10 @@ func (n *remoteNode) flags(fs *flag.FlagSet) {
 	fs.StringVar(&n.token, "token", "",
 		"`secret` of a token, with access control; other users can see it in the list of processes")
 	fs.StringVar(&n.tokenFile, "token-file", "", "`file` with the secret of a token")
+	fs.Func("rpc-addr", "", func(text string) (err error) { // Dkron's, where the API is at another port of that host
+		n.host, _, err = net.SplitHostPort(text)
+		return err
+	})
 	n.tls.flags(fs, "`file` with a client certificate, if the node requires one",
 		"`file` with the certificates that sign the node's; implies https, as does https:// in --http-addr")
 }
@@ -1569,6 +1753,10 @@ func (n *remoteNode) client() (*http.Client, string, error) {
 	addr = strings.TrimRight(strings.TrimPrefix(addr, "http://"), "/")
 	if strings.HasPrefix(addr, ":") { // as in the node's own --http-addr, where it means all addresses
 		addr = "127.0.0.1" + addr
+	}
+	if n.host != "" {
+		_, port, _ := net.SplitHostPort(addr)
+		addr = net.JoinHostPort(n.host, cmp.Or(port, "8080"))
 	}
 	if !strings.Contains(addr, "/") {
 		addr += n.prefix
@@ -2294,7 +2482,7 @@ func setupApply(fs *flag.FlagSet, s *invocation) func() error {
 		}
 		docs, err := readJobs(*file)
 		if err == nil && len(docs) == 0 {
-			err = fmt.Errorf("-f %s: has no jobs; \"belfry delete\" deletes one", *file)
+			err = fmt.Errorf("%s: has no jobs; \"belfry delete\" deletes one", *file)
 		}
 		if err != nil {
 			return err
@@ -2335,13 +2523,13 @@ func readJobs(name string) (docs []json.RawMessage, err error) {
 	files := []string{name}
 	if info, err := os.Stat(name); name != "-" && err == nil && info.IsDir() {
 		if files, err = filepath.Glob(filepath.Join(name, "*.json")); err != nil {
-			return nil, fmt.Errorf("-f %s: %w", name, err)
+			return nil, err
 		}
 	}
 	for _, file := range files {
 		text, err := readInput(file)
 		if err != nil {
-			return nil, fmt.Errorf("-f: %w", err)
+			return nil, err
 		}
 		var list []json.RawMessage
 		if err = json.Unmarshal(text, &list); err != nil {
@@ -2351,7 +2539,7 @@ func readJobs(name string) (docs []json.RawMessage, err error) {
 			}
 		}
 		if err != nil {
-			return nil, fmt.Errorf("-f %s: must be JSON of a job, or of a list of jobs: %w", file, err)
+			return nil, fmt.Errorf("%s: must be JSON of a job, or of a list of jobs: %w", file, err)
 		}
 		docs = append(docs, list...)
 	}
@@ -2486,17 +2674,13 @@ func (s *invocation) printJobs(jobs []job) error {
 	return e.Encode(append([]job{}, jobs...))
 }
 
-// importFlags adds the flags of the commands that print jobs for apply. The metadata says where they are from.
-func importFlags(fs *flag.FlagSet, j *job, from string) {
-	j.Metadata = map[string]string{"from": from}
-	fs.BoolVar(&j.Disabled, "disabled", false, "print them as disabled jobs")
-	mapFlag(fs, "tag", &j.Tags, "`key=value` of the nodes that run the jobs; without tags every node does; may be repeated")
-}
+const disabledHelp = "print them as disabled jobs"
 
 func setupImportCrontab(fs *flag.FlagSet, s *invocation) func() error {
 	c := newCrontab(localZone(s.environ), time.Now())
 	fs.BoolVar(&c.system, "system", false, "lines have a user before the command, as in /etc/crontab and /etc/cron.d")
-	importFlags(fs, &c.pattern, "cron")
+	fs.BoolVar(&c.pattern.Disabled, "disabled", false, disabledHelp)
+	mapFlag(fs, "tag", &c.pattern.Tags, "`key=value` of the nodes that run the jobs; without tags every node does; may be repeated")
 	return func() error {
 		if !c.system && strings.HasPrefix(s.args[0], "/etc/cron") {
 			return usageError{fmt.Errorf("%s: lines there have a user before the command; add --system", s.args[0])}
@@ -2508,8 +2692,7 @@ func setupImportCrontab(fs *flag.FlagSet, s *invocation) func() error {
 		if err := c.read(string(text)); err != nil {
 			return fmt.Errorf("nothing is imported, because of these lines:\n%w", err)
 		}
-		fmt.Fprint(s.stderr, c.report())
-		return s.printJobs(c.jobs)
+		return s.printImport(c.jobs, c.report())
 	}
 }
 
@@ -2523,7 +2706,6 @@ type crontab struct {
 	env     []string        // of the lines below, NAME=value
 	comment []string        // directly above the next line
 	names   map[string]bool // of the jobs
-	users   map[string]bool // of the jobs
 	jobs    []job
 	notes   []string // what differs from cron
 	skipped int      // lines that are no jobs
@@ -2531,7 +2713,7 @@ type crontab struct {
 
 // newCrontab returns an empty crontab.
 func newCrontab(zone string, now time.Time) *crontab {
-	return &crontab{pattern: job{Timezone: zone}, zone: zone, now: now, names: map[string]bool{}, users: map[string]bool{}}
+	return &crontab{pattern: job{Timezone: zone, Metadata: map[string]string{"from": "cron"}}, zone: zone, now: now, names: map[string]bool{}}
 }
 
 // read reads all lines. The error has a line for each that is wrong.
@@ -2667,9 +2849,6 @@ func (c *crontab) entry(n int, line string) (err error) {
 		return err
 	}
 	c.jobs, c.names[j.Name] = append(c.jobs, j), true
-	if user, ok := j.ExecutorConfig["su"]; ok {
-		c.users[user] = true
-	}
 	if delay := c.setting("RANDOM_DELAY"); delay != "" && delay != "0" {
 		c.note(n, "%s starts on time, and not up to %s minutes late; ~ as its minute spreads jobs over the hour", j.Name, delay)
 	}
@@ -2689,7 +2868,7 @@ func (c *crontab) skip(n int, format string, args ...any) {
 }
 
 // report says what differs from cron, and what the jobs need.
-func (c *crontab) report() string {
+func (c *crontab) report() []string {
 	notes := append(c.notes, fmt.Sprintf("%d jobs, %d lines left out", len(c.jobs), c.skipped))
 	if len(c.jobs) > 0 {
 		notes = append(notes, fmt.Sprintf("times are in %s, this machine's zone, where CRON_TZ names no other; TZ=... before this command sets it", c.zone),
@@ -2698,10 +2877,99 @@ func (c *crontab) report() string {
 	if len(c.jobs) > 0 && c.pattern.Tags == nil {
 		notes = append(notes, "without --tag, every node runs the jobs")
 	}
-	if len(c.users) > 0 {
-		notes = append(notes, "nodes need --allow-su="+strings.Join(sortedKeys(c.users), ","))
+	return notes
+}
+
+// printImport prints jobs for apply, and on standard error what is to know of them.
+func (s *invocation) printImport(jobs []job, notes []string) error {
+	users := map[string]bool{}
+	for _, j := range jobs {
+		if user := j.ExecutorConfig["su"]; user != "" {
+			users[user] = true
+		}
 	}
-	return "belfry: " + strings.Join(notes, "\nbelfry: ") + "\n"
+	if len(users) > 0 {
+		notes = append(notes, "nodes need --allow-su="+strings.Join(sortedKeys(users), ","))
+	}
+	for _, note := range notes {
+		fmt.Fprintf(s.stderr, "belfry: %s\n", printable(note))
+	}
+	return s.printJobs(jobs)
+}
+
+func setupImportDkron(fs *flag.FlagSet, s *invocation) func() error {
+	disabled := fs.Bool("disabled", false, disabledHelp)
+	return func() error {
+		source, isURL := strings.CutSuffix(strings.TrimSuffix(s.args[0], "/"), "/v1/jobs")
+		var docs []json.RawMessage
+		var err error
+		if isURL = isURL || strings.Contains(source, "://"); isURL {
+			s.addr = source
+			_, s.token, _ = variable(s.environ, "token")
+			var body []byte
+			if body, err = s.askAll(s.ctx, http.MethodGet, "/v1/jobs"); err == nil {
+				err = decode(body, &docs)
+			}
+		} else {
+			docs, err = readJobs(source)
+		}
+		if err != nil {
+			return err
+		}
+		jobs, notes := fromDkron(docs, *disabled, time.Now())
+		return s.printImport(jobs, notes)
+	}
+}
+
+// fromDkron returns the jobs of a Dkron that can be stored here, with their counters and last times, and notes by job on
+// what is otherwise here. Those that were enabled have from=dkron in their metadata.
+func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job, notes []string) {
+	left := map[string]error{}
+	note := func(j job, format string, args ...any) {
+		notes = append(notes, j.Name+": "+fmt.Sprintf(format, args...))
+	}
+	for i, doc := range docs {
+		j, err := decodeJob(doc, job{})
+		if err == nil {
+			err = j.validate("UTC", now.UnixNano())
+		}
+		if err != nil {
+			_ = json.Unmarshal(doc, &struct{ Name *string }{&j.Name})
+			j.Name = cmp.Or(j.Name, fmt.Sprintf("job %d", i+1))
+			left[j.Name] = err
+			note(j, "is left out: %v", err)
+			continue
+		}
+		if text := j.warning(); text != "" {
+			note(j, "%s", text)
+		}
+		if strings.HasPrefix(j.Schedule, "@") && descriptors[j.Schedule] != "" && j.Timezone != "" {
+			note(j, "%s is in its zone %s, which Dkron ignores for such a schedule", j.Schedule, j.Timezone)
+		}
+		from := "dkron"
+		if j.Disabled {
+			from = "dkron-disabled"
+		}
+		j.Metadata = maps.Clone(j.Metadata)
+		if j.Metadata == nil {
+			j.Metadata = map[string]string{}
+		}
+		j.Metadata["from"], j.Disabled = from, j.Disabled || disabled
+		jobs = append(jobs, j)
+	}
+	for n := -1; n != len(jobs); { // a job that is left out takes those below it along
+		n = len(jobs)
+		jobs = slices.DeleteFunc(jobs, func(j job) bool {
+			_, out := left[j.ParentJob]
+			if out = out && j.ParentJob != ""; out {
+				left[j.Name] = errParent
+				note(j, "is left out with its parent %s", j.ParentJob)
+			}
+			return out
+		})
+	}
+	return jobs, append(notes, fmt.Sprintf("%d jobs, %d left out", len(jobs), len(left)),
+		"jobs without a timezone run in the cluster's (--timezone), which should be the one of Dkron's servers")
 }
 
 // cutWord cuts the first word off.

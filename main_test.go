@@ -43,6 +43,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -404,7 +405,11 @@ func TestCommandLine(t *testing.T) {
 		{name: "key-and-su", args: append(slices.Clone(agent), "--allow-su=nobody", "--encrypt=ozUCZtqRxzCNYOhrJiydKaYvCdQMz/ZQR3DPiciAPf4=")},
 		{name: "bad-key-file", args: append(slices.Clone(agent), "--encrypt-file=nowhere")},
 		{name: "empty-key-file", args: append(slices.Clone(agent), "--encrypt-file=/dev/null")},
-		{name: "bad-join", args: append(slices.Clone(agent), "--retry-join=127.0.0.1:8946,db1")},
+		{name: "bad-join", args: append(slices.Clone(agent), "--retry-join=127.0.0.1:8946,provider=aws tag_key=role tag_value=dkron")},
+		{name: "bad-bind", args: append(slices.Clone(agent[:4]), `--bind-addr={{ GetInterfaceIP "eth0" }}`)},
+		{name: "config-nowhere", args: append(slices.Clone(agent), "--config=nowhere.yml")},
+		{name: "rpc-addr", args: []string{"raft", "list-peers", "--rpc-addr=127.0.0.2:6868", "--http-addr=127.0.0.1:1"}},
+		{name: "rpc-addr-bad", args: []string{"leave", "--rpc-addr=localhost"}},
 		{name: "bad-multiplier", args: append(slices.Clone(agent), "--raft-multiplier=11")},
 		{name: "expect-without-server", args: []string{"agent", "--bootstrap-expect=3"}},
 		{name: "unknown-flag", args: []string{"agent", "--sever"}},
@@ -1181,16 +1186,166 @@ func readCrontab(t *testing.T, name string) (c *crontab, text string) {
 func TestCrontab(t *testing.T) {
 	for _, name := range []string{"crontab", "system"} {
 		c, _ := readCrontab(t, name)
+		golden(t, "import/"+name+"-jobs", imported(t, c.jobs, c.report()))
+	}
+}
+
+// imported has a line for each job, and the notes below.
+func imported(t *testing.T, jobs []job, notes []string) string {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	for _, j := range jobs {
+		if err := e.Encode(j); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.String() + strings.Join(notes, "\n") + "\n"
+}
+
+// TestImport_Dkron: what a Dkron has becomes jobs with their counters and last times, from its API or from a file, and
+// what cannot run here is said by job.
+func TestImport_Dkron(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile(filepath.Join("testdata", "import", "dkron.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var docs []json.RawMessage
+	if err := json.Unmarshal(doc, &docs); err != nil {
+		t.Fatal(err)
+	}
+	jobs, notes := fromDkron(docs, false, time.Now())
+	golden(t, "import/dkron-jobs", imported(t, jobs, notes))
+
+	dkron := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Whom", "dkron1")
+		if r.URL.Path != "/v1/jobs" || r.Header.Get("X-Dkron-Token") != "secret" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Write(doc)
+	}))
+	defer dkron.Close()
+	p := startServer(t, t.TempDir())
+	c := &clientTest{T: t, dir: t.TempDir(), url: p.url, env: []string{"TZ=UTC", "DKRON_TOKEN=secret"}}
+	for _, source := range []string{dkron.URL, dkron.URL + "/v1/jobs/", "dkron.json"} {
+		c.write("dkron.json", string(doc))
+		cmd := program(t, c.dir, c.env, "import", "dkron", source, "--disabled")
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s: %v", source, err)
+		}
+		if jobs, _ := fromDkron(docs, true, time.Now()); strings.Count(string(out), `"disabled": true`) != len(jobs) {
+			t.Errorf("%s: not %d disabled jobs:\n%s", source, len(jobs), out)
+		}
+		c.write("jobs.json", string(out))
+	}
+	c.command("apply -f jobs.json")
+	c.command("job full-job")
+	c.command("jobs --metadata=from=dkron")
+	c.command("jobs --metadata=from=dkron-disabled")
+	c.command("preview --disabled --job=nightly --from=2037-01-01T00:00:00Z --to=2037-01-03T00:00:00Z")
+	c.command("import dkron nowhere.json")
+	c.command("import dkron http://127.0.0.1:1")
+	c.write("bad.json", `{"name": "a", "schedule": "@daily", "executor": "shell", "executor_config": {"command": 7}}`)
+	c.command("import dkron bad.json")
+	c.write("bad.json", `jobs: []`)
+	c.command("import dkron bad.json")
+	c.command("import dkron")
+	c.env = nil
+	c.command("import dkron " + dkron.URL)
+	c.done("import-dkron")
+}
+
+// TestConfig_File: a file like Dkron's gives what neither a flag nor the environment does, and what is not such a file is
+// refused with its line.
+func TestConfig_File(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "dkron.yml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("---\n# Dkron's\nserver: true\nbootstrap-expect: 3 # of three\nnode-name: \"b # c\"\nlog-level: 'warn'\ndata-dir: /var/lib/dkron\n" +
+		"join:\n  - 10.0.0.1\n  - \"10.0.0.2:8946\"\nretry-join: [10.0.0.3, '10.0.0.4:99']\ntags:\n  role: web # x\n  \"disk\": 'ssd'\n" +
+		"http-addr: :8080\nacl: true\nraft-multiplier: 0\nexecutions-keep: 7\ndatacenter:\nenable-prometheus: true\nrpc-port: 6868\n")
+	cfg, err := parseConfig([]string{"--config=" + file, "--executions-keep=5"}, []string{"DKRON_DATA_DIR=data", "BELFRY_TAG=zone=a"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config{
+		Server: true, BootstrapExpect: 3, NodeName: "b # c", LogLevel: slog.LevelWarn, DataDir: "data", Join: []string{"10.0.0.1:8946", "10.0.0.2:8946"},
+		RetryJoin: []string{"10.0.0.3:8946", "10.0.0.4:99"}, Tags: map[string]string{"zone": "a"}, HTTPAddr: ":8080", ACL: true, RaftMultiplier: 1,
+		ExecutionsKept: 5, Datacenter: "dc1", Ignored: []string{"--enable-prometheus", "--rpc-port"},
+	}
+	got := config{
+		Server: cfg.Server, BootstrapExpect: cfg.BootstrapExpect, NodeName: cfg.NodeName, LogLevel: cfg.LogLevel, DataDir: cfg.DataDir, Join: cfg.Join,
+		RetryJoin: cfg.RetryJoin, Tags: cfg.Tags, HTTPAddr: cfg.HTTPAddr, ACL: cfg.ACL, RaftMultiplier: cfg.RaftMultiplier,
+		ExecutionsKept: cfg.ExecutionsKept, Datacenter: cfg.Datacenter, Ignored: cfg.Ignored,
+	}
+	if !reflect.DeepEqual(got, want) || !cfg.nodeNamed {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if cfg, err := parseConfig([]string{"--config=" + file}, nil, io.Discard); err != nil || cfg.Tags["role"] != "web" || cfg.Tags["disk"] != "ssd" {
+		t.Errorf("tags %v, %v", cfg.Tags, err)
+	}
+	for text, want := range map[string]string{
+		"server: true\nretry-joyn: [a]\n":      `line 2: there is no setting "retry-joyn"; the nearest is "retry-join"`,
+		"server: maybe\n":                      `line 1: server: invalid value "maybe": parse error`,
+		"server: true\n\nserver: true\n":       `line 3: server stands there twice`,
+		"# x\nserver\n":                        `line 2: is neither "name: value", nor an item of a list or of tags`,
+		"server:true\n":                        `line 1: is neither "name: value", nor an item of a list or of tags`,
+		"raft:\n  multiplier: 3\n":             `line 2: is neither "name: value", nor an item of a list or of tags`,
+		"server: true\n  - x\n":                `line 2: is neither "name: value", nor an item of a list or of tags`,
+		"node-name: {a: b}\n":                  `line 1: "{a: b}" is no single value; write it in quotes`,
+		"node-name: |\n  a\n":                  `line 1: "|" is no single value; write it in quotes`,
+		"node-name: \"a\n":                     `line 1: "\"a" is no single value; write it in quotes`,
+		"node-name: 'a\n":                      `line 1: "'a" is no single value; write it in quotes`,
+		"join:\n  -  \n":                       `line 2: is neither "name: value", nor an item of a list or of tags`,
+		"config: x\n":                          "",
+		"retry-join: [\"provider=aws x=y\"]\n": "",
+	} {
+		write("bind-addr: 127.0.0.1\n" + text)
+		_, err := parseConfig([]string{"--config=" + file}, nil, io.Discard)
+		if want == "" {
+			continue
+		}
+		line, _ := strconv.Atoi(want[5:6])
+		want = fmt.Sprintf("--config %s: line %d%s", file, line+1, want[6:])
+		if err == nil || err.Error() != want {
+			t.Errorf("%q:\ngot  %v\nwant %s", text, err, want)
+		}
+	}
+}
+
+// FuzzSettings: what is read of a file is read again from what it was written as.
+func FuzzSettings(f *testing.F) {
+	f.Add("---\n# x\nserver: true # y\nlog-level: 'wa''rn'\njoin:\n  - 10.0.0.1\n  - \"a\\tb\"\nretry-join: [a, 'b']\ntags:\n  role: web\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := parseSettings(text)
+		if err != nil || !utf8.ValidString(text) {
+			return
+		}
 		var b strings.Builder
-		for _, j := range c.jobs {
-			e := json.NewEncoder(&b)
-			e.SetEscapeHTML(false)
-			if err := e.Encode(j); err != nil {
-				t.Fatal(err)
+		name := ""
+		for _, set := range list {
+			if set.name != name {
+				name = set.name
+				fmt.Fprintf(&b, "%s:\n", name)
+			}
+			fmt.Fprintf(&b, "  - %s\n", strconv.Quote(set.value))
+		}
+		again, err := parseSettings(b.String())
+		if err != nil {
+			t.Fatalf("%q, written as %q: %v", text, b.String(), err)
+		}
+		for i := range list {
+			if list[i].line, again[i].line = 0, 0; list[i] != again[i] {
+				t.Errorf("%q: %v, then %v", text, list[i], again[i])
 			}
 		}
-		golden(t, "import/"+name+"-jobs", b.String()+c.report())
-	}
+	})
 }
 
 // cronRuns says when cron runs a line, from what its manual says: it looks at the clock on the wall every minute. What it
