@@ -561,15 +561,15 @@ func TestACL_BadTokens(t *testing.T) {
 func TestRefusals_Bound(t *testing.T) {
 	var r refusals
 	now, told := time.Unix(0, 0), 0
-	for i := range 3 * refusalsAddresses {
+	for i := range 3 * remindersMax {
 		if r.add(refusedToken, fmt.Sprint(i), now) {
 			told++
 		}
 	}
-	if told != refusalsAddresses || len(r.logged) != refusalsAddresses {
-		t.Errorf("%d lines, %d addresses are kept, want %d", told, len(r.logged), refusalsAddresses)
+	if told != remindersMax || len(r.logged) != remindersMax {
+		t.Errorf("%d lines, %d addresses are kept, want %d", told, len(r.logged), remindersMax)
 	}
-	if !r.add(refusedToken, "new", now.Add(refusalsPause)) || len(r.logged) != 1 {
+	if !r.add(refusedToken, "new", now.Add(reminderPause)) || len(r.logged) != 1 {
 		t.Errorf("a minute later %d addresses are kept, want 1", len(r.logged))
 	}
 }

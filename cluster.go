@@ -62,6 +62,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	stdlog "log"
 	"log/slog"
 	"maps"
 	"math"
@@ -2430,7 +2431,7 @@ const (
 	keyBytesMin         = 16               // of a cluster key; "belfry keygen" makes 32
 	keyProto            = "belfry-key/"    // ALPN protocol that names the caller's key, by a hash of its public key
 	keyFile             = "cluster.key"    // in the data directory of a node that was given no key
-	wrongKeyPause       = time.Minute      // between two log lines about callers with another key
+	executionsLogged    = 5                // of a node that has failed
 )
 
 var (
@@ -2608,12 +2609,14 @@ type plane struct {
 	written  []string      // owned by heartbeatLoop: what the file of peers says
 	clashed  bool          // owned by heartbeatLoop: the last responses said that this node's name or id is in use
 
-	mu             sync.Mutex
-	wrongKeyLogged time.Time           // guarded by mu: when the log said last that a node with another key had called
-	self           record              // guarded by mu
-	known          map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
-	problems       map[string]string   // guarded by mu: subject → what is wrong and what to do
-	unmet          []string            // guarded by mu: addresses of --join and --retry-join at which nobody has answered yet
+	logged clusterView // owned by heartbeatLoop
+	remind reminders   // of what is logged each minute
+
+	mu       sync.Mutex
+	self     record              // guarded by mu
+	known    map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
+	problems map[string]string   // guarded by mu: subject → what is wrong and what to do
+	unmet    []string            // guarded by mu: addresses of --join and --retry-join at which nobody has answered yet
 }
 
 // newPlane listens on the cluster plane. It serves nothing until run.
@@ -2727,6 +2730,24 @@ func clusterTLS(key []byte) (*tls.Config, error) {
 	}, nil
 }
 
+// A handshakeLog gets the lines of net/http about the plane, and makes a sentence of the one that says that a caller
+// proved no key: it spoke no TLS, or had no certificate.
+type handshakeLog struct{ *plane }
+
+func (h handshakeLog) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	_, call, ok := strings.Cut(text, "TLS handshake error from ")
+	addr, why, _ := strings.Cut(call, ": ")
+	keyless := strings.Contains(why, "HTTP request") || strings.Contains(why, "does not look like a TLS handshake") || strings.Contains(why, "provide a certificate")
+	switch {
+	case !ok || !keyless:
+		h.log.Debug("the cluster plane had a bad connection", "err", text)
+	case h.remind.due("no key", time.Now()):
+		h.log.Warn("something without a cluster key calls this node and gets no connection; the address of its API is --http-addr", "addr", addr)
+	}
+	return len(line), nil
+}
+
 // noticeKey counts and logs a node that calls with another key. That node finds out first, in the handshake, and hangs
 // up, so without this nobody on this side would hear of it. It never fails.
 func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -2736,10 +2757,7 @@ func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return nil, nil
 	}
 	p.refused["key"].Add(1)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if now := time.Now(); now.Sub(p.wrongKeyLogged) >= wrongKeyPause {
-		p.wrongKeyLogged = now
+	if p.remind.due("key", time.Now()) {
 		p.log.Warn("a node with another cluster key calls this one and gets no connection; if it belongs here, give both the same --encrypt-file", "addr", hello.Conn.RemoteAddr())
 	}
 	return nil, nil
@@ -2813,7 +2831,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 func (p *plane) run(ctx context.Context) error {
 	web := &http.Server{
 		Handler: p.handler(), ReadHeaderTimeout: planeHeaderTime, ReadTimeout: planeReadTime, WriteTimeout: planeWriteTime,
-		IdleTimeout: planeIdleTime, MaxHeaderBytes: headBytesMax, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		IdleTimeout: planeIdleTime, MaxHeaderBytes: headBytesMax, ErrorLog: stdlog.New(handshakeLog{p}, "", 0),
 	}
 	serving := p.tls.Clone()
 	serving.GetConfigForClient = p.noticeKey
@@ -2922,6 +2940,7 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 	wait.Wait()
 	for i, err := range answers {
 		var no nodeRefusal
+		var plain tls.RecordHeaderError
 		silent := ""
 		switch {
 		case err == nil:
@@ -2937,6 +2956,9 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 			p.setProblem("join "+targets[i], refusal)
 		case errors.Is(err, errOtherKey):
 			refusal = fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, such as %s in the data directory of one of them", targets[i], keyFile)
+			p.setProblem("join "+targets[i], refusal)
+		case errors.As(err, &plain):
+			refusal = fmt.Sprintf("what answers at %s has no cluster key, so it is no cluster plane of belfry: use the address that the node there has in --bind-addr", targets[i])
 			p.setProblem("join "+targets[i], refusal)
 		default:
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
@@ -3210,6 +3232,9 @@ func (p *plane) afterBeat(answered int, clash string) {
 	}
 	p.forget(time.Now())
 	p.setProblem("clock", p.clockProblem())
+	free, size := disk(p.cfg.Dir)
+	p.setProblem("disk", diskProblem(p.cfg.Dir, free, size))
+	p.logChanges(time.Now())
 	why := ""
 	if err := p.writePeers(); err != nil {
 		why = fmt.Sprintf("the addresses of the other servers cannot be written to the data directory and will not be "+
@@ -3282,7 +3307,76 @@ func (p *plane) writePeers() error {
 	return err
 }
 
-// setProblem records what is wrong with a subject, "" for nothing, and logs what is new.
+// A clusterView is what a node has logged of its cluster.
+type clusterView struct {
+	nodes  map[string]contact // by id
+	leader string             // id
+	lack   time.Time          // when a majority was found missing; zero: it is not
+}
+
+// logChanges logs which nodes have failed or are back, who leads, and each minute that a majority is missing. Only
+// heartbeatLoop may call it.
+func (p *plane) logChanges(now time.Time) {
+	seen := map[string]contact{}
+	for _, c := range p.all() {
+		seen[c.ID] = c
+		before, known := p.logged.nodes[c.ID]
+		switch {
+		case !known || c.ID == p.cfg.ID || before.Status == c.Status:
+		case c.Status == memberFailed:
+			running := p.runsOn(c.Name)
+			p.log.Warn("a node has failed: it does not answer", "node", c.Name, "since", c.heard, "running", len(running),
+				"executions", running[:min(len(running), executionsLogged)])
+		case before.Status == memberFailed:
+			p.log.Info("a node is back", "node", c.Name, "silent", c.heard.Sub(before.heard).Round(time.Second))
+		}
+	}
+	p.logged.nodes = seen
+	leader, ok := p.leaderRecord()
+	if ok && leader.ID != p.logged.leader && leader.ID != p.cfg.ID {
+		p.log.Info("another server is the leader", "leader", leader.Name)
+	}
+	p.logged.leader = leader.ID
+	if p.server == nil {
+		return
+	}
+	voters, missing := p.server.status().Voters, []string{}
+	for _, v := range voters {
+		if c, ok := seen[v.ID]; !ok || c.Status == memberFailed || c.Status == memberLeft {
+			missing = append(missing, v.Name)
+		}
+	}
+	if len(voters) == 0 || len(voters)-len(missing) > len(voters)/2 {
+		if p.logged.lack = (time.Time{}); p.remind.over("majority") {
+			p.log.Info("there is a majority of the servers again")
+		}
+		return
+	}
+	if p.logged.lack.IsZero() {
+		p.logged.lack = now
+	}
+	if now.Sub(p.logged.lack) >= silentBeats*p.cfg.BeatTime && p.remind.due("majority", now) {
+		p.log.Warn("there is no majority of the servers: nothing fires and writes are refused until enough of them are back",
+			"missing", missing, "voters", len(voters), "needed", len(voters)/2+1)
+	}
+}
+
+// runsOn returns the executions that run on a node, as far as this server knows.
+func (p *plane) runsOn(node string) (list []string) {
+	if p.server == nil {
+		return nil
+	}
+	open, _ := p.server.store.clients.unfinishedExecutions() // the log can do without
+	for _, e := range open {
+		if e.Node == node {
+			list = append(list, e.JobName+"/"+executionName(e.ID, e.Node))
+		}
+	}
+	return list
+}
+
+// setProblem records what is wrong with a subject, "" for nothing, and logs what is new. That a cluster is not made yet
+// is no reason to worry: its servers start.
 func (p *plane) setProblem(subject, why string) {
 	p.mu.Lock()
 	before := p.problems[subject]
@@ -3290,8 +3384,12 @@ func (p *plane) setProblem(subject, why string) {
 		delete(p.problems, subject)
 	}
 	p.mu.Unlock()
+	level := slog.LevelWarn
+	if subject == "cluster" {
+		level = slog.LevelInfo
+	}
 	if why != "" && why != before {
-		p.log.Warn(why)
+		p.log.Log(context.Background(), level, why)
 	}
 }
 

@@ -289,6 +289,7 @@ func runAgent(s *invocation, args []string) error {
 	out, log := newLines(s.stdout), newLines(s.stderr)
 	defer out.close()
 	defer log.close()
+	slog.SetDefault(cfg.logger(log)) // of what packages print with log
 	return serve(ctx, cfg, out, log)
 }
 
@@ -427,6 +428,7 @@ type config struct {
 	Insecure        bool          // allow the API on a non-loopback address without access control
 	DataDir         string
 	LogLevel        slog.Level
+	LogFormat       string // text or json
 	Tags            map[string]string
 	Datacenter      string
 	Region          string
@@ -505,6 +507,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.BoolVar(&cfg.Insecure, "insecure", false, "allow the API without access control on an address that others can "+
 		"reach: whoever can reach it can run commands here")
 	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of undelivered results")
+	fs.StringVar(&cfg.LogFormat, "log-format", "text", "`format` of the log: text or json")
 	fs.TextVar(&cfg.LogLevel, "log-level", slog.LevelInfo, "lowest `level` that is logged: debug, info, warn or error")
 	mapFlag(fs, "tag", &cfg.Tags, "`key=value` by which jobs select this node; may be repeated")
 	fs.StringVar(&cfg.Datacenter, "datacenter", "dc1", "`name` of the node's data center, its tag dc")
@@ -802,6 +805,9 @@ func unused(fs *flag.FlagSet, environ []string) []string {
 
 // validate returns an error that names the wrong flag and the remedy.
 func (c *config) validate() error {
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		return fmt.Errorf("--log-format: %q must be text or json", c.LogFormat)
+	}
 	if c.BootstrapExpect < 0 || c.BootstrapExpect > 0 && !c.Server {
 		return errors.New("--bootstrap-expect: is the number of servers that bootstrap a cluster, and needs --server")
 	}
@@ -922,6 +928,15 @@ func isLoopback(addr string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
+// logger returns the log of the node.
+func (c *config) logger(w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
 // localZone returns the name of this machine's zone: TZ, or that of /etc/localtime, or UTC. Package time calls it only
 // "Local".
 func localZone(environ []string) string {
@@ -989,7 +1004,7 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 
 // serve runs a node until ctx is done. The writers must not block.
 func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error) {
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	log := cfg.logger(stderr)
 	if err := guardProcess(); err != nil {
 		log.Warn("the jobs of this node can read its memory and environment, and so its secrets", "err", err)
 	}
@@ -1215,7 +1230,11 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return err
 	}
 	defer func() { err = errors.Join(err, st.close()) }()
-	st.disk = cfg.host.disk
+	failures := failureLog{log: log}
+	st.disk, st.failed = cfg.host.disk, func(e executionRow) {
+		failures.add("job", e.JobName, "execution", executionName(e.ID, e.Node), "outcome", e.Outcome,
+			"reason", strings.TrimSpace(string(e.Reason)), "attempt", e.Attempt)
+	}
 	own, err := st.own()
 	if err != nil {
 		return err

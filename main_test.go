@@ -5746,3 +5746,155 @@ func TestClient_Argument(t *testing.T) {
 		}
 	}
 }
+
+// TestLog: what happened to a cluster stands in the log of each node, once, and nothing worse than INFO does while all is
+// well.
+func TestLog(t *testing.T) {
+	t.Parallel()
+	key := sharedKey(t)
+	bind := []string{freeAddr(t), freeAddr(t), freeAddr(t)}
+	node := func(name string, args ...string) *process {
+		args = append([]string{"agent", "--node-name=" + name, "--http-addr=127.0.0.1:0", "--data-dir=data"}, args...)
+		return launch(t, program(t, t.TempDir(), nil, args...))
+	}
+	server := func(i int, dir string) *process {
+		args := []string{"agent", "--node-name=" + fmt.Sprint("n", i+1), "--http-addr=127.0.0.1:0", "--data-dir=data", "--server", "--bootstrap-expect=3", key, "--bind-addr=" + bind[i]}
+		for _, addr := range bind {
+			args = append(args, "--retry-join="+addr)
+		}
+		return launch(t, program(t, dir, nil, args...))
+	}
+	var servers []*process
+	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
+	for i, dir := range dirs {
+		servers = append(servers, server(i, dir))
+	}
+	agent := node("n4", key, "--bind-addr=127.0.0.1:0", "--retry-join="+bind[0], "--retry-join="+bind[1], "--retry-join="+bind[2], "--log-format=json")
+	// said waits until a log has a line with all the words, and checks that it has but one.
+	said := func(p *process, words ...string) {
+		t.Helper()
+		n := func() (n int) {
+			for line := range strings.SplitSeq(p.log.String(), "\n") {
+				if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+					n++
+				}
+			}
+			return n
+		}
+		p.eventually(strings.Join(words, " … "), func() bool { return n() > 0 })
+		if got := n(); got != 1 {
+			t.Errorf("the log has %d lines with %q, want one\n%s", got, words, &p.log)
+		}
+	}
+	var leader struct{ Name string }
+	for _, p := range append(servers, agent) {
+		p.eventually("a cluster", func() bool {
+			var members []member
+			p.get("/v1/members", &members)
+			return len(members) == 4
+		})
+		p.eventually("a leader", func() bool { status, _ := p.get("/v1/leader", &leader); return status == http.StatusOK })
+	}
+	for i, p := range servers {
+		if fmt.Sprint("n", i+1) == leader.Name {
+			said(p, "this server is the leader")
+		} else {
+			said(p, "another server is the leader", "leader="+leader.Name)
+		}
+		if text := strings.ReplaceAll(p.log.String(), "level=WARN msg=\"this node runs as root", ""); strings.Contains(text, "level=WARN") || strings.Contains(text, "level=ERROR") {
+			t.Errorf("a normal start warns:\n%s", text)
+		}
+	}
+	said(agent, `"msg":"another server is the leader","leader":"`+leader.Name)
+
+	servers[0].must("POST", "/v1/jobs", shellJob("bad", "@manually", "exit 3"), nil)
+	servers[0].must("POST", "/v1/jobs/bad", nil, nil)
+	servers[0].must("POST", "/v1/jobs", shellJob("long", "@manually", "sleep 300"), nil)
+	servers[0].must("POST", "/v1/jobs/long", nil, nil)
+	for _, p := range servers {
+		for n := range 4 {
+			said(p, "level=INFO", "a job failed", "job=bad", fmt.Sprint("-n", n+1), "outcome=failed", `reason="exit status 3"`, "attempt=1")
+		}
+	}
+	servers[0].eventually("what runs", func() bool { var list []executionView; servers[0].get("/v1/busy", &list); return len(list) == 4 })
+
+	killed := slices.IndexFunc(servers, func(p *process) bool { status, _ := p.get("/v1/isleader", nil); return status != http.StatusOK })
+	name := fmt.Sprint("n", killed+1)
+	servers[killed].kill()
+	others := append(slices.Clone(servers[:killed]), servers[killed+1:]...)
+	for _, p := range others {
+		said(p, "level=WARN", "a node has failed", "node="+name, "since=", "running=1", "executions=[long/")
+	}
+	said(agent, "a node has failed", `"node":"`+name)
+	servers[killed] = server(killed, dirs[killed])
+	for _, p := range others {
+		said(p, "level=INFO", "a node is back", "node="+name, "silent=")
+	}
+
+	servers[1].kill()
+	servers[2].kill()
+	said(servers[0], "level=WARN", "there is no majority", `missing="[n2 n3]"`, "voters=3", "needed=2")
+	servers[1] = server(1, dirs[1])
+	said(servers[0], "there is a majority of the servers again")
+
+	// Another key, none, and nobody.
+	stranger := node("n5", "--server", sharedKey(t), "--bind-addr=127.0.0.1:0", "--retry-join="+bind[0])
+	said(stranger, "level=WARN", bind[0]+" has another cluster key")
+	said(servers[0], "level=WARN", "a node with another cluster key calls this one")
+	plain := node("n6", "--server", key, "--bind-addr=127.0.0.1:0", "--retry-join="+strings.TrimPrefix(servers[0].url, "http://"))
+	said(plain, "level=WARN", strings.TrimPrefix(servers[0].url, "http://")+" has no cluster key")
+	conn, err := net.Dial("tcp", bind[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n")
+	said(servers[0], "level=WARN", "something without a cluster key calls this node")
+	nobody := freeAddr(t)
+	said(node("n7", "--server", key, "--bind-addr=127.0.0.1:0", "--retry-join="+nobody), "level=WARN", "no node answers at "+nobody)
+
+	for _, p := range append(servers, stranger, plain, agent) {
+		for line := range strings.Lines(p.log.String()) {
+			if !strings.HasPrefix(line, "time=") && !strings.HasPrefix(line, `{"time":`) {
+				t.Errorf("a line without format: %s", line)
+			}
+		}
+	}
+}
+
+// TestFailureLog: of a burst of failures some are logged, of the others the number.
+func TestFailureLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text lockedBuffer
+		l := failureLog{log: slog.New(slog.NewTextHandler(&text, nil))}
+		for range 2 {
+			for i := range 50 {
+				l.add("job", i)
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		if said, more := strings.Count(text.String(), "a job failed"), strings.Count(text.String(), "executions=30"); said != 2*failuresMax || more != 2 {
+			t.Errorf("%d lines of failures and %d counts, want %d and 2\n%s", said, more, 2*failuresMax, &text)
+		}
+	})
+}
+
+// TestDiskProblem: a disk is nearly full below a share, and below a size.
+func TestDiskProblem(t *testing.T) {
+	const gb = 1 << 30
+	for _, c := range []struct {
+		free, size uint64
+		full       bool
+	}{{50 * gb, 100 * gb, false}, {5 * gb, 100 * gb, false}, {5*gb - 1, 100 * gb, true}, {200 << 20, gb, false}, {200<<20 - 1, gb, true}, {0, 0, false}} {
+		if why := diskProblem("data", c.free, c.size); (why != "") != c.full {
+			t.Errorf("%d of %d are free: %q", c.free, c.size, why)
+		}
+	}
+	if free, size := disk(t.TempDir()); free == 0 || size < free {
+		t.Errorf("%d of %d bytes are free", free, size)
+	}
+	if free, size := disk("/does/not/exist"); free != 0 || size != 0 {
+		t.Errorf("of no directory %d of %d bytes are free", free, size)
+	}
+}

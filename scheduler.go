@@ -1099,6 +1099,7 @@ type scheduler struct {
 	ask     func(node string, q question) (answer, error) // asks a node what became of executions
 	end     func(node string, k kill) error               // tells a node to end an execution
 	stats   stats
+	silent  reminders        // of nodes that do not answer
 	now     func() time.Time // the wall clock
 	chance  func() uint64    // seeds of random choices
 
@@ -1772,7 +1773,9 @@ func (o *order) size() int {
 func (s *scheduler) send(t target, d *dispatch) {
 	err := s.start(t.Node, *d)
 	if err != nil {
-		s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
+		if s.silent.due("orders of "+t.Node, time.Now()) {
+			s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
+		}
 	}
 	refused := errors.Is(err, errRefused) && processGone(err)
 	s.mu.Lock()
@@ -1955,7 +1958,9 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 		switch list := doubts[name]; {
 		case err != nil:
 		case errs[i] != nil:
-			s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(list), "err", errs[i])
+			if s.silent.due(name, time.Now()) {
+				s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(list), "err", errs[i])
+			}
 			s.mustAsk(name)
 			err = s.countSilence(ctx, list)
 		default:

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"math"
 	"net"
@@ -81,38 +82,115 @@ func (s *stats) decided(outcome string, n int64) {
 }
 
 const (
-	refusalsPause     = time.Minute // at least, between two log lines about one address
-	refusalsAddresses = 1_000       // logged within that time; bounds the map and the log
+	reminderPause = time.Minute // at least, between two log lines about one subject
+	remindersMax  = 1_000       // subjects logged within that time; bounds the map and the log
+	failuresMax   = 20          // failed runs that are logged in a second
 )
 
-// refusals counts refused requests. The zero value is ready to use; its methods are safe for concurrent use.
-type refusals struct {
-	counts countBy
-
+// reminders tell when to log what goes on: at once, and then each minute. The zero value is ready to use; its methods
+// are safe for concurrent use.
+type reminders struct {
 	mu     sync.Mutex
-	logged map[string]time.Time // address → time of its last log line; guarded by mu
+	logged map[string]time.Time // subject → time of its last log line; guarded by mu
 }
 
-// add counts a refusal and reports whether to log the address.
-func (r *refusals) add(reason, addr string, now time.Time) bool {
-	r.counts[slices.Index(refusalReasons, reason)].Add(1)
+// due reports whether to log a line about subject.
+func (r *reminders) due(subject string, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := func(_ string, at time.Time) bool { return now.Sub(at) >= refusalsPause }
-	if at, ok := r.logged[addr]; ok && !old("", at) {
+	old := func(_ string, at time.Time) bool { return now.Sub(at) >= reminderPause }
+	if at, ok := r.logged[subject]; ok && !old("", at) {
 		return false
 	}
-	if len(r.logged) >= refusalsAddresses {
+	if len(r.logged) >= remindersMax {
 		maps.DeleteFunc(r.logged, old)
 	}
-	if len(r.logged) >= refusalsAddresses {
+	if len(r.logged) >= remindersMax {
 		return false
 	}
 	if r.logged == nil {
 		r.logged = map[string]time.Time{}
 	}
-	r.logged[addr] = now
+	r.logged[subject] = now
 	return true
+}
+
+// over forgets what no longer goes on, and reports whether it was logged.
+func (r *reminders) over(subject string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.logged[subject]
+	delete(r.logged, subject)
+	return ok
+}
+
+// refusals counts refused requests. The zero value is ready to use; its methods are safe for concurrent use.
+type refusals struct {
+	counts countBy
+	reminders
+}
+
+// add counts a refusal and reports whether to log the address.
+func (r *refusals) add(reason, addr string, now time.Time) bool {
+	r.counts[slices.Index(refusalReasons, reason)].Add(1)
+	return r.due(addr, now)
+}
+
+// failureLog logs executions that did not succeed: up to failuresMax in a second, and then the number of others. Its
+// methods are safe for concurrent use.
+type failureLog struct {
+	log *slog.Logger
+
+	mu   sync.Mutex
+	said int // in this second; guarded by mu
+	more int // in this second; guarded by mu
+}
+
+// add logs one; args say which, as slog takes them.
+func (l *failureLog) add(args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.said == 0 {
+		time.AfterFunc(time.Second, l.next)
+	}
+	if l.said++; l.said > failuresMax {
+		l.more++
+		return
+	}
+	l.log.Info("a job failed", args...)
+}
+
+// next begins another second.
+func (l *failureLog) next() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.more > 0 {
+		l.log.Info("more jobs failed in this second", "executions", l.more)
+	}
+	l.said, l.more = 0, 0
+}
+
+// Below either a disk is nearly full.
+const (
+	diskShareMin = 20        // one in so many bytes
+	diskFreeMin  = 200 << 20 // bytes
+)
+
+// disk returns the bytes that are free for this user on the file system of dir, and its size; 0 if it is not known.
+func disk(dir string) (free, size uint64) {
+	var st syscall.Statfs_t
+	if syscall.Statfs(dir, &st) != nil {
+		return 0, 0
+	}
+	return uint64(st.Bavail) * uint64(st.Bsize), uint64(st.Blocks) * uint64(st.Bsize)
+}
+
+// diskProblem says that a disk is nearly full, "" if it is not.
+func diskProblem(dir string, free, size uint64) string {
+	if size == 0 || free >= diskFreeMin && free >= size/diskShareMin {
+		return ""
+	}
+	return fmt.Sprintf("the disk of %s is nearly full, less than 5 %% or 200 MB are free: make room before writes fail", dir)
 }
 
 // histogram counts durations in buckets.

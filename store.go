@@ -411,16 +411,18 @@ type store struct {
 	db        *sql.DB
 	conn      *sql.Conn
 	stmts     map[string]*sql.Stmt
-	sync      string   // synchronous mode in force on conn
-	unapplied []entry  // in the log, in order, not yet applied
-	settings  settings // as the transaction has them
-	careful   bool     // each command can be undone by itself
-	listed    bool     // the transaction has such a change
-	touched   []int64  // jobs that the transaction changed as the API shows them
-	allNew    bool     // or any of them
-	telling   bool     // somebody watched when the transaction began
-	told      []mark   // what became of rows in it, if somebody did
-	logFirst  uint64   // first index in the log table
+	sync      string             // synchronous mode in force on conn
+	unapplied []entry            // in the log, in order, not yet applied
+	settings  settings           // as the transaction has them
+	careful   bool               // each command can be undone by itself
+	listed    bool               // the transaction has such a change
+	touched   []int64            // jobs that the transaction changed as the API shows them
+	allNew    bool               // or any of them
+	telling   bool               // somebody watched when the transaction began
+	told      []mark             // what became of rows in it, if somebody did
+	failures  []executionRow     // that ended in it without success
+	failed    func(executionRow) // is told of them after the transaction; nil: nobody. Fixed once the writer runs
+	logFirst  uint64             // first index in the log table
 	logBytes  []int32
 	kept      logRetention  // fixed once the writer runs
 	turn      atomic.Uint64 // grows with each transaction of the writer, for all to see; odd: a durable one is under way
@@ -1376,7 +1378,10 @@ func (s *store) published() {
 	}
 	// Who began to watch during the transaction may have read what was before it.
 	s.events.publish(s.told, s.allNew || changed && !s.telling)
-	s.touched, s.allNew, s.told = s.touched[:0], false, s.told[:0]
+	for _, e := range s.failures {
+		s.failed(e)
+	}
+	s.touched, s.allNew, s.told, s.failures = s.touched[:0], false, s.told[:0], s.failures[:0]
 }
 
 // tell notes what those who watch are told of a row after the transaction.
@@ -2682,7 +2687,7 @@ func (a *applying) unfinished(reports []report) map[int64]*ended {
 	rows := map[int64]*ended{}
 	for _, e := range applyRows[ended](a, `SELECT j.retries, j.delivery = 'at-least-once', j.deleted = 0,
 		coalesce(j.doc ->> 'retry_delay', ''), coalesce(j.doc ->> 'retry_max_delay', ''),
-		`+audienceColumns+`, e.* FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job
+		`+audienceColumns+`, e.*, j.name FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job
 		LEFT JOIN job_state s ON s.job = j.id WHERE e.finished = 0 OR e.outcome = 'lost'`,
 		jsonText(ids)) {
 		rows[e.ID] = &e
@@ -2708,6 +2713,11 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 		cut := max(reason, len(r.output)-tailBytes)
 		a.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
 			e.ID, nonNil(r.output[:reason]), nonNil(r.output[cut:]), nonNil(r.output[reason:cut]))
+	}
+	if a.s.failed != nil && r.Outcome != outcomeSuccess {
+		failure := e.executionRow
+		failure.Outcome, failure.Reason = r.Outcome, r.output[:min(max(0, r.Reason), len(r.output))]
+		a.s.failures = append(a.s.failures, failure)
 	}
 	d := deltas[e.JobID]
 	if d == nil {
