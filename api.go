@@ -1252,7 +1252,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	header := jobLocation(j.Name)
-	if w := j.warning(); w != "" {
+	if w := j.warning(a.scheduler.courier); w != "" {
 		header[headerWarning] = w
 		if !res.repeated() {
 			a.log.Warn("a job was stored with a warning", "job", j.Name, "warning", w)
@@ -1450,7 +1450,7 @@ func (a *api) restore(r *http.Request) (*response, error) {
 		warned, first := 0, ""
 		done, err := a.scheduler.restore(r.Context(), req, func(yield func(job, error) bool) {
 			for j, err := range jobs {
-				if err == nil && j.warning() != "" {
+				if err == nil && j.warning(a.scheduler.courier) != "" {
 					warned, first = warned+1, cmp.Or(first, url.PathEscape(j.Name))
 				}
 				if !yield(j, err) {

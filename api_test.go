@@ -162,7 +162,7 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 		t.Fatal(err)
 	}
 	s := &testServer{t: t, node: newFakeNode(incarnation), last: disk.Last}
-	if err := st.exec(`INSERT OR REPLACE INTO nodes VALUES ('node1', '{"role":"dkron"}')`); err != nil { // the files name indexes of the log
+	if err := st.exec(`INSERT OR REPLACE INTO nodes VALUES ('node1', '{"role":"dkron"}', 0)`); err != nil { // the files name indexes of the log
 		t.Fatal(err)
 	}
 	self := member{Name: "node1", Addr: "127.0.0.1", Port: 8946, Tags: map[string]string{"role": "dkron"}, Status: 1}
@@ -2195,7 +2195,7 @@ func TestAPI_Warnings(t *testing.T) {
 			{`"executor":"shell","executor_config":{"command":"x","envs":"A=b"}`, `executor_config.envs: the executor shell reads no such key.`},
 			{`"executor":"shell","executor_config":{"command":"x","expectCode":"200","naïve\nkey":"1"}`, `executor_config.expectCode: the executor shell reads no such key. executor_config.na\u00efve\nkey: the executor shell reads no such key.`},
 			{`"executor":"kafka","executor_config":{"Topic":"x"}`, `executor: no node has "kafka"; every run fails.`},
-			{`"processors":{"fluent":{},"log":{},"slack":{"team":"x"}}`, `processors.fluent: no node has it; the output stays as it is. processors.slack: no node has it; the output stays as it is.`},
+			{`"processors":{"fluent":{},"log":{},"slack":{"team":"x"}}`, `processors.fluent: no node has it; the output stays as it is. processors.slack: the servers have no --slack-webhook for its team; nobody is told.`},
 			{`"processors":{"files":{"log_dir":"/var/log"}}`, `processors.files: log_dir and file_name must name a file below a node's --files-dir; nothing is written.`},
 			{`"processors":{"files":{"log_dir":"a/../.."}}`, `processors.files: log_dir and file_name must name a file below a node's --files-dir; nothing is written.`},
 			{`"processors":{"files":{"log_dir":"a/{job}"}}`, ``},

@@ -597,7 +597,28 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 func (c *notifyConfig) flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Webhook, "notify-webhook", "",
 		"`URL` that is sent a notice of each event in --notify-on, as JSON with a text that chats show")
-	fs.Func("notify-on", "comma-separated `events` for --notify-webhook; by default "+strings.Join(noticesDefault, ","), list(&c.On))
+	fs.Func("notify-on", "comma-separated `events` for --notify-webhook, of "+
+		strings.Join(slices.Concat(jobEvents, clusterEvents), ", ")+"; by default all but start, end and leader", list(&c.On))
+	for prefix, h := range map[string]*hook{"": &c.Post, "pre-": &c.Pre} {
+		when := map[string]string{"": "end", "pre-": "start"}[prefix]
+		fs.StringVar(&h.URL, prefix+"webhook-endpoint", "", "`URL` that is sent a request at each "+when+" of an execution")
+		fs.Func(prefix+"webhook-headers", "`header` of these requests, as in \"Name: value\"; may be repeated", list(&h.Headers))
+		fs.StringVar(&h.Payload, prefix+"webhook-payload", "", "`template` of their body, with the values "+
+			".Report .JobName .ReportingNode .StartTime .FinishedAt .Success .NodeName .Output")
+	}
+	fs.StringVar(&c.Cronitor, "cronitor-endpoint", "", "`URL` of Cronitor's telemetry, with the key, that is sent each start and end")
+	mapFlag(fs, "slack-webhook", &c.Slack, "`team=URL` to which the processor slack of a job with that team sends; may be repeated")
+	fs.StringVar(&c.Heartbeat, "heartbeat-url", "", "`URL` that the leader calls each minute while it schedules")
+	m := &c.Mail
+	fs.StringVar(&m.Host, "mail-host", "", "`host` of the mail server; the owner_email of a job that failed, recovered, missed "+
+		"ticks or is overdue gets mail")
+	fs.UintVar(&m.Port, "mail-port", 25, "`port` of --mail-host; 465 has TLS from the start, on others it begins with STARTTLS if offered")
+	fs.StringVar(&m.Username, "mail-username", "", "`name` at the mail server; none: without a login")
+	fs.StringVar(&m.Password, "mail-password", "", "`password` of --mail-username; prefer BELFRY_MAIL_PASSWORD")
+	fs.StringVar(&m.From, "mail-from", "", "`address` of the sender")
+	fs.Func("mail-domains", "comma-separated `domains` to which mail goes; by default that of --mail-from", list(&m.Domains))
+	fs.StringVar(&m.Prefix, "mail-subject-prefix", "[belfry]", "`text` before each subject")
+	fs.StringVar(&m.Payload, "mail-payload", "", "`template` of the text, with the values of --webhook-payload")
 }
 
 // likeDkron reads what Dkron leaves out: the port of the cluster plane, and a factor 0 for the usual one.
@@ -1257,9 +1278,10 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter,
 		AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes,
 	}, st, log)
-	if sched.courier, err = newCourier(cfg.Notify, cfg.Limits, cfg.host.dial); err != nil {
+	if sched.courier, err = newCourier(cfg.Notify, cfg.NodeName, cfg.Limits, cfg.host.dial); err != nil {
 		return err
 	}
+	st.docs.courier = sched.courier
 	n, err := newParts(cfg, own.ID, nil, log)
 	if err != nil {
 		return err
@@ -1273,7 +1295,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	listeners := cfg.Notify.listeners()
 	sched.propose = func(ctx context.Context, c *command) (applied, error) {
 		began := time.Now()
-		if c.Consume != nil || c.Finish != nil {
+		if c.Consume != nil || c.Finish != nil || c.Notice != nil || c.Nodes != nil {
 			c.Listeners = listeners
 		}
 		res, err := clu.propose(ctx, c)
@@ -1289,6 +1311,25 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	sched.start = func(node string, d dispatch) error { return p.dispatchTo(clu.leaderContext(), node, d) }
 	sched.ask = func(node string, q question) (answer, error) { return p.askNode(clu.leaderContext(), node, q) }
 	sched.end = func(node string, k kill) error { return p.killOn(clu.leaderContext(), node, k) }
+	sched.left = func(node string) bool {
+		return slices.ContainsFunc(p.members(), func(m member) bool {
+			return m.Name == node && (m.Status == memberLeaving || m.Status == memberLeft)
+		})
+	}
+	sched.conditions = func() map[string]string {
+		voters, alive := clu.status().Voters, p.nodes()
+		spare := -majority(len(voters))
+		for _, v := range voters {
+			if slices.ContainsFunc(alive, func(n node) bool { return n.Name == v.Name }) {
+				spare++
+			}
+		}
+		all := map[string]string{eventDisk: diskShort(cfg.DataDir), eventClock: p.clockProblem()}
+		if len(voters) > 2 && spare <= 0 {
+			all[eventNoSpare] = fmt.Sprintf("%d of %d voters are there; if one more fails, nothing is scheduled", majority(len(voters))+spare, len(voters))
+		}
+		return all
+	}
 	n.sched, n.clu = sched, clu
 	n.tend = func(ctx context.Context) error { return dropBootstrap(ctx, cfg.DataDir, st, log) }
 	n.front = (&api{
@@ -2959,7 +3000,7 @@ func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job
 			note(j, "is left out: %v", err)
 			continue
 		}
-		if text := j.warning(); text != "" {
+		if text := j.warning(nil); text != "" {
 			note(j, "%s", text)
 		}
 		if strings.HasPrefix(j.Schedule, "@") && descriptors[j.Schedule] != "" && j.Timezone != "" {

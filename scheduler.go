@@ -166,7 +166,9 @@ type job struct {
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
 	StartsAt       instant                      `json:"starts_at,omitempty"`
 	ExpiresAt      instant                      `json:"expires_at,omitempty"`
-	Notify         []notifyRule                 `json:"notify,omitempty"` // ours
+	Notify         []notifyRule                 `json:"notify,omitempty"`      // ours; so are the next two
+	MaxRuntime     string                       `json:"max_runtime,omitempty"` // after which a run is overdue
+	MaxSilence     string                       `json:"max_silence,omitempty"` // without success, after which the job is
 
 	// The record of a job that is created, or restored from a backup. A restore of an existing job keeps the larger
 	// values, an update keeps the job's own. They are no part of the stored definition.
@@ -191,37 +193,76 @@ const (
 	deliveryAtLeastOnce = "at-least-once"
 )
 
-// A notifyRule names a receiver of notices about a job. One of Webhook and Mail is set.
+// A notifyRule names a receiver of notices about a job: one of Webhook and Mail is set.
 type notifyRule struct {
 	On      []string `json:"on"` // events
 	Webhook string   `json:"webhook,omitempty"`
+	Mail    string   `json:"mail,omitempty"`
 	Every   bool     `json:"every,omitempty"` // tells of every failure, not only of the first until the job has recovered
+
+	to string // a receiver; "": one of the above
 }
+
+// Dkron Pro's processors that become notices.
+const (
+	processorSlack = "slack"
+	processorEmail = "email"
+)
 
 // receivers returns the job's own receivers of an event; again as in applying.receivers.
 func (j *job) receivers(event string, again bool) (list []string) {
-	for _, r := range j.Notify {
+	rules := slices.Clone(j.Notify)
+	for _, name := range []string{processorSlack, processorEmail} {
+		settings, r := j.Processors[name], notifyRule{On: []string{eventFailed}, Every: true}
+		if settings["onSuccess"] == "true" {
+			r.On = []string{eventEnd}
+		}
+		switch {
+		case settings == nil:
+		case name == processorSlack:
+			r.to = receiverSlack + settings["team"] + " " + settings["channel"]
+			rules = append(rules, r)
+		default:
+			for _, address := range strings.Split(settings["emails"], ",") {
+				r.to = receiverOwner + strings.TrimSpace(address)
+				rules = append(rules, r)
+			}
+		}
+	}
+	for _, r := range rules {
 		if slices.Contains(r.On, event) && (r.Every || !again) {
-			list = append(list, receiverURL+r.Webhook)
+			to := receiverURL + r.Webhook
+			if r.Mail != "" {
+				to = receiverMail + r.Mail
+			}
+			list = append(list, cmp.Or(r.to, to))
 		}
 	}
 	return list
 }
 
 // checkNotify refuses receivers that cannot be told.
-func (j *job) checkNotify() error {
+func (j *job) checkNotify(mail *mailConfig) error {
 	if len(j.Notify) > notifyMax {
 		return fmt.Errorf("notify: has more than %d entries", notifyMax)
 	}
 	for i, r := range j.Notify {
-		if len(r.On) == 0 {
-			return fmt.Errorf("notify[%d].on: name some of %s", i, strings.Join(jobEvents, ", "))
+		on, field, err := checkEvents(r.On, jobEvents), "webhook", error(nil)
+		switch {
+		case len(r.On) == 0:
+			on = errors.New("name some of " + strings.Join(jobEvents, ", "))
+		case r.Mail != "" && r.Webhook != "":
+			err = errors.New("must not stand beside mail; write two entries")
+		case r.Mail != "":
+			field, err = "mail", mail.checkAddress(r.Mail)
+		default:
+			err = checkReceiverURL(r.Webhook)
 		}
-		if err := checkEvents(r.On, jobEvents); err != nil {
-			return fmt.Errorf("notify[%d].on: %w", i, err)
+		if on != nil {
+			field, err = "on", on
 		}
-		if err := checkReceiverURL(r.Webhook); err != nil {
-			return fmt.Errorf("notify[%d].webhook: %w", i, err)
+		if err != nil {
+			return fmt.Errorf("notify[%d].%s: %w", i, field, err)
 		}
 	}
 	return nil
@@ -344,10 +385,15 @@ func (j *job) validate(zone string, now int64) error {
 		{"retry_delay", j.RetryDelay, time.Second, delayMax},
 		{"retry_max_delay", j.RetryMaxDelay, min(delayMax, retryDelay(j.RetryDelay, "", 1)), delayMax},
 		{"timeout", j.Timeout, time.Millisecond, durationMax},
+		{"max_runtime", j.MaxRuntime, time.Second, durationMax},
+		{"max_silence", j.MaxSilence, time.Second, durationMax},
 		{"catchup", j.Catchup, catchupMin, delayMax}, // ticks within it are decided one by one
 	} {
+		if d.text == "" {
+			continue
+		}
 		got, err := time.ParseDuration(d.text)
-		refuse(d.text != "" && (err != nil || got < d.low || got > d.high),
+		refuse(err != nil || got < d.low || got > d.high,
 			`%s: %q must be a duration from "%s" to "%s", such as "90s" or "1h30m"`, d.field, d.text, d.low, d.high)
 	}
 	for _, k := range sortedKeys(j.Tags) {
@@ -357,7 +403,6 @@ func (j *job) validate(zone string, now int64) error {
 	}
 	check("", checkHidden(j.ExecutorConfig))
 	check("", j.checkConfigKeys())
-	check("", j.checkNotify())
 	switch j.Executor {
 	case executorShell:
 		check("", checkShellConfig(j.ExecutorConfig))
@@ -376,6 +421,15 @@ func (j *job) validate(zone string, now int64) error {
 		return nil
 	}
 	return errors.New(strings.Join(list, "; "))
+}
+
+// validate is job.validate with what this server's flags allow.
+func (s *scheduler) validate(j *job, now int64) error {
+	err, own := j.validate(s.timezone(), now), j.checkNotify(&s.courier.config().Mail)
+	if err != nil && own != nil {
+		return fmt.Errorf("%w; %w", err, own)
+	}
+	return cmp.Or(err, own)
 }
 
 // validateName allows lower case letters of any script, digits, underscore and dash, as upstream.
@@ -533,7 +587,7 @@ func editDistance(a, b string) int {
 }
 
 // warning says in ASCII which settings of a job are stored but have no effect, "" if all have.
-func (j *job) warning() string {
+func (j *job) warning(c *courier) string {
 	var list []string
 	add := func(field, key, what string) {
 		if key = strings.Trim(strconv.QuoteToASCII(key), `"`); len(list) < warningsMax {
@@ -549,7 +603,25 @@ func (j *job) warning() string {
 			add("executor_config", key, "the executor "+j.Executor+" reads no such key")
 		}
 	}
+	to := c.config()
+	if j.OwnerEmail != "" && to.Mail.Host != "" && to.Mail.checkAddress(j.OwnerEmail) != nil {
+		list = append(list, fmt.Sprintf("owner_email: %+q; no mail goes there.", to.Mail.checkAddress(j.OwnerEmail).Error()))
+	}
 	for _, name := range sortedKeys(j.Processors) {
+		switch settings := j.Processors[name]; {
+		case name == processorSlack:
+			if to.Slack[settings["team"]] == "" {
+				add("processors", name, "the servers have no --slack-webhook for its team; nobody is told")
+			}
+			continue
+		case name == processorEmail:
+			for _, address := range strings.Split(settings["emails"], ",") {
+				if to.Mail.checkAddress(strings.TrimSpace(address)) != nil {
+					add("processors", name, "mail goes only to addresses in --mail-domains of the servers")
+				}
+			}
+			continue
+		}
 		if !slices.Contains(processorNames, name) {
 			add("processors", name, "no node has it; the output stays as it is")
 		}
@@ -772,7 +844,7 @@ func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 		d := decision{Due: t, Late: t < m.since}
 		switch {
 		case overlap != "":
-			d.Outcome, d.Reason = outcomeSkipped, overlap
+			d.Outcome, d.Reason, d.Event = outcomeSkipped, overlap, eventOverrun
 		case len(targets) == 0:
 			d.Outcome, d.Reason, d.Event = outcomeSkipped, noNodeReason, eventMissed
 		default:
@@ -1122,8 +1194,10 @@ type scheduler struct {
 	until        int64                    // when the fire loop looks at the queue next
 	stopping     bool                     // starts nothing any more
 
-	courier *courier
-	noticed chan struct{} // tells that there are new notices; capacity 1
+	courier    *courier
+	left       func(node string) bool   // it has stopped, and not failed
+	conditions func() map[string]string // event of the cluster → what is wrong, "": nothing
+	noticed    chan struct{}            // tells that there are new notices; capacity 1
 
 	wake     chan struct{} // tells the fire loop that something earlier is due; capacity 1
 	refusals chan struct{} // tells that a first order was refused; capacity 1
@@ -1137,7 +1211,8 @@ func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, wait: pause,
 		queue: newDueQueue(), doubts: map[int64]doubt{}, unresponsive: map[string]bool{}, mustAnswer: map[string]bool{},
 		open: map[*dispatch]openOrders{}, wake: make(chan struct{}, 1), refusals: make(chan struct{}, 1),
-		noticed: make(chan struct{}, 1)}
+		noticed: make(chan struct{}, 1), courier: &courier{}, left: func(string) bool { return false },
+		conditions: func() map[string]string { return nil }}
 	sched.spawn = func(task func()) { go task() }
 	return sched
 }
@@ -2011,7 +2086,7 @@ func (s *scheduler) recordNodes(ctx context.Context) error {
 	}
 	for _, name := range sortedKeys(gone) {
 		if settled {
-			changes = append(changes, nodeSeen{Name: name, Gone: true})
+			changes = append(changes, nodeSeen{Name: name, Gone: true, Failed: !s.left(name)})
 		}
 	}
 	size := func(n *nodeSeen) int { return recordBytes(&record{Tags: n.Tags}) }
@@ -2325,6 +2400,13 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 			}
 		})
 	}
+	look := time.NewTicker(trimPause)
+	defer look.Stop()
+	watch := lookout{told: map[string]string{}}
+	first := occasion{Notice: notice{Event: eventNewLeader, Node: s.courier.node, Reason: s.courier.node + " leads"}}
+	if err := s.fatal(ctx, s.tell(ctx, first)); err != nil {
+		return err
+	}
 	var gone toldRows
 	end := func(d delivery) {
 		if held--; d.err == nil {
@@ -2364,6 +2446,11 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 			return nil
 		case <-s.noticed:
 			continue
+		case now := <-look.C:
+			if err := s.fatal(ctx, s.watch(ctx, &watch, now, sending.Go)); err != nil {
+				return err
+			}
+			continue
 		case d := <-ended:
 			end(d)
 		case <-again:
@@ -2385,10 +2472,79 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 	}
 }
 
+// lookout is what a leader remembers of what it looks for.
+type lookout struct {
+	told map[string]string // event of the cluster → that it goes on
+	beat time.Time         // last call of the heartbeat URL
+}
+
+// watch tells of runs and jobs that are overdue, and of what is wrong with the cluster. A fire loop that stands still
+// makes no heartbeat.
+func (s *scheduler) watch(ctx context.Context, w *lookout, now time.Time, spawn func(func())) error {
+	if s.courier.cfg.Heartbeat != "" && now.Sub(w.beat) >= time.Minute && s.lag(s.now()) < time.Minute {
+		w.beat = now
+		spawn(func() {
+			if err := s.courier.beat(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("--heartbeat-url cannot be called", "err", err)
+			}
+		})
+	}
+	list, err := s.overdue(s.now().UnixNano())
+	if err != nil {
+		return err
+	}
+	conditions := s.conditions()
+	for _, event := range sortedKeys(conditions) {
+		if why := conditions[event]; why != "" && w.told[event] == "" {
+			list = append(list, occasion{Notice: notice{Event: event, Node: s.courier.node, Reason: why}})
+		}
+	}
+	w.told = conditions
+	return s.tell(ctx, list...)
+}
+
+// overdue returns the runs that go on for longer than their job's max_runtime, and the jobs without success for
+// max_silence, of which nobody was told yet.
+func (s *scheduler) overdue(now int64) (list []occasion, err error) {
+	rows, err := s.store.watched()
+	for _, r := range rows {
+		runtime, err := time.ParseDuration(r.maxRuntime)
+		if err == nil && r.id != 0 && now-r.started > int64(runtime) {
+			list = append(list, occasion{Job: r.job, Execution: r.id, Notice: notice{Event: eventOverdue, Job: r.name,
+				Execution: executionName(r.id, r.node), Node: r.node, Started: timeOf(r.started),
+				Reason: "it has been running for more than " + r.maxRuntime}})
+		}
+		silence, err := time.ParseDuration(r.maxSilence)
+		if err == nil && !r.disabled && r.heard != never && now-r.heard > int64(silence) {
+			list = append(list, occasion{Job: r.job, Heard: r.heard, Notice: notice{Event: eventOverdue, Job: r.name,
+				Reason: "it has not succeeded for " + r.maxSilence}})
+		}
+	}
+	return list, err
+}
+
+// tell proposes notices of what no other command is about.
+func (s *scheduler) tell(ctx context.Context, list ...occasion) error {
+	listeners := s.courier.cfg.listeners()
+	list = slices.DeleteFunc(list, func(o occasion) bool { return o.Job == 0 && listeners[o.Notice.Event] == nil })
+	for part := range slices.Chunk(list, reportsMax) {
+		if err := s.decide(ctx, &command{Notice: part}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // deliver tells the receiver of a notice, in attempts until noticeAge after it was made. The error is why it was given up.
 func (s *scheduler) deliver(ctx context.Context, cluster string, row noticeRow) error {
 	var n notice
 	err := json.Unmarshal([]byte(row.Doc), &n)
+	if id, _, _ := strings.Cut(n.Execution, "-"); err == nil && s.courier.wantsOutput(row.Receiver) {
+		execution, _ := strconv.ParseInt(id, 10, 64) // 0: there is none
+		if e, err := s.store.execution(execution); err == nil {
+			n.whole = string(e.Output)
+		}
+	}
 	for wait := noticeWait; err == nil; wait = min(2*wait, noticeWaitMax) {
 		err = s.courier.deliver(ctx, row.Receiver, fmt.Sprintf("%s-%d", cluster, row.ID), n)
 		if err == nil {
@@ -2550,7 +2706,7 @@ func (s *scheduler) attempt(ctx context.Context, r request, action string,
 // put creates or updates a job and returns it as it is then. Counters and status stay, and so does the next tick unless
 // the schedule, or what else decides it, has changed.
 func (s *scheduler) put(ctx context.Context, r request, sent job) (*jobRow, applied, error) {
-	if err := sent.validate(s.timezone(), s.now().UnixNano()); err != nil {
+	if err := s.validate(&sent, s.now().UnixNano()); err != nil {
 		return nil, applied{}, badInput{err}
 	}
 	row, res, err := s.attempt(ctx, r, actionPut, func(c *command) (*jobRow, error) {
@@ -2657,7 +2813,7 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 		case err != nil && !errors.As(err, &wrong):
 			return restored{}, err
 		case err == nil:
-			err = j.validate(s.timezone(), now)
+			err = s.validate(&j, now)
 		}
 		if err == nil && names[j.Name] {
 			err = errors.New("the name stands more than once in the file")

@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +16,12 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"mime"
+	"mime/quotedprintable"
 	"net"
 	"net/http"
+	"net/mail"
+	"net/smtp"
 	"net/url"
 	"os"
 	"os/user"
@@ -28,6 +34,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"text/template"
 	"time"
 )
 
@@ -584,26 +591,42 @@ const (
 
 // Events that receivers are told of.
 const (
-	eventStart     = "start"
-	eventEnd       = "end"
-	eventFailed    = "failed" // a group of executions ended without success, after its last retry
-	eventRecovered = "recovered"
-	eventMissed    = "missed"
-	eventLost      = "lost"
+	eventStart      = "start"
+	eventEnd        = "end"
+	eventFailed     = "failed" // a group of executions ended without success, after its last retry
+	eventRecovered  = "recovered"
+	eventMissed     = "missed"  // ticks did not run because of an outage, or for want of a node
+	eventOverdue    = "overdue" // a run goes on, or there is no success, for too long
+	eventOverrun    = "overrun" // a fifth of a day's ticks were skipped because an earlier run went on
+	eventLost       = "lost"
+	eventNewLeader  = "leader"
+	eventNodeFailed = "node-failed"
+	eventNodeBack   = "node-back"
+	eventNoSpare    = "no-majority-to-spare" // the cluster stops with the next voter
+	eventDisk       = "disk"
+	eventClock      = "clock"
 )
 
-// jobEvents are the events of a job, the others are of the cluster.
+// jobEvents are about a job, clusterEvents about none.
 var (
-	jobEvents     = []string{eventStart, eventEnd, eventFailed, eventRecovered, eventMissed, eventLost}
-	clusterEvents = []string{}
+	jobEvents = []string{eventStart, eventEnd, eventFailed, eventRecovered, eventMissed, eventOverdue, eventOverrun, eventLost}
+
+	clusterEvents = []string{eventNewLeader, eventNodeFailed, eventNodeBack, eventNoSpare, eventDisk, eventClock}
+
+	// noticesDefault are those of --notify-on.
+	noticesDefault = slices.Concat(jobEvents[2:], clusterEvents[1:])
 )
 
-// Receivers. Those that the operator names are called after their flags; those of a job have an address.
+// Receivers. Those that the operator names are called after their flags; the others have an address.
 const (
-	receiverNotify = "notify-webhook"
-	receiverOwner  = "owner"    // of the job, by mail
-	receiverMail   = "mail "    // with the address
-	receiverURL    = "webhook " // with the URL
+	receiverNotify   = "notify-webhook"
+	receiverPost     = "webhook-endpoint"
+	receiverPre      = "pre-webhook-endpoint"
+	receiverCronitor = "cronitor-endpoint"
+	receiverURL      = "webhook "
+	receiverMail     = "mail "
+	receiverOwner    = "owner " // by mail, if the address is allowed
+	receiverSlack    = "slack " // team and channel
 )
 
 // A notice says what happened. Its JSON is what a webhook receives.
@@ -624,6 +647,8 @@ type notice struct {
 	Started   time.Time `json:"started_at,omitzero"`
 	Finished  time.Time `json:"finished_at,omitzero"`
 	Links     *links    `json:"links,omitempty"`
+
+	whole string // output, for templates
 }
 
 type links struct {
@@ -643,11 +668,12 @@ func (n *notice) text() string {
 	what := map[string]string{
 		eventStart: "started" + on, eventEnd: "ended" + on + ": " + n.Outcome, eventFailed: "failed" + on,
 		eventRecovered: "succeeded again" + on, eventLost: "was lost" + on, eventMissed: "missed its run" + on,
+		eventOverdue: "is overdue" + on, eventOverrun: "overruns its schedule",
 	}[n.Event]
 	if n.Event == eventMissed && n.Count > 0 {
 		what = fmt.Sprintf("missed %d ticks, due from %s to %s", n.Count, n.Due.Format(time.RFC3339), n.Until.Format(time.RFC3339))
 	}
-	text := strings.TrimSpace(n.Job + " " + what)
+	text := cmp.Or(n.Job, "belfry") + strings.TrimRight(" "+what, " ")
 	if n.Reason != "" {
 		text += ": " + n.Reason
 	}
@@ -659,26 +685,110 @@ func (n *notice) text() string {
 
 // notifyConfig says whom the operator wants told of what.
 type notifyConfig struct {
-	Webhook string
-	On      []string // events for Webhook
-	Page    string   // URL of the page, for links
+	Webhook   string
+	On        []string // events for Webhook
+	Post, Pre hook     // for each end and start
+	Cronitor  string
+	Slack     map[string]string // team → URL
+	Heartbeat string            // URL that the leader calls each minute
+	Mail      mailConfig
+	Page      string // URL of the page, for links
 }
 
-// noticesDefault are the events of --notify-on.
-var noticesDefault = []string{eventFailed, eventRecovered, eventMissed, eventLost}
+// A hook is a webhook with a template for its body, as in Dkron.
+type hook struct {
+	URL, Payload string
+	Headers      []string
+	payload      *template.Template
+	header       http.Header
+}
+
+type mailConfig struct {
+	Host, Username, Password, From, Prefix, Payload string
+	Port                                            uint
+	Domains                                         []string // to which mail goes; nil: that of From
+
+	payload *template.Template // nil: the text
+	from    *mail.Address
+	roots   *x509.CertPool // nil: those of the system
+}
 
 // validate fills in what was not given. The error names the flag.
-func (c *notifyConfig) validate() error {
+func (c *notifyConfig) validate() (err error) {
 	if c.On == nil {
 		c.On = noticesDefault
-	}
-	if err := checkReceiverURL(c.Webhook); err != nil && c.Webhook != "" {
-		return fmt.Errorf("--notify-webhook: %w", err)
 	}
 	if err := checkEvents(c.On, slices.Concat(jobEvents, clusterEvents)); err != nil {
 		return fmt.Errorf("--notify-on: %w", err)
 	}
+	urls := map[string]string{receiverNotify: c.Webhook, receiverPost: c.Post.URL, receiverPre: c.Pre.URL,
+		receiverCronitor: c.Cronitor, "heartbeat-url": c.Heartbeat}
+	for team, u := range c.Slack {
+		urls["slack-webhook "+team] = u
+	}
+	for _, name := range sortedKeys(urls) {
+		if err := checkReceiverURL(urls[name]); err != nil && (urls[name] != "" || strings.Contains(name, " ")) {
+			return fmt.Errorf("--%s: %w", name, err)
+		}
+	}
+	for name, h := range map[string]*hook{"webhook": &c.Post, "pre-webhook": &c.Pre} {
+		if h.payload, err = parsePayload(h.Payload); err != nil {
+			return fmt.Errorf("--%s-payload: %w", name, err)
+		}
+		doc, _ := json.Marshal(h.Headers) // strings always marshal
+		if h.header, err = requestHeaders(map[string]string{"headers": string(doc)}); err != nil {
+			return fmt.Errorf(`--%s-headers: an entry is not "Name: value"`, name)
+		}
+	}
+	m := &c.Mail
+	if m.payload, err = parsePayload(m.Payload); err != nil {
+		return fmt.Errorf("--mail-payload: %w", err)
+	}
+	if m.Host == "" {
+		return nil
+	}
+	if m.from, err = mail.ParseAddress(m.From); err != nil {
+		return fmt.Errorf("--mail-from: %q must be an address such as belfry@example.org", m.From)
+	}
+	if m.Domains == nil {
+		m.Domains = []string{domainOf(m.from.Address)}
+	}
 	return nil
+}
+
+// parsePayload parses a template and tries it.
+func parsePayload(text string) (*template.Template, error) {
+	t, err := template.New("payload").Parse(text)
+	if err == nil {
+		err = t.Execute(io.Discard, templateValues{})
+	}
+	return t, err
+}
+
+// templateValues are what payloads may contain, under Dkron's names.
+type templateValues struct {
+	Report, JobName, ReportingNode, Success, NodeName, Output string
+	StartTime, FinishedAt                                     time.Time
+}
+
+func domainOf(address string) string {
+	return strings.ToLower(address[strings.LastIndexByte(address, '@')+1:])
+}
+
+// checkAddress returns why an address gets no mail.
+func (m *mailConfig) checkAddress(address string) error {
+	if m.Host == "" {
+		return errors.New("no mail is configured; start the servers with --mail-host and --mail-from")
+	}
+	if a, err := mail.ParseAddress(address); err != nil || a.Address != address {
+		return fmt.Errorf("%q is no mail address", address)
+	}
+	for _, d := range m.Domains {
+		if strings.EqualFold(d, domainOf(address)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is in none of --mail-domains", address)
 }
 
 // checkReceiverURL does not quote the URL, which may be secret.
@@ -702,20 +812,28 @@ func checkEvents(events, known []string) error {
 // listeners returns the operator's receivers of each event.
 func (c *notifyConfig) listeners() map[string][]string {
 	all := map[string][]string{}
+	given := map[string]string{receiverNotify: c.Webhook, receiverPost: c.Post.URL, receiverPre: c.Pre.URL,
+		receiverCronitor: c.Cronitor, receiverOwner: c.Mail.Host}
 	add := func(receiver string, events ...string) {
 		for _, e := range events {
-			all[e] = append(all[e], receiver)
+			if given[receiver] != "" {
+				all[e] = append(all[e], receiver)
+			}
 		}
 	}
-	if c.Webhook != "" {
-		add(receiverNotify, c.On...)
-	}
+	add(receiverNotify, c.On...)
+	add(receiverPost, eventEnd)
+	add(receiverPre, eventStart)
+	add(receiverCronitor, eventStart, eventEnd)
+	add(receiverOwner, eventFailed, eventRecovered, eventMissed, eventOverdue)
 	return all
 }
 
 // A courier delivers notices. Its methods are safe for concurrent use.
 type courier struct {
 	cfg          notifyConfig
+	node         string
+	dial         func(ctx context.Context, network, address string) (net.Conn, error)
 	own, guarded http.Client // for URLs of the operator, and of jobs, which may not lead everywhere
 	sends        chan struct{}
 
@@ -723,9 +841,12 @@ type courier struct {
 	per map[string]chan struct{} // by receiver or host; guarded by mu
 }
 
-// newCourier returns a courier. limits are those of http jobs; dial, if it is not nil, replaces the network.
-func newCourier(cfg notifyConfig, limits nodeLimits, dial func(context.Context, string, string) (net.Conn, error)) (*courier, error) {
-	c := &courier{cfg: cfg, sends: make(chan struct{}, noticeSends), per: map[string]chan struct{}{}}
+// newCourier returns a courier of a node. limits are those of http jobs; dial, if it is not nil, replaces the network.
+func newCourier(cfg notifyConfig, node string, limits nodeLimits, dial func(context.Context, string, string) (net.Conn, error)) (*courier, error) {
+	c := &courier{cfg: cfg, node: node, dial: dial, sends: make(chan struct{}, noticeSends), per: map[string]chan struct{}{}}
+	if dial == nil {
+		c.dial = (&net.Dialer{}).DialContext
+	}
 	for client, limits := range map[*http.Client]nodeLimits{&c.own: {AllowMetadata: true}, &c.guarded: limits} {
 		t, err := newTransport(nil, limits)
 		if err != nil {
@@ -740,12 +861,20 @@ func newCourier(cfg notifyConfig, limits nodeLimits, dial func(context.Context, 
 	return c, nil
 }
 
+// config returns what the courier was made with; without one nobody is told.
+func (c *courier) config() *notifyConfig {
+	if c == nil {
+		return &notifyConfig{}
+	}
+	return &c.cfg
+}
+
 // deliver tells a receiver. key is the same whenever it is told of the same.
 func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) error {
-	u, own := strings.CutPrefix(receiver, receiverURL)
-	slot := receiver
-	if own {
-		if at, err := url.Parse(u); err == nil {
+	kind, address, own := strings.Cut(receiver, " ")
+	slot := kind
+	if kind += " "; kind == receiverURL {
+		if at, err := url.Parse(address); err == nil {
 			slot = receiverURL + at.Host
 		}
 	}
@@ -759,19 +888,69 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, noticeTimeout, fmt.Errorf("no response within %s", noticeTimeout))
 	defer cancel()
-	if n.Text = n.text(); n.Job != "" && c.cfg.Page != "" {
+	if n.Text = n.text(); n.Job != "" {
 		job := c.cfg.Page + "#/jobs/" + url.PathEscape(n.Job)
 		if n.Links = (&links{Job: job}); n.Execution != "" {
 			n.Links.Execution = job + "/executions/" + url.PathEscape(n.Execution)
 		}
 	}
+	header := http.Header{"Content-Type": {"application/json"}}
 	switch {
+	case kind == receiverURL:
+		return c.send(ctx, &c.guarded, http.MethodPost, address, key, header, n)
+	case kind == receiverMail, kind == receiverOwner:
+		err := c.cfg.Mail.checkAddress(address)
+		if err == nil {
+			return c.mail(ctx, address, key, n)
+		} else if kind == receiverOwner {
+			return nil // the job was stored with a warning
+		}
+		return err
+	case kind == receiverSlack:
+		team, channel, _ := strings.Cut(address, " ")
+		if c.cfg.Slack[team] == "" {
+			return fmt.Errorf("this server has no --slack-webhook %s=URL", team)
+		}
+		doc := map[string]string{"text": n.Text}
+		if channel != "" {
+			doc["channel"] = channel
+		}
+		return c.send(ctx, &c.own, http.MethodPost, c.cfg.Slack[team], key, header, doc)
 	case own:
-		return c.post(ctx, &c.guarded, u, key, n)
 	case receiver == receiverNotify && c.cfg.Webhook != "":
-		return c.post(ctx, &c.own, c.cfg.Webhook, key, n)
+		return c.send(ctx, &c.own, http.MethodPost, c.cfg.Webhook, key, header, n)
+	case receiver == receiverPost && c.cfg.Post.URL != "":
+		return c.sendHook(ctx, c.cfg.Post, key, n)
+	case receiver == receiverPre && c.cfg.Pre.URL != "":
+		return c.sendHook(ctx, c.cfg.Pre, key, n)
+	case receiver == receiverCronitor && c.cfg.Cronitor != "":
+		state := map[string]string{eventStart: "run", outcomeSuccess: "complete"}[cmp.Or(n.Outcome, n.Event)]
+		query := url.Values{"state": {cmp.Or(state, "fail")}, "host": {n.Node}, "series": {strconv.FormatInt(n.Group, 10)}, "message": {n.Text}}
+		return c.send(ctx, &c.own, http.MethodGet, c.cfg.Cronitor+"/"+url.PathEscape(n.Job)+"?"+query.Encode(), key, nil, nil)
 	}
 	return fmt.Errorf("this server has no --%s", receiver)
+}
+
+func (c *courier) sendHook(ctx context.Context, h hook, key string, n notice) error {
+	body, err := c.execute(h.payload, n)
+	if err != nil {
+		return err
+	}
+	return c.send(ctx, &c.own, http.MethodPost, h.URL, key, h.header.Clone(), body)
+}
+
+// wantsOutput reports whether a receiver's template may contain the whole output.
+func (c *courier) wantsOutput(receiver string) bool {
+	return receiver == receiverPost || strings.Contains(c.cfg.Mail.Payload, ".Output") && !strings.HasPrefix(receiver, receiverURL)
+}
+
+// execute makes the body of a payload.
+func (c *courier) execute(t *template.Template, n notice) ([]byte, error) {
+	var out bytes.Buffer
+	err := t.Execute(&out, templateValues{Report: n.Text, JobName: n.Job, ReportingNode: c.node, StartTime: n.Started,
+		FinishedAt: n.Finished, Success: strconv.FormatBool(n.Outcome == outcomeSuccess), NodeName: n.Node,
+		Output: cmp.Or(n.whole, n.Output)})
+	return out.Bytes(), err
 }
 
 // slots returns the channel that bounds attempts to one receiver.
@@ -786,17 +965,24 @@ func (c *courier) slots(receiver string) chan struct{} {
 	return slots
 }
 
-// post sends a notice as JSON. It follows no redirects. Errors do not quote the URL, which may be secret.
-func (c *courier) post(ctx context.Context, client *http.Client, to, key string, n notice) error {
-	doc, err := json.Marshal(n)
-	if err != nil {
-		return err
+// send makes a request with a body: nil, bytes, or what is sent as JSON. It follows no redirects. Errors do not quote the
+// URL, which may be secret.
+func (c *courier) send(ctx context.Context, client *http.Client, method, to, key string, header http.Header, body any) (err error) {
+	doc, ok := body.([]byte)
+	if body != nil && !ok {
+		if doc, err = json.Marshal(body); err != nil {
+			return err
+		}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, bytes.NewReader(doc))
+	req, err := http.NewRequestWithContext(ctx, method, to, bytes.NewReader(doc))
 	if err != nil {
 		return errURL
 	}
-	req.Header = http.Header{"Content-Type": {"application/json"}, "User-Agent": {"belfry"}, "Idempotency-Key": {key}}
+	if req.Header = header; header == nil {
+		req.Header = http.Header{}
+	}
+	req.Header.Set("User-Agent", "belfry")
+	req.Header.Set("Idempotency-Key", key)
 	resp, err := client.Do(req)
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
@@ -810,4 +996,110 @@ func (c *courier) post(ctx context.Context, client *http.Client, to, key string,
 		return fmt.Errorf("the receiver responded with status %d", resp.StatusCode)
 	}
 	return nil
+}
+
+// beat calls the heartbeat URL.
+func (c *courier) beat(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, noticeTimeout)
+	defer cancel()
+	return c.send(ctx, &c.own, http.MethodGet, c.cfg.Heartbeat, "", nil, nil)
+}
+
+const smtpsPort = 465 // TLS from the first byte; on other ports it begins with STARTTLS, if the server offers that
+
+// mail sends a notice to an address.
+func (c *courier) mail(ctx context.Context, to, key string, n notice) error {
+	m := &c.cfg.Mail
+	text := []byte(n.Text + "\n")
+	if n.Links != nil {
+		text = fmt.Appendf(text, "\n%s\n", cmp.Or(n.Links.Execution, n.Links.Job))
+	}
+	if m.Payload != "" {
+		var err error
+		if text, err = c.execute(m.payload, n); err != nil {
+			return err
+		}
+	}
+	subject, _, _ := strings.Cut(n.Text, "\n")
+	var out bytes.Buffer
+	fmt.Fprintf(&out, "From: %s\r\nTo: <%s>\r\nSubject: %s\r\nDate: %s\r\nMessage-ID: <%s@%s>\r\nMIME-Version: 1.0\r\n"+
+		"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n",
+		m.from, to, mime.QEncoding.Encode("utf-8", strings.TrimSpace(m.Prefix+" "+subject)), time.Now().Format(time.RFC1123Z),
+		key, domainOf(m.from.Address))
+	body := quotedprintable.NewWriter(&out)
+	body.Write(text) // to memory
+	body.Close()
+
+	conn, err := c.dial(ctx, "tcp", net.JoinHostPort(m.Host, strconv.FormatUint(uint64(m.Port), 10)))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	conn = smtpConn{conn, io.LimitReader(conn, noticeReadMax)}
+	security := &tls.Config{ServerName: m.Host, RootCAs: m.roots}
+	if m.Port == smtpsPort {
+		conn = tls.Client(conn, security)
+	}
+	client, err := smtp.NewClient(conn, m.Host)
+	if err == nil {
+		err = m.converse(client, security, to, out.Bytes())
+	}
+	if err != nil {
+		return cmp.Or(context.Cause(ctx), err)
+	}
+	return nil
+}
+
+// converse has the server take a message.
+func (m *mailConfig) converse(client *smtp.Client, security *tls.Config, to string, message []byte) error {
+	if ok, _ := client.Extension("STARTTLS"); ok && m.Port != smtpsPort {
+		if err := client.StartTLS(security); err != nil {
+			return err
+		}
+	}
+	if m.Username != "" {
+		if err := client.Auth(smtp.PlainAuth("", m.Username, m.Password, m.Host)); err != nil {
+			return err
+		}
+	}
+	if err := client.Mail(m.from.Address); err != nil {
+		return err
+	}
+	if err := client.Rcpt(to); err != nil {
+		return err
+	}
+	w, err := client.Data()
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(message); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	client.Quit() // the message is taken
+	return nil
+}
+
+// smtpConn reads no more of a conversation than noticeReadMax.
+type smtpConn struct {
+	net.Conn
+	in io.Reader
+}
+
+func (c smtpConn) Read(p []byte) (int, error) { return c.in.Read(p) }
+
+// diskShort says that a directory's file system has less than 1 GB or a tenth free, "" if it has more.
+func diskShort(dir string) string {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return ""
+	}
+	free, all := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
+	if free >= 1<<30 && free >= all/10 {
+		return ""
+	}
+	return fmt.Sprintf("%d MB of %d MB are free where the database is", free>>20, all>>20)
 }

@@ -1,15 +1,24 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
+	"mime/quotedprintable"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/mail"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -156,7 +165,7 @@ func TestCourier(t *testing.T) {
 	defer srv.Close()
 	defer second.Close()
 	defer close(hung)
-	c, err := newCourier(notifyConfig{Webhook: other.url}, nodeLimits{}, nil)
+	c, err := newCourier(notifyConfig{Webhook: other.url}, "n1", nodeLimits{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +189,7 @@ func TestCourier(t *testing.T) {
 		}
 	}
 	<-done
-	strict, err := newCourier(notifyConfig{Webhook: other.url}, nodeLimits{DenyPrivate: true}, nil)
+	strict, err := newCourier(notifyConfig{Webhook: other.url}, "n1", nodeLimits{DenyPrivate: true}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,5 +198,265 @@ func TestCourier(t *testing.T) {
 	}
 	if err := strict.deliver(t.Context(), receiverNotify, "key", notice{}); err != nil {
 		t.Errorf("the operator's receiver at a private address: %v", err)
+	}
+}
+
+// mailServer is a real SMTP server: with STARTTLS, or with TLS from the start.
+type mailServer struct {
+	addr  string
+	roots *x509.CertPool
+
+	mu   sync.Mutex
+	got  []string // conversations, without what is base64; guarded by mu
+	fail int      // conversations that it refuses; guarded by mu
+}
+
+func newMailServer(t *testing.T, implicit bool) *mailServer {
+	web := httptest.NewTLSServer(nil) // for its certificate
+	t.Cleanup(web.Close)
+	m := &mailServer{roots: x509.NewCertPool()}
+	m.roots.AddCert(web.Certificate())
+	config := &tls.Config{Certificates: web.TLS.Certificates}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	m.addr = l.Addr().String()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if implicit {
+				conn = tls.Server(conn, config)
+			}
+			go m.converse(conn, config, implicit)
+		}
+	}()
+	return m
+}
+
+func (m *mailServer) converse(conn net.Conn, config *tls.Config, secure bool) {
+	defer func() { conn.Close() }()
+	in := bufio.NewReader(conn)
+	say := func(text string) { io.WriteString(conn, text+"\r\n") }
+	m.mu.Lock()
+	m.fail--
+	refused := m.fail >= 0
+	m.mu.Unlock()
+	if refused {
+		say("421 later")
+		return
+	}
+	say("220 mail.example.org")
+	var log strings.Builder
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return
+		}
+		switch verb, _, _ := strings.Cut(strings.TrimSpace(line), " "); verb {
+		case "EHLO":
+			if secure {
+				say("250-mail.example.org\r\n250 AUTH PLAIN")
+			} else {
+				say("250-mail.example.org\r\n250 STARTTLS")
+			}
+		case "STARTTLS":
+			say("220 go on")
+			conn, secure = tls.Server(conn, config), true
+			in = bufio.NewReader(conn)
+			log.WriteString("STARTTLS\n")
+		case "AUTH":
+			log.WriteString(line)
+			say("235 welcome")
+		case "DATA":
+			say("354 go on")
+			for line != ".\r\n" {
+				if line, err = in.ReadString('\n'); err != nil {
+					return
+				}
+				log.WriteString(line)
+			}
+			m.mu.Lock()
+			m.got = append(m.got, log.String())
+			m.mu.Unlock()
+			say("250 taken")
+		case "QUIT":
+			say("221 bye")
+			return
+		default:
+			log.WriteString(line)
+			say("250 ok")
+		}
+	}
+}
+
+func (m *mailServer) taken() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.got)
+}
+
+// TestCourier_Mail: mail goes over TLS, with STARTTLS or from the start, to addresses in the domains only.
+func TestCourier_Mail(t *testing.T) {
+	for _, implicit := range []bool{false, true} {
+		server := newMailServer(t, implicit)
+		cfg := notifyConfig{Page: "http://n1:8080/", Mail: mailConfig{Host: "example.com", Port: 25, Username: "u", Password: "secret",
+			From: "belfry <cron@example.org>", Prefix: "[belfry]", roots: server.roots}}
+		if implicit {
+			cfg.Mail.Port = smtpsPort
+		}
+		if err := cfg.validate(); err != nil {
+			t.Fatal(err)
+		}
+		c, err := newCourier(cfg, "n1", nodeLimits{}, func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, server.addr)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := notice{Event: eventFailed, Job: "müller", Execution: "1-n1", Node: "n1", Reason: "exit status 1", Output: "it's = Ü\n.\nend\n"}
+		if err := c.deliver(t.Context(), receiverMail+"ops@EXAMPLE.org", "key-1", n); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.deliver(t.Context(), receiverMail+"ops@example.net", "key-2", n); err == nil || !strings.Contains(err.Error(), "--mail-domains") {
+			t.Errorf("an address outside the domains: %v", err)
+		}
+		if err := c.deliver(t.Context(), receiverOwner+"ops@example.net", "key-3", n); err != nil {
+			t.Errorf("an owner outside the domains: %v", err)
+		}
+		got := server.taken()
+		if len(got) != 1 {
+			t.Fatalf("%d mails, want 1: %q", len(got), got)
+		}
+		head, text, _ := strings.Cut(got[0], "From: ")
+		want := "AUTH PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00u\x00secret")) +
+			"\r\nMAIL FROM:<cron@example.org>\r\nRCPT TO:<ops@EXAMPLE.org>\r\n"
+		if !implicit {
+			want = "STARTTLS\n" + want
+		}
+		if head != want {
+			t.Errorf("the conversation is %q, want %q", head, want)
+		}
+		m, err := mail.ReadMessage(strings.NewReader("From: " + strings.ReplaceAll(strings.TrimSuffix(text, ".\r\n"), "\n..", "\n.")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(quotedprintable.NewReader(m.Body))
+		if want := "müller failed on n1: exit status 1\r\nit's = Ü\r\n.\r\nend\r\n\r\nhttp://n1:8080/#/jobs/m%C3%BCller/executions/1-n1\r\n"; err != nil || string(body) != want {
+			t.Errorf("the text is %q (%v), want %q", body, err, want)
+		}
+		if m.Header.Get("Subject") != "=?utf-8?q?[belfry]_m=C3=BCller_failed_on_n1:_exit_status_1?=" || m.Header.Get("Message-Id") != "<key-1@example.org>" {
+			t.Errorf("the header is %v", m.Header)
+		}
+	}
+}
+
+// TestCourier_Channels: Dkron's webhooks, Cronitor and Slack are sent what they expect.
+func TestCourier_Channels(t *testing.T) {
+	var got []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		got = append(got, fmt.Sprintf("%s %s %s %s %s", r.Method, r.URL, r.Header.Get("Content-Type"), r.Header.Get("X-Key"), body))
+	}))
+	defer srv.Close()
+	cfg := notifyConfig{Post: hook{URL: srv.URL + "/post", Headers: []string{"Content-Type: text/plain", "X-Key: a:b"},
+		Payload: "{{.JobName}} {{.Success}} {{.NodeName}} {{.ReportingNode}} {{.StartTime.Unix}} {{.FinishedAt.Unix}} {{.Output}}|{{.Report}}"},
+		Pre: hook{URL: srv.URL + "/pre"}, Cronitor: srv.URL + "/p/key", Slack: map[string]string{"ops": srv.URL + "/slack"}}
+	if err := cfg.validate(); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][]string{eventStart: {receiverPre, receiverCronitor}, eventEnd: {receiverPost, receiverCronitor}}
+	if diff := cmp.Diff(want, cfg.listeners()); diff != "" {
+		t.Errorf("listeners (-want +got):\n%s", diff)
+	}
+	c, err := newCourier(cfg, "n1", nodeLimits{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := notice{Event: eventEnd, Job: "a", Node: "n2", Group: 7, Outcome: outcomeSuccess, Started: time.Unix(1, 0), Finished: time.Unix(2, 0), whole: "out"}
+	failed := n
+	failed.Outcome, failed.Reason = outcomeFailed, "exit status 1"
+	for _, d := range []struct {
+		receiver string
+		n        notice
+	}{{receiverPost, n}, {receiverPre, notice{Event: eventStart}}, {receiverCronitor, notice{Event: eventStart, Job: "a", Node: "n2"}},
+		{receiverCronitor, n}, {receiverCronitor, failed}, {receiverSlack + "ops #cron", failed}} {
+		if err := c.deliver(t.Context(), d.receiver, "key", d.n); err != nil {
+			t.Errorf("%s: %v", d.receiver, err)
+		}
+	}
+	if err := c.deliver(t.Context(), receiverSlack+"dev #cron", "key", n); err == nil || !strings.Contains(err.Error(), "--slack-webhook dev=URL") {
+		t.Errorf("a team without a webhook: %v", err)
+	}
+	if diff := cmp.Diff([]string{
+		"POST /post text/plain a:b a true n2 n1 1 2 out|a ended on n2: success",
+		"POST /pre   ",
+		"GET /p/key/a?host=n2&message=a+started+on+n2&series=0&state=run   ",
+		"GET /p/key/a?host=n2&message=a+ended+on+n2%3A+success&series=7&state=complete   ",
+		"GET /p/key/a?host=n2&message=a+ended+on+n2%3A+failed%3A+exit+status+1&series=7&state=fail   ",
+		`POST /slack application/json  {"channel":"#cron","text":"a ended on n2: failed: exit status 1"}`,
+	}, got); diff != "" {
+		t.Errorf("requests (-want +got):\n%s", diff)
+	}
+}
+
+// TestJob_Receivers: Dkron Pro's processors are receivers of each failure, or of each end; what nobody will be told is a
+// warning.
+func TestJob_Receivers(t *testing.T) {
+	j := job{OwnerEmail: "a@example.net", Processors: map[string]map[string]string{
+		"slack": {"team": "ops", "channel": "#cron"}, "email": {"emails": "a@example.org, b@example.net", "onSuccess": "true"}}}
+	for event, want := range map[string][]string{eventFailed: {"slack ops #cron"}, eventEnd: {"owner a@example.org", "owner b@example.net"}, eventLost: nil} {
+		if got := j.receivers(event, true); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", event, got, want)
+		}
+	}
+	c := &courier{cfg: notifyConfig{Mail: mailConfig{Host: "mail", From: "cron@example.org"}}}
+	if err := c.cfg.validate(); err != nil {
+		t.Fatal(err)
+	}
+	want := `owner_email: "\"a@example.net\" is in none of --mail-domains"; no mail goes there. ` +
+		`processors.email: mail goes only to addresses in --mail-domains of the servers. ` +
+		`processors.slack: the servers have no --slack-webhook for its team; nobody is told.`
+	if got := j.warning(c); got != want {
+		t.Errorf("warning %s, want %s", got, want)
+	}
+	c.cfg.Slack = map[string]string{"ops": "http://x"}
+	j.OwnerEmail, j.Processors["email"]["emails"] = "", "a@example.org"
+	if got := j.warning(c); got != "" {
+		t.Errorf("warning %s, want none", got)
+	}
+}
+
+// TestNotices_Overdue: a run that takes too long is told of while it goes on, as is a job without success; the leader
+// says who it is and makes its heartbeat.
+func TestNotices_Overdue(t *testing.T) {
+	in := newInbox(t)
+	beats := make(chan string, 10)
+	heart := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { beats <- r.Method + r.URL.Path }))
+	defer heart.Close()
+	p := startServer(t, t.TempDir(), "--notify-webhook="+in.url, "--notify-on=overdue,leader", "--heartbeat-url="+heart.URL+"/beat")
+	slow := shellJob("slow", "@manually", "sleep 60")
+	slow.MaxRuntime = "1s"
+	silent := shellJob("silent", "@manually", "true")
+	silent.MaxSilence = "2s"
+	p.must("POST", "/v1/jobs", slow, nil)
+	p.must("POST", "/v1/jobs", silent, nil)
+	p.must("POST", "/v1/jobs/slow/run", nil, nil)
+	p.eventually("notices", func() bool { return len(in.taken()) == 3 })
+	var texts []string
+	for _, d := range in.all() {
+		texts = append(texts, d.Text)
+	}
+	slices.Sort(texts)
+	if diff := cmp.Diff([]string{"belfry: n1 leads", "silent is overdue: it has not succeeded for 2s",
+		"slow is overdue on n1: it has been running for more than 1s"}, texts); diff != "" {
+		t.Errorf("notices (-want +got):\n%s", diff)
+	}
+	if got := <-beats; got != "GET/beat" {
+		t.Errorf("heartbeat %s", got)
 	}
 }

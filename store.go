@@ -164,6 +164,8 @@ const jobFields = `,
 	metadata        TEXT    AS (coalesce(doc -> 'metadata', 'null')),
 	executor_config TEXT    AS (coalesce(doc -> 'executor_config', 'null')),
 	processors      TEXT    AS (coalesce(doc -> 'processors', '{}')),
+	max_runtime     TEXT    AS (coalesce(doc ->> 'max_runtime', '')),
+	max_silence     TEXT    AS (coalesce(doc ->> 'max_silence', '')),
 	starts_at       REAL    AS (coalesce(julianday(doc ->> 'starts_at'), 0)),
 	expires_at      REAL    AS (coalesce(julianday(doc ->> 'expires_at'), 0)),
 	doc             TEXT    NOT NULL`
@@ -208,6 +210,7 @@ CREATE TABLE jobs (
 ) STRICT;
 CREATE UNIQUE INDEX jobs_name ON jobs (name) WHERE deleted = 0;
 CREATE INDEX jobs_parent ON jobs (parent_job, name) WHERE parent_job <> '' AND deleted = 0;
+CREATE INDEX jobs_watched ON jobs (id) WHERE deleted = 0 AND (max_runtime <> '' OR max_silence <> '');
 CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
 
 -- What changes with each run, beside the wide rows that do not.
@@ -224,6 +227,11 @@ CREATE TABLE job_state (
 	last_error    INTEGER NOT NULL,
 	status        TEXT    NOT NULL,
 	unplaced      INTEGER NOT NULL, -- 1: no node matched its last tick
+	day           INTEGER NOT NULL, -- of its last tick, UTC, since 1970
+	day_ticks     INTEGER NOT NULL, -- of that day so far
+	day_overlaps  INTEGER NOT NULL, -- ticks among them that were skipped because a run went on
+	heard         INTEGER NOT NULL, -- when it last succeeded, or was stored; the least integer: its silence was told
+	overdue       INTEGER NOT NULL, -- newest execution that was told to be overdue
 	notices_lost  INTEGER NOT NULL  -- notices that no receiver could be told
 ) STRICT;
 CREATE INDEX job_state_next ON job_state (next);
@@ -332,8 +340,9 @@ CREATE INDEX staged_restore ON staged (restore, name);
 
 -- The nodes that were there, so that a new leader knows for whom it may wait.
 CREATE TABLE nodes (
-	name TEXT PRIMARY KEY,
-	tags TEXT NOT NULL -- JSON object
+	name   TEXT    PRIMARY KEY,
+	tags   TEXT    NOT NULL, -- JSON object
+	failed INTEGER NOT NULL  -- when it failed, 0: it is there
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE policies (
@@ -1529,7 +1538,16 @@ type command struct {
 	Reset            []reset     `json:"reset,omitempty"`
 	Nodes            []nodeSeen  `json:"nodes,omitempty"`
 	Trim             *trimming   `json:"trim,omitempty"`
+	Notice           []occasion  `json:"notice,omitempty"`
 	Told             *toldRows   `json:"told,omitempty"`
+}
+
+// An occasion is an event that no other command is about. It is told once.
+type occasion struct {
+	Job       int64  `json:"job,omitempty"`       // 0: it is of the cluster
+	Execution int64  `json:"execution,omitempty"` // of the job, that is overdue; 0: the job is silent
+	Heard     int64  `json:"heard,omitempty"`     // since then, as found
+	Notice    notice `json:"notice"`
 }
 
 // toldRows are ids of notices that receivers have taken, and of those that were given up.
@@ -1696,6 +1714,8 @@ type nodeSeen struct {
 	Name string            `json:"name"`
 	Tags map[string]string `json:"tags,omitempty"`
 	Gone bool              `json:"gone,omitempty"`
+
+	Failed bool `json:"failed,omitempty"` // it has not stopped by itself
 }
 
 // trimming drops what need not be kept, at most about sliceRows rows of a kind.
@@ -1916,6 +1936,8 @@ func (a *applying) change() {
 		a.seeNodes(c.Nodes)
 	case c.Trim != nil:
 		a.trim(c.Trim)
+	case c.Notice != nil:
+		a.occasions(c.Notice)
 	case c.Told != nil:
 		a.told(*c.Told)
 	default:
@@ -2118,12 +2140,13 @@ func (a *applying) store(p jobPut) {
 		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0)", id, p.Next, a.computed(p.Next),
-			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
+		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, ?, 0, 0)", id, p.Next, a.computed(p.Next),
+			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), a.c.Now)
 	case p.Keep:
 		return
 	default:
-		a.exec("UPDATE job_state SET next = ?, fired = max(fired, ?), failures = 0 WHERE job = ?", p.Next, a.computed(p.Next), id)
+		a.exec("UPDATE job_state SET next = ?, fired = max(fired, ?), failures = 0, heard = ? WHERE job = ?",
+			p.Next, a.computed(p.Next), a.c.Now, id)
 	}
 	a.arm(id, p.Next, j.armed())
 }
@@ -2240,7 +2263,7 @@ func (a *applying) restore(r restoring) {
 		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0
+		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, ?3, 0, 0
 			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
 			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
@@ -2418,6 +2441,7 @@ type consuming struct {
 	armed, disabled, forbid bool
 	failing                 bool // to be disabled, once its ticks are decided
 	unplaced                bool
+	day, ticks, overlaps    int64
 
 	changed bool
 	missed  notice // of all ticks that an outage took; without an event: there is none
@@ -2430,7 +2454,7 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 		ids[i] = d.Job
 	}
 	for _, t := range applyRows[consuming](a, `SELECT j.id, `+audienceColumns+`, rev, next, fired, open, armed, disabled,
-		concurrency = 'forbid', disable_after BETWEEN 1 AND failures, unplaced
+		concurrency = 'forbid', disable_after BETWEEN 1 AND failures, unplaced, day, day_ticks, day_overlaps
 		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE deleted = 0`, jsonText(ids)) {
 		jobs[t.id] = &t
 	}
@@ -2450,7 +2474,7 @@ func (a *applying) consume(list []decision) {
 		}
 		t.changed = true
 		if len(d.Targets) > 0 && t.forbid && t.open > own {
-			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, overlapReason
+			d.Targets, d.Outcome, d.Reason, d.Event = nil, outcomeSkipped, overlapReason, eventOverrun
 		}
 		if len(d.Targets) > 0 && t.failing && e.Cause == causeTick {
 			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, failingReason
@@ -2459,6 +2483,9 @@ func (a *applying) consume(list []decision) {
 		t.open += int64(len(started))
 		a.result.Started[i] = started
 		t.unplaced = t.unplaced && len(started) == 0
+		if e.Cause == causeTick {
+			a.countTick(t, d)
+		}
 		for _, id := range started {
 			a.notifyRun(eventStart, t.audience, id, false)
 		}
@@ -2485,8 +2512,8 @@ func (a *applying) consume(list []decision) {
 		t := jobs[id]
 		if t.changed {
 			a.touchRun(id)
-			a.exec("UPDATE job_state SET next = ?, fired = ?, open = ?, unplaced = ? WHERE job = ?",
-				t.next, t.fired, t.open, t.unplaced, id)
+			a.exec("UPDATE job_state SET next = ?, fired = ?, open = ?, unplaced = ?, day = ?, day_ticks = ?, day_overlaps = ? WHERE job = ?",
+				t.next, t.fired, t.open, t.unplaced, t.day, t.ticks, t.overlaps, id)
 			if t.missed.Event != "" {
 				a.notify(a.receivers(eventMissed, t.audience, false), id, t.missed)
 			}
@@ -2494,6 +2521,22 @@ func (a *applying) consume(list []decision) {
 		if t.changed && t.failing {
 			a.disableFailing(id)
 		}
+	}
+}
+
+// countTick counts the ticks of a UTC day, and tells when it is over if a fifth of them met a run that went on.
+func (a *applying) countTick(t *consuming, d decision) {
+	if day := d.Due / nanosPerDay; day != t.day {
+		if t.overlaps*5 > t.ticks {
+			a.notify(a.receivers(eventOverrun, t.audience, false), t.id, notice{Event: eventOverrun, Job: t.name, Count: t.overlaps,
+				Reason: fmt.Sprintf("%d of its %d ticks on %s were skipped because an earlier run went on", t.overlaps, t.ticks,
+					timeOf(t.day*nanosPerDay).Format(time.DateOnly))})
+		}
+		t.day, t.ticks, t.overlaps = day, 0, 0
+	}
+	t.ticks += max(1, d.Count)
+	if d.Event == eventOverrun {
+		t.overlaps += max(1, d.Count)
 	}
 }
 
@@ -2907,8 +2950,10 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 		a.touchRun(id)
 		a.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?,
 			last_success = max(last_success, ?), last_error = max(last_error, ?),
-			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status), failures = iif(?, 0, failures) + ? WHERE job = ?`,
-			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, d.succeeded, d.failures, id)
+			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status), failures = iif(?, 0, failures) + ?,
+			heard = iif(?, ?, heard) WHERE job = ?`,
+			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, d.succeeded, d.failures,
+			d.success > 0, d.lastSuccess, id)
 		if d.failures > 0 {
 			a.disableFailing(id)
 		}
@@ -2955,10 +3000,11 @@ const audienceColumns = "j.name, j.owner_email, iif(j.listens, j.doc, ''), coale
 // only those who want to hear of every failure.
 func (a *applying) receivers(event string, who audience, again bool) (list []string) {
 	for _, r := range a.c.Listeners[event] {
-		if r == receiverOwner {
-			r = receiverMail + who.owner
-		}
-		if !again && r != receiverMail {
+		switch {
+		case again, r == receiverOwner && who.owner == "":
+		case r == receiverOwner:
+			list = append(list, r+who.owner)
+		default:
 			list = append(list, r)
 		}
 	}
@@ -3013,6 +3059,24 @@ func (a *applying) boundNotices() {
 	}
 }
 
+// occasions makes notices of what nobody was told before.
+func (a *applying) occasions(list []occasion) {
+	for _, o := range list {
+		var who audience
+		if o.Job != 0 {
+			n := a.exec(`UPDATE job_state SET overdue = max(overdue, ?2), heard = iif(?2 = 0, ?4, heard) WHERE job = ?1
+				AND iif(?2 = 0, heard = ?3, overdue < ?2 AND EXISTS (SELECT * FROM executions WHERE id = ?2 AND finished = 0))`,
+				o.Job, o.Execution, o.Heard, int64(never))
+			if n == 0 {
+				continue
+			}
+			a.get("SELECT "+audienceColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ?", []any{o.Job},
+				&who.name, &who.owner, &who.doc, &who.failures)
+		}
+		a.notify(a.receivers(o.Notice.Event, who, false), o.Job, o.Notice)
+	}
+}
+
 // told removes notices that need not be told any more.
 func (a *applying) told(t toldRows) {
 	a.dropNotices(t.Taken)
@@ -3054,12 +3118,24 @@ func (a *applying) reset(list []reset) {
 
 func (a *applying) seeNodes(list []nodeSeen) {
 	for _, n := range list {
-		if n.Gone {
+		var failed int64
+		known := a.get("SELECT failed FROM nodes WHERE name = ?", []any{n.Name}, &failed)
+		what := notice{Node: n.Name}
+		switch {
+		case n.Gone && n.Failed && known:
+			a.exec("UPDATE nodes SET failed = ? WHERE name = ? AND failed = 0", a.c.Now, n.Name)
+			what.Event, what.Reason = eventNodeFailed, "node "+n.Name+" does not answer"
+		case n.Gone:
 			a.exec("DELETE FROM nodes WHERE name = ?", n.Name)
-		} else {
-			a.exec("INSERT OR REPLACE INTO nodes VALUES (?, ?)", n.Name, jsonText(n.Tags))
+		default:
+			a.exec("INSERT OR REPLACE INTO nodes VALUES (?, ?, 0)", n.Name, jsonText(n.Tags))
+			if failed != 0 {
+				what.Event, what.Reason = eventNodeBack, "node "+n.Name+" answers again"
+			}
 		}
+		a.notify(a.receivers(what.Event, audience{}, false), 0, what)
 	}
+	a.exec("DELETE FROM nodes WHERE failed BETWEEN 1 AND ?", a.c.Now-nanosPerDay)
 }
 
 func (a *applying) trim(t *trimming) {
@@ -3140,8 +3216,10 @@ type jobRow struct {
 	Executor       string          `json:"executor"`
 	ExecutorConfig json.RawMessage `json:"executor_config"`
 	Status         string          `json:"status"`
-	Notify         json.RawMessage `json:"notify,omitempty"`       // ours
-	NoticesLost    int64           `json:"notices_lost,omitempty"` // ours
+	Notify         json.RawMessage `json:"notify,omitempty"` // ours; so are the next three
+	MaxRuntime     string          `json:"max_runtime,omitempty"`
+	MaxSilence     string          `json:"max_silence,omitempty"`
+	NoticesLost    int64           `json:"notices_lost,omitempty"`
 	Next           time.Time       `json:"next"`
 	Ephemeral      bool            `json:"ephemeral"`
 	StartsAt       instant         `json:"starts_at"`
@@ -3489,6 +3567,8 @@ const (
 // that it changed. A reader adds what it has read only if nothing was dropped
 // since it began to read, so nothing outdated stays.
 type jobDocs struct {
+	courier *courier // for warnings; fixed once requests are served
+
 	mu     sync.Mutex
 	byID   map[int64]jobDoc // guarded by mu
 	byName map[string]int64 // of those; guarded by mu
@@ -3571,7 +3651,7 @@ func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
 		warning := func() string {
 			var j job
 			json.Unmarshal(doc, &j) // it was made of one just now
-			return j.warning()
+			return j.warning(d.courier)
 		}
 		found[r.version.ID] = jobDoc{r.Name, doc, sync.OnceValue(warning)}
 	}
@@ -4058,7 +4138,7 @@ func (s *reader) startable(since int64) (id int64, err error) {
 
 // nodesSeen returns the nodes on record, by name. They have no incarnation.
 func (s *store) nodesSeen() ([]node, error) {
-	return rowsOf[node](s.viewEach, "SELECT name, 0, tags FROM nodes ORDER BY name")
+	return rowsOf[node](s.viewEach, "SELECT name, 0, tags FROM nodes WHERE failed = 0 ORDER BY name")
 }
 
 // firedBehind returns the ids, above a given one and in order, of jobs whose
@@ -4106,6 +4186,25 @@ type noticeRow struct {
 // notices returns the oldest notices after an id, at most limit.
 func (s *store) notices(after int64, limit int) ([]noticeRow, error) {
 	return rowsOf[noticeRow](s.viewEach, "SELECT * FROM notices WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+}
+
+// A watchedRow is a job that may be overdue, with one of its runs that may be.
+type watchedRow struct {
+	job                          int64
+	name, maxRuntime, maxSilence string
+	disabled                     bool
+	heard                        int64
+	id                           int64 // of an unfinished execution that was not told to be overdue; 0: there is none
+	node                         string
+	started                      int64
+}
+
+func (s *store) watched() ([]watchedRow, error) {
+	return rowsOf[watchedRow](s.viewEach, `SELECT j.id, j.name, j.max_runtime, j.max_silence, j.disabled, s.heard,
+		coalesce(e.id, 0), coalesce(e.node, ''), coalesce(e.started, 0) FROM jobs j INDEXED BY jobs_watched
+		JOIN job_state s ON s.job = j.id
+		LEFT JOIN executions e ON e.job = j.id AND e.finished = 0 AND e.id > s.overdue AND j.max_runtime <> ''
+		WHERE j.deleted = 0 AND (j.max_runtime <> '' OR j.max_silence <> '') ORDER BY j.id, e.id`)
 }
 
 // retention is what trimmable keeps.

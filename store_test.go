@@ -399,7 +399,7 @@ func (l *randomLog) next() *command {
 	l.now += l.rnd.Int64N(int64(time.Hour))
 	l.n++
 	c := &command{Actor: actorScheduler, Now: l.now, Listeners: map[string][]string{}}
-	for _, e := range jobEvents {
+	for _, e := range slices.Concat(jobEvents, clusterEvents) {
 		c.Listeners[e] = pick(l.rnd, nil, []string{receiverNotify}, []string{receiverOwner, receiverNotify})
 	}
 	if l.rnd.IntN(3) == 0 {
@@ -411,7 +411,13 @@ func (l *randomLog) next() *command {
 	row := l.job()
 	switch l.rnd.IntN(17) {
 	case 16:
-		c.Told = l.told()
+		if c.Told = l.told(); l.rnd.IntN(2) == 0 {
+			c.Told, c.Notice = nil, []occasion{{Job: row.version.ID, Heard: l.heard(row), Notice: notice{Event: eventOverdue}},
+				{Notice: notice{Event: eventDisk}}}
+			for _, e := range l.unended() {
+				c.Notice = append(c.Notice, occasion{Job: e.JobID, Execution: e.ID, Notice: notice{Event: eventOverdue}})
+			}
+		}
 	case 12:
 		paused := l.rnd.IntN(2) == 0
 		c.SetPaused = &paused
@@ -471,6 +477,13 @@ func (l *randomLog) next() *command {
 		c.Trim = &t
 	}
 	return c
+}
+
+func (l *randomLog) heard(row *jobRow) (heard int64) {
+	if err := l.s.view("SELECT coalesce((SELECT heard FROM job_state WHERE job = ?), 0)", []any{row.version.ID}, &heard); err != nil {
+		l.t.Fatal(err)
+	}
+	return heard
 }
 
 // told takes some notices, and gives up others.
@@ -2494,6 +2507,70 @@ func TestApply_Notices(t *testing.T) {
 	g.end(outcomeMissed, g.tick("c", "n1")...)
 	g.do(&command{Consume: []decision{next(decision{Outcome: outcomeSkipped, Event: eventMissed})}})
 	g.wantTold("missed c: notify-webhook", "missed c 1: notify-webhook") // the order did not arrive; then no node, again
+}
+
+// TestApply_Occasions: a run is overdue once, a silence is told once until the next success, nodes fail and come back once
+// each, and a day is told of whose ticks met runs that went on.
+func TestApply_Occasions(t *testing.T) {
+	g := newStage(t, job{Name: "a", MaxRuntime: "1m", MaxSilence: "1h", Concurrency: concurrencyForbid})
+	g.listeners = map[string][]string{}
+	for _, e := range slices.Concat(jobEvents[2:], clusterEvents) {
+		g.listeners[e] = []string{receiverNotify}
+	}
+	s := &scheduler{store: g.s, courier: &courier{}, log: slog.New(slog.DiscardHandler), now: time.Now}
+	look := func(now int64) {
+		t.Helper()
+		list, err := s.overdue(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list) > 0 {
+			g.do(&command{Now: now, Notice: list})
+			g.do(&command{Now: now, Notice: list}) // by an earlier leader, too
+		}
+	}
+	hour, minute := int64(time.Hour), int64(time.Minute)
+	run := g.tick("a", "n1")
+	look(stageNext + minute)
+	g.wantTold()
+	look(stageNext + minute + 1)
+	g.wantTold("overdue a: notify-webhook")
+	look(stageNext + minute + 2)
+	g.wantTold()
+	look(testStart + hour + 1)
+	g.wantTold("overdue a: notify-webhook")
+	look(testStart + 3*hour)
+	g.wantTold()
+	g.end(outcomeSuccess, run...)
+	look(stageNext + 6)
+	g.wantTold()
+	look(stageNext + 6 + hour)
+	g.wantTold("overdue a: notify-webhook")
+
+	row := g.row("a")
+	c := &command{Now: row.next}
+	for n := range 10 {
+		due := row.next + int64(n)*minute
+		c.Consume = append(c.Consume, decision{Job: row.version.ID, Rev: row.version.Rev, Due: due, Next: due + minute, Targets: []target{{"n1", 7}}})
+	}
+	c.Consume[9].Next = row.next + nanosPerDay
+	g.do(c) // one runs, and nine meet it
+	g.wantTold()
+	g.tick("a")
+	g.wantTold("overrun a 9: notify-webhook")
+	g.do(&command{Now: row.next + 2*nanosPerDay, Consume: []decision{{Job: row.version.ID, Rev: row.version.Rev, Due: g.row("a").next,
+		Next: row.next + 2*nanosPerDay, Count: 4, Outcome: outcomeSkipped}}})
+	g.tick("a")
+	g.wantTold() // a fifth is not more than a fifth
+
+	g.do(&command{Nodes: []nodeSeen{{Name: "n1"}, {Name: "n2"}}})
+	g.do(&command{Nodes: []nodeSeen{{Name: "n1", Gone: true, Failed: true}, {Name: "n2", Gone: true}, {Name: "n3", Gone: true, Failed: true}}})
+	g.do(&command{Nodes: []nodeSeen{{Name: "n1"}, {Name: "n2"}}})
+	g.do(&command{Nodes: []nodeSeen{{Name: "n1", Tags: map[string]string{"a": "b"}}}})
+	g.wantTold("node-failed : notify-webhook", "node-back : notify-webhook")
+	if seen, err := g.s.nodesSeen(); err != nil || len(seen) != 2 {
+		t.Errorf("nodes %v, %v, want two", seen, err)
+	}
 }
 
 // TestApply_NoticesBound: of too many notices those of single runs are given up first, and what is given up is counted.
