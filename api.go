@@ -10,9 +10,11 @@ import (
 	"bytes"
 	"cmp"
 	"compress/gzip"
+	linked "container/list"
 	"context"
 	crand "crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -33,6 +35,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -3014,4 +3017,175 @@ func (a *api) status(r *http.Request) (*response, error) {
 			"left": strconv.Itoa(count["left"]), "encrypted": "true"},
 		"tags": tags,
 	}}, nil
+}
+
+// serveUntil serves until ctx is done, and then gives the present requests a second to finish.
+func serveUntil(ctx context.Context, web *http.Server, listener net.Listener) error {
+	web.ConnState, web.ConnContext = noteConnState, withConn
+	ended := make(chan error, 1)
+	go func() { ended <- web.Serve(listener) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if web.Shutdown(drain) != nil {
+		web.Close()
+	}
+	<-ended // always http.ErrServerClosed
+	return nil
+}
+
+// connsMax returns the most connections that one listener may have: a fifth of the descriptors that this process may
+// open (Go raises the soft limit at start). The API and the plane have a fifth each, executions two fifths, and the
+// database and outgoing connections the rest.
+func connsMax() int {
+	files := syscall.Rlimit{Cur: 1_024} // if Getrlimit fails
+	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
+	return int(min(files.Cur/5, 100_000))
+}
+
+// A connRank orders connections by how late they are closed in favour of new ones.
+type connRank int
+
+const (
+	connIdle    connRank = iota // between requests
+	connWaiting                 // no complete request header yet, or not admitted
+	connReading                 // an admitted GET, which may take any time, or a request whose body is incomplete
+	connWriting                 // an admitted request that is complete and not a GET; never closed for a new connection
+)
+
+// boundedListener accepts every connection. With more than max, it closes the one that has been longest in the lowest
+// rank. So clients that only connect, or never finish, keep nobody out and take no descriptors from executions.
+type boundedListener struct {
+	net.Listener
+	max int
+
+	mu    sync.Mutex
+	count int                          // guarded by mu
+	ranks [connWriting + 1]linked.List // of *boundedConn, the oldest in its rank first; guarded by mu
+}
+
+type boundedConn struct {
+	net.Conn
+	listener *boundedListener
+	rank     connRank        // guarded by listener.mu
+	place    *linked.Element // in its rank; nil once closed; guarded by listener.mu
+}
+
+func newBoundedListener(l net.Listener, max int) *boundedListener {
+	return &boundedListener{Listener: l, max: max}
+}
+
+// Accept implements net.Listener.
+func (l *boundedListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &boundedConn{Conn: conn, listener: l, rank: connWaiting}
+	if victim := l.add(c); victim != nil {
+		victim.Close() // an error changes nothing: it has given up its place
+	}
+	return c, nil
+}
+
+// add puts a connection in its rank and returns the one to close for it, which is c itself if all others are writing.
+func (l *boundedListener) add(c *boundedConn) (victim *boundedConn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.count++; l.count > l.max {
+		for rank := range connWriting {
+			if front := l.ranks[rank].Front(); front != nil && victim == nil {
+				victim = front.Value.(*boundedConn)
+			}
+		}
+		if victim == nil {
+			victim = c
+		}
+	}
+	c.place = l.ranks[c.rank].PushBack(c)
+	return victim
+}
+
+// enter moves a connection to a rank. Within a request the rank only rises.
+func (c *boundedConn) enter(rank connRank) {
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	if c.place == nil || rank < c.rank && rank != connIdle {
+		return
+	}
+	c.listener.ranks[c.rank].Remove(c.place)
+	c.rank, c.place = rank, c.listener.ranks[rank].PushBack(c)
+}
+
+// Close implements net.Conn.
+func (c *boundedConn) Close() error {
+	c.listener.mu.Lock()
+	if c.place != nil {
+		c.listener.ranks[c.rank].Remove(c.place)
+		c.listener.count--
+		c.place = nil
+	}
+	c.listener.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// noteConnState implements http.Server.ConnState.
+func noteConnState(conn net.Conn, state http.ConnState) {
+	c, ok := bounded(conn)
+	switch {
+	case !ok:
+	case state == http.StateActive:
+		c.enter(connWaiting) // for the rest of the header
+	case state == http.StateIdle:
+		c.enter(connIdle)
+	}
+}
+
+func bounded(conn net.Conn) (*boundedConn, bool) {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	c, ok := conn.(*boundedConn)
+	return c, ok
+}
+
+type connKey struct{}
+
+func withConn(ctx context.Context, conn net.Conn) context.Context {
+	c, _ := bounded(conn)
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// connAdmitted raises the rank of a request's connection after its admission. A request with a body reaches connWriting only
+// when the body is complete: otherwise a few clients that withhold it would keep everybody out.
+func connAdmitted(r *http.Request) {
+	c, _ := r.Context().Value(connKey{}).(*boundedConn)
+	switch {
+	case c == nil:
+	case r.Method == http.MethodGet || r.Method == http.MethodHead:
+		c.enter(connReading)
+	case r.ContentLength == 0:
+		c.enter(connWriting)
+	default:
+		c.enter(connReading)
+		r.Body = &upload{r.Body, c}
+	}
+}
+
+// upload is the body of an admitted request.
+type upload struct {
+	io.ReadCloser
+	conn *boundedConn
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	n, err := u.ReadCloser.Read(p)
+	if err == io.EOF {
+		u.conn.enter(connWriting)
+	}
+	return n, err
 }

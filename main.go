@@ -9,7 +9,6 @@ package main
 import (
 	"bytes"
 	"cmp"
-	linked "container/list"
 	"context"
 	crand "crypto/rand"
 	"crypto/tls"
@@ -37,7 +36,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"text/tabwriter"
@@ -1430,177 +1428,6 @@ func webServer(listener net.Listener, handler http.Handler, log *slog.Logger) fu
 	return func(ctx context.Context) error { return serveUntil(ctx, web, listener) }
 }
 
-// serveUntil serves until ctx is done, and then gives the present requests a second to finish.
-func serveUntil(ctx context.Context, web *http.Server, listener net.Listener) error {
-	web.ConnState, web.ConnContext = noteConnState, withConn
-	ended := make(chan error, 1)
-	go func() { ended <- web.Serve(listener) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-	}
-	drain, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if web.Shutdown(drain) != nil {
-		web.Close()
-	}
-	<-ended // always http.ErrServerClosed
-	return nil
-}
-
-// connsMax returns the most connections that one listener may have: a fifth of the descriptors that this process may
-// open (Go raises the soft limit at start). The API and the plane have a fifth each, executions two fifths, and the
-// database and outgoing connections the rest.
-func connsMax() int {
-	files := syscall.Rlimit{Cur: 1_024} // if Getrlimit fails
-	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
-	return int(min(files.Cur/5, 100_000))
-}
-
-// A connRank orders connections by how late they are closed in favour of new ones.
-type connRank int
-
-const (
-	connIdle    connRank = iota // between requests
-	connWaiting                 // no complete request header yet, or not admitted
-	connReading                 // an admitted GET, which may take any time, or a request whose body is incomplete
-	connWriting                 // an admitted request that is complete and not a GET; never closed for a new connection
-)
-
-// boundedListener accepts every connection. With more than max, it closes the one that has been longest in the lowest
-// rank. So clients that only connect, or never finish, keep nobody out and take no descriptors from executions.
-type boundedListener struct {
-	net.Listener
-	max int
-
-	mu    sync.Mutex
-	count int                          // guarded by mu
-	ranks [connWriting + 1]linked.List // of *boundedConn, the oldest in its rank first; guarded by mu
-}
-
-type boundedConn struct {
-	net.Conn
-	listener *boundedListener
-	rank     connRank        // guarded by listener.mu
-	place    *linked.Element // in its rank; nil once closed; guarded by listener.mu
-}
-
-func newBoundedListener(l net.Listener, max int) *boundedListener {
-	return &boundedListener{Listener: l, max: max}
-}
-
-// Accept implements net.Listener.
-func (l *boundedListener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	c := &boundedConn{Conn: conn, listener: l, rank: connWaiting}
-	if victim := l.add(c); victim != nil {
-		victim.Close() // an error changes nothing: it has given up its place
-	}
-	return c, nil
-}
-
-// add puts a connection in its rank and returns the one to close for it, which is c itself if all others are writing.
-func (l *boundedListener) add(c *boundedConn) (victim *boundedConn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.count++; l.count > l.max {
-		for rank := range connWriting {
-			if front := l.ranks[rank].Front(); front != nil && victim == nil {
-				victim = front.Value.(*boundedConn)
-			}
-		}
-		if victim == nil {
-			victim = c
-		}
-	}
-	c.place = l.ranks[c.rank].PushBack(c)
-	return victim
-}
-
-// enter moves a connection to a rank. Within a request the rank only rises.
-func (c *boundedConn) enter(rank connRank) {
-	c.listener.mu.Lock()
-	defer c.listener.mu.Unlock()
-	if c.place == nil || rank < c.rank && rank != connIdle {
-		return
-	}
-	c.listener.ranks[c.rank].Remove(c.place)
-	c.rank, c.place = rank, c.listener.ranks[rank].PushBack(c)
-}
-
-// Close implements net.Conn.
-func (c *boundedConn) Close() error {
-	c.listener.mu.Lock()
-	if c.place != nil {
-		c.listener.ranks[c.rank].Remove(c.place)
-		c.listener.count--
-		c.place = nil
-	}
-	c.listener.mu.Unlock()
-	return c.Conn.Close()
-}
-
-// noteConnState implements http.Server.ConnState.
-func noteConnState(conn net.Conn, state http.ConnState) {
-	c, ok := bounded(conn)
-	switch {
-	case !ok:
-	case state == http.StateActive:
-		c.enter(connWaiting) // for the rest of the header
-	case state == http.StateIdle:
-		c.enter(connIdle)
-	}
-}
-
-func bounded(conn net.Conn) (*boundedConn, bool) {
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
-	}
-	c, ok := conn.(*boundedConn)
-	return c, ok
-}
-
-type connKey struct{}
-
-func withConn(ctx context.Context, conn net.Conn) context.Context {
-	c, _ := bounded(conn)
-	return context.WithValue(ctx, connKey{}, c)
-}
-
-// connAdmitted raises the rank of a request's connection after its admission. A request with a body reaches connWriting only
-// when the body is complete: otherwise a few clients that withhold it would keep everybody out.
-func connAdmitted(r *http.Request) {
-	c, _ := r.Context().Value(connKey{}).(*boundedConn)
-	switch {
-	case c == nil:
-	case r.Method == http.MethodGet || r.Method == http.MethodHead:
-		c.enter(connReading)
-	case r.ContentLength == 0:
-		c.enter(connWriting)
-	default:
-		c.enter(connReading)
-		r.Body = &upload{r.Body, c}
-	}
-}
-
-// upload is the body of an admitted request.
-type upload struct {
-	io.ReadCloser
-	conn *boundedConn
-}
-
-func (u *upload) Read(p []byte) (int, error) {
-	n, err := u.ReadCloser.Read(p)
-	if err == io.EOF {
-		u.conn.enter(connWriting)
-	}
-	return n, err
-}
-
 // waitUntil returns once done returns true, or after patience.
 func waitUntil(patience time.Duration, done func() bool) {
 	ticker := time.NewTicker(deliverPause)
@@ -1687,6 +1514,7 @@ func subcommands() []subcommand {
 			"import dkron http://10.0.0.1:8080 --disabled > jobs.json", local, setupImportDkron},
 
 		{"members", "", "list the nodes", "members", shows, plain(showMembers)},
+		{"health", "", "say whether reads and writes work through the node; exit status 1 if not", "health", remote, call(http.MethodGet, "/health", "")},
 		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, plain(leave)},
 		{"raft list-peers", "", "list the servers: leader, voters, status", "raft list-peers", shows, plain(listPeers)},
 		{"raft remove-peer", "", "remove a server that is lost for good from the voters",
@@ -2768,7 +2596,6 @@ type crontab struct {
 	names   map[string]bool // of the jobs
 	jobs    []job
 	notes   []string // what differs from cron
-	skipped int      // lines that are no jobs
 }
 
 // newCrontab returns an empty crontab.
@@ -2816,7 +2643,7 @@ func (c *crontab) line(n int, line string) error {
 	case !utf8.ValidString(line):
 		return errors.New("is not UTF-8")
 	case !ok && strings.HasPrefix(line, "@reboot"):
-		c.skip(n, "@reboot is left out: belfry runs nothing when a machine starts; a unit of systemd can")
+		c.note(n, "@reboot is left out: belfry runs nothing when a machine starts; a unit of systemd can")
 	case !ok:
 		return c.entry(n, line)
 	case name == "MAILTO":
@@ -2877,7 +2704,7 @@ func (c *crontab) entry(n int, line string) (err error) {
 	j.Name = c.nameOf(command)
 	switch {
 	case errors.Is(err, errBothDays):
-		c.skip(n, "%s is left out: %v", j.Name, err)
+		c.note(n, "%s is left out: %v", j.Name, err)
 		return nil
 	case err != nil:
 		return err
@@ -2922,14 +2749,9 @@ func (c *crontab) note(n int, format string, args ...any) {
 	c.notes = append(c.notes, fmt.Sprintf("line %d: ", n)+fmt.Sprintf(format, args...))
 }
 
-func (c *crontab) skip(n int, format string, args ...any) {
-	c.note(n, format, args...)
-	c.skipped++
-}
-
 // report says what differs from cron, and what the jobs need.
 func (c *crontab) report() []string {
-	notes := append(c.notes, fmt.Sprintf("%d jobs, %d lines left out", len(c.jobs), c.skipped))
+	notes := append(c.notes, fmt.Sprintf("%d jobs", len(c.jobs)))
 	if len(c.jobs) > 0 {
 		notes = append(notes, fmt.Sprintf("times are in %s, this machine's zone, where CRON_TZ names no other; TZ=... before this command sets it", c.zone),
 			"cron starts commands in the home directory of their user, belfry where the node was started; cwd changes it")
@@ -3028,7 +2850,7 @@ func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job
 			return out
 		})
 	}
-	return jobs, append(notes, fmt.Sprintf("%d jobs, %d left out", len(jobs), len(left)),
+	return jobs, append(notes, fmt.Sprintf("%d jobs", len(jobs)),
 		"jobs without a timezone run in the cluster's (--timezone), which should be the one of Dkron's servers")
 }
 
