@@ -264,6 +264,7 @@ const viewerPaths = `
 	"/v1/raft/peers":    {"capabilities": ["list"]},
 	"/v1/openapi.yaml":  {"capabilities": ["read"]},
 	"/health":           {"capabilities": ["read"]},
+	"/debug/vars":       {"capabilities": ["read"]},
 	"/metrics":          {"capabilities": ["read"]}`
 
 // builtIn are the policies that every cluster has, sorted by name. An operator may run and toggle jobs and kill

@@ -29,7 +29,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -93,7 +95,9 @@ type api struct {
 	relay func(w http.ResponseWriter, r *http.Request, actor, request string) error
 	// health returns why reads or writes fail here, and what else is wrong, each with its remedy.
 	health func() (problems, warnings []string)
-	gauges func() gauges // of this node; metrics adds those of the store and the scheduler
+	gauges func() gauges // of this node; metricsText adds those of the store and the scheduler
+
+	metricsJobs int // that have metrics of their own
 
 	acl bool   // requests need a token
 	dir string // the data directory, which holds the bootstrap secret
@@ -182,6 +186,7 @@ func (a *api) routes() []route {
 
 		{healthRoute, noToken, a.showHealth},
 		{"GET /metrics", mayRead, a.metrics},
+		{"GET /debug/vars", mayRead, a.debugVars},
 
 		{"GET /v1/openapi.yaml", mayRead, a.openapi},
 
@@ -2702,9 +2707,6 @@ func (v *watcher) send(list []event) error {
 	return err
 }
 
-// memberStatus has the names of the values of member.Status.
-var memberStatus = []string{"none", "alive", "leaving", "left", "failed"}
-
 // memberView is a member in the list of members.
 type memberView struct {
 	member
@@ -2978,19 +2980,40 @@ func (a *api) showHealth(r *http.Request) (*response, error) {
 	return res, nil
 }
 
-// metrics returns all metrics in Prometheus' text format.
-func (a *api) metrics(r *http.Request) (*response, error) {
+// metricsText returns all metrics in Prometheus' text format, those of jobs for the jobs that globs match, nil: any.
+func (a *api) metricsText(globs []string) (string, error) {
 	g := a.gauges()
 	g.Leading, g.Lag, g.Requests = a.leading(), a.scheduler.lag(time.Now()), &a.refusals
 	var err error
 	if g.Jobs, err = a.store.clients.countJobs(); err != nil {
-		return nil, err
+		return "", err
 	}
+	var text strings.Builder
+	if g.Shown, err = a.store.clients.jobNumbers(globs, a.metricsJobs); err == nil {
+		a.store.stats.write(&text, g)
+	}
+	return text.String(), err
+}
+
+func (a *api) metrics(r *http.Request) (*response, error) {
+	text, err := a.metricsText(a.callerOf(r).rowGlobs("", mayRead))
 	return &response{serve: func(w http.ResponseWriter) error {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		a.scheduler.stats.write(w, g) // fails if the client has gone
+		io.WriteString(w, text) // fails if the client has gone
 		return nil
-	}}, nil
+	}}, err
+}
+
+// debugVars returns what package expvar does, but for the command line, which may hold secrets, and the metrics.
+func (a *api) debugVars(r *http.Request) (*response, error) {
+	text, err := a.metricsText(a.callerOf(r).rowGlobs("", mayRead))
+	values := map[string]json.Number{}
+	for name, value := range samplesOf(text) {
+		values[name] = json.Number(value)
+	}
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	return &response{status: http.StatusOK, body: map[string]any{"cmdline": os.Args[:1], "memstats": mem, "belfry": values}}, err
 }
 
 // openapi returns the contract of this API.

@@ -423,7 +423,7 @@ func contract(t *testing.T) map[string][]int {
 			path = ""
 		case indent == 2 && strings.HasPrefix(word, "/"):
 			path = "/v1" + strings.ReplaceAll(word, "{job_name}", "{job}")
-			if word == "/health" || word == "/metrics" {
+			if word == "/health" || word == "/metrics" || word == "/debug/vars" {
 				path = word
 			}
 			if word == "/" {
@@ -483,7 +483,7 @@ func TestAPI_Contract(t *testing.T) {
 			t.Errorf("%s: no route", op)
 		}
 		for _, status := range ops[op] {
-			if status < 503 && op != "GET /metrics" && op != "GET /v1/backup" && !secret.MatchString(op) && !recorded[fmt.Sprint(op, " ", status)] {
+			if status < 503 && op != "GET /metrics" && op != "GET /debug/vars" && op != "GET /v1/backup" && !secret.MatchString(op) && !recorded[fmt.Sprint(op, " ", status)] {
 				t.Errorf("%s: no golden case answers %d", op, status)
 			}
 		}
@@ -510,7 +510,7 @@ func TestAPI_QueryParams(t *testing.T) {
 		case m == nil:
 		case m[1] != "":
 			path = "/v1" + strings.ReplaceAll(m[1], "{job_name}", "{job}")
-			if m[1] == "/health" || m[1] == "/metrics" {
+			if m[1] == "/health" || m[1] == "/metrics" || m[1] == "/debug/vars" {
 				path = m[1]
 			}
 		case m[2] != "":
@@ -899,21 +899,51 @@ func TestAPI_ListsBound(t *testing.T) {
 // TestAPI_Metrics holds the numbers against what was done.
 func TestAPI_Metrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newTestServer(t, t.TempDir(), 1)
-		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@every 1m","concurrency":"forbid"}`)
-		wait(121 * time.Second)
+		dir := t.TempDir()
+		s := newTestServer(t, dir, 1)
+		s.api.metricsJobs = 2
+		for _, doc := range []string{`{"name":"a","schedule":"@every 1m","concurrency":"forbid"}`, `{"name":"b","schedule":"@manually"}`,
+			`{"name":"elsewhere","schedule":"@every 1m","tags":{"role":"none"}}`, `{"name":"c","schedule":"@manually"}`} {
+			s.do("POST", "/v1/jobs", doc)
+		}
+		wait(122 * time.Second)
+		s.finish(outcomeSuccess)
+		s.do("POST", "/v1/jobs/c/run", "")
+		wait(time.Second)
 		s.finish(outcomeFailed)
+		s.do("POST", "/v1/jobs/c/run", "")
+		wait(time.Second)
 		text := s.do("GET", "/metrics", "").Body.String()
-		for _, line := range []string{"belfry_jobs 1", "belfry_leader 1", `belfry_ticks_total{outcome="ran"} 1`, `belfry_ticks_total{outcome="skipped"} 1`, `belfry_runs_total{outcome="failed"} 1`, "belfry_due_lag_seconds 0"} {
+		for _, line := range []string{"belfry_jobs 4", "belfry_jobs_without_metrics 2", "belfry_leader 1", `belfry_ticks_total{outcome="ran"} 1`, `belfry_ticks_total{outcome="skipped"} 3`,
+			`belfry_ticks_not_run_total{why="overlap"} 1`, `belfry_ticks_not_run_total{why="no_node"} 2`, `belfry_ticks_not_run_total{why="other"} 0`,
+			`belfry_runs_total{outcome="failed"} 1`, "belfry_due_lag_seconds 0",
+			`belfry_job_failing{job_name="c"} 1`, `belfry_job_failing{job_name="a"} 0`,
+			`belfry_job_runs_total{job_name="a",outcome="success"} 1`, `belfry_job_runs_total{job_name="c",outcome="failed"} 1`,
+			`belfry_job_ticks_total{job_name="a",outcome="ran"} 1`, `belfry_job_ticks_total{job_name="a",outcome="skipped"} 1`, `belfry_job_ticks_total{job_name="a",outcome="missed"} 0`,
+			`belfry_job_last_duration_seconds{job_name="a"} 0`, `belfry_job_last_success_timestamp_seconds{job_name="a"} 9.466849235e+08`,
+			`belfry_job_oldest_running_timestamp_seconds{job_name="c"} 9.466849245e+08`,
+			`dkron_job_executions_succeeded_total{job_name="a"} 1`, `dkron_job_executions_failed_total{job_name="c"} 1`} {
 			if !strings.Contains(text, "\n"+line+"\n") {
 				t.Errorf("no line %q in\n%s", line, text)
 			}
 		}
-		form := regexp.MustCompile(`^(# (HELP|TYPE) \S+ .+|[a-z_]+(\{[a-z]+="[^"]*"\})? \S+)$`)
+		for _, word := range []string{`job_name="b"`, "last_success_timestamp_seconds{job_name=\"c\"}", "oldest_running_timestamp_seconds{job_name=\"a\"}"} {
+			if strings.Contains(text, word) {
+				t.Errorf("%s is in\n%s", word, text)
+			}
+		}
+		form := regexp.MustCompile(`^(# (HELP|TYPE) \S+ .+|[a-z_]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? \S+)$`)
 		for line := range strings.Lines(text) {
 			if !form.MatchString(strings.TrimSuffix(line, "\n")) {
 				t.Errorf("%q is no line of Prometheus' format", line)
 			}
+		}
+		var vars struct {
+			Memstats struct{ Alloc uint64 }
+			Belfry   map[string]float64
+		}
+		if err := json.Unmarshal(s.do("GET", "/debug/vars", "").Body.Bytes(), &vars); err != nil || vars.Memstats.Alloc == 0 || vars.Belfry[`belfry_job_failing{job_name="c"}`] != 1 {
+			t.Errorf("/debug/vars: %v, %v", err, vars)
 		}
 	})
 }

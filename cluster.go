@@ -1729,6 +1729,27 @@ func (c *cluster) noticeStuck(now time.Time) {
 	}
 }
 
+// gauges returns the numbers of the cluster, as this server sees it.
+func (c *cluster) gauges() gauges {
+	st, seen := c.status(), map[string]int{}
+	g := gauges{Term: st.Term, Voters: len(st.Voters), Members: map[string]int{}, Notices: c.store.shown.Load().notices, Refused: c.plane.refused.byReason()}
+	_, g.LeaderKnown = c.plane.leaderRecord()
+	for _, m := range c.plane.all() {
+		g.Members[memberStatus[m.Status]]++
+		seen[m.ID] = m.Status
+		if m.Server && m.Status == memberAlive {
+			g.Clocks = max(g.Clocks, m.skew.Abs())
+		}
+	}
+	for _, v := range st.Voters {
+		if status := seen[v.ID]; status == memberAlive || status == memberLeaving {
+			g.Answering++
+		}
+	}
+	g.Free, g.Size = disk(c.plane.cfg.Dir)
+	return g
+}
+
 // health returns why reads or writes fail on this server, and what else is wrong, each with its remedy. It waits for
 // nothing that may be stuck.
 func (c *cluster) health() (problems, warnings []string) {

@@ -427,6 +427,8 @@ type config struct {
 	DataDir         string
 	LogLevel        slog.Level
 	LogFormat       string // text or json
+	MetricsJobs     int    // that have metrics of their own
+	Statsd          statsd
 	Tags            map[string]string
 	Datacenter      string
 	Region          string
@@ -505,6 +507,10 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.BoolVar(&cfg.Insecure, "insecure", false, "allow the API without access control on an address that others can "+
 		"reach: whoever can reach it can run commands here")
 	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of undelivered results")
+	fs.IntVar(&cfg.MetricsJobs, "metrics-jobs", 1_000, "`number` of jobs that have metrics of their own, failing ones first")
+	fs.StringVar(&cfg.Statsd.Addr, "statsd-addr", "", "`address` of a statsd server that gets the metrics every 10 s")
+	fs.StringVar(&cfg.Statsd.Dog, "dog-statsd-addr", "", "the same of one that reads DogStatsD")
+	fs.Func("dog-statsd-tags", "`name:value` that it gets with them; may be repeated", list(&cfg.Statsd.Tags))
 	fs.StringVar(&cfg.LogFormat, "log-format", "text", "`format` of the log: text or json")
 	fs.TextVar(&cfg.LogLevel, "log-level", slog.LevelInfo, "lowest `level` that is logged: debug, info, warn or error")
 	mapFlag(fs, "tag", &cfg.Tags, "`key=value` by which jobs select this node; may be repeated")
@@ -824,6 +830,14 @@ func unused(fs *flag.FlagSet, environ []string) []string {
 
 // validate returns an error that names the wrong flag and the remedy.
 func (c *config) validate() error {
+	if c.MetricsJobs < 0 || c.MetricsJobs > metricsJobsMax {
+		return fmt.Errorf("--metrics-jobs: must be between 0 and %d", metricsJobsMax)
+	}
+	for flag, addr := range map[string]string{"statsd-addr": c.Statsd.Addr, "dog-statsd-addr": c.Statsd.Dog} {
+		if _, _, err := net.SplitHostPort(addr); addr != "" && err != nil {
+			return fmt.Errorf("--%s: %q must be a host and a port, such as 127.0.0.1:8125", flag, addr)
+		}
+	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		return fmt.Errorf("--log-format: %q must be text or json", c.LogFormat)
 	}
@@ -1298,7 +1312,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		}
 		res, err := clu.propose(ctx, c)
 		if res.Index != 0 {
-			sched.stats.commits.observe(time.Since(began))
+			st.stats.commits.observe(time.Since(began))
 		}
 		return res, err
 	}
@@ -1329,8 +1343,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return all
 	}
 	n.sched, n.clu = sched, clu
-	n.tend = func(ctx context.Context) error { return dropBootstrap(ctx, cfg.DataDir, st, log) }
-	n.front = (&api{
+	a := &api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins,
 		store: st, scheduler: sched, log: log, stopping: ctx.Done(),
 		members: p.members, leader: p.leader, leading: p.leading,
@@ -1345,15 +1358,24 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		health: clu.health,
 		gauges: func() gauges {
 			running, undelivered := exec.counts()
-			return gauges{Running: running, Undelivered: undelivered, Refused: p.refused.byReason()}
+			g := clu.gauges()
+			g.Version, g.Running, g.Undelivered = version, running, undelivered
+			return g
 		},
 		output: func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error {
 			return p.outputFrom(ctx, node, execution, follow, 0, w)
 		},
 		printed: p.printedOn,
-		acl:     cfg.ACL, dir: cfg.DataDir,
-	}).handler()
+		acl:     cfg.ACL, dir: cfg.DataDir, metricsJobs: cfg.MetricsJobs,
+	}
+	n.front = a.handler()
 	p.api = n.front
+	n.tend = func(ctx context.Context) error {
+		var g errgroup.Group
+		g.Go(func() error { return dropBootstrap(ctx, cfg.DataDir, st, log) })
+		g.Go(func() error { return cfg.Statsd.run(ctx, func() (string, error) { return a.metricsText(nil) }) })
+		return g.Wait()
+	}
 	return n.run(ctx, cfg, listener, greet, log)
 }
 

@@ -5763,13 +5763,7 @@ func TestLog(t *testing.T) {
 		args = append([]string{"agent", "--node-name=" + name, "--http-addr=127.0.0.1:0", "--data-dir=data"}, args...)
 		return launch(t, program(t, t.TempDir(), nil, args...))
 	}
-	server := func(i int, dir string) *process {
-		args := []string{"agent", "--node-name=" + fmt.Sprint("n", i+1), "--http-addr=127.0.0.1:0", "--data-dir=data", "--server", "--bootstrap-expect=3", key, "--bind-addr=" + bind[i]}
-		for _, addr := range bind {
-			args = append(args, "--retry-join="+addr)
-		}
-		return launch(t, program(t, dir, nil, args...))
-	}
+	server := func(i int, dir string) *process { return oneOf(t, i, bind, dir, key) }
 	var servers []*process
 	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
 	for i, dir := range dirs {
@@ -5864,6 +5858,229 @@ func TestLog(t *testing.T) {
 			if !strings.HasPrefix(line, "time=") && !strings.HasPrefix(line, `{"time":`) {
 				t.Errorf("a line without format: %s", line)
 			}
+		}
+	}
+}
+
+// oneOf starts server i of a cluster of those with the addresses.
+func oneOf(t *testing.T, i int, bind []string, dir string, more ...string) *process {
+	t.Helper()
+	args := append([]string{"agent", "--node-name=" + fmt.Sprint("n", i+1), "--http-addr=127.0.0.1:0", "--data-dir=data", "--server",
+		fmt.Sprint("--bootstrap-expect=", len(bind)), "--bind-addr=" + bind[i]}, more...)
+	for _, addr := range bind {
+		args = append(args, "--retry-join="+addr)
+	}
+	return launch(t, program(t, dir, nil, args...))
+}
+
+// tool returns the path of a program that a test needs, or skips the test.
+func tool(t *testing.T, name, of string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("needs %s; install Debian's package %s", name, of)
+	}
+	return path
+}
+
+// TestMetrics: three servers export the same of jobs, in a form that promtool has nothing against, and all that the
+// alerts look at.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	key, bind := sharedKey(t), []string{freeAddr(t), freeAddr(t), freeAddr(t)}
+	var servers []*process
+	for i := range bind {
+		servers = append(servers, oneOf(t, i, bind, t.TempDir(), key))
+	}
+	for _, p := range servers {
+		p.eventually("a leader", func() bool { status, _ := p.get("/v1/leader", nil); return status == http.StatusOK })
+	}
+	for name, command := range map[string]string{"good": "true", "bad": "exit 3", "long": "sleep 300"} {
+		servers[0].must("POST", "/v1/jobs", shellJob(name, "@manually", command), nil)
+		servers[0].must("POST", "/v1/jobs/"+name, nil, nil)
+	}
+	read := func(p *process) string { _, text := p.get("/metrics", nil); return text }
+	ofJobs := func(text string) string {
+		return strings.Join(regexp.MustCompile(`(?m)^(belfry_job_|belfry_runs_|belfry_ticks_|dkron_).*`).FindAllString(text, -1), "\n")
+	}
+	for _, p := range servers {
+		p.eventually("what ran", func() bool {
+			text := read(p)
+			return strings.Contains(text, `belfry_job_runs_total{job_name="good",outcome="success"} 3`) && strings.Contains(text, `belfry_job_failing{job_name="bad"} 1`) &&
+				strings.Contains(text, `belfry_job_oldest_running_timestamp_seconds{job_name="long"}`) && strings.Contains(text, "belfry_voters_answering 3\n")
+		})
+		for _, line := range []string{"belfry_voters 3", "belfry_voters_needed 2", `belfry_members{status="alive"} 3`, "belfry_leader_known 1", "belfry_notices_waiting 0", `belfry_runs_total{outcome="failed"} 3`} {
+			if !strings.Contains(read(p), "\n"+line+"\n") {
+				t.Errorf("no line %q in\n%s", line, read(p))
+			}
+		}
+	}
+	for _, p := range servers[1:] {
+		if diff := cmp.Diff(ofJobs(read(servers[0])), ofJobs(read(p))); diff != "" {
+			t.Errorf("two servers export different numbers of jobs:\n%s", diff)
+		}
+	}
+	alerts, err := os.ReadFile("testdata/alerts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`\bbelfry_\w+`).FindAllString(string(alerts), -1)
+	if len(names) < 10 {
+		t.Errorf("the alerts look at %q, want more", names)
+	}
+	for _, name := range names {
+		if !strings.Contains(read(servers[0]), "# TYPE "+name+" ") {
+			t.Errorf("an alert looks at %s, which is not exported", name)
+		}
+	}
+	promtool := tool(t, "promtool", "prometheus")
+	for _, p := range servers {
+		check := exec.Command(promtool, "check", "metrics")
+		check.Stdin = strings.NewReader(read(p))
+		if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("promtool check metrics: %v\n%s", err, out)
+		}
+	}
+	for _, args := range [][]string{{"check", "rules", "alerts.yml"}, {"test", "rules", "alerts_test.yml"}} {
+		check := exec.Command(promtool, args...)
+		check.Dir = "testdata"
+		if out, err := check.CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// TestProxy: what the README says of nginx works with what it prints: a browser on plain http, which sends no
+// Sec-Fetch-Site, changes jobs, others' pages do not, and an output that is followed arrives while it is printed.
+func TestProxy(t *testing.T) {
+	t.Parallel()
+	nginx := tool(t, "nginx", "nginx-light")
+	doc, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?s)    location /.*?\n    \}\n`).FindString(string(doc))
+	if m == "" {
+		t.Fatal("the README has no location for nginx")
+	}
+	for _, prefix := range []string{"", "/belfry"} {
+		t.Run("prefix "+prefix, func(t *testing.T) {
+			t.Parallel()
+			args := []string{"--allowed-host=ops.example.com"}
+			if prefix != "" {
+				args = append(args, "--http-prefix="+prefix)
+			}
+			p := startServer(t, t.TempDir(), args...)
+			own := strings.TrimSuffix(strings.TrimPrefix(p.url, "http://"), prefix)
+			dir, front := t.TempDir(), freeAddr(t)
+			_, port, _ := net.SplitHostPort(front)
+			location := strings.NewReplacer("location / ", "location "+prefix+"/ ", "127.0.0.1:8080", own).Replace(m)
+			conf := "daemon off; pid pid; error_log stderr; events {}\nhttp { access_log off; client_body_temp_path body; proxy_temp_path proxy;\n" +
+				"fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;\nserver { listen " + front + "; server_name ops.example.com;\n" + location + "}\n}\n"
+			if os.Geteuid() == 0 {
+				conf = "user root;" + conf
+			}
+			if err := os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(conf), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			n := &process{t: t, cmd: exec.Command(nginx, "-p", dir, "-e", "stderr", "-c", filepath.Join(dir, "nginx.conf")), done: make(chan struct{})}
+			n.cmd.Stdout, n.cmd.Stderr = &n.log, &n.log
+			n.start()
+			t.Cleanup(func() { n.cmd.Process.Signal(syscall.SIGTERM); n.ended() }) // its workers with it
+			ask := func(method, path, origin, body string) (*http.Response, error) {
+				r, _ := http.NewRequestWithContext(t.Context(), method, "http://"+front+prefix+path, strings.NewReader(body))
+				r.Host = "ops.example.com:" + port
+				if origin != "" {
+					r.Header.Set("Origin", origin)
+				}
+				return http.DefaultClient.Do(r)
+			}
+			n.eventually("answer", func() bool { resp, err := ask("GET", "/health", "", ""); return err == nil && resp.StatusCode == 200 })
+			job := `{"name":"a","schedule":"@manually","executor":"shell","executor_config":{"shell":"true","command":"echo one; sleep 300"}}`
+			for origin, want := range map[string]int{"http://ops.example.com:" + port: 201, "http://evil.example.com": 403} {
+				if resp, err := ask("POST", "/v1/jobs", origin, job); err != nil || resp.StatusCode != want {
+					t.Errorf("a change from a page of %s: %v, %v, want %d", origin, resp, err, want)
+				}
+			}
+			p.must("POST", "/v1/jobs/a", nil, nil)
+			var list []executionView
+			p.eventually("a run", func() bool { p.get("/v1/busy", &list); return len(list) == 1 })
+			for path, word := range map[string]string{"/v1/jobs/a/executions/" + list[0].ID + "/output?follow": "one", "/v1/events": "hello"} {
+				resp, err := ask("GET", path, "", "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := make(chan string)
+				go func() { line, _ := bufio.NewReader(resp.Body).ReadString('\n'); got <- line }()
+				select {
+				case line := <-got:
+					if !strings.Contains(line, word) {
+						t.Errorf("%s: the first line is %q", path, line)
+					}
+				case <-time.After(20 * time.Second):
+					t.Errorf("%s: no line while it goes on", path)
+				}
+				resp.Body.Close()
+			}
+		})
+	}
+}
+
+// TestStatsd: each metric arrives, as the two kinds of server read it, in packets that fit into a frame.
+func TestStatsd(t *testing.T) {
+	listen, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listen.Close()
+	text := "# HELP a_total Help.\n# TYPE a_total counter\na_total 3\n"
+	want := []string{"a_total:3|g"}
+	for i := range 100 {
+		text += fmt.Sprintf("b{job_name=\"j%d\",outcome=\"ran\"} %d\n", i, i)
+		want = append(want, fmt.Sprintf("b.j%d.ran:%d|g", i, i))
+	}
+	received := func() (lines []string) {
+		packet := make([]byte, 64<<10)
+		for len(lines) < len(want) {
+			listen.SetReadDeadline(time.Now().Add(20 * time.Second))
+			n, _, err := listen.ReadFrom(packet)
+			if err != nil || n > statsdBytes {
+				t.Fatalf("%d bytes, %v, after %q", n, err, lines)
+			}
+			lines = append(lines, strings.Split(strings.TrimSuffix(string(packet[:n]), "\n"), "\n")...)
+		}
+		return lines
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	c := statsd{Addr: listen.LocalAddr().String()}
+	c.run(ctx, func() (string, error) { return text, nil })
+	if diff := cmp.Diff(want, received()); diff != "" {
+		t.Errorf("statsd (-want +got):\n%s", diff)
+	}
+	want[0] = "a_total:3|g|#env:test"
+	for i := range 100 {
+		want[i+1] = fmt.Sprintf("b:%d|g|#env:test,job_name:j%d,outcome:ran", i, i)
+	}
+	c = statsd{Dog: c.Addr, Tags: []string{"env:test"}}
+	c.run(ctx, func() (string, error) { return text, nil })
+	if diff := cmp.Diff(want, received()); diff != "" {
+		t.Errorf("DogStatsD (-want +got):\n%s", diff)
+	}
+}
+
+// TestWhyNotRun holds the reasons of ticks that did not run against the words by which they are counted.
+func TestWhyNotRun(t *testing.T) {
+	m := moment{since: 10}
+	for reason, want := range map[string]string{
+		overlapReason: "overlap", "overlap with 7-n1": "overlap", "a retry of an earlier run is pending": "overlap",
+		noNodeReason: "no_node", "waited 5m0s, and " + noNodeReason: "no_node",
+		m.outage(0, time.Minute): "outage", m.outage(20, time.Minute): "outage",
+		"later ticks were due at the same time, and only the newest 10 run": "outage",
+		"the job is disabled": "other",
+	} {
+		if got := whyNotRun(reason); got != want {
+			t.Errorf("%q counts as %s, want %s", reason, got, want)
 		}
 	}
 }

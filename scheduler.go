@@ -1170,10 +1170,9 @@ type scheduler struct {
 	start   func(node string, d dispatch) error           // gives a node its orders
 	ask     func(node string, q question) (answer, error) // asks a node what became of executions
 	end     func(node string, k kill) error               // tells a node to end an execution
-	stats   stats
-	silent  reminders        // of nodes that do not answer
-	now     func() time.Time // the wall clock
-	chance  func() uint64    // seeds of random choices
+	silent  reminders                                     // of nodes that do not answer
+	now     func() time.Time                              // the wall clock
+	chance  func() uint64                                 // seeds of random choices
 
 	startable atomic.Int64 // no execution with a lower id is started any more
 	restored  atomic.Int64 // end of the last restore, or restoreUnderway
@@ -1350,7 +1349,6 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 		if s.term == 0 {
 			continue
 		}
-		s.stats.untold.Add(int64(a.Untold))
 		if a.Noticed {
 			notify(s.noticed)
 		}
@@ -1717,8 +1715,6 @@ func (s *scheduler) consume(ctx context.Context, m moment, list []decision) erro
 				s.enqueue(d.item(m.now + int64(tickSlack)))
 			case !res.Accepted[i]:
 				s.enqueue(d.item(m.now))
-			case d.Pending == 0:
-				s.stats.decided(d.became(len(res.Started[i]) > 0), max(1, d.Count))
 			}
 		}
 		if err := s.fatal(ctx, err); err != nil {
@@ -2313,9 +2309,6 @@ func (s *scheduler) finish(ctx context.Context, list []report) error {
 		if err := s.decide(ctx, &command{Finish: part}); err != nil {
 			return err
 		}
-		for _, r := range part {
-			s.stats.ran(r.Outcome)
-		}
 	}
 	return nil
 }
@@ -2548,7 +2541,7 @@ func (s *scheduler) deliver(ctx context.Context, cluster string, row noticeRow) 
 	for wait := noticeWait; err == nil; wait = min(2*wait, noticeWaitMax) {
 		err = s.courier.deliver(ctx, row.Receiver, fmt.Sprintf("%s-%d", cluster, row.ID), n)
 		if err == nil {
-			s.stats.told.Add(1)
+			s.store.stats.told.Add(1)
 			return nil
 		}
 		if ctx.Err() == nil && s.now().Sub(timeOf(row.Made)) >= noticeAge {

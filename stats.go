@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"maps"
 	"math"
@@ -40,11 +41,13 @@ import (
 
 // stats are the counters of this process. The zero value is ready to use; its methods are safe for concurrent use.
 type stats struct {
-	runs    countBy   // executions that this leader recorded as ended, by outcome
-	ticks   countBy   // ticks that this leader decided, by outcome
+	runs    countBy   // executions that ended, by outcome
+	ticks   countBy   // ticks that were decided, by outcome
+	whys    countBy   // ticks that did not run, by why
 	commits histogram // from proposing a command to applying it
 
-	told, untold atomic.Int64 // notices that this leader delivered, and gave up
+	told   atomic.Int64 // notices that this leader delivered
+	untold atomic.Int64 // notices that were given up
 }
 
 // countBy holds one counter for each of at most eight labels.
@@ -62,6 +65,8 @@ const (
 var (
 	runOutcomes  = []string{outcomeSuccess, outcomeFailed, outcomeKilled, outcomeInterrupted, outcomeLost}
 	tickOutcomes = []string{outcomeRan, outcomeLate, outcomeSkipped, outcomeMissed}
+
+	tickWhys = []string{"overlap", "no_node", "outage", "held", "calendar", "full", "other"}
 
 	refusalReasons = []string{refusedToken, refusedForbidden, refusedHost, refusedOrigin}
 )
@@ -81,11 +86,30 @@ func (s *stats) ran(outcome string) {
 	}
 }
 
-// decided counts n ticks with that outcome.
-func (s *stats) decided(outcome string, n int64) {
+// decided counts n ticks with that outcome; reason is why they did not run, if they did not.
+func (s *stats) decided(outcome, reason string, n int64) {
 	if i := slices.Index(tickOutcomes, outcome); i >= 0 {
 		s.ticks[i].Add(n)
 	}
+	if outcome == outcomeSkipped || outcome == outcomeMissed {
+		s.whys[slices.Index(tickWhys, whyNotRun(reason))].Add(n)
+	}
+}
+
+// reasonWords tell by a part of the reason why a tick did not run; the first that is in it counts.
+var reasonWords = []struct{ words, why string }{
+	{"overlap", "overlap"}, {"retry of an earlier run", "overlap"}, {"no node", "no_node"},
+	{"no leader until", "outage"}, {"the leader was more than", "outage"}, {"later ticks were due", "outage"},
+	{"held", "held"}, {"calendar", "calendar"}, {"at once", "full"},
+}
+
+func whyNotRun(reason string) string {
+	for _, r := range reasonWords {
+		if strings.Contains(reason, r.words) {
+			return r.why
+		}
+	}
+	return "other"
 }
 
 const (
@@ -225,100 +249,272 @@ func (h *histogram) observe(d time.Duration) {
 	h.nanos.Add(int64(d))
 }
 
-// gauges are this node's current values, collected for one response.
+// gauges are current values, collected for one response.
 type gauges struct {
+	Version     string
 	Jobs        int
 	Running     int           // executions on this node, including those not yet started
 	Undelivered int           // results on this node that no leader has acknowledged
 	Lag         time.Duration // how long the earliest due tick has been waiting for the leader; 0 on other servers
 	Leading     bool
+	LeaderKnown bool
+	Term        uint64
+	Members     map[string]int // by status
+	Voters      int
+	Answering   int              // voters that have not failed
+	Clocks      time.Duration    // largest difference of another server's clock to this one
+	Free, Size  uint64           // bytes of the disk
+	Notices     int              // that wait for their receivers
 	Refused     map[string]int64 // messages from other nodes, by reason
 	Requests    *refusals        // from clients
+	Shown       []jobNumbers
+}
+
+// jobNumbers are what is on record of one job.
+type jobNumbers struct {
+	Name                       string
+	Failing                    bool
+	LastSuccess                int64 // Unix nanoseconds, 0: never
+	Success, Failed            int64 // executions
+	Took                       int64 // nanoseconds, of the last execution that has ended; -1: none has
+	Oldest                     int64 // Unix nanoseconds: when the oldest running one began; 0: none runs
+	Ran, Late, Skipped, Missed int64 // ticks
+}
+
+// memberStatus has the names of the values of member.Status.
+var memberStatus = []string{"none", "alive", "leaving", "left", "failed"}
+
+// jobMetrics are the metrics of one job. A value that is NaN is left out.
+var jobMetrics = []struct {
+	name, help, outcome string
+	value               func(j *jobNumbers) float64
+}{
+	{"belfry_job_failing", "1 if the last run failed on a node, after its last attempt.", "", func(j *jobNumbers) float64 { return oneIf(j.Failing) }},
+	{"belfry_job_last_success_timestamp_seconds", "When an execution succeeded last.", "", func(j *jobNumbers) float64 { return secondsOf(j.LastSuccess, 0) }},
+	{"belfry_job_last_duration_seconds", "How long the last execution that has ended took.", "", func(j *jobNumbers) float64 { return secondsOf(j.Took, -1) }},
+	{"belfry_job_oldest_running_timestamp_seconds", "When the oldest running execution began.", "", func(j *jobNumbers) float64 { return secondsOf(j.Oldest, 0) }},
+	{"belfry_job_runs_total", "Executions that ended, by outcome.", outcomeSuccess, func(j *jobNumbers) float64 { return float64(j.Success) }},
+	{"belfry_job_runs_total", "", outcomeFailed, func(j *jobNumbers) float64 { return float64(j.Failed) }},
+	{"belfry_job_ticks_total", "Ticks of the last year, by outcome.", outcomeRan, func(j *jobNumbers) float64 { return float64(j.Ran) }},
+	{"belfry_job_ticks_total", "", outcomeLate, func(j *jobNumbers) float64 { return float64(j.Late) }},
+	{"belfry_job_ticks_total", "", outcomeSkipped, func(j *jobNumbers) float64 { return float64(j.Skipped) }},
+	{"belfry_job_ticks_total", "", outcomeMissed, func(j *jobNumbers) float64 { return float64(j.Missed) }},
+	{"dkron_job_executions_succeeded_total", "As belfry_job_runs_total, with Dkron's name.", "", func(j *jobNumbers) float64 { return float64(j.Success) }},
+	{"dkron_job_executions_failed_total", "As belfry_job_runs_total, with Dkron's name.", "", func(j *jobNumbers) float64 { return float64(j.Failed) }},
+}
+
+func oneIf(ok bool) float64 {
+	if ok {
+		return 1
+	}
+	return 0
+}
+
+// secondsOf returns NaN for none.
+func secondsOf(nanos, none int64) float64 {
+	if nanos == none {
+		return math.NaN()
+	}
+	return float64(nanos) / 1e9
 }
 
 // write writes all metrics in Prometheus' text format.
 func (s *stats) write(w io.Writer, g gauges) {
-	p := printer{w}
-	leading := 0.0
-	if g.Leading {
-		leading = 1
+	p := &printer{w: w}
+	p.metric("belfry_build_info", "Version of this build.", 1, "version", g.Version, "go", runtime.Version())
+	p.metric("belfry_leader", "1 if this server leads.", oneIf(g.Leading))
+	p.metric("belfry_leader_known", "1 if this server knows a leader.", oneIf(g.LeaderKnown))
+	p.metric("belfry_term", "Term of the cluster, which grows with each election.", float64(g.Term))
+	for _, status := range memberStatus[1:] {
+		p.metric("belfry_members", "Nodes, by status.", float64(g.Members[status]), "status", status)
 	}
-	p.metric("belfry_leader", "gauge", "1 if this server leads.", "", leading)
-	p.metric("belfry_jobs", "gauge", "Jobs in the cluster.", "", float64(g.Jobs))
-	p.metric("belfry_executions_running", "gauge", "Executions on this node that have not ended.", "", float64(g.Running))
-	p.metric("belfry_results_undelivered", "gauge", "Results on this node that no leader has acknowledged.", "", float64(g.Undelivered))
-	p.metric("belfry_due_lag_seconds", "gauge", "How long the earliest due tick has been waiting for this leader.", "", g.Lag.Seconds())
-	p.counters("belfry_runs_total", "Executions that this leader recorded as ended, by outcome.", "outcome", runOutcomes, &s.runs)
-	p.counters("belfry_ticks_total", "Ticks that this leader has decided, by outcome.", "outcome", tickOutcomes, &s.ticks)
+	p.metric("belfry_voters", "Servers that vote.", float64(g.Voters))
+	p.metric("belfry_voters_answering", "Servers that vote and have not failed.", float64(g.Answering))
+	p.metric("belfry_voters_needed", "Servers that vote and must answer.", float64(g.Voters/2+1))
+	p.metric("belfry_clock_difference_seconds", "Largest difference of another server's clock to this one's.", g.Clocks.Seconds())
+	p.metric("belfry_disk_free_bytes", "Free on the disk of the data directory.", float64(g.Free))
+	p.metric("belfry_disk_size_bytes", "Size of the disk of the data directory.", float64(g.Size))
+	p.metric("belfry_jobs", "Jobs in the cluster.", float64(g.Jobs))
+	p.metric("belfry_jobs_without_metrics", "Jobs beyond --metrics-jobs, or that the token may not read.", float64(g.Jobs-len(g.Shown)))
+	p.metric("belfry_executions_running", "Executions on this node that have not ended.", float64(g.Running))
+	p.metric("belfry_results_undelivered", "Results on this node that no leader has acknowledged.", float64(g.Undelivered))
+	p.metric("belfry_due_lag_seconds", "How long the earliest due tick has been waiting for this leader.", g.Lag.Seconds())
+	p.counters("belfry_runs_total", "Executions that ended since this server started, by outcome.", "outcome", runOutcomes, &s.runs)
+	p.counters("belfry_ticks_total", "Ticks decided since this server started, by outcome.", "outcome", tickOutcomes, &s.ticks)
+	p.counters("belfry_ticks_not_run_total", "Ticks that did not run since this server started, by why.", "why", tickWhys, &s.whys)
 	p.counters("belfry_requests_refused_total", "Client requests that this node refused, by reason.", "reason", refusalReasons, &g.Requests.counts)
-	p.metric("belfry_notices_delivered_total", "counter", "Notices that this leader delivered.", "", float64(s.told.Load()))
-	p.metric("belfry_notices_lost_total", "counter", "Notices that this leader gave up.", "", float64(s.untold.Load()))
-	p.histogram("belfry_commit_seconds", "Time from proposing a change on this leader to applying it.", &s.commits)
-	p.head("belfry_plane_refused_total", "counter", "Messages from other nodes that this node refused or dropped, by reason.")
+	p.metric("belfry_notices_waiting", "Notices that wait for their receivers.", float64(g.Notices))
+	p.metric("belfry_notices_delivered_total", "Notices that this leader delivered.", float64(s.told.Load()))
+	p.metric("belfry_notices_lost_total", "Notices given up since this server started.", float64(s.untold.Load()))
 	for _, reason := range sortedKeys(g.Refused) {
-		p.value("belfry_plane_refused_total", fmt.Sprintf("{reason=%q}", reason), float64(g.Refused[reason]))
+		p.metric("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.", float64(g.Refused[reason]), "reason", reason)
 	}
+	for _, m := range jobMetrics {
+		for i := range g.Shown {
+			labels := []string{"job_name", g.Shown[i].Name, "outcome", m.outcome}
+			if m.outcome == "" {
+				labels = labels[:2]
+			}
+			p.metric(m.name, m.help, m.value(&g.Shown[i]), labels...)
+		}
+	}
+	p.histogram("belfry_commit_seconds", "Time from proposing a change on this leader to applying it.", &s.commits)
 	p.runtime()
 }
 
 // printer writes metrics. It ignores write errors: the caller owns w.
-type printer struct{ w io.Writer }
-
-func (p printer) head(name, kind, help string) {
-	fmt.Fprintf(p.w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+type printer struct {
+	w    io.Writer
+	last string // name of the metric
 }
 
-func (p printer) metric(name, kind, help, labels string, v float64) {
+func (p *printer) head(name, kind, help string) {
+	if name != p.last {
+		fmt.Fprintf(p.w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+	}
+	p.last = name
+}
+
+// metric writes a value, unless it is NaN, with labels: names and values in turn. A name that ends in _total is a counter.
+func (p *printer) metric(name, help string, v float64, labels ...string) {
+	if math.IsNaN(v) {
+		return
+	}
+	kind, list := "gauge", []string{}
+	if strings.HasSuffix(name, "_total") {
+		kind = "counter"
+	}
+	for pair := range slices.Chunk(labels, 2) {
+		list = append(list, fmt.Sprintf("%s=%q", pair[0], pair[1]))
+	}
 	p.head(name, kind, help)
-	p.value(name, labels, v)
+	p.value(name, strings.Join(list, ","), v)
 }
 
-func (p printer) value(name, labels string, v float64) {
+func (p *printer) value(name, labels string, v float64) {
+	if labels != "" {
+		labels = "{" + labels + "}"
+	}
 	fmt.Fprintf(p.w, "%s%s %s\n", name, labels, strconv.FormatFloat(v, 'g', -1, 64))
 }
 
-func (p printer) counters(name, help, label string, labels []string, by *countBy) {
-	p.head(name, "counter", help)
+func (p *printer) counters(name, help, label string, labels []string, by *countBy) {
 	for i, l := range labels {
-		p.value(name, fmt.Sprintf("{%s=%q}", label, l), float64(by[i].Load()))
+		p.metric(name, help, float64(by[i].Load()), label, l)
 	}
 }
 
-func (p printer) histogram(name, help string, h *histogram) {
+func (p *printer) histogram(name, help string, h *histogram) {
 	p.head(name, "histogram", help)
 	var below int64
 	for i, bound := range bucketBounds {
 		below += h.buckets[i].Load()
-		p.value(name+"_bucket", fmt.Sprintf("{le=\"%g\"}", bound.Seconds()), float64(below))
+		p.value(name+"_bucket", fmt.Sprintf("le=\"%g\"", bound.Seconds()), float64(below))
 	}
 	n := max(below, h.count.Load()) // observe may run meanwhile; the +Inf bucket must not be below the others
-	p.value(name+"_bucket", `{le="+Inf"}`, float64(n))
+	p.value(name+"_bucket", `le="+Inf"`, float64(n))
 	p.value(name+"_sum", "", time.Duration(h.nanos.Load()).Seconds())
 	p.value(name+"_count", "", float64(n))
 }
 
 // goMetrics are metrics of the Go runtime, under the names that the Prometheus client library uses.
-var goMetrics = []struct{ name, kind, help, source string }{
-	{"go_goroutines", "gauge", "Goroutines that exist.", "/sched/goroutines:goroutines"},
-	{"go_memstats_heap_alloc_bytes", "gauge", "Bytes in live and not yet swept heap objects.", "/memory/classes/heap/objects:bytes"},
-	{"go_memstats_sys_bytes", "gauge", "Bytes obtained from the system.", "/memory/classes/total:bytes"},
-	{"go_gc_cycles_total", "counter", "Garbage collections that are done.", "/gc/cycles/total:gc-cycles"},
+var goMetrics = []struct{ name, help, source string }{
+	{"go_goroutines", "Goroutines that exist.", "/sched/goroutines:goroutines"},
+	{"go_memstats_heap_alloc_bytes", "Bytes in live and not yet swept heap objects.", "/memory/classes/heap/objects:bytes"},
+	{"go_memstats_sys_bytes", "Bytes obtained from the system.", "/memory/classes/total:bytes"},
+	{"go_gc_cycles_total", "Garbage collections that are done.", "/gc/cycles/total:gc-cycles"},
 }
 
-func (p printer) runtime() {
+func (p *printer) runtime() {
 	samples := make([]metrics.Sample, len(goMetrics))
 	for i, m := range goMetrics {
 		samples[i].Name = m.source
 	}
 	metrics.Read(samples)
 	for i, m := range goMetrics {
-		v := math.NaN() // for a metric unknown to this runtime
-		if samples[i].Value.Kind() == metrics.KindUint64 {
-			v = float64(samples[i].Value.Uint64())
+		if samples[i].Value.Kind() == metrics.KindUint64 { // else it is unknown to this runtime
+			p.metric(m.name, m.help, float64(samples[i].Value.Uint64()))
 		}
-		p.metric(m.name, m.kind, m.help, "", v)
 	}
-	p.metric("go_info", "gauge", "Go version of this build.", fmt.Sprintf("{version=%q}", runtime.Version()), 1)
+	p.metric("go_info", "Go version of this build.", 1, "version", runtime.Version())
+}
+
+// samplesOf yields the names with labels, and the values, of metrics in Prometheus' text format.
+func samplesOf(text string) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for line := range strings.Lines(text) {
+			name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+			if ok && name != "#" && !yield(name, value) {
+				return
+			}
+		}
+	}
+}
+
+const (
+	metricsJobsMax = 100_000          // jobs that have metrics of their own
+	statsdPause    = 10 * time.Second // between two reports, as Dkron
+	statsdBytes    = 1_400            // of a packet, which fits into an Ethernet frame
+)
+
+// statsd says where metrics are sent. The zero value is nowhere.
+type statsd struct {
+	Addr string
+	Dog  string   // takes tags
+	Tags []string // for Dog, as name:value
+}
+
+// line returns a metric as one of the two servers reads it: a gauge, with labels as parts of the name or as tags.
+func (c *statsd) line(name, value string, dog bool) string {
+	name, labels, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
+	tags := slices.Clone(c.Tags)
+	for label := range strings.SplitSeq(labels, ",") {
+		if key, text, ok := strings.Cut(label, "="); ok && dog {
+			tags = append(tags, key+":"+strings.Trim(text, `"`))
+		} else if ok {
+			name += "." + strings.Trim(text, `"`)
+		}
+	}
+	if dog && len(tags) > 0 {
+		return name + ":" + value + "|g|#" + strings.Join(tags, ",") + "\n"
+	}
+	return name + ":" + value + "|g\n"
+}
+
+// run sends what read returns until ctx ends. What is lost on the way is sent again with the next report.
+func (c *statsd) run(ctx context.Context, read func() (string, error)) error {
+	ticker := time.NewTicker(statsdPause)
+	defer ticker.Stop()
+	for c.Addr+c.Dog != "" {
+		if text, err := read(); err == nil {
+			c.send(c.Addr, text, false)
+			c.send(c.Dog, text, true)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+	return nil
+}
+
+func (c *statsd) send(addr, text string, dog bool) {
+	conn, err := net.Dial("udp", addr)
+	if addr == "" || err != nil {
+		return
+	}
+	defer conn.Close()
+	packet := ""
+	for name, value := range samplesOf(text) {
+		line := c.line(name, value, dog)
+		if len(packet)+len(line) > statsdBytes {
+			io.WriteString(conn, packet)
+			packet = ""
+		}
+		packet += line
+	}
+	io.WriteString(conn, packet)
 }
 
 const (
@@ -1093,13 +1289,9 @@ func (c smtpConn) Read(p []byte) (int, error) { return c.in.Read(p) }
 
 // diskShort says that a directory's file system has less than 1 GB or a tenth free, "" if it has more.
 func diskShort(dir string) string {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
+	free, size := disk(dir)
+	if size == 0 || free >= 1<<30 && free >= size/10 {
 		return ""
 	}
-	free, all := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
-	if free >= 1<<30 && free >= all/10 {
-		return ""
-	}
-	return fmt.Sprintf("%d MB of %d MB are free where the database is", free>>20, all>>20)
+	return fmt.Sprintf("%d MB of %d MB are free where the database is", free>>20, size>>20)
 }

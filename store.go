@@ -415,6 +415,7 @@ type store struct {
 	sums   summaries
 	docs   jobDocs
 	events events
+	stats  stats // of what was applied since the start
 
 	// Owned by the writer.
 	db        *sql.DB
@@ -2480,6 +2481,9 @@ func (a *applying) consume(list []decision) {
 			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, failingReason
 		}
 		started := a.start(d.Targets, e)
+		if e.Cause == causeTick && d.Pending == 0 {
+			a.s.stats.decided(d.became(len(started) > 0), d.Reason, max(1, d.Count))
+		}
 		t.open += int64(len(started))
 		a.result.Started[i] = started
 		t.unplaced = t.unplaced && len(started) == 0
@@ -2748,6 +2752,7 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 		WHERE id = ?`, r.Started, r.Finished, r.Outcome, r.Dropped,
 		r.Process.ExitCode, r.Process.Signal, r.Process.CPU, r.Process.Memory, e.ID)
 	a.s.tell(eventEnded, e.ID)
+	a.s.stats.ran(r.Outcome)
 	if e.Outcome == outcomeLost { // what stood there said so
 		a.exec("DELETE FROM outputs WHERE execution = ?", e.ID)
 	}
@@ -3097,7 +3102,9 @@ func (a *applying) loseNotices(ids []int64) {
 		a.touch(c.job)
 		a.exec("UPDATE job_state SET notices_lost = notices_lost + ? WHERE job = ?", c.n, c.job)
 	}
-	a.result.Untold += a.dropNotices(ids)
+	n := a.dropNotices(ids)
+	a.result.Untold += n
+	a.s.stats.untold.Add(int64(n))
 }
 
 // reset takes back ticks that were decided by a clock ahead of its time. It
@@ -3280,6 +3287,26 @@ func timeOf(nanos int64) time.Time {
 func (s *reader) countJobs() (n int, err error) {
 	err = s.view("SELECT count(*) FROM job_state", nil, &n)
 	return n, err
+}
+
+// jobNumbers returns the numbers of jobs that globs match, of any if these are nil: at most so many, failing ones first.
+func (s *reader) jobNumbers(globs []string, most int) ([]jobNumbers, error) {
+	shown := func(failing string) string {
+		return `SELECT * FROM (SELECT j.id, j.name FROM job_state s CROSS JOIN jobs j ON j.id = s.job
+			WHERE s.failures ` + failing + " AND " + anyName("?1") + ` ORDER BY s.job LIMIT ?2)`
+	}
+	return rowsOf[jobNumbers](s.viewEach, `WITH shown AS MATERIALIZED (`+shown("> 0")+" UNION ALL "+shown("= 0")+` LIMIT ?2),
+		counted AS (SELECT job, sum(ran) AS ran, sum(late) AS late, sum(skipped) AS skipped, sum(missed) AS missed FROM (
+			SELECT job, ran, late, skipped, missed FROM tick_days WHERE job IN (SELECT id FROM shown)
+			UNION ALL SELECT job, 0, 0, iif(outcome = 'skipped', count, 0), iif(outcome = 'missed', count, 0)
+				FROM ticks WHERE cause = 'tick' AND job IN (SELECT id FROM shown)
+			UNION ALL SELECT job, became = 'ran', became = 'late', 0, became = 'missed' FROM (SELECT job, `+ranSQL+` AS became
+				FROM executions e WHERE cause = 'tick' AND id = grp AND job IN (SELECT id FROM shown))) GROUP BY job)
+		SELECT name, s.failures > 0, s.last_success, s.success_count, s.error_count,
+			coalesce((SELECT finished - started FROM executions e WHERE e.job = s.job AND finished <> 0 ORDER BY id DESC LIMIT 1), -1),
+			coalesce((SELECT min(started) FROM executions e WHERE e.job = s.job AND finished = 0), 0),
+			coalesce(ran, 0), coalesce(late, 0), coalesce(skipped, 0), coalesce(missed, 0)
+		FROM shown JOIN job_state s ON s.job = id LEFT JOIN counted c ON c.job = id ORDER BY s.failures = 0, name`, jsonText(globs), most)
 }
 
 // job returns the job of that name, or errNoJob.
