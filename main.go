@@ -435,6 +435,7 @@ type config struct {
 	Timezone        string        // default zone of jobs; used only when the cluster is created
 	CatchupWindow   time.Duration // maximum age at which an overdue tick still runs
 	ExecutionsKept  int           // finished executions kept of each job
+	FailuresKept    int           // beyond those, of the last week without success
 	AuditKept       time.Duration // maximum age of the audit trail
 	AuditKeptBytes  int64         // maximum size of the audit trail
 	LostAfter       time.Duration // without contact to its node, after which an execution is lost
@@ -521,6 +522,8 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute,
 		"minimum `age` up to which an overdue tick still runs: half of the time to the next tick, if that is longer, up to 1h")
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions kept of each job")
+	fs.IntVar(&cfg.FailuresKept, "failures-keep", 100,
+		"`number` of executions without success of the last 7 days kept of each job beyond those")
 	fs.DurationVar(&cfg.AuditKept, "audit-keep", 365*24*time.Hour, "maximum `age` of rows in the audit trail")
 	fs.Int64Var(&cfg.AuditKeptBytes, "audit-keep-bytes", 256_000_000,
 		"maximum `size` of the audit trail, in bytes; beyond it the oldest rows are deleted")
@@ -892,8 +895,8 @@ func (c *config) validate() error {
 	if c.CatchupWindow < catchupMin || c.CatchupWindow > catchupWindowMax {
 		return fmt.Errorf("--catchup-window: must be at least %s and at most %s", catchupMin, catchupWindowMax)
 	}
-	if c.ExecutionsKept < 1 {
-		return errors.New("--executions-keep: must be at least 1")
+	if c.ExecutionsKept < 1 || c.FailuresKept < 0 {
+		return errors.New("--executions-keep, --failures-keep: the first must be at least 1, the second at least 0")
 	}
 	if c.AuditKept < 0 {
 		return errors.New("--audit-keep: must not be negative")
@@ -1287,7 +1290,7 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return err
 	}
 	sched := newScheduler(schedulerConfig{
-		Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter,
+		Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, FailuresKept: cfg.FailuresKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter,
 		AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes,
 	}, st, log)
 	if sched.courier, err = newCourier(cfg.Notify, cfg.NodeName, cfg.Limits, cfg.host.dial); err != nil {

@@ -51,6 +51,7 @@ const (
 	jobBytesMax    = 512_000 // of a job's JSON
 	paramsBytesMax = 4_000   // of the names and values of a run's parameters
 	notifyMax      = 20      // receivers that a job names
+	keepMax        = 100_000 // executions that a job keeps
 	warningsMax    = 10      // of a job that are shown
 	reportsMax     = 500     // in one finish command
 
@@ -84,6 +85,7 @@ const (
 	writeTimeout  = time.Minute           // for a write, even if its client has gone away
 	noticeWait    = time.Second           // before the second attempt to deliver a notice; the others wait longer
 	noticeWaitMax = 5 * time.Minute       // between two attempts
+	failuresAge   = 7 * 24 * time.Hour    // up to which executions without success do not leave with the others
 	noticeAge     = time.Hour             // up to which a notice is tried again
 )
 
@@ -166,7 +168,8 @@ type job struct {
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
 	StartsAt       instant                      `json:"starts_at,omitempty"`
 	ExpiresAt      instant                      `json:"expires_at,omitempty"`
-	Notify         []notifyRule                 `json:"notify,omitempty"`      // ours; so are the next two
+	Notify         []notifyRule                 `json:"notify,omitempty"`      // ours; so are the next three
+	Keep           int                          `json:"keep,omitempty"`        // finished executions; 0: --executions-keep
 	MaxRuntime     string                       `json:"max_runtime,omitempty"` // after which a run is overdue
 	MaxSilence     string                       `json:"max_silence,omitempty"` // without success, after which the job is
 
@@ -368,6 +371,7 @@ func (j *job) validate(zone string, now int64) error {
 		"concurrency: %q must be %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid)
 	refuse(j.Delivery != "" && j.Delivery != deliveryAtMostOnce && j.Delivery != deliveryAtLeastOnce,
 		"delivery: %q must be %q or %q", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
+	refuse(j.Keep < 0 || j.Keep > keepMax, "keep: must be a number of executions from 1 to %d", keepMax)
 	refuse(j.Retries > retriesMax, "retries: %d is more than %d", j.Retries, retriesMax)
 	refuse(j.ParentOn != "" && j.ParentOn != onSuccess && j.ParentOn != onFailure && j.ParentOn != onAny,
 		"parent_on: %q must be %q, %q or %q", j.ParentOn, onSuccess, onFailure, onAny)
@@ -1152,6 +1156,7 @@ func (s *scheduler) coming(from, to time.Time, globs []string, limit int) (list 
 // schedulerConfig is what an operator may choose.
 type schedulerConfig struct {
 	Catchup        time.Duration // age up to which a missed tick still runs
+	FailuresKept   int           // and beyond those the newest without success, up to failuresAge old
 	ExecutionsKept int           // newest finished executions of a job that are kept
 	AuditKept      time.Duration // age up to which the audit trail is kept
 	AuditKeptBytes int64         // size up to which the audit trail is kept
@@ -2576,7 +2581,7 @@ func (r *requestAge) advance(now time.Time, index uint64) {
 // as requests are kept: what a wrong clock deletes does not come back, and by then somebody may have seen it in
 // /health.
 func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, whole bool) error {
-	keep := retention{executions: s.cfg.ExecutionsKept, requests: requests, auditBytes: s.cfg.AuditKeptBytes}
+	keep := retention{executions: s.cfg.ExecutionsKept, failures: s.cfg.FailuresKept, badFrom: now.Add(-failuresAge).UnixNano(), requests: requests, auditBytes: s.cfg.AuditKeptBytes}
 	if requests != 0 {
 		keep.day, keep.audit = now.UnixNano()/nanosPerDay-daysKept, now.Add(-s.cfg.AuditKept).UnixNano()
 	}

@@ -164,6 +164,7 @@ const jobFields = `,
 	metadata        TEXT    AS (coalesce(doc -> 'metadata', 'null')),
 	executor_config TEXT    AS (coalesce(doc -> 'executor_config', 'null')),
 	processors      TEXT    AS (coalesce(doc -> 'processors', '{}')),
+	keep            INTEGER AS (coalesce(doc ->> 'keep', 0)),
 	max_runtime     TEXT    AS (coalesce(doc ->> 'max_runtime', '')),
 	max_silence     TEXT    AS (coalesce(doc ->> 'max_silence', '')),
 	starts_at       REAL    AS (coalesce(julianday(doc ->> 'starts_at'), 0)),
@@ -211,6 +212,7 @@ CREATE TABLE jobs (
 CREATE UNIQUE INDEX jobs_name ON jobs (name) WHERE deleted = 0;
 CREATE INDEX jobs_parent ON jobs (parent_job, name) WHERE parent_job <> '' AND deleted = 0;
 CREATE INDEX jobs_watched ON jobs (id) WHERE deleted = 0 AND (max_runtime <> '' OR max_silence <> '');
+CREATE INDEX jobs_keep ON jobs (id) WHERE keep <> 0;
 CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
 
 -- What changes with each run, beside the wide rows that do not.
@@ -226,6 +228,7 @@ CREATE TABLE job_state (
 	last_success  INTEGER NOT NULL,
 	last_error    INTEGER NOT NULL,
 	status        TEXT    NOT NULL,
+	spared        INTEGER NOT NULL, -- of the kept those without success that the last trim left
 	unplaced      INTEGER NOT NULL, -- 1: no node matched its last tick
 	day           INTEGER NOT NULL, -- of its last tick, UTC, since 1970
 	day_ticks     INTEGER NOT NULL, -- of that day so far
@@ -1739,8 +1742,9 @@ func (t *trimming) empty() bool {
 
 // cut is the end of what is dropped of a job: rows with ids up to Upto.
 type cut struct {
-	Job  int64 `json:"job"`
-	Upto int64 `json:"upto"`
+	Job   int64 `json:"job"`
+	Upto  int64 `json:"upto"`
+	Spare int64 `json:"spare,omitempty"` // of executions: id from which on those without success stay; 0: none stays
 }
 
 // Why an execution exists, or should have.
@@ -2141,7 +2145,7 @@ func (a *applying) store(p jobPut) {
 		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, ?, 0, 0)", id, p.Next, a.computed(p.Next),
+		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, ?, 0, 0)", id, p.Next, a.computed(p.Next),
 			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), a.c.Now)
 	case p.Keep:
 		return
@@ -2264,7 +2268,7 @@ func (a *applying) restore(r restoring) {
 		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, ?3, 0, 0
+		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, 0, ?3, 0, 0
 			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
 			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
@@ -2342,7 +2346,7 @@ func (a *applying) deleteExecutions(v jobVersion) {
 	if !a.get("SELECT name FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &name) {
 		a.fail(errNoJob)
 	}
-	a.result.More = a.dropExecutions(cut{v.ID, math.MaxInt64}) == sliceRows
+	a.result.More = a.dropExecutions(cut{Job: v.ID, Upto: math.MaxInt64}) == sliceRows
 	a.touch(v.ID)
 	a.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID)
 	if !a.result.More {
@@ -2423,14 +2427,16 @@ func openGroups(job string) string {
 // among them to the daily counts. It returns how many.
 func (a *applying) dropExecutions(c cut) int64 {
 	list := jsonText(applyRows[int64](a, "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 "+
-		"AND grp NOT IN "+openGroups("?1")+" ORDER BY id LIMIT ?3", c.Job, c.Upto, sliceRows))
+		"AND grp NOT IN "+openGroups("?1")+" AND (?4 = 0 OR id < ?4 OR outcome = 'success') ORDER BY id LIMIT ?3",
+		c.Job, c.Upto, sliceRows, c.Spare))
 	const doomed = " IN (SELECT value FROM json_each(?1))"
 	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
 		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2
 		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late, missed = missed + excluded.missed`, list)
 	a.exec("DELETE FROM outputs WHERE execution"+doomed, list)
 	n := a.exec("DELETE FROM executions WHERE id"+doomed, list)
-	a.exec("UPDATE job_state SET kept = kept - ? WHERE job = ?", n, c.Job)
+	a.exec(`UPDATE job_state SET kept = kept - ?1, spared = iif(?4 = 0, 0, (SELECT count(*) FROM executions
+		WHERE job = ?2 AND id BETWEEN ?4 AND ?3 AND outcome NOT IN ('', 'success'))) WHERE job = ?2`, n, c.Job, c.Upto, c.Spare)
 	return n
 }
 
@@ -3179,7 +3185,7 @@ func (a *applying) dropTicks(c cut) {
 // purge drops a slice of the rows of a deleted job, and the job with the last
 // of them. It stays for as long as something of it runs.
 func (a *applying) purge(id int64) {
-	a.dropExecutions(cut{id, math.MaxInt64})
+	a.dropExecutions(cut{Job: id, Upto: math.MaxInt64})
 	var left int
 	if a.get("SELECT count(*) FROM executions WHERE job = ?", []any{id}, &left); left > 0 {
 		return
@@ -3223,7 +3229,8 @@ type jobRow struct {
 	Executor       string          `json:"executor"`
 	ExecutorConfig json.RawMessage `json:"executor_config"`
 	Status         string          `json:"status"`
-	Notify         json.RawMessage `json:"notify,omitempty"` // ours; so are the next three
+	Notify         json.RawMessage `json:"notify,omitempty"` // ours; so are the next four
+	Keep           int             `json:"keep,omitempty"`
 	MaxRuntime     string          `json:"max_runtime,omitempty"`
 	MaxSilence     string          `json:"max_silence,omitempty"`
 	NoticesLost    int64           `json:"notices_lost,omitempty"`
@@ -4236,7 +4243,9 @@ func (s *store) watched() ([]watchedRow, error) {
 
 // retention is what trimmable keeps.
 type retention struct {
-	executions int    // newest ones of each job
+	executions int    // newest ones of each job that does not say how many
+	failures   int    // newest ones without success, beyond those
+	badFrom    int64  // that ended from this time on
 	requests   uint64 // those after this log index
 	day        int64  // daily counts from this day on
 	audit      int64  // rows of the audit trail from this time on, of which the oldest go
@@ -4248,7 +4257,7 @@ type retention struct {
 // ticks beyond the newest ticksKept of a job.
 func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 	// Executions that go, with outputs of up to 256 kB each, are counted in rows.
-	type surplus struct{ id, n, upto int64 }
+	type surplus struct{ id, n, upto, spare int64 }
 	var rows int64
 	// sized calls fn for as many rows as one command may drop, and for one at least.
 	sized := func(query string, args []any, fn func(surplus)) {
@@ -4257,7 +4266,7 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 		}
 		err = s.viewEach(query, args, func(scan scanner) error {
 			var c surplus
-			if err := scan(&c.id, &c.n, &c.upto); err != nil {
+			if err := scan(&c.id, &c.n, &c.upto, &c.spare); err != nil {
 				return err
 			}
 			if rows += c.n; rows > sliceRows && c.n < rows {
@@ -4272,14 +4281,20 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 			err = s.view(query, args, dest...)
 		}
 	}
-	slack := max(10, keep.executions/10) // few large deletions cost less than many small ones
-	// Groups that are not over are spared: a proposal to drop them would be repeated without end.
-	sized(`SELECT job, surplus, upto FROM (SELECT job, kept - ?1 AS surplus, (SELECT id FROM executions e
-			WHERE e.job = s.job AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)
-			ORDER BY id DESC LIMIT 1 OFFSET ?1) AS upto FROM job_state s WHERE kept >= ?2) t
+	// Few large deletions cost less than many small ones. Groups that are not over are spared: a proposal to drop them
+	// would be repeated without end.
+	sized(`SELECT job, n - keep, upto, spare FROM (SELECT *, coalesce((SELECT min(id) FROM (SELECT id FROM executions
+			WHERE job = t.job AND id <= t.upto AND outcome NOT IN ('', 'success') AND finished >= ?3
+			ORDER BY id DESC LIMIT ?2)), 0) AS spare
+		FROM (SELECT *, (SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id DESC) AS place FROM executions WHERE job = s.job
+			AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)) WHERE place > keep LIMIT 1) AS upto
+		FROM (SELECT job, kept - spared AS n, ?1 AS keep FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE keep <> 0)
+			UNION ALL SELECT job, kept - spared, keep FROM jobs j JOIN job_state ON job = j.id WHERE keep <> 0 AND deleted = 0) s
+		WHERE n >= keep + max(10, keep / 10)) t) t
 		WHERE EXISTS (SELECT * FROM executions e WHERE e.job = t.job AND e.id <= t.upto AND +finished <> 0
-			AND grp NOT IN `+openGroups("t.job")+`)`, []any{keep.executions, keep.executions + slack},
-		func(c surplus) { t.Executions = append(t.Executions, cut{c.id, c.upto}) })
+			AND (spare = 0 OR e.id < spare OR outcome = 'success') AND grp NOT IN `+openGroups("t.job")+`)`,
+		[]any{keep.executions, keep.failures, keep.badFrom},
+		func(c surplus) { t.Executions = append(t.Executions, cut{c.id, c.upto, c.spare}) })
 	if whole && err == nil {
 		t.Ticks, err = rowsOf[cut](s.viewEach, `SELECT job, (SELECT id FROM ticks u WHERE u.job = t.job
 			ORDER BY id DESC LIMIT 1 OFFSET ?1) FROM ticks t GROUP BY job HAVING count(*) > ?2 LIMIT 10`,

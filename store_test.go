@@ -470,7 +470,7 @@ func (l *randomLog) next() *command {
 		fired := row.fired
 		c.Reset = []reset{{Job: row.version.ID, Rev: row.version.Rev, Fired: fired, Next: l.now + int64(time.Minute), Reason: "a wrong clock"}}
 	case 11:
-		t, err := l.s.trimmable(retention{3, uint64(l.rnd.IntN(l.n)), l.now/nanosPerDay - 1, l.now - 10*int64(time.Hour), 20_000}, true)
+		t, err := l.s.trimmable(retention{3, l.rnd.IntN(4), l.now - 5*int64(time.Hour), uint64(l.rnd.IntN(l.n)), l.now/nanosPerDay - 1, l.now - 10*int64(time.Hour), 20_000}, true)
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -508,7 +508,7 @@ func (l *randomLog) put() jobPut {
 	name := fmt.Sprint("job-", l.rnd.IntN(8))
 	p := jobPut{Next: l.now + l.rnd.Int64N(int64(time.Hour)), Job: job{Name: name, Schedule: "@every 1m", Metadata: map[string]string{"b": fmt.Sprint(l.n), "a": "x"},
 		Retries: uint(l.rnd.IntN(3)), Concurrency: pick(l.rnd, concurrencyAllow, concurrencyForbid), Ephemeral: l.rnd.IntN(8) == 0, Disabled: l.rnd.IntN(8) == 0}}
-	if l.rnd.IntN(2) == 0 {
+	if p.Job.Keep = l.rnd.IntN(3); l.rnd.IntN(2) == 0 {
 		p.Job.OwnerEmail, p.Job.Notify = "a@example.org", []notifyRule{{On: []string{eventEnd, eventFailed}, Webhook: "http://own", Every: l.rnd.IntN(2) == 0}}
 	}
 	if p.Job.DisableAfter = uint(l.rnd.IntN(3)); l.rnd.IntN(5) == 0 {
@@ -2405,6 +2405,7 @@ var checks = []struct{ rule, query string }{
 	{"a job that is not deleted has a state, and no other has", "SELECT id FROM jobs WHERE deleted = 0 AND id NOT IN (SELECT job FROM job_state) UNION ALL SELECT job FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
 	{"open counts unfinished executions and pending retries", "SELECT job FROM job_state s WHERE open <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished = 0) + (SELECT count(*) FROM pending p WHERE p.job = s.job AND cause = 'retry')"},
 	{"kept counts finished executions", "SELECT job FROM job_state s WHERE kept <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished <> 0)"},
+	{"spared executions are among the kept", "SELECT job FROM job_state s WHERE spared > (SELECT count(*) FROM executions e WHERE e.job = s.job AND outcome NOT IN ('', 'success'))"},
 	{"no more notices wait than may", fmt.Sprintf("SELECT count(*) FROM notices HAVING count(*) > %d", noticesMax)},
 	{"next lies behind fired", "SELECT job FROM job_state JOIN jobs ON id = job WHERE next <= fired AND next > 0 AND armed"},
 	{"an execution has an outcome if it is finished, and only then", "SELECT id FROM executions WHERE (finished = 0) <> (outcome = '')"},
@@ -2619,5 +2620,81 @@ func TestStore_KilledBeforeFirstWrite(t *testing.T) {
 		if err := again.close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestApply_TrimFailures: executions without success do not leave with the others before they are a week old, as long as
+// these are not too many; a job may say how many it keeps.
+func TestApply_TrimFailures(t *testing.T) {
+	g := newStage(t, job{Name: "a"}, job{Name: "b", Keep: 30})
+	run := func(name string, list ...string) {
+		for _, outcome := range list {
+			g.end(outcome, g.tick(name, "n1")...)
+		}
+	}
+	keep := retention{executions: 5, failures: 3, badFrom: stageNext, auditBytes: math.MaxInt64}
+	want := func(name string, bad, all int) {
+		t.Helper()
+		for {
+			tr, err := g.s.trimmable(keep, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tr.empty() {
+				break
+			}
+			g.do(&command{Trim: &tr})
+		}
+		var gotBad, gotAll int
+		err := g.s.view(`SELECT count(*) FILTER (WHERE outcome <> 'success'), count(*) FROM executions WHERE job = ?`,
+			[]any{g.jobs[name].ID}, &gotBad, &gotAll)
+		if err != nil || gotBad != bad || gotAll != all {
+			t.Errorf("%s: %d executions are left, %d of them without success, %v; want %d and %d", name, gotAll, gotBad, err, all, bad)
+		}
+		if err := g.s.check(); err != nil {
+			t.Error(err)
+		}
+	}
+	good := slices.Repeat([]string{outcomeSuccess}, 20)
+	run("a", outcomeFailed, outcomeFailed, outcomeInterrupted, outcomeFailed)
+	run("a", good...)
+	want("a", 3, 8)
+	run("a", good[:9]...)
+	want("a", 3, 17) // one by one they would cost too much
+	run("a", good[:1]...)
+	want("a", 3, 8)
+	run("a", outcomeKilled)
+	run("a", good...)
+	want("a", 3, 8)
+	keep.badFrom = stageNext + 1000
+	run("a", good...)
+	want("a", 0, 5)
+	run("b", good...)
+	run("b", good...)
+	want("b", 0, 30)
+}
+
+// BenchmarkStore_bad lists a month of what failed, among a million executions of which one of a hundred did.
+func BenchmarkStore_bad(b *testing.B) {
+	s := newStore(b)
+	fill(b, s, 10_000)
+	fillExecutions(b, s, 100)
+	err := s.update("NORMAL", func() error { return s.exec("UPDATE executions SET outcome = 'failed' WHERE id % 97 = 0") })
+	if err != nil {
+		b.Fatal(err)
+	}
+	var last int64
+	if err := s.view("SELECT max(started) FROM executions", nil, &last); err != nil {
+		b.Fatal(err)
+	}
+	for _, limit := range []int{50, recentMax} {
+		b.Run(fmt.Sprint(limit, " of them"), func(b *testing.B) {
+			for range b.N {
+				list, err := s.recentExecutions(last-30*nanosPerDay, last+1, "bad", nil, limit)
+				if err != nil || len(list) != limit {
+					b.Fatal(len(list), err)
+				}
+			}
+		})
 	}
 }
