@@ -2779,7 +2779,7 @@ func (c *crontab) report() []string {
 	notes := append(c.notes, fmt.Sprintf("%d jobs", len(c.jobs)))
 	if len(c.jobs) > 0 {
 		notes = append(notes, fmt.Sprintf("times are in %s, this machine's zone, where CRON_TZ names no other; TZ=... before this command sets it", c.zone),
-			"cron starts commands in the home directory of their user, belfry where the node was started; cwd changes it")
+			"cron starts commands as their user in the home directory; belfry as the node's user, see su, where the node was started, see cwd")
 	}
 	if len(c.jobs) > 0 && c.pattern.Tags == nil {
 		notes = append(notes, "without --tag, every node runs the jobs")
@@ -2913,9 +2913,11 @@ func cronSchedule(fields []string) (string, error) {
 		return "", errors.New("is no NAME=value, and has no five fields or a word such as @daily before a command")
 	}
 	texts, all := append([]string{"0"}, fields...), [fieldCount]bool{}
-	texts[weekdayField] = cronWeekdays(texts[weekdayField])
 	for i := minuteField; i < fieldCount; i++ {
-		f := calendarFields[i]
+		f, modulus := calendarFields[i], 60
+		if i == weekdayField {
+			f.max, modulus = 7, 7 // which is Sunday, as 0
+		}
 		if texts[i] == "~" {
 			continue
 		}
@@ -2923,11 +2925,18 @@ func cronSchedule(fields []string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		values, err := matchingValues(segment, i)
-		if err != nil {
-			return "", err
+		values := map[int]bool{}
+		for item := range strings.SplitSeq(segment, ",") {
+			var low, high, step int
+			fmt.Sscanf(item, "%d-%d/%d", &low, &high, &step) // as parse writes it
+			for v := low; v <= high; v += step {
+				values[v%modulus] = true
+			}
 		}
-		all[i] = values.size() == f.max-f.min+1
+		all[i] = len(values) == calendarFields[i].max-f.min+1
+		if i == weekdayField && strings.ContainsAny(texts[i], "7/") {
+			texts[i] = strings.ReplaceAll(strings.Trim(fmt.Sprint(slices.Sorted(maps.Keys(values))), "[]"), " ", ",")
+		}
 	}
 	day, weekday := all[dayField], all[weekdayField]
 	switch either := fields[dayField-1][0] != '*' && fields[weekdayField-1][0] != '*'; {
@@ -2942,28 +2951,6 @@ func cronSchedule(fields []string) (string, error) {
 		return "", errBothDays
 	}
 	return strings.Join(texts, " "), nil
-}
-
-// cronWeekdays replaces 7, which is Sunday too.
-func cronWeekdays(text string) string {
-	items := strings.Split(text, ",")
-	for i, item := range items {
-		span, stepText, stepped := strings.Cut(item, "/")
-		low, high, ranged := strings.Cut(span, "-")
-		first, err := calendarFields[weekdayField].value(low)
-		step, _ := strconv.Atoi(stepText)
-		switch {
-		case item == "7":
-			items[i] = "0"
-		case err == nil && (high == "7" || stepped && !ranged) && (step > 0 || !stepped):
-			items[i] = ""
-			for v := first; v <= 7; v += max(step, 1) {
-				items[i] += strconv.Itoa(v%7) + ","
-			}
-			items[i] = strings.TrimSuffix(items[i], ",")
-		}
-	}
-	return strings.Join(items, ",")
 }
 
 // cutInput cuts a command at its first %, after which its standard input follows, where % begins a new line. \% is %.

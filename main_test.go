@@ -1109,7 +1109,7 @@ func TestClient(t *testing.T) {
 		steps{"rerun", []string{"rerun --failed --since=1h --dry-run", "rerun --failed --since=1h", "rerun --missed --since=1h", "rerun --since=1h"}},
 		steps{"disable", []string{"disable backup", "disable backup", "jobs --disabled=true", "disable nope"}},
 		steps{"enable", []string{"enable backup", "enable backup"}},
-		steps{"members", []string{"members"}},
+		steps{"members", []string{"members", "health"}},
 	)
 	p.must("POST", "/v1/jobs/slow", nil, nil)
 	begun(p, filepath.Join(c.dir, "began"))
@@ -1489,6 +1489,37 @@ func TestCrontab_AsCron(t *testing.T) {
 	}
 }
 
+// TestHelp: every command says on -h what it does, with an example that it takes, and its flags.
+func TestHelp(t *testing.T) {
+	var b strings.Builder
+	for _, c := range subcommands() {
+		if c.kind == standalone { // see agent-help
+			continue
+		}
+		words := append(strings.Fields(c.name), "-h")
+		var stdout, stderr strings.Builder
+		status := commandLine(t.Context(), words, nil, &stdout, &stderr)
+		text := stdout.String()
+		if c.kind != local { // with the flags of all that act on a node, which are the same
+			var node remoteNode
+			fs := flag.NewFlagSet("", flag.ContinueOnError)
+			node.flags(fs)
+			fs.VisitAll(func(f *flag.Flag) {
+				if i := strings.Index(text, "  -"+f.Name+" "); i >= 0 && f.Usage != "" {
+					end := i + strings.Index(text[i:], "\n    \t") + 1
+					end += strings.Index(text[end:], "\n") + 1
+					text = text[:i] + text[end:]
+				}
+			})
+		}
+		b.WriteString(transcript(nil, words, text, stderr.String(), status))
+		if example := strings.Fields(c.example); !slices.Equal(example[:len(words)-1], words[:len(words)-1]) {
+			t.Errorf("%s: the example is of another command: %s", c.name, c.example)
+		}
+	}
+	golden(t, "cli/help-each", b.String())
+}
+
 // TestImport: crontabs as files, and what is wrong with them.
 func TestImport(t *testing.T) {
 	t.Parallel()
@@ -1549,6 +1580,7 @@ func TestClient_Errors(t *testing.T) {
 	t.Parallel()
 	c := &clientTest{T: t, dir: t.TempDir(), url: "http://127.0.0.1:1"}
 	c.command("jobs")
+	c.command("health")
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }))
 	defer other.Close()
 	c.url = other.URL
