@@ -760,6 +760,7 @@ var queryParams = map[string]string{
 	"POST /v1/jobs/{job}/toggle":    "disabled",
 	"GET /v1/jobs/{job}/executions": "_sort _order _start _end output_size_limit",
 	"GET /v1/jobs/{job}/ticks":      "start end _start _end",
+	"GET /v1/busy":                  "waiting",
 	restoreRoute:                    "dry-run prune metadata[]",
 	outputRoute:                     "follow",
 	"GET /v1/stats":                 "days",
@@ -1355,7 +1356,7 @@ func runParams(r *http.Request) (map[string]string, error) {
 	return sent.Params, nil
 }
 
-// runJob starts a job and returns at once, with the job as it was before and the group of the run. With wait it returns
+// runJob starts a job and returns at once, with the job as it was before and the group of the run, if it does not wait until it may start. With wait it returns
 // when the run has ended, with the job as it is then, or after that time. Differs: upstream always waits.
 func (a *api) runJob(r *http.Request) (*response, error) {
 	req, err := a.request(r)
@@ -1381,7 +1382,14 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 	}
 	group := key(cmp.Or(res.First, res.Index), 0)
 	header := jobLocation(name)
-	header["Belfry-Group"] = strconv.FormatInt(group, 10)
+	switch _, err := a.store.clients.execution(group); {
+	case err == nil:
+		header["Belfry-Group"] = strconv.FormatInt(group, 10)
+	case !errors.Is(err, errNoExecution):
+		return nil, err
+	default: // it waits
+		patience = 0
+	}
 	if patience == 0 {
 		return a.jobResponse(r, http.StatusAccepted, row, res, header)
 	}
@@ -2082,13 +2090,37 @@ func (a *api) deleteExecutions(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusOK, row, res, nil)
 }
 
+// busy lists what runs, or with waiting the runs that wait for something to be free.
 func (a *api) busy(r *http.Request) (*response, error) {
+	if r.URL.Query().Has("waiting") {
+		return a.waiting(r)
+	}
 	list, err := a.store.clients.unfinishedExecutions()
 	if err != nil {
 		return nil, err
 	}
 	n, rows := a.viewsOf(r, list, outputBytesMax)
 	return &response{status: http.StatusOK, header: count(n), rows: rows}, nil
+}
+
+// waitingView is a run that cannot start yet.
+type waitingView struct {
+	JobName     string    `json:"job_name"`
+	Cause       string    `json:"cause"`
+	ScheduledAt time.Time `json:"scheduled_at"`
+	Group       int64     `json:"group,omitempty"`
+	WaitsFor    string    `json:"waits_for"`
+}
+
+func (a *api) waiting(r *http.Request) (*response, error) {
+	list, err := a.store.clients.waiting()
+	views, c := []waitingView{}, a.callerOf(r)
+	for _, w := range list {
+		if c.may(jobPath(w.job)+"/executions", mayList) {
+			views = append(views, waitingView{w.job, w.cause, timeOf(w.due), w.group, w.waitsFor})
+		}
+	}
+	return &response{status: http.StatusOK, header: count(len(views)), body: views}, err
 }
 
 // viewsOf returns the executions that the caller may list, with outputs so far, and their number.

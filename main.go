@@ -433,7 +433,8 @@ type config struct {
 	Datacenter      string
 	Region          string
 	Timezone        string        // default zone of jobs; used only when the cluster is created
-	CatchupWindow   time.Duration // maximum age at which an overdue tick still runs
+	CatchupWindow   time.Duration // age up to which any overdue tick still runs
+	MaxConcurrent   int           // executions of this node at once; 0: any number
 	ExecutionsKept  int           // finished executions kept of each job
 	FailuresKept    int           // beyond those, of the last week without success
 	AuditKept       time.Duration // maximum age of the audit trail
@@ -521,6 +522,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		"default time `zone` of jobs; it is fixed when the cluster is created")
 	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute,
 		"minimum `age` up to which an overdue tick still runs: half of the time to the next tick, if that is longer, up to 1h")
+	fs.IntVar(&cfg.MaxConcurrent, "max-concurrent", 0, "`number` of executions that this node runs at once; 0: any number")
 	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions kept of each job")
 	fs.IntVar(&cfg.FailuresKept, "failures-keep", 100,
 		"`number` of executions without success of the last 7 days kept of each job beyond those")
@@ -850,6 +852,12 @@ func (c *config) validate() error {
 	if !c.Server && len(c.Join)+len(c.RetryJoin) == 0 {
 		return errors.New("--retry-join: a node without --server must know a server; name the address of its cluster plane")
 	}
+	if c.MaxConcurrent < 0 {
+		return errors.New("--max-concurrent: must be a number of executions, or 0 for any number")
+	}
+	if v, ok := c.Tags[tagMaxConcurrent]; ok {
+		return fmt.Errorf("--tag %s=%s: this tag is reserved for --max-concurrent; use that, or another name", tagMaxConcurrent, v)
+	}
 	if v, ok := c.Tags["server"]; ok && v != strconv.FormatBool(c.Server) {
 		return fmt.Errorf("--tag server=%s: this tag is reserved for whether the node has --server; use another name", v)
 	}
@@ -1013,6 +1021,9 @@ func (c *config) tags() map[string]string {
 	tags := map[string]string{
 		"role": "dkron", "dc": c.Datacenter, "region": c.Region, "version": version, "server": strconv.FormatBool(c.Server),
 		"expect": strconv.Itoa(c.BootstrapExpect),
+	}
+	if c.MaxConcurrent > 0 {
+		tags[tagMaxConcurrent] = strconv.Itoa(c.MaxConcurrent)
 	}
 	for k, v := range c.Tags {
 		tags[k] = v

@@ -422,6 +422,8 @@ func TestCommandLine(t *testing.T) {
 		{name: "bad-zone", args: append(slices.Clone(agent), "--timezone=Mars/Base")},
 		{name: "bad-catchup", args: append(slices.Clone(agent), "--catchup-window=25h")},
 		{name: "bad-catchup-short", args: append(slices.Clone(agent), "--catchup-window=9s")},
+		{name: "bad-max-concurrent", args: append(slices.Clone(agent), "--max-concurrent=-1")},
+		{name: "tag-max-concurrent", args: append(slices.Clone(agent), "--tag=max-concurrent=2")},
 		{name: "bad-keep", args: append(slices.Clone(agent), "--executions-keep=0")},
 		{name: "bad-grace", args: append(slices.Clone(agent), "--shutdown-grace=-1s")},
 		{name: "bad-notify", args: append(slices.Clone(agent), "--notify-webhook=hooks.example.org/secret")},
@@ -2799,6 +2801,7 @@ type bubbleNode struct {
 	host   string // its address
 	server bool
 	args   []string
+	limit  int // executions at once; 0: any number
 
 	// Owned by the goroutine of the bubble.
 	dir    string
@@ -3228,6 +3231,9 @@ func newBubble(t *testing.T, seed uint64) *bubble {
 		n := &bubbleNode{b: b, name: fmt.Sprintf("n%d", i+1), host: fmt.Sprintf("10.0.0.%d", i+1), server: i < b.plan.servers}
 		n.dir = filepath.Join(b.dir, n.name+".1")
 		n.args = []string{"--tag=role=x"}
+		if n.limit = int((seed + uint64(i)) % 5); n.limit > 0 {
+			n.args = append(n.args, fmt.Sprintf("--max-concurrent=%d", n.limit))
+		}
 		n.sync.Store(int64(syncTime))
 		if n.server {
 			n.args = append(n.args, "--server", fmt.Sprintf("--bootstrap-expect=%d", b.plan.servers))
@@ -4065,7 +4071,34 @@ func (b *bubble) compareProcesses() {
 	if err != nil {
 		b.fail("%v", err)
 	}
+	b.compareRules()
 	b.did("%d log entries, %d executions, %d processes, %d ticks", b.replica.applied.Load(), len(b.ledger.started), len(b.processes), len(b.ledger.decisions))
+}
+
+// compareRules expects of what the processes did that no two groups ran at once where a job or a mutex forbids that, and
+// that no node ran more at once than it takes. Executions that the leader has given up may go on.
+func (b *bubble) compareRules() {
+	for i, p := range b.processes {
+		on, load := b.ledger.started[p.order.Execution], 0
+		for _, q := range b.processes[:i] { // they began before it
+			other := b.ledger.started[q.order.Execution]
+			if on.closed || other.closed || !q.ended.IsZero() && !q.ended.After(p.begun) {
+				continue
+			}
+			if q.life.node == p.life.node {
+				load++
+			}
+			j, k := b.ledger.jobs[on.job], b.ledger.jobs[other.job]
+			apart := on.job == other.job && j.def.Concurrency != "" && j.def.Concurrency != concurrencyAllow || j.def.Mutex != "" && j.def.Mutex == k.def.Mutex
+			if apart && on.group != other.group {
+				b.fail("execution %d of %s began at %s beside %d of %s, which began at %s and ended at %s", p.order.Execution, j.def.Name,
+					p.begun.Sub(bubbleEpoch), q.order.Execution, k.def.Name, q.begun.Sub(bubbleEpoch), q.ended.Sub(bubbleEpoch))
+			}
+		}
+		if limit := p.life.node.limit; limit > 0 && load >= limit {
+			b.fail("%s ran %d at %s and takes %d at once", p.life.node.name, load+1, p.begun.Sub(bubbleEpoch), limit)
+		}
+	}
 }
 
 // ---- Clients
@@ -4187,7 +4220,10 @@ func (c *bubbleClient) putTickJob(i int) {
 	j := shellJob(tickJobName(i), []string{"@every 1s", "*/2 * * * * *", "@every 2s", "*/3 * * * * *"}[i%4], []string{"0.1 0", "0.3 1", "1.5 0", "0 0", "4 0"}[i%5])
 	j.Tags = []map[string]string{{"role": "x:1"}, nil, {"role": "x:2"}}[i%3]
 	j.Retries = []uint{0, 1, 0}[i%3]
-	j.Concurrency = []string{concurrencyAllow, concurrencyForbid}[i/2%2]
+	j.Concurrency = []string{concurrencyAllow, concurrencyForbid, concurrencyReplace, concurrencyQueue}[(uint64(i/2)+c.b.seed)%4]
+	if c.b.seed%3 == 0 && i%2 == 0 {
+		j.Mutex = "m"
+	}
 	c.write("POST", "/v1/jobs", "make "+j.Name, c.doc(j))
 }
 
@@ -4323,6 +4359,10 @@ func (c *bubbleClient) runByHand() {
 	}
 	_, header, ok := c.write("POST", "/v1/jobs/"+name+"/run", c.nextKey(), nil)
 	if !ok {
+		return
+	}
+	if header.Get("Belfry-Group") == "" {
+		c.b.reach("a run by hand that waits")
 		return
 	}
 	group, err := strconv.ParseInt(header.Get("Belfry-Group"), 10, 64)

@@ -47,6 +47,7 @@ import (
 
 const (
 	nameBytesMax   = 1024    // of a job's name
+	mutexBytesMax  = 256     // of the name of a job's mutex
 	retriesMax     = 1 << 30 // of a job: larger than makes sense, and safe to count with
 	jobBytesMax    = 512_000 // of a job's JSON
 	paramsBytesMax = 4_000   // of the names and values of a run's parameters
@@ -76,7 +77,7 @@ const (
 	orderBytes    = 300                   // of an order, without its texts
 	consumeBytes  = 1_000_000             // of the decisions in one command: less than commandBytesMax
 	decisionBytes = 350                   // of a decision, without its texts and targets
-	targetBytes   = 50                    // of a target, without its name
+	targetBytes   = 70                    // of a target, without its name
 	writeTries    = 100                   // of a write whose job is being changed
 	writePause    = 5 * time.Millisecond  // between them
 	recordPause   = 50 * time.Millisecond // between looks for a request on record
@@ -158,6 +159,7 @@ type job struct {
 	DisableAfter   uint                         `json:"disable_after,omitempty"` // groups in a row that failed; 0: never
 	Processors     map[string]map[string]string `json:"processors,omitempty"`
 	Concurrency    string                       `json:"concurrency,omitempty"`
+	Mutex          string                       `json:"mutex,omitempty"`    // ours
 	Delivery       string                       `json:"delivery,omitempty"` // ours; so are the next four, durations
 	RetryDelay     string                       `json:"retry_delay,omitempty"`
 	RetryMaxDelay  string                       `json:"retry_max_delay,omitempty"`
@@ -182,12 +184,6 @@ type job struct {
 }
 
 func (j *job) dropRecord() { j.SuccessCount, j.ErrorCount, j.LastSuccess, j.LastError = 0, 0, 0, 0 }
-
-// Values of a job's concurrency; empty is allow.
-const (
-	concurrencyAllow  = "allow"
-	concurrencyForbid = "forbid"
-)
 
 // Values of a job's delivery; empty is at most once. With at least once, retries follow
 // a lost run, although it may have succeeded.
@@ -367,8 +363,10 @@ func (j *job) validate(zone string, now int64) error {
 		}
 	}
 	check("", validateName(j.Name))
-	refuse(j.Concurrency != "" && j.Concurrency != concurrencyAllow && j.Concurrency != concurrencyForbid,
-		"concurrency: %q must be %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid)
+	refuse(!slices.Contains([]string{"", concurrencyAllow, concurrencyForbid, concurrencyQueue, concurrencyReplace}, j.Concurrency),
+		"concurrency: %q must be %q, %q, %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid, concurrencyQueue, concurrencyReplace)
+	refuse(len(j.Mutex) > mutexBytesMax || strings.ContainsFunc(j.Mutex, unicode.IsControl),
+		"mutex: must be a text of at most %d bytes, without control characters", mutexBytesMax)
 	refuse(j.Delivery != "" && j.Delivery != deliveryAtMostOnce && j.Delivery != deliveryAtLeastOnce,
 		"delivery: %q must be %q or %q", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
 	refuse(j.Keep < 0 || j.Keep > keepMax, "keep: must be a number of executions from 1 to %d", keepMax)
@@ -747,6 +745,29 @@ type moment struct {
 	startable    int64         // no execution with a lower id is started any more
 	rnd          *rand.Rand
 	picked       map[string]int // node → how often a count chose it
+	running      map[string]int // node → its unfinished executions, if any node has a limit
+}
+
+// room returns how many executions more a node takes.
+func (m moment) room(n node) int {
+	if n.limit() == 0 {
+		return math.MaxInt
+	}
+	return max(0, n.limit()-m.running[n.Name]-m.picked[n.Name])
+}
+
+// limits returns the limits that those of the targets have which have one.
+func (m moment) limits(targets []target) map[string]int {
+	all, limits := map[string]int{}, map[string]int{}
+	for _, n := range m.nodes {
+		all[n.Name] = n.limit()
+	}
+	for _, t := range targets {
+		if all[t.Node] > 0 {
+			limits[t.Node] = all[t.Node]
+		}
+	}
+	return limits
 }
 
 // withRand returns m for a goroutine that owns rnd.
@@ -758,13 +779,14 @@ func (m moment) withRand(rnd *rand.Rand) moment {
 // settled reports whether the leader has led for long enough to say that a node which it does not see is not there.
 func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
 
-// byPreference sorts nodes: those that are overdue last, then by how often a count has chosen them, then by chance.
+// byPreference sorts nodes: those that are overdue last, those with the most room first, then by how often a count has
+// chosen them, then by chance.
 func (m moment) byPreference(nodes []node) {
 	m.rnd.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
 	slices.SortStableFunc(nodes, func(a, b node) int {
 		switch {
 		case a.Overdue == b.Overdue:
-			return cmp.Compare(m.picked[a.Name], m.picked[b.Name])
+			return cmp.Or(cmp.Compare(m.room(b), m.room(a)), cmp.Compare(m.picked[a.Name], m.picked[b.Name]))
 		case b.Overdue:
 			return -1
 		}
@@ -797,7 +819,9 @@ func (m moment) elsewhere(tags map[string]string, name string, used []string) (t
 	m.byPreference(matching)
 	i := -1
 	if nodesWanted(tags) < math.MaxInt {
-		i = slices.IndexFunc(matching, func(n node) bool { return n.Name != name && !slices.Contains(used, n.Name) })
+		i = slices.IndexFunc(matching, func(n node) bool {
+			return n.Name != name && !slices.Contains(used, n.Name) && m.room(n) > 0
+		})
 	}
 	if i < 0 {
 		i = slices.IndexFunc(matching, func(n node) bool { return n.Name == name })
@@ -840,7 +864,7 @@ func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 		return nil, nil
 	}
 	newest := catchupMax
-	if j.Concurrency == concurrencyForbid {
+	if j.Concurrency != "" && j.Concurrency != concurrencyAllow {
 		newest = 1
 	}
 	list, due := m.missed(&j, r, newest)
@@ -955,6 +979,12 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 	j, err := r.definition()
 	from := max(p.Due, m.since)
 	switch early := p.Due - m.now; {
+	case p.WaitsFor != "":
+		begun := p.Asked
+		if p.Group != 0 {
+			begun = p.Due
+		}
+		d.Last = p.WaitsFor != ownGroup(p.JobID) && m.now-begun > int64(m.window(r.ticking(), begun))
 	case p.Cause == causeRetry && early > 0 && early <= int64(retryDelay(j.RetryDelay, j.RetryMaxDelay, p.Attempt-1)):
 		return d, false, err
 	case early > 0: // the clock that computed it was ahead
@@ -965,15 +995,15 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 	case err != nil || p.Cause == causeChildren:
 	case r.Disabled:
 		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
-	case p.Cause == causeRetry:
+	case p.Group != 0:
 		if i := slices.IndexFunc(m.nodes, func(n node) bool { return n.Name == p.Node }); i >= 0 {
 			d.Targets = []target{m.nodes[i].target()}
 		} else if to, ok := m.elsewhere(j.Tags, p.Node, used); ok && m.settled() {
 			d.Targets = []target{to}
 		} else if waited {
-			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the retry waited %s for node %s", m.lostAfter, p.Node)
+			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the %s waited %s for node %s", p.Cause, m.lostAfter, p.Node)
 		}
-	case m.now > j.end():
+	case p.Cause == causeChild && m.now > j.end():
 		d.Outcome, d.Reason = outcomeSkipped, "the job's expires_at has passed"
 	default:
 		targets := m.pick(j.Tags)
@@ -1446,15 +1476,22 @@ type openOrders struct {
 // moment returns what the leader knows now. A node that did not answer its last orders gets no others until it has
 // answered a question.
 func (s *scheduler) moment() moment {
+	nodes, running := s.nodes(), map[string]int(nil)
+	if slices.ContainsFunc(nodes, func(n node) bool { return n.limit() > 0 }) {
+		var err error
+		if running, err = s.store.loads(); err != nil {
+			s.log.Warn("the loads of the nodes cannot be read; runs may wait for a full node while another has room", "err", err)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := moment{now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter,
+	m := moment{running: running, now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter,
 		zone: s.timezone(), startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
 	overdue, alive := map[string]bool{}, map[string]bool{}
 	for _, o := range s.open {
 		overdue[o.node] = overdue[o.node] || s.now().Sub(o.sent) > answerOverdue
 	}
-	for _, n := range s.nodes() {
+	for _, n := range nodes {
 		alive[n.Name] = true
 		n.Overdue = n.Overdue || overdue[n.Name]
 		if s.unresponsive[n.Name] {
@@ -1663,6 +1700,13 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		switch {
 		case err != nil:
 			return err
+		case len(d.Targets) > 0 && p.WaitsFor == ownGroup(p.JobID) && jobs[p.JobID].open > 0:
+			if jobs[p.JobID].Concurrency == concurrencyReplace {
+				err = s.endReplaced(p)
+			}
+			if s.enqueue(d.item(m.now + int64(waitPause))); err != nil {
+				return err
+			}
 		case !ok:
 			s.enqueue(s.pendingItem(p.ID, max(p.Due, m.now+int64(tickSlack))))
 		default:
@@ -1670,6 +1714,21 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		}
 	}
 	return s.consume(ctx, m, list)
+}
+
+// endReplaced tells the nodes to end what runs of a job, in whose place the pending row is to start. What a node does not
+// hear is told again when the leader looks at the row again.
+func (s *scheduler) endReplaced(p pendingRow) error {
+	rows, err := s.store.unfinishedOf(p.JobID)
+	why := fmt.Sprintf("replaced by the run of the job that was due at %s", timeOf(p.Asked).Format(time.RFC3339))
+	for _, e := range rows {
+		s.spawn(func() {
+			if err := s.sendKill(e.Node, kill{Execution: e.ID, Why: why}); err != nil {
+				s.log.Warn("a run that is to be replaced goes on", "execution", executionName(e.ID, e.Node), "err", err)
+			}
+		})
+	}
+	return err
 }
 
 // jobsOf returns the jobs of rows by their ids, without those that were deleted.
@@ -1711,7 +1770,11 @@ func batches[T any](list []T, maxItems, maxSize int, size func(*T) int) iter.Seq
 // see took.
 func (s *scheduler) consume(ctx context.Context, m moment, list []decision) error {
 	for list := range batches(list, ticksMax, consumeBytes, (*decision).size) {
-		res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Consume: list})
+		var targets []target
+		for _, d := range list {
+			targets = append(targets, d.Targets...)
+		}
+		res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Consume: list, Limits: m.limits(targets)})
 		for i, d := range list {
 			// A decision is refused if its job has changed, or its fate is unknown: look again. If it was committed
 			// after all, nothing is due by then.
@@ -1733,7 +1796,7 @@ func (s *scheduler) consume(ctx context.Context, m moment, list []decision) erro
 func (d *decision) size() int {
 	n := decisionBytes + 6*len(d.Reason)
 	for _, t := range d.Targets {
-		n += targetBytes + 6*len(t.Node)
+		n += targetBytes + 12*len(t.Node) // also among the limits
 	}
 	return n
 }
@@ -1744,17 +1807,6 @@ func (d *decision) item(at int64) queueItem {
 		return queueItem{at: at, id: d.Pending, pending: true}
 	}
 	return queueItem{at: at, id: d.Job}
-}
-
-// became returns the outcome of a tick whose decision was accepted. A run that did not start was forbidden by then.
-func (d decision) became(started bool) string {
-	switch {
-	case started && d.Late:
-		return outcomeLate
-	case started:
-		return outcomeRan
-	}
-	return cmp.Or(d.Outcome, outcomeSkipped)
 }
 
 // dispatch gives the nodes the orders for executions that apply started or bound, or, with again, for those that surely
@@ -2284,7 +2336,11 @@ func (s *scheduler) rebind(ctx context.Context) error {
 		return err
 	}
 	for part := range slices.Chunk(moves, ticksMax) {
-		if err := s.decide(ctx, &command{Now: m.now, Bind: part}); err != nil {
+		var targets []target
+		for _, b := range part {
+			targets = append(targets, b.To)
+		}
+		if err := s.decide(ctx, &command{Now: m.now, Bind: part, Limits: m.limits(targets)}); err != nil {
 			return err
 		}
 	}
@@ -3098,7 +3154,7 @@ func (s *scheduler) note(ctx context.Context, r request, object audited, closed 
 const errFinished = refusal("the execution has finished")
 
 // runNow starts a job at the request of a client and returns the job as it was before. res.Refused says why nothing was
-// started; otherwise res.Started has the executions.
+// started; otherwise res.Started has the executions, or none if the run waits until it may start.
 func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow, applied, error) {
 	row, res, err := s.attempt(ctx, r, actionRun, func(c *command) (*jobRow, error) {
 		row, j, err := s.jobNamed(name)
@@ -3120,7 +3176,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow
 		case len(d.Targets) == 0:
 			return nil, errNoNode
 		}
-		c.Consume = []decision{d}
+		c.Consume, c.Limits = []decision{d}, m.limits(d.Targets)
 		return row, nil
 	})
 	if err == nil && res.repeated() && res.Refused == "" {

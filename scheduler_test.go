@@ -496,6 +496,9 @@ func TestMoment_PlanPending(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.p.ID, c.p.JobID, c.row.version = 3, 4, jobVersion{4, 9}
+			if c.p.Cause == causeRetry {
+				c.p.Group = 2
+			}
 			c.row.Tags, c.row.Metadata, c.row.ExecutorConfig, c.row.Processors = rawJSON(c.tags), rawJSON("null"), rawJSON("null"), rawJSON("{}")
 			c.row.doc, _ = json.Marshal(&c.row)
 			c.want.Pending, c.want.Job, c.want.Rev = 3, 4, 9
@@ -2276,6 +2279,9 @@ func simulate(t testing.TB, seed uint64) *world {
 	defer w.close()
 	for i := range 1 + w.rnd.IntN(2) {
 		n := &modelNode{name: fmt.Sprint("n", i+1), tags: map[string]string{"role": "web"}}
+		if i == 0 {
+			n.tags[tagMaxConcurrent] = "2"
+		}
 		n.start(w)
 		w.nodes = append(w.nodes, n)
 	}
@@ -2514,6 +2520,8 @@ func (w *world) newServer(n *simNode) *simServer {
 		s.own = &modelNode{name: n.self.Name, server: s}
 		if n.slot%2 == 1 {
 			s.own.tags = map[string]string{"role": "web"}
+		} else if n.slot == 0 {
+			s.own.tags = map[string]string{tagMaxConcurrent: "3"}
 		}
 		w.servers = append(w.servers, s)
 		w.nodes = slices.Insert(w.nodes, n.slot, s.own)
@@ -2589,6 +2597,7 @@ func (s *simServer) started() {
 	}
 	s.sched = newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 15, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "Europe/Berlin", LostAfter: 30 * time.Second}, s.store, slog.New(slog.DiscardHandler))
 	s.sched.propose, s.sched.nodes, s.sched.start, s.sched.ask, s.sched.spawn = s.propose, s.alive, s.start, s.ask, s.spawn
+	s.sched.end = s.end
 	s.sched.now = func() time.Time { return timeOf(s.now()) }
 	s.sched.chance = s.w.rnd.Uint64
 	s.sched.wait = func(_ context.Context, d time.Duration) error { s.w.sleep(d); return nil }
@@ -2910,6 +2919,19 @@ func (s *simServer) ask(name string, q question) (a answer, err error) {
 	return a, err
 }
 
+func (s *simServer) end(name string, k kill) error {
+	n := s.w.node(name)
+	if n == s.own {
+		return n.kill(s.w, k)
+	}
+	err := error(errUnreached)
+	s.call(n, func() func() {
+		refused := n.kill(s.w, k)
+		return func() { err = refused }
+	})
+	return err
+}
+
 // call does something at another node, if that is up, and returns when what do
 // returned for that has been called here, or it is known that nobody listens;
 // false if neither came in time. The node may do it much later, even if this
@@ -3062,7 +3084,8 @@ func (w *world) request() request {
 // randomJob is a new definition for a name.
 func (w *world) randomJob(name string, now int64) job {
 	w.idle++
-	j := job{Name: name, Executor: executorShell, Metadata: map[string]string{"version": fmt.Sprint(w.idle)}, Concurrency: pick(w.rnd, concurrencyAllow, concurrencyForbid)}
+	j := job{Name: name, Executor: executorShell, Metadata: map[string]string{"version": fmt.Sprint(w.idle)},
+		Concurrency: pick(w.rnd, concurrencyAllow, concurrencyForbid, concurrencyQueue, concurrencyReplace), Mutex: pick(w.rnd, "", "", "", "m", "n")}
 	j.Schedule = pick(w.rnd, "@every 1s", "@every 2s", "@every 7s", "*/2 * * * * *", "*/5 * * * * *", "0 * * * * *", "30 */10 * * * *", "@manually", "@minutely",
 		"@at "+timeOf(now+w.rnd.Int64N(int64(time.Minute))).Format(time.RFC3339))
 	j.Retries = pick[uint](w.rnd, 0, 0, 1, 2)
@@ -3168,7 +3191,7 @@ func (w *world) run(s *simServer) {
 			w.fatalf("%q is new and was taken for a repetition", req.ID)
 		case res.repeated() && len(res.Started) > 0:
 			w.fatalf("%q was repeated and started something", req.ID)
-		case !res.repeated() && res.Refused == "" && len(res.Started[0]) == 0:
+		case !res.repeated() && res.Refused == "" && len(res.Started[0]) == 0 && len(res.Armed) == 0: // it does not wait either
 			w.fatalf("a run of %s by hand was accepted and started nothing", row.Name)
 		}
 	})
@@ -3321,6 +3344,21 @@ func (n *modelNode) ask(w *world, q question) (answer, error) {
 	slices.SortFunc(a.Held, func(a, b result) int { return int(a.Execution - b.Execution) })
 	w.logf("%s: is asked for %v in term %d: runs %v, holds %d, %v", n.name, q.Executions, q.Term, a.Running, len(a.Held), err)
 	return a, err
+}
+
+func (n *modelNode) kill(w *world, k kill) error {
+	err := n.exec.kill(k)
+	if err == nil {
+		n.heard = max(n.heard, k.Term)
+	}
+	w.logf("%s: is to end %d in term %d: %v", n.name, k.Execution, k.Term, err)
+	if r := n.runs[k.Execution]; err == nil && r != nil {
+		delete(n.runs, k.Execution)
+		n.since[k.Execution] = w.elapsed()
+		h := n.exec.held[k.Execution]
+		h.result.Started, h.result.Finished = testStart+r.started, testStart+w.elapsed()
+	}
+	return err
 }
 
 // work ends runs whose time has come, sends a heartbeat, and delivers.
@@ -3493,7 +3531,9 @@ type startedRun struct {
 	slot, attempt   int
 	cause           string
 	incarnation     uint64 // of the process that it was given to
-	ended, lost     bool   // lost: given up, it may yet start
+	node            string
+	ended, lost     bool // lost: given up, it may yet start
+	closed          bool // by the leader's word, as lost or killed: it may go on
 }
 
 // tickKey names a tick. A tick may come again after a wrong clock was set back.
@@ -3543,7 +3583,7 @@ func (l *ledger) observe(s *store, e entry, res applied) error {
 		maps.DeleteFunc(l.requests, func(_ string, at uint64) bool { return at <= c.Trim.Requests })
 	}
 	if err = orElse(err, l.followPending(s, c, res)); err == nil {
-		err = l.followExecutions(s, c)
+		err = orElse(l.followExecutions(s, c), l.checkRules(c, res))
 	}
 	if err != nil {
 		return fmt.Errorf("log entry %d: %w", e.Index, err)
@@ -3640,7 +3680,7 @@ func (l *ledger) decide(index uint64, now int64, d decision, started []int64) er
 	if d.Next != due {
 		return fmt.Errorf("the tick of %s behind %d is said to be %d, want %d", j.def.Name, j.fired, d.Next, due)
 	}
-	if len(started) != 0 && len(started) != len(d.Targets) {
+	if len(started) > len(d.Targets) {
 		return fmt.Errorf("tick %d of %s started %d executions for %d nodes", d.Due, j.def.Name, len(started), len(d.Targets))
 	}
 	j.ticks += n
@@ -3671,13 +3711,15 @@ func (l *ledger) reset(s *store, c *command) error {
 // followPending compares the rows that wait with those that waited before.
 func (l *ledger) followPending(s *store, c *command, res applied) error {
 	waits := map[int64]string{}
+	on := map[int64]bool{} // rows that wait for something to be free
 	expanded := slices.ContainsFunc(c.Consume, func(d decision) bool { return l.pending[d.Pending] == causeChildren })
-	err := s.each("SELECT id, cause FROM pending", nil, func(scan scanner) error {
+	err := s.each("SELECT id, cause, waits_for FROM pending", nil, func(scan scanner) error {
 		var id int64
-		var cause string
-		err := scan(&id, &cause)
+		var cause, thing string
+		err := scan(&id, &cause, &thing)
 		waits[id] = cause
-		if l.pending[id] == "" && c.Finish == nil && !(expanded && cause == causeChild) {
+		on[id] = thing != ""
+		if l.pending[id] == "" && c.Finish == nil && !(expanded && cause == causeChild) && !(c.Consume != nil && thing != "") {
 			return fmt.Errorf("pending row %d appeared out of nothing", id)
 		}
 		return err
@@ -3690,6 +3732,7 @@ func (l *ledger) followPending(s *store, c *command, res applied) error {
 		case d.Pending == 0:
 		case l.pending[d.Pending] == "" && len(res.Started[i]) > 0:
 			return fmt.Errorf("pending row %d was consumed a second time", d.Pending)
+		case on[d.Pending] && len(res.Started[i]) == 0:
 		case l.pending[d.Pending] != "" && res.Accepted[i] && waits[d.Pending] != "":
 			return fmt.Errorf("pending row %d was decided and waits still", d.Pending)
 		case l.pending[d.Pending] == causeChildren:
@@ -3703,7 +3746,10 @@ func (l *ledger) followPending(s *store, c *command, res applied) error {
 		}
 	}
 	for id := range l.pending {
-		if waits[id] == "" && c.Delete == nil && c.Finish == nil {
+		if waits[id] != "" || c.Delete != nil || c.Finish != nil {
+			continue
+		}
+		if err := l.recorded(s, res.Index); c.Consume == nil && c.Reset == nil || err != nil { // else a newer run took its place
 			return fmt.Errorf("pending row %d vanished without an outcome", id)
 		}
 	}
@@ -3721,17 +3767,49 @@ func (l *ledger) recorded(s *store, index uint64) error {
 	return err
 }
 
+// checkRules expects that nothing starts beside what excludes it, and that no node has more than it takes at once.
+func (l *ledger) checkRules(c *command, res applied) error {
+	loads := map[string]int{}
+	for id := range l.running {
+		loads[l.started[id].node]++
+	}
+	for node, limit := range c.Limits {
+		if loads[node] > limit {
+			return fmt.Errorf("%s has %d executions and takes %d at once", node, loads[node], limit)
+		}
+	}
+	if res.Bound {
+		return nil
+	}
+	for _, id := range slices.Concat(res.Started...) {
+		r := l.started[id]
+		j := l.jobs[r.job]
+		for other := range l.running {
+			o := l.started[other]
+			held := l.jobs[o.job]
+			switch {
+			case o.job == r.job && o.group == r.group || j == nil || held == nil:
+			case o.job == r.job && j.def.Concurrency != "" && j.def.Concurrency != concurrencyAllow:
+				return fmt.Errorf("execution %d of %s, which says %s, started beside %d of another group", id, j.def.Name, j.def.Concurrency, other)
+			case j.def.Mutex != "" && j.def.Mutex == held.def.Mutex:
+				return fmt.Errorf("execution %d of %s started beside %d of %s, which has the same mutex", id, j.def.Name, other, held.def.Name)
+			}
+		}
+	}
+	return nil
+}
+
 // followExecutions takes note of what began and ended.
 func (l *ledger) followExecutions(s *store, c *command) error {
 	if c.Consume == nil && c.Finish == nil && c.Bind == nil {
 		return nil
 	}
 	unfinished := map[int64]bool{}
-	err := s.each("SELECT id, job, grp, slot, attempt, due, cause, incarnation FROM executions WHERE finished = 0 ORDER BY id", nil, func(scan scanner) error {
+	err := s.each("SELECT id, job, grp, slot, attempt, due, cause, incarnation, node FROM executions WHERE finished = 0 ORDER BY id", nil, func(scan scanner) error {
 		var id int64
 		var r startedRun
 		var incarnation int64
-		if err := scan(&id, &r.job, &r.group, &r.slot, &r.attempt, &r.due, &r.cause, &incarnation); err != nil {
+		if err := scan(&id, &r.job, &r.group, &r.slot, &r.attempt, &r.due, &r.cause, &incarnation, &r.node); err != nil {
 			return err
 		}
 		r.incarnation = uint64(incarnation)
@@ -3755,6 +3833,7 @@ func (l *ledger) followExecutions(s *store, c *command) error {
 		r := l.started[id]
 		r.ended = true
 		r.lost = slices.ContainsFunc(c.Finish, func(r report) bool { return r.Closed && r.Execution == id && r.Outcome == outcomeLost })
+		r.closed = r.lost || slices.ContainsFunc(c.Finish, func(r report) bool { return r.Closed && r.Execution == id && r.Outcome == outcomeKilled })
 		l.started[id] = r
 		delete(l.running, id)
 	}

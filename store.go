@@ -40,6 +40,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -147,6 +148,7 @@ const jobFields = `,
 	disabled        INTEGER AS (coalesce(doc ->> 'disabled', 0)) STORED,
 	armed           INTEGER AS (disabled = 0 AND parent_job = '') STORED, -- the scheduler fires it
 	concurrency     TEXT    AS (coalesce(doc ->> 'concurrency', '')) STORED,
+	mutex           TEXT    AS (coalesce(doc ->> 'mutex', '')) STORED,
 	delivery        TEXT    AS (coalesce(doc ->> 'delivery', '')) STORED,
 	retries         INTEGER AS (coalesce(doc ->> 'retries', 0)) STORED,
 	ephemeral       INTEGER AS (coalesce(doc ->> 'ephemeral', 0)) STORED,
@@ -172,7 +174,7 @@ const jobFields = `,
 	doc             TEXT    NOT NULL`
 
 // schemaVersion is raised whenever schema changes.
-const schemaVersion = 6
+const schemaVersion = 7
 
 // schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet"
 // unless a column says otherwise. The first two tables are this server's own and
@@ -213,6 +215,7 @@ CREATE UNIQUE INDEX jobs_name ON jobs (name) WHERE deleted = 0;
 CREATE INDEX jobs_parent ON jobs (parent_job, name) WHERE parent_job <> '' AND deleted = 0;
 CREATE INDEX jobs_watched ON jobs (id) WHERE deleted = 0 AND (max_runtime <> '' OR max_silence <> '');
 CREATE INDEX jobs_keep ON jobs (id) WHERE keep <> 0;
+CREATE INDEX jobs_mutex ON jobs (mutex) WHERE mutex <> '';
 CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
 
 -- What changes with each run, beside the wide rows that do not.
@@ -220,7 +223,7 @@ CREATE TABLE job_state (
 	job           INTEGER PRIMARY KEY,
 	next          INTEGER NOT NULL, -- the least integer: never
 	fired         INTEGER NOT NULL, -- due time of the last decided tick, or when next was computed otherwise
-	open          INTEGER NOT NULL, -- unfinished executions and pending retries
+	open          INTEGER NOT NULL, -- unfinished executions, and pending rows of their groups
 	failures      INTEGER NOT NULL, -- groups in a row that have failed since it was enabled
 	kept          INTEGER NOT NULL, -- finished executions on record
 	success_count INTEGER NOT NULL,
@@ -264,7 +267,7 @@ CREATE TABLE executions (
 ) STRICT;
 CREATE INDEX executions_job ON executions (job, id);
 CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
-CREATE INDEX executions_unfinished ON executions (job, grp) WHERE finished = 0;
+CREATE INDEX executions_unfinished ON executions (job, grp, node) WHERE finished = 0;
 CREATE INDEX executions_bad ON executions (id) WHERE outcome NOT IN ('', 'success'); -- few
 
 -- An output in three parts. Why the execution failed, and the end, at most
@@ -277,19 +280,25 @@ CREATE TABLE outputs (
 	head      BLOB NOT NULL -- what comes between
 ) STRICT;
 
--- What must still follow from something that ended.
+-- What must still follow from something that ended, and what could not start
+-- when it was due and waits for something to be free. Of those that wait for
+-- the same thing the first asked for starts first.
 CREATE TABLE pending (
-	id      INTEGER PRIMARY KEY,
-	cause   TEXT    NOT NULL, -- retry, child, or children: of the job, whose group is over
-	job     INTEGER NOT NULL,
-	grp     INTEGER NOT NULL, -- of a retry
-	slot    INTEGER NOT NULL,
-	attempt INTEGER NOT NULL,
-	node    TEXT    NOT NULL, -- that a retry goes to; of children, how the group ended
-	due     INTEGER NOT NULL, -- not before
-	asked   INTEGER NOT NULL  -- due of the group; of a child the end of its parent
+	id        INTEGER PRIMARY KEY,
+	cause     TEXT    NOT NULL, -- as of an execution; slot: one of a group; or children: of the job, whose group is over
+	job       INTEGER NOT NULL,
+	grp       INTEGER NOT NULL, -- of a retry and a slot
+	slot      INTEGER NOT NULL,
+	attempt   INTEGER NOT NULL,
+	node      TEXT    NOT NULL, -- that a retry and a slot go to; of children, how the group ended
+	due       INTEGER NOT NULL, -- not before
+	asked     INTEGER NOT NULL, -- due of the group; of a child the end of its parent
+	late      INTEGER NOT NULL, -- as of an execution
+	params    TEXT    NOT NULL, -- as of an execution
+	waits_for TEXT    NOT NULL  -- '': for its time alone; else "job ID", "mutex NAME" or "node NAME"
 ) STRICT;
 CREATE INDEX pending_job ON pending (job);
+CREATE INDEX pending_waits ON pending (waits_for, asked, id) WHERE waits_for <> '';
 CREATE INDEX pending_group ON pending (grp) WHERE grp <> 0;
 
 -- What somebody must still be told.
@@ -1544,6 +1553,9 @@ type command struct {
 	Trim             *trimming   `json:"trim,omitempty"`
 	Notice           []occasion  `json:"notice,omitempty"`
 	Told             *toldRows   `json:"told,omitempty"`
+
+	// Limits is, with Consume and Bind, how many executions the nodes in them run at once; those that are not named, any number.
+	Limits map[string]int `json:"limits,omitempty"`
 }
 
 // An occasion is an event that no other command is about. It is told once.
@@ -1650,6 +1662,7 @@ type decision struct {
 	Next    int64    `json:"next,omitempty"`
 	Late    bool     `json:"late,omitempty"`
 	Targets []target `json:"targets,omitempty"` // to run on; empty: it does not run
+	Last    bool     `json:"last,omitempty"`    // if it still cannot start, it waits no more
 
 	Params map[string]string `json:"params,omitempty"` // of a run by hand
 
@@ -1672,6 +1685,15 @@ type node struct {
 type target struct {
 	Node        string `json:"node"`
 	Incarnation uint64 `json:"incarnation"`
+}
+
+// tagMaxConcurrent is the tag by which a node says how many executions it runs at once.
+const tagMaxConcurrent = "max-concurrent"
+
+// limit returns how many executions the node runs at once; 0: any number.
+func (n node) limit() int {
+	limit, _ := strconv.Atoi(n.Tags[tagMaxConcurrent])
+	return limit
 }
 
 func (n node) target() target { return target{n.Name, n.Incarnation} }
@@ -1747,12 +1769,22 @@ type cut struct {
 	Spare int64 `json:"spare,omitempty"` // of executions: id from which on those without success stay; 0: none stays
 }
 
+// Values of a job's concurrency; empty is allow. With queue and replace the newest run that cannot start waits, and with
+// replace the open group is ended.
+const (
+	concurrencyAllow   = "allow"
+	concurrencyForbid  = "forbid"
+	concurrencyQueue   = "queue"
+	concurrencyReplace = "replace"
+)
+
 // Why an execution exists, or should have.
 const (
 	causeTick  = "tick"
 	causeChild = "child"
 
 	causeChildren = "children" // of a pending row: the children of its job must follow
+	causeSlot     = "slot"     // of a pending row: its group must still start on a node
 
 	causeRetry = "retry"
 	causeHand  = "hand"
@@ -1824,6 +1856,9 @@ type applying struct {
 	wrote  bool  // it has changed rows
 	err    error // the first; nothing is read or written after it
 	result applied
+
+	running map[string]int // node → its unfinished executions, once that was asked for
+	freed   map[string]int // what pending rows may wait for → how many may have it now
 }
 
 // fail refuses the command, or ends the process, unless it has failed before.
@@ -2124,13 +2159,39 @@ func (a *applying) arm(id, next int64, armed bool) {
 	a.result.Armed = append(a.result.Armed, queueItem{at: next, id: id})
 }
 
-// wait makes a pending row, which the leader looks at when it is due.
+// wait makes a pending row, or puts it back. The leader looks at it when it is due; if it waits for something, when that
+// is free, and every waitPause.
 func (a *applying) wait(p pendingRow) {
-	p.ID = a.key()
-	a.result.Armed = append(a.result.Armed, queueItem{at: p.Due, id: p.ID, pending: true})
-	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked)
+	if p.ID == 0 {
+		p.ID = a.key()
+	}
+	at := p.Due
+	if p.WaitsFor != "" {
+		at = a.c.Now + int64(waitPause)
+	}
+	a.result.Armed = append(a.result.Armed, queueItem{at: at, id: p.ID, pending: true})
+	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.WaitsFor)
 }
+
+// waitPause is the time between looks at what waits for something that nobody is seen to have freed: a node may have
+// come, or a job changed.
+const waitPause = 10 * time.Second
+
+// wake has the leader look at what waits for something that may be free now, in the order in which it was due.
+func (a *applying) wake() {
+	for _, thing := range sortedKeys(a.freed) {
+		for _, id := range applyRows[int64](a, "SELECT id FROM pending WHERE waits_for = ? AND waits_for <> '' ORDER BY asked, id LIMIT ?",
+			thing, a.freed[thing]) {
+			a.result.Armed = append(a.result.Armed, queueItem{at: a.c.Now, id: id, pending: true})
+		}
+	}
+}
+
+// What a pending row may wait for.
+func ownGroup(job int64) string  { return fmt.Sprint("job ", job) }
+func mutexOf(name string) string { return "mutex " + name }
+func roomOn(node string) string  { return "node " + node }
 
 // store writes the rows of a job. It has been checked.
 func (a *applying) store(p jobPut) {
@@ -2444,14 +2505,26 @@ func (a *applying) dropExecutions(c cut) int64 {
 type consuming struct {
 	id int64
 	audience
-	rev, next, fired, open  int64
-	armed, disabled, forbid bool
-	failing                 bool // to be disabled, once its ticks are decided
-	unplaced                bool
-	day, ticks, overlaps    int64
+	rev, next, fired, open int64
+	armed, disabled        bool
+	concurrency, mutex     string
+	failing                bool // to be disabled, once its ticks are decided
+	unplaced               bool
+	day, ticks, overlaps   int64
+	was                    int64 // open before the command
 
 	changed bool
 	missed  notice // of all ticks that an outage took; without an event: there is none
+}
+
+// alone reports whether only one group of the job may be open.
+func (t *consuming) alone() bool {
+	return t.mutex != "" || t.concurrency != "" && t.concurrency != concurrencyAllow
+}
+
+// newest reports whether only the newest of what cannot start yet waits.
+func (t *consuming) newest() bool {
+	return t.concurrency == concurrencyQueue || t.concurrency == concurrencyReplace
 }
 
 // consuming reads the jobs of decisions, without those that are deleted.
@@ -2461,62 +2534,27 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 		ids[i] = d.Job
 	}
 	for _, t := range applyRows[consuming](a, `SELECT j.id, `+audienceColumns+`, rev, next, fired, open, armed, disabled,
-		concurrency = 'forbid', disable_after BETWEEN 1 AND failures, unplaced, day, day_ticks, day_overlaps
+		concurrency, mutex, disable_after BETWEEN 1 AND failures, unplaced, day, day_ticks, day_overlaps, open
 		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE deleted = 0`, jsonText(ids)) {
 		jobs[t.id] = &t
 	}
 	return jobs
 }
 
-// consume turns each cause into a group of executions or a reason, once. A
-// cause that is not as the leader knew it changes nothing and starts nothing.
+// consume turns each cause into a group of executions or a reason, once, or has
+// it wait until it can start. A cause that is not as the leader knew it changes
+// nothing and starts nothing.
 func (a *applying) consume(list []decision) {
 	jobs := a.consuming(list)
 	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
 	for i, d := range list {
 		t := jobs[d.Job]
-		e, own, ok := a.cause(d, t)
-		if a.result.Accepted[i] = ok; e.Cause == "" {
+		p, own, ok := a.cause(d, t)
+		if a.result.Accepted[i] = ok; p.Cause == "" {
 			continue
 		}
 		t.changed = true
-		if len(d.Targets) > 0 && t.forbid && t.open > own {
-			d.Targets, d.Outcome, d.Reason, d.Event = nil, outcomeSkipped, overlapReason, eventOverrun
-		}
-		if len(d.Targets) > 0 && t.failing && e.Cause == causeTick {
-			d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, failingReason
-		}
-		started := a.start(d.Targets, e)
-		if e.Cause == causeTick && d.Pending == 0 {
-			a.s.stats.decided(d.became(len(started) > 0), d.Reason, max(1, d.Count))
-		}
-		t.open += int64(len(started))
-		a.result.Started[i] = started
-		t.unplaced = t.unplaced && len(started) == 0
-		if e.Cause == causeTick {
-			a.countTick(t, d)
-		}
-		for _, id := range started {
-			a.notifyRun(eventStart, t.audience, id, false)
-		}
-		switch {
-		case len(started) > 0 && e.Cause == causeHand:
-			a.auditRun(t.name, d.Targets, started)
-		case len(started) > 0:
-		case e.Cause == causeHand:
-			a.result.Refused = d.Reason
-		default:
-			d.Due = e.Due
-			a.record(d.Job, e.Cause, d)
-			if e.Cause == causeRetry {
-				delta := &jobDelta{}
-				a.over(d.Job, e.Group, t.audience, a.attempts(e.Group), delta)
-				a.count(map[int64]*jobDelta{d.Job: delta}, nil)
-				t.failures += delta.failures
-			} else {
-				t.notRun(d)
-			}
-		}
+		a.result.Started[i] = a.begin(d, t, p, own)
 	}
 	for _, id := range sortedKeys(jobs) { // the order of their notices
 		t := jobs[id]
@@ -2528,10 +2566,15 @@ func (a *applying) consume(list []decision) {
 				a.notify(a.receivers(eventMissed, t.audience, false), id, t.missed)
 			}
 		}
+		if t.was > 0 && t.open == 0 {
+			a.free(ownGroup(id))
+			a.free(mutexOf(t.mutex))
+		}
 		if t.changed && t.failing {
 			a.disableFailing(id)
 		}
 	}
+	a.wake()
 }
 
 // countTick counts the ticks of a UTC day, and tells when it is over if a fifth of them met a run that went on.
@@ -2563,20 +2606,198 @@ func (t *consuming) notRun(d decision) {
 	t.unplaced = t.unplaced || d.Outcome == outcomeSkipped
 }
 
-// cause takes the cause of d away, and returns the execution that it may come to,
-// and what else its group has open. ok is false if it is to be decided again; an
-// execution without a cause says that there is nothing left to decide.
-func (a *applying) cause(d decision, t *consuming) (e executionRow, own int64, ok bool) {
+// free notes that something that pending rows may wait for may be free.
+func (a *applying) free(thing string) {
+	if a.freed == nil {
+		a.freed = map[string]int{}
+	}
+	a.freed[thing]++
+}
+
+// begin starts the group, or the part of it, that a consumed cause p stands for; or records why not; or has it wait. own
+// is what else its group has open.
+func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (started []int64) {
+	if len(d.Targets) > 0 && t.failing && p.Cause == causeTick {
+		d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, failingReason
+	}
+	waited := p.WaitsFor
+	free, full := d.Targets, []target(nil)
+	if p.WaitsFor = ""; len(d.Targets) > 0 {
+		p.WaitsFor, d.Reason = a.taken(t, p, own)
+		if p.WaitsFor == "" {
+			free, full = a.withRoom(d.Targets, p)
+		}
+		if len(full) > 0 && len(free) == 0 {
+			p.WaitsFor = roomOn(full[0].Node)
+			d.Reason = fmt.Sprintf("%s, which runs %d at once", p.WaitsFor, a.c.Limits[full[0].Node])
+		}
+	}
+	forbidden := p.WaitsFor == ownGroup(t.id) && (p.Group != 0 || !t.newest())
+	if waited != "" && waited != p.WaitsFor {
+		a.free(waited) // for the next that waits for it
+	}
+	if forbidden && p.Group == 0 {
+		d.Event = eventOverrun
+	}
+	if p.Cause == causeTick && d.Pending == 0 {
+		a.countTick(t, d)
+	}
+	switch {
+	case len(d.Targets) == 0:
+	case p.WaitsFor == "":
+		started, t.unplaced = a.start(free, &p), false
+		t.open += int64(len(started))
+		for i, n := range full {
+			a.wait(pendingRow{Cause: causeSlot, JobID: p.JobID, Group: p.Group, slot: p.slot + len(free) + i, Attempt: 1, Node: n.Node,
+				Due: a.c.Now, Asked: p.Asked, Params: p.Params, WaitsFor: roomOn(n.Node)})
+			t.open++
+		}
+		for _, id := range started {
+			a.notifyRun(eventStart, t.audience, id, false)
+		}
+		if p.Cause == causeHand {
+			a.auditRun(t.name, free, started)
+		}
+		return started
+	case forbidden:
+		d.Outcome = outcomeSkipped
+	case d.Last:
+		d.Outcome = outcomeSkipped
+		d.Reason = fmt.Sprintf("waited %s for %s", time.Duration(a.c.Now-p.Asked).Round(time.Second), d.Reason)
+	default:
+		a.wait(p)
+		if p.Group != 0 {
+			t.open++
+		}
+		if p.Cause == causeHand && d.Pending == 0 {
+			a.audit(t.name, "", nil, map[string]string{"waits_for": d.Reason})
+		}
+		return nil
+	}
+	if p.Cause == causeHand && d.Pending == 0 {
+		a.result.Refused = d.Reason
+		return nil
+	}
+	d.Due = p.Asked
+	a.skip(p, d, t)
+	return nil
+}
+
+// skip records that a cause of job t did not run. The group that it belongs to may be over by that.
+func (a *applying) skip(p pendingRow, d decision, t *consuming) {
+	a.record(p.JobID, p.Cause, d)
+	if p.Group == 0 {
+		t.notRun(d)
+		return
+	}
+	delta := &jobDelta{}
+	a.over(p.JobID, p.Group, p.Asked, t.audience, a.attempts(p.Group), delta)
+	a.count(map[int64]*jobDelta{p.JobID: delta}, nil)
+	t.failures += delta.failures
+}
+
+// taken returns what a cause p of job t must wait for before it may start on any node, and who has that; "" if for
+// nothing. Where only the newest run of a job waits, it takes the place of an older one, and where it replaces the open
+// group, nothing of that starts any more.
+func (a *applying) taken(t *consuming, p pendingRow, own int64) (thing, who string) {
+	if p.Group == 0 && t.newest() {
+		because := fmt.Sprintf("the run that was due at %s took its place", timeOf(p.Asked).Format(time.RFC3339))
+		a.drop("job = ?1 AND grp = 0 AND waits_for <> ''", because, t, t.id)
+		if t.concurrency == concurrencyReplace {
+			t.open -= a.drop("job = ?1 AND grp <> 0", because, t, t.id)
+		}
+	}
+	if !t.alone() {
+		return "", ""
+	}
+	if t.open > own {
+		if t.mutex != "" && t.concurrency != concurrencyForbid && !t.newest() {
+			return mutexOf(t.mutex), mutexOf(t.mutex) + ", which an earlier run had"
+		}
+		return ownGroup(t.id), overlapReason
+	}
+	if t.mutex == "" {
+		return "", ""
+	}
+	if a.get(`SELECT name FROM jobs j WHERE mutex = ?1 AND mutex <> '' AND id <> ?2
+		AND (EXISTS (SELECT * FROM executions WHERE job = j.id AND finished = 0)
+			OR EXISTS (SELECT * FROM pending WHERE job = j.id AND grp <> 0)) LIMIT 1`, []any{t.mutex, t.id}, &who) ||
+		p.Group == 0 && a.older(mutexOf(t.mutex), p, &who) {
+		return mutexOf(t.mutex), mutexOf(t.mutex) + ", which " + who + " had"
+	}
+	return "", ""
+}
+
+// older returns whether a pending row waits for the same thing as p will and was due before, and the name of its job.
+func (a *applying) older(thing string, p pendingRow, who *string) bool {
+	return a.get(`SELECT name FROM pending p JOIN jobs j ON j.id = p.job
+		WHERE waits_for = ? AND waits_for <> '' AND (asked, p.id) < (?, ?) LIMIT 1`, []any{thing, p.Asked, cmp.Or(p.ID, math.MaxInt64)}, who)
+}
+
+// drop skips pending rows of job t, and returns how many.
+func (a *applying) drop(where, why string, t *consuming, args ...any) int64 {
+	rows := applyRows[pendingRow](a, "SELECT * FROM pending WHERE "+where+" ORDER BY id", args...)
+	for _, p := range rows {
+		a.exec("DELETE FROM pending WHERE id = ?", p.ID)
+		a.skip(p, decision{Due: p.Asked, Outcome: outcomeSkipped, Reason: why}, t)
+		if p.WaitsFor != "" {
+			a.free(p.WaitsFor)
+		}
+	}
+	return int64(len(rows))
+}
+
+// withRoom splits targets into those that can take an execution more, which is counted, and those that cannot, or for
+// which something older waits.
+func (a *applying) withRoom(targets []target, p pendingRow) (free, full []target) {
+	var who string
+	for _, n := range targets {
+		limit := a.c.Limits[n.Node]
+		if limit > 0 && (a.load(n.Node) >= limit || a.older(roomOn(n.Node), p, &who)) {
+			full = append(full, n)
+			continue
+		}
+		free = append(free, n)
+		if limit > 0 {
+			a.running[n.Node]++
+		}
+	}
+	return free, full
+}
+
+// load returns how many executions a node has that have not ended.
+func (a *applying) load(node string) int {
+	if a.running == nil {
+		a.running = map[string]int{}
+		for _, n := range applyRows[nodeLoad](a, nodeLoads) {
+			a.running[n.Node] = n.Running
+		}
+	}
+	return a.running[node]
+}
+
+// nodeLoad is how many executions a node has that have not ended.
+type nodeLoad struct {
+	Node    string
+	Running int
+}
+
+const nodeLoads = "SELECT node, count(*) FROM executions WHERE finished = 0 GROUP BY node"
+
+// cause takes the cause of d away, and returns what it stands for as a pending
+// row, and what else its group has open. ok is false if it is to be decided
+// again; a row without a cause says that there is nothing left to decide.
+func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok bool) {
 	switch {
 	case d.Pending != 0:
 		return a.pendingCause(d, t)
 	case d.Due != 0:
 		if t == nil || t.rev != d.Rev || !t.armed || t.next != d.Due || d.Due <= t.fired {
-			return e, 0, false
+			return p, 0, false
 		}
 		t.next, t.fired = d.Next, max(d.Due, d.Until)
 		a.arm(d.Job, d.Next, true)
-		return executionRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: d.Due, Late: d.Late}, 0, true
+		return pendingRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: a.c.Now, Asked: d.Due, Late: d.Late}, 0, true
 	case t == nil:
 		a.fail(errNoJob)
 	case t.rev != d.Rev:
@@ -2584,34 +2805,34 @@ func (a *applying) cause(d decision, t *consuming) (e executionRow, own int64, o
 	case t.disabled:
 		a.fail(errJobDisabled)
 	default:
-		return executionRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now, Params: d.Params}, 0, true
+		return pendingRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now, Asked: a.c.Now, Params: d.Params}, 0, true
 	}
-	return e, 0, false
+	return p, 0, false
 }
 
 // pendingCause is cause of a pending row. One that is gone was consumed before.
-func (a *applying) pendingCause(d decision, t *consuming) (e executionRow, own int64, ok bool) {
-	if !a.get(`SELECT p.cause, p.job, p.grp, p.slot, p.attempt, p.node, p.asked, coalesce(e.params, 'null')
-		FROM pending p LEFT JOIN executions e ON e.id = p.grp WHERE p.id = ?`, []any{d.Pending},
-		&e.Cause, &e.JobID, &e.Group, &e.slot, &e.Attempt, &e.Node, &e.Due, jsonColumn{&e.Params}) {
-		return executionRow{}, 0, true
+func (a *applying) pendingCause(d decision, t *consuming) (p pendingRow, own int64, ok bool) {
+	rows := applyRows[pendingRow](a, "SELECT * FROM pending WHERE id = ?", d.Pending)
+	if len(rows) == 0 {
+		return pendingRow{}, 0, true
 	}
+	p = rows[0]
 	switch {
-	case e.Cause == causeChildren && a.made < childrenMax:
-		a.expand(d.Pending, e)
-		return executionRow{}, 0, true
-	case e.Cause == causeChildren, t == nil, e.JobID != d.Job, t.rev != d.Rev:
-		return executionRow{}, 0, false
+	case p.Cause == causeChildren && a.made < childrenMax:
+		a.expand(p)
+		return pendingRow{}, 0, true
+	case p.Cause == causeChildren, t == nil, p.JobID != d.Job, t.rev != d.Rev:
+		return pendingRow{}, 0, false
 	}
 	a.exec("DELETE FROM pending WHERE id = ?", d.Pending)
-	if e.Cause == causeRetry {
+	if p.Group != 0 {
 		t.open--
 	}
-	if t.forbid && e.Group != 0 {
+	if t.alone() && p.Group != 0 {
 		a.get(`SELECT (SELECT count(*) FROM pending WHERE grp = ?1 AND grp <> 0)
-			+ (SELECT count(*) FROM executions WHERE (id = ?1 OR grp = ?1 AND grp <> id) AND finished = 0)`, []any{e.Group}, &own)
+			+ (SELECT count(*) FROM executions WHERE (id = ?1 OR grp = ?1 AND grp <> id) AND finished = 0)`, []any{p.Group}, &own)
 	}
-	return e, own, true
+	return p, own, true
 }
 
 // auditRun puts on record what a run by hand has started.
@@ -2631,22 +2852,33 @@ const failingReason = "the job is about to be disabled: as many runs in a row ha
 
 // record notes what did not run, and why.
 func (a *applying) record(job int64, cause string, d decision) {
+	if cause == causeTick {
+		a.s.stats.decided(d.Outcome, d.Reason, max(1, d.Count))
+	}
 	a.s.tell(eventJob, job)
 	a.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
 		a.key(), job, cause, d.Due, max(d.Due, d.Until), max(1, d.Count), d.Outcome, d.Reason)
 }
 
-// start writes the unfinished executions of a group, or of one retry of it
-// (e.Group set), and returns their ids.
-func (a *applying) start(targets []target, e executionRow) (ids []int64) {
-	params := jsonText(e.Params)
+// start writes the unfinished executions of a group, or of one retry or slot of
+// it (p.Group set), and returns their ids. It sets p.Group.
+func (a *applying) start(targets []target, p *pendingRow) (ids []int64) {
+	cause, params := p.Cause, jsonText(p.Params)
+	switch {
+	case cause == causeSlot:
+		a.get("SELECT cause, late FROM executions WHERE id = ?", []any{p.Group}, &cause, &p.Late)
+	case cause == causeTick && p.Late:
+		a.s.stats.decided(outcomeLate, "", 1)
+	case cause == causeTick:
+		a.s.stats.decided(outcomeRan, "", 1)
+	}
 	for i, t := range targets {
 		id := a.key()
-		if e.Group == 0 {
-			e.Group = id
+		if p.Group == 0 {
+			p.Group = id
 		}
 		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0,?)",
-			id, e.JobID, e.Group, e.slot+i, e.Attempt, t.Node, int64(t.Incarnation), e.Cause, e.Due, e.Late, a.c.Now, params)
+			id, p.JobID, p.Group, p.slot+i, p.Attempt, t.Node, int64(t.Incarnation), cause, p.Asked, p.Late, a.c.Now, params)
 		a.s.tell(eventStarted, id)
 		ids = append(ids, id)
 	}
@@ -2656,12 +2888,12 @@ func (a *applying) start(targets []target, e executionRow) (ids []int64) {
 // expand puts the children of a job that wait for such an end in the place of the row that stands for all of
 // them: due now, whatever clock made that row. Of many such rows a command expands as
 // many as one transaction should.
-func (a *applying) expand(row int64, e executionRow) {
-	a.exec("DELETE FROM pending WHERE id = ?", row)
+func (a *applying) expand(p pendingRow) {
+	a.exec("DELETE FROM pending WHERE id = ?", p.ID)
 	children := applyRows[int64](a, "SELECT c.id FROM jobs j JOIN jobs c ON "+childOfJob+
-		" WHERE j.id = ? AND j.deleted = 0 AND c.parent_on IN (?, 'any') ORDER BY c.id", e.JobID, e.Node)
+		" WHERE j.id = ? AND j.deleted = 0 AND c.parent_on IN (?, 'any') ORDER BY c.id", p.JobID, p.Node)
 	for _, child := range children {
-		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: e.Due})
+		a.wait(pendingRow{Cause: causeChild, JobID: child, Attempt: 1, Due: a.c.Now, Asked: p.Asked})
 	}
 	a.made += len(children)
 }
@@ -2671,10 +2903,16 @@ func (a *applying) expand(row int64, e executionRow) {
 func (a *applying) bind(list []binding) {
 	a.result.Bound, a.result.Accepted, a.result.Started = true, make([]bool, len(list)), make([][]int64, len(list))
 	for i, b := range list {
+		var there string
+		if limit := a.c.Limits[b.To.Node]; limit > 0 && a.load(b.To.Node) >= limit &&
+			a.get("SELECT node FROM executions WHERE id = ?", []any{b.Execution}, &there) && there != b.To.Node {
+			continue // the leader finds it another node, or this one again
+		}
 		n := a.exec("UPDATE executions SET node = ?, incarnation = ? WHERE id = ? AND incarnation = ? AND finished = 0",
 			b.To.Node, int64(b.To.Incarnation), b.Execution, int64(b.Incarnation))
 		if a.result.Accepted[i] = n == 1; n == 1 {
 			a.result.Started[i] = []int64{b.Execution}
+			a.running = nil
 			a.s.tell(eventStarted, b.Execution) // under the name that it has now
 		}
 	}
@@ -2686,6 +2924,7 @@ type ended struct {
 	again             bool // delivery is at least once
 	alive             bool // the job is not deleted
 	delay, delayLimit string
+	mutex             string
 	audience
 	executionRow
 }
@@ -2728,6 +2967,9 @@ func (a *applying) finish(reports []report) {
 		a.settle(e, deltas[e.JobID])
 	}
 	a.count(deltas, days)
+	if a.get("SELECT 1 FROM pending WHERE waits_for <> '' LIMIT 1", nil, new(int)) {
+		a.wake()
+	}
 	a.audit("", "", nil, nil)
 }
 
@@ -2738,8 +2980,10 @@ func (a *applying) unfinished(reports []report) map[int64]*ended {
 		ids[i] = r.Execution
 	}
 	rows := map[int64]*ended{}
-	for _, e := range applyRows[ended](a, `SELECT j.retries, j.delivery = 'at-least-once', j.deleted = 0,
-		coalesce(j.doc ->> 'retry_delay', ''), coalesce(j.doc ->> 'retry_max_delay', ''),
+	// Nothing is retried of a group that is being replaced.
+	for _, e := range applyRows[ended](a, `SELECT iif(j.concurrency = 'replace' AND EXISTS (SELECT * FROM pending p
+			WHERE p.waits_for = 'job ' || j.id AND p.waits_for <> ''), 0, j.retries), j.delivery = 'at-least-once', j.deleted = 0,
+		coalesce(j.doc ->> 'retry_delay', ''), coalesce(j.doc ->> 'retry_max_delay', ''), j.mutex,
 		`+audienceColumns+`, e.*, j.name FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job
 		LEFT JOIN job_state s ON s.job = j.id WHERE e.finished = 0 OR e.outcome = 'lost'`,
 		jsonText(ids)) {
@@ -2792,12 +3036,15 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	}
 	d.open--
 	d.kept++
+	for _, thing := range []string{roomOn(e.Node), ownGroup(e.JobID), mutexOf(e.mutex)} {
+		a.free(thing)
+	}
 	if !e.alive || !retried(r.Outcome) && !(e.again && r.Outcome == outcomeLost) || int64(e.Attempt) > e.retries {
 		return
 	}
 	d.open++
 	a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node,
-		slot: e.slot, Due: a.c.Now + int64(retryDelay(e.delay, e.delayLimit, e.Attempt)), Asked: e.Due})
+		slot: e.slot, Due: a.c.Now + int64(retryDelay(e.delay, e.delayLimit, e.Attempt)), Asked: e.Due, Params: e.Params})
 }
 
 // add counts a report for its job and for its day.
@@ -2886,7 +3133,7 @@ func (a *applying) settle(e *ended, d *jobDelta) {
 		d.status = statusPartial
 	}
 	if e.Outcome != outcomeLost {
-		a.over(e.JobID, e.Group, e.audience, g, d)
+		a.over(e.JobID, e.Group, e.Due, e.audience, g, d)
 	}
 }
 
@@ -2901,7 +3148,7 @@ const (
 // over lets follow what follows from a group in which nothing runs and no retry
 // waits any more. It has succeeded if the last attempt on every node has, and
 // failed if one of these failed or was interrupted, but none was killed.
-func (a *applying) over(job, group int64, who audience, g attempts, d *jobDelta) {
+func (a *applying) over(job, group, due int64, who audience, g attempts, d *jobDelta) {
 	how := onSuccess
 	for _, outcome := range g.last {
 		switch {
@@ -2913,17 +3160,16 @@ func (a *applying) over(job, group int64, who audience, g attempts, d *jobDelta)
 			how = ""
 		}
 	}
-	var retries int
 	switch {
-	case g.unfinished > 0 || how == "":
+	case g.unfinished > 0 || how == "" || a.get(`SELECT 1 FROM pending WHERE grp = ?1 AND grp <> 0
+			UNION ALL SELECT 1 FROM ticks WHERE job = ?2 AND due = ?3 AND cause = 'slot' AND ?4`,
+		[]any{group, job, due, how == onSuccess}, new(int)):
 		return
 	case how == onSuccess:
 		if who.failed(d) {
 			a.notifyRun(eventRecovered, who, g.newest[outcomeSuccess], false)
 		}
 		d.failures, d.succeeded = 0, true
-	case a.get("SELECT 1 FROM pending WHERE grp = ? AND grp <> 0 LIMIT 1", []any{group}, &retries):
-		return
 	default:
 		a.notifyRun(eventFailed, who, max(g.newest[outcomeFailed], g.newest[outcomeInterrupted]), who.failed(d))
 		d.failures++
@@ -3125,6 +3371,7 @@ func (a *applying) reset(list []reset) {
 		a.touch(r.Job)
 		a.arm(r.Job, r.Next, true)
 		a.exec("UPDATE jobs SET rev = ? WHERE id = ?", int64(a.result.Index), r.Job)
+		a.drop("job = ?1 AND asked > ?2 AND cause = 'tick'", r.Reason, &consuming{}, r.Job, a.c.Now) // it comes again
 		a.record(r.Job, causeClock, decision{Due: a.c.Now, Outcome: outcomeSkipped, Reason: r.Reason})
 	}
 }
@@ -3221,7 +3468,8 @@ type jobRow struct {
 	DisableAfter   int64           `json:"disable_after,omitempty"`
 	Processors     json.RawMessage `json:"processors"`
 	Concurrency    string          `json:"concurrency"`
-	Delivery       string          `json:"delivery,omitempty"` // ours; so are the next four
+	Mutex          string          `json:"mutex,omitempty"` // ours; so are the next five
+	Delivery       string          `json:"delivery,omitempty"`
 	RetryDelay     string          `json:"retry_delay,omitempty"`
 	RetryMaxDelay  string          `json:"retry_max_delay,omitempty"`
 	Timeout        string          `json:"timeout,omitempty"`
@@ -4110,6 +4358,36 @@ func (s *reader) unfinishedExecutions() ([]executionRow, error) {
 	return s.collectExecutions(0, "WHERE e.finished = 0 ORDER BY +e.id")
 }
 
+// unfinishedOf returns what has not ended of a job, without outputs.
+func (s *reader) unfinishedOf(job int64) ([]executionRow, error) {
+	return s.collectExecutions(0, "WHERE e.job = ?2 AND e.finished = 0 ORDER BY +e.id", job)
+}
+
+// waitingRow is a run that waits for something to be free.
+type waitingRow struct {
+	job      string
+	cause    string
+	due      int64 // or when it was asked for
+	group    int64 // 0: none of it has started
+	waitsFor string
+}
+
+// waiting returns what waits for something to be free, in the order in which it was due.
+func (s *reader) waiting() ([]waitingRow, error) {
+	return rowsOf[waitingRow](s.viewEach, `SELECT name, cause, asked, grp, iif(waits_for = 'job ' || job, 'job ' || name, waits_for)
+		FROM pending p JOIN jobs j ON j.id = p.job WHERE waits_for <> '' ORDER BY asked, p.id`)
+}
+
+// loads returns how many executions the nodes have that have not ended.
+func (s *reader) loads() (map[string]int, error) {
+	loads := map[string]int{}
+	list, err := rowsOf[nodeLoad](s.viewEach, nodeLoads)
+	for _, n := range list {
+		loads[n.Node] = n.Running
+	}
+	return loads, err
+}
+
 // openExecution returns the oldest unfinished execution of a job, if any.
 func (s *reader) openExecution(job int64) (e executionRow, ok bool, err error) {
 	list, err := s.collectExecutions(0, `WHERE e.id =
@@ -4194,6 +4472,10 @@ type pendingRow struct {
 	Node    string
 	Due     int64 // not before
 	Asked   int64
+
+	Late     bool
+	Params   map[string]string
+	WaitsFor string
 }
 
 // pending returns all pending rows, in the order of their ids.

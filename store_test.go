@@ -1443,6 +1443,226 @@ func TestApply_Forbid(t *testing.T) {
 	})
 }
 
+// decide gives a cause of a job to nodes: a pending row, or a run by hand without one.
+func (g *stage) decide(now int64, p pendingRow, name string, last bool, limits map[string]int, nodes ...string) applied {
+	g.t.Helper()
+	d := decision{Pending: p.ID, Job: g.jobs[name].ID, Rev: g.jobs[name].Rev, Last: last}
+	for _, n := range nodes {
+		d.Targets = append(d.Targets, target{n, 7})
+	}
+	return g.do(&command{Now: now, Consume: []decision{d}, Limits: limits})
+}
+
+// woken are the pending rows that a command has the leader look at, as "cause job attempt".
+func (g *stage) woken(res applied) (list []string) {
+	g.t.Helper()
+	_, rows := g.pending()
+	for _, item := range res.Armed {
+		for _, p := range rows {
+			if item.pending && item.id == p.ID {
+				list = append(list, fmt.Sprintf("%s %d for %s", p.Cause, p.Asked-stageNext, p.WaitsFor))
+			}
+		}
+	}
+	return list
+}
+
+// waiting are the pending rows as "cause asked for".
+func (g *stage) waiting() []string {
+	_, rows := g.pending()
+	list := []string{}
+	for _, p := range rows {
+		list = append(list, fmt.Sprintf("%s %d for %s", p.Cause, p.Asked-stageNext, p.WaitsFor))
+	}
+	return list
+}
+
+func (g *stage) expect(what string, want, got []string) {
+	g.t.Helper()
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		g.t.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+// TestApply_Waits: what cannot start waits for that which it needs, and starts in the order in which it was due.
+func TestApply_Waits(t *testing.T) {
+	const minute = int64(time.Minute)
+	finish := func(g *stage, outcome string, ids ...int64) applied {
+		c := &command{Now: stageNext + 5}
+		for _, id := range ids {
+			c.Finish = append(c.Finish, report{Execution: id, Node: g.nodeOf(id), Incarnation: 7, Started: stageNext, Finished: stageNext + 5, Outcome: outcome})
+		}
+		return g.do(c)
+	}
+	t.Run("Mutex", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Mutex: "m"}, job{Name: "b", Mutex: "m"}, job{Name: "c", Mutex: "other"})
+		a := g.tick("a", "n1", "n2")
+		if c := g.tick("c", "n1"); len(a) != 2 || len(c) != 1 {
+			t.Fatalf("started %v and %v, want two executions, and one of another mutex", a, c)
+		}
+		for _, name := range []string{"b", "a"} { // the second is due a minute later
+			if started := g.tick(name, "n1"); len(started) != 0 {
+				t.Errorf("%s started %v beside the other", name, started)
+			}
+		}
+		g.expect("waiting", []string{"tick 0 for mutex m", fmt.Sprintf("tick %d for mutex m", minute)}, g.waiting())
+		_, rows := g.pending()
+		finish(g, outcomeFailed, a[0])
+		if res := g.decide(stageNext, rows[0], "b", false, nil, "n1"); len(res.Started[0]) != 0 {
+			t.Errorf("b started %v while half of a was open", res.Started)
+		}
+		g.expect("woken", []string{"tick 0 for mutex m"}, g.woken(finish(g, outcomeSuccess, a[1])))
+		if res := g.decide(stageNext, rows[1], "a", false, nil, "n1"); len(res.Started[0]) != 0 {
+			t.Errorf("a started %v before b, which was due earlier", res.Started)
+		}
+		res := g.decide(stageNext+3*minute, rows[1], "a", true, nil, "n1")
+		g.expect("skipped", []string{"tick skipped 1: waited 2m0s for mutex m, which b had"}, g.skipped())
+		if res = g.decide(stageNext, rows[0], "b", false, nil, "n1"); len(res.Started[0]) != 1 {
+			t.Errorf("b: %+v, want it to start once nothing else is open", res)
+		}
+		g.expect("waiting", nil, g.waiting())
+	})
+	t.Run("MutexLost", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Mutex: "m"}, job{Name: "b", Mutex: "m"})
+		a := g.tick("a", "n1")
+		g.tick("b", "n1")
+		g.lose(a...)
+		_, rows := g.pending()
+		if res := g.decide(stageNext, rows[0], "b", false, nil, "n1"); len(res.Started[0]) != 1 {
+			t.Errorf("b does not start after the run of a was lost: %+v", res)
+		}
+	})
+	t.Run("MutexOfDeleted", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Mutex: "m"}, job{Name: "b", Mutex: "m"})
+		a := g.tick("a", "n1")
+		g.do(&command{Delete: &jobVersion{g.jobs["a"].ID, g.jobs["a"].Rev}})
+		if started := g.tick("b", "n1"); len(started) != 0 {
+			t.Errorf("b started %v while what the deleted job began goes on", started)
+		}
+		g.expect("woken", []string{"tick 0 for mutex m"}, g.woken(finish(g, outcomeSuccess, a...)))
+	})
+	t.Run("MutexHeldByRetry", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Mutex: "m", Retries: 1}, job{Name: "b", Mutex: "m"})
+		finish(g, outcomeFailed, g.tick("a", "n1")...)
+		if started := g.tick("b", "n1"); len(started) != 0 {
+			t.Errorf("b started %v between the attempts of a", started)
+		}
+		_, rows := g.pending()
+		res := g.decide(stageNext, rows[0], "a", false, nil, "n1")
+		if len(res.Started[0]) != 1 {
+			t.Fatalf("the retry of a did not start beside b, which waits: %+v", res)
+		}
+		g.expect("woken", []string{"tick 0 for mutex m"}, g.woken(finish(g, outcomeFailed, res.Started[0]...)))
+	})
+	t.Run("Queue", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Concurrency: concurrencyQueue})
+		a := g.tick("a", "n1")
+		own := ownGroup(g.jobs["a"].ID)
+		g.tick("a", "n1")
+		g.expect("waiting", []string{fmt.Sprintf("tick %d for %s", minute, own)}, g.waiting())
+		g.tick("a", "n1")
+		g.expect("waiting", []string{fmt.Sprintf("tick %d for %s", 2*minute, own)}, g.waiting())
+		g.expect("skipped", []string{"tick skipped 1: the run that was due at " + timeOf(stageNext+2*minute).Format(time.RFC3339) + " took its place"}, g.skipped())
+		g.expect("woken", []string{fmt.Sprintf("tick %d for %s", 2*minute, own)}, g.woken(finish(g, outcomeSuccess, a...)))
+		if res := g.decide(stageNext, pendingRow{}, "a", false, nil, "n1"); len(res.Started[0]) != 1 {
+			t.Errorf("a run by hand did not start in the place of one that waited: %+v", res)
+		}
+		g.expect("waiting", nil, g.waiting())
+	})
+	t.Run("HandWaits", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Concurrency: concurrencyQueue})
+		g.tick("a", "n1")
+		if res := g.decide(stageNext, pendingRow{}, "a", false, nil, "n1"); !res.Accepted[0] || len(res.Started[0]) != 0 || res.Refused != "" {
+			t.Errorf("a run by hand beside an open group: %+v, want it accepted", res)
+		}
+		g.expect("waiting", []string{"hand 0 for " + ownGroup(g.jobs["a"].ID)}, g.waiting())
+	})
+	t.Run("Replace", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Concurrency: concurrencyReplace, Retries: 5})
+		a := g.tick("a", "n1", "n2")
+		finish(g, outcomeFailed, a[0])
+		g.tick("a", "n1")
+		g.expect("waiting", []string{fmt.Sprintf("tick %d for %s", minute, ownGroup(g.jobs["a"].ID))}, g.waiting())
+		finish(g, outcomeFailed, a[1])
+		if row := g.row("a"); row.open != 0 {
+			t.Errorf("%d are open after the end of a group that is replaced, want no retry", row.open)
+		}
+		_, rows := g.pending()
+		if res := g.decide(stageNext, rows[0], "a", false, nil, "n1"); len(res.Started[0]) != 1 {
+			t.Errorf("%+v, want it to start once the open group has closed", res)
+		}
+	})
+	t.Run("ReplaceRetry", func(t *testing.T) {
+		g := newStage(t, job{Name: "a", Concurrency: concurrencyReplace, Retries: 5})
+		finish(g, outcomeFailed, g.tick("a", "n1")...)
+		if started := g.tick("a", "n1"); len(started) != 1 {
+			t.Errorf("started %v, want a run in the place of a retry that waited", started)
+		}
+		g.expect("waiting", nil, g.waiting())
+	})
+	limits := map[string]int{"n1": 1, "n2": 2}
+	t.Run("Room", func(t *testing.T) {
+		g := newStage(t, job{Name: "a"}, job{Name: "b"})
+		a := g.decide(stageNext, pendingRow{}, "a", false, limits, "n1").Started[0]
+		if res := g.decide(stageNext, pendingRow{}, "b", false, limits, "n1"); len(a) != 1 || len(res.Started[0]) != 0 {
+			t.Errorf("started %v and %v on a node for one", a, res.Started)
+		}
+		g.decide(stageNext+1, pendingRow{}, "a", false, limits, "n1")
+		g.expect("waiting", []string{"hand 0 for node n1", "hand 1 for node n1"}, g.waiting())
+		g.expect("woken", []string{"hand 0 for node n1"}, g.woken(finish(g, outcomeFailed, a...)))
+		_, rows := g.pending()
+		if res := g.decide(stageNext, rows[1], "a", false, limits, "n1"); len(res.Started[0]) != 0 {
+			t.Errorf("started %v before what was asked for earlier", res.Started)
+		}
+		if res := g.decide(stageNext, rows[0], "b", false, limits, "n1"); len(res.Started[0]) != 1 {
+			t.Errorf("%+v, want the first to start", res)
+		}
+		g.decide(stageNext+2*minute, rows[1], "a", true, limits, "n1")
+		g.expect("skipped", []string{"hand skipped 1: waited 2m0s for node n1, which runs 1 at once"}, g.skipped())
+	})
+	t.Run("Slots", func(t *testing.T) {
+		g := newStage(t, job{Name: "parent"}, job{Name: "child", ParentJob: "parent"})
+		g.decide(stageNext, pendingRow{}, "parent", false, limits, "n1")
+		res := g.decide(stageNext+1, pendingRow{}, "parent", false, limits, "n1", "n2", "n3")
+		if len(res.Started[0]) != 2 || g.row("parent").open != 4 {
+			t.Fatalf("started %v, %d are open, want two of three nodes, and a slot that waits", res.Started, g.row("parent").open)
+		}
+		g.expect("waiting", []string{"slot 1 for node n1"}, g.waiting())
+		finish(g, outcomeSuccess, res.Started[0]...)
+		g.expect("waiting", []string{"slot 1 for node n1"}, g.waiting())
+		_, rows := g.pending()
+		last := g.decide(stageNext, rows[0], "parent", false, map[string]int{"n1": 2}, "n1")
+		if e, err := g.s.execution(last.Started[0][0]); err != nil || e.Cause != causeHand || e.Group != res.Started[0][0] || e.slot != 2 {
+			t.Errorf("the slot became %+v, %v, want the third of its group, by hand", e, err)
+		}
+		finish(g, outcomeSuccess, last.Started[0]...)
+		g.expect("waiting", []string{"children 5 for "}, g.waiting())
+	})
+	t.Run("SlotSkipped", func(t *testing.T) {
+		g := newStage(t, job{Name: "parent"}, job{Name: "child", ParentJob: "parent"})
+		g.decide(stageNext, pendingRow{}, "parent", false, limits, "n1")
+		res := g.decide(stageNext+1, pendingRow{}, "parent", false, limits, "n1", "n2")
+		_, rows := g.pending()
+		g.decide(stageNext+minute, rows[0], "parent", true, limits, "n1")
+		g.expect("skipped", []string{"slot skipped 1: waited 1m0s for node n1, which runs 1 at once"}, g.skipped())
+		finish(g, outcomeSuccess, res.Started[0]...)
+		g.expect("waiting", nil, g.waiting()) // no child follows a part of the job
+	})
+	t.Run("Bind", func(t *testing.T) {
+		g := newStage(t, job{Name: "a"})
+		g.decide(stageNext, pendingRow{}, "a", false, limits, "n1")
+		res := g.decide(stageNext, pendingRow{}, "a", false, limits, "n2")
+		b := binding{Execution: res.Started[0][0], Incarnation: 7, To: target{"n1", 8}}
+		if res := g.do(&command{Bind: []binding{b}, Limits: limits}); res.Accepted[0] {
+			t.Error("an execution was bound to a full node")
+		}
+		b.To = target{"n2", 8}
+		if res := g.do(&command{Bind: []binding{b}, Limits: map[string]int{"n2": 1}}); !res.Accepted[0] {
+			t.Error("an execution was not bound to the new process of its own node")
+		}
+	})
+}
+
 // TestApply_Request: a write is done once for its request id, and a repetition
 // is answered what the first was.
 func TestApply_Request(t *testing.T) {
@@ -2403,7 +2623,7 @@ func (d *jobDocs) check(s *store) error {
 // checks are the invariants of the state, each as a query for what breaks it.
 var checks = []struct{ rule, query string }{
 	{"a job that is not deleted has a state, and no other has", "SELECT id FROM jobs WHERE deleted = 0 AND id NOT IN (SELECT job FROM job_state) UNION ALL SELECT job FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
-	{"open counts unfinished executions and pending retries", "SELECT job FROM job_state s WHERE open <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished = 0) + (SELECT count(*) FROM pending p WHERE p.job = s.job AND cause = 'retry')"},
+	{"open counts unfinished executions and pending rows of their groups", "SELECT job FROM job_state s WHERE open <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished = 0) + (SELECT count(*) FROM pending p WHERE p.job = s.job AND grp <> 0)"},
 	{"kept counts finished executions", "SELECT job FROM job_state s WHERE kept <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished <> 0)"},
 	{"spared executions are among the kept", "SELECT job FROM job_state s WHERE spared > (SELECT count(*) FROM executions e WHERE e.job = s.job AND outcome NOT IN ('', 'success'))"},
 	{"no more notices wait than may", fmt.Sprintf("SELECT count(*) FROM notices HAVING count(*) > %d", noticesMax)},

@@ -76,7 +76,8 @@ function fields() {
     el("div", { id: "http-fields" },
       box("method", "Method", { placeholder: "GET" }), box("url", "URL", { type: "url" })),
     box("retries", "Retries", { type: "number", min: 0 }),
-    el("label", { class: "check" }, el("input", { type: "checkbox", name: "forbid" }), " skip a run while an earlier one goes on"),
+    field("While an earlier run goes on, a run", choices({ name: "concurrency" }, "",
+      [["allow", "starts beside it"], ["forbid", "is skipped"], ["queue", "waits; only the newest does"], ["replace", "ends it, and starts"]])),
     el("label", { class: "check" }, el("input", { type: "checkbox", name: "disabled" }), " schedule off"),
     el("p", { class: "error", id: "e-form", role: "alert" }),
     el("div", { class: "actions" },
@@ -102,7 +103,7 @@ function fill(form, except) {
   for (const name of plain) set(name, "value", draft[name] ?? "");
   for (const name of config) set(name, "value", draft.executor_config?.[name] ?? "");
   set("shell", "checked", draft.executor_config?.shell === "true");
-  set("forbid", "checked", draft.concurrency === "forbid");
+  set("concurrency", "value", draft.concurrency || "allow");
   set("disabled", "checked", Boolean(draft.disabled));
   set("retries", "value", draft.retries ?? "");
   set("json", "value", JSON.stringify(draft, null, 2));
@@ -121,7 +122,7 @@ function take({ name, value, checked }) {
   if (plain.includes(name)) assign(draft, name, value);
   else if (config.includes(name)) assign(draft.executor_config, name, value);
   else if (name === "shell") assign(draft.executor_config, name, checked && "true");
-  else if (name === "forbid") assign(draft, "concurrency", checked && "forbid");
+  else if (name === "concurrency") assign(draft, name, value !== "allow" && value);
   else if (name === "disabled") assign(draft, name, checked);
   else if (name === "retries") assign(draft, name, Number(value));
   if (name === "executor") draft.executor_config = value === "shell" ? { shell: "true" } : { method: "GET" };

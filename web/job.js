@@ -68,7 +68,8 @@ function facts(j, runs, targets, coming) {
     ["Retries", j.retries || ""],
     ["Parameters", pairs(j.params)],
     ["Disabled by", j.disable_after ? `${j.disable_after} failed runs in a row` : ""],
-    ["At once", j.concurrency === "forbid" ? "only one run" : ""],
+    ["At once", { forbid: "only one run", queue: "only one run; the newest waits", replace: "only the newest run" }[j.concurrency]],
+    ["Never beside", j.mutex ? `other jobs with the mutex ${j.mutex}` : ""],
     ["Owner", [j.owner, " ", j.owner_email].join("").trim()],
     ["Metadata", j.metadata && pairs(j.metadata)],
   ];
