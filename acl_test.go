@@ -407,17 +407,23 @@ func TestACL_Attack(t *testing.T) {
 		tokens := map[string]string{"none": "", "unknown": unknown, "team": s.made(root, "/v1/acl/tokens", `{"Name": "team", "Policies": ["team"]}`).SecretID,
 			"viewer": s.made(root, "/v1/acl/tokens", `{"Name": "viewer", "Policies": ["viewer"]}`).SecretID}
 		leader := s.handler
-		relayed := func(final bool) func(http.ResponseWriter, *http.Request, string, string) error {
-			return func(w http.ResponseWriter, r *http.Request, actor, request string) error {
-				there := r.Clone(context.WithValue(r.Context(), forwardedKey{}, forwarded{Actor: actor, Client: clientAddr(r), Request: request, Final: final}))
-				there.Host = "localhost"
-				leader.ServeHTTP(w, there)
-				return nil
+		s.plane.api = leader
+		joined := func(name string, runner runner) *plane {
+			p := newTestPlane(t, name, runner, nil)
+			p.cfg.ID, p.self.ID = "id of "+name, "id of "+name
+			followIn(p, s.plane.handler().ServeHTTP)
+			p.known["id1"] = p.known["id-leader"]
+			delete(p.known, "id-leader")
+			p.known["id1"].ID = "id1"
+			if p.server != nil {
+				p.server.store = s.api.store
+				p.server.view.Store(&raftStatus{Leader: server{"node1", "id1"}})
 			}
+			return p
 		}
-		follower := &api{node: "node2", store: s.api.store, scheduler: s.api.scheduler, log: s.api.log, acl: true, dir: dir, members: s.api.members, leader: s.api.leader, health: s.api.health,
-			leave: s.api.leave, peers: s.api.peers, removePeer: s.api.removePeer, gauges: s.api.gauges, output: s.api.output, leading: func() bool { return false }, relay: relayed(true)}
-		agent := &api{node: "node3", log: s.api.log, acl: true, health: s.api.health, leave: s.api.leave, relay: relayed(false), stopping: make(chan struct{})}
+		follower := &api{node: "node2", store: s.api.store, scheduler: s.api.scheduler, log: s.api.log, acl: true, dir: dir,
+			plane: joined("node2", s.node), quit: func() {}}
+		agent := &api{node: "node3", log: s.api.log, acl: true, plane: joined("node3", nil), quit: func() {}, stopping: make(chan struct{})}
 		nodes := map[string]http.Handler{"leader": leader, "follower": follower.handler(), "agent": agent.relayHandler()}
 		before, err := s.api.store.dump()
 		if err != nil {
@@ -581,18 +587,20 @@ func TestACL_Behind(t *testing.T) {
 		dir := t.TempDir()
 		s := newTestServer(t, filepath.Join(dir, "data"), 7)
 		s.guarded(dir)
-		s.api.leading = func() bool { return false }
 		var asked atomic.Int32
 		var made [sha256.Size]byte // the leader has this one
-		s.api.relay = func(w http.ResponseWriter, r *http.Request, _, _ string) error {
-			if r.Method != "GET" || r.URL.Path != "/health" || sentSecret(r) != "" {
+		s.follow(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != "POST" || r.URL.Path != "/applied" || sentSecret(r) != "" {
 				t.Errorf("the leader is asked for %s %s", r.Method, r.URL)
 			}
 			n := asked.Add(1)
 			time.Sleep(time.Second)
-			_, err := s.propose(t.Context(), &command{PutToken: &tokenPut{Token: token{Accessor: fmt.Sprint(n), Name: "a", Type: tokenManagement, Hash: made[:]}}})
-			return err
-		}
+			res, err := s.propose(t.Context(), &command{PutToken: &tokenPut{Token: token{Accessor: fmt.Sprint(n), Name: "a", Type: tokenManagement, Hash: made[:]}}})
+			if err != nil {
+				t.Error(err)
+			}
+			fmt.Fprint(w, res.Index)
+		})
 		var secret string
 		secret, made = newSecret()
 		s.mustAs(http.StatusOK, secret, "GET", "/v1/jobs", "")
@@ -615,7 +623,10 @@ func TestACL_Behind(t *testing.T) {
 		if n, took := asked.Swap(0), time.Since(began); n > 3 || took > 3*time.Second {
 			t.Errorf("for 1,000 guesses the leader was asked %d times in %v", n, took)
 		}
-		s.api.relay = func(http.ResponseWriter, *http.Request, string, string) error { asked.Add(1); return errNotLeader }
+		s.follow(func(w http.ResponseWriter, _ *http.Request) {
+			asked.Add(1)
+			s.plane.fail(w, errNotLeader)
+		})
 		guess, _ := newSecret()
 		s.mustAs(http.StatusUnauthorized, guess, "GET", "/v1/jobs", "")
 		s.mustAs(http.StatusUnauthorized, "nonsense", "GET", "/v1/jobs", "")
@@ -934,10 +945,6 @@ func TestACL_Health(t *testing.T) {
 		dir := t.TempDir()
 		s := newTestServer(t, filepath.Join(dir, "data"), 7)
 		root := s.guarded(dir)
-		var problems, warnings []string
-		s.api.health = func() ([]string, []string) { return problems, warnings }
-		leads := true
-		s.api.leading = func() bool { return leads }
 		ask := func(secret, host, target string, status int, want string) {
 			t.Helper()
 			r := httptest.NewRequest("GET", target, nil)
@@ -953,17 +960,17 @@ func TestACL_Health(t *testing.T) {
 			}
 		}
 		ask(root, "localhost", "/health", 200, `{"status":"healthy"}`)
-		warnings = []string{"the clock is wrong"}
+		s.plane.setProblem("clock", "the clock is wrong")
 		ask(root, "localhost", "/health", 200, `{"status":"healthy","warnings":["the clock is wrong"]}`)
 		ask("", "localhost", "/health", 200, `{"status":"healthy"}`)
 		ask(root, "belfry.svc:8080", "/health", 200, `{"status":"healthy"}`)
-		problems = []string{"the disk is full"}
-		ask(root, "localhost", "/health", 503, `{"problems":["the disk is full"],"status":"unhealthy","warnings":["the clock is wrong"]}`)
+		s.plane.server.progress.Store(&progress{round: time.Now().Add(-time.Hour)})
+		ask(root, "localhost", "/health", 503, `{"problems":["`+s.plane.server.progress.Load().problem(time.Now())+`"],"status":"unhealthy","warnings":["the clock is wrong"]}`)
 		ask("", "localhost", "/health", 503, `{"status":"unhealthy"}`)
 		ask(root, "belfry.svc:8080", "/health", 503, `{"status":"unhealthy"}`)
 		ask("", "belfry.svc", "/health?live", 200, `{"status":"alive"}`)
 		ask("", "belfry.svc", "/health?leader", 200, `{"status":"leader"}`)
-		leads = false
+		s.follow(nil)
 		ask("", "belfry.svc", "/health?leader", 503, `{"status":"follower"}`)
 	})
 }
@@ -991,8 +998,7 @@ func TestACL_Forwarded(t *testing.T) {
 			}
 		}
 		var actor string
-		s.api.leading = func() bool { return false }
-		s.api.relay = func(w http.ResponseWriter, r *http.Request, who, request string) error { actor = who; return nil }
+		s.follow(func(_ http.ResponseWriter, r *http.Request) { actor = r.Header.Get(headerActor) })
 		s.mustAs(http.StatusOK, root, "POST", "/v1/unpause", "")
 		var self tokenView
 		if err := json.Unmarshal([]byte(s.mustAs(http.StatusOK, root, "GET", "/v1/acl/self", "")), &self); err != nil || self.AccessorID == "" || actor != self.AccessorID {

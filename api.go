@@ -28,6 +28,7 @@ import (
 	"mime/multipart"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"path"
@@ -43,6 +44,8 @@ import (
 
 	"golang.org/x/sync/singleflight"
 )
+
+const version = "0.1.0"
 
 const (
 	keyBytesMax     = 255                    // of an Idempotency-Key
@@ -62,11 +65,9 @@ const (
 	restoreBytesMax = 256 << 20
 	progressBytes   = 64 << 10 // of an upload that must arrive within readTimeout
 
-	longResponse         = 1 << 20          // bytes; longer responses are streamed
-	longResponsesMax     = 16               // streamed at once
-	longResponsesOfToken = 4                // streamed at once to one token
-	chunkBytes           = 256 << 10        // of a response
-	chunkTime            = 30 * time.Second // for the client to read a chunk
+	longResponse         = 1 << 20 // bytes; longer responses are streamed
+	longResponsesMax     = 16      // streamed at once
+	longResponsesOfToken = 4       // streamed at once to one token
 
 	retryAfter    = "1"              // seconds, in a response with status 503
 	readTimeout   = 30 * time.Second // of a request
@@ -80,40 +81,24 @@ var web embed.FS
 
 // api serves HTTP. All fields but those of the last group are fixed once it serves.
 type api struct {
-	node       string
-	hosts      []string // accepted in Host, besides localhost and IP addresses
-	origins    []string // of other pages that may use the API
-	store      *store
-	scheduler  *scheduler
-	members    func() []member
-	leader     func() (member, bool)
-	leading    func() bool
-	leave      func(context.Context) error // takes this node out of its cluster and stops it
-	peers      func() []raftPeer
-	removePeer func(ctx context.Context, id string) error
-	// relay forwards a request to the leader, or on an agent to a server.
-	relay func(w http.ResponseWriter, r *http.Request, actor, request string) error
-	// health returns why reads or writes fail here, and what else is wrong, each with its remedy.
-	health func() (problems, warnings []string)
-	gauges func() gauges // of this node; metricsText adds those of the store and the scheduler
-
-	metricsJobs int // that have metrics of their own
-
-	acl bool   // requests need a token
-	dir string // the data directory, which holds the bootstrap secret
-
-	// output writes what a running execution has printed so far, and with follow also what it prints from then on. It
-	// returns errUnknownExecution if the node no longer has it.
-	output func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error
-	// printed returns the last bytes that executions on a node have printed, by their ids.
-	printed func(ctx context.Context, node string, executions []int64) (map[int64][]byte, error)
-	log     *slog.Logger
+	node        string
+	hosts       []string   // accepted in Host, besides localhost and IP addresses
+	origins     []string   // of other pages that may use the API
+	store       *store     // nil on an agent
+	scheduler   *scheduler // nil on an agent
+	plane       *plane
+	quit        context.CancelFunc // stops this node
+	metricsJobs int                // that have metrics of their own
+	acl         bool               // requests need a token
+	dir         string             // the data directory, which holds the bootstrap secret
+	log         *slog.Logger
 
 	stopping   <-chan struct{} // closed when the node stops; nil: never
 	copying    atomic.Bool     // a backup is in progress
 	long       longResponses
 	refusals   refusals
-	catchingUp singleflight.Group // shares the request of caughtUp
+	catchingUp singleflight.Group // shares the call of caughtUp
+	uploads    uploads
 }
 
 // leaveRoute is the only write that concerns the node itself, not the cluster.
@@ -227,43 +212,26 @@ func (a *api) handler() http.Handler {
 			handler = a.atLeader(handler)
 		}
 		handler = a.limited(route.bodyMax(), a.checked(route, handler))
-		if route.pattern == healthRoute {
-			handler = a.forFollowers(handler)
-		}
 		mux.Handle(route.pattern, handler)
 	}
 	servePage(mux)
 	return a.guard(trimSlash(mux))
 }
 
-// under serves next below prefix; "" is the root. Nodes send each other requests without the prefix, so each may have
-// its own.
-func under(prefix string, next http.Handler) http.Handler {
+// withPrefix serves next below prefix; "" is the root. Nodes send each other requests without the prefix, so each may
+// have its own.
+func withPrefix(prefix string, next http.Handler) http.Handler {
 	if prefix == "" {
 		return next
 	}
 	below := http.StripPrefix(prefix, next)
 	mux := http.NewServeMux() // redirects the prefix itself to prefix/
 	mux.HandleFunc(prefix+"/", func(w http.ResponseWriter, r *http.Request) {
-		below.ServeHTTP(&prefixWriter{w, prefix}, r)
+		out := streamTo(w)
+		out.prefix = prefix
+		below.ServeHTTP(out, r)
 	})
 	return mux
-}
-
-// prefixWriter adds the prefix to the Location of a response.
-type prefixWriter struct {
-	http.ResponseWriter
-	prefix string
-}
-
-// Unwrap implements what http.ResponseController looks for.
-func (w *prefixWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func (w *prefixWriter) WriteHeader(status int) {
-	if to := w.Header().Get("Location"); strings.HasPrefix(to, "/") {
-		w.Header().Set("Location", w.prefix+to)
-	}
-	w.ResponseWriter.WriteHeader(status)
 }
 
 // guard protects everything else against browsers on other sites. A forwarded request was checked by the node that
@@ -280,7 +248,7 @@ func (a *api) guard(next http.Handler) http.Handler {
 	fromClient := a.checkHost(a.cors(own.Handler(next)))
 	forwarded := a.checkHost(next)
 	return http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
-		w := &pacedWriter{out, http.NewResponseController(out)}
+		w := streamTo(out)
 		if _, ok := forwardedFrom(r.Context()); ok {
 			forwarded.ServeHTTP(w, r)
 		} else {
@@ -306,7 +274,8 @@ func (a *api) cors(next http.Handler) http.Handler {
 		w.Header().Set("Access-Control-Allow-Origin", origin)
 		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
 			w.Header().Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
-			w.Header().Set("Access-Control-Allow-Headers", "Authorization, X-Dkron-Token, Content-Type, Idempotency-Key")
+			w.Header().Set("Access-Control-Allow-Headers", "Authorization, X-Dkron-Token, Content-Type, "+
+				"Idempotency-Key")
 			w.Header().Set("Access-Control-Max-Age", "600")
 			w.WriteHeader(http.StatusNoContent)
 			return
@@ -364,7 +333,8 @@ func pageFile(doc []byte, contentType string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Type", contentType)
-		h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
+		h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors "+
+			"'none'")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-cache")
 		h.Set("Vary", "Accept-Encoding")
@@ -430,7 +400,8 @@ func (a *api) checkHost(next http.Handler) http.Handler {
 		}
 		if !own && r.URL.Path != "/health" {
 			a.countRefusal(r, refusedHost)
-			const text = "this server is not called %q; use its IP address or localhost, or add the name with --allowed-host"
+			const text = "this server is not called %q; use its IP address or localhost, or add the name with " +
+				"--allowed-host"
 			http.Error(w, fmt.Sprintf(text, r.Host), http.StatusMisdirectedRequest)
 			return
 		}
@@ -534,8 +505,8 @@ func (a *api) authenticate(r *http.Request) (*caller, error) {
 		return nil, errUnauthenticated
 	}
 	t, err := a.validToken(hash, time.Now().UnixNano())
-	if from, _ := forwardedFrom(r.Context()); errors.Is(err, errNoToken) && !from.Final && !a.leading() {
-		a.caughtUp(r)
+	if from, _ := forwardedFrom(r.Context()); errors.Is(err, errNoToken) && !from.Final && !a.plane.leading() {
+		a.caughtUp()
 		t, err = a.validToken(hash, time.Now().UnixNano())
 	}
 	if errors.Is(err, errNoToken) {
@@ -558,37 +529,14 @@ func (a *api) validToken(hash [sha256.Size]byte, now int64) (token, error) {
 }
 
 // caughtUp waits until this server has applied what the leader has applied now: a token that is unknown here may have
-// just been created. All waiting requests share one request to the leader, so bad tokens cause no more than one at a
-// time. Without a leader it returns at once.
-func (a *api) caughtUp(r *http.Request) {
-	ask := func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), leaderTimeout) // shared, so not the client's
-		defer cancel()
-		q, err := http.NewRequestWithContext(ctx, http.MethodGet, "/health?live", http.NoBody)
-		if err != nil {
-			return nil, err
-		}
-		q.RemoteAddr = r.RemoteAddr
-		return nil, a.relay(discardWriter{http.Header{}}, q, actorAnonymous, newRequestID())
+// just been created. All waiting requests share one call of the leader, so bad tokens cause no more than one at a time.
+// Without a leader it returns at once.
+func (a *api) caughtUp() {
+	call := func() (any, error) { return nil, a.plane.catchUp(context.Background()) } // shared, so not the client's
+	// A shared call may have been made before the token was created.
+	if _, err, shared := a.catchingUp.Do("", call); shared && err == nil {
+		a.catchingUp.Do("", call)
 	}
-	// A shared request may have been sent before the token was created.
-	if _, err, shared := a.catchingUp.Do("", ask); shared && err == nil {
-		a.catchingUp.Do("", ask)
-	}
-}
-
-// forFollowers adds to the leader's response to another server the log index that the other must apply to know as much.
-func (a *api) forFollowers(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch from, forwarded := forwardedFrom(r.Context()); {
-		case from.Final && !a.leading():
-			a.fail(w, r, errNotLeader)
-		case forwarded:
-			next.ServeHTTP(&indexWriter{ResponseWriter: w, store: a.store}, r)
-		default:
-			next.ServeHTTP(w, r)
-		}
-	})
 }
 
 // newCaller returns the caller with token t. A deleted policy grants nothing.
@@ -701,8 +649,8 @@ func (a *api) checkBootstrap(c *caller, r *http.Request) error {
 	got, ok := hashSecret(sent.Secret)
 	want, err := readBootstrapSecret(a.dir)
 	if err != nil || !ok || !sameHash(got[:], want[:]) {
-		return problem{http.StatusForbidden, "Secret: is not what the file " + bootstrapFile + " in this server's data " +
-			"directory holds; the file exists while there is no management token and the server runs with --acl"}
+		return problem{http.StatusForbidden, "Secret: is not what the file " + bootstrapFile + " in this server's " +
+			"data directory holds; the file exists while there is no management token and the server runs with --acl"}
 	}
 	return nil
 }
@@ -974,51 +922,23 @@ func (l *longResponses) leave(token string) {
 	}
 }
 
-// pacedWriter gives the client chunkTime for each chunk of a response: a slow client is served, one that does not read
-// is dropped.
-type pacedWriter struct {
-	http.ResponseWriter
-	control *http.ResponseController
-}
-
-// Unwrap implements what http.ResponseController looks for.
-func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// extend moves the write deadline. Test recorders support none, so the error is ignored.
-func (w *pacedWriter) extend() { _ = w.control.SetWriteDeadline(time.Now().Add(chunkTime)) }
-
-func (w *pacedWriter) WriteHeader(status int) {
-	w.extend()
-	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *pacedWriter) Write(p []byte) (n int, err error) {
-	for part := range slices.Chunk(p, chunkBytes) {
-		w.extend()
-		m, err := w.ResponseWriter.Write(part)
-		if n += m; err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
 // atLeader has the leader execute a write, whichever server received it. The response to a forwarded write names the
 // log index that the forwarding server must apply before its client sees the response.
 func (a *api) atLeader(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		from, forwarded := forwardedFrom(r.Context())
 		switch {
-		case a.leading() && forwarded:
-			next.ServeHTTP(&indexWriter{ResponseWriter: w, store: a.store}, r)
-		case a.leading():
+		case a.plane.leading():
+			if forwarded {
+				streamTo(w).store = a.store
+			}
 			next.ServeHTTP(w, r)
 		case from.Final:
 			a.fail(w, r, errNotLeader)
 		default:
 			req, err := a.request(r)
 			if err == nil {
-				err = a.relay(w, r, req.Actor, req.ID)
+				err = a.forward(w, r, req.Actor, req.ID)
 			}
 			if err != nil {
 				a.fail(w, r, err)
@@ -1027,18 +947,183 @@ func (a *api) atLeader(next http.Handler) http.Handler {
 	})
 }
 
-// indexWriter adds to a response the log index that is applied when its header is written: at least that of the write.
-type indexWriter struct {
-	http.ResponseWriter
-	store *store
+// forward forwards a client's request: a server to the leader, an agent to a server. It writes the response, whatever
+// it is, to w after this server has applied what the request changed. After an error nothing was written to w.
+// errNotLeader: nothing was done; errUnknown: the fate of the request is unknown.
+func (a *api) forward(w http.ResponseWriter, r *http.Request, actor, request string) error {
+	to := a.plane.towardsLeader()
+	if len(to) == 0 {
+		return errNotLeader
+	}
+	out := streamTo(w)
+	out.live = true
+	endUpload, incomplete := func() {}, func() bool { return false }
+	var failed error
+	proxy := httputil.ReverseProxy{
+		Transport: a.plane.streams.Transport, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") })
+			pr.SetURL(&url.URL{Scheme: "https", Host: to[0].Addr, Path: "/api"})
+			pr.Out.URL.RawQuery = pr.In.URL.RawQuery // what cannot be parsed in it is for the leader to say
+			a.plane.sign(pr.Out.Header, to[0])
+			signFor(pr.Out.Header, pr.In, actor, request)
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if incomplete() {
+				resp.Header.Set("Connection", "close") // or net/http would first wait for the body
+				resp.Body = endingBody{resp.Body, endUpload}
+			}
+			if err := a.awaitWrite(resp); err != nil {
+				return err
+			}
+			for k := range resp.Header { // who answers says who it is, and all else
+				w.Header().Del(k)
+			}
+			if resp.StatusCode < http.StatusMultipleChoices && strings.HasPrefix(r.URL.Path, "/v1") { // the page asks for no token
+				connAdmitted(r)
+			}
+			return nil
+		},
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { endUpload(); failed = err },
+	}
+	if r.Body != nil && r.Body != http.NoBody {
+		body := &movingBody{ReadCloser: r.Body, control: out.control, uploads: &a.uploads}
+		a.uploads.add(body)
+		endUpload, incomplete = body.end, body.incomplete
+		r = r.WithContext(r.Context())
+		r.Body = body
+	} else {
+		_ = out.control.SetReadDeadline(time.Time{}) // the body is complete
+	}
+	proxy.ServeHTTP(out, r)
+	var large *http.MaxBytesError
+	switch {
+	case failed == nil:
+		return nil
+	case errors.As(failed, &large):
+		return failed
+	case errors.Is(failed, errRefused):
+		return fmt.Errorf("%w: %w", errNotLeader, failed)
+	}
+	return fmt.Errorf("%w: %w", errUnknown, failed)
 }
 
-// Unwrap implements what http.ResponseController looks for.
-func (w *indexWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+// signFor adds for whom a request is forwarded, and the id under which it is done once.
+func signFor(h http.Header, r *http.Request, actor, request string) {
+	h.Set(headerActor, actor)
+	h.Set(headerClient, clientAddr(r))
+	h.Set(headerRequest, request)
+}
 
-func (w *indexWriter) WriteHeader(status int) {
-	w.Header().Set(headerIndex, strconv.FormatUint(w.store.applied.Load(), 10))
-	w.ResponseWriter.WriteHeader(status)
+// awaitWrite delays the response to a write until this server has applied it, so that the client reads its own writes
+// here.
+func (a *api) awaitWrite(resp *http.Response) error {
+	if resp.Header.Get(headerRefused) != "" {
+		return readRefusal(resp)
+	}
+	text := resp.Header.Get(headerIndex)
+	if text == "" || a.plane.server == nil {
+		return nil
+	}
+	index, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return fmt.Errorf("the leader names an index that is no number: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(resp.Request.Context(), leaderTimeout)
+	defer cancel()
+	if err := a.plane.server.waitApplied(ctx, index); err != nil {
+		return fmt.Errorf("the leader has done it, this server has not seen it yet: %w", err)
+	}
+	return nil
+}
+
+// uploads are the forwarded requests whose bodies are incomplete. Each holds a
+// connection to another node, so there is a bound: clients that withhold bodies
+// keep nobody else from being forwarded.
+type uploads struct {
+	mu         sync.Mutex
+	incomplete linked.List // of *movingBody, the one without progress for longest first; guarded by mu
+}
+
+// movingBody is the body of a forwarded request. It may take as long as it makes
+// progress, and the response then as long as it takes: the node that responds has
+// limits of its own.
+type movingBody struct {
+	io.ReadCloser
+	control *http.ResponseController
+	uploads *uploads
+	read    int             // bytes since the deadline was moved
+	place   *linked.Element // in uploads.incomplete; nil once complete or ended; guarded by uploads.mu
+}
+
+// longAgo as a deadline ends what waits for it.
+var longAgo = time.Unix(1, 0)
+
+// errWithheld is what reading a body returns after it has been ended.
+var errWithheld = errors.New("the body is incomplete, and was not waited for any longer")
+
+// add enters an upload. Beyond the bound it ends the one without progress for longest.
+func (u *uploads) add(b *movingBody) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.incomplete.Len() >= uploadsMax {
+		u.leave(u.incomplete.Front().Value.(*movingBody), longAgo)
+	}
+	b.place = u.incomplete.PushBack(b)
+}
+
+// leave removes an upload, unless that is done, and sets the deadline for reading
+// on. The caller holds mu.
+func (u *uploads) leave(b *movingBody, deadline time.Time) {
+	if b.place != nil {
+		u.incomplete.Remove(b.place)
+		b.place = nil
+		_ = b.control.SetReadDeadline(deadline) // where there is no deadline none is moved
+	}
+}
+
+// end stops the reading of a body that is incomplete: nobody needs the rest.
+func (b *movingBody) end() {
+	b.uploads.mu.Lock()
+	defer b.uploads.mu.Unlock()
+	b.uploads.leave(b, longAgo)
+}
+
+// endingBody is the body of an early response. Once it is sent, the rest of its request's
+// body is not waited for; if that were ended earlier, the response would be cut.
+type endingBody struct {
+	io.ReadCloser
+	end func()
+}
+
+// Close implements io.Closer.
+func (b endingBody) Close() error {
+	b.end()
+	return b.ReadCloser.Close()
+}
+
+func (b *movingBody) incomplete() bool {
+	b.uploads.mu.Lock()
+	defer b.uploads.mu.Unlock()
+	return b.place != nil
+}
+
+func (b *movingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.uploads.mu.Lock()
+	defer b.uploads.mu.Unlock()
+	b.read += n
+	switch {
+	case err == io.EOF:
+		b.uploads.leave(b, time.Time{})
+	case b.place == nil:
+		err = errWithheld
+	case b.read >= progressBytes:
+		b.read = 0
+		_ = b.control.SetReadDeadline(time.Now().Add(readTimeout))
+		b.uploads.incomplete.MoveToBack(b.place)
+	}
+	return n, err
 }
 
 // A problem is an error for the client, with its HTTP status.
@@ -1749,7 +1834,7 @@ func (a *api) addPrinted(ctx context.Context, list []executionRow, outputMax int
 	printed := map[int64][]byte{} // guarded by mu
 	for node, ids := range running {
 		nodes.Go(func() {
-			part, err := a.printed(ctx, node, ids)
+			part, err := a.plane.printedOn(ctx, node, ids)
 			if err != nil {
 				return // the node may be down; the rest of the list is useful without its output
 			}
@@ -1902,16 +1987,14 @@ func (a *api) showOutput(r *http.Request) (*response, error) {
 // runningOutput copies the output from the execution's node. It returns errors from before the first byte only; a later
 // one aborts the response.
 func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionRow) error {
-	control := http.NewResponseController(w)
-	follow := r.URL.Query().Has("follow")
+	out, follow := streamTo(w), r.URL.Query().Has("follow")
 	w.Header().Set("X-Accel-Buffering", "no") // or nginx would buffer it until the end
-	if follow {
-		_ = control.SetReadDeadline(time.Time{}) // it may run for days
+	if out.live = true; follow {
+		_ = out.control.SetReadDeadline(time.Time{}) // it may run for days
 	}
-	out := &flushing{w: w, control: control}
 	ctx, stop := a.whileAdmitted(r)
 	defer stop()
-	err := a.output(ctx, e.Node, e.ID, follow, out)
+	err := a.plane.outputFrom(ctx, e.Node, e.ID, follow, 0, out)
 	switch {
 	case err != nil && out.began:
 		panic(http.ErrAbortHandler) // the client must not take a part for the whole
@@ -1945,22 +2028,6 @@ func (a *api) whileAdmitted(r *http.Request) (context.Context, context.CancelFun
 		}()
 	}
 	return ctx, stop
-}
-
-// flushing flushes after every write.
-type flushing struct {
-	w       io.Writer
-	control *http.ResponseController
-	began   bool
-}
-
-func (f *flushing) Write(p []byte) (int, error) {
-	f.began = true
-	n, err := f.w.Write(p)
-	if err == nil {
-		err = f.control.Flush()
-	}
-	return n, err
 }
 
 // killExecution has an execution killed and returns at once, with the execution as it is then. Its processes get
@@ -2597,11 +2664,12 @@ func (a *api) watch(r *http.Request) (*response, error) {
 			return errWatchers
 		}
 		defer a.store.events.leave()
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(time.Time{}) // it may go on for days
+		out := streamTo(w)
+		out.live = true
+		_ = out.control.SetReadDeadline(time.Time{}) // it may go on for days
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		w.Header().Set("X-Accel-Buffering", "no") // or nginx would buffer the lines
-		v := &watcher{api: a, out: &patientWriter{ResponseWriter: w, control: control}}
+		v := &watcher{api: a, out: out}
 		v.setCaller(a.callerOf(r))
 		if err := v.follow(r, next); err != nil {
 			a.log.Error("an event stream was closed", "err", err)
@@ -2707,11 +2775,11 @@ func (v *watcher) shown(e event) (event, bool) {
 // poll returns events for changes of the leader and the members since the last call.
 func (v *watcher) poll() (list []event) {
 	leader, members := "", ""
-	if m, ok := v.api.leader(); ok && v.caller.may("/v1/leader", mayRead) {
+	if m, ok := v.api.plane.leader(); ok && v.caller.may("/v1/leader", mayRead) {
 		leader = m.Name
 	}
 	if v.caller.may("/v1/members", mayList) {
-		members = fmt.Sprint(v.api.members())
+		members = fmt.Sprint(v.api.plane.members())
 	}
 	if leader != v.leader {
 		list = append(list, event{Type: eventLeader, Leader: &leader})
@@ -2739,6 +2807,75 @@ func (v *watcher) send(list []event) error {
 	return err
 }
 
+// A member is a node in the form of Serf, which Dkron uses. The protocol numbers mean nothing here.
+type member struct {
+	Name        string
+	Addr        string
+	Port        int
+	Tags        map[string]string
+	Status      int // 1 alive, 2 leaving, 3 left, 4 failed
+	ProtocolMin int
+	ProtocolMax int
+	ProtocolCur int
+	DelegateMin int
+	DelegateMax int
+	DelegateCur int
+}
+
+// members returns all nodes as the API shows them.
+func (p *plane) members() []member {
+	var list []member
+	for _, c := range p.all() {
+		list = append(list, c.member())
+	}
+	return list
+}
+
+func (r *record) member() member {
+	host, port, _ := net.SplitHostPort(r.Addr)
+	n, _ := strconv.Atoi(port) // 0 if a node says nonsense of itself
+	return member{Name: r.Name, Addr: host, Port: n, Tags: r.Tags, Status: r.Status}
+}
+
+// leader returns the server that leads, as far as this node knows.
+func (p *plane) leader() (member, bool) {
+	r, ok := p.leaderRecord()
+	r.Status = memberAlive
+	return r.member(), ok
+}
+
+// raftPeer is a server as "belfry raft list-peers" shows it.
+type raftPeer struct {
+	ID      string `json:"id"`
+	Node    string `json:"node"`
+	Address string `json:"address"` // "": unknown
+	Leader  bool   `json:"leader"`
+	Voter   bool   `json:"voter"` // false: it is being taken in, or has left
+}
+
+// peers returns the voters and the servers that want to be voters, in order of names.
+func (p *plane) peers() []raftPeer {
+	st := p.server.status()
+	var list []raftPeer
+	for _, v := range st.Voters {
+		list = append(list, raftPeer{ID: v.ID, Node: v.Name, Leader: v == st.Leader, Voter: true})
+	}
+	for _, c := range p.all() {
+		if !c.Server {
+			continue
+		}
+		i := slices.IndexFunc(list, func(l raftPeer) bool { return l.ID == c.ID })
+		if i < 0 {
+			list, i = append(list, raftPeer{ID: c.ID, Node: c.Name}), len(list)
+		}
+		list[i].Address = c.Addr
+	}
+	slices.SortFunc(list, func(a, b raftPeer) int {
+		return compareServers(server{a.Node, a.ID}, server{b.Node, b.ID})
+	})
+	return list
+}
+
 // memberView is a member in the list of members.
 type memberView struct {
 	member
@@ -2748,7 +2885,7 @@ type memberView struct {
 
 func (a *api) listMembers(r *http.Request) (*response, error) {
 	views := []memberView{}
-	for _, m := range a.members() {
+	for _, m := range a.plane.members() {
 		views = append(views, memberView{m, m.Name, memberStatus[m.Status]})
 	}
 	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
@@ -2781,16 +2918,10 @@ func (a *api) leaveCluster(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.leading() {
+	if a.plane.leading() {
 		err = a.auditLeave(r.Context(), req, a.node)
 	} else {
-		ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
-		defer cancel()
-		res := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-		err = a.relay(res, a.leaveRecord(ctx, r), req.Actor, req.ID)
-		if err == nil && res.status != http.StatusOK {
-			err = fmt.Errorf("the leader responded with %d", res.status)
-		}
+		err = a.recordAtLeader(r, req)
 	}
 	if err != nil {
 		a.log.Warn(unaudited, "actor", req.Actor, "address", req.Address, "err", err)
@@ -2801,13 +2932,46 @@ func (a *api) leaveCluster(r *http.Request) (*response, error) {
 	return res, nil
 }
 
-// leaveRecord returns the request that has the leader record that r made this node leave.
-func (a *api) leaveRecord(ctx context.Context, r *http.Request) *http.Request {
-	tell := r.Clone(ctx)
-	tell.Body, tell.ContentLength = http.NoBody, 0
-	tell.URL = &url.URL{Path: "/v1/leave", RawQuery: url.Values{"node": {a.node}}.Encode()}
-	tell.Header.Del("Idempotency-Key") // a request to another node may have the same key
-	return tell
+// leave takes this node out of its cluster, and then stops it.
+func (a *api) leave(ctx context.Context) error {
+	err := a.plane.leave(ctx)
+	if err == nil {
+		a.quit()
+	}
+	return err
+}
+
+// recordAtLeader has the leader check that the caller may make this node leave, and record it. errUnauthenticated and
+// a problem with status 403: the caller may not.
+func (a *api) recordAtLeader(r *http.Request, req request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
+	defer cancel()
+	to := a.plane.towardsLeader()
+	if len(to) == 0 {
+		return errUnreachable
+	}
+	call, err := a.plane.request(ctx, http.MethodPost, to[0], "/api/v1/leave?"+url.Values{"node": {a.node}}.Encode(), http.NoBody)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"X-Dkron-Token", "Authorization"} {
+		call.Header[name] = r.Header[name]
+	}
+	signFor(call.Header, r, req.Actor, req.ID)
+	resp, err := a.plane.calls.Do(call)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return nil
+	case http.StatusForbidden:
+		return forbidden("/v1/leave", mayCreate)
+	case http.StatusUnauthorized:
+		return errUnauthenticated
+	}
+	return problem{http.StatusServiceUnavailable, "no server can check this token now; try again later"}
 }
 
 // recordLeave adds to the audit trail that another node was made to leave.
@@ -2837,7 +3001,7 @@ func (a *api) backup(r *http.Request) (*response, error) {
 	return &response{serve: func(w http.ResponseWriter) error {
 		defer a.copying.Store(false)
 		defer file.Close()
-		w = &patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}
+		streamTo(w).live = true
 		w.Header().Set("Content-Disposition", `attachment; filename="belfry.db"`)
 		w.Header().Set("Content-Type", "application/vnd.sqlite3")
 		http.ServeContent(w, r, "", time.Time{}, file)
@@ -2847,7 +3011,7 @@ func (a *api) backup(r *http.Request) (*response, error) {
 
 // listPeers returns the voters and the learners. Ours.
 func (a *api) listPeers(r *http.Request) (*response, error) {
-	return &response{status: http.StatusOK, body: a.peers()}, nil
+	return &response{status: http.StatusOK, body: a.plane.peers()}, nil
 }
 
 // dropPeer removes a dead server from the voters. Ours.
@@ -2857,7 +3021,7 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 		return nil, err
 	}
 	id := r.PathValue("id")
-	if err := a.removePeer(r.Context(), id); err != nil {
+	if _, err := a.plane.removePeer(r.Context(), id); err != nil {
 		return nil, err
 	}
 	err = a.scheduler.note(r.Context(), req, audited{Action: actionRemovePeer, Object: id})
@@ -2911,7 +3075,7 @@ func (a *api) askServer(w http.ResponseWriter, r *http.Request) error {
 	if !a.acl {
 		connAdmitted(r)
 	}
-	err := a.relay(w, r, actorAnonymous, newRequestID())
+	err := a.forward(w, r, actorAnonymous, newRequestID())
 	if errors.Is(err, errNotLeader) {
 		a.log.Debug("a request could not be forwarded to a server", "err", err)
 		err = errUnreachable
@@ -2922,49 +3086,16 @@ func (a *api) askServer(w http.ResponseWriter, r *http.Request) error {
 // mayLeave asks the leader whether the caller may make this agent leave, and to record it. Without access control,
 // every caller may.
 func (a *api) mayLeave(r *http.Request) error {
-	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
-	defer cancel()
-	res := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	err := a.askServer(res, a.leaveRecord(ctx, r))
-	switch {
-	case err == nil && res.status == http.StatusOK:
+	err := a.recordAtLeader(r, request{Actor: actorAnonymous, ID: newRequestID()})
+	if err != nil && !a.acl {
+		a.log.Warn(unaudited, "address", clientAddr(r), "err", err)
 		return nil
-	case !a.acl:
-		a.log.Warn(unaudited, "address", clientAddr(r), "status", res.status, "err", err)
-		return nil
-	case err != nil:
-		return err
-	case res.status == http.StatusForbidden:
-		return forbidden("/v1/leave", mayCreate)
-	case res.status == http.StatusUnauthorized:
-		return errUnauthenticated
 	}
-	return problem{http.StatusServiceUnavailable, "no server can check this token now; try again later"}
+	return err
 }
-
-// statusWriter keeps the status of a response.
-type statusWriter struct {
-	http.ResponseWriter
-	status int
-}
-
-// Unwrap implements what http.ResponseController looks for.
-func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func (w *statusWriter) WriteHeader(status int) {
-	w.status = status
-	w.ResponseWriter.WriteHeader(status)
-}
-
-// discardWriter discards a response.
-type discardWriter struct{ header http.Header }
-
-func (w discardWriter) Header() http.Header         { return w.header }
-func (w discardWriter) Write(p []byte) (int, error) { return len(p), nil }
-func (w discardWriter) WriteHeader(int)             {}
 
 func (a *api) showLeader(r *http.Request) (*response, error) {
-	m, ok := a.leader()
+	m, ok := a.plane.leader()
 	if !ok {
 		return nil, errNotLeader
 	}
@@ -2972,7 +3103,7 @@ func (a *api) showLeader(r *http.Request) (*response, error) {
 }
 
 func (a *api) isLeader(r *http.Request) (*response, error) {
-	if !a.leading() {
+	if !a.plane.leading() {
 		return a.isFollower(r)
 	}
 	return &response{status: http.StatusOK, body: "I am a leader"}, nil
@@ -2997,9 +3128,9 @@ func (a *api) showHealth(r *http.Request) (*response, error) {
 		return status(true, "alive", ""), nil
 	}
 	if q.Has("leader") {
-		return status(a.leading != nil && a.leading(), "leader", "follower"), nil
+		return status(a.plane.leading(), "leader", "follower"), nil
 	}
-	problems, warnings := a.health()
+	problems, warnings := a.plane.health()
 	res := status(len(problems) == 0, "healthy", "unhealthy")
 	if !a.ownHost(r.Host) || !a.callerOf(r).may("/health", mayRead) {
 		return res, nil
@@ -3014,8 +3145,9 @@ func (a *api) showHealth(r *http.Request) (*response, error) {
 
 // metricsText returns all metrics in Prometheus' text format, those of jobs for the jobs that globs match, nil: any.
 func (a *api) metricsText(globs []string) (string, error) {
-	g := a.gauges()
-	g.Leading, g.Lag, g.Requests = a.leading(), a.scheduler.lag(time.Now()), &a.refusals
+	g := a.plane.gauges()
+	g.Version = version
+	g.Leading, g.Lag, g.Requests = a.plane.leading(), a.scheduler.lag(time.Now()), &a.refusals
 	var err error
 	if g.Jobs, err = a.store.clients.countJobs(); err != nil {
 		return "", err
@@ -3060,7 +3192,7 @@ func (a *api) openapi(r *http.Request) (*response, error) {
 
 func (a *api) status(r *http.Request) (*response, error) {
 	var tags map[string]string
-	members, count := a.members(), map[string]int{}
+	members, count := a.plane.members(), map[string]int{}
 	for _, m := range members {
 		if count[memberStatus[m.Status]]++; m.Name == a.node {
 			tags = m.Tags

@@ -36,14 +36,15 @@ import (
 type fakeNode struct {
 	inc uint64
 
-	mu     sync.Mutex
-	orders []order          // not ended, oldest first; guarded by mu
-	killed map[int64]string // why; guarded by mu
-	output map[int64]*tail  // guarded by mu
+	mu        sync.Mutex
+	orders    []order          // not ended, oldest first; guarded by mu
+	killed    map[int64]string // why; guarded by mu
+	printedBy map[int64]*tail  // guarded by mu
+	broken    error            // of the connection to it
 }
 
 func newFakeNode(inc uint64) *fakeNode {
-	return &fakeNode{inc: inc, killed: map[int64]string{}, output: map[int64]*tail{}}
+	return &fakeNode{inc: inc, killed: map[int64]string{}, printedBy: map[int64]*tail{}}
 }
 
 func (n *fakeNode) start(d dispatch) error {
@@ -51,7 +52,7 @@ func (n *fakeNode) start(d dispatch) error {
 	defer n.mu.Unlock()
 	for _, o := range d.Orders {
 		n.orders = append(n.orders, o)
-		n.output[o.Execution] = &tail{}
+		n.printedBy[o.Execution] = &tail{}
 	}
 	return nil
 }
@@ -67,45 +68,48 @@ func (n *fakeNode) ask(q question) (answer, error) {
 	return a, nil
 }
 
-func (n *fakeNode) end(k kill) error {
+func (n *fakeNode) kill(k kill) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.output[k.Execution] == nil {
+	if n.printedBy[k.Execution] == nil {
 		return errUnknownExecution
 	}
 	n.killed[k.Execution] = k.Why
 	return nil
 }
 
-func (n *fakeNode) copyOutput(ctx context.Context, _ string, execution int64, follow bool, w io.Writer) error {
+func (n *fakeNode) output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error {
+	if n.broken != nil {
+		return n.broken
+	}
 	n.mu.Lock()
-	out := n.output[execution]
+	out := n.printedBy[execution]
 	n.mu.Unlock()
 	if out == nil {
 		return errUnknownExecution
 	}
-	return out.copyTo(ctx, w, 0, follow)
+	return out.copyTo(ctx, w, from, follow)
 }
 
-func (n *fakeNode) printed(_ context.Context, _ string, ids []int64) (map[int64][]byte, error) {
+func (n *fakeNode) printed(ids []int64) map[int64][]byte {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	found := map[int64][]byte{}
 	for _, id := range ids {
 		var out bytes.Buffer
-		if err := n.output[id].copyTo(context.Background(), &out, -printedBytesMax-1, false); err != nil {
-			return nil, err
-		}
+		n.printedBy[id].copyTo(context.Background(), &out, -printedBytesMax-1, false) // to a buffer: cannot fail
 		found[id] = out.Bytes()
 	}
-	return found, nil
+	return found
 }
+
+func (n *fakeNode) counts() (running, undelivered int) { return 0, 0 }
 
 // print adds a line to the output of the oldest execution.
 func (n *fakeNode) print(line string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.output[n.orders[0].Execution].Write([]byte(line + "\n"))
+	n.printedBy[n.orders[0].Execution].Write([]byte(line + "\n"))
 }
 
 // finish ends the oldest execution.
@@ -118,8 +122,8 @@ func (n *fakeNode) finish(outcome string) result {
 	if why, ok := n.killed[o.Execution]; ok {
 		outcome, reason = outcomeKilled, why+"\n"
 	}
-	out := n.output[o.Execution]
-	delete(n.output, o.Execution)
+	out := n.printedBy[o.Execution]
+	delete(n.printedBy, o.Execution)
 	out.close()
 	r := result{Execution: o.Execution, Node: "node1", Incarnation: n.inc, Started: time.Now().UnixNano(), Finished: time.Now().UnixNano(), Outcome: outcome}
 	r.Output, r.Dropped = out.final(reason)
@@ -132,7 +136,7 @@ func (n *fakeNode) forget() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.orders = nil
-	clear(n.output)
+	clear(n.printedBy)
 }
 
 // testServer is a server but for its listeners, the cluster and its node: what
@@ -143,6 +147,7 @@ type testServer struct {
 	api     *api
 	handler http.Handler
 	node    *fakeNode
+	plane   *plane
 	stop    func()
 
 	mu   sync.Mutex // held by the writer
@@ -165,33 +170,19 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 	if err := st.exec(`INSERT OR REPLACE INTO nodes VALUES ('node1', '{"role":"dkron"}', 0)`); err != nil { // the files name indexes of the log
 		t.Fatal(err)
 	}
-	self := member{Name: "node1", Addr: "127.0.0.1", Port: 8946, Tags: map[string]string{"role": "dkron"}, Status: 1}
+	tags := map[string]string{"role": "dkron"}
 	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "UTC", LostAfter: 5 * time.Minute}, st, log)
-	sched.propose = s.propose
 	sched.spawn = func(task func()) { task() } // orders are with the node before the answer is with the client
-	sched.nodes = func() []node { return []node{{Name: "node1", Incarnation: incarnation, Tags: self.Tags}} }
-	sched.start = func(_ string, d dispatch) error { return s.node.start(d) }
-	sched.ask = func(_ string, q question) (answer, error) { return s.node.ask(q) }
-	sched.end = func(_ string, k kill) error { return s.node.end(k) }
-	s.api = &api{
-		node: "node1", store: st, scheduler: sched, log: log,
-		leading: func() bool { return true },
-		members: func() []member { return []member{self} },
-		leader:  func() (member, bool) { return self, s.api.leading() },
-		leave:   func(context.Context) error { return nil },
-		peers:   func() []raftPeer { return []raftPeer{{"id1", "node1", self.Addr, true, true}} },
-		removePeer: func(_ context.Context, id string) error {
-			if id != "id2" {
-				return badRequest("no server has the id %q", id)
-			}
-			return nil
-		},
-		relay:   func(http.ResponseWriter, *http.Request, string, string) error { return errNotLeader },
-		gauges:  func() gauges { return gauges{} },
-		health:  func() (problems, warnings []string) { return nil, nil },
-		output:  s.node.copyOutput,
-		printed: s.node.printed,
+	sched.cluster = &fakeCluster{
+		onPropose: s.propose,
+		onNodes:   func() []node { return []node{{Name: "node1", Incarnation: incarnation, Tags: tags}} },
+		onStart:   func(_ string, d dispatch) error { return s.node.start(d) },
+		onAsk:     func(_ string, q question) (answer, error) { return s.node.ask(q) },
+		onEnd:     func(_ string, k kill) error { return s.node.kill(k) },
 	}
+	s.plane = newTestPlane(t, "node1", s.node, tags)
+	s.plane.server.store = st
+	s.api = &api{node: "node1", store: st, scheduler: sched, plane: s.plane, quit: func() {}, log: log}
 	s.handler = s.api.handler()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -206,6 +197,112 @@ func newTestServer(t testing.TB, dir string, incarnation uint64) *testServer {
 	// In a bubble every test begins at the same time, and between two ticks.
 	<-time.After(time.Until(time.Now().Truncate(time.Second).Add(1500 * time.Millisecond)))
 	return s
+}
+
+// fakeCluster is a replicator that tests put together.
+type fakeCluster struct {
+	onPropose func(context.Context, *command) (applied, error)
+	onNodes   func() []node
+	onStart   func(string, dispatch) error
+	onAsk     func(string, question) (answer, error)
+	onEnd     func(string, kill) error
+}
+
+func (f *fakeCluster) propose(ctx context.Context, c *command) (applied, error) {
+	return f.onPropose(ctx, c)
+}
+func (f *fakeCluster) nodes() []node                               { return f.onNodes() }
+func (f *fakeCluster) start(node string, d dispatch) error         { return f.onStart(node, d) }
+func (f *fakeCluster) ask(node string, q question) (answer, error) { return f.onAsk(node, q) }
+func (f *fakeCluster) left(string) bool                            { return false }
+func (f *fakeCluster) conditions() map[string]string               { return nil }
+func (f *fakeCluster) end(node string, k kill) error               { return f.onEnd(node, k) }
+
+// fake returns the cluster of a scheduler under test.
+func (s *scheduler) fake() *fakeCluster {
+	if s.cluster == nil {
+		s.cluster = &fakeCluster{}
+	}
+	return s.cluster.(*fakeCluster)
+}
+
+// newTestPlane returns the plane of a server that leads a cluster of one and that nobody else reaches. Its protocol is
+// in memory. Without a runner it is an agent's.
+func newTestPlane(t testing.TB, name string, runner runner, tags map[string]string) *plane {
+	p := &plane{log: slog.New(slog.DiscardHandler), runner: runner, beatNow: make(chan struct{}, 1), refused: newCounters(),
+		known: map[string]*contact{}, problems: map[string]string{}, calls: &http.Client{}, streams: &http.Client{}, beats: &http.Client{}}
+	p.cfg.record = record{Name: name, ID: "id1", Addr: "127.0.0.1:8946", Tags: tags, Server: runner != nil, Status: memberAlive, Cluster: "c"}
+	p.cfg.BeatTime, p.self = time.Second, p.cfg.record
+	if runner == nil {
+		return p
+	}
+	self := server{name, "id1"}
+	c := &cluster{plane: p, log: p.log, tickTime: tickTime, events: make(chan func() error), stopped: make(chan struct{})}
+	c.raft = newTestRaft(self, []server{self}, 1)
+	c.raft.tick()
+	p.server = c
+	step := func() {
+		settle(c.raft)
+		st := c.raft.status()
+		c.view.Store(&st)
+	}
+	step()
+	c.progress.Store(&progress{})
+	c.leaderTerm.Store(c.status().Term)
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	go func() {
+		for {
+			select {
+			case event := <-c.events:
+				event()
+				step()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return p
+}
+
+// follow makes the server one that does not lead; the leader serves calls with h, where nil is that there is none.
+func (s *testServer) follow(h http.HandlerFunc) { followIn(s.plane, h) }
+
+func followIn(p *plane, h http.HandlerFunc) {
+	leader := server{"leader", "id-leader"}
+	if p.server != nil {
+		p.server.leaderTerm.Store(0)
+		st := raftStatus{}
+		if h != nil {
+			st.Leader = leader
+		}
+		p.server.view.Store(&st)
+	}
+	if h == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known[leader.ID] = &contact{record: record{Name: leader.Name, ID: leader.ID, Addr: "leader:1", Server: true, Leads: true,
+		Status: memberAlive, Cluster: "c"}, lastSeen: time.Now().Add(24 * time.Hour)}
+	there := roundTrip(func(r *http.Request) (*http.Response, error) {
+		w := httptest.NewRecorder()
+		if r.Body == nil {
+			r.Body = http.NoBody
+		}
+		var gone any
+		func() {
+			defer func() { gone = recover() }()
+			h(w, r)
+		}()
+		if err, ok := gone.(error); ok {
+			return nil, err
+		}
+		resp := w.Result()
+		resp.Request = r
+		return resp, nil
+	})
+	p.calls.Transport, p.streams.Transport = there, there
 }
 
 // propose is the whole cluster.
@@ -227,7 +324,7 @@ func (s *testServer) propose(_ context.Context, c *command) (applied, error) {
 	if err != nil {
 		return applied{}, err
 	}
-	s.api.scheduler.took(results[0])
+	s.api.scheduler.noteApplied(results[0])
 	return results[0], results[0].Err
 }
 
@@ -262,6 +359,7 @@ func (s *testServer) do(method, target, body string) *httptest.ResponseRecorder 
 //	@ finish OUTCOME     the oldest execution ends
 //	@ forget             the node loses its executions
 //	@ follow             the server does not lead any more
+//	@ dead ID            a server of that id is known, and has left
 //
 // Lines that begin with # are comments. ${x*1000} in a request is a thousand
 // x; the pseudo header "Broken: yes" breaks the body off at its end.
@@ -365,7 +463,9 @@ func (s *testServer) direct(words []string) {
 	case "forget":
 		s.node.forget()
 	case "follow":
-		s.api.leading = func() bool { return false }
+		s.follow(nil)
+	case "dead":
+		s.plane.known[words[1]] = &contact{record: record{Name: words[1], ID: words[1], Addr: "127.0.0.1:1", Server: true, Status: memberLeft}, lastSeen: time.Now()}
 	default:
 		s.t.Fatalf("no directive %q", words)
 	}
@@ -752,7 +852,7 @@ func TestAPI_CallerGone(t *testing.T) {
 				if c.before != "" {
 					s.do("POST", "/v1/jobs", c.before)
 				}
-				s.api.scheduler.propose = func(ctx context.Context, cmd *command) (applied, error) {
+				s.api.scheduler.fake().onPropose = func(ctx context.Context, cmd *command) (applied, error) {
 					if cmd.Put == nil && cmd.Restore == nil {
 						return s.propose(ctx, cmd)
 					}
@@ -1325,27 +1425,33 @@ func TestAPI_Browsers(t *testing.T) {
 // TestAPI_Agent: a node without state leads in no case, whoever answers in its
 // place, and says so where nobody does.
 func TestAPI_Agent(t *testing.T) {
+	served := func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "[]") }
+	gone := func(http.ResponseWriter, *http.Request) { panic(io.ErrUnexpectedEOF) }
 	for _, c := range []struct {
 		target string
-		relay  error
+		leader http.HandlerFunc // nil: none is known
 		status int
 		text   string
 	}{
-		{"/v1/isleader", nil, 404, `"I am a follower"`},
-		{"/health", errNotLeader, 503, `{"problems":["alone"],"status":"unhealthy","warnings":["clock"]}`},
-		{"/health?live", errNotLeader, 200, `{"status":"alive"}`},
-		{"/health?leader", nil, 503, `{"status":"follower"}`},
-		{"/v1/jobs", nil, 200, ""},
-		{"/v1/jobs", errNotLeader, 503, "no server can be reached; see --retry-join"},
-		{"/v1/jobs", errUnknown, 504, errUnknown.Error()},
+		{"/v1/isleader", served, 404, `"I am a follower"`},
+		{"/health", nil, 503, `{"problems":["no server that leads is known: this node is given nothing to run; see --retry-join, ` +
+			`and whether the servers are up"],"status":"unhealthy","warnings":["clock"]}`},
+		{"/health?live", nil, 200, `{"status":"alive"}`},
+		{"/health?leader", served, 503, `{"status":"follower"}`},
+		{"/v1/jobs", served, 200, "[]"},
+		{"/v1/jobs", nil, 503, "no server can be reached; see --retry-join"},
+		{"/v1/jobs", gone, 504, errUnknown.Error() + ": unexpected EOF"},
 	} {
-		a := &api{node: "n1", log: slog.New(slog.DiscardHandler), health: func() (problems, warnings []string) { return []string{"alone"}, []string{"clock"} }, relay: func(http.ResponseWriter, *http.Request, string, string) error { return c.relay }}
+		p := newTestPlane(t, "n1", nil, nil)
+		p.setProblem("clock", "clock")
+		followIn(p, c.leader)
+		a := &api{node: "n1", log: slog.New(slog.DiscardHandler), plane: p}
 		r := httptest.NewRequest("GET", c.target, nil)
 		r.Host = "localhost"
 		w := httptest.NewRecorder()
 		a.relayHandler().ServeHTTP(w, r)
 		if w.Code != c.status || w.Body.String() != c.text {
-			t.Errorf("%s where the relay returns %v: %d %s, want %d %s", c.target, c.relay, w.Code, w.Body, c.status, c.text)
+			t.Errorf("%s: %d %s, want %d %s", c.target, w.Code, w.Body, c.status, c.text)
 		}
 	}
 }
@@ -1410,10 +1516,6 @@ func (c *watching) gone() bool {
 func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, t.TempDir(), 7)
-		var leader atomic.Value // its name
-		leader.Store("node1")
-		s.api.leader = func() (member, bool) { return member{Name: leader.Load().(string)}, leader.Load() != "" }
-		s.api.members = func() []member { return []member{{Name: leader.Load().(string)}} }
 		c := s.watch("")
 		defer c.leave()
 		check := func(what, want string) {
@@ -1473,12 +1575,12 @@ func TestWatch(t *testing.T) {
 		s.do("DELETE", "/v1/jobs/r", "")
 		wait(pollTime)
 		c.heard()
-		leader.Store("node2")
+		s.follow(func(http.ResponseWriter, *http.Request) {})
 		wait(pollTime)
-		check("the cluster", "{type:leader,leader:node2} {type:members}")
-		leader.Store("")
+		check("the cluster", "{type:leader,leader:leader} {type:members}")
+		s.follow(nil)
 		wait(pollTime)
-		check("no leader", "{type:leader,leader:} {type:members}")
+		check("no leader", "{type:leader,leader:}")
 		wait(alivePolls * pollTime)
 		check("nothing happens", "{type:alive}")
 	})
@@ -1657,10 +1759,13 @@ func (s *testServer) fillOutputs(name string, n int) {
 
 // heapWriter is a client who looks every 4 MiB how much memory is in use.
 type heapWriter struct {
-	discardWriter
+	header     http.Header
 	size, most int
 	looks      int
 }
+
+func (w *heapWriter) Header() http.Header { return w.header }
+func (w *heapWriter) WriteHeader(int)     {}
 
 func (w *heapWriter) Write(p []byte) (int, error) {
 	if w.size += len(p); w.size >= w.looks*4<<20 {
@@ -1688,7 +1793,7 @@ func TestAPI_LongAnswer(t *testing.T) {
 		}
 		for target, size := range map[string]int{"/v1/jobs/a/executions": 50 * 6 * (outputBytesMax - 1), "/v1/jobs": 150 * (jobBytesMax - 200), "/v1/jobs?_sort=next": 150 * (jobBytesMax - 200)} {
 			s.api.store.docs.drop(nil, true)
-			before, w := heapWriter{discardWriter: discardWriter{http.Header{}}}, heapWriter{discardWriter: discardWriter{http.Header{}}}
+			before, w := heapWriter{header: http.Header{}}, heapWriter{header: http.Header{}}
 			before.Write(nil)
 			r := httptest.NewRequest("GET", target, nil)
 			r.Host = "localhost"
@@ -1803,7 +1908,7 @@ func forwardingTo(t *testing.T, leader http.HandlerFunc, test func(*testing.T, *
 	synctest.Test(t, func(t *testing.T) {
 		log := slog.New(slog.DiscardHandler)
 		far, near := make(pipes), make(pipes)
-		there := host{
+		there := network{
 			listen: func(string, string) (net.Listener, error) { return make(pipes), nil },
 			dial: func(context.Context, string, string) (net.Conn, error) {
 				ours, theirs := net.Pipe()
@@ -1811,14 +1916,14 @@ func forwardingTo(t *testing.T, leader http.HandlerFunc, test func(*testing.T, *
 				return ours, nil
 			},
 		}
-		p, err := newPlane(planeConfig{record: record{Name: "agent", ID: "id", Addr: "agent:1"}, Key: testKey, BeatTime: time.Hour, host: there}, nil, log)
+		p, err := newPlane(planeConfig{record: record{Name: "agent", ID: "id", Addr: "agent:1"}, Key: testKey, BeatTime: time.Hour, network: there}, nil, log)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.known["id-leader"] = &contact{record: record{Name: "leader", ID: "id-leader", Addr: "leader:1", Server: true, Leads: true, Status: memberAlive}, heard: time.Now()}
+		p.known["id-leader"] = &contact{record: record{Name: "leader", ID: "id-leader", Addr: "leader:1", Server: true, Leads: true, Status: memberAlive}, lastSeen: time.Now()}
 		web := &http.Server{Handler: leader}
 		go web.Serve(tls.NewListener(far, p.tls))
-		a := &api{node: "agent", log: log, relay: p.forward, stopping: make(chan struct{})}
+		a := &api{node: "agent", log: log, plane: p, stopping: make(chan struct{})}
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- webServer(near, a.relayHandler(), log)(ctx) }()
@@ -2050,7 +2155,7 @@ func TestAPI_OutputBytes(t *testing.T) {
 			{"CutInRune", "é!", "2", "!", "é!"},
 		} {
 			group := s.do("POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
-			s.node.output[s.node.orders[0].Execution].Write([]byte(c.printed))
+			s.node.printedBy[s.node.orders[0].Execution].Write([]byte(c.printed))
 			s.finish(outcomeSuccess)
 			path := "/v1/jobs/a/executions/" + group + "-node1"
 			if got := s.do("GET", path+"/output", "").Body.String(); got != c.printed {
@@ -2075,7 +2180,7 @@ func TestAPI_OutputOfDeadNode(t *testing.T) {
 		s.do("POST", "/v1/jobs", `{"name":"a","schedule":"@manually"}`)
 		group := s.do("POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
 		for _, err := range []error{fmt.Errorf("%w: node1: %w", errRefused, errNoAddress), &url.Error{Op: "Get", URL: "https://192.0.2.1/output", Err: io.EOF}} {
-			s.api.output = func(context.Context, string, int64, bool, io.Writer) error { return err }
+			s.node.broken = err
 			w := s.do("GET", "/v1/jobs/a/executions/"+group+"-node1/output", "")
 			if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "node1") || strings.Contains(w.Body.String(), "192.0.2.1") {
 				t.Errorf("%v: got %d %s", err, w.Code, w.Body)
@@ -2136,7 +2241,7 @@ func TestAPI_FailureEnds(t *testing.T) {
 			for i := range lines {
 				printed += fmt.Sprintf("building part %d\n", i)
 			}
-			s.node.output[s.node.orders[0].Execution].Write([]byte(printed))
+			s.node.printedBy[s.node.orders[0].Execution].Write([]byte(printed))
 			s.do("POST", path+"/kill", "")
 			s.finish(outcomeKilled)
 			reason := "killed by anonymous at " + time.Now().UTC().Format(time.RFC3339)
@@ -2185,11 +2290,13 @@ func TestAPI_Running(t *testing.T) {
 		check("one\n" + strings.Repeat("x", 4000) + "\n")
 
 		asked := 0
-		s.api.printed = func(ctx context.Context, node string, ids []int64) (map[int64][]byte, error) {
+		s.plane.cfg.Name = "node2" // so that node1 is another node
+		s.plane.known["id-node1"] = &contact{record: record{Name: "node1", ID: "id-node1", Addr: "node1:1"}, lastSeen: time.Now()}
+		s.plane.calls.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 			asked++
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		})
 		began := time.Now()
 		if list := s.executionDocs("/v1/busy"); len(list) != 1 || list[0]["output"] != nil || time.Since(began) > printedPatience || asked != 1 {
 			t.Errorf("got %v after %s and %d requests", list, time.Since(began), asked)

@@ -47,8 +47,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
-	linked "container/list"
 	"context"
 	"crypto/ed25519"
 	"crypto/hkdf"
@@ -56,7 +54,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,8 +68,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -96,13 +91,18 @@ const (
 	termJumpMax       = 1 << 32  // from the own term to one in a message: an election a second for 136 years
 )
 
+// Of propose, removeVoter and transfer.
 var (
-	errNotLeader     = errors.New("this server is not the leader")                                           // propose, removeVoter, transfer
-	errBusy          = errors.New("the leader has too much in progress; try again")                          // propose, removeVoter, transfer
-	errLastVoter     = errors.New("the last voter cannot be removed")                                        // removeVoter
-	errMisdirected   = errors.New("message for another server")                                              // step: nothing was changed
-	errSecondLeader  = errors.New("two leaders in one term: a data directory was copied or set back")        // step: fatal
-	errBrokenHistory = errors.New("the leader contradicts committed entries: a data directory was set back") // step: fatal
+	errNotLeader = errors.New("this server is not the leader")
+	errBusy      = errors.New("the leader has too much in progress; try again")
+	errLastVoter = errors.New("the last voter cannot be removed")
+)
+
+// Of step, with errMalformed. After the first nothing was changed; the others are fatal.
+var (
+	errMisdirected   = errors.New("message for another server")
+	errSecondLeader  = errors.New("two leaders in one term: a data directory was copied or set back")
+	errBrokenHistory = errors.New("the leader contradicts committed entries: a data directory was set back")
 )
 
 type messageKind uint8
@@ -125,8 +125,8 @@ type message struct {
 	From, To server
 	Term     uint64
 
-	// Prev is the entry before Entries (append), the end of the snapshot (snapshot), the candidate's last entry (vote and
-	// pre-vote), or the rejected Prev (reply).
+	// Prev is the entry before Entries (append), the end of the snapshot (snapshot), the candidate's last entry (vote
+	// and pre-vote), or the rejected Prev (reply).
 	Prev position
 
 	// Append and snapshot: grows with each that this server sends. Reply: the highest that the follower has received.
@@ -164,9 +164,9 @@ type raftConfig struct {
 	snapshotTicks  int // until a snapshot that was not delivered is sent again
 }
 
-// bootstrap returns what every founding server writes to its empty disk once all of them have accepted the list: the
-// same first entry, in a term without a leader.
-func bootstrap(voters []server) (hardState, entry) {
+// firstEntry returns what every bootstrapping server writes to its empty disk once all of them have accepted the list:
+// the same first entry, in a term without a leader.
+func firstEntry(voters []server) (hardState, entry) {
 	return hardState{Term: 1}, entry{Index: 1, Term: 1, Kind: entryVoters, Data: encodeVoters(voters)}
 }
 
@@ -254,7 +254,7 @@ type peer struct {
 
 // raft is one server's part in the protocol.
 //
-// check tests these on one value:
+// check in cluster_test.go tests these on one value:
 //
 //  1. Term and vote on disk are never ahead of those in memory, and a vote is
 //     not changed within its term.
@@ -278,22 +278,22 @@ type raft struct {
 	cfg raftConfig // fixed after newRaft
 	rnd *rand.Rand
 
-	state  hardState // in force
-	stored hardState // on disk
-	log    raftLog
-	snap   *snapshot // to be installed, nil once it is
-	commit uint64    // as far as known
-	told   uint64    // commit index that ready has given out: a sole voter's may be on its way to the disk
+	state    hardState // in force
+	stored   hardState // on disk
+	log      raftLog
+	snap     *snapshot // to be installed, nil once it is
+	commit   uint64    // as far as known
+	applying uint64    // commit index that ready has given out: entries of a sole voter may be on their way to the disk
 
 	role    raftRole
 	leader  server // of this term, zero if unknown
-	elapsed int    // ticks since the leader was heard, a vote was given, or a round or leadership began
+	elapsed int    // ticks since the leader was heard from, a vote was given, or a round or leadership began
 	timeout int    // elapsed at which to campaign, or at which a leadership transfer fails
 
-	matched uint64   // follower: equal to the leader's log up to here
-	acked   uint64   // follower: what it told this leader
-	heard   uint64   // follower: highest number of this leader's messages
-	votes   []string // pre-candidate, candidate: ids that said yes
+	matched  uint64   // follower: equal to the leader's log up to here
+	acked    uint64   // follower: what it told this leader
+	received uint64   // follower: highest number of this leader's messages
+	votes    []string // pre-candidate, candidate: ids that said yes
 
 	// Of the leader.
 	peers      []peer // other voters and learners, by name and id
@@ -312,8 +312,11 @@ type raft struct {
 
 // newRaft returns a follower that continues from what is on its disk. It owns rnd from now on.
 func newRaft(cfg raftConfig, disk saved, rnd *rand.Rand) *raft {
-	r := &raft{cfg: cfg, rnd: rnd, state: disk.State, stored: disk.State, commit: disk.Applied, told: disk.Applied}
-	r.log = raftLog{base: disk.Base, runs: slices.Clone(disk.Terms), last: disk.Last, durable: disk.Last, voters: slices.Clone(disk.Voters)}
+	r := &raft{cfg: cfg, rnd: rnd, state: disk.State, stored: disk.State, commit: disk.Applied, applying: disk.Applied}
+	r.log = raftLog{
+		base: disk.Base, runs: slices.Clone(disk.Terms), last: disk.Last, durable: disk.Last,
+		voters: slices.Clone(disk.Voters),
+	}
 	if len(r.log.voters) == 0 {
 		r.log.voters = []voterSet{{Index: disk.Applied}}
 	}
@@ -330,7 +333,6 @@ func (r *raft) status() raftStatus {
 
 // Time
 
-// tick advances the protocol's clock by one unit.
 func (r *raft) tick() {
 	r.elapsed++
 	if r.role == roleLeader {
@@ -399,7 +401,7 @@ func (r *raft) become(role raftRole, leader server) {
 	r.role, r.leader = role, leader
 	r.votes, r.peers, r.transferee = nil, nil, server{}
 	// Every leader has all that is committed (thesis 3.6.3, leader completeness).
-	r.matched, r.acked, r.heard = r.commit, 0, 0
+	r.matched, r.acked, r.received = r.commit, 0, 0
 	r.resetElectionTimer(r.rankWait())
 }
 
@@ -551,12 +553,12 @@ func (r *raft) stepFollower(m message) error {
 // stepVote answers a vote or pre-vote request. A server answers even if it is not a voter by its own log: the
 // candidate's log may have the newer list (thesis 4.1). A server with an empty disk has a new id, which is in no list.
 func (r *raft) stepVote(m message) {
-	loyal := r.inLease(m)
-	if m.Kind == msgVote && m.Term > r.state.Term && !loyal {
+	leased := r.inLease(m)
+	if m.Kind == msgVote && m.Term > r.state.Term && !leased {
 		r.enterTerm(m.Term, "", roleFollower)
 	}
 	switch {
-	case loyal || !r.mayVote(m) || !r.upToDate(m.Prev):
+	case leased || !r.mayVote(m) || !r.upToDate(m.Prev):
 		r.send(message{Kind: msgVoteNo, To: m.From, Term: r.state.Term})
 	case m.Kind == msgPreVote:
 		r.send(message{Kind: msgPreVoteYes, To: m.From, Term: m.Term})
@@ -593,7 +595,7 @@ func (r *raft) upToDate(last position) bool {
 
 // Followers
 
-// follow records that a leader of this term was heard.
+// follow records that a leader of this term was heard from.
 func (r *raft) follow(leader server) {
 	if r.role != roleFollower || r.leader != leader {
 		r.become(roleFollower, leader)
@@ -611,11 +613,11 @@ func (r *raft) onAppend(m message) error {
 		r.send(no)
 		return nil
 	}
-	r.heard = max(r.heard, m.Number)
+	r.received = max(r.received, m.Number)
 	for _, e := range m.Entries {
 		switch {
 		case r.log.term(e.Index) == e.Term || e.Index <= r.log.base.Index:
-		case e.Index <= max(r.commit, r.told):
+		case e.Index <= max(r.commit, r.applying):
 			return errBrokenHistory
 		default:
 			r.log.add(e)
@@ -635,15 +637,16 @@ func (r *raft) onAppend(m message) error {
 // never finish one.
 func (r *raft) onSnapshot(m message) {
 	r.follow(m.From)
-	r.heard = max(r.heard, m.Number)
+	r.received = max(r.received, m.Number)
 	switch {
-	case m.Prev.Index <= max(r.commit, r.told), r.snap != nil:
+	case m.Prev.Index <= max(r.commit, r.applying), r.snap != nil:
 	case r.log.has(m.Prev):
 		r.commitTo(m.Prev.Index)
 	default:
 		r.snap = &snapshot{m.Prev, m.Voters}
-		r.log = raftLog{base: m.Prev, last: m.Prev.Index, durable: m.Prev.Index, voters: []voterSet{{m.Prev.Index, m.Voters}}}
-		r.commit = m.Prev.Index
+		last := m.Prev.Index
+		r.log = raftLog{base: m.Prev, last: last, durable: last, voters: []voterSet{{last, m.Voters}}}
+		r.commit = last
 	}
 	r.matched = max(r.matched, r.commit)
 	r.ack()
@@ -664,7 +667,7 @@ func (r *raft) ack() {
 
 // reply tells the leader the state of this log.
 func (r *raft) reply() message {
-	return message{Kind: msgAppendReply, To: r.leader, Term: r.state.Term, Number: r.heard,
+	return message{Kind: msgAppendReply, To: r.leader, Term: r.state.Term, Number: r.received,
 		Match: r.ackable(), Have: r.matched, Installing: r.snap != nil, Leaving: r.leaving}
 }
 
@@ -988,7 +991,7 @@ func (r *raft) setLearners(list []server) {
 // name is removed first, which takes a change of its own. What a sole voter writes as
 // committed is so before there is another.
 func (r *raft) changeVoters() {
-	if !r.mayChangeVoters() || r.told > r.commit {
+	if !r.mayChangeVoters() || r.applying > r.commit {
 		return
 	}
 	voters := r.voters()
@@ -1011,7 +1014,8 @@ func (r *raft) changeVoters() {
 // change must be committed. An entry of this term must be committed too, or a change of an earlier leader could still
 // come between (Ongaro on raft-dev, 10 July 2015).
 func (r *raft) mayChangeVoters() bool {
-	return r.role == roleLeader && r.transferee == server{} && r.commit >= r.first && r.commit >= r.log.latestVoters().Index
+	return r.role == roleLeader && r.transferee == server{} &&
+		r.commit >= r.first && r.commit >= r.log.latestVoters().Index
 }
 
 // caughtUp: a learner is at most one append behind, or the cluster might stop until its new voter has the log (thesis
@@ -1074,8 +1078,8 @@ func (r *raft) ready() (rd ready, ok bool) {
 	if len(rd.Entries) > 0 && r.role == roleLeader && slices.Equal(r.voters(), []server{r.cfg.self}) {
 		commit = r.log.last
 	}
-	if r.snap == nil && commit > r.told {
-		r.told, rd.Commit = commit, commit
+	if r.snap == nil && commit > r.applying {
+		r.applying, rd.Commit = commit, commit
 	}
 	rd.Messages, r.out = r.out, nil
 	return rd, rd.writes() || rd.Commit > 0 || len(rd.Messages) > 0
@@ -1090,7 +1094,7 @@ func (r *raft) persisted(rd ready) {
 		r.stored = *rd.State
 	}
 	if rd.Snapshot != nil && rd.Snapshot == r.snap {
-		r.told = max(r.told, r.snap.Index)
+		r.applying = max(r.applying, r.snap.Index)
 		r.snap = nil
 	}
 	// A snapshot that arrived meanwhile will replace the log that was written.
@@ -1114,8 +1118,6 @@ func (r *raft) send(m message) {
 	r.out = append(r.out, m)
 }
 
-// Checks
-
 // validate rejects messages that no correct server of this cluster sends to this one.
 func (r *raft) validate(m message) error {
 	own := r.state.Term
@@ -1129,7 +1131,8 @@ func (r *raft) validate(m message) error {
 		return errMalformed
 	case !believable(m.Term, own) || m.Prev.Index > positionMax:
 		return errMalformed
-	case (m.Kind == msgAppend || m.Kind == msgSnapshot) && (m.Prev.Term > m.Term || (m.Prev.Term == 0) != (m.Prev.Index == 0)):
+	case (m.Kind == msgAppend || m.Kind == msgSnapshot) &&
+		(m.Prev.Term > m.Term || (m.Prev.Term == 0) != (m.Prev.Index == 0)):
 		return errMalformed
 	}
 	last := m.Prev
@@ -1146,52 +1149,6 @@ func (r *raft) validate(m message) error {
 	}
 	if m.Kind == msgSnapshot {
 		return checkVoters(m.Voters)
-	}
-	return nil
-}
-
-// check tests invariants 1 to 8 of raft.
-func (r *raft) check() error {
-	l := &r.log
-	byTerm := func(a, b position) int { return cmp.Or(cmp.Compare(a.Term, b.Term), cmp.Compare(a.Index, b.Index)) }
-	byIndex := func(a, b voterSet) int { return cmp.Compare(a.Index, b.Index) }
-	mayWait := func(m message) bool { return m.Kind == msgVote || m.Kind == msgVoteYes }
-	switch {
-	case r.stored.Term > r.state.Term || r.stored.Term == r.state.Term && r.stored.Vote != "" && r.stored.Vote != r.state.Vote:
-		return fmt.Errorf("1: on disk %v, in memory %v", r.stored, r.state)
-	case l.base.Index > r.commit || r.commit > l.last:
-		return fmt.Errorf("2: base %d, commit %d, last %d", l.base.Index, r.commit, l.last)
-	case !slices.IsSortedFunc(l.runs, byTerm) || l.end().Term > r.state.Term:
-		return fmt.Errorf("3: terms %v, own %d", l.runs, r.state.Term)
-	case l.durable+uint64(len(l.tail)) != l.last || len(l.tail) > 0 && l.tail[0].Index != l.durable+1:
-		return fmt.Errorf("4: durable %d, %d in memory, last %d", l.durable, len(l.tail), l.last)
-	case !slices.IsSortedFunc(l.voters, byIndex) || l.voters[0].Index > r.commit:
-		return fmt.Errorf("5: voters %v, commit %d", l.voters, r.commit)
-	case len(r.held) > 0 && (r.stored == r.state || !slices.ContainsFunc(r.held, mayWait)):
-		return fmt.Errorf("6: %d messages wait for the disk", len(r.held))
-	case r.role == roleLeader && r.stored != hardState{r.state.Term, r.cfg.self.ID}:
-		return fmt.Errorf("7: leads in term %d, on disk %v", r.state.Term, r.stored)
-	}
-	return r.checkLeader()
-}
-
-func (r *raft) checkLeader() error {
-	if r.role != roleLeader {
-		return nil
-	}
-	for _, p := range r.peers {
-		if p.match >= p.next || p.next > r.log.last+1 {
-			return fmt.Errorf("8: %s: match %d, next %d, last %d", p.Name, p.match, p.next, r.log.last)
-		}
-	}
-	own := 0
-	for _, v := range r.log.voters {
-		if v.Index >= r.first && v.Index > r.commit {
-			own++
-		}
-	}
-	if own > 1 || own == 1 && r.commit < r.first {
-		return fmt.Errorf("8: voter changes %v, first %d, commit %d", r.log.voters, r.first, r.commit)
 	}
 	return nil
 }
@@ -1332,10 +1289,13 @@ const (
 )
 
 var (
-	errUnknown    = errors.New("nobody can tell whether the write was done; repeat it with the same Idempotency-Key")
-	errTooLarge   = fmt.Errorf("the change is larger than %d bytes; make it smaller", commandBytesMax)
-	errAliveVoter = errors.New("that server is alive and would be taken in again: let it leave with \"belfry leave\", or stop it first") // removePeer
-	errNoServer   = errors.New("no such server; \"belfry raft list-peers\" shows their ids")                                             // removePeer
+	errUnknown  = errors.New("nobody can tell whether the write was done; repeat it with the same Idempotency-Key")
+	errTooLarge = fmt.Errorf("the change is larger than %d bytes; make it smaller", commandBytesMax)
+
+	// Of removePeer.
+	errAliveVoter = errors.New("that server is alive and would become a voter again: let it leave with " +
+		"\"belfry leave\", or stop it first")
+	errNoServer = errors.New("no such server; \"belfry raft list-peers\" shows their ids")
 )
 
 // A proposal is a command in progress, and the channel on which its caller waits.
@@ -1356,8 +1316,8 @@ type outcome struct {
 type leaderWork interface {
 	// lead works for one term, until ctx ends. Its error ends the server.
 	lead(ctx context.Context, term uint64) error
-	// took is told what was applied, before callers of propose are. It must not block.
-	took(...applied)
+	// noteApplied is told what was applied, before callers of propose are. It must not block.
+	noteApplied(...applied)
 	// report records results, and returns the executions whose results are recorded.
 	report(ctx context.Context, results []result) (taken []int64, err error)
 }
@@ -1369,13 +1329,12 @@ type cluster struct {
 	log        *slog.Logger
 	work       leaderWork
 	tickTime   time.Duration
-	events     chan func() error               // that run executes, see tell
+	events     chan func() error               // that run executes, see post
 	stopped    chan struct{}                   // closed when run takes no more events
 	leaderTerm atomic.Uint64                   // in which this server leads, 0: it does not
 	leaderCtx  atomic.Pointer[context.Context] // of the latest leader's work; nil: there was none
 	term       atomic.Uint64                   // in force, at least that of the log on disk
 	view       atomic.Pointer[raftStatus]
-	reached    atomic.Pointer[reached]
 	progress   atomic.Pointer[progress]
 	children   errgroup.Group // a write, the links, the leader's work
 
@@ -1383,14 +1342,15 @@ type cluster struct {
 	raft         *raft
 	waiting      []*proposal // appended, in order of their indexes
 	waitingBytes int         // of their data
-	queued       []ready     // for the disk, in order; the first is being written
-	turn         uint64      // of the store, in the last tick
-	turnAge      int         // ticks since then, or since there is something to write
+	awaited      []awaited
+	queued       []ready // for the disk, in order; the first is being written
+	turn         uint64  // of the store, in the last tick
+	turnAge      int     // ticks since then, or since there is something to write
 	applied      uint64
 	own          ownRow
 	stopLeader   context.CancelFunc // ends the leader's work; nil: there is none
 	links        map[linkKey]chan message
-	images       map[position]string // files of snapshots to install
+	snapshots    map[position]string // their files, to be installed
 	moved        time.Time           // when something was last committed, or nothing was left to commit
 	committed    uint64              // then
 	writing      time.Time           // when the write of the first of queued began
@@ -1405,7 +1365,7 @@ func (p progress) problem(now time.Time) string {
 	stuck := func(since time.Time) bool { return !since.IsZero() && now.Sub(since) > stuckAfter }
 	switch {
 	case stuck(p.round):
-		return "this server does not get on with its work: look at the load of the machine, and restart the server if it stays so"
+		return "this server makes no progress: look at the load of the machine, and restart the server if it stays so"
 	case stuck(p.write):
 		return "a write of this server to its disk does not end: look at the disk"
 	case stuck(p.commit):
@@ -1440,10 +1400,9 @@ func newCluster(p *plane, s *store, tick time.Duration, work leaderWork) (*clust
 	c := &cluster{
 		plane: p, store: s, log: p.log, work: work, tickTime: tick, own: own, applied: disk.Applied,
 		events: make(chan func() error), stopped: make(chan struct{}),
-		links: map[linkKey]chan message{}, images: map[position]string{},
+		links: map[linkKey]chan message{}, snapshots: map[position]string{},
 	}
 	c.raft = c.newRaft(self, disk)
-	c.raise()
 	c.publish()
 	c.progress.Store(&progress{})
 	p.attach(c, own)
@@ -1451,8 +1410,8 @@ func newCluster(p *plane, s *store, tick time.Duration, work leaderWork) (*clust
 }
 
 func (c *cluster) newRaft(self server, disk saved) *raft {
-	cfg := raftConfig{self: self, heartbeatTicks: heartbeatTicks, electionTicks: electionTicks, stepTicks: stepTicks, snapshotTicks: snapshotTicks}
-	chance := c.plane.cfg.host.chance
+	cfg := raftConfig{self, heartbeatTicks, electionTicks, stepTicks, snapshotTicks}
+	chance := c.plane.cfg.network.chance
 	return newRaft(cfg, disk, rand.New(rand.NewPCG(chance(), chance())))
 }
 
@@ -1461,8 +1420,7 @@ func (c *cluster) electionTime() time.Duration { return electionTicks * c.tickTi
 // leading reports whether this server leads and has applied everything that earlier leaders committed.
 func (c *cluster) leading() bool { return c.leaderTerm.Load() != 0 }
 
-// leaderContext is the context for calls in the leader's name. It ends with this server's leadership, so that no call
-// to a node that does not answer outlasts that.
+// leaderContext is the context for calls in the leader's name. It ends with this server's leadership.
 func (c *cluster) leaderContext() context.Context {
 	if ctx := c.leaderCtx.Load(); ctx != nil {
 		return *ctx
@@ -1489,7 +1447,7 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	}
 	data[0] = c.format()
 	p := &proposal{data: data, done: make(chan outcome, 1)}
-	err = c.tell(ctx, func() error { c.append(p); return nil })
+	err = c.post(ctx, func() error { c.append(p); return nil })
 	if errors.Is(err, errStopping) {
 		return applied{}, errNotLeader
 	}
@@ -1502,6 +1460,44 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	case <-ctx.Done():
 		return applied{}, ctx.Err()
 	}
+}
+
+// nodes, start, ask and end are the plane's, for the leader: no call to a node that does not answer outlasts this
+// server's leadership.
+func (c *cluster) nodes() []node { return c.plane.nodes() }
+
+func (c *cluster) start(node string, d dispatch) error {
+	return c.plane.dispatchTo(c.leaderContext(), node, d)
+}
+
+func (c *cluster) ask(node string, q question) (answer, error) {
+	return c.plane.askNode(c.leaderContext(), node, q)
+}
+
+func (c *cluster) end(node string, k kill) error { return c.plane.killOn(c.leaderContext(), node, k) }
+
+// left reports whether a node has stopped, and not failed.
+func (c *cluster) left(node string) bool {
+	return slices.ContainsFunc(c.plane.all(), func(m contact) bool {
+		return m.Name == node && (m.Status == memberLeaving || m.Status == memberLeft)
+	})
+}
+
+// conditions returns what is wrong with the cluster, by event; "": nothing.
+func (c *cluster) conditions() map[string]string {
+	voters, alive := c.status().Voters, c.plane.nodes()
+	spare := -majority(len(voters))
+	for _, v := range voters {
+		if slices.ContainsFunc(alive, func(n node) bool { return n.Name == v.Name }) {
+			spare++
+		}
+	}
+	all := map[string]string{eventDisk: diskShort(c.plane.cfg.Dir), eventClock: c.plane.clockProblem()}
+	if len(voters) > 2 && spare <= 0 {
+		all[eventNoSpare] = fmt.Sprintf("%d of %d voters are there; if one more fails, nothing is scheduled",
+			majority(len(voters))+spare, len(voters))
+	}
+	return all
 }
 
 // format returns the latest format of commands that every voter is known to apply. A leader writes no other, because a
@@ -1517,40 +1513,45 @@ func (c *cluster) format() byte {
 	return format
 }
 
-// waitApplied returns once this server has applied the log up to index, so that
-// who was told of that index by the leader reads here what it wrote there.
+// waitApplied returns once this server has applied the log up to index, so that a client whose write the leader has
+// applied there reads it here.
 func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
-	for {
-		r := c.reached.Load()
-		if r.index >= index {
-			return nil
-		}
-		r.awaited.Store(true)
-		select {
-		case <-r.passed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if c.store.applied.Load() >= index {
+		return nil
+	}
+	a := awaited{index, make(chan struct{})}
+	if err := c.post(ctx, func() error { c.awaited = append(c.awaited, a); c.release(); return nil }); err != nil {
+		return err
+	}
+	select {
+	case <-a.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.stopped:
+		return errStopping
 	}
 }
 
-// reached is how far the log is applied; passed is closed when that is further.
-type reached struct {
-	index   uint64
-	passed  chan struct{}
-	awaited atomic.Bool // somebody waits for that
+// awaited is an index that a caller of waitApplied waits for.
+type awaited struct {
+	index uint64
+	done  chan struct{}
 }
 
-// raise shows others what is applied now.
-func (c *cluster) raise() {
-	if before := c.reached.Swap(&reached{index: c.applied, passed: make(chan struct{})}); before != nil {
-		close(before.passed)
-	}
+// release ends the waits for what is applied now.
+func (c *cluster) release() {
+	c.awaited = slices.DeleteFunc(c.awaited, func(a awaited) bool {
+		if a.index <= c.applied {
+			close(a.done)
+		}
+		return a.index <= c.applied
+	})
 }
 
-// tell sends run an event, which run executes between two others. If the event returns an error, run ends with it. An
-// error of tell says that the event is not executed.
-func (c *cluster) tell(ctx context.Context, event func() error) error {
+// post sends run an event, which run executes between two others. If the event returns an error, run ends with it. An
+// error of post says that the event is not executed.
+func (c *cluster) post(ctx context.Context, event func() error) error {
 	select {
 	case c.events <- event:
 		return nil
@@ -1564,7 +1565,7 @@ func (c *cluster) tell(ctx context.Context, event func() error) error {
 // call has run execute fn, and waits for it.
 func (c *cluster) call(ctx context.Context, fn func()) error {
 	done := make(chan struct{})
-	err := c.tell(ctx, func() error { fn(); close(done); return nil })
+	err := c.post(ctx, func() error { fn(); close(done); return nil })
 	if err == nil {
 		<-done
 	}
@@ -1668,11 +1669,15 @@ func (c *cluster) drive(ctx context.Context) error {
 		}
 		awake = c.noticePause(awake, time.Now())
 		c.noticeStuck(awake)
-		for n := 1; event != nil; n++ {
+		for n := 0; event != nil && n < gatherMax; n++ {
 			if err := event(); err != nil {
 				return err
 			}
-			event = c.waitingEvent(n)
+			select {
+			case event = <-c.events:
+			default:
+				event = nil
+			}
 		}
 		c.publish()
 		if rd, ok := c.raft.ready(); ok {
@@ -1680,19 +1685,6 @@ func (c *cluster) drive(ctx context.Context) error {
 			c.save(rd)
 		}
 		c.updateLeadership(ctx)
-	}
-}
-
-// waitingEvent returns the next event if one is waiting, but no more than gatherMax in a round.
-func (c *cluster) waitingEvent(n int) func() error {
-	if n == gatherMax {
-		return nil
-	}
-	select {
-	case event := <-c.events:
-		return event
-	default:
-		return nil
 	}
 }
 
@@ -1723,7 +1715,7 @@ func (c *cluster) noticeStuck(now time.Time) {
 	c.progress.Store(&p)
 	if stuck := p.problem(now); stuck != c.stuck {
 		if c.stuck = stuck; stuck != "" {
-			c.log.Warn("the server's work does not go on", "why", stuck, "commit", st.Commit, "last", st.Last, "applied", c.applied,
+			c.log.Warn("this server is stuck", "why", stuck, "commit", st.Commit, "last", st.Last, "applied", c.applied,
 				"writes", len(c.queued), "waiting", len(c.waiting), "peers", fmt.Sprintf("%+v", c.raft.peers))
 		}
 	}
@@ -1748,19 +1740,6 @@ func (c *cluster) gauges() gauges {
 	}
 	g.Free, g.Size = disk(c.plane.cfg.Dir)
 	return g
-}
-
-// health returns why reads or writes fail on this server, and what else is wrong, each with its remedy. It waits for
-// nothing that may be stuck.
-func (c *cluster) health() (problems, warnings []string) {
-	problems, warnings = c.plane.health()
-	if stuck := c.progress.Load().problem(time.Now()); stuck != "" {
-		problems = append(problems, stuck)
-	}
-	if err := c.store.readable(time.Now()); err != nil {
-		problems = append(problems, fmt.Sprintf("the database cannot be read: restore a backup, or start this server with an empty --data-dir, so that the others send it a copy: %v", err))
-	}
-	return problems, warnings
 }
 
 // stoodStill returns how long a loop did not run because the process or the machine was paused, if that is at least
@@ -1831,9 +1810,9 @@ func (c *cluster) append(p *proposal) {
 }
 
 // receive handles messages of a peer. Only messages of this server's own cluster reach the protocol; a server that
-// belongs to no cluster joins that of the first leader it hears. image is the path of the snapshot that the message
+// belongs to no cluster joins that of the first leader it hears. file is the path of the snapshot that the message
 // announces, and the driver removes it.
-func (c *cluster) receive(cluster string, messages []message, image string) error {
+func (c *cluster) receive(cluster string, messages []message, file string) error {
 	if err := c.adopt(cluster, messages); err != nil {
 		return err
 	}
@@ -1843,24 +1822,24 @@ func (c *cluster) receive(cluster string, messages []message, image string) erro
 			break
 		}
 		err := errMalformed // a snapshot without its file, or a file without a snapshot
-		if (m.Kind == msgSnapshot) == (image != "") {
+		if (m.Kind == msgSnapshot) == (file != "") {
 			err = c.raft.step(m)
 		}
 		switch {
 		case errors.Is(err, errMalformed), errors.Is(err, errMisdirected):
 			c.plane.refused.count(err)
 		case err != nil:
-			return fmt.Errorf("the server ends, because its data contradicts the cluster's; give it an empty --data-dir: %w", err)
+			return fmt.Errorf("this server's data contradicts the cluster's; give it an empty --data-dir: %w", err)
 		}
 	}
-	if image == "" {
+	if file == "" {
 		return nil
 	}
-	if at := messages[0].Prev; taken && c.raft.snap != nil && c.raft.snap.position == at && c.images[at] == "" {
-		c.images[at] = image
+	if at := messages[0].Prev; taken && c.raft.snap != nil && c.raft.snap.position == at && c.snapshots[at] == "" {
+		c.snapshots[at] = file
 		return nil
 	}
-	return os.Remove(image)
+	return os.Remove(file)
 }
 
 func diskFailed(err error) error {
@@ -1875,7 +1854,7 @@ func (c *cluster) save(rd ready) {
 	}
 	idle := len(c.queued) == 0
 	onDisk := rd.Commit > 0 && rd.Commit <= c.raft.log.durable
-	if onDisk && rd.writes() && (len(c.waiting) > 0 || c.reached.Load().awaited.Load()) {
+	if onDisk && rd.writes() && (len(c.waiting) > 0 || len(c.awaited) > 0) {
 		c.queued = append(c.queued, ready{Commit: rd.Commit})
 	}
 	if c.queued = append(c.queued, rd); idle {
@@ -1886,21 +1865,21 @@ func (c *cluster) save(rd ready) {
 // saveNext begins the first of queued. The store's writing side belongs to that
 // goroutine until it has told what came of it.
 func (c *cluster) saveNext() {
-	rd, image := c.queued[0], ""
+	rd, file := c.queued[0], ""
 	c.writing = time.Now()
 	if rd.Snapshot != nil {
-		image = c.images[rd.Snapshot.position]
+		file = c.snapshots[rd.Snapshot.position]
 	}
 	c.children.Go(func() error {
 		var done []applied
 		var err error
 		if rd.Snapshot != nil {
-			err = c.store.install(image, rd.Snapshot.position, rd.State, rd.Entries)
+			err = c.store.install(file, rd.Snapshot.position, rd.State, rd.Entries)
 		} else {
 			done, err = c.store.write(rd.State, rd.Entries, rd.Commit)
 		}
 		base := c.store.logFirst - 1
-		c.tell(context.Background(), func() error { return c.written(rd, done, base, err) }) // or run has ended
+		c.post(context.Background(), func() error { return c.written(rd, done, base, err) }) // or run has ended
 		return nil
 	})
 }
@@ -1914,7 +1893,7 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	if rd.writes() {
 		c.raft.persisted(rd)
 	}
-	c.work.took(done...)
+	c.work.noteApplied(done...)
 	for _, a := range done {
 		c.applied = a.Index
 		for len(c.waiting) > 0 && c.waiting[0].index <= a.Index {
@@ -1935,10 +1914,11 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	}
 	why := ""
 	if c.store.halted.Load() {
-		why = fmt.Sprintf("this server applies nothing after entry %d of the log, because the next is of a format that this version does not know; install the version that the other servers run", c.applied)
+		why = fmt.Sprintf("this server applies nothing after entry %d of the log, because the next is of a format "+
+			"that this version does not know; install the version that the other servers run", c.applied)
 	}
 	c.plane.setProblem("format", why)
-	c.raise()
+	c.release()
 	c.raft.compacted(base)
 	if c.queued = c.queued[1:]; len(done) > 0 && c.applied < rd.Commit {
 		c.queued = slices.Insert(c.queued, 0, ready{Commit: rd.Commit}) // more than a transaction may apply
@@ -1951,14 +1931,14 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 
 // removeInstalled removes the files of the snapshots that end at index or before.
 func (c *cluster) removeInstalled(index uint64) error {
-	for at, path := range c.images {
+	for at, path := range c.snapshots {
 		if at.Index > index {
 			continue
 		}
 		if err := os.Remove(path); err != nil {
 			return err
 		}
-		delete(c.images, at)
+		delete(c.snapshots, at)
 	}
 	return nil
 }
@@ -1979,7 +1959,7 @@ func (c *cluster) updateLeadership(ctx context.Context) {
 		c.leaderTerm.Store(st.Term)
 		c.children.Go(func() error {
 			err := c.work.lead(ctx, st.Term)
-			if c.tell(context.Background(), func() error { c.stopLeader = nil; return err }) != nil {
+			if c.post(context.Background(), func() error { c.stopLeader = nil; return err }) != nil {
 				return err
 			}
 			return nil
@@ -1999,7 +1979,7 @@ func (c *cluster) stopLeading() {
 	c.waiting, c.waitingBytes = nil, 0
 }
 
-// Founding and joining a cluster
+// Making and joining a cluster
 
 // followMembers acts on what the members say of themselves: a server without a cluster takes its next step towards one,
 // and the protocol is told who wants to be a voter.
@@ -2016,10 +1996,10 @@ func (c *cluster) followMembers() error {
 			// Of another cluster, or restored from a backup, with a log of its own.
 		case r.Format < self.Format && !c.raft.isVoter(r.ID):
 			// It would stop at the first entry in a format that it does not know, and yet count as a voter.
-			why = fmt.Sprintf("%s runs an older version, which may not know all that this cluster writes, and does not "+
-				"become a voter: install the version that this server runs", r.Name)
+			why = fmt.Sprintf("%s runs an older version, which may not know all that this cluster writes, and does "+
+				"not become a voter: install the version that this server runs", r.Name)
 		default:
-			list = append(list, server{r.Name, r.ID})
+			list = append(list, r.server())
 		}
 	}
 	if c.raft.role != roleLeader {
@@ -2030,101 +2010,105 @@ func (c *cluster) followMembers() error {
 	return nil
 }
 
-// bootstrapNext takes the next step towards a new cluster.
 func (c *cluster) bootstrapNext(self record, servers []record) error {
-	step := nextStep(self, servers, crand.Text())
-	if addr := c.plane.unmetNode(); addr != "" && step.accept != nil && self.Expect == 1 {
-		// A server that founds alone would not notice an existing cluster.
-		step = bootstrapStep{why: fmt.Sprintf("this server founds a cluster alone once every node of --join and --retry-join has answered and none belongs to a cluster: %s has not; start that node, or take its address out", addr)}
+	list, why := nextStep(self, servers, crand.Text())
+	if addr := c.plane.silentJoin(); addr != "" && self.Accepted == nil && list != nil && self.Expect == 1 {
+		// A server that makes a cluster alone would not notice an existing one.
+		list, why = nil, fmt.Sprintf("this server makes a cluster alone once every node of --join and --retry-join "+
+			"has answered and none belongs to a cluster: %s has not; start that node, or take its address out", addr)
 	}
-	c.plane.setProblem("cluster", step.why)
+	c.plane.setProblem("cluster", why)
 	switch {
-	case step.accept != nil:
-		return c.accept(step.accept)
-	case step.found != nil:
-		return c.found(step.found)
+	case list == nil:
+		return nil
+	case self.Accepted == nil:
+		return c.writeMembership(membership{Accept: list})
 	}
-	return nil
+	return c.bootstrap(list)
 }
 
-// A bootstrapStep is what a server that belongs to no cluster does next, or what it waits for, or what the operator
-// must do.
-type bootstrapStep struct {
-	accept, found *founders
-	why           string
-}
-
-// nextStep decides from what the servers say of themselves; others are the live ones except self, in order of names,
-// random is the id of a new cluster.
-func nextStep(self record, others []record, random string) bootstrapStep {
-	switch {
-	case self.Cluster != "":
-		return bootstrapStep{}
-	case self.Accepted != nil:
+// nextStep returns the list that a server without a cluster must accept, or, once it has accepted one, the same list as
+// soon as all servers on it have; nil, and what it waits for or the operator must do, if there is none. others are the
+// live servers except self, in order of names, and random is the id of a new cluster.
+func nextStep(self record, others []record, random string) (list *bootstrapList, why string) {
+	if self.Accepted != nil {
 		return awaitAcceptance(self, others)
 	}
-	var rivals []record // that want to found one as well
+	var rivals []record // that want to make one as well
 	for _, r := range others {
 		switch {
-		case r.Accepted != nil && slices.Contains(r.Accepted.Voters, server{self.Name, self.ID}) && len(r.Accepted.Voters) == self.Expect && self.Empty:
-			return bootstrapStep{accept: r.Accepted}
+		case r.Accepted.names(self.server()) && len(r.Accepted.Voters) == self.Expect && self.Empty:
+			return r.Accepted, ""
 		case (r.Cluster != "" || r.Accepted != nil) && self.Empty:
-			return bootstrapStep{why: "this server waits to be taken in by the cluster of " + r.Name}
+			return nil, "this server waits until it joins the cluster of " + r.Name
 		case r.Cluster != "":
-			return bootstrapStep{why: fmt.Sprintf("this server was restored from a backup and cannot join the cluster of %s: give it an empty --data-dir, or start it without --join and --retry-join and with --bootstrap-expect=1", r.Name)}
+			return nil, fmt.Sprintf("this server was restored from a backup and cannot join the cluster of %s: give "+
+				"it an empty --data-dir, or start it without --join and --retry-join and with --bootstrap-expect=1",
+				r.Name)
 		case r.Expect > 0:
 			rivals = append(rivals, r)
 		}
 	}
 	if self.Expect == 0 {
-		return bootstrapStep{why: "this server waits to be taken in by a cluster, and knows none: name a server that belongs to one with --retry-join, or make one with --bootstrap-expect"}
+		return nil, "this server waits to join a cluster, and knows none: name a server that belongs to one with " +
+			"--retry-join, or make one with --bootstrap-expect"
 	}
 	return propose(self, rivals, random)
 }
 
 // propose makes a list of exactly as many servers as expected. Only the first of them by name does so.
-func propose(self record, rivals []record, random string) bootstrapStep {
-	list := &founders{random, []server{{self.Name, self.ID}}}
+func propose(self record, rivals []record, random string) (list *bootstrapList, why string) {
+	list = &bootstrapList{random, []server{{self.Name, self.ID}}}
 	for _, r := range rivals {
-		if r.Expect != self.Expect {
-			return bootstrapStep{why: fmt.Sprintf("%s was started with --bootstrap-expect=%d, this server with %d: start both with the same number", r.Name, r.Expect, self.Expect)}
+		switch {
+		case r.Expect != self.Expect:
+			return nil, fmt.Sprintf("%s was started with --bootstrap-expect=%d, this server with %d: start both with "+
+				"the same number", r.Name, r.Expect, self.Expect)
+		case !r.Empty || !self.Empty:
+			return nil, fmt.Sprintf("%s and this server cannot make a cluster together, because one was restored from "+
+				"a backup: start that one with --bootstrap-expect=1, and the other with an empty --data-dir and "+
+				"without --bootstrap-expect", r.Name)
 		}
-		if !r.Empty || !self.Empty {
-			return bootstrapStep{why: fmt.Sprintf("%s and this server cannot found a cluster together, because one was restored from a backup: start that one with --bootstrap-expect=1, and the other with an empty --data-dir and without --bootstrap-expect", r.Name)}
-		}
-		list.Voters = append(list.Voters, server{r.Name, r.ID})
+		list.Voters = append(list.Voters, r.server())
 	}
 	slices.SortFunc(list.Voters, compareServers)
 	switch n := len(list.Voters); {
 	case !self.Empty && self.Expect > 1:
-		return bootstrapStep{why: "this server was restored from a backup and founds a cluster alone: start it with --bootstrap-expect=1, and the others without"}
+		return nil, "this server was restored from a backup and makes a cluster alone: start it with " +
+			"--bootstrap-expect=1, and the others without"
 	case n < self.Expect:
-		return bootstrapStep{why: fmt.Sprintf("this server waits for %d more servers with --bootstrap-expect=%d", self.Expect-n, self.Expect)}
+		more := self.Expect - n
+		return nil, fmt.Sprintf("this server waits for %d more servers with --bootstrap-expect=%d", more, self.Expect)
 	case n > self.Expect:
-		return bootstrapStep{why: fmt.Sprintf("%d servers were started with --bootstrap-expect=%d: stop one and start it without; it will be taken in when there is a cluster", n, self.Expect)}
-	case list.Voters[0].ID == self.ID:
-		return bootstrapStep{accept: list}
+		return nil, fmt.Sprintf("%d servers were started with --bootstrap-expect=%d: stop one and start it without; "+
+			"it joins when there is a cluster", n, self.Expect)
+	case list.Voters[0].ID != self.ID:
+		return nil, "this server waits for the list of servers from " + list.Voters[0].Name
 	}
-	return bootstrapStep{why: "this server waits for a list of founders from " + list.Voters[0].Name}
+	return list, ""
 }
 
-// awaitAcceptance checks whether all have accepted the list that this server has accepted.
-func awaitAcceptance(self record, others []record) bootstrapStep {
-	for _, v := range self.Accepted.Voters {
+// awaitAcceptance returns the list that this server has accepted once all servers on it have.
+func awaitAcceptance(self record, others []record) (list *bootstrapList, why string) {
+	list = self.Accepted
+	for _, v := range list.Voters {
 		i := slices.IndexFunc(others, func(r record) bool { return r.ID == v.ID })
 		switch {
 		case v.ID == self.ID:
 		case i < 0 || others[i].Cluster == "" && others[i].Accepted == nil:
-			return bootstrapStep{why: fmt.Sprintf("the cluster is made when %s agrees too; if that server is gone for good, stop all servers, empty their data directories and start them again", v.Name)}
-		case others[i].Cluster != self.Accepted.Cluster && (others[i].Accepted == nil || others[i].Accepted.Cluster != self.Accepted.Cluster):
-			return bootstrapStep{why: fmt.Sprintf("%s has agreed to found another cluster: empty the data directory of this server and start it again, to be taken in there", v.Name)}
+			return nil, fmt.Sprintf("the cluster is made when %s agrees too; if that server is gone for good, stop "+
+				"all servers, empty their data directories and start them again", v.Name)
+		case others[i].Cluster != list.Cluster &&
+			(others[i].Accepted == nil || others[i].Accepted.excludes(list.Cluster)):
+			return nil, fmt.Sprintf("%s has agreed to make another cluster: empty the data directory of this server "+
+				"and start it again, to join that one", v.Name)
 		}
 	}
-	return bootstrapStep{found: self.Accepted}
+	return list, ""
 }
 
-// adopt writes down that this server joins its leader's cluster. A server that has accepted a list of founders can only
-// join their cluster.
+// adopt writes down that this server joins its leader's cluster. One that has accepted a list can only join the cluster
+// of that list.
 func (c *cluster) adopt(cluster string, messages []message) error {
 	leader := slices.ContainsFunc(messages, func(m message) bool {
 		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
@@ -2132,25 +2116,20 @@ func (c *cluster) adopt(cluster string, messages []message) error {
 	if c.own.Cluster != "" || !leader || c.own.Accepted.excludes(cluster) || !c.own.Empty {
 		return nil
 	}
-	return c.enlist(enlistment{Cluster: cluster})
+	return c.writeMembership(membership{Cluster: cluster})
 }
 
-// accept makes this server accept a list of founders, once in its life.
-func (c *cluster) accept(list *founders) error {
-	return c.enlist(enlistment{Accept: list})
-}
-
-// found makes this server a member of the cluster whose founders have all accepted the list. Each writes the same first
-// entry. A server that was restored from a backup keeps its log and continues it; it founds alone.
-func (c *cluster) found(list *founders) error {
+// bootstrap makes this server a member of the cluster of a list that all its servers have accepted. Each writes the
+// same first entry. A server that was restored from a backup continues its log; it makes a cluster alone.
+func (c *cluster) bootstrap(list *bootstrapList) error {
 	disk, err := c.store.saved()
 	if err != nil {
 		return err
 	}
-	state, first := bootstrap(list.Voters)
+	state, first := firstEntry(list.Voters)
 	state.Term = max(state.Term, disk.State.Term)
 	first.Index, first.Term = disk.Last+1, state.Term
-	if err := c.enlist(enlistment{Cluster: list.Cluster, State: &state, Entries: []entry{first}}); err != nil {
+	if err := c.writeMembership(membership{Cluster: list.Cluster, State: &state, Entries: []entry{first}}); err != nil {
 		return err
 	}
 	if disk, err = c.store.saved(); err == nil {
@@ -2159,10 +2138,10 @@ func (c *cluster) found(list *founders) error {
 	return err
 }
 
-// enlist writes an enlistment in run's own goroutine: until a server belongs to a cluster there is nothing else to
-// write, and the protocol misses nothing.
-func (c *cluster) enlist(e enlistment) error {
-	if err := c.store.enlist(e); err != nil {
+// writeMembership writes in run's own goroutine: until a server belongs to a cluster there is nothing else to write,
+// and the protocol misses nothing.
+func (c *cluster) writeMembership(e membership) error {
+	if err := c.store.writeMembership(e); err != nil {
 		return diskFailed(err)
 	}
 	if e.Accept != nil {
@@ -2180,11 +2159,12 @@ func (c *cluster) enlist(e enlistment) error {
 // Messages between servers
 
 const (
-	quickQueueMax  = 64               // heartbeats and replies: useless after a few seconds
-	bulkQueueMax   = 8                // appends with entries: the protocol has one in flight
-	linkIdleTime   = time.Minute      // after which a link ends
-	imageBytesMax  = int64(64 << 30)  // of a snapshot
-	imageChunkTime = 30 * time.Second // for each part of a snapshot or an output
+	quickQueueMax    = 64               // heartbeats and replies: useless after a few seconds
+	bulkQueueMax     = 8                // appends with entries: the protocol has one in flight
+	linkIdleTime     = time.Minute      // after which a link ends
+	snapshotBytesMax = int64(64 << 30)  // of a snapshot
+	chunkTime        = 30 * time.Second // for a client or a node to read or send a chunk of what is long
+	chunkBytes       = 256 << 10        // of a response
 )
 
 // linkKey names one of the two links to a server. Large messages have their own, so that they never delay a heartbeat.
@@ -2193,7 +2173,6 @@ type linkKey struct {
 	bulk bool
 }
 
-// isBulk reports whether a message carries entries or a snapshot.
 func (m *message) isBulk() bool {
 	return m.Kind == msgSnapshot || m.Kind == msgAppend && m.Last > m.Prev.Index
 }
@@ -2248,21 +2227,20 @@ func (c *cluster) runLink(ctx context.Context, k linkKey, queue <-chan message) 
 				if m.Kind == msgSnapshot {
 					level = slog.LevelWarn
 				}
-				c.log.Log(ctx, level, "a message was not delivered to another server", "server", to.Name, "snapshot", m.Kind == msgSnapshot, "err", err)
+				c.log.Log(ctx, level, "a message was not delivered to another server", "server", to.Name,
+					"snapshot", m.Kind == msgSnapshot, "err", err)
 			}
 			if m.isBulk() {
-				c.tell(ctx, func() error { c.reportDelivery(m, end, err); return nil }) // fails only if the driver ends
+				c.post(ctx, func() error { // fails only if the driver ends
+					if err != nil {
+						c.raft.undelivered(m.To.ID, m.Number)
+					} else {
+						c.raft.delivered(m.To.ID, m.Number, end)
+					}
+					return nil
+				})
 			}
 		}
-	}
-}
-
-// reportDelivery tells the protocol whether a large message was delivered.
-func (c *cluster) reportDelivery(m message, end uint64, err error) {
-	if err != nil {
-		c.raft.undelivered(m.To.ID, m.Number)
-	} else {
-		c.raft.delivered(m.To.ID, m.Number, end)
 	}
 }
 
@@ -2285,7 +2263,8 @@ func (c *cluster) deliver(ctx context.Context, m message, queue <-chan message) 
 		if err != nil {
 			return 0, err
 		}
-		return m.Prev.Index + uint64(len(batch[0].Entries)), c.upload(ctx, to, "/raft", io.NopCloser(bytes.NewReader(data)), int64(len(data)), "")
+		end = m.Prev.Index + uint64(len(batch[0].Entries))
+		return end, c.upload(ctx, to, "/raft", bytes.NewReader(data), int64(len(data)), "")
 	}
 	for len(queue) > 0 && len(batch) < quickQueueMax {
 		batch = append(batch, <-queue)
@@ -2304,7 +2283,9 @@ func (c *cluster) fill(m *message) error {
 	list, err := c.store.entries(m.Prev.Index+1, appendBytesMax)
 	why := ""
 	if err != nil {
-		why = fmt.Sprintf("this server cannot read its log, so other servers do not get what they lack; look at its disk: %v", err)
+		why = fmt.Sprintf("this server cannot read its log, so other servers do not get what they lack; look at its "+
+			"disk: %v",
+			err)
 	}
 	if c.plane.setProblem("log", why); err != nil {
 		return err
@@ -2316,19 +2297,14 @@ func (c *cluster) fill(m *message) error {
 	return nil
 }
 
-// takeMessages serves the messages of peers.
-func (c *cluster) takeMessages(ctx context.Context, messages []message) (none, error) {
-	return none{}, c.take(ctx, messages, "")
-}
-
-// take passes a peer's messages to the driver, or one that announces the snapshot in the file image. After an error the
+// take passes a peer's messages to the driver, or one that announces the snapshot in the file file. After an error the
 // caller still owns the file.
-func (c *cluster) take(ctx context.Context, messages []message, image string) error {
+func (c *cluster) take(ctx context.Context, messages []message, file string) error {
 	from, _ := forwardedFrom(ctx)
 	if own := c.plane.clusterID(); from.cluster == "" || own != "" && own != from.cluster {
 		return errForeign
 	}
-	return c.tell(ctx, func() error { return c.receive(from.cluster, messages, image) })
+	return c.post(ctx, func() error { return c.receive(from.cluster, messages, file) })
 }
 
 // Snapshots
@@ -2352,17 +2328,19 @@ func (c *cluster) sendSnapshot(ctx context.Context, to record, m message) (end u
 	if err != nil {
 		return 0, err
 	}
-	c.log.Info("sending a snapshot to a server whose log is too old", "server", to.Name, "bytes", info.Size(), "index", snap.Index)
+	c.log.Info("sending a snapshot to a server whose log is too old",
+		"server", to.Name, "bytes", info.Size(), "index", snap.Index)
 	return snap.Index, c.upload(ctx, to, "/snapshot", file, info.Size(), string(head))
 }
 
 // upload sends a large body to another server. The whole has no deadline, but each part has.
-func (c *cluster) upload(ctx context.Context, to record, path string, body io.ReadCloser, size int64, head string) error {
+func (c *cluster) upload(ctx context.Context, to record, path string, body io.Reader, size int64, head string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stuck := time.AfterFunc(imageChunkTime, cancel)
+	stuck := time.AfterFunc(chunkTime, cancel)
 	defer stuck.Stop()
-	r, err := c.plane.request(ctx, http.MethodPost, to, path, &patientReader{body, func() error { stuck.Reset(imageChunkTime); return nil }})
+	extend := func() { stuck.Reset(chunkTime) }
+	r, err := c.plane.request(ctx, http.MethodPost, to, path, &deadlineReader{io.NopCloser(body), extend})
 	if err != nil {
 		return err
 	}
@@ -2371,20 +2349,19 @@ func (c *cluster) upload(ctx context.Context, to record, path string, body io.Re
 	return answerTo(c.plane.beats, r, &none{})
 }
 
-// receiveSnapshot receives a snapshot into a file and passes it to the driver.
 func (c *cluster) receiveSnapshot(w http.ResponseWriter, r *http.Request) error {
 	var m message
 	err := json.Unmarshal([]byte(r.Header.Get(headerMessage)), &m)
-	if err != nil || m.Kind != msgSnapshot || r.ContentLength < 0 || r.ContentLength > imageBytesMax {
+	if err != nil || m.Kind != msgSnapshot || r.ContentLength < 0 || r.ContentLength > snapshotBytesMax {
 		return errMalformed
 	}
-	image, err := c.writeSnapshotFile(patientBody(w, r), m)
+	file, err := c.writeSnapshotFile(deadlineBody(w, r), m)
 	if err == nil {
-		err = c.take(r.Context(), []message{m}, image)
+		err = c.take(r.Context(), []message{m}, file)
 	}
 	if err != nil {
-		if image != "" {
-			err = errors.Join(err, os.Remove(image))
+		if file != "" {
+			err = errors.Join(err, os.Remove(file))
 		}
 		return err
 	}
@@ -2409,26 +2386,24 @@ func (c *cluster) writeSnapshotFile(body io.Reader, m message) (path string, err
 	return file.Name(), err
 }
 
-// patientReader reads a long body, with a deadline for each part.
-type patientReader struct {
+// deadlineReader reads a long body, with a deadline for each part.
+type deadlineReader struct {
 	io.ReadCloser
-	extend func() error // called before each part
+	extend func() // called before each part
 }
 
-func (p *patientReader) Read(b []byte) (int, error) {
-	if err := p.extend(); err != nil {
-		return 0, err
-	}
-	return p.ReadCloser.Read(b)
+func (d *deadlineReader) Read(b []byte) (int, error) {
+	d.extend()
+	return d.ReadCloser.Read(b)
 }
 
-// patientBody is the body of a request that may be long, where the server's deadlines are for the whole. The response
+// deadlineBody is the body of a request that may be long, where the server's deadlines are for the whole. The response
 // has its time from the last part on.
-func patientBody(w http.ResponseWriter, r *http.Request) *patientReader {
+func deadlineBody(w http.ResponseWriter, r *http.Request) *deadlineReader {
 	control := http.NewResponseController(w)
-	return &patientReader{r.Body, func() error {
-		now := time.Now()
-		return errors.Join(control.SetReadDeadline(now.Add(imageChunkTime)), control.SetWriteDeadline(now.Add(planeWriteTime)))
+	return &deadlineReader{r.Body, func() { // where there is no deadline none is moved
+		_ = control.SetReadDeadline(time.Now().Add(chunkTime))
+		_ = control.SetWriteDeadline(time.Now().Add(planeWriteTime))
 	}}
 }
 
@@ -2437,12 +2412,13 @@ func patientBody(w http.ResponseWriter, r *http.Request) *patientReader {
 const (
 	planeFormat         = "2"              // of requests and their answers
 	gossipBytesMax      = 1 << 20          // of a heartbeat
-	rpcBytesMax         = 64 << 20         // of a request or an answer between nodes: 100,000 ordinary orders, or one job's largest a few times
+	rpcBytesMax         = 64 << 20         // between nodes: 100,000 ordinary orders, or one job's largest a few times
 	planeHeaderTime     = 5 * time.Second  // for a handshake and a request's head
+	planeHeadBytesMax   = 64 << 10         // of a request's head
 	planeReadTime       = 30 * time.Second // for a request's body
 	planeWriteTime      = 90 * time.Second // for an answer, longer than any call waits for one
 	planeIdleTime       = 2 * time.Minute  // of a kept-alive connection
-	planeBeatsPerNode   = 8                // more than the heartbeat and the two links to one node ever need, dials that were given up included
+	planeBeatsPerNode   = 8                // more than the heartbeat and two links need, with dials that were given up
 	planeConnsPerNode   = 16               // of calls to one node; more wait for each other
 	planeStreamsPerNode = 1_000            // of forwarded requests and followed outputs, which may last for ever
 	uploadsMax          = 500              // of forwarded requests whose bodies are incomplete
@@ -2463,21 +2439,24 @@ var (
 	errOtherKey      = errors.New("the other node has another cluster key")
 	errIdentityTaken = errors.New("the name or the id of this node is another's")
 	errOwnAddress    = errors.New("the address is this node's own")
-	errShortKey      = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"", keyBytesMin)
-	errOversized     = errors.New("the call is larger than allowed")
+	errShortKey      = fmt.Errorf("a cluster key is base64 of at least %d bytes; make one with \"belfry keygen\"",
+		keyBytesMin)
+	errOversized = errors.New("the call is larger than allowed")
 
-	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely done
-	// nothing: it said so, or no connection to it came about. After all others nobody can tell.
+	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely
+	// done nothing: it said so, or no connection to it came about. After all others nobody can tell.
 	errRefused      = errors.New("refused")
 	errNoConnection = errors.New("no connection")
 )
 
 // refusalCodes are the errors that a node can answer with, and how they travel.
 var refusalCodes = map[string]error{
-	"stale-term": errStaleTerm, "other-incarnation": errOtherIncarnation, "stale-number": errStaleNumber, "stopping": errStopping,
-	"queue-full": errQueueFull, "unknown-execution": errUnknownExecution, "not-leader": errNotLeader, "busy": errBusy,
-	"format": errFormat, "malformed": errMalformed, "foreign": errForeign, "misdirected": errMisdirected,
-	"last-voter": errLastVoter, "alive-voter": errAliveVoter, "no-server": errNoServer, "identity-taken": errIdentityTaken, "too_large": errOversized,
+	"alive-voter": errAliveVoter, "busy": errBusy, "foreign": errForeign, "format": errFormat,
+	"identity-taken": errIdentityTaken, "last-voter": errLastVoter, "malformed": errMalformed,
+	"misdirected": errMisdirected, "no-server": errNoServer, "not-leader": errNotLeader,
+	"other-incarnation": errOtherIncarnation, "queue-full": errQueueFull, "stale-number": errStaleNumber,
+	"stale-term": errStaleTerm, "stopping": errStopping, "too_large": errOversized,
+	"unknown-execution": errUnknownExecution,
 }
 
 // A nodeRefusal is why a node has not done what it was asked: one of refusalCodes, and that node's sentence.
@@ -2538,7 +2517,15 @@ type planeConfig struct {
 	JoinPause time.Duration // between two tries of an address that did not answer
 	JoinTries int           // without any answer until the node gives up, 0: never
 	BeatTime  time.Duration // between two heartbeats; a node that is silent for five counts as failed
-	host      host
+	network   network
+}
+
+// network is how a node reaches others, and its source of chance. The zero value is the real one; the simulation of
+// whole servers has its own.
+type network struct {
+	listen func(network, address string) (net.Listener, error)
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	chance func() uint64
 }
 
 // A runner runs what the leader orders: the executor.
@@ -2548,6 +2535,7 @@ type runner interface {
 	kill(kill) error
 	output(ctx context.Context, execution int64, follow bool, from int64, w io.Writer) error
 	printed(executions []int64) map[int64][]byte
+	counts() (running, undelivered int)
 }
 
 // A record is what a node says of itself in its heartbeats.
@@ -2567,12 +2555,12 @@ type record struct {
 	Clock       int64 // Unix nanoseconds when the heartbeat was sent
 
 	// Of a server that belongs to no cluster.
-	Expect   int       // servers that found the cluster together, 0: it waits to join one
-	Empty    bool      // its database holds nothing
-	Accepted *founders // nil: none
+	Expect   int            // servers that found the cluster together, 0: it waits to join one
+	Empty    bool           // its database holds nothing
+	Accepted *bootstrapList // nil: none
 }
 
-// member.Status and record.Status, as Serf numbers them.
+// record.Status, as Serf numbers it.
 const (
 	memberAlive   = 1
 	memberLeaving = 2
@@ -2582,7 +2570,7 @@ const (
 
 const (
 	silentBeats   = 5               // heartbeats that are missed until a node counts as failed
-	forgetAfter   = 24 * time.Hour  // since a node was heard
+	forgetAfter   = 24 * time.Hour  // since a node was heard from
 	retryDeadMax  = time.Minute     // between two heartbeats to a server that counts as failed
 	deadBeats     = 60              // one heartbeat in so many tells of nodes that are silent
 	beatTimeout   = time.Second     // of one heartbeat and its answer
@@ -2594,14 +2582,14 @@ const (
 	ownWordBeats  = 3               // heartbeats for which a node's own word keeps out what others say of it
 )
 
-// A contact is a record and when its node was last heard, by this node or by one that reported it.
+// A contact is a record and when its node was last heard from, by this node or by one that reported it.
 type contact struct {
 	record
-	Age   time.Duration // in a heartbeat: since it was heard. Ages need no common clock
-	heard time.Time
-	tried time.Time     // when it was last sent a heartbeat, if it was not heard since
-	self  time.Time     // when it said so itself; zero: another node reported it
-	skew  time.Duration // about how far its clock is behind this node's
+	Age      time.Duration // in a heartbeat: since it was heard from. Ages need no common clock
+	lastSeen time.Time
+	tried    time.Time     // when it was last sent a heartbeat, if it was not heard from since
+	self     time.Time     // when it said so itself; zero: another node reported it
+	skew     time.Duration // about how far its clock is behind this node's
 }
 
 // gossip is the content of a heartbeat and of the response to it.
@@ -2621,41 +2609,40 @@ type plane struct {
 	listener net.Listener
 	tls      *tls.Config // fixed
 	calls    *http.Client
-	streams  *http.Client // for what may take long, so that no call waits for it
-	beats    *http.Client // for heartbeats and links, which must not wait for either
-	refused  counters     // fixed
-	uploads  uploads
+	streams  *http.Client  // for what may take long, so that no call waits for it
+	beats    *http.Client  // for heartbeats and links, which must not wait for either
+	refused  counters      // fixed
 	admitted atomic.Bool   // this node's name and id are its own
-	hurry    chan struct{} // the next heartbeat is due now; holds one
+	beatNow  chan struct{} // the next heartbeat is due now; holds one
 	written  []string      // owned by heartbeatLoop: what the file of peers says
 	clashed  bool          // owned by heartbeatLoop: the last responses said that this node's name or id is in use
 
 	logged clusterView // owned by heartbeatLoop
 	remind reminders   // of what is logged each minute
 
-	mu       sync.Mutex
-	self     record              // guarded by mu
-	known    map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
-	problems map[string]string   // guarded by mu: subject → what is wrong and what to do
-	unmet    []string            // guarded by mu: addresses of --join and --retry-join at which nobody has answered yet
+	mu          sync.Mutex
+	self        record              // guarded by mu
+	known       map[string]*contact // guarded by mu: the other nodes by id; of an agent only servers
+	problems    map[string]string   // guarded by mu: subject → what is wrong and what to do
+	silentJoins []string            // guarded by mu: addresses to join at which nobody has responded yet
 }
 
 // newPlane listens on the cluster plane. It serves nothing until run.
 func newPlane(cfg planeConfig, runner runner, log *slog.Logger) (*plane, error) {
-	p := &plane{cfg: cfg, runner: runner, log: log, hurry: make(chan struct{}, 1), refused: newCounters(),
-		known: map[string]*contact{}, problems: map[string]string{}, unmet: slices.Clone(cfg.Join)}
-	if p.cfg.host.listen == nil {
-		p.cfg.host = host{listen: net.Listen, dial: new(net.Dialer).DialContext, chance: rand.Uint64}
+	p := &plane{cfg: cfg, runner: runner, log: log, beatNow: make(chan struct{}, 1), refused: newCounters(),
+		known: map[string]*contact{}, problems: map[string]string{}, silentJoins: slices.Clone(cfg.Join)}
+	if p.cfg.network.listen == nil {
+		p.cfg.network = network{net.Listen, new(net.Dialer).DialContext, rand.Uint64}
 	}
 	var err error
 	if p.tls, err = clusterTLS(cfg.Key); err != nil {
 		return nil, err
 	}
-	p.calls, p.streams, p.beats = p.newClient(planeConnsPerNode), p.newClient(planeStreamsPerNode), p.newClient(planeBeatsPerNode)
-	if p.listener, err = p.cfg.host.listen("tcp", cfg.Bind); err != nil {
+	p.calls, p.streams = p.newClient(planeConnsPerNode), p.newClient(planeStreamsPerNode)
+	p.beats = p.newClient(planeBeatsPerNode)
+	if p.listener, err = p.cfg.network.listen("tcp", cfg.Bind); err != nil {
 		return nil, fmt.Errorf("--bind-addr %s: cannot listen there, choose another address: %w", cfg.Bind, err)
 	}
-	p.listener = newBoundedListener(p.listener, connsMax())
 	p.self = cfg.record
 	if p.self.Addr == "" {
 		p.self.Addr, err = reachable(p.listener.Addr().String())
@@ -2690,7 +2677,7 @@ func (p *plane) setOwn(own ownRow) {
 
 func (p *plane) heartbeatSoon() {
 	select {
-	case p.hurry <- struct{}{}:
+	case p.beatNow <- struct{}{}:
 	default:
 	}
 }
@@ -2729,7 +2716,10 @@ func clusterTLS(key []byte) (*tls.Config, error) {
 	}
 	private := ed25519.NewKeyFromSeed(seed)
 	public := private.Public().(ed25519.PublicKey)
-	form := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)}
+	form := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		NotBefore:    time.Unix(0, 0), NotAfter: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC),
+	}
 	der, err := x509.CreateCertificate(crand.Reader, form, form, public, private)
 	if err != nil {
 		return nil, err
@@ -2779,44 +2769,10 @@ func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	}
 	p.refused["key"].Add(1)
 	if p.remind.due("key", time.Now()) {
-		p.log.Warn("a node with another cluster key calls this one and gets no connection; if it belongs here, give both the same --encrypt-file", "addr", hello.Conn.RemoteAddr())
+		p.log.Warn("a node with another cluster key calls this one and gets no connection; if it belongs here, give "+
+			"both the same --encrypt-file", "addr", hello.Conn.RemoteAddr())
 	}
 	return nil, nil
-}
-
-// newKey returns a random cluster key, as decodeKey reads it.
-func newKey() string {
-	key := make([]byte, 32)
-	crand.Read(key) // never fails
-	return base64.StdEncoding.EncodeToString(key) + "\n"
-}
-
-// decodeKey reads a cluster key as --encrypt and keygen write it.
-func decodeKey(text string) ([]byte, error) {
-	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
-	if err != nil || len(key) < keyBytesMin {
-		return nil, errShortKey
-	}
-	return key, nil
-}
-
-// ownKey returns the key of a node that was given none: the one in its data directory, which the first start makes. So
-// there is no plane without a key, and who cannot read the file is a stranger to it. The caller has locked the directory.
-func ownKey(dir string) ([]byte, error) {
-	path := filepath.Join(dir, keyFile)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		text = []byte(newKey())
-		err = replaceFile(path, text)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("--data-dir: cannot read or make the cluster key: %w", err)
-	}
-	key, err := decodeKey(string(text))
-	if err != nil {
-		return nil, fmt.Errorf("--data-dir: %s is damaged: %w", path, err)
-	}
-	return key, nil
 }
 
 // newClient returns a client whose kept-alive connections, at most conns to a
@@ -2825,7 +2781,7 @@ func (p *plane) newClient(conns int) *http.Client {
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
-		return p.cfg.host.dial(ctx, network, address)
+		return p.cfg.network.dial(ctx, network, address)
 	}
 	return &http.Client{Transport: transport{&http.Transport{
 		DialContext: dial, TLSClientConfig: p.tls, TLSHandshakeTimeout: dialTimeout,
@@ -2851,8 +2807,9 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 // run serves the plane and sends heartbeats until ctx ends.
 func (p *plane) run(ctx context.Context) error {
 	web := &http.Server{
-		Handler: p.handler(), ReadHeaderTimeout: planeHeaderTime, ReadTimeout: planeReadTime, WriteTimeout: planeWriteTime,
-		IdleTimeout: planeIdleTime, MaxHeaderBytes: headBytesMax, ErrorLog: stdlog.New(handshakeLog{p}, "", 0),
+		Handler: p.handler(), ErrorLog: stdlog.New(handshakeLog{p}, "", 0),
+		ReadHeaderTimeout: planeHeaderTime, ReadTimeout: planeReadTime, WriteTimeout: planeWriteTime,
+		IdleTimeout: planeIdleTime, MaxHeaderBytes: planeHeadBytesMax,
 	}
 	serving := p.tls.Clone()
 	serving.GetConfigForClient = p.noticeKey
@@ -2886,7 +2843,7 @@ func (p *plane) heartbeatLoop(ctx context.Context) error {
 				return err
 			}
 			if p.server != nil && p.admitted.Load() {
-				p.server.tell(ctx, p.server.followMembers) // fails only if this node stops
+				p.server.post(ctx, p.server.followMembers) // fails only if this node stops
 			}
 		}
 		select {
@@ -2894,7 +2851,7 @@ func (p *plane) heartbeatLoop(ctx context.Context) error {
 			p.announceLeft(context.WithoutCancel(ctx))
 			return nil
 		case <-ticker.C:
-		case <-p.hurry:
+		case <-p.beatNow:
 		}
 	}
 }
@@ -2940,7 +2897,8 @@ func (j *joining) note(answered int, refusal string) error {
 	case refusal != "":
 		return fmt.Errorf("--join, --retry-join: %s", refusal)
 	}
-	return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or use --retry-join with a larger --retry-max", strings.Join(j.addrs, ", "))
+	return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or use --retry-join "+
+		"with a larger --retry-max", strings.Join(j.addrs, ", "))
 }
 
 // sendHeartbeats sends a heartbeat to every known server and to addrs, and waits for the responses. It returns how many
@@ -2966,17 +2924,18 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 		switch {
 		case err == nil:
 			answered++
-			p.met(targets[i])
+			p.noteResponse(targets[i])
 			p.setProblem("join "+targets[i], "")
 		case errors.Is(err, errOwnAddress):
-			p.met(targets[i])
+			p.noteResponse(targets[i])
 		case errors.Is(err, errIdentityTaken):
 			clash, refusal = err.Error(), err.Error()
 		case errors.As(err, &no):
 			refusal = no.text
 			p.setProblem("join "+targets[i], refusal)
 		case errors.Is(err, errOtherKey):
-			refusal = fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, such as %s in the data directory of one of them", targets[i], keyFile)
+			refusal = fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, "+
+				"such as %s in the data directory of one of them", targets[i], keyFile)
 			p.setProblem("join "+targets[i], refusal)
 		case errors.As(err, &plain):
 			refusal = fmt.Sprintf("what answers at %s has no cluster key, so it is no cluster plane of belfry: use the address that the node there has in --bind-addr", targets[i])
@@ -2998,18 +2957,18 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 	return answered, clash, refusal
 }
 
-// met records that the node at an address of --join or --retry-join has responded, or is this one.
-func (p *plane) met(addr string) {
+// noteResponse records that the node at an address of --join or --retry-join has responded, or is this one.
+func (p *plane) noteResponse(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.unmet = slices.DeleteFunc(p.unmet, func(a string) bool { return a == addr })
+	p.silentJoins = slices.DeleteFunc(p.silentJoins, func(a string) bool { return a == addr })
 }
 
-// unmetNode returns an address of --join or --retry-join from which no node has responded, "" if there is none.
-func (p *plane) unmetNode() string {
+// silentJoin returns an address of --join or --retry-join from which no node has responded, "" if there is none.
+func (p *plane) silentJoin() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, addr := range p.unmet {
+	for _, addr := range p.silentJoins {
 		if addr != p.self.Addr {
 			return addr
 		}
@@ -3029,8 +2988,9 @@ func (p *plane) needs(addr string) bool {
 func (p *plane) targetsLocked(addrs []string, now time.Time) []string {
 	var list []string
 	for _, c := range p.known {
-		silent := now.Sub(c.heard)
-		if c.Server && c.Status != memberLeft && (!p.silentLocked(c, now) || now.Sub(c.tried) >= min(silent/10, retryDeadMax)) {
+		silent := now.Sub(c.lastSeen)
+		due := !p.silentLocked(c, now) || now.Sub(c.tried) >= min(silent/10, retryDeadMax)
+		if c.Server && c.Status != memberLeft && due {
 			list, c.tried = append(list, c.Addr), now
 		}
 	}
@@ -3048,14 +3008,14 @@ func (p *plane) gossipLocked(all bool, now time.Time) gossip {
 			break
 		}
 		if (all || p.cfg.Server && c.Server) && (!p.silentLocked(c, now) || p.self.Beat%deadBeats == 0) {
-			g.Others = append(g.Others, contact{record: c.record, Age: now.Sub(c.heard)})
+			g.Others = append(g.Others, contact{record: c.record, Age: now.Sub(c.lastSeen)})
 		}
 	}
 	return g
 }
 
 func (p *plane) silentLocked(c *contact, now time.Time) bool {
-	return now.Sub(c.heard) > silentBeats*p.cfg.BeatTime
+	return now.Sub(c.lastSeen) > silentBeats*p.cfg.BeatTime
 }
 
 // recordBytes is about the size of a record in a heartbeat.
@@ -3067,7 +3027,6 @@ func recordBytes(r *record) int {
 	return n
 }
 
-// sendHeartbeat sends a heartbeat to an address and learns from the response.
 func (p *plane) sendHeartbeat(ctx context.Context, addr string, g gossip) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
@@ -3093,12 +3052,14 @@ func (p *plane) learn(g gossip) {
 	}
 }
 
-// noteLocked updates the table with a node that was heard some time ago. A heartbeat counts once, however it arrives.
-// Of two processes of one node, and of two nodes of one name, the one heard last counts: the other is gone, or reject
-// would have refused this one. A node's own word overrides what others say of it, for as long as it can be heard.
+// noteLocked updates the table with a node that was heard from some time ago. A heartbeat counts once, however it
+// arrives. Of two processes of one node, and of two nodes of one name, the one heard from last counts: the other is
+// gone, or reject would have refused this one. A node's own word overrides what others say of it, for as long as it can
+// be heard from.
 func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Time) {
-	heard := now.Add(-age)
-	if !r.valid() || r.foreignTo(&p.self) || r.ID == p.self.ID || r.Name == p.self.Name || age > forgetAfter || !r.Server && !p.cfg.Server {
+	seen := now.Add(-age)
+	if r.ID == p.self.ID || r.Name == p.self.Name || !r.valid() || r.foreignTo(&p.self) || age > forgetAfter ||
+		!r.Server && !p.cfg.Server {
 		return
 	}
 	contradicts := func(c *contact) bool { return !itself && now.Sub(c.self) <= ownWordBeats*p.cfg.BeatTime }
@@ -3106,14 +3067,14 @@ func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Ti
 		if c.Incarnation == r.Incarnation {
 			return r.Beat <= c.Beat && !(itself && c.self.IsZero())
 		}
-		return !heard.After(c.heard)
+		return !seen.After(c.lastSeen)
 	}
 	c := p.known[r.ID]
 	if c != nil && (contradicts(c) || known(c)) {
 		return
 	}
 	if other := p.byNameLocked(r.Name); other != nil && other.ID != r.ID {
-		if contradicts(other) || other.heard.After(heard) {
+		if contradicts(other) || other.lastSeen.After(seen) {
 			return
 		}
 		delete(p.known, other.ID)
@@ -3124,7 +3085,7 @@ func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Ti
 		}
 		p.log.Info("another node is known now", "node", r.Name, "addr", r.Addr, "server", r.Server)
 	}
-	c = &contact{record: r, heard: heard, skew: time.Duration(heard.UnixNano() - r.Clock)}
+	c = &contact{record: r, lastSeen: seen, skew: time.Duration(seen.UnixNano() - r.Clock)}
 	if itself {
 		c.self = now
 	}
@@ -3139,7 +3100,7 @@ func (p *plane) makeRoomLocked(now time.Time) bool {
 	}
 	var gone *contact
 	for _, c := range p.known {
-		if p.statusLocked(c, now) > memberLeaving && (gone == nil || c.heard.Before(gone.heard)) {
+		if p.statusLocked(c, now) > memberLeaving && (gone == nil || c.lastSeen.Before(gone.lastSeen)) {
 			gone = c
 		}
 	}
@@ -3149,8 +3110,11 @@ func (p *plane) makeRoomLocked(now time.Time) bool {
 	return gone != nil
 }
 
+func (r *record) server() server { return server{r.Name, r.ID} }
+
 func (r *record) valid() bool {
-	return r.Name != "" && r.ID != "" && len(r.Name) <= memberNameMax && len(r.ID) <= memberNameMax && r.Status >= memberAlive && r.Status <= memberLeft
+	ok := func(name string) bool { return name != "" && len(name) <= memberNameMax }
+	return ok(r.Name) && ok(r.ID) && r.Status >= memberAlive && r.Status <= memberLeft
 }
 
 // foreignTo reports whether two nodes belong to different clusters.
@@ -3158,13 +3122,15 @@ func (r *record) foreignTo(other *record) bool {
 	return r.Cluster != "" && other.Cluster != "" && r.Cluster != other.Cluster
 }
 
-// clash says why a node and a newcomer cannot both take part, "" if they can.
+// conflict says why a node and a newcomer cannot both take part, "" if they can.
 func (r *record) conflict(newcomer *record) string {
 	switch {
 	case r.ID == newcomer.ID && r.Incarnation != newcomer.Incarnation:
-		return fmt.Sprintf("another process with the id of this node's data directory runs as %s at %s; stop it, or give this node an empty --data-dir", r.Name, r.Addr)
+		return fmt.Sprintf("another process with the id of this node's data directory runs as %s at %s; stop it, or "+
+			"give this node an empty --data-dir", r.Name, r.Addr)
 	case r.ID != newcomer.ID && r.Name == newcomer.Name:
-		return fmt.Sprintf("the name %s is in use by a live node at %s; give this node another --node-name, or stop that one", r.Name, r.Addr)
+		return fmt.Sprintf("the name %s is in use by a live node at %s; give this node another --node-name, or stop "+
+			"that one", r.Name, r.Addr)
 	}
 	return ""
 }
@@ -3185,7 +3151,6 @@ func (p *plane) statusLocked(c *contact, now time.Time) int {
 	return c.Status
 }
 
-// answerHeartbeat serves a heartbeat.
 func (p *plane) answerHeartbeat(ctx context.Context, g gossip) (gossip, error) {
 	if !g.From.valid() || len(g.Others) > membersMax {
 		return gossip{}, errMalformed
@@ -3212,10 +3177,13 @@ func (p *plane) reject(ctx context.Context, r record) error {
 	full := p.cfg.Server && p.known[r.ID] == nil && !p.makeRoomLocked(now)
 	p.mu.Unlock()
 	if r.foreignTo(&self) {
-		return nodeRefusal{errForeign, fmt.Sprintf("%s belongs to cluster %s, %s to %s; two clusters are never merged: take its address out of --join and --retry-join, or give %s an empty --data-dir", self.Name, self.Cluster, r.Name, r.Cluster, r.Name)}
+		return nodeRefusal{errForeign, fmt.Sprintf("%s belongs to cluster %s, %s to %s; two clusters are never "+
+			"merged: take its address out of --join and --retry-join, or give %s an empty --data-dir",
+			self.Name, self.Cluster, r.Name, r.Cluster, r.Name)}
 	}
 	if full {
-		return nodeRefusal{errBusy, fmt.Sprintf("%s knows %d other nodes, and a cluster may have no more: stop one before you start %s", self.Name, membersMax, r.Name)}
+		return nodeRefusal{errBusy, fmt.Sprintf("%s knows %d other nodes, and a cluster may have no more: stop one "+
+			"before you start %s", self.Name, membersMax, r.Name)}
 	}
 	for _, rival := range rivals {
 		if why := rival.conflict(&r); why != "" && p.isAlive(ctx, rival) {
@@ -3278,18 +3246,19 @@ func (p *plane) joinCluster() error {
 	return nil
 }
 
-// forget removes nodes that were not heard for a day.
+// forget removes nodes that were not heard from for a day.
 func (p *plane) forget(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	maps.DeleteFunc(p.known, func(_ string, c *contact) bool { return now.Sub(c.heard) > forgetAfter })
+	maps.DeleteFunc(p.known, func(_ string, c *contact) bool { return now.Sub(c.lastSeen) > forgetAfter })
 }
 
 // clockProblem says which server's clock differs from this node's, "" if none does.
 func (p *plane) clockProblem() string {
 	for _, c := range p.all() {
 		if c.Server && c.Status == memberAlive && c.skew.Abs() > clockSkewMax {
-			return fmt.Sprintf("the clocks of %s and %s differ by about %s: set both by the same time server", p.cfg.Name, c.Name, c.skew.Abs().Round(time.Second))
+			return fmt.Sprintf("the clocks of %s and %s differ by about %s: set both by the same time server",
+				p.cfg.Name, c.Name, c.skew.Abs().Round(time.Second))
 		}
 	}
 	return ""
@@ -3346,10 +3315,10 @@ func (p *plane) logChanges(now time.Time) {
 		case !known || c.ID == p.cfg.ID || before.Status == c.Status:
 		case c.Status == memberFailed:
 			running := p.runsOn(c.Name)
-			p.log.Warn("a node has failed: it does not answer", "node", c.Name, "since", c.heard, "running", len(running),
+			p.log.Warn("a node has failed: it does not answer", "node", c.Name, "since", c.lastSeen, "running", len(running),
 				"executions", running[:min(len(running), executionsLogged)])
 		case before.Status == memberFailed:
-			p.log.Info("a node is back", "node", c.Name, "silent", c.heard.Sub(before.heard).Round(time.Second))
+			p.log.Info("a node is back", "node", c.Name, "silent", c.lastSeen.Sub(before.lastSeen).Round(time.Second))
 		}
 	}
 	p.logged.nodes = seen
@@ -3414,8 +3383,18 @@ func (p *plane) setProblem(subject, why string) {
 	}
 }
 
-// health returns why reads or writes fail on this node, as far as the plane knows, and what else is wrong, each with
-// its remedy.
+// gauges returns what is running here, and what the plane has refused.
+func (p *plane) gauges() gauges {
+	var g gauges
+	if p.server != nil {
+		g = p.server.gauges()
+	}
+	g.Running, g.Undelivered = p.runner.counts()
+	return g
+}
+
+// health returns why reads or writes fail on this node, and what else is wrong, each with its remedy. It waits for
+// nothing that may be stuck.
 func (p *plane) health() (problems, warnings []string) {
 	p.mu.Lock()
 	warnings = slices.Sorted(maps.Values(p.problems))
@@ -3423,18 +3402,30 @@ func (p *plane) health() (problems, warnings []string) {
 	leader, led := p.leaderRecord()
 	switch {
 	case !led && p.server == nil:
-		problems = []string{"no server that leads is known: this node is given nothing to run; see --retry-join, and whether the servers are up"}
+		problems = []string{"no server that leads is known: this node is given nothing to run; see --retry-join, and " +
+			"whether the servers are up"}
 	case !led && p.clusterID() == "":
-		problems = []string{"this server belongs to no cluster yet: see --bootstrap-expect, --retry-join, and whether the others are up"}
+		problems = []string{"this server belongs to no cluster yet: see --bootstrap-expect, --retry-join, and " +
+			"whether the others are up"}
 	case !led:
-		problems = []string{"no leader is known: nothing fires and writes are refused until a majority of the servers reach each other; see \"belfry raft list-peers\""}
+		problems = []string{"no leader is known: nothing fires and writes are refused until a majority of the " +
+			"servers reach each other; see \"belfry raft list-peers\""}
 	case leader.ID == p.cfg.ID && !p.leading(), leader.ID != p.cfg.ID && !leader.Leads:
 		problems = []string{"the leader was elected a moment ago: writes are refused until it has taken up its work"}
+	}
+	if p.server == nil {
+		return problems, warnings
+	}
+	if stuck := p.server.progress.Load().problem(time.Now()); stuck != "" {
+		problems = append(problems, stuck)
+	}
+	if err := p.server.store.readable(time.Now()); err != nil {
+		problems = append(problems, fmt.Sprintf("the database cannot be read: restore a backup, or start this server "+
+			"with an empty --data-dir, so that the others send it a copy: %v", err))
 	}
 	return problems, warnings
 }
 
-// setStatus changes what this node says of itself.
 func (p *plane) setStatus(status int) {
 	p.mu.Lock()
 	p.self.Status = status
@@ -3450,54 +3441,24 @@ func (p *plane) all() []contact {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	list := []contact{{record: p.self, heard: now}}
+	list := []contact{{record: p.self, lastSeen: now}}
 	for _, c := range p.known {
 		seen := *c
 		seen.Status = p.statusLocked(c, now)
 		list = append(list, seen)
 	}
-	slices.SortFunc(list, func(a, b contact) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(list, func(a, b contact) int { return compareServers(a.server(), b.server()) })
 	return list
-}
-
-// A member is a node in the form of Serf, which Dkron uses. The protocol numbers mean nothing here.
-type member struct {
-	Name        string
-	Addr        string
-	Port        int
-	Tags        map[string]string
-	Status      int // 1 alive, 2 leaving, 3 left, 4 failed
-	ProtocolMin int
-	ProtocolMax int
-	ProtocolCur int
-	DelegateMin int
-	DelegateMax int
-	DelegateCur int
-}
-
-// members returns all nodes as the API shows them.
-func (p *plane) members() []member {
-	var list []member
-	for _, c := range p.all() {
-		list = append(list, c.member())
-	}
-	return list
-}
-
-func (r *record) member() member {
-	host, port, _ := net.SplitHostPort(r.Addr)
-	n, _ := strconv.Atoi(port) // 0 if a node says nonsense of itself
-	return member{Name: r.Name, Addr: host, Port: n, Tags: r.Tags, Status: r.Status}
 }
 
 // nodes returns those that can be given executions. A node is overdue if it missed a heartbeat, or if this server leads
-// and the node's last heartbeat said that the node leads: then it was not heard since.
+// and the node's last heartbeat said that the node leads: then it was not heard from since.
 func (p *plane) nodes() []node {
 	var list []node
 	cluster, leads := p.clusterID(), p.leading()
 	for _, c := range p.all() {
 		if c.Cluster == cluster && c.Status == memberAlive {
-			overdue := time.Since(c.heard) > p.cfg.BeatTime*3/2 || leads && c.Leads && c.ID != p.cfg.ID
+			overdue := time.Since(c.lastSeen) > p.cfg.BeatTime*3/2 || leads && c.Leads && c.ID != p.cfg.ID
 			list = append(list, node{c.Name, c.Incarnation, c.Tags, overdue})
 		}
 	}
@@ -3515,7 +3476,6 @@ func (p *plane) servers() []record {
 	return list
 }
 
-// own returns what this node says of itself.
 func (p *plane) own() record {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -3528,7 +3488,6 @@ func (p *plane) clusterID() string {
 	return p.self.Cluster
 }
 
-// byID returns what is known of a node.
 func (p *plane) byID(id string) (record, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -3550,13 +3509,7 @@ func (p *plane) byName(name string) (record, bool) {
 	return record{}, false
 }
 
-// leader returns the server that leads, as far as this node knows.
-func (p *plane) leader() (member, bool) {
-	r, ok := p.leaderRecord()
-	r.Status = memberAlive
-	return r.member(), ok
-}
-
+// leaderRecord returns the server that leads, as far as this node knows.
 func (p *plane) leaderRecord() (record, bool) {
 	if p.server != nil {
 		return p.byID(p.server.status().Leader.ID)
@@ -3569,7 +3522,6 @@ func (p *plane) leaderRecord() (record, bool) {
 	return record{}, false
 }
 
-// leading reports whether this node is a server that leads.
 func (p *plane) leading() bool { return p.server != nil && p.server.leading() }
 
 // Calls between nodes
@@ -3592,7 +3544,6 @@ const (
 // none is the body of a call or response without content.
 type none struct{}
 
-// handler is the plane's HTTP side.
 func (p *plane) handler() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, open bool, fn func(http.ResponseWriter, *http.Request) error) {
@@ -3616,16 +3567,18 @@ func (p *plane) handler() http.Handler {
 	handle("GET /output", false, p.serveOutput)
 	handle("POST /printed", false, serveCall(rpcBytesMax, p.printed))
 	if p.server != nil {
-		handle("POST /raft", true, serveCall(rpcBytesMax, p.server.takeMessages))
+		handle("POST /raft", true, serveCall(rpcBytesMax, func(ctx context.Context, m []message) (none, error) {
+			return none{}, p.server.take(ctx, m, "")
+		}))
 		handle("POST /snapshot", true, p.server.receiveSnapshot)
 		handle("POST /results", false, serveCall(rpcBytesMax, p.reportToLeader))
-		handle("POST /remove", false, serveCall(rpcBytesMax, p.remove))
+		handle("POST /remove", false, serveCall(rpcBytesMax, p.removePeer))
+		handle("POST /applied", false, serveCall(rpcBytesMax, p.appliedByLeader))
 		handle("/api/", false, p.serveForwarded)
 	}
 	return mux
 }
 
-// check rejects requests that no node of this cluster sends.
 func (p *plane) check(r *http.Request, open bool) error {
 	switch cluster := p.clusterID(); {
 	case r.Header.Get(headerFormat) != planeFormat:
@@ -3638,15 +3591,17 @@ func (p *plane) check(r *http.Request, open bool) error {
 	return nil
 }
 
-// fail responds with an error.
 func (p *plane) fail(w http.ResponseWriter, err error) {
 	p.refused.count(err)
 	w.Header().Set(headerRefused, refusalCode(err))
 	http.Error(w, err.Error(), http.StatusConflict)
 }
 
+// An rpc is what one node asks another to do.
+type rpc[In, Out any] func(context.Context, In) (Out, error)
+
 // serveCall has fn serve calls of at most limit bytes.
-func serveCall[In, Out any](limit int64, fn func(context.Context, In) (Out, error)) func(http.ResponseWriter, *http.Request) error {
+func serveCall[In, Out any](limit int64, fn rpc[In, Out]) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var large *http.MaxBytesError
 		if r.ContentLength > limit {
@@ -3690,130 +3645,68 @@ func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
 	if err1 != nil || err2 != nil {
 		return errMalformed
 	}
-	out := &patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}
+	out := streamTo(w)
+	out.live = true
 	err := p.runner.output(r.Context(), execution, q.Get("follow") == "true", from, out)
-	if err != nil && out.begun {
+	if err != nil && out.began {
 		panic(http.ErrAbortHandler)
 	}
 	return err
 }
 
-// patientWriter writes a long answer part by part: each is sent at once and has
-// its time, where the server's limit is for the whole.
-type patientWriter struct {
+// A streamWriter writes a response that may be long. The reader has chunkTime for each chunk, where the server's limit
+// is for the whole: a slow one is served, one that does not read is dropped.
+type streamWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
-	begun   bool
+	live    bool   // each write is sent at once
+	began   bool   // the header is written
+	prefix  string // of the path in Location
+	store   *store // names the log index that is applied, for the server that forwarded the request; nil: it does not
+}
+
+func streamTo(w http.ResponseWriter) *streamWriter {
+	if s, ok := w.(*streamWriter); ok {
+		return s
+	}
+	return &streamWriter{ResponseWriter: w, control: http.NewResponseController(w)}
 }
 
 // Unwrap implements what http.ResponseController looks for.
-func (p *patientWriter) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+func (w *streamWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-func (p *patientWriter) Write(b []byte) (int, error) {
-	p.begun = true
-	if err := p.control.SetWriteDeadline(time.Now().Add(imageChunkTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return 0, err
+// extend moves the write deadline. Test recorders support none, so the error is ignored.
+func (w *streamWriter) extend() { _ = w.control.SetWriteDeadline(time.Now().Add(chunkTime)) }
+
+func (w *streamWriter) WriteHeader(status int) {
+	w.began = true
+	if to := w.Header().Get("Location"); w.prefix != "" && strings.HasPrefix(to, "/") {
+		w.Header().Set("Location", w.prefix+to)
 	}
-	n, err := p.ResponseWriter.Write(b)
-	if err == nil {
-		err = p.control.Flush()
+	if w.store != nil {
+		w.Header().Set(headerIndex, strconv.FormatUint(w.store.applied.Load(), 10))
 	}
-	if errors.Is(err, http.ErrNotSupported) {
-		err = nil
+	w.extend()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *streamWriter) Write(p []byte) (n int, err error) {
+	w.began = true
+	for part := range slices.Chunk(p, chunkBytes) {
+		w.extend()
+		m, err := w.ResponseWriter.Write(part)
+		if n += m; err != nil {
+			return n, err
+		}
 	}
-	return n, err
-}
-
-// uploads are the forwarded requests whose bodies are incomplete. Each holds a
-// connection to another node, so there is a bound: clients that withhold bodies
-// keep nobody else from being forwarded.
-type uploads struct {
-	mu         sync.Mutex
-	incomplete linked.List // of *movingBody, the one without progress for longest first; guarded by mu
-}
-
-// movingBody is the body of a forwarded request. It may take as long as it makes
-// progress, and the response then as long as it takes: the node that responds has
-// limits of its own.
-type movingBody struct {
-	io.ReadCloser
-	control *http.ResponseController
-	uploads *uploads
-	read    int             // bytes since the deadline was moved
-	place   *linked.Element // in uploads.incomplete; nil once complete or ended; guarded by uploads.mu
-}
-
-// longAgo as a deadline ends what waits for it.
-var longAgo = time.Unix(1, 0)
-
-// errWithheld is what reading a body returns after it has been ended.
-var errWithheld = errors.New("the body is incomplete, and was not waited for any longer")
-
-// add enters an upload. Beyond the bound it ends the one without progress for longest.
-func (u *uploads) add(b *movingBody) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.incomplete.Len() >= uploadsMax {
-		u.leave(u.incomplete.Front().Value.(*movingBody), longAgo)
-	}
-	b.place = u.incomplete.PushBack(b)
-}
-
-// leave removes an upload, unless that is done, and sets the deadline for reading
-// on. The caller holds mu.
-func (u *uploads) leave(b *movingBody, deadline time.Time) {
-	if b.place != nil {
-		u.incomplete.Remove(b.place)
-		b.place = nil
-		_ = b.control.SetReadDeadline(deadline) // where there is no deadline none is moved
-	}
-}
-
-// end stops the reading of a body that is incomplete: nobody needs the rest.
-func (b *movingBody) end() {
-	b.uploads.mu.Lock()
-	defer b.uploads.mu.Unlock()
-	b.uploads.leave(b, longAgo)
-}
-
-// endingBody is the body of an early response. Once it is sent, the rest of its request's
-// body is not waited for; if that were ended earlier, the response would be cut.
-type endingBody struct {
-	io.ReadCloser
-	end func()
-}
-
-// Close implements io.Closer.
-func (b endingBody) Close() error {
-	b.end()
-	return b.ReadCloser.Close()
-}
-
-func (b *movingBody) incomplete() bool {
-	b.uploads.mu.Lock()
-	defer b.uploads.mu.Unlock()
-	return b.place != nil
-}
-
-func (b *movingBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.uploads.mu.Lock()
-	defer b.uploads.mu.Unlock()
-	b.read += n
-	switch {
-	case err == io.EOF:
-		b.uploads.leave(b, time.Time{})
-	case b.place == nil:
-		err = errWithheld
-	case b.read >= progressBytes:
-		b.read = 0
-		_ = b.control.SetReadDeadline(time.Now().Add(readTimeout))
-		b.uploads.incomplete.MoveToBack(b.place)
+	if w.live {
+		if err = w.control.Flush(); errors.Is(err, http.ErrNotSupported) {
+			err = nil
+		}
 	}
 	return n, err
 }
 
-// exchange sends in as JSON and decodes the response into out.
 func (p *plane) exchange(ctx context.Context, client *http.Client, to record, path string, in, out any) error {
 	data, err := json.Marshal(in)
 	if err != nil {
@@ -3826,7 +3719,6 @@ func (p *plane) exchange(ctx context.Context, client *http.Client, to record, pa
 	return answerTo(client, r, out)
 }
 
-// answerTo sends a request and decodes the response into out.
 func answerTo(client *http.Client, r *http.Request, out any) error {
 	resp, err := do(client, r)
 	if err != nil {
@@ -3840,7 +3732,8 @@ func answerTo(client *http.Client, r *http.Request, out any) error {
 	return json.Unmarshal(answer, out)
 }
 
-func (p *plane) request(ctx context.Context, method string, to record, path string, body io.Reader) (*http.Request, error) {
+func (p *plane) request(ctx context.Context, method string, to record, path string, body io.Reader) (
+	*http.Request, error) {
 	r, err := http.NewRequestWithContext(ctx, method, "https://"+to.Addr+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
@@ -3879,7 +3772,6 @@ func (p *plane) sign(h http.Header, to record) {
 	}
 }
 
-// readRefusal returns the error of a response without success.
 func readRefusal(resp *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err != nil {
@@ -3893,7 +3785,8 @@ func readRefusal(resp *http.Response) error {
 }
 
 // callNode calls a node by name, and fn directly if that is this node.
-func callNode[In, Out any](ctx context.Context, p *plane, name, path string, in In, fn func(context.Context, In) (Out, error)) (out Out, err error) {
+func callNode[In, Out any](ctx context.Context, p *plane, name, path string, in In, fn rpc[In, Out]) (
+	out Out, err error) {
 	if name == p.cfg.Name {
 		if out, err = fn(ctx, in); err != nil {
 			err = fmt.Errorf("%w: %w", errRefused, err)
@@ -3923,7 +3816,6 @@ func (p *plane) dispatchTo(ctx context.Context, node string, d dispatch) error {
 	return err
 }
 
-// askNode asks a node what became of executions.
 func (p *plane) askNode(ctx context.Context, node string, q question) (answer, error) {
 	a, err := callNode(ctx, p, node, "/question", q, p.ask)
 	if err == nil {
@@ -3932,7 +3824,6 @@ func (p *plane) askNode(ctx context.Context, node string, q question) (answer, e
 	return a, err
 }
 
-// killOn tells a node to end an execution.
 func (p *plane) killOn(ctx context.Context, node string, k kill) error {
 	_, err := callNode(ctx, p, node, "/kill", k, p.kill)
 	return err
@@ -3945,7 +3836,8 @@ func (p *plane) printedOn(ctx context.Context, node string, executions []int64) 
 
 // outputFrom writes what an execution has printed from the offset from on, and with follow continues until the run
 // ends. The caller limits the time. errUnknownExecution: the node does not have it.
-func (p *plane) outputFrom(ctx context.Context, node string, execution int64, follow bool, from int64, w io.Writer) error {
+func (p *plane) outputFrom(ctx context.Context, node string, execution int64, follow bool, from int64,
+	w io.Writer) error {
 	if node == p.cfg.Name {
 		return p.runner.output(ctx, execution, follow, from, w)
 	}
@@ -3981,7 +3873,8 @@ func (p *plane) towardsLeader() (list []record) {
 }
 
 // atLeader has the leader, wherever it is, serve a call with fn.
-func atLeader[In, Out any](ctx context.Context, p *plane, path string, in In, fn func(context.Context, In) (Out, error)) (out Out, err error) {
+func atLeader[In, Out any](ctx context.Context, p *plane, path string, in In, fn rpc[In, Out]) (
+	out Out, err error) {
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
 	if p.leading() {
@@ -4009,12 +3902,9 @@ func (p *plane) reportToLeader(ctx context.Context, results []result) ([]int64, 
 	if err := checkResults(results); err != nil {
 		return nil, err
 	}
-	return atLeader(ctx, p, "/results", results, p.report)
-}
-
-// report is reportToLeader on the leader.
-func (p *plane) report(ctx context.Context, results []result) ([]int64, error) {
-	return p.server.work.report(ctx, results)
+	return atLeader(ctx, p, "/results", results, func(ctx context.Context, results []result) ([]int64, error) {
+		return p.server.work.report(ctx, results)
+	})
 }
 
 func checkResults(results []result) error {
@@ -4026,43 +3916,25 @@ func checkResults(results []result) error {
 	return nil
 }
 
-// raftPeer is a server as "belfry raft list-peers" shows it.
-type raftPeer struct {
-	ID      string `json:"id"`
-	Node    string `json:"node"`
-	Address string `json:"address"` // "": unknown
-	Leader  bool   `json:"leader"`
-	Voter   bool   `json:"voter"` // false: it is being taken in, or has left
+// catchUp returns once this server has applied what the leader has applied now.
+func (p *plane) catchUp(ctx context.Context) error {
+	index, err := p.appliedByLeader(ctx, none{})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
+	defer cancel()
+	return p.server.waitApplied(ctx, index)
 }
 
-// peers returns the voters and the servers that want to be voters, in order of names.
-func (p *plane) peers() []raftPeer {
-	st := p.server.status()
-	var list []raftPeer
-	for _, v := range st.Voters {
-		list = append(list, raftPeer{ID: v.ID, Node: v.Name, Leader: v == st.Leader, Voter: true})
-	}
-	for _, c := range p.all() {
-		if !c.Server {
-			continue
-		}
-		i := slices.IndexFunc(list, func(l raftPeer) bool { return l.ID == c.ID })
-		if i < 0 {
-			list, i = append(list, raftPeer{ID: c.ID, Node: c.Name}), len(list)
-		}
-		list[i].Address = c.Addr
-	}
-	slices.SortFunc(list, func(a, b raftPeer) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID)) })
-	return list
+func (p *plane) appliedByLeader(ctx context.Context, in none) (uint64, error) {
+	return atLeader(ctx, p, "/applied", in, func(context.Context, none) (uint64, error) {
+		return p.server.store.applied.Load(), nil
+	})
 }
 
 // removePeer removes a server that is gone or leaving from the voters. Any server can be asked.
-func (p *plane) removePeer(ctx context.Context, id string) error {
-	_, err := p.remove(ctx, id)
-	return err
-}
-
-func (p *plane) remove(ctx context.Context, id string) (none, error) {
+func (p *plane) removePeer(ctx context.Context, id string) (none, error) {
 	return atLeader(ctx, p, "/remove", id, p.dropPeer)
 }
 
@@ -4095,7 +3967,7 @@ func (p *plane) leave(ctx context.Context) error {
 		if p.leading() {
 			p.server.transferLeadership(ctx) // so that no election timeout passes; a sole voter removes itself
 		}
-		left := p.removePeer(ctx, p.cfg.ID)
+		_, left := p.removePeer(ctx, p.cfg.ID)
 		if left == nil || errors.Is(left, errLastVoter) || p.clusterID() == "" {
 			return nil
 		}
@@ -4105,7 +3977,9 @@ func (p *plane) leave(ctx context.Context) error {
 	}
 	p.setStatus(memberAlive)
 	return errors.Join(
-		fmt.Errorf("this server has not left, as a majority of the servers must agree: start others, or just stop it; %w", err),
+		fmt.Errorf("this server has not left, as a majority of the servers must agree: start others, or just stop it; "+
+			"%w",
+			err),
 		p.server.setLeaving(context.WithoutCancel(ctx), false))
 }
 
@@ -4140,118 +4014,32 @@ func clientAddr(r *http.Request) string {
 }
 
 func withSender(r *http.Request) *http.Request {
-	f := forwarded{r.Header.Get(headerActor), r.Header.Get(headerClient), r.Header.Get(headerRequest), r.Header.Get(headerFinal) != "", r.Header.Get(headerCluster)}
+	h := r.Header
+	f := forwarded{h.Get(headerActor), h.Get(headerClient), h.Get(headerRequest), h.Get(headerFinal) != "",
+		h.Get(headerCluster)}
 	return r.WithContext(context.WithValue(r.Context(), forwardedKey{}, f))
 }
 
 // serveForwarded passes a request that another node forwarded to the API.
 func (p *plane) serveForwarded(w http.ResponseWriter, r *http.Request) error {
 	r.Host = "localhost" // the client's Host was looked at where it came in
-	r.Body = patientBody(w, r)
-	http.StripPrefix("/api", p.api).ServeHTTP(&patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}, r)
-	return nil
-}
-
-// forward forwards a client's request: a server to the leader, an agent to a server. It writes the response, whatever
-// it is, to w after this server has applied what the request changed. After an error nothing was written to w.
-// errNotLeader: nothing was done; errUnknown: the fate of the request is unknown.
-func (p *plane) forward(w http.ResponseWriter, r *http.Request, actor, request string) error {
-	to := p.towardsLeader()
-	if len(to) == 0 {
-		return errNotLeader
-	}
-	control := http.NewResponseController(w)
-	endUpload, incomplete := func() {}, func() bool { return false }
-	var failed error
-	proxy := httputil.ReverseProxy{
-		Transport: p.streams.Transport, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
-		Rewrite: func(pr *httputil.ProxyRequest) {
-			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") })
-			pr.SetURL(&url.URL{Scheme: "https", Host: to[0].Addr, Path: "/api"})
-			pr.Out.URL.RawQuery = pr.In.URL.RawQuery // what cannot be parsed in it is for the leader to say
-			p.sign(pr.Out.Header, to[0])
-			pr.Out.Header.Set(headerActor, actor)
-			pr.Out.Header.Set(headerClient, clientAddr(pr.In))
-			pr.Out.Header.Set(headerRequest, request)
-		},
-		ModifyResponse: func(resp *http.Response) error {
-			if incomplete() {
-				resp.Header.Set("Connection", "close") // or net/http would first wait for the body
-				resp.Body = endingBody{resp.Body, endUpload}
-			}
-			if err := p.awaitWrite(resp); err != nil {
-				return err
-			}
-			for k := range resp.Header { // who answers says who it is, and all else
-				w.Header().Del(k)
-			}
-			if resp.StatusCode < http.StatusMultipleChoices && strings.HasPrefix(r.URL.Path, "/v1") { // the page asks for no token
-				connAdmitted(r)
-			}
-			return nil
-		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { endUpload(); failed = err },
-	}
-	if r.Body != nil && r.Body != http.NoBody {
-		body := &movingBody{ReadCloser: r.Body, control: control, uploads: &p.uploads}
-		p.uploads.add(body)
-		endUpload, incomplete = body.end, body.incomplete
-		r = r.WithContext(r.Context())
-		r.Body = body
-	} else {
-		_ = control.SetReadDeadline(time.Time{}) // the body is complete
-	}
-	proxy.ServeHTTP(&patientWriter{ResponseWriter: w, control: control}, r)
-	var large *http.MaxBytesError
-	switch {
-	case failed == nil:
-		return nil
-	case errors.As(failed, &large):
-		return failed
-	case errors.Is(failed, errRefused):
-		return fmt.Errorf("%w: %w", errNotLeader, failed)
-	}
-	return fmt.Errorf("%w: %w", errUnknown, failed)
-}
-
-// awaitWrite delays the response to a write until this server has applied it, so that the client reads its own writes
-// here.
-func (p *plane) awaitWrite(resp *http.Response) error {
-	if resp.Header.Get(headerRefused) != "" {
-		return readRefusal(resp)
-	}
-	text := resp.Header.Get(headerIndex)
-	if text == "" || p.server == nil {
-		return nil
-	}
-	index, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return fmt.Errorf("the leader names an index that is no number: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(resp.Request.Context(), leaderTimeout)
-	defer cancel()
-	if err := p.server.waitApplied(ctx, index); err != nil {
-		return fmt.Errorf("the leader has done it, this server has not seen it yet: %w", err)
-	}
+	r.Body = deadlineBody(w, r)
+	out := streamTo(w)
+	out.live = true
+	http.StripPrefix("/api", p.api).ServeHTTP(out, r)
 	return nil
 }
 
 // An agent's data directory
 
-// agentDir is the data directory of a node without a database.
+// agentDir is the data directory of a node without a database. Its file holds the exported fields.
 type agentDir struct {
-	path string
-	lock *os.File // held while the node runs
-	node agentNode
+	path    string
+	lock    *os.File // held while the node runs
+	ID      string   `json:"id"`      // random, made with the data directory
+	Cluster string   `json:"cluster"` // that the agent belongs to, "": none yet
 }
 
-// agentNode is what an agent must not forget.
-type agentNode struct {
-	ID      string `json:"id"`      // random, made with the data directory
-	Cluster string `json:"cluster"` // that it belongs to, "": none yet
-}
-
-// openAgentDir opens or makes an agent's data directory.
 func openAgentDir(path string) (*agentDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("--data-dir: cannot make the directory, choose one that this user may write: %w", err)
@@ -4270,19 +4058,18 @@ func openAgentDir(path string) (*agentDir, error) {
 func (d *agentDir) read() error {
 	doc, err := os.ReadFile(d.file())
 	if errors.Is(err, fs.ErrNotExist) {
-		d.node.ID = crand.Text()
-		return replaceJSON(d.file(), d.node)
+		d.ID = crand.Text()
+		return replaceJSON(d.file(), d)
 	}
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(doc, &d.node); err != nil || d.node.ID == "" {
+	if err := json.Unmarshal(doc, d); err != nil || d.ID == "" {
 		return fmt.Errorf("%s is damaged; give this agent an empty directory: %w", nodeFile, err)
 	}
 	return nil
 }
 
-// replaceJSON is replaceFile with v as JSON.
 func replaceJSON(path string, v any) error {
 	doc, err := json.Marshal(v)
 	if err != nil {
@@ -4307,8 +4094,8 @@ func replaceFile(path string, doc []byte) error {
 
 // join binds the agent to a cluster. Called by one goroutine.
 func (d *agentDir) join(cluster string) error {
-	d.node.Cluster = cluster
-	if err := replaceJSON(d.file(), d.node); err != nil {
+	d.Cluster = cluster
+	if err := replaceJSON(d.file(), d); err != nil {
 		return fmt.Errorf("--data-dir: cannot write down which cluster this agent belongs to: %w", err)
 	}
 	return nil

@@ -230,7 +230,7 @@ func (s *sim) found() {
 	}
 	for _, n := range s.nodes {
 		if slices.Contains(voters, n.self) {
-			state, first := bootstrap(voters)
+			state, first := firstEntry(voters)
 			s.persist(n, ready{State: &state, Entries: []entry{first}})
 		}
 		s.start(n)
@@ -1436,6 +1436,57 @@ func TestRaft_HandOverWhileOthersStop(t *testing.T) {
 	}
 }
 
+// check tests invariants 1 to 8 of raft.
+func (r *raft) check() error {
+	l := &r.log
+	byIndex := func(a, b voterSet) int { return int(int64(a.Index) - int64(b.Index)) }
+	byTerm := func(a, b position) int {
+		if a.Term != b.Term {
+			return int(int64(a.Term) - int64(b.Term))
+		}
+		return int(int64(a.Index) - int64(b.Index))
+	}
+	mayWait := func(m message) bool { return m.Kind == msgVote || m.Kind == msgVoteYes }
+	switch {
+	case r.stored.Term > r.state.Term || r.stored.Term == r.state.Term && r.stored.Vote != "" && r.stored.Vote != r.state.Vote:
+		return fmt.Errorf("1: on disk %v, in memory %v", r.stored, r.state)
+	case l.base.Index > r.commit || r.commit > l.last:
+		return fmt.Errorf("2: base %d, commit %d, last %d", l.base.Index, r.commit, l.last)
+	case !slices.IsSortedFunc(l.runs, byTerm) || l.end().Term > r.state.Term:
+		return fmt.Errorf("3: terms %v, own %d", l.runs, r.state.Term)
+	case l.durable+uint64(len(l.tail)) != l.last || len(l.tail) > 0 && l.tail[0].Index != l.durable+1:
+		return fmt.Errorf("4: durable %d, %d in memory, last %d", l.durable, len(l.tail), l.last)
+	case !slices.IsSortedFunc(l.voters, byIndex) || l.voters[0].Index > r.commit:
+		return fmt.Errorf("5: voters %v, commit %d", l.voters, r.commit)
+	case len(r.held) > 0 && (r.stored == r.state || !slices.ContainsFunc(r.held, mayWait)):
+		return fmt.Errorf("6: %d messages wait for the disk", len(r.held))
+	case r.role == roleLeader && r.stored != hardState{r.state.Term, r.cfg.self.ID}:
+		return fmt.Errorf("7: leads in term %d, on disk %v", r.state.Term, r.stored)
+	}
+	return r.checkLeader()
+}
+
+func (r *raft) checkLeader() error {
+	if r.role != roleLeader {
+		return nil
+	}
+	for _, p := range r.peers {
+		if p.match >= p.next || p.next > r.log.last+1 {
+			return fmt.Errorf("8: %s: match %d, next %d, last %d", p.Name, p.match, p.next, r.log.last)
+		}
+	}
+	own := 0
+	for _, v := range r.log.voters {
+		if v.Index >= r.first && v.Index > r.commit {
+			own++
+		}
+	}
+	if own > 1 || own == 1 && r.commit < r.first {
+		return fmt.Errorf("8: voter changes %v, first %d, commit %d", r.log.voters, r.first, r.commit)
+	}
+	return nil
+}
+
 // A slowLink is a leader and a follower. What is large goes from one to the other
 // on a link that carries one message at a time, however long that takes.
 type slowLink struct {
@@ -1791,7 +1842,7 @@ func TestSimulation_OnlyLog(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSim(1, chainPlan())
 			s.addServers(4)
-			state, first := bootstrap(list(c.founders))
+			state, first := firstEntry(list(c.founders))
 			for _, n := range s.nodes {
 				if log, ok := c.logs[n.self.Name]; ok {
 					state.Term = max(state.Term, log[len(log)-1].Term)
@@ -2078,6 +2129,7 @@ type peerNode struct {
 	log *slog.Logger
 
 	plane   *plane
+	api     *api     // which only forwards
 	store   *store   // nil: an agent
 	cluster *cluster // nil: an agent
 	dir     *agentDir
@@ -2145,11 +2197,11 @@ func (n *peerNode) start() {
 	} else {
 		n.dir, err = openAgentDir(n.cfg.Dir)
 		n.must(err)
-		n.cfg.ID, n.cfg.Cluster, n.cfg.Agent = n.dir.node.ID, n.dir.node.Cluster, n.dir
+		n.cfg.ID, n.cfg.Cluster, n.cfg.Agent = n.dir.ID, n.dir.Cluster, n.dir
 	}
 	n.plane, err = newPlane(n.cfg, peerWork{n: n}, n.log)
 	n.must(err)
-	n.plane.api = http.HandlerFunc(n.serveAPI)
+	n.plane.api, n.api = http.HandlerFunc(n.serveAPI), &api{plane: n.plane, log: n.log}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	if n.cfg.Server {
@@ -2203,7 +2255,7 @@ func (n *peerNode) stop() {
 type idleLeader struct{}
 
 func (idleLeader) lead(ctx context.Context, _ uint64) error { <-ctx.Done(); return nil }
-func (idleLeader) took(...applied)                          {}
+func (idleLeader) noteApplied(...applied)                   {}
 func (idleLeader) report(context.Context, []result) ([]int64, error) {
 	return nil, nil
 }
@@ -2217,6 +2269,7 @@ type peerWork struct {
 func (w peerWork) start(d dispatch) error               { return w.n.take(d) }
 func (w peerWork) ask(q question) (answer, error)       { return w.n.answer(q) }
 func (w peerWork) kill(kill) error                      { return errUnknownExecution }
+func (w peerWork) counts() (running, undelivered int)   { return 0, 0 }
 func (w peerWork) printed(ids []int64) map[int64][]byte { return w.n.printed(ids) }
 func (w peerWork) output(ctx context.Context, execution int64, follow bool, from int64, out io.Writer) error {
 	return w.n.output(ctx, execution, follow, from, out)
@@ -2275,7 +2328,7 @@ func (n *peerNode) report(ctx context.Context, results []result) (ids []int64, e
 func (n *peerNode) serveAPI(w http.ResponseWriter, r *http.Request) {
 	f, ok := forwardedFrom(r.Context())
 	if !n.plane.leading() && ok && !f.Final {
-		if err := n.plane.forward(w, r, f.Actor, f.Request); err != nil {
+		if err := n.api.forward(w, r, f.Actor, f.Request); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		}
 		return
@@ -2572,7 +2625,7 @@ func TestCluster_SlowSnapshot(t *testing.T) {
 				far := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					requests.Add(1)
 					for n := 0; answers; n++ { // each part within its time, the whole not
-						time.Sleep(imageChunkTime / 4)
+						time.Sleep(chunkTime / 4)
 						if _, err := io.ReadFull(r.Body, make([]byte, 20_000)); err != nil {
 							io.WriteString(w, "{}")
 							return
@@ -2594,8 +2647,8 @@ func TestCluster_SlowSnapshot(t *testing.T) {
 				if n := requests.Load(); n != 1 {
 					t.Errorf("%d snapshots were sent, want one", n)
 				}
-				if took := time.Since(began); answers == (took < 2*imageChunkTime) {
-					t.Errorf("it took %v; want about %v if it does not get on, and more if it is only slow", took, imageChunkTime)
+				if took := time.Since(began); answers == (took < 2*chunkTime) {
+					t.Errorf("it took %v; want about %v if it does not get on, and more if it is only slow", took, chunkTime)
 				}
 				cancel()
 				ended.Wait()
@@ -2704,10 +2757,10 @@ func TestCluster_Leave(t *testing.T) {
 	nodes := trio(t)
 	leader := leaderOf(t, nodes...)
 	follower, third := nodes[(slices.Index(nodes, leader)+1)%3], nodes[(slices.Index(nodes, leader)+2)%3]
-	if err := follower.plane.removePeer(t.Context(), third.cfg.ID); !errors.Is(err, errAliveVoter) {
+	if _, err := follower.plane.removePeer(t.Context(), third.cfg.ID); !errors.Is(err, errAliveVoter) {
 		t.Errorf("removing a live server: %v, want %v", err, errAliveVoter)
 	}
-	if err := follower.plane.removePeer(t.Context(), "nobody"); !errors.Is(err, errNoServer) {
+	if _, err := follower.plane.removePeer(t.Context(), "nobody"); !errors.Is(err, errNoServer) {
 		t.Errorf("removing nobody: %v, want %v", err, errNoServer)
 	}
 	leader.must(leader.plane.leave(t.Context()))
@@ -2727,7 +2780,10 @@ func TestCluster_Leave(t *testing.T) {
 
 	third.kill()
 	live := []*peerNode{leader, follower}
-	eventually(t, "the dead server is removed", func() bool { return leaderOf(t, live...).plane.removePeer(t.Context(), third.cfg.ID) == nil })
+	eventually(t, "the dead server is removed", func() bool {
+		_, err := leaderOf(t, live...).plane.removePeer(t.Context(), third.cfg.ID)
+		return err == nil
+	})
 	for _, p := range follower.plane.peers() {
 		if p.ID == third.cfg.ID && p.Voter {
 			t.Errorf("%s still votes", p.Node)
@@ -2909,8 +2965,8 @@ func TestNextStep(t *testing.T) {
 	empty := func(name string, expect int) record {
 		return record{Name: name, ID: "id-" + name, Expect: expect, Empty: true, Server: true}
 	}
-	list := &founders{"x", []server{{"a", "id-a"}, {"b", "id-b"}}}
-	accepted := func(name string, l *founders) record {
+	list := &bootstrapList{"x", []server{{"a", "id-a"}, {"b", "id-b"}}}
+	accepted := func(name string, l *bootstrapList) record {
 		r := empty(name, 2)
 		r.Accepted = l
 		return r
@@ -2923,35 +2979,33 @@ func TestNextStep(t *testing.T) {
 		name   string
 		self   record
 		others []record
-		accept *founders
-		found  *founders
+		list   *bootstrapList
 		why    string
 	}{
-		{name: "Alone", self: empty("a", 1), accept: &founders{"new", []server{{"a", "id-a"}}}},
-		{name: "FirstProposes", self: empty("a", 2), others: []record{empty("b", 2)}, accept: &founders{"new", list.Voters}},
-		{name: "SecondWaits", self: empty("b", 2), others: []record{empty("a", 2)}, why: "waits for a list of founders from a"},
-		{name: "SecondAccepts", self: empty("b", 2), others: []record{accepted("a", list)}, accept: list},
+		{name: "Alone", self: empty("a", 1), list: &bootstrapList{"new", []server{{"a", "id-a"}}}},
+		{name: "FirstProposes", self: empty("a", 2), others: []record{empty("b", 2)}, list: &bootstrapList{"new", list.Voters}},
+		{name: "SecondWaits", self: empty("b", 2), others: []record{empty("a", 2)}, why: "waits for the list of servers from a"},
+		{name: "SecondAccepts", self: empty("b", 2), others: []record{accepted("a", list)}, list: list},
 		{name: "NotWithoutAll", self: accepted("a", list), others: []record{empty("b", 2)}, why: "when b agrees too"},
 		{name: "GoneForGood", self: accepted("a", list), why: "empty their data directories"},
-		{name: "AllAccepted", self: accepted("a", list), others: []record{accepted("b", list)}, found: list},
-		{name: "AcceptedAnother", self: accepted("a", list), others: []record{accepted("b", &founders{"z", nil})}, why: "has agreed to found another cluster"},
-		{name: "OthersHaveFounded", self: accepted("a", list), others: []record{func() record { r := member; r.ID, r.Cluster = "id-b", "x"; return r }()}, found: list},
+		{name: "AllAccepted", self: accepted("a", list), others: []record{accepted("b", list)}, list: list},
+		{name: "AcceptedAnother", self: accepted("a", list), others: []record{accepted("b", &bootstrapList{"z", nil})}, why: "has agreed to make another cluster"},
+		{name: "OthersHaveFounded", self: accepted("a", list), others: []record{func() record { r := member; r.ID, r.Cluster = "id-b", "x"; return r }()}, list: list},
 		{name: "TooFew", self: empty("a", 3), others: []record{empty("b", 3)}, why: "waits for 1 more"},
 		{name: "TooMany", self: empty("a", 2), others: []record{empty("b", 2), empty("c", 2)}, why: "3 servers were started with --bootstrap-expect=2: stop one"},
 		{name: "OtherNumber", self: empty("a", 2), others: []record{empty("b", 3)}, why: "start both with the same number"},
 		{name: "WithoutExpect", self: empty("a", 0), others: []record{empty("b", 0)}, why: "knows none"},
-		{name: "DoesNotCount", self: empty("a", 1), others: []record{empty("b", 0)}, accept: &founders{"new", []server{{"a", "id-a"}}}},
-		{name: "ClusterIsThere", self: empty("a", 2), others: []record{empty("b", 2), member}, why: "waits to be taken in by the cluster of m"},
-		{name: "NotOnTheList", self: empty("c", 2), others: []record{accepted("a", list)}, why: "waits to be taken in by the cluster of a"},
+		{name: "DoesNotCount", self: empty("a", 1), others: []record{empty("b", 0)}, list: &bootstrapList{"new", []server{{"a", "id-a"}}}},
+		{name: "ClusterIsThere", self: empty("a", 2), others: []record{empty("b", 2), member}, why: "waits until it joins the cluster of m"},
+		{name: "NotOnTheList", self: empty("c", 2), others: []record{accepted("a", list)}, why: "waits until it joins the cluster of a"},
 		{name: "RestoredOther", self: empty("a", 2), others: []record{restored}, why: "restored from a backup"},
 		{name: "RestoredMeetsCluster", self: restored, others: []record{member}, why: "cannot join the cluster of m"},
-		{name: "RestoredWaits", self: restored, why: "founds a cluster alone"},
-		{name: "Member", self: member, others: []record{empty("b", 2)}},
+		{name: "RestoredWaits", self: restored, why: "makes a cluster alone"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := nextStep(test.self, test.others, "new")
-			if !reflect.DeepEqual(got.accept, test.accept) || !reflect.DeepEqual(got.found, test.found) || !strings.Contains(got.why, test.why) || test.why == "" && got.why != "" {
-				t.Errorf("got accept %v, found %v, %q; want %v, %v, %q", got.accept, got.found, got.why, test.accept, test.found, test.why)
+			list, why := nextStep(test.self, test.others, "new")
+			if !reflect.DeepEqual(list, test.list) || !strings.Contains(why, test.why) || test.why == "" && why != "" {
+				t.Errorf("got %v, %q; want %v, %q", list, why, test.list, test.why)
 			}
 		})
 	}
@@ -3295,7 +3349,7 @@ func TestCluster_FoundAlone(t *testing.T) {
 	b := newPeer(t, "b", 1)
 	b.cfg.Bind, b.cfg.Join = own, []string{elsewhere, named(own)}
 	b.start()
-	eventually(t, "b waits", func() bool { return hasTrouble(b, "founds a cluster alone once") && b.plane.own().Beat > 2*silentBeats })
+	eventually(t, "b waits", func() bool { return hasTrouble(b, "makes a cluster alone once") && b.plane.own().Beat > 2*silentBeats })
 	if b.plane.clusterID() != "" || hasTrouble(b, "no node answers at localhost") {
 		t.Errorf("b belongs to %q, or says that it does not answer itself", b.plane.clusterID())
 	}
@@ -3566,7 +3620,7 @@ func TestPlane_StandsStill(t *testing.T) {
 	w := newPeer(t, "w", 0, a)
 	w.cfg.Server = false
 	listener := &still{}
-	w.cfg.host = host{dial: new(net.Dialer).DialContext, chance: rand.Uint64, listen: func(network, address string) (net.Listener, error) {
+	w.cfg.network = network{dial: new(net.Dialer).DialContext, chance: rand.Uint64, listen: func(network, address string) (net.Listener, error) {
 		var err error
 		listener.Listener, err = net.Listen(network, address)
 		return listener, err
@@ -3631,7 +3685,7 @@ func TestPlane_Forward(t *testing.T) {
 			r := httptest.NewRequest(http.MethodPost, "/v1/jobs/a%2Fb?x=1", strings.NewReader(name))
 			r.Header.Set("Belfry-Actor", "somebody who only says so")
 			w := httptest.NewRecorder()
-			if err := n.plane.forward(w, r.WithContext(t.Context()), "me", "id-1"); err != nil || w.Code != http.StatusOK {
+			if err := n.api.forward(w, r.WithContext(t.Context()), "me", "id-1"); err != nil || w.Code != http.StatusOK {
 				t.Fatalf("%v, status %d: %s", err, w.Code, w.Body)
 			}
 			if want := "me asked POST /v1/jobs/a%2Fb?x=1, id id-1"; w.Body.String() != want {
@@ -3651,7 +3705,7 @@ func TestPlane_Forward(t *testing.T) {
 	}
 	eventually(t, "without a leader nothing is done", func() bool {
 		w := httptest.NewRecorder()
-		err := follower.plane.forward(w, httptest.NewRequest(http.MethodPost, "/v1/jobs", strings.NewReader("x")), "me", "id-2")
+		err := follower.api.forward(w, httptest.NewRequest(http.MethodPost, "/v1/jobs", strings.NewReader("x")), "me", "id-2")
 		return errors.Is(err, errNotLeader)
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"math"
@@ -45,8 +46,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 )
-
-const version = "0.1.0"
 
 // Exit statuses.
 const (
@@ -456,12 +455,10 @@ type config struct {
 // host is what a node uses of its machine besides files and time. The zero value is the real machine; the simulation of
 // whole servers has its own.
 type host struct {
-	listen func(network, address string) (net.Listener, error)
-	dial   func(ctx context.Context, network, address string) (net.Conn, error)
-	chance func() uint64
-	shell  func(ctx context.Context, o *order, out io.Writer) error // see executorConfig
-	disk   func(durable bool, tx func() error) error                // see store
-	made   func(*parts)                                             // called with the parts before the node runs
+	network
+	shell func(ctx context.Context, o *order, out io.Writer) error // see executorConfig
+	disk  func(durable bool, tx func() error) error                // see store
+	made  func(*parts)                                             // called with the parts before the node runs
 }
 
 const (
@@ -962,6 +959,41 @@ func (c *config) key() ([]byte, error) {
 	return decodeKey(c.Encrypt)
 }
 
+// newKey returns a random cluster key, as decodeKey reads it.
+func newKey() string {
+	key := make([]byte, 32)
+	crand.Read(key) // never fails
+	return base64.StdEncoding.EncodeToString(key) + "\n"
+}
+
+// decodeKey reads a cluster key as --encrypt and keygen write it.
+func decodeKey(text string) ([]byte, error) {
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
+	if err != nil || len(key) < keyBytesMin {
+		return nil, errShortKey
+	}
+	return key, nil
+}
+
+// ownKey returns the key of a node that was given none: the one in its data directory, which the first start makes. So
+// there is no plane without a key, and who cannot read the file is a stranger to it. The caller has locked the directory.
+func ownKey(dir string) ([]byte, error) {
+	path := filepath.Join(dir, keyFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		text = []byte(newKey())
+		err = replaceFile(path, text)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir: cannot read or make the cluster key: %w", err)
+	}
+	key, err := decodeKey(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir: %s is damaged: %w", path, err)
+	}
+	return key, nil
+}
+
 // isLoopback reports whether a host:port is a loopback address.
 func isLoopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
@@ -1041,7 +1073,7 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 		},
 		Bind: c.BindAddr, Key: key, Dir: c.DataDir,
 		Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
-		BeatTime: time.Second, host: c.host,
+		BeatTime: time.Second, network: c.host.network,
 	}
 	if len(c.RetryJoin) == 0 {
 		p.JoinTries = 1
@@ -1095,7 +1127,7 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 		listener = tls.NewListener(listener, &tls.Config{GetConfigForClient: certs.config})
 	}
 	defer onHangup(hangup)()
-	greet := func() {
+	announce := func() {
 		if os.Geteuid() == 0 {
 			log.Warn("this node runs as root, and so do the commands of its jobs; run it as a dedicated user")
 		}
@@ -1103,9 +1135,9 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 			version, scheme, cfg.HTTPAddr, cfg.HTTPPrefix, cfg.DataDir)
 	}
 	if cfg.Server {
-		return runServer(ctx, cfg, listener, greet, log)
+		return runServer(ctx, cfg, listener, announce, log)
 	}
-	return runWorker(ctx, cfg, listener, greet, log)
+	return runWorker(ctx, cfg, listener, announce, log)
 }
 
 // tlsFiles names the PEM files of one side of a connection; "" is none.
@@ -1175,15 +1207,15 @@ func (t *serverTLS) reload() error {
 type parts struct {
 	exec  *executor
 	plane *plane
-	sched *scheduler                  // nil on an agent
-	clu   *cluster                    // nil on an agent
-	front http.Handler                // API and page
-	tend  func(context.Context) error // further background work, until its context ends
+	sched *scheduler   // nil on an agent
+	clu   *cluster     // nil on an agent
+	api   *api         // nil on an agent
+	front http.Handler // API and page
 }
 
 // newParts creates the parts that every node has, and listens on the cluster plane. agent is nil on a server.
 func newParts(cfg config, id string, agent *agentDir, log *slog.Logger) (*parts, error) {
-	n := &parts{tend: func(context.Context) error { return nil }}
+	n := &parts{}
 	var err error
 	n.exec, err = newExecutor(executorConfig{
 		Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
@@ -1194,20 +1226,23 @@ func newParts(cfg config, id string, agent *agentDir, log *slog.Logger) (*parts,
 	}
 	pc := cfg.plane(id, n.exec.incarnation())
 	if agent != nil {
-		pc.Agent, pc.Cluster = agent, agent.node.Cluster
+		pc.Agent, pc.Cluster = agent, agent.Cluster
 	}
 	if pc.Key == nil {
 		if pc.Key, err = ownKey(cfg.DataDir); err != nil {
 			return nil, err
 		}
 	}
-	n.plane, err = newPlane(pc, n.exec, log)
-	return n, err
+	if n.plane, err = newPlane(pc, n.exec, log); err != nil {
+		return nil, err
+	}
+	n.plane.listener = newBoundedListener(n.plane.listener, connsMax())
+	return n, nil
 }
 
 // run starts the parts from the bottom up. When ctx is done or a part fails, it stops them from the top down, so no
 // part loses one that it depends on.
-func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) error {
+func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, announce func(), log *slog.Logger) error {
 	if cfg.host.made != nil {
 		cfg.host.made(n)
 	}
@@ -1217,14 +1252,19 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	var g errgroup.Group
 	failed, fail := context.WithCancel(context.Background())
 	defer fail()
-	stopPlane, stopDriver := spawn(&g, fail, n.plane.run), func() {}
+	stopPlane, stopDriver, stopSecret := spawn(&g, fail, n.plane.run), func() {}, func() {}
 	if n.clu != nil {
 		stopDriver = spawn(&g, fail, n.clu.run)
+		stopSecret = spawn(&g, fail, func(ctx context.Context) error {
+			var g errgroup.Group
+			g.Go(func() error { return dropBootstrap(ctx, cfg.DataDir, n.clu.store, log) })
+			g.Go(func() error { return cfg.Statsd.run(ctx, func() (string, error) { return n.api.metricsText(nil) }) })
+			return g.Wait()
+		})
 	}
 	stopReports := spawn(&g, fail, func(ctx context.Context) error { return n.exec.run(ctx, n.plane.reportToLeader) })
-	stopWeb := spawn(&g, fail, webServer(listener, under(cfg.HTTPPrefix, n.front), log))
-	stopTending := spawn(&g, fail, n.tend)
-	greet()
+	stopWeb := spawn(&g, fail, webServer(listener, withPrefix(cfg.HTTPPrefix, n.front), log))
+	announce()
 	select {
 	case <-ctx.Done():
 		log.Info("stopping", "grace", cfg.ShutdownGrace)
@@ -1232,7 +1272,7 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, gree
 	}
 
 	// 1. Accept no more requests, and finish the present ones.
-	stopTending()
+	stopSecret()
 	stopWeb()
 	// 2. Start no more executions, here or elsewhere.
 	n.plane.leaving()
@@ -1269,7 +1309,7 @@ func (n *parts) keepHandingOver(ctx context.Context) error {
 	return nil
 }
 
-func runServer(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) (err error) {
+func runServer(ctx context.Context, cfg config, listener net.Listener, announce func(), log *slog.Logger) (err error) {
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
 	st, err := openStore(cfg.DataDir)
@@ -1301,8 +1341,9 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return err
 	}
 	sched := newScheduler(schedulerConfig{
-		Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, FailuresKept: cfg.FailuresKept, Timezone: cfg.Timezone, LostAfter: cfg.LostAfter,
-		AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes,
+		Catchup: cfg.CatchupWindow, ExecutionsKept: cfg.ExecutionsKept, FailuresKept: cfg.FailuresKept,
+		Timezone: cfg.Timezone, LostAfter: cfg.LostAfter, AuditKept: cfg.AuditKept, AuditKeptBytes: cfg.AuditKeptBytes,
+		Listeners: cfg.Notify.listeners(),
 	}, st, log)
 	if sched.courier, err = newCourier(cfg.Notify, cfg.NodeName, cfg.Limits, cfg.host.dial); err != nil {
 		return err
@@ -1312,85 +1353,24 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, greet fun
 	if err != nil {
 		return err
 	}
-	exec, p := n.exec, n.plane
-	defer p.listener.Close()
-	clu, err := newCluster(p, st, time.Duration(cfg.RaftMultiplier)*tickTime, sched)
+	defer n.plane.listener.Close()
+	clu, err := newCluster(n.plane, st, time.Duration(cfg.RaftMultiplier)*tickTime, sched)
 	if err != nil {
 		return err
 	}
-	listeners := cfg.Notify.listeners()
-	sched.propose = func(ctx context.Context, c *command) (applied, error) {
-		began := time.Now()
-		if c.Consume != nil || c.Finish != nil || c.Notice != nil || c.Nodes != nil {
-			c.Listeners = listeners
-		}
-		res, err := clu.propose(ctx, c)
-		if res.Index != 0 {
-			st.stats.commits.observe(time.Since(began))
-		}
-		return res, err
-	}
+	sched.cluster = clu
 	if cfg.host.chance != nil {
 		sched.chance = cfg.host.chance
 	}
-	sched.nodes = p.nodes
-	sched.start = func(node string, d dispatch) error { return p.dispatchTo(clu.leaderContext(), node, d) }
-	sched.ask = func(node string, q question) (answer, error) { return p.askNode(clu.leaderContext(), node, q) }
-	sched.end = func(node string, k kill) error { return p.killOn(clu.leaderContext(), node, k) }
-	sched.left = func(node string) bool {
-		return slices.ContainsFunc(p.members(), func(m member) bool {
-			return m.Name == node && (m.Status == memberLeaving || m.Status == memberLeft)
-		})
-	}
-	sched.conditions = func() map[string]string {
-		voters, alive := clu.status().Voters, p.nodes()
-		spare := -majority(len(voters))
-		for _, v := range voters {
-			if slices.ContainsFunc(alive, func(n node) bool { return n.Name == v.Name }) {
-				spare++
-			}
-		}
-		all := map[string]string{eventDisk: diskShort(cfg.DataDir), eventClock: p.clockProblem()}
-		if len(voters) > 2 && spare <= 0 {
-			all[eventNoSpare] = fmt.Sprintf("%d of %d voters are there; if one more fails, nothing is scheduled", majority(len(voters))+spare, len(voters))
-		}
-		return all
-	}
 	n.sched, n.clu = sched, clu
-	a := &api{
+	n.api = &api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins,
 		store: st, scheduler: sched, log: log, stopping: ctx.Done(),
-		members: p.members, leader: p.leader, leading: p.leading,
-		leave: func(ctx context.Context) error {
-			err := p.leave(ctx)
-			if err == nil {
-				quit()
-			}
-			return err
-		},
-		peers: p.peers, removePeer: p.removePeer, relay: p.forward,
-		health: clu.health,
-		gauges: func() gauges {
-			running, undelivered := exec.counts()
-			g := clu.gauges()
-			g.Version, g.Running, g.Undelivered = version, running, undelivered
-			return g
-		},
-		output: func(ctx context.Context, node string, execution int64, follow bool, w io.Writer) error {
-			return p.outputFrom(ctx, node, execution, follow, 0, w)
-		},
-		printed: p.printedOn,
-		acl:     cfg.ACL, dir: cfg.DataDir, metricsJobs: cfg.MetricsJobs,
+		plane: n.plane, quit: quit, acl: cfg.ACL, dir: cfg.DataDir, metricsJobs: cfg.MetricsJobs,
 	}
-	n.front = a.handler()
-	p.api = n.front
-	n.tend = func(ctx context.Context) error {
-		var g errgroup.Group
-		g.Go(func() error { return dropBootstrap(ctx, cfg.DataDir, st, log) })
-		g.Go(func() error { return cfg.Statsd.run(ctx, func() (string, error) { return a.metricsText(nil) }) })
-		return g.Wait()
-	}
-	return n.run(ctx, cfg, listener, greet, log)
+	n.front = n.api.handler()
+	n.plane.api = n.front
+	return n.run(ctx, cfg, listener, announce, log)
 }
 
 // prepareBootstrap creates the bootstrap secret if access control is on and there is no management token; otherwise it
@@ -1430,7 +1410,7 @@ func dropBootstrap(ctx context.Context, dir string, st *store, log *slog.Logger)
 }
 
 // runWorker runs an agent, a node without state: its API forwards requests to a server.
-func runWorker(ctx context.Context, cfg config, listener net.Listener, greet func(), log *slog.Logger) (err error) {
+func runWorker(ctx context.Context, cfg config, listener net.Listener, announce func(), log *slog.Logger) (err error) {
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
 	dir, err := openAgentDir(cfg.DataDir)
@@ -1438,7 +1418,7 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.close()) }()
-	n, err := newParts(cfg, dir.node.ID, dir, log)
+	n, err := newParts(cfg, dir.ID, dir, log)
 	if err != nil {
 		return err
 	}
@@ -1446,12 +1426,9 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, greet fun
 	n.front = (&api{
 		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins,
 		log: log, stopping: ctx.Done(),
-		leave:  func(ctx context.Context) error { defer quit(); return n.plane.leave(ctx) },
-		relay:  n.plane.forward,
-		health: n.plane.health,
-		acl:    cfg.ACL,
+		plane: n.plane, quit: quit, acl: cfg.ACL,
 	}).relayHandler()
-	return n.run(ctx, cfg, listener, greet, log)
+	return n.run(ctx, cfg, listener, announce, log)
 }
 
 // webServer returns a function that serves API and page until its context ends.

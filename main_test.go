@@ -141,9 +141,7 @@ var usedUpward = map[string][]string{
 	"executor.go": {"believable", "errMalformed"},
 	"acl.go":      {"validateName"},
 	"store.go":    {"instant", "job"},
-	"cluster.go": {"connAdmitted", "connsMax", "headBytesMax", "host", "newBoundedListener", "progressBytes",
-		"readTimeout", "serveUntil"},
-	"api.go": {"version"},
+	"cluster.go":  {"connAdmitted", "serveUntil"},
 }
 
 // TestSource_NamesRunDown: a file uses names of its own and of those below it: main, api, scheduler, cluster, store, and
@@ -2969,14 +2967,16 @@ func (n *bubbleNode) start() {
 	rnd := rand.New(rand.NewPCG(b.seed, uint64(len(n.name))<<40+uint64(n.name[1])<<32+uint64(n.lives)))
 	var mu sync.Mutex
 	cfg.host = host{
-		listen: func(_, addr string) (net.Listener, error) { return b.hub.listen(l, addr) },
-		dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return b.hub.dial(ctx, l, n.host, addr)
-		},
-		chance: func() uint64 {
-			mu.Lock()
-			defer mu.Unlock()
-			return rnd.Uint64()
+		network: network{
+			listen: func(_, addr string) (net.Listener, error) { return b.hub.listen(l, addr) },
+			dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
+				return b.hub.dial(ctx, l, n.host, addr)
+			},
+			chance: func() uint64 {
+				mu.Lock()
+				defer mu.Unlock()
+				return rnd.Uint64()
+			},
 		},
 		shell: func(ctx context.Context, o *order, out io.Writer) error { return b.runProcess(ctx, l, o, out) },
 		disk:  l.disk,
@@ -3555,11 +3555,11 @@ func (b *bubble) electDuringSnapshot() {
 	}
 	b.did("%s falls behind", n.name)
 	b.unsteady(n)
-	last := n.driver().reached.Load().index
+	last := n.driver().store.applied.Load()
 	n.crash(false)
 	b.passUntil(30*time.Second, func() bool {
 		l := b.leader()
-		return l != nil && l.driver().reached.Load().index > last+uint64(b.plan.logKept)+100
+		return l != nil && l.driver().store.applied.Load() > last+uint64(b.plan.logKept)+100
 	})
 	b.did("start %s", n.name)
 	n.start()
@@ -3723,7 +3723,7 @@ func (b *bubble) check() {
 // other leads in its term. It reads what the driver publishes: synctest.Wait lets
 // the driver's past be seen, but the race detector knows of no order with its future.
 func (b *bubble) checkDriver(n *bubbleNode, c *cluster) {
-	l, applied := n.life, c.reached.Load().index
+	l, applied := n.life, c.store.applied.Load()
 	if applied < l.applied {
 		b.fail("%s has applied %d, before that %d", n.name, applied, l.applied)
 	}
@@ -3750,7 +3750,7 @@ func (b *bubble) checkStuck(n *bubbleNode, c *cluster) {
 		return
 	}
 	b.reach("a writer that is stuck")
-	if problems, _ := c.health(); len(problems) == 0 {
+	if problems, _ := c.plane.health(); len(problems) == 0 {
 		b.fail("%s says that it is healthy, and its writer is stuck since %.3fs", n.name, timeOf(busy).Sub(bubbleEpoch).Seconds())
 	}
 }
@@ -3821,7 +3821,7 @@ func (b *bubble) checkCalm(now time.Time) {
 			wrong["health of "+n.name] = fmt.Sprintf("%s is not healthy: %q", n.name, list)
 		}
 		if c := n.driver(); c != nil && leader != nil {
-			if c.reached.Load().index < n.life.goal {
+			if c.store.applied.Load() < n.life.goal {
 				wrong["applied of "+n.name] = fmt.Sprintf("%s has not applied what is committed", n.name)
 			} else {
 				n.life.goal = leader.driver().status().Commit
@@ -3858,7 +3858,7 @@ func (b *bubble) checkCalm(now time.Time) {
 func (b *bubble) follow() {
 	var ahead *bubbleNode
 	for _, n := range b.servers() {
-		if c := n.driver(); c != nil && (ahead == nil || c.reached.Load().index > ahead.driver().reached.Load().index) {
+		if c := n.driver(); c != nil && (ahead == nil || c.store.applied.Load() > ahead.driver().store.applied.Load()) {
 			ahead = n
 		}
 	}
@@ -3866,13 +3866,13 @@ func (b *bubble) follow() {
 		return
 	}
 	c := ahead.driver()
-	for b.replica.applied.Load() < c.reached.Load().index && b.failure() == nil {
+	for b.replica.applied.Load() < c.store.applied.Load() && b.failure() == nil {
 		list, err := c.store.entries(b.replica.applied.Load()+1, 1<<20)
 		if err != nil || len(list) == 0 || list[0].Index != b.replica.applied.Load()+1 {
 			b.fail("the log of %s cannot be followed from %d on: %v", ahead.name, b.replica.applied.Load()+1, err)
 			return
 		}
-		for _, e := range list[:min(len(list), int(c.reached.Load().index-list[0].Index)+1)] {
+		for _, e := range list[:min(len(list), int(c.store.applied.Load()-list[0].Index)+1)] {
 			b.observe(e)
 		}
 	}
@@ -3907,7 +3907,7 @@ func (b *bubble) compareLog(n *bubbleNode, c *cluster) {
 		return
 	}
 	for _, e := range list {
-		if e.Index > c.reached.Load().index {
+		if e.Index > c.store.applied.Load() {
 			return
 		}
 		if b.terms[e.Index] != digest(e) {
@@ -3989,10 +3989,10 @@ func (b *bubble) finish() {
 			if c == nil {
 				return false
 			}
-			if st := c.status(); st.Last != c.reached.Load().index || first != 0 && c.reached.Load().index != first {
+			if st := c.status(); st.Last != c.store.applied.Load() || first != 0 && c.store.applied.Load() != first {
 				return false
 			}
-			first = c.reached.Load().index
+			first = c.store.applied.Load()
 			if err := c.store.view("SELECT (SELECT count(*) FROM executions WHERE finished = 0) + (SELECT count(*) FROM pending)", nil, &open); err != nil || open > 0 {
 				return false
 			}

@@ -1185,13 +1185,25 @@ func (s *scheduler) coming(from, to time.Time, globs []string, limit int) (list 
 
 // schedulerConfig is what an operator may choose.
 type schedulerConfig struct {
-	Catchup        time.Duration // age up to which a missed tick still runs
-	FailuresKept   int           // and beyond those the newest without success, up to failuresAge old
-	ExecutionsKept int           // newest finished executions of a job that are kept
-	AuditKept      time.Duration // age up to which the audit trail is kept
-	AuditKeptBytes int64         // size up to which the audit trail is kept
-	Timezone       string        // of a new cluster
-	LostAfter      time.Duration // sum of the unanswered questions about an execution after which it is lost
+	Catchup        time.Duration       // age up to which a missed tick still runs
+	FailuresKept   int                 // and beyond those the newest without success, up to failuresAge old
+	ExecutionsKept int                 // newest finished executions of a job that are kept
+	AuditKept      time.Duration       // age up to which the audit trail is kept
+	AuditKeptBytes int64               // size up to which the audit trail is kept
+	Timezone       string              // of a new cluster
+	LostAfter      time.Duration       // sum of the unanswered questions about an execution after which it is lost
+	Listeners      map[string][]string // the operator's receivers of each event; jobs may name others
+}
+
+// A replicator is what the scheduler asks of the cluster: *cluster.
+type replicator interface {
+	propose(context.Context, *command) (applied, error)
+	nodes() []node                               // alive, by name
+	start(node string, d dispatch) error         // gives a node its orders
+	ask(node string, q question) (answer, error) // asks a node what became of executions
+	end(node string, k kill) error               // tells a node to end an execution
+	left(node string) bool                       // it has stopped, and not failed
+	conditions() map[string]string               // event of the cluster → what is wrong, "": nothing
 }
 
 // scheduler is the leader's side of a server. Its writing methods may be called at any time by any goroutine; without
@@ -1200,14 +1212,10 @@ type scheduler struct {
 	cfg     schedulerConfig
 	store   *store
 	log     *slog.Logger
-	propose func(context.Context, *command) (applied, error)
-	nodes   func() []node                                 // alive, by name
-	start   func(node string, d dispatch) error           // gives a node its orders
-	ask     func(node string, q question) (answer, error) // asks a node what became of executions
-	end     func(node string, k kill) error               // tells a node to end an execution
-	silent  reminders                                     // of nodes that do not answer
-	now     func() time.Time                              // the wall clock
-	chance  func() uint64                                 // seeds of random choices
+	cluster replicator
+	silent  reminders        // of nodes that do not answer
+	now     func() time.Time // the wall clock
+	chance  func() uint64    // seeds of random choices
 
 	startable atomic.Int64 // no execution with a lower id is started any more
 	restored  atomic.Int64 // end of the last restore, or restoreUnderway
@@ -1228,10 +1236,8 @@ type scheduler struct {
 	until        int64                    // when the fire loop looks at the queue next
 	stopping     bool                     // starts nothing any more
 
-	courier    *courier
-	left       func(node string) bool   // it has stopped, and not failed
-	conditions func() map[string]string // event of the cluster → what is wrong, "": nothing
-	noticed    chan struct{}            // tells that there are new notices; capacity 1
+	courier *courier
+	noticed chan struct{} // tells that there are new notices; capacity 1
 
 	wake     chan struct{} // tells the fire loop that something earlier is due; capacity 1
 	refusals chan struct{} // tells that a first order was refused; capacity 1
@@ -1245,8 +1251,7 @@ func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, wait: pause,
 		queue: newDueQueue(), doubts: map[int64]doubt{}, unresponsive: map[string]bool{}, mustAnswer: map[string]bool{},
 		open: map[*dispatch]openOrders{}, wake: make(chan struct{}, 1), refusals: make(chan struct{}, 1),
-		noticed: make(chan struct{}, 1), courier: &courier{}, left: func(string) bool { return false },
-		conditions: func() map[string]string { return nil }}
+		noticed: make(chan struct{}, 1), courier: &courier{}}
 	sched.spawn = func(task func()) { go task() }
 	return sched
 }
@@ -1324,6 +1329,19 @@ func (s *scheduler) decide(ctx context.Context, c *command) error {
 	return err
 }
 
+// propose has a command applied, and counts how long that takes.
+func (s *scheduler) propose(ctx context.Context, c *command) (applied, error) {
+	began := time.Now()
+	if c.Consume != nil || c.Finish != nil || c.Notice != nil || c.Nodes != nil {
+		c.Listeners = s.cfg.Listeners
+	}
+	res, err := s.cluster.propose(ctx, c)
+	if res.Index != 0 {
+		s.store.stats.commits.observe(time.Since(began))
+	}
+	return res, err
+}
+
 func (s *scheduler) endTerm() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1364,9 +1382,9 @@ func (s *scheduler) fatal(ctx context.Context, err error) error {
 	return err
 }
 
-// took does what follows from applied commands, whoever proposed them and whether or not the caller still waits. It is
+// noteApplied does what follows from applied commands, whoever proposed them and whether or not the caller still waits. It is
 // called in the order of the log, before waiting callers get their responses, and does not block.
-func (s *scheduler) took(list ...applied) {
+func (s *scheduler) noteApplied(list ...applied) {
 	if started := s.arm(list); len(started) > 0 {
 		s.spawn(func() {
 			defer s.tasks.Done()
@@ -1476,7 +1494,7 @@ type openOrders struct {
 // moment returns what the leader knows now. A node that did not answer its last orders gets no others until it has
 // answered a question.
 func (s *scheduler) moment() moment {
-	nodes, running := s.nodes(), map[string]int(nil)
+	nodes, running := s.cluster.nodes(), map[string]int(nil)
 	if slices.ContainsFunc(nodes, func(n node) bool { return n.limit() > 0 }) {
 		var err error
 		if running, err = s.store.loads(); err != nil {
@@ -1899,7 +1917,7 @@ func (o *order) size() int {
 // send gives a process its orders. If it refuses the first order for an execution that anybody can have sent, the
 // execution never started, and rebind gives it to another process. Without an answer the execution is in doubt.
 func (s *scheduler) send(t target, d *dispatch) {
-	err := s.start(t.Node, *d)
+	err := s.cluster.start(t.Node, *d)
 	if err != nil {
 		if s.silent.due("orders of "+t.Node, time.Now()) {
 			s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
@@ -1989,7 +2007,7 @@ func (s *scheduler) doubtOld(now time.Time) error {
 // processes that are gone, and has new ones asked: they may run what was closed by hand meanwhile.
 func (s *scheduler) doubtOthers() error {
 	var alive []target
-	for _, n := range s.nodes() {
+	for _, n := range s.cluster.nodes() {
 		alive = append(alive, n.target())
 	}
 	s.mu.Lock()
@@ -2076,7 +2094,7 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 		}
 		s.spawn(func() {
 			defer s.tasks.Done()
-			answers[i], errs[i] = s.ask(name, q)
+			answers[i], errs[i] = s.cluster.ask(name, q)
 			answered <- i
 		})
 	}
@@ -2131,7 +2149,7 @@ func (s *scheduler) recordNodes(ctx context.Context) error {
 		gone[n.Name] = n
 	}
 	var changes []nodeSeen
-	for _, n := range s.nodes() {
+	for _, n := range s.cluster.nodes() {
 		if old, ok := gone[n.Name]; !ok || !maps.Equal(old.Tags, n.Tags) {
 			changes = append(changes, nodeSeen{Name: n.Name, Tags: n.Tags})
 		}
@@ -2139,7 +2157,7 @@ func (s *scheduler) recordNodes(ctx context.Context) error {
 	}
 	for _, name := range sortedKeys(gone) {
 		if settled {
-			changes = append(changes, nodeSeen{Name: name, Gone: true, Failed: !s.left(name)})
+			changes = append(changes, nodeSeen{Name: name, Gone: true, Failed: !s.cluster.left(name)})
 		}
 	}
 	size := func(n *nodeSeen) int { return recordBytes(&record{Tags: n.Tags}) }
@@ -2187,7 +2205,7 @@ func (s *scheduler) toAsk(doubts map[string][]executionRow) []string {
 	for name := range doubts {
 		names[name] = true
 	}
-	nodes := s.nodes()
+	nodes := s.cluster.nodes()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range nodes {
@@ -2288,7 +2306,7 @@ func (s *scheduler) sendKill(name string, k kill) (err error) {
 		return errNotLeader
 	}
 	defer s.tasks.Done()
-	return s.end(name, k)
+	return s.cluster.end(name, k)
 }
 
 // rebind gives executions whose first order was refused to another node if a count chose this one, else to the node's
@@ -2547,7 +2565,7 @@ func (s *scheduler) watch(ctx context.Context, w *lookout, now time.Time, spawn 
 	if err != nil {
 		return err
 	}
-	conditions := s.conditions()
+	conditions := s.cluster.conditions()
 	for _, event := range sortedKeys(conditions) {
 		if why := conditions[event]; why != "" && w.told[event] == "" {
 			list = append(list, occasion{Notice: notice{Event: event, Node: s.courier.node, Reason: why}})
@@ -3115,7 +3133,7 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 	why := fmt.Sprintf("killed by %s at %s", r.Actor, timeOf(now).Format(time.RFC3339))
 	object := audited{Action: actionKill, Job: e.JobName, Object: executionName(e.ID, e.Node)}
 	err := errors.New("the process of the node that it was given to is gone")
-	if slices.ContainsFunc(s.nodes(), func(n node) bool { return n.target() == e.target() }) {
+	if slices.ContainsFunc(s.cluster.nodes(), func(n node) bool { return n.target() == e.target() }) {
 		err = s.sendKill(e.Node, kill{Execution: e.ID, Why: why})
 	}
 	switch {

@@ -355,8 +355,8 @@ func TestScheduler_StoodStill(t *testing.T) {
 		if err := s.readQueue(); err != nil {
 			t.Fatal(err)
 		}
-		propose := s.propose
-		s.propose = func(ctx context.Context, c *command) (applied, error) {
+		propose := s.fake().onPropose
+		s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 			if len(c.Consume) > 0 {
 				now += int64(gap)
 			}
@@ -535,7 +535,7 @@ func TestScheduler_RefusedBesideDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	now += int64(10 * time.Second)
-	s.start = func(string, dispatch) error {
+	s.fake().onStart = func(string, dispatch) error {
 		if _, _, err := s.delete(t.Context(), request{ID: "d"}, "x"); err != nil {
 			t.Fatal(err)
 		}
@@ -559,12 +559,12 @@ func TestScheduler_RefusedBesideDeleted(t *testing.T) {
 func TestScheduler_RefusedBesideNamesake(t *testing.T) {
 	now := testStart
 	s, _ := newTestScheduler(t, &now)
-	s.nodes = func() []node {
+	s.fake().onNodes = func() []node {
 		return []node{{Name: "n1", Incarnation: 7, Tags: map[string]string{"role": "a"}}, {Name: "n2", Incarnation: 8, Tags: map[string]string{"role": "b"}}}
 	}
 	putJobs(t, s, job{Name: "x", Schedule: "@manually", Tags: map[string]string{"role": "a:1"}})
 	var orders []string
-	s.start = func(node string, _ dispatch) error {
+	s.fake().onStart = func(node string, _ dispatch) error {
 		if orders = append(orders, node); len(orders) > 1 {
 			return nil
 		}
@@ -601,9 +601,9 @@ func TestScheduler_OrderBehindQuestion(t *testing.T) {
 		t.Fatal(err)
 	}
 	now += int64(s.cfg.Catchup) + 1
-	s.nodes = func() []node { return nil } // it counts as failed, so what it has is in doubt
+	s.fake().onNodes = func() []node { return nil } // it counts as failed, so what it has is in doubt
 	s.spawn = func(task func()) { task() }
-	s.ask = func(string, question) (answer, error) {
+	s.fake().onAsk = func(string, question) (answer, error) {
 		for _, task := range late {
 			now -= int64(s.cfg.Catchup) // the order was read before
 			task()
@@ -622,7 +622,7 @@ func TestScheduler_OrderBehindQuestion(t *testing.T) {
 			now += int64(s.cfg.Catchup)
 		}
 		late = nil
-		s.ask = func(string, question) (answer, error) {
+		s.fake().onAsk = func(string, question) (answer, error) {
 			return answer{Incarnation: 7, Running: []int64{(*sent)[0].Orders[0].Execution}}, nil
 		}
 	}
@@ -644,7 +644,7 @@ func TestScheduler_QuestionBeforeOrder(t *testing.T) {
 	run := decision{Job: row.version.ID, Rev: row.version.Rev, Due: now, Next: never, Targets: []target{{"n1", 7}}}
 	res := commit(t, s.store, &command{Now: now, Consume: []decision{run}})
 	asked := 0
-	s.ask = func(_ string, q question) (answer, error) {
+	s.fake().onAsk = func(_ string, q question) (answer, error) {
 		asked += len(q.Executions)
 		return answer{Incarnation: 7}, nil
 	}
@@ -652,7 +652,7 @@ func TestScheduler_QuestionBeforeOrder(t *testing.T) {
 	if err := errors.Join(s.doubtOld(timeOf(now+int64(reviewPause))), s.askNodes(t.Context())); err != nil || asked != 0 {
 		t.Errorf("it asks about %d executions, %v, want none", asked, err)
 	}
-	s.took(res...)
+	s.noteApplied(res...)
 	if len(*sent) != 1 || len(res[0].Started) != 1 {
 		t.Errorf("orders are %+v, want one for %v", *sent, res[0].Started)
 	}
@@ -662,19 +662,19 @@ func TestScheduler_QuestionBeforeOrder(t *testing.T) {
 func TestScheduler_RefusedThenUnanswered(t *testing.T) {
 	now := testStart
 	s, _ := newTestScheduler(t, &now)
-	s.nodes = func() []node {
+	s.fake().onNodes = func() []node {
 		return []node{{Name: "n1", Incarnation: 7, Tags: map[string]string{"role": "a"}}, {Name: "n2", Incarnation: 7, Tags: map[string]string{"role": "a"}}}
 	}
 	putJobs(t, s, job{Name: "x", Schedule: "@manually", Tags: map[string]string{"role": "a:1"}})
 	var orders []string
-	s.start = func(node string, _ dispatch) error {
+	s.fake().onStart = func(node string, _ dispatch) error {
 		if orders = append(orders, node); len(orders) > 1 {
 			return context.DeadlineExceeded
 		}
 		return fmt.Errorf("%w: %w", errRefused, errNoConnection)
 	}
 	asked := map[string]int{}
-	s.ask = func(node string, q question) (answer, error) {
+	s.fake().onAsk = func(node string, q question) (answer, error) {
 		asked[node] += len(q.Executions)
 		return answer{Incarnation: 7}, nil
 	}
@@ -698,16 +698,16 @@ func TestScheduler_ManyTags(t *testing.T) {
 	for i := range 300 {
 		nodes = append(nodes, node{Name: fmt.Sprintf("n%03d", i), Incarnation: 7, Tags: map[string]string{"tag": strings.Repeat("x", 5_000)}})
 	}
-	s.nodes = func() []node { return nodes }
-	propose := s.propose
-	s.propose = func(ctx context.Context, c *command) (applied, error) {
+	s.fake().onNodes = func() []node { return nodes }
+	propose := s.fake().onPropose
+	s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 		if data, err := c.encode(); err != nil || len(data) > commandBytesMax || len(c.Nodes) == 1 {
 			return applied{}, orElse(err, errTooLarge)
 		}
 		return propose(ctx, c)
 	}
 	asked := 0
-	s.ask = func(string, question) (answer, error) { asked++; return answer{Incarnation: 7}, nil }
+	s.fake().onAsk = func(string, question) (answer, error) { asked++; return answer{Incarnation: 7}, nil }
 	if err := s.askNodes(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -881,7 +881,7 @@ func TestScheduler_KillMoved(t *testing.T) {
 	if r := commit(t, s.store, &command{Now: now, Bind: []binding{{e.ID, 7, target{"n2", 9}}}}); !r[0].Accepted[0] {
 		t.Fatal("the run was not moved")
 	}
-	s.end = func(string, kill) error { return errors.New("no answer") }
+	s.fake().onEnd = func(string, kill) error { return errors.New("no answer") }
 	if err := s.kill(t.Context(), request{ID: "k"}, e); err != nil {
 		t.Fatal(err)
 	}
@@ -931,7 +931,7 @@ func TestScheduler_CatchUpWaits(t *testing.T) {
 				nodes = append(nodes, node{Name: fmt.Sprint("n", i+1), Incarnation: 7, Tags: map[string]string{"role": "x", "own": fmt.Sprint(i + 1)}})
 			}
 			there := nodes
-			s.nodes = func() []node { return there }
+			s.fake().onNodes = func() []node { return there }
 			if err := s.askNodes(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -975,7 +975,7 @@ func TestScheduler_ToggleAtStart(t *testing.T) {
 	putJobs(t, s, job{Name: "a", Schedule: "@every 10s"})
 	s.endTerm()
 	now += int64(10 * time.Second)
-	s.nodes = func() []node { return nil }
+	s.fake().onNodes = func() []node { return nil }
 	if err := s.beginTerm(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
@@ -1034,19 +1034,19 @@ func newTestScheduler(t *testing.T, now *int64) (*scheduler, *[]dispatch) {
 	t.Helper()
 	s := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "UTC"}, newStore(t), slog.New(slog.DiscardHandler))
 	s.now = func() time.Time { return timeOf(*now) }
-	s.nodes = func() []node { return []node{{Name: "n1", Incarnation: 7}} }
-	s.propose = func(ctx context.Context, c *command) (applied, error) {
+	s.fake().onNodes = func() []node { return []node{{Name: "n1", Incarnation: 7}} }
+	s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 		if err := ctx.Err(); err != nil {
 			return applied{}, err
 		}
 		res := commit(t, s.store, c)[0]
-		s.took(res)
+		s.noteApplied(res)
 		return res, res.Err
 	}
 	s.spawn = func(task func()) { task() }
 	var sent []dispatch
-	s.start = func(_ string, d dispatch) error { sent = append(sent, d); return nil }
-	s.ask = func(string, question) (answer, error) { return answer{Incarnation: 7}, nil }
+	s.fake().onStart = func(_ string, d dispatch) error { sent = append(sent, d); return nil }
+	s.fake().onAsk = func(string, question) (answer, error) { return answer{Incarnation: 7}, nil }
 	if err := s.beginTerm(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
@@ -1058,8 +1058,8 @@ func newTestScheduler(t *testing.T, now *int64) (*scheduler, *[]dispatch) {
 func TestScheduler_WriteMeetsChange(t *testing.T) {
 	now := testStart
 	s, _ := newTestScheduler(t, &now)
-	propose, meet := s.propose, 3
-	s.propose = func(ctx context.Context, c *command) (applied, error) {
+	propose, meet := s.fake().onPropose, 3
+	s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 		if c.Put != nil && meet > 0 {
 			meet--
 			other := job{Name: "a", Schedule: "@every 1m", Metadata: map[string]string{"other": fmt.Sprint(meet)}}
@@ -1128,10 +1128,10 @@ func TestScheduler_Busy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ask = func(string, question) (answer, error) { return answer{Incarnation: 8}, nil } // the process is gone
-	propose, busy := s.propose, 1
+	s.fake().onAsk = func(string, question) (answer, error) { return answer{Incarnation: 8}, nil } // the process is gone
+	propose, busy := s.fake().onPropose, 1
 	ended := make(chan struct{})
-	s.propose = func(ctx context.Context, c *command) (applied, error) {
+	s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 		if c.Finish == nil {
 			return propose(ctx, c)
 		}
@@ -1167,7 +1167,7 @@ func TestScheduler_Mute(t *testing.T) {
 	if err := s.askNodes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.start = func(string, dispatch) error { return errors.New("the answer did not come") }
+	s.fake().onStart = func(string, dispatch) error { return errors.New("the answer did not come") }
 	_, res, err := s.runNow(t.Context(), request{ID: "r"}, "a")
 	if err != nil {
 		t.Fatal(err)
@@ -1202,8 +1202,8 @@ func TestScheduler_KilledUnheard(t *testing.T) {
 		t.Fatal(err)
 	}
 	silence := errors.New("no answer")
-	s.ask = func(string, question) (answer, error) { return answer{}, silence }
-	s.end = func(string, kill) error { return silence }
+	s.fake().onAsk = func(string, question) (answer, error) { return answer{}, silence }
+	s.fake().onEnd = func(string, kill) error { return silence }
 	if err := s.askNodes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -1214,8 +1214,8 @@ func TestScheduler_KilledUnheard(t *testing.T) {
 		t.Fatal(err)
 	}
 	var ended []int64
-	s.ask = func(string, question) (answer, error) { return answer{Incarnation: 7, Running: []int64{id}}, nil }
-	s.end = func(_ string, k kill) error { ended = append(ended, k.Execution); return nil }
+	s.fake().onAsk = func(string, question) (answer, error) { return answer{Incarnation: 7, Running: []int64{id}}, nil }
+	s.fake().onEnd = func(_ string, k kill) error { ended = append(ended, k.Execution); return nil }
 	if err := s.askNodes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -1230,20 +1230,20 @@ func TestScheduler_SlowNode(t *testing.T) {
 	now := time.Now().UnixNano()
 	s, _ := newTestScheduler(t, &now)
 	s.now = time.Now
-	s.nodes = func() []node { return []node{{Name: "n1", Incarnation: 7}, {Name: "n2", Incarnation: 8}} }
+	s.fake().onNodes = func() []node { return []node{{Name: "n1", Incarnation: 7}, {Name: "n2", Incarnation: 8}} }
 	putJobs(t, s, job{Name: "a", Schedule: "@manually"}, job{Name: "b", Schedule: "@every 1s"})
 	if _, _, err := s.runNow(t.Context(), request{ID: "r"}, "a"); err != nil {
 		t.Fatal(err)
 	}
 	s.spawn = func(task func()) { go task() }
 	slow, fired := make(chan struct{}), make(chan struct{}, 100)
-	s.ask = func(name string, _ question) (answer, error) {
+	s.fake().onAsk = func(name string, _ question) (answer, error) {
 		if name == "n1" {
 			<-slow
 		}
 		return answer{Incarnation: 8}, nil
 	}
-	s.start = func(string, dispatch) error { fired <- struct{}{}; return nil }
+	s.fake().onStart = func(string, dispatch) error { fired <- struct{}{}; return nil }
 	ctx, retire := context.WithCancel(t.Context())
 	led := make(chan error)
 	go func() { led <- s.lead(ctx, 2) }()
@@ -1276,10 +1276,10 @@ func TestScheduler_ManyTargets(t *testing.T) {
 	for i := range 150 {
 		nodes = append(nodes, node{Name: strings.Repeat("n", 240) + fmt.Sprint(i), Incarnation: math.MaxUint64})
 	}
-	s.nodes = func() []node { return nodes }
-	propose := s.propose
+	s.fake().onNodes = func() []node { return nodes }
+	propose := s.fake().onPropose
 	var one sync.Mutex
-	s.propose = func(ctx context.Context, c *command) (applied, error) {
+	s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 		one.Lock()
 		defer one.Unlock()
 		if data, err := c.encode(); err != nil || len(data) > commandBytesMax {
@@ -1292,7 +1292,7 @@ func TestScheduler_ManyTargets(t *testing.T) {
 	}
 	now += int64(time.Minute)
 	var runs atomic.Int64
-	s.start = func(_ string, d dispatch) error { runs.Add(int64(len(d.Orders))); return nil }
+	s.fake().onStart = func(_ string, d dispatch) error { runs.Add(int64(len(d.Orders))); return nil }
 	for range 2 { // one makes rows of the children, the other runs them
 		if _, err := s.fireDue(t.Context()); err != nil {
 			t.Fatal(err)
@@ -1319,8 +1319,8 @@ func TestScheduler_SlowLog(t *testing.T) {
 	now := testStart
 	s, _ := newTestScheduler(t, &now)
 	putJobs(t, s, job{Name: "a", Schedule: "@every 1s"}, job{Name: "b", Schedule: "@every 2s"})
-	propose := s.propose
-	s.propose = func(ctx context.Context, c *command) (applied, error) {
+	propose := s.fake().onPropose
+	s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 		res, err := propose(ctx, c)
 		now += int64(900 * time.Millisecond)
 		return res, err
@@ -1425,8 +1425,8 @@ func TestScheduler_ClockBackWhileFiring(t *testing.T) {
 		s, _ := newTestScheduler(t, &now)
 		var skew, decides atomic.Int64
 		s.now = func() time.Time { return time.Now().Round(0).Add(time.Duration(skew.Load())) }
-		propose := s.propose
-		s.propose = func(ctx context.Context, c *command) (applied, error) {
+		propose := s.fake().onPropose
+		s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 			if c.Consume != nil && decides.Add(1) == 1 {
 				skew.Store(-int64(2 * time.Hour))
 			}
@@ -2529,7 +2529,7 @@ func (w *world) newServer(n *simNode) *simServer {
 	s := w.servers[n.slot]
 	s.shut()
 	s.open(w.newDir())
-	w.must(s.store.enlist(enlistment{Cluster: "sim"}))
+	w.must(s.store.writeMembership(membership{Cluster: "sim"}))
 	s.keep()
 	s.own.kept = nil
 	return s
@@ -2596,8 +2596,8 @@ func (s *simServer) started() {
 		s.w.must(s.store.check())
 	}
 	s.sched = newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 15, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "Europe/Berlin", LostAfter: 30 * time.Second}, s.store, slog.New(slog.DiscardHandler))
-	s.sched.propose, s.sched.nodes, s.sched.start, s.sched.ask, s.sched.spawn = s.propose, s.alive, s.start, s.ask, s.spawn
-	s.sched.end = s.end
+	s.sched.cluster = &fakeCluster{onPropose: s.propose, onNodes: s.alive, onStart: s.start, onAsk: s.ask, onEnd: s.end}
+	s.sched.spawn = s.spawn
 	s.sched.now = func() time.Time { return timeOf(s.now()) }
 	s.sched.chance = s.w.rnd.Uint64
 	s.sched.wait = func(_ context.Context, d time.Duration) error { s.w.sleep(d); return nil }
@@ -2686,7 +2686,7 @@ func (s *simServer) apply(e entry) {
 		// What it spawns is no part of a task that asks the nodes and waits meanwhile.
 		running := s.w.running
 		s.w.running = nil
-		s.sched.took(res)
+		s.sched.noteApplied(res)
 		s.w.running = running
 	}
 	if len(s.waiting) > 0 && s.waiting[0].index == e.Index {
@@ -3892,15 +3892,15 @@ func testSlowRefusal(t *testing.T, answerFirst bool) {
 	refusal, answered := make(chan struct{}), make(chan struct{})
 
 	sched := newScheduler(schedulerConfig{Catchup: time.Minute, ExecutionsKept: 100, AuditKept: 365 * 24 * time.Hour, AuditKeptBytes: 256_000_000, Timezone: "UTC", LostAfter: time.Minute}, st, slog.New(slog.DiscardHandler))
-	s := &testServer{t: t, api: &api{store: st, scheduler: sched, leading: func() bool { return true }, log: sched.log}}
+	s := &testServer{t: t, api: &api{store: st, scheduler: sched, plane: newTestPlane(t, "node1", newFakeNode(1), nil), log: sched.log}}
 	s.handler = s.api.handler()
-	sched.propose = s.propose
-	sched.nodes = func() []node {
+	sched.fake().onPropose = s.propose
+	sched.fake().onNodes = func() []node {
 		mu.Lock()
 		defer mu.Unlock()
 		return alive
 	}
-	sched.start = func(name string, d dispatch) error {
+	sched.fake().onStart = func(name string, d dispatch) error {
 		mu.Lock()
 		tries++
 		if first := tries == 1; first {
@@ -3912,7 +3912,7 @@ func testSlowRefusal(t *testing.T, answerFirst bool) {
 		taken[name] += len(d.Orders)
 		return nil
 	}
-	sched.ask = func(name string, q question) (answer, error) {
+	sched.fake().onAsk = func(name string, q question) (answer, error) {
 		if name == "n1" {
 			<-answered
 		}

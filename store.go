@@ -183,7 +183,7 @@ const schema = `
 CREATE TABLE server (
 	id         TEXT    NOT NULL, -- random, made with the data directory
 	cluster    TEXT    NOT NULL, -- id of the cluster that this server belongs to, '': none yet
-	accepted   TEXT    NOT NULL, -- JSON list of founders that it accepted, once in its life; '': none
+	accepted   TEXT    NOT NULL, -- JSON of the bootstrapList that it accepted, once in its life; '': none
 	term       INTEGER NOT NULL,
 	vote       TEXT    NOT NULL, -- server voted for in term, '' for none
 	base_index INTEGER NOT NULL, -- last entry that was dropped from the log
@@ -4852,23 +4852,25 @@ func (s *store) saved() (disk saved, err error) {
 	return disk, err
 }
 
-// founders is a list of servers that make a cluster together. Each server
+// bootstrapList is a list of servers that make a cluster together. Each server
 // accepts one list in its life, durably, and the cluster is made when all have:
 // two lists that share a server cannot both become clusters.
-type founders struct {
+type bootstrapList struct {
 	Cluster string   // random id
 	Voters  []server // in order of names
 }
 
+func (f *bootstrapList) names(s server) bool { return f != nil && slices.Contains(f.Voters, s) }
+
 // excludes reports whether a server that has accepted this list cannot belong to a cluster.
-func (f *founders) excludes(cluster string) bool { return f != nil && f.Cluster != cluster }
+func (f *bootstrapList) excludes(cluster string) bool { return f != nil && f.Cluster != cluster }
 
 // ownRow is what a server's database says of the server itself.
 type ownRow struct {
-	ID       string    // random, made with the data directory
-	Cluster  string    // '': none yet
-	Accepted *founders // nil: none yet
-	Empty    bool      // there is no state, and never was
+	ID       string         // random, made with the data directory
+	Cluster  string         // '': none yet
+	Accepted *bootstrapList // nil: none yet
+	Empty    bool           // there is no state, and never was
 }
 
 func (s *store) own() (o ownRow, err error) {
@@ -4878,13 +4880,13 @@ func (s *store) own() (o ownRow, err error) {
 		&o.ID, &o.Cluster, &accepted, &o.Empty)
 	if err == nil && accepted != "" {
 		if err = json.Unmarshal([]byte(accepted), &o.Accepted); err != nil {
-			err = fmt.Errorf("the list of founders is damaged: %w", err)
+			err = fmt.Errorf("the list of the servers that make the cluster is damaged: %w", err)
 		}
 	}
 	return o, err
 }
 
-// ownName returns the name of this server among the voters, or the founders
+// ownName returns the name of this server among the voters, or in the list
 // that it has accepted; "" if it is in neither.
 func (s *store) ownName(own ownRow) (string, error) {
 	disk, err := s.saved()
@@ -4932,23 +4934,23 @@ func (s *store) forceNewCluster(cluster string) error {
 		return err
 	}
 	term := disk.State.Term + 1
-	return s.enlist(enlistment{Cluster: cluster, State: &hardState{Term: term}, Entries: []entry{
+	return s.writeMembership(membership{Cluster: cluster, State: &hardState{Term: term}, Entries: []entry{
 		{Index: disk.Last + 1, Term: term, Kind: entryVoters, Data: encodeVoters(self)},
 		{Index: disk.Last + 2, Term: term, Kind: entryCommand, Data: found},
 	}})
 }
 
-// An enlistment is a step of a server on its way into a cluster. Each is taken
+// A membership is a step of a server on its way into a cluster. Each is taken
 // at most once in the life of a data directory.
-type enlistment struct {
-	Accept  *founders // nil: as before
-	Cluster string    // "": as before
+type membership struct {
+	Accept  *bootstrapList // nil: as before
+	Cluster string         // "": as before
 	State   *hardState
 	Entries []entry
 }
 
-// enlist writes an enlistment. When it returns nil that survives a power cut.
-func (s *store) enlist(e enlistment) error {
+// writeMembership writes a membership. When it returns nil that survives a power cut.
+func (s *store) writeMembership(e membership) error {
 	var accept any // null: as before
 	if e.Accept != nil {
 		doc, err := json.Marshal(e.Accept)

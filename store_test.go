@@ -876,7 +876,7 @@ func TestCluster_DiskFull(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- c.run(t.Context()) }()
-	if err := c.call(t.Context(), func() { err = c.found(&founders{"test-cluster", []server{{"n1", own.ID}}}) }); err != nil {
+	if err := c.call(t.Context(), func() { err = c.bootstrap(&bootstrapList{"test-cluster", []server{{"n1", own.ID}}}) }); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "leader", func() string { return "" }, c.leading)
