@@ -1014,8 +1014,8 @@ func (r *raft) changeVoters() {
 // change must be committed. An entry of this term must be committed too, or a change of an earlier leader could still
 // come between (Ongaro on raft-dev, 10 July 2015).
 func (r *raft) mayChangeVoters() bool {
-	return r.role == roleLeader && r.transferee == server{} &&
-		r.commit >= r.first && r.commit >= r.log.latestVoters().Index
+	leads := r.role == roleLeader && r.transferee == server{}
+	return leads && r.commit >= r.first && r.commit >= r.log.latestVoters().Index
 }
 
 // caughtUp: a learner is at most one append behind, or the cluster might stop until its new voter has the log (thesis
