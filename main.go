@@ -546,7 +546,7 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 	fs.BoolVar(&cfg.Limits.AllowMetadata, "http-allow-metadata", false,
 		"let http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
 	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false,
-		"keep http jobs from private and loopback addresses")
+		"keep http jobs from private and loopback addresses, after redirects too; behind a proxy only from those in URLs")
 	cfg.Notify.flags(fs)
 	fs.StringVar(&cfg.ConfigFile, "config", "", "`file` with flags as \"name: value\", lists, and tags as a map, like Dkron's dkron.yml; "+
 		"the environment and flags come before it")
