@@ -2660,12 +2660,16 @@ func (c *crontab) line(n int, line string) error {
 	case !ok:
 		return c.entry(n, line)
 	case name == "MAILTO":
-		c.pattern.OwnerEmail = value
+		if c.pattern.OwnerEmail = value; value != "" && (strings.Count(value, "@") != 1 || strings.Contains(value, ",")) {
+			c.note(n, "no mail goes to %q; owner_email needs one address, such as ops@example.com", value)
+		}
 	case name == "CRON_TZ":
 		if _, err := loadZone(value); err != nil {
 			return fmt.Errorf("CRON_TZ: %w", err)
 		}
 		c.pattern.Timezone = value
+	case strings.HasSuffix(value, `\`): // which would join it with the next in executor_config.env
+		return fmt.Errorf("%s: the value must not end in a backslash; set it in the command", name)
 	default:
 		c.env = slices.DeleteFunc(c.env, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
 		c.env = append(c.env, name+"="+value)
@@ -2848,6 +2852,9 @@ func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job
 		j.Metadata = maps.Clone(j.Metadata)
 		if j.Metadata == nil {
 			j.Metadata = map[string]string{}
+		}
+		if was, ok := j.Metadata["from"]; ok {
+			note(j, "its metadata from=%s is now from=%s", was, from)
 		}
 		j.Metadata["from"], j.Disabled = from, j.Disabled || disabled
 		jobs = append(jobs, j)

@@ -1527,7 +1527,7 @@ func TestImport(t *testing.T) {
 	c.write("deploy", "# Backup\n30 3 * * 7 backup.sh%all\n@reboot daemon\n")
 	c.write("cron.d", "MAILTO=root\n*/5 * * * * www-data php /var/www/cron.php\n")
 	c.write("bad", "0 3 * * * fine\n0 24 * * * hour\n0 3 * * 8 weekday\n0 3 * * *\n@noon x\nbackup 0 3 * * *\nCRON_TZ=Mars/Base\n"+
-		"0~30 3 * * * random\n0 3 * * * root backup\n5 4 * * fri-mon backwards\n*/0 * * * * step\n0 3 L * * last\n0 3 * * * \xff\n")
+		"0~30 3 * * * random\nA=b\\\n0 3 * * * root backup\n5 4 * * fri-mon backwards\n*/0 * * * * step\n0 3 L * * last\n0 3 * * * \xff\n")
 	c.command("import crontab deploy --tag=role=cron --disabled")
 	c.command("import crontab cron.d --system")
 	c.command("import crontab bad")
@@ -1607,13 +1607,15 @@ func TestClient_ClosedPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Close()
-	cmd := program(t, t.TempDir(), []string{"BELFRY_HTTP_ADDR=" + p.url}, "jobs")
-	var stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = w, &stderr
-	err = cmd.Run()
-	w.Close()
-	if stderr.Len() > 0 {
-		t.Errorf("%v, %s, want no word", err, &stderr)
+	defer w.Close()
+	p.must("POST", "/v1/jobs", shellJob("a", "@hourly", "true"), nil)
+	for _, command := range []string{"jobs", "job a", "jobs --json", "export", "members", "preview", "executions", "help", "jobs -h"} {
+		cmd := program(t, t.TempDir(), []string{"BELFRY_HTTP_ADDR=" + p.url}, strings.Fields(command)...)
+		var stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = w, &stderr
+		if err = cmd.Run(); stderr.Len() > 0 {
+			t.Errorf("%s: %v, %s, want no word", command, err, &stderr)
+		}
 	}
 }
 
