@@ -435,15 +435,9 @@ type store struct {
 	stmts     map[string]*sql.Stmt
 	sync      string             // synchronous mode in force on conn
 	unapplied []entry            // in the log, in order, not yet applied
-	settings  settings           // as the transaction has them
 	careful   bool               // each command can be undone by itself
-	listed    bool               // the transaction has such a change
-	touched   []int64            // jobs that the transaction changed as the API shows them
-	allNew    bool               // or any of them
-	telling   bool               // somebody watched when the transaction began
-	told      []mark             // what became of rows in it, if somebody did
-	failures  []executionRow     // that ended in it without success
-	failed    func(executionRow) // is told of them after the transaction; nil: nobody. Fixed once the writer runs
+	noted                        // of the transaction
+	failed    func(executionRow) // is told of failures after the transaction; nil: nobody. Fixed once the writer runs
 	logFirst  uint64             // first index in the log table
 	logBytes  []int32
 	kept      logRetention  // fixed once the writer runs
@@ -455,6 +449,17 @@ type store struct {
 	// disk runs a transaction of the writer, a durable one with synchronous=FULL; nil: directly. The simulation sets
 	// one that is slow, fails, or records how much of the file a power cut leaves. Fixed once the writer runs.
 	disk func(durable bool, tx func() error) error
+}
+
+// noted is what the commands of a transaction have changed beside the tables, for published. It is undone with them.
+type noted struct {
+	settings settings
+	listed   bool           // lists show it, and an API call made it
+	touched  []int64        // jobs, as the API shows them
+	allNew   bool           // or any of them
+	telling  bool           // somebody watched when the transaction began
+	told     []mark         // what became of rows, if somebody did
+	failures []executionRow // that ended without success
 }
 
 // settings are what the cluster table says, for those who ask with every request.
@@ -1183,7 +1188,8 @@ func (s *store) write(state *hardState, entries []entry, commit uint64) (results
 		}
 	}
 	tx := func() (err error) {
-		s.settings, s.telling = *s.shown.Load(), s.events.watched()
+		s.noted = noted{settings: *s.shown.Load(), telling: s.events.watched(), touched: s.touched[:0], told: s.told[:0],
+			failures: s.failures[:0]}
 		if err = s.writeLog(state, entries); err == nil {
 			results, err = s.apply(commit)
 		}
@@ -1257,7 +1263,7 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 	}
 	s.applied.Store(at.Index)
 	s.halted.Store(false)
-	s.listed, s.allNew = true, true
+	s.noted = noted{settings: s.settings, listed: true, allNew: true}
 	s.published()
 	return s.detach()
 }
@@ -1395,7 +1401,6 @@ func (s *store) published() {
 		s.changes.Add(1)
 	}
 	if s.listed {
-		s.listed = false
 		s.listing.Add(1)
 	}
 	// Who began to watch during the transaction may have read what was before it.
@@ -1403,7 +1408,6 @@ func (s *store) published() {
 	for _, e := range s.failures {
 		s.failed(e)
 	}
-	s.touched, s.allNew, s.told, s.failures = s.touched[:0], false, s.told[:0], s.failures[:0]
 }
 
 // tell notes what those who watch are told of a row after the transaction.
@@ -1472,7 +1476,7 @@ func (s *store) applyEntry(e entry) (applied, error) {
 		return applied{}, err
 	}
 	a := applying{s: s, c: c, result: applied{Index: e.Index}}
-	told, before := len(s.told), s.settings
+	before := s.noted
 	if err := contradiction(a.apply()); err != nil {
 		switch {
 		case !errors.As(err, new(refusal)):
@@ -1480,7 +1484,7 @@ func (s *store) applyEntry(e entry) (applied, error) {
 		case a.wrote && !s.careful:
 			return applied{}, errHalfDone
 		}
-		s.told, s.settings = s.told[:told], before
+		s.noted = before
 		if err := s.savepoint("ROLLBACK TO"); err != nil {
 			return applied{}, err
 		}

@@ -68,14 +68,11 @@ func commit(t testing.TB, s *store, commands ...*command) []applied {
 		}
 		entries = append(entries, entry{Index: last + 1 + uint64(i), Term: 1, Kind: entryCommand, Data: data})
 	}
-	if err := s.persist(nil, entries); err != nil {
-		t.Fatal(err)
-	}
-	results, err := s.applyUpTo(math.MaxUint64)
+	results, err := s.write(nil, entries, math.MaxUint64)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return results
+	return append(results, mustApply(t, s)...)
 }
 
 var testStart = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano()
@@ -810,6 +807,13 @@ func TestStore_WriteFails(t *testing.T) {
 			}
 			return full(s, func() error { _, err := s.applyUpTo(e.Index); return err })
 		}, 5, 6},
+		{"NeitherDone", func(s *store, e entry) error {
+			return full(s, func() error { _, err := s.write(nil, []entry{e}, e.Index); return err })
+		}, 5, 5},
+		{"BothReportedFailed", func(s *store, e entry) error {
+			_, err := s.write(nil, []entry{e}, e.Index)
+			return errors.Join(err, io.ErrUnexpectedEOF)
+		}, 6, 6},
 		{"ApplyReportedFailed", func(s *store, e entry) error {
 			_, err := s.applyUpTo(e.Index)
 			return errors.Join(s.persist(nil, []entry{e}), err, func() error { _, err := s.applyUpTo(e.Index); return err }(), io.ErrUnexpectedEOF)
@@ -1295,6 +1299,56 @@ func TestApply_RefusedHalfway(t *testing.T) {
 	if err := s.view("SELECT group_concat(name) FROM jobs", nil, &names); err != nil || names != "a,d" {
 		t.Errorf("the jobs are %q, %v, want a and d", names, err)
 	}
+}
+
+// TestStore_HalfDoneTwice: a transaction that is done again, because a command in it was refused halfway, takes back
+// what it had changed in memory too: what replaces the end of the log, what is trimmed from its beginning, and what
+// those who watch are told.
+func TestStore_HalfDoneTwice(t *testing.T) {
+	s := mustOpen(t, t.TempDir())
+	s.kept = logRetention{entries: 2, bytes: logBytesKept, pinned: logBytesPinned, slack: 1}
+	jobs := fill(t, s, 4)
+	first, ok := s.events.enter()
+	if !ok {
+		t.Fatal("nobody may watch")
+	}
+	defer s.events.leave()
+	command := func(index, term uint64, puts ...jobPut) entry {
+		data, err := (&command{Now: testStart, Put: puts}).encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return entry{Index: index, Term: term, Kind: entryCommand, Data: data}
+	}
+	a := jobPut{Base: jobs[1], Job: job{Name: "job-000001", Schedule: "@manually"}, Next: never}
+	b := jobPut{Base: jobs[2], Job: job{Name: "job-000002", Schedule: "@manually"}, Next: never}
+	none := jobPut{Job: job{Name: "x", ParentJob: "none"}, Next: never}
+	if err := s.persist(&hardState{Term: 1}, []entry{command(5, 1, a), command(6, 1, none), command(7, 1, none), command(8, 1, none)}); err != nil {
+		t.Fatal(err)
+	}
+	results, err := s.write(&hardState{Term: 2}, []entry{command(5, 2, a, none), command(6, 2, b), {Index: 7, Term: 2, Kind: entryNoop}}, 7)
+	if err != nil || len(results) != 3 || results[0].Err != errParent || results[1].Err != nil {
+		t.Fatalf("the commands are answered %+v, %v", results, err)
+	}
+	s.events.close()
+	windows, _, _ := s.events.since(first)
+	var told []mark
+	for _, w := range windows {
+		told = append(told, w.marks...)
+	}
+	if want := []mark{{eventJob, jobs[2].ID}}; !slices.Equal(told, want) {
+		t.Errorf("who watches is told %+v, want %+v", told, want)
+	}
+	sizes, base := slices.Clone(s.logBytes), s.logFirst
+	s = reopen(t, s)
+	if s.logFirst != base || base <= 1 || !slices.Equal(s.logBytes, sizes) || len(s.unapplied) != 0 {
+		t.Errorf("the log in memory began at %d with %v, on disk at %d with %v and %d to apply",
+			base, sizes, s.logFirst, s.logBytes, len(s.unapplied))
+	}
+	if disk, err := s.saved(); err != nil || disk.Last != 7 || disk.Applied != 7 || disk.State.Term != 2 {
+		t.Errorf("saved is %+v, %v", disk, err)
+	}
+	s.close()
 }
 
 // TestApply_Delete: a job goes only as the one that was looked at, and not
