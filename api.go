@@ -1889,8 +1889,7 @@ func (a *api) listExecutions(r *http.Request) (*response, error) {
 
 // zoneOf returns the zone of a job, or UTC if this server's time zone database lacks it.
 func (a *api) zoneOf(row *jobRow) *time.Location {
-	j := job{Timezone: row.Timezone}
-	zone, err := loadZone(j.zone(a.scheduler.timezone()))
+	zone, err := loadZone(row.zone(a.scheduler.timezone()))
 	if err != nil {
 		return time.UTC
 	}
@@ -2567,12 +2566,11 @@ func (a *api) targets(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	j, err := row.definition()
 	names := []string{}
-	for _, n := range matchingNodes(j.Tags, a.scheduler.moment().nodes) {
+	for _, n := range matchingNodes(row.Tags, a.scheduler.moment().nodes) {
 		names = append(names, n.Name)
 	}
-	return &response{status: http.StatusOK, body: names}, err
+	return &response{status: http.StatusOK, body: names}, nil
 }
 
 // recentExecutions returns the executions of all jobs that started in a range of time, by default the last hour, newest

@@ -4449,7 +4449,7 @@ func (c *bubbleClient) stopJobs() {
 func (c *bubbleClient) verify(n *bubbleNode, s *store) {
 	for _, name := range sortedKeys(c.versions) {
 		row, err := s.job(name)
-		if want := c.versions[name]; want == "" && !errors.Is(err, errNoJob) || want != "" && (err != nil || !strings.Contains(string(row.Metadata), `"`+want+`"`)) {
+		if want := c.versions[name]; want == "" && !errors.Is(err, errNoJob) || want != "" && (err != nil || !strings.Contains(jsonText(row.Metadata), `"`+want+`"`)) {
 			b := c.b
 			b.fail("%s: job %s is %+v, %v, want the acknowledged version %q", n.name, name, row, err, want)
 		}
@@ -4833,7 +4833,7 @@ func (f *fleet) verify() {
 				var row jobRow
 				status, _, text := n.call("GET", "/v1/jobs/"+name, "", nil)
 				err := json.Unmarshal([]byte(text), &row)
-				if want := strconv.Itoa(c.versions[name]); status != http.StatusOK || err != nil || !strings.Contains(string(row.Metadata), `"`+want+`"`) {
+				if want := strconv.Itoa(c.versions[name]); status != http.StatusOK || err != nil || !strings.Contains(jsonText(row.Metadata), `"`+want+`"`) {
 					f.t.Errorf("GET %s at %s: status %d, %s, %v, want the acknowledged version %s", name, n.name, status, text, err, want)
 				}
 			}

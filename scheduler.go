@@ -682,19 +682,6 @@ func (j *job) within(t time.Time) int64 {
 	return nanosOf(t)
 }
 
-// definition returns the job as it was written.
-func (r *jobRow) definition() (j job, err error) {
-	if err = json.Unmarshal(r.doc, &j); err != nil {
-		err = fmt.Errorf("job %s: %w", r.Name, err)
-	}
-	return j, err
-}
-
-// ticking is as much of the job as its ticks depend on.
-func (r *jobRow) ticking() *job {
-	return &job{Name: r.Name, Schedule: r.Schedule, Timezone: r.Timezone, Catchup: r.Catchup}
-}
-
 // cutCount splits a tag's value such as "web:2" into the value and the count.
 func cutCount(value string) (rest string, count int, ok bool) {
 	i := strings.LastIndexByte(value, ':')
@@ -854,20 +841,16 @@ func (m moment) lacks(tags map[string]string, targets []target) bool {
 
 // plan decides every tick of a job up to now, oldest first; each decision also has the tick that follows. overlap is
 // why concurrency forbids a run, "" if it does not. Without decisions the job must be looked at again later.
-func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
-	j, err := r.definition()
-	if err != nil {
-		return nil, err
-	}
-	targets, ok := m.choose(j.Tags, r.next)
+func (m moment) plan(r *jobRow, overlap string) []decision {
+	targets, ok := m.choose(r.Tags, r.next)
 	if !ok {
-		return nil, nil
+		return nil
 	}
 	newest := catchupMax
-	if j.Concurrency != "" && j.Concurrency != concurrencyAllow {
+	if r.Concurrency != "" && r.Concurrency != concurrencyAllow {
 		newest = 1
 	}
-	list, due := m.missed(&j, r, newest)
+	list, due := m.missed(r, newest)
 	for _, t := range due {
 		d := decision{Due: t, Late: t < m.since}
 		switch {
@@ -885,10 +868,10 @@ func (m moment) plan(r *jobRow, overlap string) ([]decision, error) {
 		if i+1 < len(list) {
 			list[i].Next = list[i+1].Due
 		} else {
-			list[i].Next = j.within(j.schedule(m.zone).next(timeOf(max(list[i].Due, list[i].Until))))
+			list[i].Next = r.within(r.schedule(m.zone).next(timeOf(max(list[i].Due, list[i].Until))))
 		}
 	}
-	return list, nil
+	return list
 }
 
 // noNodeReason is why a job does not run if no member has its tags.
@@ -913,34 +896,34 @@ func (m moment) window(j *job, due int64) time.Duration {
 
 // missed splits the ticks of a job up to now: those too old to run, as at most one decision; those that give way to
 // newer ones, as another; and the due times of the newest, which run.
-func (m moment) missed(j *job, r *jobRow, newest int) (list []decision, due []int64) {
-	s, next, shortest := j.schedule(m.zone), r.next, m.catchup
-	if own, err := time.ParseDuration(j.Catchup); err == nil {
+func (m moment) missed(r *jobRow, newest int) (list []decision, due []int64) {
+	s, next, shortest := r.schedule(m.zone), r.next, m.catchup
+	if own, err := time.ParseDuration(r.Catchup); err == nil {
 		shortest = own
 	}
 	before := func(horizon int64) (n, last int64) { // the ticks from next on, and the last of them
 		if horizon <= next {
 			return 0, 0
 		}
-		n, t := s.count(timeOf(next), timeOf(min(horizon-1, j.end())))
+		n, t := s.count(timeOf(next), timeOf(min(horizon-1, r.end())))
 		if n == 0 {
 			return 1, next
 		}
 		return n + 1, nanosOf(t)
 	}
 	if n, last := before(m.now - int64(shortest)); n > 0 {
-		window := m.window(j, last)
+		window := m.window(&r.job, last)
 		if m.now-last <= int64(window) { // longer than the shortest, as no tick has followed
 			n, last = before(last)
 		}
 		if n > 0 {
 			list = append(list, decision{Due: next, Until: last, Count: n, Outcome: outcomeMissed, Reason: m.outage(next, window),
 				Event: eventMissed})
-			next = j.within(s.next(timeOf(last)))
+			next = r.within(s.next(timeOf(last)))
 		}
 	}
 	var older decision
-	for ; next != never && next <= m.now; next = j.within(s.next(timeOf(next))) {
+	for ; next != never && next <= m.now; next = r.within(s.next(timeOf(next))) {
 		due = append(due, next)
 		if len(due) <= newest {
 			continue
@@ -974,9 +957,8 @@ func (m moment) outage(from int64, window time.Duration) string {
 
 // planPending decides a pending row of job r: a retry goes to its node, or to one that its group has not used; a child
 // goes to the nodes that its tags choose. ok is false if the row must wait.
-func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision, ok bool, err error) {
+func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision, ok bool) {
 	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
-	j, err := r.definition()
 	from := max(p.Due, m.since)
 	switch early := p.Due - m.now; {
 	case p.WaitsFor != "":
@@ -984,37 +966,37 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 		if p.Group != 0 {
 			begun = p.Due
 		}
-		d.Last = p.WaitsFor != ownGroup(p.JobID) && m.now-begun > int64(m.window(r.ticking(), begun))
-	case p.Cause == causeRetry && early > 0 && early <= int64(retryDelay(j.RetryDelay, j.RetryMaxDelay, p.Attempt-1)):
-		return d, false, err
+		d.Last = p.WaitsFor != ownGroup(p.JobID) && m.now-begun > int64(m.window(&r.job, begun))
+	case p.Cause == causeRetry && early > 0 && early <= int64(retryDelay(r.RetryDelay, r.RetryMaxDelay, p.Attempt-1)):
+		return d, false
 	case early > 0: // the clock that computed it was ahead
 		from = m.since + int64(retryWaitMax)
 	}
 	waited := m.now-from > int64(m.lostAfter)
 	switch {
-	case err != nil || p.Cause == causeChildren:
+	case p.Cause == causeChildren:
 	case r.Disabled:
 		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
 	case p.Group != 0:
 		if i := slices.IndexFunc(m.nodes, func(n node) bool { return n.Name == p.Node }); i >= 0 {
 			d.Targets = []target{m.nodes[i].target()}
-		} else if to, ok := m.elsewhere(j.Tags, p.Node, used); ok && m.settled() {
+		} else if to, ok := m.elsewhere(r.Tags, p.Node, used); ok && m.settled() {
 			d.Targets = []target{to}
 		} else if waited {
 			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the %s waited %s for node %s", p.Cause, m.lostAfter, p.Node)
 		}
-	case p.Cause == causeChild && m.now > j.end():
+	case p.Cause == causeChild && m.now > r.end():
 		d.Outcome, d.Reason = outcomeSkipped, "the job's expires_at has passed"
 	default:
-		targets := m.pick(j.Tags)
-		if m.lacks(j.Tags, targets) {
-			return d, false, nil
+		targets := m.pick(r.Tags)
+		if m.lacks(r.Tags, targets) {
+			return d, false
 		}
 		if d.Targets = targets; len(targets) == 0 && waited {
 			d.Outcome, d.Reason, d.Event = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason), eventMissed
 		}
 	}
-	return d, p.Cause == causeChildren || len(d.Targets) > 0 || d.Outcome != "", err
+	return d, p.Cause == causeChildren || len(d.Targets) > 0 || d.Outcome != ""
 }
 
 // resolve decides an execution in doubt by the answer of its node; r is its job, nil if it was deleted. If the node
@@ -1029,7 +1011,7 @@ func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRo
 		closed = m.closing(e, outcomeInterrupted, why, e.Node)
 	case r == nil:
 		closed = m.closing(e, outcomeInterrupted, "interrupted: the job was deleted before the run began\n")
-	case e.ID < m.startable, e.Cause == causeTick && m.now-e.Due > int64(m.window(r.ticking(), e.Due)):
+	case e.ID < m.startable, e.Cause == causeTick && m.now-e.Due > int64(m.window(&r.job, e.Due)):
 		closed = m.closing(e, outcomeMissed, "missed: the order did not reach %s in time\n", e.Node)
 	default:
 		again = true
@@ -1677,11 +1659,11 @@ func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 			overlap = "overlap with " + executionName(e.ID, e.Node) + s.silence(e.ID)
 		}
 	}
-	ds, err := m.plan(r, overlap)
-	if err == nil && len(ds) == 0 {
+	ds := m.plan(r, overlap)
+	if len(ds) == 0 {
 		s.enqueue(queueItem{at: m.now + int64(tickSlack), id: r.version.ID})
 	}
-	return ds, err
+	return ds, nil
 }
 
 // silence says how long the node of an execution has not answered for it, "" if it has.
@@ -1714,11 +1696,10 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		if err != nil {
 			return err
 		}
-		d, ok, err := m.planPending(p, jobs[p.JobID], used)
+		d, ok := m.planPending(p, jobs[p.JobID], used)
 		switch {
-		case err != nil:
-			return err
 		case len(d.Targets) > 0 && p.WaitsFor == ownGroup(p.JobID) && jobs[p.JobID].open > 0:
+			var err error
 			if jobs[p.JobID].Concurrency == concurrencyReplace {
 				err = s.endReplaced(p)
 			}
@@ -1874,16 +1855,10 @@ func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) 
 	if err != nil {
 		return nil, err
 	}
-	defs := map[int64]job{}
-	for id, r := range jobs {
-		if defs[id], err = r.definition(); err != nil {
-			return nil, err
-		}
-	}
 	orders, now := map[target][]order{}, s.now().UnixNano()
 	for _, e := range rows {
-		j, ok := defs[e.JobID]
-		if !ok || !again && now-e.Started > int64(s.cfg.Catchup) {
+		j := jobs[e.JobID]
+		if j == nil || !again && now-e.Started > int64(s.cfg.Catchup) {
 			s.doubt([]int64{e.ID})
 			continue
 		}
@@ -2371,12 +2346,8 @@ func (s *scheduler) otherTarget(m moment, e executionRow, r *jobRow) (target, er
 	if r == nil {
 		return target{}, nil
 	}
-	j, err := r.definition()
-	if err != nil {
-		return target{}, err
-	}
 	used, err := s.store.groupNodes(e.Group)
-	if to, ok := m.elsewhere(j.Tags, e.Node, used); ok && to != e.target() {
+	if to, ok := m.elsewhere(r.Tags, e.Node, used); ok && to != e.target() {
 		return to, err
 	}
 	return target{}, err
@@ -2699,11 +2670,7 @@ func (s *scheduler) resetFuture(ctx context.Context) error {
 		}
 		var list []reset
 		for _, r := range rows {
-			j, err := r.definition()
-			if err != nil {
-				return err
-			}
-			list = append(list, reset{Job: r.version.ID, Rev: r.version.Rev, Fired: r.fired, Next: j.firstTick(m.zone, m.now, 0),
+			list = append(list, reset{Job: r.version.ID, Rev: r.version.Rev, Fired: r.fired, Next: r.firstTick(m.zone, m.now, 0),
 				Reason: fmt.Sprintf("ticks up to %s had been decided by a clock ahead of its time; the schedule goes on from now",
 					timeOf(r.fired).Format(time.RFC3339))})
 		}
@@ -2786,8 +2753,7 @@ func (s *scheduler) put(ctx context.Context, r request, sent job) (*jobRow, appl
 		base, err := s.store.job(j.Name)
 		switch {
 		case errors.Is(err, errNoJob):
-			base = &jobRow{DependentJobs: json.RawMessage("null"), SuccessCount: j.SuccessCount, ErrorCount: j.ErrorCount,
-				LastSuccess: j.LastSuccess, LastError: j.LastError}
+			base = &jobRow{job: j}
 		case err != nil:
 			return nil, err
 		default:
@@ -2829,11 +2795,10 @@ func sameTicks(r *jobRow, j *job) bool {
 
 // with returns the row as it is when j is stored over it.
 func (r jobRow) with(j *job, next int64) *jobRow {
-	n := &jobRow{SuccessCount: r.SuccessCount, ErrorCount: r.ErrorCount, LastSuccess: r.LastSuccess,
-		LastError: r.LastError, DependentJobs: r.DependentJobs, Status: r.Status, version: r.version, next: next,
-		fired: r.fired, open: r.open}
-	n.define([]byte(j.document())) // which is JSON of a job
-	return n
+	was := r.job
+	r.job, r.doc, r.next = *j, []byte(j.document()), next
+	r.SuccessCount, r.ErrorCount, r.LastSuccess, r.LastError = was.SuccessCount, was.ErrorCount, was.LastSuccess, was.LastError
+	return &r
 }
 
 // timezone returns the cluster's default zone: before there is a cluster, the one that this server would give it.
@@ -2990,27 +2955,19 @@ func (s *scheduler) moveStaged(ctx context.Context, r request, done restored, no
 // toggle enables or disables a job, and returns it as it is then. If disabled is nil, the job becomes what it is not.
 func (s *scheduler) toggle(ctx context.Context, r request, name string, disabled *bool) (*jobRow, applied, error) {
 	return s.attempt(ctx, r, actionToggle, func(c *command) (*jobRow, error) {
-		base, j, err := s.jobNamed(name)
+		base, err := s.store.job(name)
 		if err != nil {
 			return nil, err
 		}
-		put := jobPut{Base: base.version, Job: j, Keep: disabled != nil && *disabled == j.Disabled, Next: base.next}
+		put := jobPut{Base: base.version, Job: base.job, Keep: disabled != nil && *disabled == base.Disabled, Next: base.next}
+		put.Job.dropRecord()
 		if !put.Keep {
-			put.Job.Disabled = !j.Disabled
+			put.Job.Disabled = !base.Disabled
 			put.Next = put.Job.firstTick(s.timezone(), c.Now, base.fired)
 		}
 		c.Put = []jobPut{put}
 		return base.with(&put.Job, put.Next), nil
 	})
-}
-
-func (s *scheduler) jobNamed(name string) (*jobRow, job, error) {
-	row, err := s.store.job(name)
-	if err != nil {
-		return nil, job{}, err
-	}
-	j, err := row.definition()
-	return row, j, err
 }
 
 // delete removes a job and returns it as it was.
@@ -3175,21 +3132,21 @@ const errFinished = refusal("the execution has finished")
 // started; otherwise res.Started has the executions, or none if the run waits until it may start.
 func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow, applied, error) {
 	row, res, err := s.attempt(ctx, r, actionRun, func(c *command) (*jobRow, error) {
-		row, j, err := s.jobNamed(name)
+		row, err := s.store.job(name)
 		if err != nil {
 			return nil, err
 		}
 		for _, k := range sortedKeys(r.Params) {
-			if _, ok := j.Params[k]; !ok && j.Params != nil {
-				return nil, fmt.Errorf("params.%.40s: %w; it takes %s", k, errNoParam, strings.Join(sortedKeys(j.Params), ", "))
+			if _, ok := row.Params[k]; !ok && row.Params != nil {
+				return nil, fmt.Errorf("params.%.40s: %w; it takes %s", k, errNoParam, strings.Join(sortedKeys(row.Params), ", "))
 			}
 		}
 		m := s.moment()
-		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(j.Tags), Params: r.Params}
+		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(row.Tags), Params: r.Params}
 		switch {
 		case row.Disabled:
 			return nil, errJobDisabled
-		case m.lacks(j.Tags, d.Targets):
+		case m.lacks(row.Tags, d.Targets):
 			return nil, errUndecided
 		case len(d.Targets) == 0:
 			return nil, errNoNode

@@ -3446,10 +3446,22 @@ func (a *applying) purge(id int64) {
 	a.exec("DELETE FROM jobs WHERE id = ? AND deleted <> 0", id)
 }
 
-// jobRow is a job as it is stored and as the API shows it: its definition, its
-// state, and the names of the jobs that depend on it. The maps are JSON as
-// stored, because lists only pass them on.
+// jobRow is a job with its state. Its JSON is what the API shows.
 type jobRow struct {
+	job           // the definition, with the record as it is now
+	doc           []byte
+	Status        string
+	NoticesLost   int64
+	DependentJobs json.RawMessage
+	version       jobVersion
+	next          int64
+	fired         int64
+	open          int64
+}
+
+// A jobView is a job as Dkron's clients expect it: each of Dkron's fields is there, in whatever form it was stored; of
+// ours, which are those of job, the ones that are not empty.
+type jobView struct {
 	ID             string          `json:"id"` // Dkron's: the name
 	Name           string          `json:"name"`
 	DisplayName    string          `json:"displayname"`
@@ -3467,35 +3479,28 @@ type jobRow struct {
 	Retries        int64           `json:"retries"`
 	DependentJobs  json.RawMessage `json:"dependent_jobs"`
 	ParentJob      string          `json:"parent_job"`
-	ParentOn       string          `json:"parent_on,omitempty"` // ours; so are the next two
-	Params         json.RawMessage `json:"params,omitempty"`
-	DisableAfter   int64           `json:"disable_after,omitempty"`
 	Processors     json.RawMessage `json:"processors"`
 	Concurrency    string          `json:"concurrency"`
-	Mutex          string          `json:"mutex,omitempty"` // ours; so are the next five
-	Delivery       string          `json:"delivery,omitempty"`
-	RetryDelay     string          `json:"retry_delay,omitempty"`
-	RetryMaxDelay  string          `json:"retry_max_delay,omitempty"`
-	Timeout        string          `json:"timeout,omitempty"`
-	Catchup        string          `json:"catchup,omitempty"`
 	Executor       string          `json:"executor"`
 	ExecutorConfig json.RawMessage `json:"executor_config"`
 	Status         string          `json:"status"`
-	Notify         json.RawMessage `json:"notify,omitempty"` // ours; so are the next four
-	Keep           int             `json:"keep,omitempty"`
-	MaxRuntime     string          `json:"max_runtime,omitempty"`
-	MaxSilence     string          `json:"max_silence,omitempty"`
-	NoticesLost    int64           `json:"notices_lost,omitempty"`
 	Next           time.Time       `json:"next"`
 	Ephemeral      bool            `json:"ephemeral"`
 	StartsAt       instant         `json:"starts_at"`
 	ExpiresAt      instant         `json:"expires_at"`
+	NoticesLost    int64           `json:"notices_lost,omitempty"` // ours
+	job
+}
 
-	doc     []byte // the definition, as it is stored
-	version jobVersion
-	next    int64
-	fired   int64
-	open    int64
+// MarshalJSON implements json.Marshaler.
+func (r *jobRow) MarshalJSON() ([]byte, error) {
+	v := jobView{ID: r.Name, SuccessCount: r.SuccessCount, ErrorCount: r.ErrorCount, LastSuccess: r.LastSuccess,
+		LastError: r.LastError, DependentJobs: r.DependentJobs, Processors: rawJSON("{}"), Status: r.Status,
+		Next: timeOf(r.next), NoticesLost: r.NoticesLost}
+	if err := json.Unmarshal(r.doc, &v); err != nil {
+		return nil, err
+	}
+	return json.Marshal(v)
 }
 
 const jobColumns = `j.id, j.rev, j.doc, s.next, s.fired, s.open,
@@ -3507,25 +3512,16 @@ const childOfJob = "c.parent_job = j.name AND c.parent_job <> '' AND c.deleted =
 
 func scanJob(scan scanner) (*jobRow, error) {
 	var j jobRow
-	var doc []byte
 	var dependents sql.RawBytes
-	err := scan(&j.version.ID, &j.version.Rev, &doc, &j.next, &j.fired, &j.open,
+	err := scan(&j.version.ID, &j.version.Rev, &j.doc, &j.next, &j.fired, &j.open,
 		&j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status, &j.NoticesLost, &dependents)
 	if err != nil {
 		return &j, err
 	}
-	if j.DependentJobs = rawJSON(dependents); string(dependents) == "[]" {
-		j.DependentJobs = rawJSON("null")
+	if string(dependents) != "[]" {
+		j.DependentJobs = rawJSON(dependents)
 	}
-	return &j, j.define(doc)
-}
-
-// define gives a row the definition of a job, which has none yet.
-func (r *jobRow) define(doc []byte) error {
-	r.Tags, r.Metadata, r.ExecutorConfig, r.Processors = rawJSON("null"), rawJSON("null"), rawJSON("null"), rawJSON("{}")
-	err := json.Unmarshal(doc, r)
-	r.ID, r.Next, r.doc = r.Name, timeOf(r.next), doc
-	return err
+	return &j, json.Unmarshal(j.doc, &j.job)
 }
 
 // rawJSON copies a column, which is valid until the next row only.

@@ -372,7 +372,7 @@ func (l *randomLog) job() *jobRow {
 		l.t.Fatalf("%d jobs are counted and %d listed: %v", n, len(rows), l.s.check())
 	}
 	if n == 0 {
-		return &jobRow{version: jobVersion{ID: 1, Rev: 1}, Name: "none"}
+		return &jobRow{job: job{Name: "none"}, version: jobVersion{ID: 1, Rev: 1}}
 	}
 	var shown struct{ Name string }
 	if err := json.Unmarshal(rows[l.rnd.IntN(len(rows))], &shown); err != nil {
