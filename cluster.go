@@ -1485,13 +1485,8 @@ func (c *cluster) left(node string) bool {
 
 // conditions returns what is wrong with the cluster, by event; "": nothing.
 func (c *cluster) conditions() map[string]string {
-	voters, alive := c.status().Voters, c.plane.nodes()
-	spare := -majority(len(voters))
-	for _, v := range voters {
-		if slices.ContainsFunc(alive, func(n node) bool { return n.Name == v.Name }) {
-			spare++
-		}
-	}
+	voters, missing := c.voting()
+	spare := len(voters) - len(missing) - majority(len(voters))
 	all := map[string]string{eventDisk: diskShort(c.plane.cfg.Dir), eventClock: c.plane.clockProblem()}
 	if len(voters) > 2 && spare <= 0 {
 		all[eventNoSpare] = fmt.Sprintf("%d of %d voters are there; if one more fails, nothing is scheduled",
@@ -1721,21 +1716,28 @@ func (c *cluster) noticeStuck(now time.Time) {
 	}
 }
 
+// voting returns the voters, and the names of those that do not answer.
+func (c *cluster) voting() (voters []server, missing []string) {
+	nodes := c.plane.all()
+	voters = c.status().Voters
+	for _, v := range voters {
+		i := slices.IndexFunc(nodes, func(n contact) bool { return n.ID == v.ID })
+		if i < 0 || nodes[i].Status == memberFailed || nodes[i].Status == memberLeft {
+			missing = append(missing, v.Name)
+		}
+	}
+	return voters, missing
+}
+
 // gauges returns the numbers of the cluster, as this server sees it.
 func (c *cluster) gauges() gauges {
-	st, seen := c.status(), map[string]int{}
-	g := gauges{Term: st.Term, Voters: len(st.Voters), Members: map[string]int{}, Notices: c.store.shown.Load().notices, Refused: c.plane.refused.byReason()}
+	voters, missing := c.voting()
+	g := gauges{Term: c.status().Term, Voters: len(voters), Answering: len(voters) - len(missing), Members: map[string]int{}, Notices: c.store.shown.Load().notices, Refused: c.plane.refused.byReason()}
 	_, g.LeaderKnown = c.plane.leaderRecord()
 	for _, m := range c.plane.all() {
 		g.Members[memberStatus[m.Status]]++
-		seen[m.ID] = m.Status
 		if m.Server && m.Status == memberAlive {
 			g.Clocks = max(g.Clocks, m.skew.Abs())
-		}
-	}
-	for _, v := range st.Voters {
-		if status := seen[v.ID]; status == memberAlive || status == memberLeaving {
-			g.Answering++
 		}
 	}
 	g.Free, g.Size = disk(c.plane.cfg.Dir)
@@ -3330,12 +3332,7 @@ func (p *plane) logChanges(now time.Time) {
 	if p.server == nil {
 		return
 	}
-	voters, missing := p.server.status().Voters, []string{}
-	for _, v := range voters {
-		if c, ok := seen[v.ID]; !ok || c.Status == memberFailed || c.Status == memberLeft {
-			missing = append(missing, v.Name)
-		}
-	}
+	voters, missing := p.server.voting()
 	if len(voters) == 0 || len(voters)-len(missing) > len(voters)/2 {
 		if p.logged.lack = (time.Time{}); p.remind.over("majority") {
 			p.log.Info("there is a majority of the servers again")

@@ -1258,7 +1258,14 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, anno
 		stopSecret = spawn(&g, fail, func(ctx context.Context) error {
 			var g errgroup.Group
 			g.Go(func() error { return dropBootstrap(ctx, cfg.DataDir, n.clu.store, log) })
-			g.Go(func() error { return cfg.Statsd.run(ctx, func() (string, error) { return n.api.metricsText(nil) }) })
+			g.Go(func() error {
+				for cfg.Statsd.Addr+cfg.Statsd.Dog != "" && pause(ctx, statsdPause) == nil {
+					if text, err := n.api.metricsText(nil); err == nil {
+						cfg.Statsd.report(text)
+					}
+				}
+				return nil
+			})
 			return g.Wait()
 		})
 	}

@@ -6125,10 +6125,8 @@ func TestStatsd(t *testing.T) {
 		}
 		return lines
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	stop()
 	c := statsd{Addr: listen.LocalAddr().String()}
-	c.run(ctx, func() (string, error) { return text, nil })
+	c.report(text)
 	if diff := cmp.Diff(want, received()); diff != "" {
 		t.Errorf("statsd (-want +got):\n%s", diff)
 	}
@@ -6137,7 +6135,7 @@ func TestStatsd(t *testing.T) {
 		want[i+1] = fmt.Sprintf("b:%d|g|#env:test,job_name:j%d,outcome:ran", i, i)
 	}
 	c = statsd{Dog: c.Addr, Tags: []string{"env:test"}}
-	c.run(ctx, func() (string, error) { return text, nil })
+	c.report(text)
 	if diff := cmp.Diff(want, received()); diff != "" {
 		t.Errorf("DogStatsD (-want +got):\n%s", diff)
 	}
@@ -6151,6 +6149,8 @@ func TestWhyNotRun(t *testing.T) {
 		noNodeReason: "no_node", "waited 5m0s, and " + noNodeReason: "no_node",
 		m.outage(0, time.Minute): "outage", m.outage(20, time.Minute): "outage",
 		"later ticks were due at the same time, and only the newest 10 run": "outage",
+		"waited 5m0s for mutex db, which a had":                             "overlap", "the run that was due at 2026-03-01T12:00:00Z took its place": "overlap",
+		"waited 5m0s for " + roomOn("n1") + ", which runs 4 at once": "full", "the retry waited 5m0s for node n3": "no_node",
 		"the job is disabled": "other",
 	} {
 		if got := whyNotRun(reason); got != want {

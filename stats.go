@@ -27,6 +27,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"runtime/metrics"
 	"slices"
@@ -98,9 +99,9 @@ func (s *stats) decided(outcome, reason string, n int64) {
 
 // reasonWords tell by a part of the reason why a tick did not run; the first that is in it counts.
 var reasonWords = []struct{ words, why string }{
-	{"overlap", "overlap"}, {"retry of an earlier run", "overlap"}, {"no node", "no_node"},
+	{"overlap", "overlap"}, {"retry of an earlier run", "overlap"}, {"mutex", "overlap"}, {"took its place", "overlap"}, {"no node", "no_node"},
 	{"no leader until", "outage"}, {"the leader was more than", "outage"}, {"later ticks were due", "outage"},
-	{"held", "held"}, {"calendar", "calendar"}, {"at once", "full"},
+	{"held", "held"}, {"calendar", "calendar"}, {"at once", "full"}, {" for node ", "no_node"},
 }
 
 func whyNotRun(reason string) string {
@@ -173,32 +174,27 @@ type failureLog struct {
 	log *slog.Logger
 
 	mu   sync.Mutex
-	said int // in this second; guarded by mu
-	more int // in this second; guarded by mu
+	said int // executions in this second; guarded by mu
 }
 
 // add logs one; args say which, as slog takes them.
 func (l *failureLog) add(args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.said == 0 {
-		time.AfterFunc(time.Second, l.next)
+	if l.said++; l.said <= failuresMax {
+		l.log.Info("a job failed", args...)
 	}
-	if l.said++; l.said > failuresMax {
-		l.more++
+	if l.said > 1 {
 		return
 	}
-	l.log.Info("a job failed", args...)
-}
-
-// next begins another second.
-func (l *failureLog) next() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.more > 0 {
-		l.log.Info("more jobs failed in this second", "executions", l.more)
-	}
-	l.said, l.more = 0, 0
+	time.AfterFunc(time.Second, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.said > failuresMax {
+			l.log.Info("more jobs failed in this second", "executions", l.said-failuresMax)
+		}
+		l.said = 0
+	})
 }
 
 // Below either a disk is nearly full.
@@ -464,39 +460,25 @@ type statsd struct {
 	Tags []string // for Dog, as name:value
 }
 
+var labelForm = regexp.MustCompile(`(\w+)="([^"]*)",?`)
+
 // line returns a metric as one of the two servers reads it: a gauge, with labels as parts of the name or as tags.
 func (c *statsd) line(name, value string, dog bool) string {
-	name, labels, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
+	name, labels, _ := strings.Cut(name, "{")
+	if !dog {
+		return name + strings.TrimSuffix(labelForm.ReplaceAllString(labels, ".$2"), "}") + ":" + value + "|g\n"
+	}
 	tags := slices.Clone(c.Tags)
-	for label := range strings.SplitSeq(labels, ",") {
-		if key, text, ok := strings.Cut(label, "="); ok && dog {
-			tags = append(tags, key+":"+strings.Trim(text, `"`))
-		} else if ok {
-			name += "." + strings.Trim(text, `"`)
-		}
+	for _, label := range labelForm.FindAllStringSubmatch(labels, -1) {
+		tags = append(tags, label[1]+":"+label[2])
 	}
-	if dog && len(tags) > 0 {
-		return name + ":" + value + "|g|#" + strings.Join(tags, ",") + "\n"
-	}
-	return name + ":" + value + "|g\n"
+	return name + ":" + value + "|g|#" + strings.Join(tags, ",") + "\n"
 }
 
-// run sends what read returns until ctx ends. What is lost on the way is sent again with the next report.
-func (c *statsd) run(ctx context.Context, read func() (string, error)) error {
-	ticker := time.NewTicker(statsdPause)
-	defer ticker.Stop()
-	for c.Addr+c.Dog != "" {
-		if text, err := read(); err == nil {
-			c.send(c.Addr, text, false)
-			c.send(c.Dog, text, true)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
-	}
-	return nil
+// report sends metrics in Prometheus' text format. What is lost on the way is sent again with the next report.
+func (c *statsd) report(text string) {
+	c.send(c.Addr, text, false)
+	c.send(c.Dog, text, true)
 }
 
 func (c *statsd) send(addr, text string, dog bool) {
