@@ -1732,7 +1732,10 @@ func (c *cluster) voting() (voters []server, missing []string) {
 // gauges returns the numbers of the cluster, as this server sees it.
 func (c *cluster) gauges() gauges {
 	voters, missing := c.voting()
-	g := gauges{Term: c.status().Term, Voters: len(voters), Answering: len(voters) - len(missing), Members: map[string]int{}, Notices: c.store.shown.Load().notices, Refused: c.plane.refused.byReason()}
+	g := gauges{
+		Term: c.status().Term, Voters: len(voters), Answering: len(voters) - len(missing), Members: map[string]int{},
+		Notices: c.store.shown.Load().notices, Refused: c.plane.refused.byReason(),
+	}
 	_, g.LeaderKnown = c.plane.leaderRecord()
 	for _, m := range c.plane.all() {
 		g.Members[memberStatus[m.Status]]++
@@ -2751,12 +2754,15 @@ func (h handshakeLog) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
 	_, call, ok := strings.Cut(text, "TLS handshake error from ")
 	addr, why, _ := strings.Cut(call, ": ")
-	keyless := strings.Contains(why, "HTTP request") || strings.Contains(why, "does not look like a TLS handshake") || strings.Contains(why, "provide a certificate")
+	keyless := slices.ContainsFunc(
+		[]string{"HTTP request", "does not look like a TLS handshake", "provide a certificate"},
+		func(part string) bool { return strings.Contains(why, part) })
 	switch {
 	case !ok || !keyless:
 		h.log.Debug("the cluster plane had a bad connection", "err", text)
 	case h.remind.due("no key", time.Now()):
-		h.log.Warn("something without a cluster key calls this node and gets no connection; the address of its API is --http-addr", "addr", addr)
+		h.log.Warn("something without a cluster key calls this node and gets no connection; the address of its API is "+
+			"--http-addr", "addr", addr)
 	}
 	return len(line), nil
 }
@@ -2940,7 +2946,8 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 				"such as %s in the data directory of one of them", targets[i], keyFile)
 			p.setProblem("join "+targets[i], refusal)
 		case errors.As(err, &plain):
-			refusal = fmt.Sprintf("what answers at %s has no cluster key, so it is no cluster plane of belfry: use the address that the node there has in --bind-addr", targets[i])
+			refusal = fmt.Sprintf("what answers at %s has no cluster key, so it is no cluster plane of belfry: use "+
+				"the address that the node there has in --bind-addr", targets[i])
 			p.setProblem("join "+targets[i], refusal)
 		default:
 			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
@@ -3317,8 +3324,8 @@ func (p *plane) logChanges(now time.Time) {
 		case !known || c.ID == p.cfg.ID || before.Status == c.Status:
 		case c.Status == memberFailed:
 			running := p.runsOn(c.Name)
-			p.log.Warn("a node has failed: it does not answer", "node", c.Name, "since", c.lastSeen, "running", len(running),
-				"executions", running[:min(len(running), executionsLogged)])
+			p.log.Warn("a node has failed: it does not answer", "node", c.Name, "since", c.lastSeen,
+				"running", len(running), "executions", running[:min(len(running), executionsLogged)])
 		case before.Status == memberFailed:
 			p.log.Info("a node is back", "node", c.Name, "silent", c.lastSeen.Sub(before.lastSeen).Round(time.Second))
 		}
@@ -3343,8 +3350,8 @@ func (p *plane) logChanges(now time.Time) {
 		p.logged.lack = now
 	}
 	if now.Sub(p.logged.lack) >= silentBeats*p.cfg.BeatTime && p.remind.due("majority", now) {
-		p.log.Warn("there is no majority of the servers: nothing fires and writes are refused until enough of them are back",
-			"missing", missing, "voters", len(voters), "needed", len(voters)/2+1)
+		p.log.Warn("there is no majority of the servers: nothing fires and writes are refused until enough of them "+
+			"are back", "missing", missing, "voters", len(voters), "needed", len(voters)/2+1)
 	}
 }
 
