@@ -1597,6 +1597,7 @@ func (l *slowLink) until(what string, limit int, ok func() bool) {
 // An append that takes longer than an election timeout to arrive is not sent
 // again meanwhile.
 func TestRaft_SlowLink(t *testing.T) {
+	t.Parallel()
 	const appends = 30
 	l := newSlowLink(t)
 	l.transit = 4 * simConfig.electionTicks
@@ -1617,6 +1618,7 @@ func TestRaft_SlowLink(t *testing.T) {
 // A snapshot that takes long to be sent or to be installed is not sent again
 // meanwhile; the follower then goes on with the entries behind it.
 func TestRaft_SlowSnapshot(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ transit, install int }{"Link": {10 * simConfig.snapshotTicks, 0}, "Disk": {0, 10 * simConfig.snapshotTicks}} {
 		t.Run(name, func(t *testing.T) {
 			l := newSlowLink(t)
@@ -2431,6 +2433,7 @@ func hasTrouble(n *peerNode, text string) bool {
 // A server alone makes a cluster at once; two more are taken in one after the
 // other, with nothing but its address.
 func TestCluster_Grow(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
 	put(t, "first", a)
@@ -2455,6 +2458,7 @@ func TestCluster_Grow(t *testing.T) {
 // What was acknowledged survives the death of the leader, and of all servers at
 // once; who comes back, at another address, catches up.
 func TestCluster_KillAndRestart(t *testing.T) {
+	t.Parallel()
 	nodes := trio(t)
 	put(t, "one", nodes...)
 	leader := leaderOf(t, nodes...)
@@ -2485,6 +2489,7 @@ func TestCluster_KillAndRestart(t *testing.T) {
 
 // Five servers work with three, and stop with two: the leader says so.
 func TestCluster_Five(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 5)
 	nodes := []*peerNode{a}
 	for _, name := range []string{"b", "c", "d", "e"} {
@@ -2514,6 +2519,7 @@ func TestCluster_Five(t *testing.T) {
 // A follower whose next entry is gone from the leader's log gets a snapshot; so
 // does a new server. Its term, vote and id stay its own.
 func TestCluster_Snapshot(t *testing.T) {
+	t.Parallel()
 	small := logRetention{entries: 10, bytes: 1 << 20, pinned: 16 << 20, slack: 5}
 	var nodes []*peerNode
 	for _, name := range []string{"a", "b", "c"} {
@@ -2560,6 +2566,7 @@ func TestCluster_Snapshot(t *testing.T) {
 // A server catches up although more is written while its snapshot is on the way
 // than the log keeps.
 func TestCluster_SnapshotUnderLoad(t *testing.T) {
+	t.Parallel()
 	a := newPeer(t, "a", 1)
 	a.kept = logRetention{entries: 10, bytes: 1 << 20, pinned: 16 << 20, slack: 5}
 	a.start()
@@ -2681,6 +2688,7 @@ func (l wireListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // A new disk under the name of a dead server takes its place among the voters.
 func TestCluster_ReplacedDisk(t *testing.T) {
+	t.Parallel()
 	nodes := trio(t)
 	put(t, "one", nodes...)
 	leader := leaderOf(t, nodes...)
@@ -2737,6 +2745,7 @@ func TestCluster_SlowApply(t *testing.T) {
 // A leader that is asked to hands over within moments; alone it cannot, and
 // goes on.
 func TestCluster_HandOver(t *testing.T) {
+	t.Parallel()
 	nodes := trio(t)
 	leader := leaderOf(t, nodes...)
 	eventually(t, "a hand-over", func() bool { return leader.cluster.transferLeadership(t.Context()) == nil })
@@ -2754,6 +2763,7 @@ func TestCluster_HandOver(t *testing.T) {
 // A server that leaves is no voter any more when it says so, and it is taken in
 // again when it comes back. One that lives cannot be removed, one that is dead can.
 func TestCluster_Leave(t *testing.T) {
+	t.Parallel()
 	nodes := trio(t)
 	leader := leaderOf(t, nodes...)
 	follower, third := nodes[(slices.Index(nodes, leader)+1)%3], nodes[(slices.Index(nodes, leader)+2)%3]
@@ -2794,6 +2804,7 @@ func TestCluster_Leave(t *testing.T) {
 // Who leaves stays out while it drains, whoever leads meanwhile and however old
 // the list of members is that it knows; and a leave is one change of the voters.
 func TestCluster_LeaveAndDrain(t *testing.T) {
+	t.Parallel()
 	for _, leads := range []bool{true, false} {
 		t.Run(fmt.Sprintf("Leader=%t", leads), func(t *testing.T) {
 			var nodes []*peerNode
@@ -2847,6 +2858,7 @@ func voterEntries(t testing.TB, n *peerNode) (lists []string) {
 // has announced it; a server that meets one that it does not know stops applying,
 // says so, does not lead, and goes on when it is upgraded.
 func TestCluster_Formats(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 3)
 	b := startPeer(t, "b", 3, a)
 	old := newPeer(t, "c", 3, a)
@@ -2913,6 +2925,7 @@ func TestCluster_Formats(t *testing.T) {
 // TestCluster_UnknownKind: a follower stores an entry of a kind that only later versions know, stops applying there, and
 // says so.
 func TestCluster_UnknownKind(t *testing.T) {
+	t.Parallel()
 	a := newPeer(t, "a", 0)
 	a.start()
 	self := server{"a", a.cfg.ID}
@@ -2941,6 +2954,7 @@ func troubles(n *peerNode) int {
 
 // nothing, and say what to do. When that is done, they do.
 func TestCluster_BootstrapRefusals(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 2)
 	b := startPeer(t, "b", 3, a)
 	eventually(t, "a says that b expects another number", func() bool { return hasTrouble(a, "--bootstrap-expect=3") })
@@ -3013,6 +3027,7 @@ func TestNextStep(t *testing.T) {
 
 // Who does not have the cluster key gets no connection, in either direction.
 func TestPlane_Key(t *testing.T) {
+	t.Parallel()
 	a := newPeer(t, "a", 1)
 	var log lockedBuffer
 	a.log = slog.New(slog.NewTextHandler(&log, nil))
@@ -3059,6 +3074,7 @@ func TestPlane_Key(t *testing.T) {
 // What another cluster sends, what has an unknown format, is malformed or too
 // large is refused and counted, and nothing changes.
 func TestPlane_Refusals(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
 	put(t, "one", a)
@@ -3125,6 +3141,7 @@ func TestPlane_Refusals(t *testing.T) {
 // A node that tells of ever more others makes no server slower: it knows a bounded
 // number of them, and greets and brings up to date fewer.
 func TestPlane_ManyMembers(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
 	put(t, "one", a)
@@ -3153,6 +3170,7 @@ func TestPlane_ManyMembers(t *testing.T) {
 
 // Two clusters that meet stay two, and each says what to do.
 func TestPlane_ForeignCluster(t *testing.T) {
+	t.Parallel()
 	a, b := startPeer(t, "a", 1), startPeer(t, "b", 1)
 	voters(t, "a", a)
 	voters(t, "b", b)
@@ -3181,6 +3199,7 @@ func TestPlane_ForeignCluster(t *testing.T) {
 // The name of a live node cannot be taken, and neither can its id: the newcomer
 // takes no part, and says why. When the first is gone, the newcomer is in.
 func TestPlane_Clash(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
 	first := startWorker(t, "w", a)
@@ -3220,6 +3239,7 @@ func TestPlane_Clash(t *testing.T) {
 // A node that is silent counts as failed, one that comes back elsewhere is
 // itself at once, and one that was not heard for a day is forgotten.
 func TestPlane_Members(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	w := startWorker(t, "w", a)
 	status := func(name string) int {
@@ -3284,6 +3304,7 @@ func TestPlane_Overdue(t *testing.T) {
 
 // What a server has perhaps done is not asked of the next one.
 func TestPlane_ReportOnce(t *testing.T) {
+	t.Parallel()
 	w := startWorker(t, "w")
 	var asked atomic.Int64
 	for _, name := range []string{"a", "b", "c"} {
@@ -3344,6 +3365,7 @@ func TestCluster_IdleLink(t *testing.T) {
 // A server that is to found a cluster alone does so when all that it was told of
 // have answered, and joins the cluster that is there; its own name is no stranger.
 func TestCluster_FoundAlone(t *testing.T) {
+	t.Parallel()
 	elsewhere, own := freeAddr(t), freeAddr(t)
 	named := func(addr string) string { return strings.Replace(addr, "127.0.0.1", "localhost", 1) }
 	b := newPeer(t, "b", 1)
@@ -3367,6 +3389,7 @@ func TestCluster_FoundAlone(t *testing.T) {
 
 // A node that is refused where it was told to join says why when it gives up.
 func TestPlane_JoinRefused(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	startWorker(t, "w", a)
 	eventually(t, "w is a member", func() bool { return len(a.plane.nodes()) == 2 })
@@ -3493,6 +3516,7 @@ func TestPlane_HearLocked(t *testing.T) {
 // Orders, questions, kills, outputs and results travel between nodes, and their
 // errors say whether anything can have been done.
 func TestPlane_Calls(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	b := startPeer(t, "b", 0, a)
 	w := startWorker(t, "w", a)
@@ -3616,6 +3640,7 @@ func (c *stillConn) Close() error {
 // What a node that stands still was sent does not run when it wakes, once nobody waits
 // for the answer any more.
 func TestPlane_StandsStill(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	w := newPeer(t, "w", 0, a)
 	w.cfg.Server = false
@@ -3651,6 +3676,7 @@ func TestPlane_StandsStill(t *testing.T) {
 // What a leader asks of a node that does not answer ends with its office: another
 // office of this server must not wait for it.
 func TestCluster_Duty(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	leaderOf(t, a)
 	asked, over := make(chan struct{}), make(chan struct{})
@@ -3674,6 +3700,7 @@ func TestCluster_Duty(t *testing.T) {
 
 // A client of any node writes through the leader, and reads its own write there.
 func TestPlane_Forward(t *testing.T) {
+	t.Parallel()
 	nodes := trio(t)
 	leader := leaderOf(t, nodes...)
 	follower := nodes[(slices.Index(nodes, leader)+1)%3]
@@ -3713,6 +3740,7 @@ func TestPlane_Forward(t *testing.T) {
 // A server that starts again without --join finds the others by the addresses
 // that it wrote down.
 func TestPlane_Peers(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	w := startWorker(t, "w", a)
 	eventually(t, "w is bound", func() bool { return w.plane.clusterID() != "" })
@@ -3760,6 +3788,7 @@ func TestJoining(t *testing.T) {
 // leads, whichever clock noticed; unless it is alone, when nobody can have
 // taken over.
 func TestCluster_NoticePause(t *testing.T) {
+	t.Parallel()
 	alone := startPeer(t, "a", 1)
 	leaderOf(t, alone)
 	alone.must(alone.cluster.call(t.Context(), func() {
@@ -3879,6 +3908,7 @@ func FuzzMessages(f *testing.F) {
 // When two of three servers are lost for good, the third goes on as a cluster of
 // its own; what comes back of the old one stays out.
 func TestCluster_Recover(t *testing.T) {
+	t.Parallel()
 	nodes := trio(t)
 	put(t, "one", nodes...)
 	same(t, nodes...)
@@ -3919,6 +3949,7 @@ func TestCluster_Recover(t *testing.T) {
 // A server started from a backup founds a cluster of its own with all that was
 // in it, and takes in others.
 func TestCluster_Backup(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	put(t, "one", a)
 	file, snap, err := a.store.snapshotFile(t.Context())
@@ -3978,6 +4009,7 @@ func BenchmarkCluster_Propose(b *testing.B) {
 // TestPlane_Streams: outputs that many follow keep nobody from a request that
 // is passed on, or from an output.
 func TestPlane_Streams(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	leaderOf(t, a)
 	w := startWorker(t, "w", a)
@@ -4047,6 +4079,7 @@ func TestCluster_WaitingBytes(t *testing.T) {
 // TestCluster_ProposeLate: a proposal that reaches a driver which has just
 // ended is answered.
 func TestCluster_ProposeLate(t *testing.T) {
+	t.Parallel()
 	n := startPeer(t, "a", 1)
 	leaderOf(t, n)
 	n.kill()
@@ -4074,6 +4107,7 @@ func strangerCert(t *testing.T, public crypto.PublicKey, private crypto.Signer) 
 
 // What does not prove the key is answered nothing, and told nothing.
 func TestPlane_Strangers(t *testing.T) {
+	t.Parallel()
 	a := startPeer(t, "a", 1)
 	voters(t, "a", a)
 	addr := a.plane.own().Addr
@@ -4169,6 +4203,7 @@ func rubbish() []string {
 
 // Who has the key and sends rubbish, to a node as it is in use, harms nothing.
 func TestPlane_Rubbish(t *testing.T) {
+	t.Parallel()
 	p := startServer(t, t.TempDir(), "--encrypt="+base64.StdEncoding.EncodeToString(testKey), "--log-level=debug")
 	p.must("POST", "/v1/jobs", map[string]any{"name": "one", "schedule": "@manually", "executor": "shell", "executor_config": map[string]string{"command": "true"}}, nil)
 	var before, after []auditView

@@ -67,6 +67,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		main()
 	}
+	flag.Set("test.parallel", "8") // unless the command line says otherwise: most tests wait for elections and processes
 	os.Exit(m.Run())
 }
 
@@ -870,6 +871,7 @@ func TestServe_Stop(t *testing.T) {
 // TestServe_SameKeyAtOnce: of requests that overlap with one Idempotency-Key one
 // is done, all are answered alike, and nobody who comes after them is held up.
 func TestServe_SameKeyAtOnce(t *testing.T) {
+	t.Parallel()
 	p := startServer(t, t.TempDir())
 	for round := range 5 {
 		var wg sync.WaitGroup
@@ -905,6 +907,7 @@ func TestServe_SameKeyAtOnce(t *testing.T) {
 // TestServe_StuckWrite: a write that does not end is told in /health within five
 // seconds, and no longer once it has ended.
 func TestServe_StuckWrite(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	p := startServer(t, dir)
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "data", "belfry.db")+"?_txlock=immediate&_pragma=busy_timeout(10000)")
@@ -6102,6 +6105,7 @@ func TestProxy(t *testing.T) {
 
 // TestStatsd: each metric arrives, as the two kinds of server read it, in packets that fit into a frame.
 func TestStatsd(t *testing.T) {
+	t.Parallel()
 	listen, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
