@@ -704,7 +704,8 @@ func (s *store) enrol() error {
 	if err := s.exec("INSERT INTO cluster SELECT '', 0, 0, '[]', '', 0 WHERE NOT EXISTS (SELECT * FROM cluster)"); err != nil {
 		return err
 	}
-	if err := s.exec("UPDATE cluster SET id = '', voters = '[]'"); err != nil {
+	err := s.exec("UPDATE cluster SET id = '', voters = '[]', applied_index = applied_index + iif(applied_index = 0, 0, ?)", lifeGap)
+	if err != nil {
 		return err
 	}
 	return s.exec("INSERT INTO server SELECT ?, '', '', applied_term, '', applied_index, applied_term FROM cluster", rand.Text())
@@ -2419,10 +2420,22 @@ func (a *applying) deleteExecutions(v jobVersion) {
 	}
 }
 
+// found also closes what was running in a former life of the cluster, which a backup or a recovered server has on record.
 func (a *applying) found(f foundation) {
 	a.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone)", f.ID, f.Timezone)
 	a.fail(a.s.loadSettings())
+	const why = "lost: the cluster was recovered or started from a backup; the run may or may not have ended\n"
+	var lost []report
+	for _, e := range applyRows[executionRow](a, "SELECT * FROM executions WHERE finished = 0 ORDER BY id") {
+		lost = append(lost, report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: a.c.Now, Outcome: outcomeLost,
+			Reason: len(why), output: []byte(why)})
+	}
+	a.finish(lost)
 }
+
+// lifeGap is how far the log's index jumps where a cluster begins a new life, from a backup or by recovery: farther than
+// the former one can have come, so that no id of an execution comes twice. There is room for 30 lives.
+const lifeGap = 1 << 28
 
 func (a *applying) setPaused(paused bool) {
 	a.s.settings.paused = paused
@@ -4929,14 +4942,19 @@ func (s *store) forceNewCluster(cluster string) error {
 	if own.Cluster == "" || self == nil {
 		return errNotVoter
 	}
-	found, err := (&command{Actor: actorScheduler, Found: &foundation{ID: cluster}}).encode()
+	for s.applied.Load() < disk.Last {
+		if results, err := s.write(nil, nil, disk.Last); err != nil || len(results) == 0 {
+			return cmp.Or(err, errNewer)
+		}
+	}
+	found, err := (&command{Actor: actorScheduler, Now: time.Now().UnixNano(), Found: &foundation{ID: cluster}}).encode()
 	if err != nil {
 		return err
 	}
-	term := disk.State.Term + 1
-	return s.writeMembership(membership{Cluster: cluster, State: &hardState{Term: term}, Entries: []entry{
-		{Index: disk.Last + 1, Term: term, Kind: entryVoters, Data: encodeVoters(self)},
-		{Index: disk.Last + 2, Term: term, Kind: entryCommand, Data: found},
+	term, base := disk.State.Term+1, disk.Last+lifeGap
+	return s.writeMembership(membership{Cluster: cluster, Base: base, State: &hardState{Term: term}, Entries: []entry{
+		{Index: base + 1, Term: term, Kind: entryVoters, Data: encodeVoters(self)},
+		{Index: base + 2, Term: term, Kind: entryCommand, Data: found},
 	}})
 }
 
@@ -4945,6 +4963,7 @@ func (s *store) forceNewCluster(cluster string) error {
 type membership struct {
 	Accept  *bootstrapList // nil: as before
 	Cluster string         // "": as before
+	Base    uint64         // 0: as before; else the log, which is applied, begins anew after this index
 	State   *hardState
 	Entries []entry
 }
@@ -4962,6 +4981,11 @@ func (s *store) writeMembership(e membership) error {
 	return s.update("FULL", func() error {
 		err := s.exec("UPDATE server SET accepted = coalesce(?, accepted), cluster = coalesce(nullif(?, ''), cluster)",
 			accept, e.Cluster)
+		if e.Base != 0 {
+			err = cmp.Or(err, s.exec("DELETE FROM log"), s.exec("UPDATE cluster SET applied_index = ?", e.Base),
+				s.exec("UPDATE server SET base_index = ?, base_term = (SELECT applied_term FROM cluster)", e.Base))
+			s.logFirst, s.logBytes, s.unapplied = e.Base+1, nil, nil
+		}
 		if err != nil {
 			return err
 		}

@@ -628,6 +628,12 @@ func TestStore_RandomLog(t *testing.T) {
 					t.Fatal(err)
 				}
 				behind = mustOpen(t, dir)
+				for _, query := range []string{"UPDATE cluster SET applied_index = applied_index - ?", "UPDATE server SET base_index = base_index - ?"} {
+					if err := behind.exec(query, lifeGap); err != nil { // it goes on with the same log
+						t.Fatal(err)
+					}
+				}
+				behind = reopen(t, behind)
 			}
 		}
 		log, err := s.entries(1, 1<<40)
@@ -687,7 +693,7 @@ func TestStore_Snapshot(t *testing.T) {
 		t.Errorf("the copy's node id is %q, %v, want another than %q", other.ID, err, own.ID)
 	}
 	m, err := copied.meta()
-	if want := (meta{AppliedIndex: 4, AppliedTerm: 1, Voters: "[]", Timezone: "Asia/Tokyo"}); err != nil || m != want {
+	if want := (meta{AppliedIndex: 4 + lifeGap, AppliedTerm: 1, Voters: "[]", Timezone: "Asia/Tokyo"}); err != nil || m != want {
 		t.Errorf("the copy is %+v, %v, want %+v", m, err, want)
 	}
 	if diff := cmp.Diff(withoutCluster(mustDump(t, s)), withoutCluster(mustDump(t, copied))); diff != "" {
@@ -1715,6 +1721,71 @@ func TestApply_Waits(t *testing.T) {
 			t.Error("an execution was not bound to the new process of its own node")
 		}
 	})
+}
+
+// TestStore_NewLife: a cluster that is recovered, or started from a backup, knows nothing of what ran in its former life,
+// whose later executions have no ids that come again.
+func TestStore_NewLife(t *testing.T) {
+	for name, renew := range map[string]func(*testing.T, *store) *store{
+		"Recover": func(t *testing.T, s *store) *store {
+			dir := filepath.Dir(s.path)
+			if err := s.close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := recoverServer(dir, "next"); err != nil {
+				t.Fatal(err)
+			}
+			return mustOpen(t, dir)
+		},
+		"Backup": func(t *testing.T, s *store) *store {
+			dir := simTempDir(t)
+			if err := s.snapshot(t.Context(), filepath.Join(dir, "belfry.db")); err != nil {
+				t.Fatal(err)
+			}
+			s = mustOpen(t, dir)
+			commit(t, s, &command{Now: stageNext + 7, Found: &foundation{ID: "next", Timezone: "UTC"}})
+			return s
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := mustOpen(t, simTempDir(t))
+			own, err := s.own()
+			if err != nil {
+				t.Fatal(err)
+			}
+			voters := entry{Index: 1, Term: 1, Kind: entryVoters, Data: encodeVoters([]server{{Name: "a", ID: own.ID}})}
+			if err := s.writeMembership(membership{Cluster: "first", State: &hardState{Term: 1}, Entries: []entry{voters}}); err != nil {
+				t.Fatal(err)
+			}
+			mustApply(t, s)
+			g := &stage{t: t, s: s, jobs: map[string]jobVersion{}}
+			g.put(jobPut{Job: job{Name: "a", Schedule: "@every 1m", Retries: 1}, Next: stageNext})
+			g.put(jobPut{Job: job{Name: "b", Schedule: "@every 1m", Retries: 1, Delivery: deliveryAtLeastOnce}, Next: stageNext})
+			old := append(g.tick("a", "n1"), g.tick("b", "n1")...)
+			before := s.applied.Load()
+			g.s = renew(t, s)
+			mustApply(t, g.s)
+			for _, id := range old {
+				if e, err := g.s.execution(id); err != nil || e.Outcome != outcomeLost || e.Finished == 0 {
+					t.Errorf("execution %d of the former life is %+v, %v, want lost", id, e, err)
+				}
+			}
+			g.wantPending("retry b 2")
+			if next := g.s.applied.Load(); next < before+lifeGap {
+				t.Errorf("the log goes on at %d, after %d", next, before)
+			}
+			if id := g.tick("a", "n1")[0]; id < key(before+lifeGap, 0) {
+				t.Errorf("execution %d may have been one of the former life", id)
+			}
+			if err := errors.Join(g.s.check(), g.s.close()); err != nil {
+				t.Error(err)
+			}
+			g.s = mustOpen(t, filepath.Dir(g.s.path))
+			if err := errors.Join(g.s.check(), g.s.close()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // TestApply_Request: a write is done once for its request id, and a repetition
