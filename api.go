@@ -1632,13 +1632,12 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 				yield(job{}, uploadError(err, fmt.Sprintf("is not valid JSON at job %d", n+1)))
 				return
 			}
-			j, err := decodeJob(doc, job{})
+			j, err := decodeFields(doc)
 			if err == nil && !utf8.Valid(doc) {
 				err = errors.New("must be UTF-8")
 			}
 			if err != nil {
 				err = badInput{err}
-				_ = json.Unmarshal(doc, &struct{ Name *string }{&j.Name}) // the other fields may be of any type
 			}
 			if !yield(j, err) {
 				return
@@ -1652,6 +1651,31 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 			yield(job{}, uploadError(err, "must contain nothing after the array"))
 		}
 	}
+}
+
+// decodeFields is decodeJob whose error has a clause for each field of a wrong type, and which returns the others.
+func decodeFields(doc []byte) (job, error) {
+	j, err := decodeJob(doc, job{})
+	var fields map[string]json.RawMessage
+	if err == nil || json.Unmarshal(doc, &fields) != nil {
+		return j, err
+	}
+	var texts []string
+	for _, name := range sortedKeys(fields) {
+		one, _ := json.Marshal(map[string]json.RawMessage{name: fields[name]}) // which was just read
+		with, e := decodeJob(one, j)
+		if e == nil {
+			j = with
+			continue
+		}
+		if texts = append(texts, e.Error()); name == "schedule" {
+			j.Schedule = "@manually" // it is not missing
+		}
+	}
+	if texts != nil {
+		err = errors.New(strings.Join(texts, "; "))
+	}
+	return j, err
 }
 
 // uploadError returns the error for a file that could not be read to its end.

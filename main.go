@@ -2830,7 +2830,7 @@ func setupImportDkron(fs *flag.FlagSet, s *invocation) func() error {
 // fromDkron returns the jobs of a Dkron that can be stored here, with their counters and last times, and notes by job on
 // what is otherwise here. Those that were enabled have from=dkron in their metadata.
 func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job, notes []string) {
-	left := map[string]error{}
+	left := map[string]bool{}
 	note := func(j job, format string, args ...any) {
 		notes = append(notes, j.Name+": "+fmt.Sprintf(format, args...))
 	}
@@ -2842,7 +2842,7 @@ func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job
 		if err != nil {
 			_ = json.Unmarshal(doc, &struct{ Name *string }{&j.Name})
 			j.Name = cmp.Or(j.Name, fmt.Sprintf("job %d", i+1))
-			left[j.Name] = err
+			left[j.Name] = true
 			note(j, "is left out: %v", err)
 			continue
 		}
@@ -2869,12 +2869,11 @@ func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job
 	for n := -1; n != len(jobs); { // a job that is left out takes those below it along
 		n = len(jobs)
 		jobs = slices.DeleteFunc(jobs, func(j job) bool {
-			_, out := left[j.ParentJob]
-			if out = out && j.ParentJob != ""; out {
-				left[j.Name] = errParent
+			if left[j.ParentJob] {
+				left[j.Name] = true
 				note(j, "is left out with its parent %s", j.ParentJob)
 			}
-			return out
+			return left[j.Name]
 		})
 	}
 	return jobs, append(notes, fmt.Sprintf("%d jobs", len(jobs)),

@@ -1158,7 +1158,7 @@ func TestClient_Apply(t *testing.T) {
 	c.command("jobs")
 
 	write("bad.json", `[{"name": "a", "schedule": "never", "retries": 99999999999}, {"name": "A"}, {"name": "d", "parent_job": "nobody"},
-		{"name": "e", "schedule": 5}, {"schedule": "@daily"}, {"name": "new", "schedule": "@daily"}, {"name": "new", "schedule": "@daily"}]`)
+		{"name": "e", "schedule": 5, "retries": "x", "tags": {"a": 7}, "timezone": "Mars/Base"}, {"schedule": "@daily"}, {"name": "new", "schedule": "@daily"}, {"name": "new", "schedule": "@daily"}]`)
 	c.command("apply -f bad.json")
 	write("orphan.json", `{"name": "x", "schedule": "@daily", "metadata": {"team": "web"}}`)
 	p.must("POST", "/v1/jobs", &job{Name: "heir", ParentJob: "a"}, nil)

@@ -2851,6 +2851,10 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 			return restored{}, err
 		case err == nil:
 			err = s.validate(&j, now)
+		case j.Name != "":
+			if e := s.validate(&j, now); e != nil {
+				err = fmt.Errorf("%w; %w", err, e)
+			}
 		}
 		if err == nil && names[j.Name] {
 			err = errors.New("the name stands more than once in the file")
