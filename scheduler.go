@@ -1,21 +1,19 @@
 // scheduler.go owns what a job is, when it is due, where it runs, and what follows when a run ends.
 //
-// Sections: the job, its JSON and its validation; the decisions, as functions of a moment; the queue of what is due;
-// the scheduler, which runs on the leader only: it fires, dispatches, settles doubts, records results and trims; the
+// Sections: the job, its JSON and its validation; the decisions, as functions of a moment; the scheduler, which runs on the leader only: it fires, dispatches, settles doubts, records results and trims; the
 // writes that clients ask for; the schedules.
 //
 // Rules that always hold:
 //
 //  1. Nothing starts that apply did not accept: the leader proposes a decision, and dispatches what apply started.
-//  2. The leader's memory is a cache of the store: a queue of what is due and the executions in doubt. A new leader
-//     makes both from the store.
+//  2. What is due, the leader asks the store; in memory it keeps the executions in doubt, and what cannot be decided
+//     yet. A new leader makes both from the store.
 //  3. Times in commands are the leader's wall clock, read once per command.
 package main
 
 import (
 	"bytes"
 	"cmp"
-	"container/heap"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -655,8 +653,9 @@ func (j *job) schedule(zone string) schedule {
 // armed reports whether the scheduler fires the job at its next tick.
 func (j *job) armed() bool { return !j.Disabled && j.ParentJob == "" }
 
-// firstTick returns the first tick after both now and fired; that of @after may lie before now. For a job that the scheduler does not fire it is what to
-// show as next, as upstream: the start of its window if that is in the future, 1970 for a child without a schedule.
+// firstTick returns the first tick after both now and fired; that of @after may lie before now. For a job that the
+// scheduler does not fire it is what to show as next, as upstream: the start of its window if that is in the future,
+// 1970 for a child without a schedule.
 func (j *job) firstTick(zone string, now, fired int64) int64 {
 	s, start := j.schedule(zone), time.Time{}
 	after := timeOf(max(now-int64(s.window), fired))
@@ -970,7 +969,7 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 	case p.Cause == causeRetry && early > 0 && early <= int64(retryDelay(r.RetryDelay, r.RetryMaxDelay, p.Attempt-1)):
 		return d, false
 	case early > 0: // the clock that computed it was ahead
-		from = m.since + int64(retryWaitMax)
+		from = m.since
 	}
 	waited := m.now-from > int64(m.lostAfter)
 	switch {
@@ -1026,87 +1025,6 @@ func (m moment) closing(e executionRow, outcome, why string, args ...any) report
 		Reason: len(output), output: output}
 }
 
-// A minHeap is a heap for container/heap with the least item on top. moved, if set, is told the new place of an item.
-type minHeap[T any] struct {
-	items []T
-	less  func(a, b T) bool
-	moved func(item T, place int)
-}
-
-func (h *minHeap[T]) Len() int           { return len(h.items) }
-func (h *minHeap[T]) Less(i, j int) bool { return h.less(h.items[i], h.items[j]) }
-
-func (h *minHeap[T]) Swap(i, j int) {
-	h.items[i], h.items[j] = h.items[j], h.items[i]
-	h.place(i)
-	h.place(j)
-}
-
-func (h *minHeap[T]) Push(x any) {
-	h.items = append(h.items, x.(T))
-	h.place(len(h.items) - 1)
-}
-
-func (h *minHeap[T]) Pop() any {
-	last := len(h.items) - 1
-	x := h.items[last]
-	h.items = h.items[:last]
-	return x
-}
-
-func (h *minHeap[T]) place(i int) {
-	if h.moved != nil {
-		h.moved(h.items[i], i)
-	}
-}
-
-// dueQueue holds each job and pending row at most once, the earliest on top. An item may be early, never late: what is
-// to be done is looked up in the store at that time.
-type dueQueue struct {
-	heap   minHeap[queueItem]
-	places map[queueItem]int // in heap, by the item without its time
-}
-
-func newDueQueue() *dueQueue {
-	q := &dueQueue{places: map[queueItem]int{}}
-	q.heap.less = func(a, b queueItem) bool { return a.at < b.at }
-	q.heap.moved = func(item queueItem, place int) { q.places[item.name()] = place }
-	return q
-}
-
-// name is the item without its time.
-func (i queueItem) name() queueItem { return queueItem{id: i.id, pending: i.pending} }
-
-// set puts an item at its time, wherever it was; never removes it.
-func (q *dueQueue) set(item queueItem) {
-	place, ok := q.places[item.name()]
-	switch {
-	case ok && item.at == never:
-		heap.Remove(&q.heap, place)
-		delete(q.places, item.name())
-	case ok:
-		q.heap.items[place] = item
-		heap.Fix(&q.heap, place)
-	case item.at != never:
-		heap.Push(&q.heap, item)
-	}
-}
-
-// add puts an item at its time unless it is due earlier.
-func (q *dueQueue) add(item queueItem) {
-	if place, ok := q.places[item.name()]; item.at != never && (!ok || item.at < q.heap.items[place].at) {
-		q.set(item)
-	}
-}
-
-// first returns the earliest item.
-func (q *dueQueue) first() (item queueItem, ok bool) {
-	if len(q.heap.items) == 0 {
-		return queueItem{}, false
-	}
-	return q.heap.items[0], true
-}
-
 const (
 	comingMax  = 1_000  // ticks in one response
 	comingJobs = 10_000 // jobs that are looked at for them, those whose schedule fires first
@@ -1122,15 +1040,15 @@ type comingTick struct {
 }
 
 // coming returns at most limit ticks that will fall due in [from, to) if nothing changes, the earliest first, of all jobs
-// or of those that globs match if these are not nil: of each job its first tick in that time, and then the later ones. more reports
-// that there are others.
+// or of those that globs match if these are not nil: of each job its first tick in that time, and then the later ones.
+// more reports that there are others.
 func (s *scheduler) coming(from, to time.Time, globs []string, limit int) (list []comingTick, more bool, err error) {
 	zone, jobs, looked := s.timezone(), comingJobs, 0
 	if !from.After(s.now()) {
 		jobs = limit // the first tick of each is the one by which they are ordered
 	}
-	byDue := func(a, b comingTick) int { return a.Due.Compare(b.Due) }
-	next := minHeap[comingTick]{less: func(a, b comingTick) bool { return byDue(a, b) < 0 }}
+	byDue := func(a, b *comingTick) int { return a.Due.Compare(b.Due) }
+	next := []*comingTick{} // of each job
 	err = s.store.clients.dueJobs(nanosOf(to), globs, jobs+1, func(j job, due int64) {
 		t := comingTick{Job: j.Name, job: j, schedule: j.schedule(zone)}
 		if due < nanosOf(from) {
@@ -1143,25 +1061,30 @@ func (s *scheduler) coming(from, to time.Time, globs []string, limit int) (list 
 		}
 		if looked++; looked <= jobs && due != never && due < nanosOf(to) {
 			t.Due = timeOf(due)
-			next.items = append(next.items, t)
+			next = append(next, &t)
 		}
 	})
-	slices.SortStableFunc(next.items, byDue)
-	list = append([]comingTick{}, next.items[:min(limit, len(next.items))]...)
-	more = looked > jobs || len(next.items) > limit
-	for len(next.items) > 0 && (len(list) < limit || !more) {
-		switch at := next.items[0].job.within(next.items[0].schedule.next(next.items[0].Due)); {
+	slices.SortStableFunc(next, byDue)
+	list = []comingTick{}
+	for _, t := range next[:min(limit, len(next))] {
+		list = append(list, *t)
+	}
+	more = looked > jobs || len(next) > limit
+	for len(next) > 0 && (len(list) < limit || !more) {
+		t := next[0]
+		next = next[1:]
+		switch at := t.job.within(t.schedule.next(t.Due)); {
 		case at == never || at >= nanosOf(to):
-			heap.Pop(&next)
 		case len(list) == limit:
 			more = true
 		default:
-			next.items[0].Due = timeOf(at)
-			list = append(list, next.items[0])
-			heap.Fix(&next, 0)
+			t.Due = timeOf(at)
+			list = append(list, *t)
+			place, _ := slices.BinarySearchFunc(next, t, byDue)
+			next = slices.Insert(next, place, t)
 		}
 	}
-	slices.SortStableFunc(list, byDue)
+	slices.SortStableFunc(list, func(a, b comingTick) int { return byDue(&a, &b) })
 	return list, more, err
 }
 
@@ -1207,15 +1130,18 @@ type scheduler struct {
 	number       uint64                   // of the last dispatch, question or kill of the term
 	since        int64                    // start of the time in which it has led and been awake
 	reached      uint64                   // log index up to which it knows what was applied
-	queue        *dueQueue                // of this term
-	stale        bool                     // the queue must be read from the store
+	later        map[int64]int64          // jobs and pending rows that cannot be decided yet, and when to try again
+	reviewFar    int64                    // when to look at the pending rows that are due much later
+	reviewWaits  int64                    // when to look at those that wait for something
+	freed        []int64                  // pending rows to look at now, whatever they wait for
+	until        int64                    // when the fire loop looks at what is due next
+	looking      bool                     // it does
 	doubts       map[int64]doubt          // by execution
 	expected     []node                   // on record when the term began, by name
 	asked        []target                 // processes of the nodes at the last round of questions
 	unresponsive map[string]bool          // nodes that did not answer their last orders
 	mustAnswer   map[string]bool          // nodes to ask even if none of their executions is in doubt
 	open         map[*dispatch]openOrders // orders without an answer yet
-	until        int64                    // when the fire loop looks at the queue next
 	stopping     bool                     // starts nothing any more
 
 	courier *courier
@@ -1231,7 +1157,7 @@ type scheduler struct {
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, wait: pause,
-		queue: newDueQueue(), doubts: map[int64]doubt{}, unresponsive: map[string]bool{}, mustAnswer: map[string]bool{},
+		until: math.MaxInt64, doubts: map[int64]doubt{}, unresponsive: map[string]bool{}, mustAnswer: map[string]bool{},
 		open: map[*dispatch]openOrders{}, wake: make(chan struct{}, 1), refusals: make(chan struct{}, 1),
 		noticed: make(chan struct{}, 1), courier: &courier{}}
 	sched.spawn = func(task func()) { go task() }
@@ -1279,7 +1205,8 @@ func (s *scheduler) beginTerm(ctx context.Context, term uint64) error {
 	if s.term != term {
 		s.term, s.number, s.doubts = term, 0, map[int64]doubt{}
 	}
-	s.since, s.queue, s.stale, s.expected, s.asked = s.now().UnixNano(), newDueQueue(), true, expected, nil
+	s.since, s.expected, s.asked = s.now().UnixNano(), expected, nil
+	s.later, s.reviewFar, s.reviewWaits, s.freed, s.until = map[int64]int64{}, 0, 0, nil, s.since
 	s.unresponsive, s.mustAnswer = map[string]bool{}, map[string]bool{}
 	s.mu.Unlock()
 	if err := s.doubtIf(func(executionRow) bool { return true }); err != nil {
@@ -1327,7 +1254,7 @@ func (s *scheduler) propose(ctx context.Context, c *command) (applied, error) {
 func (s *scheduler) endTerm() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.term, s.queue, s.stale = 0, newDueQueue(), false
+	s.term, s.until = 0, math.MaxInt64
 }
 
 // stopFiring lets nothing start any more, although the server still leads: it is about to stop, and what runs must
@@ -1335,7 +1262,7 @@ func (s *scheduler) endTerm() {
 func (s *scheduler) stopFiring() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stopping, s.queue, s.stale = true, newDueQueue(), false
+	s.stopping, s.until = true, math.MaxInt64
 }
 
 // begin allows a task of this term, which calls tasks.Done at its end, and returns the term with a number larger than
@@ -1375,7 +1302,8 @@ func (s *scheduler) noteApplied(list ...applied) {
 	}
 }
 
-// arm queues what applied commands have armed. It returns the executions that a task of this term must dispatch.
+// arm wakes the fire loop for what applied commands have armed. It returns the executions that a task of this term must
+// dispatch.
 func (s *scheduler) arm(list []applied) (started []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1391,35 +1319,16 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 			s.doubts[id] = doubt{first: true, bound: a.Bound}
 			started = append(started, id)
 		}
-		if s.stopping {
-			continue
+		s.freed = append(s.freed, a.Freed...)
+		if a.Armed != 0 && !s.stopping && (s.looking || a.Armed < s.until) {
+			s.until = min(s.until, a.Armed)
+			notify(s.wake)
 		}
-		for _, item := range a.Armed {
-			if item.pending {
-				item = s.pendingItem(item.id, item.at)
-			}
-			s.queue.set(item)
-		}
-		s.stale = s.stale || a.Restored
 	}
-	s.wakeLocked()
 	if len(started) > 0 {
 		s.tasks.Add(1)
 	}
 	return started
-}
-
-// pendingItem has a row looked at when it is due, and every retryWaitMax until then: the clock that computed it may
-// have been ahead.
-func (s *scheduler) pendingItem(id, due int64) queueItem {
-	return queueItem{at: min(due, s.now().Add(retryWaitMax).UnixNano()), id: id, pending: true}
-}
-
-// wakeLocked wakes the fire loop if something is due before it would look.
-func (s *scheduler) wakeLocked() {
-	if first, ok := s.queue.first(); s.stale || ok && first.at < s.until {
-		notify(s.wake)
-	}
 }
 
 // notify sends to a channel of capacity 1 unless it is full.
@@ -1430,41 +1339,19 @@ func notify(c chan struct{}) {
 	}
 }
 
-// enqueue puts items into the queue unless they are due earlier.
-func (s *scheduler) enqueue(items ...queueItem) {
+// lookAgain has what is due looked at again, and a pending row, whatever it waits for.
+func (s *scheduler) lookAgain(pending int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.term == 0 || s.stopping {
-		return
-	}
-	for _, item := range items {
-		s.queue.add(item)
-	}
-	s.wakeLocked()
+	s.freed = append(s.freed, pending)
+	notify(s.wake)
 }
 
-// readQueue makes the queue from the store if it is stale: in a new term, after a restore, and when the clock was set
-// back. What is applied meanwhile is queued by arm; what was read before that may be early then, but not late.
-func (s *scheduler) readQueue() error {
+// postpone has a job or a pending row looked at again at a time.
+func (s *scheduler) postpone(id, at int64) {
 	s.mu.Lock()
-	stale := s.stale
-	if stale {
-		s.queue, s.stale = newDueQueue(), false
-	}
-	s.mu.Unlock()
-	if !stale {
-		return nil
-	}
-	items, err := s.store.armed()
-	if err != nil {
-		return err
-	}
-	rows, err := s.store.pending()
-	for _, p := range rows {
-		items = append(items, s.pendingItem(p.ID, p.Due))
-	}
-	s.enqueue(items...)
-	return err
+	defer s.mu.Unlock()
+	s.later[id] = at
 }
 
 // openOrders are orders that a node has not answered yet.
@@ -1540,7 +1427,7 @@ func (s *scheduler) fireLoop(ctx context.Context) error {
 
 // noticeGap resets since if the leader slept for longer than it meant to, by the monotonic or by the wall clock: a
 // suspended machine stops the first, a stopped process neither. If the wall clock was set back, it had been ahead: the
-// jobs that it carried into the future are reset, and the queue is read anew.
+// jobs that it carried into the future are reset, and nothing is put off any more.
 func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error {
 	wall := woke.Round(0).Sub(slept.Round(0))
 	gap := max(woke.Sub(slept), wall)
@@ -1549,7 +1436,9 @@ func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error 
 	}
 	s.mu.Lock()
 	s.since = woke.UnixNano()
-	s.stale = s.stale || wall < 0 && !s.stopping
+	if wall < 0 {
+		s.later, s.reviewFar, s.reviewWaits = map[int64]int64{}, 0, 0
+	}
 	s.mu.Unlock()
 	if wall >= 0 {
 		s.log.Warn("the leader was not awake; ticks that fell due meanwhile are caught up", "gap", gap)
@@ -1561,11 +1450,11 @@ func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error 
 
 // fireDue decides and starts all that is due, and returns how long from then on nothing more is.
 func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
-	if err := s.readQueue(); err != nil {
+	m := s.moment()
+	jobs, pending, err := s.due(m.now)
+	if err != nil {
 		return 0, err
 	}
-	m := s.moment()
-	jobs, pending := s.popDue(m.now)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(decidesMax)
 	fire := func(ids []int64, decide func(context.Context, moment, []int64) error) {
@@ -1576,50 +1465,70 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 	}
 	fire(jobs, s.fireTicks)
 	fire(pending, s.firePending)
-	err := g.Wait()
-	return s.untilDue(), err
+	if err := g.Wait(); err != nil {
+		return 0, err
+	}
+	return s.untilDue(m.now)
 }
 
-// untilDue returns how long nothing is due, at most tickSlack.
-func (s *scheduler) untilDue() time.Duration {
+// due returns the jobs and the pending rows that must be looked at now. A row that is due much later is looked at every
+// retryWaitMax: the clock that computed it may have been ahead. One that waits for something is looked at every
+// waitPause, and when that is freed.
+func (s *scheduler) due(now int64) (jobs, pending []int64, err error) {
+	far := int64(math.MaxInt64)
+	s.mu.Lock()
+	if s.term == 0 || s.stopping {
+		s.mu.Unlock()
+		return nil, nil, nil
+	}
+	waits := now >= s.reviewWaits
+	if waits {
+		s.reviewWaits = now + int64(waitPause)
+	}
+	if s.looking = true; now >= s.reviewFar {
+		far = now + int64(retryWaitMax)
+		s.reviewFar = far
+	}
+	s.mu.Unlock()
+	if jobs, pending, err = s.store.due(now, far, waits); err != nil {
+		return nil, nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, wait := s.now(), tickSlack // the clock is read once: otherwise the first item might always be due before until
-	if first, ok := s.queue.first(); ok {
-		wait = min(wait, timeOf(first.at).Sub(now))
-	}
-	if s.stale {
-		wait = 0
-	}
-	s.until = now.Add(wait).UnixNano()
-	return wait
+	maps.DeleteFunc(s.later, func(_, at int64) bool { return at <= now })
+	skip := func(id int64) bool { return s.later[id] > now }
+	jobs, pending = slices.DeleteFunc(jobs, skip), slices.DeleteFunc(pending, skip)
+	seen := map[int64]bool{}
+	pending = slices.DeleteFunc(slices.Concat(s.freed, pending), func(id int64) bool {
+		again := seen[id]
+		seen[id] = true
+		return again
+	})
+	s.freed = nil
+	return jobs, pending, nil
 }
 
-// popDue takes what is due at now out of the queue.
-func (s *scheduler) popDue(now int64) (jobs, pending []int64) {
+// untilDue returns how long nothing is due besides what was at a time, when the fire loop looked: at most tickSlack.
+func (s *scheduler) untilDue(looked int64) (time.Duration, error) {
+	next, err := s.store.nextDue(looked)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for item, ok := s.queue.first(); ok && item.at <= now; item, ok = s.queue.first() {
-		item.at = never
-		s.queue.set(item)
-		if item.pending {
-			pending = append(pending, item.id)
-		} else {
-			jobs = append(jobs, item.id)
-		}
+	now := s.now()
+	next = min(next, now.Add(tickSlack).UnixNano())
+	for _, at := range s.later {
+		next = min(next, at)
 	}
-	return jobs, pending
+	if s.looking = false; s.term != 0 && !s.stopping {
+		s.until = next
+	}
+	return time.Duration(next - now.UnixNano()), err
 }
 
-// lag returns how long the earliest due item has been waiting, 0 if none is due.
+// lag returns how long what is due has been waiting for the fire loop, 0 if nothing is.
 func (s *scheduler) lag(now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first, ok := s.queue.first()
-	if !ok {
-		return 0
-	}
-	return max(0, now.Sub(timeOf(first.at)))
+	return time.Duration(max(0, now.UnixNano()-s.until))
 }
 
 // fireTicks decides the due ticks of jobs.
@@ -1639,14 +1548,10 @@ func (s *scheduler) fireTicks(ctx context.Context, m moment, ids []int64) error 
 	return s.consume(ctx, m, list)
 }
 
-// planJob plans a job, or queues it again if its item was early.
+// planJob plans a job that is due.
 func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
-	if r.Disabled || r.ParentJob != "" {
-		return nil, nil
-	}
-	if r.next == never || r.next > m.now {
-		s.enqueue(queueItem{at: r.next, id: r.version.ID})
-		return nil, nil
+	if r.Disabled || r.ParentJob != "" || r.next == never || r.next > m.now {
+		return nil, nil // it has changed since
 	}
 	overlap := ""
 	if r.Concurrency == concurrencyForbid && r.open > 0 {
@@ -1661,7 +1566,7 @@ func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 	}
 	ds := m.plan(r, overlap)
 	if len(ds) == 0 {
-		s.enqueue(queueItem{at: m.now + int64(tickSlack), id: r.version.ID})
+		s.postpone(r.version.ID, m.now+int64(tickSlack))
 	}
 	return ds, nil
 }
@@ -1699,15 +1604,13 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		d, ok := m.planPending(p, jobs[p.JobID], used)
 		switch {
 		case len(d.Targets) > 0 && p.WaitsFor == ownGroup(p.JobID) && jobs[p.JobID].open > 0:
-			var err error
 			if jobs[p.JobID].Concurrency == concurrencyReplace {
-				err = s.endReplaced(p)
-			}
-			if s.enqueue(d.item(m.now + int64(waitPause))); err != nil {
-				return err
+				if err := s.endReplaced(p); err != nil {
+					return err
+				}
 			}
 		case !ok:
-			s.enqueue(s.pendingItem(p.ID, max(p.Due, m.now+int64(tickSlack))))
+			s.postpone(p.ID, m.now+int64(tickSlack))
 		default:
 			list = append(list, d)
 		}
@@ -1779,9 +1682,9 @@ func (s *scheduler) consume(ctx context.Context, m moment, list []decision) erro
 			// after all, nothing is due by then.
 			switch {
 			case err != nil:
-				s.enqueue(d.item(m.now + int64(tickSlack)))
+				s.postpone(cmp.Or(d.Pending, d.Job), m.now+int64(tickSlack))
 			case !res.Accepted[i]:
-				s.enqueue(d.item(m.now))
+				s.lookAgain(d.Pending)
 			}
 		}
 		if err := s.fatal(ctx, err); err != nil {
@@ -1798,14 +1701,6 @@ func (d *decision) size() int {
 		n += targetBytes + 12*len(t.Node) // also among the limits
 	}
 	return n
-}
-
-// item is the queue item of the decision's cause.
-func (d *decision) item(at int64) queueItem {
-	if d.Pending != 0 {
-		return queueItem{at: at, id: d.Pending, pending: true}
-	}
-	return queueItem{at: at, id: d.Job}
 }
 
 // dispatch gives the nodes the orders for executions that apply started or bound, or, with again, for those that surely

@@ -352,9 +352,6 @@ func TestScheduler_StoodStill(t *testing.T) {
 		s, sent := newTestScheduler(t, &now)
 		a := job{Name: "a", Schedule: "@every 2m", Executor: "shell", ExecutorConfig: map[string]string{"command": "true"}}
 		commit(t, s.store, &command{Now: now, Put: []jobPut{{Job: a, Next: now}}})
-		if err := s.readQueue(); err != nil {
-			t.Fatal(err)
-		}
 		propose := s.fake().onPropose
 		s.fake().onPropose = func(ctx context.Context, c *command) (applied, error) {
 			if len(c.Consume) > 0 {
@@ -486,10 +483,10 @@ func TestMoment_PlanPending(t *testing.T) {
 		{"ChildNoNodeYet", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 4, decision{}},
 		{"ChildNoNodeStill", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 299, decision{}},
 		{"ChildNoNode", pendingRow{Cause: causeChild}, jobRow{}, `{"role":"db"}`, 301, decision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason, Event: eventMissed}},
-		{"ChildAhead", pendingRow{Cause: causeChild, Due: ahead}, jobRow{}, `{"role":"db"}`, 361, decision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason, Event: eventMissed}},
+		{"ChildAhead", pendingRow{Cause: causeChild, Due: ahead}, jobRow{}, `{"role":"db"}`, 301, decision{Outcome: outcomeMissed, Reason: "waited 5m0s, and " + noNodeReason, Event: eventMissed}},
 		{"RetryAhead", pendingRow{Cause: causeRetry, Node: "n1", Due: ahead}, jobRow{}, "null", 0, decision{Targets: []target{{"n1", 5}}}},
-		{"RetryAheadNodeGone", pendingRow{Cause: causeRetry, Node: "n3", Due: ahead}, jobRow{}, `{"role":"db"}`, 361, decision{Outcome: outcomeMissed, Reason: "the retry waited 5m0s for node n3"}},
-		{"RetryAheadNodeGoneStill", pendingRow{Cause: causeRetry, Node: "n3", Due: ahead}, jobRow{}, `{"role":"db"}`, 359, decision{}},
+		{"RetryAheadNodeGone", pendingRow{Cause: causeRetry, Node: "n3", Due: ahead}, jobRow{}, `{"role":"db"}`, 301, decision{Outcome: outcomeMissed, Reason: "the retry waited 5m0s for node n3"}},
+		{"RetryAheadNodeGoneStill", pendingRow{Cause: causeRetry, Node: "n3", Due: ahead}, jobRow{}, `{"role":"db"}`, 299, decision{}},
 		{"ChildExpired", pendingRow{Cause: causeChild}, jobRow{job: job{ExpiresAt: instant(testStart - 1)}}, "null", 0,
 			decision{Outcome: outcomeSkipped, Reason: "the job's expires_at has passed"}},
 		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{job: job{Disabled: true}}, "null", 0, decision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
@@ -728,19 +725,36 @@ func TestScheduler_ManyTags(t *testing.T) {
 	}
 }
 
-// TestScheduler_Rests: who waits for the next tick is not woken by himself,
-// though the clock goes on while he looks at it.
+// TestScheduler_Rests: who has looked waits for the next tick, and is woken only by what is due before it: a job that
+// is put meanwhile, also while he looks.
 func TestScheduler_Rests(t *testing.T) {
-	clock := time.Unix(1, 0)
-	s := &scheduler{queue: newDueQueue(), term: 1, wake: make(chan struct{}, 1), now: func() time.Time {
-		clock = clock.Add(time.Microsecond)
-		return clock
-	}}
-	s.enqueue(queueItem{at: clock.Add(tickSlack / 2).UnixNano(), id: 1})
-	wait := s.untilDue()
-	s.enqueue()
-	if len(s.wake) > 0 || wait <= 0 || wait > tickSlack/2 {
-		t.Errorf("it waits for %s and is woken %d times before", wait, len(s.wake))
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	woken := func() (n int) {
+		for ; len(s.wake) > 0; n++ {
+			<-s.wake
+		}
+		return n
+	}
+	putJobs(t, s, job{Name: "a", Schedule: "@at " + timeOf(now+int64(tickSlack/2)).Format(time.RFC3339Nano)})
+	woken()
+	if wait, err := s.fireDue(t.Context()); err != nil || wait != tickSlack/2 || woken() > 0 {
+		t.Errorf("it waits for %s, %v, want %s undisturbed", wait, err, tickSlack/2)
+	}
+	putJobs(t, s, job{Name: "b", Schedule: "@every 1m"})
+	if woken() > 0 {
+		t.Error("it is woken for a job that is due later")
+	}
+	putJobs(t, s, job{Name: "c", Schedule: "@at " + timeOf(now+int64(tickSlack/4)).Format(time.RFC3339Nano)})
+	if woken() != 1 {
+		t.Error("it is not woken for a job that is due earlier")
+	}
+	if _, _, err := s.due(now); err != nil {
+		t.Fatal(err)
+	}
+	putJobs(t, s, job{Name: "d", Schedule: "@every 1h"})
+	if woken() != 1 {
+		t.Error("a job that is put while it looks does not have it look again")
 	}
 }
 
@@ -895,23 +909,6 @@ func TestScheduler_KillMoved(t *testing.T) {
 	}
 	if e, err = s.store.execution(e.ID); err != nil || e.Outcome != outcomeKilled {
 		t.Errorf("the outcome is %q, %v, want killed", e.Outcome, err)
-	}
-}
-
-// TestScheduler_QueueForgets: what was deleted or disabled is not kept until it
-// would have been due.
-func TestScheduler_QueueForgets(t *testing.T) {
-	now := testStart
-	s, _ := newTestScheduler(t, &now)
-	putJobs(t, s, job{Name: "a", Schedule: "@at 2200-01-01T00:00:00Z"}, job{Name: "b", Schedule: "@at 2200-01-01T00:00:00Z"})
-	if _, _, err := s.delete(t.Context(), request{ID: "d"}, "a"); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := s.toggle(t.Context(), request{ID: "t"}, "b", nil); err != nil {
-		t.Fatal(err)
-	}
-	if item, ok := s.queue.first(); ok || len(s.queue.places) > 0 {
-		t.Errorf("the queue holds %+v and %d places, want nothing", item, len(s.queue.places))
 	}
 }
 
@@ -1105,7 +1102,10 @@ func TestScheduler_CallerGoesAway(t *testing.T) {
 	if err != nil || len(*sent) != 1 || (*sent)[0].Orders[0].Execution != res.Started[0][0] || (*sent)[0].Incarnation != 7 {
 		t.Errorf("a run is answered %v and dispatched as %+v", err, *sent)
 	}
-	jobs, _ := s.popDue(row.next)
+	jobs, _, err := s.due(row.next)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if diff := cmp.Diff([]int64{row.version.ID}, jobs); diff != "" {
 		t.Errorf("due at its tick (-want +got):\n%s", diff)
 	}
@@ -1495,7 +1495,7 @@ func TestScheduler_ClockBackBeforeTick(t *testing.T) {
 }
 
 // TestScheduler_ClockBackPending: what must follow from a run that ended by a clock
-// ahead of its time starts within a minute after that is set right, and waits no
+// ahead of its time starts when that is set right, and waits no
 // longer than ever for a node that is not there.
 func TestScheduler_ClockBackPending(t *testing.T) {
 	now := testStart
@@ -1529,8 +1529,8 @@ func TestScheduler_ClockBackPending(t *testing.T) {
 		}
 		return len(rows)
 	}
-	if left := pass(retryWaitMax + 2*time.Second); left != 1 || len(*sent) != 1 || (*sent)[0].Orders[0].Job != "child" {
-		t.Errorf("after the longest wait %d rows are pending and %+v was sent, want the child on its way and one that waits for a node", left, *sent)
+	if left := pass(2 * time.Second); left != 1 || len(*sent) != 1 || (*sent)[0].Orders[0].Job != "child" {
+		t.Errorf("after two seconds %d rows are pending and %+v was sent, want the child on its way and one that waits for a node", left, *sent)
 	}
 	if left := pass(s.cfg.LostAfter); left != 0 {
 		t.Errorf("%d rows are pending after %s without a node, want none", left, s.cfg.LostAfter)
@@ -2501,7 +2501,7 @@ type simServer struct {
 	acts     bool  // the loops run
 	since    int64 // elapsed when they began
 	slept    int64 // wall clock when the leader last began to sleep
-	looked   int64 // elapsed at the same time
+	look     int64 // elapsed when it looks next
 	asked    int64 // elapsed at the end of the last questions, 0: none yet
 	trimmed  int64 // elapsed
 	whole    int64 // elapsed
@@ -2744,7 +2744,7 @@ func (s *simServer) takeOffice() {
 	if s.ctx.Err() != nil {
 		return
 	}
-	s.acts, s.since, s.asked, s.slept, s.looked = true, s.w.elapsed(), 0, s.now(), s.w.elapsed()
+	s.acts, s.since, s.asked, s.slept, s.look = true, s.w.elapsed(), 0, s.now(), s.w.elapsed()
 	s.trimmed, s.whole, s.requests = s.w.elapsed(), s.w.elapsed(), requestAge{}
 	if s.office == slices.Max(slices.Collect(maps.Keys(s.w.leaders))) {
 		s.w.verify(s.store)
@@ -2781,7 +2781,7 @@ func (s *simServer) loop() {
 		})
 	}
 	begun := s.asked != 0 || now-s.since >= int64(firstAnswers)
-	if begun && !s.has("fire") && (s.sched.untilDue() <= 0 || now-s.looked >= int64(tickSlack)) {
+	if begun && !s.has("fire") && (len(s.sched.wake) > 0 || now >= s.look) {
 		s.begin(taskLoop, "fire", s.fire)
 	}
 	if !s.has("trim") && now-s.trimmed >= int64(trimPause) {
@@ -2793,9 +2793,13 @@ func (s *simServer) loop() {
 func (s *simServer) fire() {
 	woke := s.now()
 	s.excuse(s.sched.noticeGap(s.ctx, timeOf(s.slept), timeOf(woke)))
-	s.excuse(s.sched.readQueue())
+	select {
+	case <-s.sched.wake:
+	default:
+	}
 	m := s.sched.moment()
-	jobs, pending := s.sched.popDue(m.now)
+	jobs, pending, err := s.sched.due(m.now)
+	s.w.must(err)
 	part := func(ids []int64, fire func(context.Context, moment, []int64) error) {
 		m := m.withRand(s.sched.newRand())
 		s.begin(taskLoop, "part", func() { s.excuse(fire(s.ctx, m, ids)) })
@@ -2807,7 +2811,9 @@ func (s *simServer) fire() {
 		part(ids, s.sched.firePending)
 	}
 	s.w.await(func() bool { return !s.has("part") })
-	s.slept, s.looked = max(s.now(), woke), s.w.elapsed()
+	wait, err := s.sched.untilDue(m.now)
+	s.w.must(err)
+	s.slept, s.look = max(s.now(), woke), s.w.elapsed()+int64(wait)
 }
 
 // trim is a round of scheduler.trimLoop.
@@ -3198,7 +3204,7 @@ func (w *world) run(s *simServer) {
 			w.fatalf("%q is new and was taken for a repetition", req.ID)
 		case res.repeated() && len(res.Started) > 0:
 			w.fatalf("%q was repeated and started something", req.ID)
-		case !res.repeated() && res.Refused == "" && len(res.Started[0]) == 0 && len(res.Armed) == 0: // it does not wait either
+		case !res.repeated() && res.Refused == "" && len(res.Started[0]) == 0 && res.Armed == 0: // it does not wait either
 			w.fatalf("a run of %s by hand was accepted and started nothing", row.Name)
 		}
 	})
@@ -3447,12 +3453,10 @@ func (w *world) rest() {
 	w.pass(10 * time.Second)
 	leader := w.servers[w.pick(leading).slot]
 	w.verify(leader.store)
-	armed, err := leader.store.armed()
+	late, _, err := leader.store.due(leader.now()-int64(2*tickSlack), math.MaxInt64, false)
 	w.must(err)
-	for _, tick := range armed {
-		if late := time.Duration(leader.now() - tick.at); late > 2*tickSlack {
-			w.fatalf("job %d has a tick that has been due for %s although all is healed", tick.id, late)
-		}
+	if len(late) > 0 {
+		w.fatalf("jobs %v have ticks that have been due for %s although all is healed", late, 2*tickSlack)
 	}
 	for i := range simJobs {
 		name := fmt.Sprintf("job-%d", i)

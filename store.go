@@ -146,7 +146,7 @@ const jobFields = `,
 	name            TEXT    AS (doc ->> 'name') STORED,
 	parent_job      TEXT    AS (coalesce(doc ->> 'parent_job', '')) STORED,
 	disabled        INTEGER AS (coalesce(doc ->> 'disabled', 0)) STORED,
-	armed           INTEGER AS (disabled = 0 AND parent_job = '') STORED, -- the scheduler fires it
+	armed           INTEGER AS (disabled = 0 AND parent_job = '') STORED, -- the scheduler fires it at its next tick
 	concurrency     TEXT    AS (coalesce(doc ->> 'concurrency', '')) STORED,
 	mutex           TEXT    AS (coalesce(doc ->> 'mutex', '')) STORED,
 	delivery        TEXT    AS (coalesce(doc ->> 'delivery', '')) STORED,
@@ -174,7 +174,7 @@ const jobFields = `,
 	doc             TEXT    NOT NULL`
 
 // schemaVersion is raised whenever schema changes.
-const schemaVersion = 7
+const schemaVersion = 8
 
 // schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet"
 // unless a column says otherwise. The first two tables are this server's own and
@@ -222,6 +222,7 @@ CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
 CREATE TABLE job_state (
 	job           INTEGER PRIMARY KEY,
 	next          INTEGER NOT NULL, -- the least integer: never
+	fires         INTEGER NOT NULL, -- 1: at next, as the job is armed
 	fired         INTEGER NOT NULL, -- due time of the last decided tick, or when next was computed otherwise
 	open          INTEGER NOT NULL, -- unfinished executions, and pending rows of their groups
 	failures      INTEGER NOT NULL, -- groups in a row that have failed since it was enabled
@@ -240,7 +241,7 @@ CREATE TABLE job_state (
 	overdue       INTEGER NOT NULL, -- newest execution that was told to be overdue
 	notices_lost  INTEGER NOT NULL  -- notices that no receiver could be told
 ) STRICT;
-CREATE INDEX job_state_next ON job_state (next);
+CREATE INDEX job_state_due ON job_state (next) WHERE fires;
 CREATE INDEX job_state_failing ON job_state (job) WHERE failures > 0;
 CREATE INDEX job_state_status ON job_state (status);
 
@@ -299,6 +300,7 @@ CREATE TABLE pending (
 ) STRICT;
 CREATE INDEX pending_job ON pending (job);
 CREATE INDEX pending_waits ON pending (waits_for, asked, id) WHERE waits_for <> '';
+CREATE INDEX pending_due ON pending (due) WHERE waits_for = '';
 CREATE INDEX pending_group ON pending (grp) WHERE grp <> 0;
 
 -- What somebody must still be told.
@@ -1353,11 +1355,11 @@ type applied struct {
 	Started  [][]int64 // of consume and bind: the executions that may start now
 	More     bool      // delete_executions: more than one slice
 
-	Bound    bool        // bind: what started is with another process than before
-	Armed    []queueItem // what the leader must look at from now on, and when; never: no more
-	Restored bool        // restore: the leader must read its queue anew
-	Noticed  bool        // there are new notices
-	Untold   int         // notices that were given up
+	Bound   bool    // bind: what started is with another process than before
+	Armed   int64   // when the first of what the command has armed falls due; 0: it has armed nothing
+	Freed   []int64 // pending rows whose wait may be over
+	Noticed bool    // there are new notices
+	Untold  int     // notices that were given up
 }
 
 // apply is the part of write that applies.
@@ -2156,12 +2158,11 @@ func (a *applying) checkParent(job, parent string) {
 	}
 }
 
-// arm has the leader look at a job for its next tick, or no more.
-func (a *applying) arm(id, next int64, armed bool) {
-	if !armed {
-		next = never
+// arm has the leader look at something when it falls due.
+func (a *applying) arm(at int64) {
+	if at != never && (a.result.Armed == 0 || at < a.result.Armed) {
+		a.result.Armed = at
 	}
-	a.result.Armed = append(a.result.Armed, queueItem{at: next, id: id})
 }
 
 // wait makes a pending row, or puts it back. The leader looks at it when it is due; if it waits for something, when that
@@ -2174,7 +2175,7 @@ func (a *applying) wait(p pendingRow) {
 	if p.WaitsFor != "" {
 		at = a.c.Now + int64(waitPause)
 	}
-	a.result.Armed = append(a.result.Armed, queueItem{at: at, id: p.ID, pending: true})
+	a.arm(at)
 	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
 		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.WaitsFor)
 }
@@ -2188,7 +2189,8 @@ func (a *applying) wake() {
 	for _, thing := range sortedKeys(a.freed) {
 		for _, id := range applyRows[int64](a, "SELECT id FROM pending WHERE waits_for = ? AND waits_for <> '' ORDER BY asked, id LIMIT ?",
 			thing, a.freed[thing]) {
-			a.result.Armed = append(a.result.Armed, queueItem{at: a.c.Now, id: id, pending: true})
+			a.result.Freed = append(a.result.Freed, id)
+			a.arm(a.c.Now)
 		}
 	}
 }
@@ -2211,15 +2213,17 @@ func (a *applying) store(p jobPut) {
 		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, ?, 0, 0)", id, p.Next, a.computed(p.Next),
-			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), a.c.Now)
+		a.exec("INSERT INTO job_state VALUES (?, ?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, ?, 0, 0)", id, p.Next, j.armed(),
+			a.computed(p.Next), j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), a.c.Now)
 	case p.Keep:
 		return
 	default:
-		a.exec("UPDATE job_state SET next = ?, fired = max(fired, ?), failures = 0, heard = ? WHERE job = ?",
-			p.Next, a.computed(p.Next), a.c.Now, id)
+		a.exec("UPDATE job_state SET next = ?, fires = ?, fired = max(fired, ?), failures = 0, heard = ? WHERE job = ?",
+			p.Next, j.armed(), a.computed(p.Next), a.c.Now, id)
 	}
-	a.arm(id, p.Next, j.armed())
+	if j.armed() {
+		a.arm(p.Next)
+	}
 }
 
 // computed is the time of the clock by which next was computed. It stands in for
@@ -2328,13 +2332,13 @@ func (a *applying) restore(r restoring) {
 	a.s.allNew = true
 	var rows [4]int64 // that each of these has written
 	for i, query := range []string{
-		`UPDATE job_state SET next = st.next, fired = max(fired, ` + stagedComputed + `), failures = 0
+		`UPDATE job_state SET next = st.next, fires = st.armed, fired = max(fired, ` + stagedComputed + `), failures = 0
 			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
 			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
 		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, 0, ?3, 0, 0
+		`INSERT INTO job_state SELECT st.id, st.next, st.armed, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, 0, ?3, 0, 0
 			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
 			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
@@ -2348,7 +2352,7 @@ func (a *applying) restore(r restoring) {
 		changes["deleted"] = a.prune(r)
 	}
 	a.refuse(r.Restore, familyBans)
-	a.result.Restored = true
+	a.arm(a.c.Now)
 	a.audit("", "", nil, changes)
 }
 
@@ -2397,7 +2401,6 @@ func (a *applying) softDelete(id int64) {
 	a.get("SELECT parent_job FROM jobs WHERE id = ?", []any{id}, &parent)
 	a.touch(id)
 	a.touchParents(parent)
-	a.arm(id, never, false)
 	a.s.listed = true // an ephemeral job goes without an API call
 	a.exec("UPDATE jobs SET deleted = ?1, rev = ?1 WHERE id = ?2", int64(a.result.Index), id)
 	a.exec("DELETE FROM pending WHERE job = ?", id)
@@ -2813,7 +2816,7 @@ func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok 
 			return p, 0, false
 		}
 		t.next, t.fired = d.Next, max(d.Due, d.Until)
-		a.arm(d.Job, d.Next, true)
+		a.arm(d.Next)
 		return pendingRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: a.c.Now, Asked: d.Due, Late: d.Late}, 0, true
 	case t == nil:
 		a.fail(errNoJob)
@@ -3250,7 +3253,7 @@ func (a *applying) disableFailing(id int64) {
 	j := was
 	j.Disabled = true
 	a.touch(id)
-	a.arm(id, never, false)
+	a.exec("UPDATE job_state SET fires = 0 WHERE job = ?", id)
 	a.exec("UPDATE jobs SET rev = ?, doc = ? WHERE id = ?", int64(a.result.Index), j.document(), id)
 	asked := a.c.Audit
 	a.c.Audit = &audited{Action: actionDisable}
@@ -3386,7 +3389,7 @@ func (a *applying) reset(list []reset) {
 			continue
 		}
 		a.touch(r.Job)
-		a.arm(r.Job, r.Next, true)
+		a.arm(r.Next)
 		a.exec("UPDATE jobs SET rev = ? WHERE id = ?", int64(a.result.Index), r.Job)
 		a.drop("job = ?1 AND asked > ?2 AND cause = 'tick'", r.Reason, &consuming{}, r.Job, a.c.Now) // it comes again
 		a.record(r.Job, causeClock, decision{Due: a.c.Now, Outcome: outcomeSkipped, Reason: r.Reason})
@@ -4194,7 +4197,7 @@ func (s *reader) firstFrom(t int64) (int64, error) {
 // earliest first, at most limit.
 func (s *reader) dueJobs(before int64, globs []string, limit int, fn func(j job, next int64)) error {
 	return s.viewEach(`SELECT j.doc, s.next FROM job_state s CROSS JOIN jobs j ON j.id = s.job
-		WHERE s.next > ?1 AND s.next < ?2 AND j.armed AND `+anyName("?3")+` ORDER BY s.next, s.job LIMIT ?4`,
+		WHERE s.next > ?1 AND s.next < ?2 AND s.fires AND `+anyName("?3")+` ORDER BY s.next, s.job LIMIT ?4`,
 		[]any{int64(never), before, jsonText(globs), limit}, func(scan scanner) error {
 			var j job
 			var next int64
@@ -4440,17 +4443,27 @@ func (s *reader) killed(ids []int64) ([]int64, error) {
 		jsonText(ids), outcomeKilled)
 }
 
-// queueItem is a job or a pending row that the leader must look at, at a time.
-type queueItem struct {
-	at      int64
-	id      int64
-	pending bool // id is of a pending row, else of a job
+// due returns the jobs whose next tick is due by now, and the pending rows that are due by now or later than far, each
+// the earliest first. Of those that wait for something it returns all, with waits, or none.
+func (s *store) due(now, far int64, waits bool) (jobs, pending []int64, err error) {
+	jobs, err = s.ids("SELECT job FROM job_state WHERE next > ? AND next <= ? AND fires ORDER BY next", int64(never), now)
+	if err != nil {
+		return nil, nil, err
+	}
+	pending, err = s.ids("SELECT id FROM pending WHERE waits_for = '' AND (due <= ? OR due > ?) ORDER BY due, id", now, far)
+	if err == nil && waits {
+		var list []int64
+		list, err = s.ids("SELECT id FROM pending WHERE waits_for <> '' ORDER BY asked, id")
+		pending = append(pending, list...)
+	}
+	return jobs, pending, err
 }
 
-// armed returns the jobs that have a next tick to decide.
-func (s *store) armed() ([]queueItem, error) {
-	return rowsOf[queueItem](s.viewEach, `SELECT next, job FROM jobs JOIN job_state ON job = id
-		WHERE deleted = 0 AND armed AND next <> ?`, int64(never))
+// nextDue returns when the first job or pending row falls due after a time, or the latest time.
+func (s *store) nextDue(after int64) (at int64, err error) {
+	err = s.view(`SELECT min(coalesce((SELECT min(next) FROM job_state WHERE next > ?1 AND fires), ?2),
+		coalesce((SELECT min(due) FROM pending WHERE waits_for = '' AND due > ?1), ?2))`, []any{after, int64(math.MaxInt64)}, &at)
+	return at, err
 }
 
 // startable returns the id from which on an execution may still be started: those
@@ -4489,11 +4502,6 @@ type pendingRow struct {
 	Late     bool
 	Params   map[string]string
 	WaitsFor string
-}
-
-// pending returns all pending rows, in the order of their ids.
-func (s *store) pending() ([]pendingRow, error) {
-	return rowsOf[pendingRow](s.viewEach, "SELECT * FROM pending ORDER BY id")
 }
 
 // pendingByID returns those of the given pending rows that are still there.

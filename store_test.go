@@ -1151,6 +1151,11 @@ func closedAt(now, execution int64, incarnation uint64, outcome string) report {
 }
 
 // pending are the rows that wait, as "cause job attempt".
+// pending returns all pending rows, in the order of their ids.
+func (s *store) pending() ([]pendingRow, error) {
+	return rowsOf[pendingRow](s.viewEach, "SELECT * FROM pending ORDER BY id")
+}
+
 func (g *stage) pending() (list []string, rows []pendingRow) {
 	g.t.Helper()
 	rows, err := g.s.pending()
@@ -1517,9 +1522,9 @@ func (g *stage) decide(now int64, p pendingRow, name string, last bool, limits m
 func (g *stage) woken(res applied) (list []string) {
 	g.t.Helper()
 	_, rows := g.pending()
-	for _, item := range res.Armed {
+	for _, id := range res.Freed {
 		for _, p := range rows {
-			if item.pending && item.id == p.ID {
+			if id == p.ID {
 				list = append(list, fmt.Sprintf("%s %d for %s", p.Cause, p.Asked-stageNext, p.WaitsFor))
 			}
 		}
@@ -2050,7 +2055,7 @@ func TestApply_Follow(t *testing.T) {
 		g.end(outcomeSuccess, e...)
 		_, rows := g.pending()
 		expand := &command{Consume: []decision{{Pending: rows[0].ID, Job: rows[0].JobID}}}
-		if res := g.do(expand); !res.Accepted[0] || len(res.Armed) != 1 || !res.Armed[0].pending {
+		if res := g.do(expand); !res.Accepted[0] || res.Armed == 0 {
 			t.Errorf("the row of the children is %+v, want it consumed and one row armed", res)
 		}
 		g.wantPending("child child 1")
@@ -2752,6 +2757,7 @@ var checks = []struct{ rule, query string }{
 	{"kept counts finished executions", "SELECT job FROM job_state s WHERE kept <> (SELECT count(*) FROM executions e WHERE e.job = s.job AND finished <> 0)"},
 	{"spared executions are among the kept", "SELECT job FROM job_state s WHERE spared > (SELECT count(*) FROM executions e WHERE e.job = s.job AND outcome NOT IN ('', 'success'))"},
 	{"no more notices wait than may", fmt.Sprintf("SELECT count(*) FROM notices HAVING count(*) > %d", noticesMax)},
+	{"the leader does not see that a job is armed or not", "SELECT job FROM job_state JOIN jobs ON id = job WHERE fires <> armed"},
 	{"next lies behind fired", "SELECT job FROM job_state JOIN jobs ON id = job WHERE next <= fired AND next > 0 AND armed"},
 	{"an execution has an outcome if it is finished, and only then", "SELECT id FROM executions WHERE (finished = 0) <> (outcome = '')"},
 	{"an execution and a pending row have a job", "SELECT id FROM executions WHERE job NOT IN (SELECT id FROM jobs) UNION ALL SELECT id FROM pending WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
