@@ -1002,7 +1002,7 @@ func TestAPI_Metrics(t *testing.T) {
 		dir := t.TempDir()
 		s := newTestServer(t, dir, 1)
 		s.api.metricsJobs = 2
-		for _, doc := range []string{`{"name":"a","schedule":"@every 1m","concurrency":"forbid"}`, `{"name":"b","schedule":"@manually"}`,
+		for _, doc := range []string{`{"name":"a","schedule":"@every 1m","concurrency":"forbid","max_silence":"26h"}`, `{"name":"b","schedule":"@manually"}`,
 			`{"name":"elsewhere","schedule":"@every 1m","tags":{"role":"none"}}`, `{"name":"c","schedule":"@manually"}`} {
 			s.do("POST", "/v1/jobs", doc)
 		}
@@ -1022,12 +1022,13 @@ func TestAPI_Metrics(t *testing.T) {
 			`belfry_job_ticks_total{job_name="a",outcome="ran"} 1`, `belfry_job_ticks_total{job_name="a",outcome="skipped"} 1`, `belfry_job_ticks_total{job_name="a",outcome="missed"} 0`,
 			`belfry_job_last_duration_seconds{job_name="a"} 0`, `belfry_job_last_success_timestamp_seconds{job_name="a"} 9.466849235e+08`,
 			`belfry_job_oldest_running_timestamp_seconds{job_name="c"} 9.466849245e+08`,
+			`belfry_job_max_silence_seconds{job_name="a"} 93600`,
 			`dkron_job_executions_succeeded_total{job_name="a"} 1`, `dkron_job_executions_failed_total{job_name="c"} 1`} {
 			if !strings.Contains(text, "\n"+line+"\n") {
 				t.Errorf("no line %q in\n%s", line, text)
 			}
 		}
-		for _, word := range []string{`job_name="b"`, "last_success_timestamp_seconds{job_name=\"c\"}", "oldest_running_timestamp_seconds{job_name=\"a\"}"} {
+		for _, word := range []string{`job_name="b"`, "max_runtime_seconds{", "last_success_timestamp_seconds{job_name=\"c\"}", "oldest_running_timestamp_seconds{job_name=\"a\"}"} {
 			if strings.Contains(text, word) {
 				t.Errorf("%s is in\n%s", word, text)
 			}

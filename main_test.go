@@ -5973,7 +5973,9 @@ func TestMetrics(t *testing.T) {
 		p.eventually("a leader", func() bool { status, _ := p.get("/v1/leader", nil); return status == http.StatusOK })
 	}
 	for name, command := range map[string]string{"good": "true", "bad": "exit 3", "long": "sleep 300"} {
-		servers[0].must("POST", "/v1/jobs", shellJob(name, "@manually", command), nil)
+		j := shellJob(name, "@manually", command)
+		j.MaxRuntime, j.MaxSilence = "1h", "26h"
+		servers[0].must("POST", "/v1/jobs", j, nil)
 		servers[0].must("POST", "/v1/jobs/"+name, nil, nil)
 	}
 	read := func(p *process) string { _, text := p.get("/metrics", nil); return text }

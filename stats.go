@@ -270,11 +270,12 @@ type gauges struct {
 type jobNumbers struct {
 	Name                       string
 	Failing                    bool
-	LastSuccess                int64 // Unix nanoseconds, 0: never
-	Success, Failed            int64 // executions
-	Took                       int64 // nanoseconds, of the last execution that has ended; -1: none has
-	Oldest                     int64 // Unix nanoseconds: when the oldest running one began; 0: none runs
-	Ran, Late, Skipped, Missed int64 // ticks
+	LastSuccess                int64  // Unix nanoseconds, 0: never
+	Success, Failed            int64  // executions
+	Took                       int64  // nanoseconds, of the last execution that has ended; -1: none has
+	Oldest                     int64  // Unix nanoseconds: when the oldest running one began; 0: none runs
+	Ran, Late, Skipped, Missed int64  // ticks
+	MaxRuntime, MaxSilence     string // durations, "": none
 }
 
 // memberStatus has the names of the values of member.Status.
@@ -289,6 +290,8 @@ var jobMetrics = []struct {
 	{"belfry_job_last_success_timestamp_seconds", "When an execution succeeded last.", "", func(j *jobNumbers) float64 { return secondsOf(j.LastSuccess, 0) }},
 	{"belfry_job_last_duration_seconds", "How long the last execution that has ended took.", "", func(j *jobNumbers) float64 { return secondsOf(j.Took, -1) }},
 	{"belfry_job_oldest_running_timestamp_seconds", "When the oldest running execution began.", "", func(j *jobNumbers) float64 { return secondsOf(j.Oldest, 0) }},
+	{"belfry_job_max_runtime_seconds", "The job's max_runtime.", "", func(j *jobNumbers) float64 { return limitOf(j.MaxRuntime) }},
+	{"belfry_job_max_silence_seconds", "The job's max_silence.", "", func(j *jobNumbers) float64 { return limitOf(j.MaxSilence) }},
 	{"belfry_job_runs_total", "Executions that ended, by outcome.", outcomeSuccess, func(j *jobNumbers) float64 { return float64(j.Success) }},
 	{"belfry_job_runs_total", "", outcomeFailed, func(j *jobNumbers) float64 { return float64(j.Failed) }},
 	{"belfry_job_ticks_total", "Ticks of the last year, by outcome.", outcomeRan, func(j *jobNumbers) float64 { return float64(j.Ran) }},
@@ -312,6 +315,14 @@ func secondsOf(nanos, none int64) float64 {
 		return math.NaN()
 	}
 	return float64(nanos) / 1e9
+}
+
+func limitOf(text string) float64 {
+	d, err := time.ParseDuration(text)
+	if err != nil { // it has none
+		return math.NaN()
+	}
+	return d.Seconds()
 }
 
 // write writes all metrics in Prometheus' text format.

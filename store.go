@@ -3563,7 +3563,7 @@ func (s *reader) countJobs() (n int, err error) {
 // jobNumbers returns the numbers of jobs that globs match, of any if these are nil: at most so many, failing ones first.
 func (s *reader) jobNumbers(globs []string, most int) ([]jobNumbers, error) {
 	shown := func(failing string) string {
-		return `SELECT * FROM (SELECT j.id, j.name FROM job_state s CROSS JOIN jobs j ON j.id = s.job
+		return `SELECT * FROM (SELECT j.id, j.name, j.max_runtime, j.max_silence FROM job_state s CROSS JOIN jobs j ON j.id = s.job
 			WHERE s.failures ` + failing + " AND " + anyName("?1") + ` ORDER BY s.job LIMIT ?2)`
 	}
 	return rowsOf[jobNumbers](s.viewEach, `WITH shown AS MATERIALIZED (`+shown("> 0")+" UNION ALL "+shown("= 0")+` LIMIT ?2),
@@ -3576,7 +3576,7 @@ func (s *reader) jobNumbers(globs []string, most int) ([]jobNumbers, error) {
 		SELECT name, s.failures > 0, s.last_success, s.success_count, s.error_count,
 			coalesce((SELECT finished - started FROM executions e WHERE e.job = s.job AND finished <> 0 ORDER BY id DESC LIMIT 1), -1),
 			coalesce((SELECT min(started) FROM executions e WHERE e.job = s.job AND finished = 0), 0),
-			coalesce(ran, 0), coalesce(late, 0), coalesce(skipped, 0), coalesce(missed, 0)
+			coalesce(ran, 0), coalesce(late, 0), coalesce(skipped, 0), coalesce(missed, 0), max_runtime, max_silence
 		FROM shown JOIN job_state s ON s.job = id LEFT JOIN counted c ON c.job = id ORDER BY s.failures = 0, name`, jsonText(globs), most)
 }
 
