@@ -1782,6 +1782,9 @@ func (w *heapWriter) Write(p []byte) (int, error) {
 // TestAPI_LongAnswer: however long an answer is, it takes no more memory than a
 // part of it.
 func TestAPI_LongAnswer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("sends 200 MB")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		const most = 32 << 20
 		s := newTestServer(t, t.TempDir(), 1)
@@ -2238,10 +2241,11 @@ func TestAPI_FailureEnds(t *testing.T) {
 		for _, lines := range []int{0, 3, 300, 30_000} {
 			group := s.do("POST", "/v1/jobs/a", "").Header().Get("Belfry-Group")
 			path := "/v1/jobs/a/executions/" + group + "-node1"
-			printed := ""
+			var text strings.Builder
 			for i := range lines {
-				printed += fmt.Sprintf("building part %d\n", i)
+				fmt.Fprintf(&text, "building part %d\n", i)
 			}
+			printed := text.String()
 			s.node.printedBy[s.node.orders[0].Execution].Write([]byte(printed))
 			s.do("POST", path+"/kill", "")
 			s.finish(outcomeKilled)

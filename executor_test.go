@@ -845,6 +845,7 @@ func TestExecutor_NamesWhatItCannotEnd(t *testing.T) {
 
 // A daemon that detached itself lives on after its run, always, and no start of a node touches it.
 func TestExecutor_LeavesDaemons(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := newNode(t, dir)
 	const python = `import os,sys

@@ -2236,6 +2236,9 @@ func TestSimulation_Rules(t *testing.T) {
 // TestSimulation_RulesAgain: the same seed is the same life, or a failure could
 // not be repeated.
 func TestSimulation_RulesAgain(t *testing.T) {
+	if testing.Short() {
+		t.Skip("simulates two lives")
+	}
 	first, second := simulate(t, 1), simulate(t, 1)
 	if diff := cmp.Diff(first.trace, second.trace); diff != "" || first.hash != second.hash {
 		t.Errorf("the second life of a seed differs from the first (-first +second):\n%s", diff)
