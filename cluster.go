@@ -35,7 +35,7 @@
 //     log moves it to another, and a leader proposes that only after the first process certainly did not start it. So
 //     two leaders never order one execution from two processes that can both run it.
 //  7. Dispatch. An order carries its leader's term and the incarnation that it is for. The process refuses an order for
-//     another incarnation or with a term before the latest it has heard of, and takes an execution once (start in
+//     another incarnation or with a term before the latest that it knows, and takes an execution once (start in
 //     executor.go). So when two leaders send the same order, one run starts.
 //
 // # Goroutines
@@ -1032,9 +1032,8 @@ func (r *raft) caughtUp(id string) bool {
 func (r *raft) setLeaving(leaving bool) { r.leaving = leaving }
 
 // removeVoter begins to remove a voter. The removal is done when the entry at index is committed in this term. The
-// entry is written even if the server is not a voter, because a leader may have heard earlier that it wants to be one.
-// A leader may remove itself: it steps down once the entry is committed. errBusy: another change is in progress; try
-// later.
+// entry is written even if the server is not a voter, because the leader may know it as a learner. A leader may remove
+// itself: it steps down once the entry is committed. errBusy: another change is in progress; try later.
 func (r *raft) removeVoter(id string) (index uint64, err error) {
 	voters := r.voters()
 	switch {
