@@ -2811,7 +2811,11 @@ func setupImportDkron(fs *flag.FlagSet, s *invocation) func() error {
 		var err error
 		if isURL = isURL || strings.Contains(source, "://"); isURL {
 			s.addr = source
-			_, s.token, _ = variable(s.environ, "token")
+			for _, kv := range s.environ {
+				if secret, ok := strings.CutPrefix(kv, "DKRON_TOKEN="); ok { // BELFRY_TOKEN is for our nodes alone
+					s.token = secret
+				}
+			}
 			var body []byte
 			if body, err = s.askAll(s.ctx, http.MethodGet, "/v1/jobs"); err == nil {
 				err = decode(body, &docs)

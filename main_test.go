@@ -1241,7 +1241,7 @@ func TestImport_Dkron(t *testing.T) {
 	}))
 	defer dkron.Close()
 	p := startServer(t, t.TempDir())
-	c := &clientTest{T: t, dir: t.TempDir(), url: p.url, env: []string{"TZ=UTC", "DKRON_TOKEN=secret"}}
+	c := &clientTest{T: t, dir: t.TempDir(), url: p.url, env: []string{"TZ=UTC", "DKRON_TOKEN=secret", "BELFRY_TOKEN=of-ours"}}
 	for _, source := range []string{dkron.URL, dkron.URL + "/v1/jobs/", "dkron.json"} {
 		c.write("dkron.json", string(doc))
 		cmd := program(t, c.dir, c.env, "import", "dkron", source, "--disabled")
@@ -1266,7 +1266,7 @@ func TestImport_Dkron(t *testing.T) {
 	c.write("bad.json", `jobs: []`)
 	c.command("import dkron bad.json")
 	c.command("import dkron")
-	c.env = nil
+	c.env = []string{"BELFRY_TOKEN=secret"}
 	c.command("import dkron " + dkron.URL)
 	c.done("import-dkron")
 }
