@@ -270,6 +270,7 @@ CREATE INDEX executions_job ON executions (job, id);
 CREATE INDEX executions_group ON executions (grp) WHERE grp <> id;
 CREATE INDEX executions_unfinished ON executions (job, grp, node) WHERE finished = 0;
 CREATE INDEX executions_bad ON executions (id) WHERE outcome NOT IN ('', 'success'); -- few
+CREATE INDEX executions_job_bad ON executions (job, id) WHERE outcome NOT IN ('', 'success');
 
 -- An output in three parts. Why the execution failed, and the end, at most
 -- 4,000 bytes each, stand first in the row, so that a list reads them without
@@ -2516,7 +2517,7 @@ func (a *applying) dropExecutions(c cut) int64 {
 		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late, missed = missed + excluded.missed`, list)
 	a.exec("DELETE FROM outputs WHERE execution"+doomed, list)
 	n := a.exec("DELETE FROM executions WHERE id"+doomed, list)
-	a.exec(`UPDATE job_state SET kept = kept - ?1, spared = iif(?4 = 0, 0, (SELECT count(*) FROM executions
+	a.exec(`UPDATE job_state SET kept = kept - ?1, spared = iif(?4 = 0, 0, (SELECT count(*) FROM executions INDEXED BY executions_job_bad
 		WHERE job = ?2 AND id BETWEEN ?4 AND ?3 AND outcome NOT IN ('', 'success'))) WHERE job = ?2`, n, c.Job, c.Upto, c.Spare)
 	return n
 }
@@ -4584,13 +4585,14 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 			err = s.view(query, args, dest...)
 		}
 	}
+	const ended = "executions WHERE job = s.job AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)"
 	// Few large deletions cost less than many small ones. Groups that are not over are spared: a proposal to drop them
 	// would be repeated without end.
-	sized(`SELECT job, n - keep, upto, spare FROM (SELECT *, coalesce((SELECT min(id) FROM (SELECT id FROM executions
+	sized(`SELECT job, n - keep, upto, spare FROM (SELECT *, coalesce((SELECT min(id) FROM (SELECT id FROM executions INDEXED BY executions_job_bad
 			WHERE job = t.job AND id <= t.upto AND outcome NOT IN ('', 'success') AND finished >= ?3
 			ORDER BY id DESC LIMIT ?2)), 0) AS spare
-		FROM (SELECT *, (SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id DESC) AS place FROM executions WHERE job = s.job
-			AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)) WHERE place > keep LIMIT 1) AS upto
+		FROM (SELECT *, iif(keep = ?1, (SELECT id FROM `+ended+` ORDER BY id DESC LIMIT 1 OFFSET ?1), (SELECT id FROM (SELECT id,
+			row_number() OVER (ORDER BY id DESC) AS place FROM `+ended+`) WHERE place > keep LIMIT 1)) AS upto
 		FROM (SELECT job, kept - spared AS n, ?1 AS keep FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE keep <> 0)
 			UNION ALL SELECT job, kept - spared, keep FROM jobs j JOIN job_state ON job = j.id WHERE keep <> 0 AND deleted = 0) s
 		WHERE n >= keep + max(10, keep / 10)) t) t
