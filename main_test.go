@@ -2251,6 +2251,179 @@ func runBubble(t *testing.T, seed uint64) (b *bubble) {
 	return b
 }
 
+// bubbleInbox is the address of the receiver of notices in a bubble.
+const bubbleInbox = "10.0.9.9:80"
+
+// noticeLedger is the receiver of notices, and what they should be according to the log. Of every ten seconds it is down
+// for two, and now and then it hangs.
+type noticeLedger struct {
+	b      *bubble
+	server *http.Server
+
+	mu       sync.Mutex
+	got      map[int64]notice // by the id in the key; guarded by mu
+	attempts map[int64]int    // guarded by mu
+
+	made     map[int64]noticeRow
+	lost     map[int64]bool
+	failures map[int64]int64 // of jobs, after the last entry
+}
+
+func newNoticeLedger(b *bubble) *noticeLedger {
+	l := &noticeLedger{b: b, got: map[int64]notice{}, attempts: map[int64]int{}, made: map[int64]noticeRow{}, lost: map[int64]bool{}, failures: map[int64]int64{}}
+	door, err := b.hub.listen(&life{wires: map[*wire]bool{}}, bubbleInbox)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	l.server = &http.Server{Handler: l}
+	go l.server.Serve(door)
+	return l
+}
+
+func (l *noticeLedger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var n notice
+	_, text, _ := strings.Cut(r.Header.Get("Idempotency-Key"), "-")
+	id, err := strconv.ParseInt(text, 10, 64)
+	if err := errors.Join(err, json.NewDecoder(r.Body).Decode(&n)); err != nil {
+		l.b.t.Errorf("a notice of key %q: %v", r.Header.Get("Idempotency-Key"), err)
+	}
+	l.mu.Lock()
+	l.attempts[id]++
+	hangs := l.attempts[id] == 1 && id>>keyBits%7 == 0
+	l.mu.Unlock()
+	switch {
+	case time.Since(bubbleEpoch)%(10*time.Second) < 2*time.Second:
+		w.WriteHeader(http.StatusServiceUnavailable)
+		l.b.reach("a notice for a receiver that is down")
+		return
+	case hangs:
+		l.b.reach("a notice for a receiver that hangs")
+		<-r.Context().Done()
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, twice := l.got[id]; twice {
+		l.b.reach("a notice that was delivered twice")
+	}
+	l.got[id] = n
+}
+
+// observe follows an entry of the log, which s has applied: it makes notices of what it is about, and of nothing else;
+// and none is removed that the receiver does not have, unless it is counted as lost.
+func (l *noticeLedger) observe(s *store, e entry, res applied) error {
+	var errs []error
+	wrong := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("entry %d: "+format, append([]any{e.Index}, args...)...))
+	}
+	rows, err := s.notices(key(e.Index, 0)-1, noticesMax)
+	if err != nil || e.Kind != entryCommand {
+		return err
+	}
+	c, err := decodeCommand(e.Data)
+	if err != nil {
+		return err
+	}
+	told := map[string]map[int64]int{} // event → job → notices
+	for _, event := range slices.Concat(jobEvents, clusterEvents) {
+		told[event] = map[int64]int{}
+	}
+	for _, row := range rows {
+		l.made[row.ID] = row
+		told[row.Event][row.JobID]++
+	}
+	failures := map[int64]int64{}
+	err = s.viewEach("SELECT job, failures FROM job_state", nil, func(scan scanner) error {
+		var job, n int64
+		err := scan(&job, &n)
+		failures[job] = n
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for job, n := range failures {
+		was := l.failures[job]
+		if (was == 0 && n > 0) != (told[eventFailed][job] > 0) {
+			wrong("job %d: %d failures in a row became %d, and %d notices say so", job, was, n, told[eventFailed][job])
+		}
+		if recovered := was > 0 && n == 0 && c.Finish != nil; recovered != (told[eventRecovered][job] > 0) {
+			wrong("job %d: %d failures in a row became %d, and %d notices say that it recovered", job, was, n, told[eventRecovered][job])
+		}
+	}
+	l.failures = failures
+	lost, missed := map[int64]bool{}, map[int64]bool{} // executions that are, jobs that did
+	for _, r := range c.Finish {
+		if r.Outcome == outcomeLost {
+			lost[r.Execution] = true
+		}
+	}
+	for i, d := range c.Consume {
+		if res.Err == nil && !res.repeated() && res.Accepted[i] && d.Outcome == outcomeMissed && d.Pending == 0 {
+			if missed[d.Job] = true; told[eventMissed][d.Job] != 1 {
+				wrong("job %d missed ticks, and %d notices say so", d.Job, told[eventMissed][d.Job])
+			}
+		}
+	}
+	for _, row := range rows {
+		var n notice
+		if err := json.Unmarshal([]byte(row.Doc), &n); err != nil {
+			return err
+		}
+		id, _, _ := strings.Cut(n.Execution, "-")
+		execution, _ := strconv.ParseInt(id, 10, 64)
+		switch row.Event {
+		case eventLost:
+			if !lost[execution] {
+				wrong("a notice of %s, which is not lost", n.Execution)
+			}
+			delete(lost, execution)
+		case eventMissed:
+			if !missed[row.JobID] && c.Finish == nil && !strings.Contains(n.Reason, noNodeReason) && !strings.Contains(n.Reason, "newest") {
+				wrong("a notice of ticks of job %d, which missed none: %+v", row.JobID, n)
+			}
+		}
+	}
+	for id := range lost {
+		if row, err := s.execution(id); err == nil && row.Outcome == outcomeLost && row.Finished == c.Now {
+			wrong("execution %d is lost, and no notice says so", id)
+		}
+	}
+	if c.Told != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, id := range c.Told.Taken {
+			if _, ok := l.got[id]; !ok {
+				wrong("notice %d is removed, and the receiver does not have it", id)
+			}
+		}
+		for _, id := range c.Told.Lost {
+			l.lost[id] = true
+			l.b.reach("a notice that was given up")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// settled expects that all notices were delivered, and no others.
+func (l *noticeLedger) settled() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for id, row := range l.made {
+		if n, ok := l.got[id]; !l.lost[id] && (!ok || n.Event != row.Event) {
+			errs = append(errs, fmt.Errorf("the notice %+v was not delivered, or as %+v", row, n))
+		}
+		l.b.reach("a notice of " + row.Event)
+	}
+	for id, n := range l.got {
+		if _, ok := l.made[id]; !ok {
+			errs = append(errs, fmt.Errorf("notice %d is in no log: %+v", id, n))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // A hub is the network of a bubble. Nodes and clients are hosts on it; what one
 // writes to another is a packet on the link between the two, which is slow, loses
 // packets (they come later, as TCP sends them again) or is cut in one direction
@@ -3198,6 +3371,7 @@ type bubble struct {
 
 	replica *store // follows the common log
 	ledger  *ledger
+	inbox   *noticeLedger
 	terms   map[uint64]string // of the log, index → digest, while it is followed
 	leaders map[uint64]string // term → who led it
 	left    map[string]bool   // ids of servers that left
@@ -3231,6 +3405,7 @@ func newBubble(t *testing.T, seed uint64) *bubble {
 	b := &bubble{t: t, seed: seed, plan: newPlan(rnd), rnd: rnd, dir: simTempDir(t), reached: map[string]int{}, ledger: newLedger(),
 		terms: map[uint64]string{}, leaders: map[uint64]string{}, left: map[string]bool{}, since: map[string]time.Time{}, calls: map[*bubbleCall]bool{}}
 	b.hub = newHub(seed)
+	b.inbox = newNoticeLedger(b)
 	b.hub.delay, b.hub.jitter = time.Duration(rnd.IntN(3_000))*time.Microsecond, time.Duration(1+rnd.IntN(2_000))*time.Microsecond
 	var err error
 	if b.replica, err = openStore(filepath.Join(b.dir, "replica")); err != nil {
@@ -3239,7 +3414,7 @@ func newBubble(t *testing.T, seed uint64) *bubble {
 	for i := range b.plan.servers + b.plan.agents {
 		n := &bubbleNode{b: b, name: fmt.Sprintf("n%d", i+1), host: fmt.Sprintf("10.0.0.%d", i+1), server: i < b.plan.servers}
 		n.dir = filepath.Join(b.dir, n.name+".1")
-		n.args = []string{"--tag=role=x"}
+		n.args = []string{"--tag=role=x", "--notify-webhook=http://" + bubbleInbox, "--notify-on=failed,recovered,missed,lost,node-failed,node-back"}
 		if n.limit = int((seed + uint64(i)) % 5); n.limit > 0 {
 			n.args = append(n.args, fmt.Sprintf("--max-concurrent=%d", n.limit))
 		}
@@ -3345,7 +3520,20 @@ func (b *bubble) passUntil(d time.Duration, ok func() bool) {
 // passCalm has time go on until checkCalm has seen that nothing is wrong, or that something stays wrong.
 func (b *bubble) passCalm() {
 	seen := time.Now().Add(calmBefore + b.between(time.Second, 3*time.Second))
-	b.until("calm", 90*time.Second, func() bool { return time.Now().After(seen) && len(b.since) == 0 })
+	slow := time.Duration(0) // what waits for a slow disk is nothing wrong, and may never come to an end
+	for _, n := range b.servers() {
+		if d := time.Duration(n.sync.Load()); d > syncTime {
+			slow = max(slow, slowWrites*d)
+		}
+	}
+	b.until("calm", 90*time.Second, func() bool {
+		for _, since := range b.since {
+			if time.Since(since) >= slow {
+				return false
+			}
+		}
+		return time.Now().After(seen)
+	})
 }
 
 // live is the whole life of a bubble.
@@ -3697,9 +3885,13 @@ func (b *bubble) shut(clients <-chan struct{}) {
 			b.hub.die(n.life, false)
 		}
 	}
+	pass := func() { b.hub.wait(time.Now().Add(time.Second)); b.hub.pass() }
 	for !closed(clients) || slices.ContainsFunc(b.lives, func(l *life) bool { return !closed(l.ended) }) {
-		b.hub.wait(time.Now().Add(time.Second))
-		b.hub.pass()
+		pass()
+	}
+	b.inbox.server.Close()
+	for range 3 {
+		pass()
 	}
 }
 
@@ -3896,7 +4088,7 @@ func (b *bubble) observe(e entry) {
 	b.terms[e.Index] = digest(e)
 	results, err := b.replica.write(nil, []entry{e}, e.Index)
 	if err == nil {
-		err = b.ledger.observe(b.replica, e, results[0])
+		err = errors.Join(b.ledger.observe(b.replica, e, results[0]), b.inbox.observe(b.replica, e, results[0]))
 	}
 	if err != nil {
 		b.fail("%v", err)
@@ -4002,7 +4194,7 @@ func (b *bubble) finish() {
 				return false
 			}
 			first = c.store.applied.Load()
-			if err := c.store.view("SELECT (SELECT count(*) FROM executions WHERE finished = 0) + (SELECT count(*) FROM pending)", nil, &open); err != nil || open > 0 {
+			if err := c.store.view("SELECT (SELECT count(*) FROM executions WHERE finished = 0) + (SELECT count(*) FROM pending) + (SELECT count(*) FROM notices)", nil, &open); err != nil || open > 0 {
 				return false
 			}
 		}
@@ -4036,7 +4228,7 @@ func (b *bubble) compare() {
 			b.fail("%s: %v", n.name, err)
 		}
 	}
-	if err := b.ledger.settled(b.replica, time.Now().UnixNano()); err != nil {
+	if err := errors.Join(b.ledger.settled(b.replica, time.Now().UnixNano()), b.inbox.settled()); err != nil {
 		b.fail("%v", err)
 	}
 	b.compareProcesses()
@@ -5431,21 +5623,44 @@ func TestCluster_Burst(t *testing.T) {
 	}
 }
 
-// burst makes n jobs due in one second and measures.
-func (f *fleet) burst(n int) {
+// TestNotices_Burst: a webhook that is told of each end does not delay starts.
+func TestNotices_Burst(t *testing.T) {
+	if *burst == 0 {
+		t.Skip("measures: run it with -burst=5000 on a quiet machine")
+	}
+	in := newInbox(t)
+	var delays [2][]time.Duration
+	for i, args := range [][]string{{"--log-level=warn"}, {"--log-level=warn", "--notify-on=end", "--notify-webhook=" + in.url}} {
+		t.Run(fmt.Sprint("Notices=", i), func(t *testing.T) {
+			f := newFleet(t, seedOf(t), 1, nil, args...)
+			delays[i] = f.burst(*burst)
+			if i == 1 {
+				f.await("all notices", fleetPatience, func() bool { return len(in.taken()) == *burst })
+			}
+		})
+	}
+	for _, percent := range []int{50, 99} {
+		without, with := delays[0][*burst*percent/100], delays[1][*burst*percent/100]
+		t.Logf("%d %% of the runs start within %s, and %s with notices: %.2f times", percent, without, with, float64(with)/float64(without))
+	}
+}
+
+// burst makes n jobs due in one second and measures. It returns how late each arrived, sorted.
+func (f *fleet) burst(n int) (delays []time.Duration) {
 	f.t.Helper()
-	var mu sync.Mutex // guards arrived and last
+	var mu sync.Mutex // guards arrived, last and delays
 	arrived := map[string]int{}
-	var last time.Time
+	var last, due time.Time
 	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		last = time.Now()
 		arrived[r.URL.Path]++
+		delays = append(delays, last.Sub(due))
 	}))
 	defer sink.Close()
 
-	due := time.Now().Add(3*time.Second + time.Duration(n)*burstTime).Truncate(time.Second)
+	due = time.Now().Add(3*time.Second + time.Duration(n)*burstTime).Truncate(time.Second)
 	made := f.makeAll(n, func(i int) *job {
 		j := &job{Name: fmt.Sprint("burst-", i), Schedule: "@at " + due.Format(time.RFC3339), Executor: executorHTTP, Tags: map[string]string{"server": "true:1"}}
 		j.ExecutorConfig = map[string]string{"method": "GET", "url": fmt.Sprint(sink.URL, "/", i)}
@@ -5473,6 +5688,8 @@ func (f *fleet) burst(n int) {
 		}
 	}
 	f.t.Logf("servers: %d; %.0f creates a second by %d clients; %.0f runs a second, all on record after %.2f s", len(f.nodes), made, burstClients, ran, recorded.Seconds())
+	slices.Sort(delays)
+	return delays
 }
 
 // makeAll makes n jobs, in turn through all servers, and returns how many it

@@ -2326,6 +2326,7 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 		return err
 	}
 	var sending sync.WaitGroup
+	defer s.courier.rest()
 	defer sending.Wait()
 	lanes, held, last := map[noticeLane][]noticeRow{}, 0, int64(0)
 	ended := make(chan delivery)

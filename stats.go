@@ -1050,6 +1050,12 @@ func newCourier(cfg notifyConfig, node string, limits nodeLimits, dial func(cont
 	return c, nil
 }
 
+// rest closes connections that nothing uses.
+func (c *courier) rest() {
+	c.own.CloseIdleConnections()
+	c.guarded.CloseIdleConnections()
+}
+
 // config returns what the courier was made with; without one nobody is told.
 func (c *courier) config() *notifyConfig {
 	if c == nil {
