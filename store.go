@@ -463,6 +463,7 @@ type noted struct {
 	telling  bool           // somebody watched when the transaction began
 	told     []mark         // what became of rows, if somebody did
 	failures []executionRow // that ended without success
+	counts   []func(*stats) // that must still count something
 }
 
 // settings are what the cluster table says, for those who ask with every request.
@@ -1193,7 +1194,7 @@ func (s *store) write(state *hardState, entries []entry, commit uint64) (results
 	}
 	tx := func() (err error) {
 		s.noted = noted{settings: *s.shown.Load(), telling: s.events.watched(), touched: s.touched[:0], told: s.told[:0],
-			failures: s.failures[:0]}
+			failures: s.failures[:0], counts: s.counts[:0]}
 		if err = s.writeLog(state, entries); err == nil {
 			results, err = s.apply(commit)
 		}
@@ -1411,6 +1412,9 @@ func (s *store) published() {
 	s.events.publish(s.told, s.allNew || changed && !s.telling)
 	for _, e := range s.failures {
 		s.failed(e)
+	}
+	for _, count := range s.counts {
+		count(&s.stats)
 	}
 }
 
@@ -2871,10 +2875,13 @@ const overlapReason = "overlap with a run of the job that had not ended"
 
 const failingReason = "the job is about to be disabled: as many runs in a row have failed as its disable_after allows"
 
+// counts has something counted once it has committed.
+func (a *applying) counts(count func(*stats)) { a.s.counts = append(a.s.counts, count) }
+
 // record notes what did not run, and why.
 func (a *applying) record(job int64, cause string, d decision) {
 	if cause == causeTick {
-		a.s.stats.decided(d.Outcome, d.Reason, max(1, d.Count))
+		a.counts(func(s *stats) { s.decided(d.Outcome, d.Reason, max(1, d.Count)) })
 	}
 	a.s.tell(eventJob, job)
 	a.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -2889,9 +2896,9 @@ func (a *applying) start(targets []target, p *pendingRow) (ids []int64) {
 	case cause == causeSlot:
 		a.get("SELECT cause, late FROM executions WHERE id = ?", []any{p.Group}, &cause, &p.Late)
 	case cause == causeTick && p.Late:
-		a.s.stats.decided(outcomeLate, "", 1)
+		a.counts(func(s *stats) { s.decided(outcomeLate, "", 1) })
 	case cause == causeTick:
-		a.s.stats.decided(outcomeRan, "", 1)
+		a.counts(func(s *stats) { s.decided(outcomeRan, "", 1) })
 	}
 	for i, t := range targets {
 		id := a.key()
@@ -3023,7 +3030,7 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 		WHERE id = ?`, r.Started, r.Finished, r.Outcome, r.Dropped,
 		r.Process.ExitCode, r.Process.Signal, r.Process.CPU, r.Process.Memory, e.ID)
 	a.s.tell(eventEnded, e.ID)
-	a.s.stats.ran(r.Outcome)
+	a.counts(func(s *stats) { s.ran(r.Outcome) })
 	if e.Outcome == outcomeLost { // what stood there said so
 		a.exec("DELETE FROM outputs WHERE execution = ?", e.ID)
 	}
@@ -3377,7 +3384,7 @@ func (a *applying) loseNotices(ids []int64) {
 	}
 	n := a.dropNotices(ids)
 	a.result.Untold += n
-	a.s.stats.untold.Add(int64(n))
+	a.counts(func(s *stats) { s.untold.Add(int64(n)) })
 }
 
 // reset takes back ticks that were decided by a clock ahead of its time. It

@@ -1324,7 +1324,7 @@ func TestStore_HalfDoneTwice(t *testing.T) {
 		t.Fatal("nobody may watch")
 	}
 	defer s.events.leave()
-	command := func(index, term uint64, puts ...jobPut) entry {
+	putting := func(index, term uint64, puts ...jobPut) entry {
 		data, err := (&command{Now: testStart, Put: puts}).encode()
 		if err != nil {
 			t.Fatal(err)
@@ -1332,13 +1332,22 @@ func TestStore_HalfDoneTwice(t *testing.T) {
 		return entry{Index: index, Term: term, Kind: entryCommand, Data: data}
 	}
 	a := jobPut{Base: jobs[1], Job: job{Name: "job-000001", Schedule: "@manually"}, Next: never}
-	b := jobPut{Base: jobs[2], Job: job{Name: "job-000002", Schedule: "@manually"}, Next: never}
-	none := jobPut{Job: job{Name: "x", ParentJob: "none"}, Next: never}
-	if err := s.persist(&hardState{Term: 1}, []entry{command(5, 1, a), command(6, 1, none), command(7, 1, none), command(8, 1, none)}); err != nil {
+	skip, err := (&command{Now: testStart + 3, Consume: []decision{{Job: jobs[3].ID, Rev: jobs[3].Rev, Due: testStart + 3,
+		Next: never, Outcome: outcomeSkipped, Reason: noNodeReason}}}).encode()
+	if err != nil {
 		t.Fatal(err)
 	}
-	results, err := s.write(&hardState{Term: 2}, []entry{command(5, 2, a, none), command(6, 2, b), {Index: 7, Term: 2, Kind: entryNoop}}, 7)
-	if err != nil || len(results) != 3 || results[0].Err != errParent || results[1].Err != nil {
+	b := jobPut{Base: jobs[2], Job: job{Name: "job-000002", Schedule: "@manually"}, Next: never}
+	none := jobPut{Job: job{Name: "x", ParentJob: "none"}, Next: never}
+	if err := s.persist(&hardState{Term: 1}, []entry{putting(5, 1, a), putting(6, 1, none), putting(7, 1, none), putting(8, 1, none)}); err != nil {
+		t.Fatal(err)
+	}
+	results, err := s.write(&hardState{Term: 2}, []entry{{Index: 5, Term: 2, Kind: entryCommand, Data: skip},
+		putting(6, 2, a, none), putting(7, 2, b), {Index: 8, Term: 2, Kind: entryNoop}}, 8)
+	if err != nil || len(results) != 4 || !slices.Equal(results[0].Accepted, []bool{true}) {
+		t.Fatalf("the commands are answered %+v, %v", results, err)
+	}
+	if results = results[1:]; results[0].Err != errParent || results[1].Err != nil {
 		t.Fatalf("the commands are answered %+v, %v", results, err)
 	}
 	s.events.close()
@@ -1347,7 +1356,10 @@ func TestStore_HalfDoneTwice(t *testing.T) {
 	for _, w := range windows {
 		told = append(told, w.marks...)
 	}
-	if want := []mark{{eventJob, jobs[2].ID}}; !slices.Equal(told, want) {
+	if n := s.stats.ticks[slices.Index(tickOutcomes, outcomeSkipped)].Load(); n != 1 {
+		t.Errorf("%d ticks are counted as skipped, want 1", n)
+	}
+	if want := []mark{{eventJob, jobs[3].ID}, {eventJob, jobs[2].ID}}; !slices.Equal(told, want) {
 		t.Errorf("who watches is told %+v, want %+v", told, want)
 	}
 	sizes, base := slices.Clone(s.logBytes), s.logFirst
@@ -1356,7 +1368,7 @@ func TestStore_HalfDoneTwice(t *testing.T) {
 		t.Errorf("the log in memory began at %d with %v, on disk at %d with %v and %d to apply",
 			base, sizes, s.logFirst, s.logBytes, len(s.unapplied))
 	}
-	if disk, err := s.saved(); err != nil || disk.Last != 7 || disk.Applied != 7 || disk.State.Term != 2 {
+	if disk, err := s.saved(); err != nil || disk.Last != 8 || disk.Applied != 8 || disk.State.Term != 2 {
 		t.Errorf("saved is %+v, %v", disk, err)
 	}
 	s.close()
