@@ -2438,6 +2438,7 @@ const (
 var (
 	errFormat        = errors.New("a format that this version does not know; run the same version on all nodes")
 	errForeign       = errors.New("a message of another cluster")
+	errAdopted       = errors.New("the agent belongs to another cluster now, and must begin again")
 	errNoAddress     = errors.New("no node of that name or id is known")
 	errOutdated      = errors.New("the entries to send were trimmed from the log, or are of an earlier term")
 	errOtherKey      = errors.New("the other node has another cluster key")
@@ -2520,6 +2521,7 @@ type planeConfig struct {
 	Join      []string
 	JoinPause time.Duration // between two tries of an address that did not answer
 	JoinTries int           // without any answer until the node gives up, 0: never
+	Adopt     bool          // an agent follows another cluster once its own is silent
 	BeatTime  time.Duration // between two heartbeats; a node that is silent for five counts as failed
 	network   network
 }
@@ -2573,6 +2575,7 @@ const (
 )
 
 const (
+	adoptBeats    = 60              // heartbeats of silence until an agent may adopt another cluster
 	silentBeats   = 5               // heartbeats that are missed until a node counts as failed
 	forgetAfter   = 24 * time.Hour  // since a node was heard from
 	retryDeadMax  = time.Minute     // between two heartbeats to a server that counts as failed
@@ -2620,6 +2623,8 @@ type plane struct {
 	beatNow  chan struct{} // the next heartbeat is due now; holds one
 	written  []string      // owned by heartbeatLoop: what the file of peers says
 	clashed  bool          // owned by heartbeatLoop: the last responses said that this node's name or id is in use
+	foreign  string        // owned by heartbeatLoop: address of a node of another cluster that refused the last heartbeat
+	answered time.Time     // owned by heartbeatLoop: when one was answered last, or the loop began
 
 	logged clusterView // owned by heartbeatLoop
 	remind reminders   // of what is logged each minute
@@ -2838,6 +2843,7 @@ func (p *plane) heartbeatLoop(ctx context.Context) error {
 	ticker := time.NewTicker(p.cfg.BeatTime)
 	defer ticker.Stop()
 	joins := joining{addrs: p.cfg.Join, tries: p.cfg.JoinTries, pause: p.cfg.JoinPause}
+	p.answered = time.Now()
 	remembered, err := p.readPeers()
 	if err != nil {
 		p.log.Warn("the addresses of the other servers are not known from the last time", "err", err)
@@ -2846,7 +2852,7 @@ func (p *plane) heartbeatLoop(ctx context.Context) error {
 		answered, clash, refusal := p.sendHeartbeats(ctx, append(joins.due(time.Now()), remembered...))
 		if ctx.Err() == nil {
 			p.afterBeat(answered, clash)
-			if err := errors.Join(joins.note(answered, refusal), p.joinCluster()); err != nil {
+			if err := errors.Join(joins.note(answered, refusal), p.joinCluster(), p.adopt(ctx, answered)); err != nil {
 				return err
 			}
 			if p.server != nil && p.admitted.Load() {
@@ -2938,7 +2944,9 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 		case errors.Is(err, errIdentityTaken):
 			clash, refusal = err.Error(), err.Error()
 		case errors.As(err, &no):
-			refusal = no.text
+			if refusal = no.text; errors.Is(err, errForeign) {
+				p.foreign = targets[i]
+			}
 			p.setProblem("join "+targets[i], refusal)
 		case errors.Is(err, errOtherKey):
 			refusal = fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, "+
@@ -3185,9 +3193,13 @@ func (p *plane) reject(ctx context.Context, r record) error {
 	full := p.cfg.Server && p.known[r.ID] == nil && !p.makeRoomLocked(now)
 	p.mu.Unlock()
 	if r.foreignTo(&self) {
+		or := ""
+		if !r.Server {
+			or = ", or start it with --adopt if its own cluster is gone for good"
+		}
 		return nodeRefusal{errForeign, fmt.Sprintf("%s belongs to cluster %s, %s to %s; two clusters are never "+
-			"merged: take its address out of --join and --retry-join, or give %s an empty --data-dir",
-			self.Name, self.Cluster, r.Name, r.Cluster, r.Name)}
+			"merged: take its address out of --join and --retry-join, or give %s an empty --data-dir%s",
+			self.Name, self.Cluster, r.Name, r.Cluster, r.Name, or)}
 	}
 	if full {
 		return nodeRefusal{errBusy, fmt.Sprintf("%s knows %d other nodes, and a cluster may have no more: stop one "+
@@ -3252,6 +3264,30 @@ func (p *plane) joinCluster() error {
 		}
 	}
 	return nil
+}
+
+// adopt binds an agent that may do that to another cluster with the same key which it meets, once its own has been
+// silent for adoptBeats heartbeats. With errAdopted the plane ends: the agent begins again, as another incarnation.
+func (p *plane) adopt(ctx context.Context, answered int) error {
+	foreign := p.foreign
+	if p.foreign = ""; answered > 0 {
+		p.answered = time.Now()
+	}
+	if foreign == "" || p.cfg.Agent == nil || !p.cfg.Adopt || time.Since(p.answered) < adoptBeats*p.cfg.BeatTime {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	var there record
+	err := p.exchange(ctx, p.calls, record{Addr: foreign}, "/self", nil, &there)
+	if self := p.own(); err != nil || !there.Server || !there.foreignTo(&self) {
+		return nil
+	}
+	p.log.Warn("the cluster of this agent is silent, and it adopts another one", "cluster", there.Cluster, "addr", foreign)
+	if err := p.cfg.Agent.join(there.Cluster); err != nil {
+		return err
+	}
+	return errAdopted
 }
 
 // forget removes nodes that were not heard from for a day.

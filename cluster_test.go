@@ -3196,6 +3196,47 @@ func TestPlane_ForeignCluster(t *testing.T) {
 	eventually(t, "w says that b belongs to another cluster", func() bool { return hasTrouble(w, "empty --data-dir") })
 }
 
+// TestPlane_Adopt: an agent that may follows the cluster that it meets in the place of its own, once that is silent and
+// not before, and begins again. Without it the agent says what to do.
+func TestPlane_Adopt(t *testing.T) {
+	t.Parallel()
+	a, b := startPeer(t, "a", 1), startPeer(t, "b", 1)
+	voters(t, "a", a)
+	voters(t, "b", b)
+	w, stays := newPeer(t, "w", 0, a, b), newPeer(t, "x", 0, a, b)
+	w.cfg.Adopt = true
+	for _, n := range []*peerNode{w, stays} {
+		n.cfg.Server = false
+		n.cfg.Join = n.cfg.Join[:1]
+		n.start()
+		eventually(t, "the agent belongs to a's cluster", func() bool { return n.plane.clusterID() == a.plane.clusterID() })
+		n.kill()
+		n.cfg.Join = nil
+		n.join(a, b)
+		n.start()
+	}
+	eventually(t, "both are told that b belongs to another cluster", func() bool { return hasTrouble(w, "--adopt") && hasTrouble(stays, "--adopt") })
+	if w.dir.Cluster != a.plane.clusterID() {
+		t.Error("the agent has left its cluster while that was there")
+	}
+	first := w.cfg.Incarnation
+	a.kill()
+	w.ended.Wait()
+	if !errors.Is(w.errs[0], errAdopted) || w.dir.Cluster != b.plane.clusterID() {
+		t.Fatalf("the agent ended with %v and belongs to %s, want it to belong to %s", w.errs[0], w.dir.Cluster, b.plane.clusterID())
+	}
+	w.errs[0] = nil
+	w.kill()
+	w.start()
+	eventually(t, "the agent is a member of b's cluster", func() bool {
+		nodes := b.plane.nodes()
+		return len(nodes) == 2 && nodes[1].Name == "w" && nodes[1].Incarnation != first
+	})
+	if stays.plane.clusterID() == b.plane.clusterID() {
+		t.Error("an agent without --adopt followed another cluster")
+	}
+}
+
 // The name of a live node cannot be taken, and neither can its id: the newcomer
 // takes no part, and says why. When the first is gone, the newcomer is in.
 func TestPlane_Clash(t *testing.T) {

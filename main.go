@@ -287,7 +287,11 @@ func runAgent(s *invocation, args []string) error {
 	defer out.close()
 	defer log.close()
 	slog.SetDefault(cfg.logger(log)) // of what packages print with log
-	return serve(ctx, cfg, out, log)
+	for {
+		if err := serve(ctx, cfg, out, log); !errors.Is(err, errAdopted) {
+			return err
+		}
+	}
 }
 
 // onHangup calls fn on every SIGHUP until stop is called; stop waits for a running call.
@@ -433,6 +437,7 @@ type config struct {
 	Region          string
 	Timezone        string        // default zone of jobs; used only when the cluster is created
 	CatchupWindow   time.Duration // age up to which any overdue tick still runs
+	Adopt           bool          // an agent follows another cluster once its own is silent
 	MaxConcurrent   int           // executions of this node at once; 0: any number
 	ExecutionsKept  int           // finished executions kept of each job
 	FailuresKept    int           // beyond those, of the last week without success
@@ -494,6 +499,8 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		"`address` of another node's cluster plane; may be repeated. The node does not start unless one responds",
 		list(&cfg.Join))
 	fs.Func("retry-join", "`address` as in --join, but the node keeps trying; may be repeated", list(&cfg.RetryJoin))
+	fs.BoolVar(&cfg.Adopt, "adopt", false, "of an agent: follow another cluster that has the same key and its servers' addresses, "+
+		"once the own one has been silent for a minute")
 	fs.DurationVar(&cfg.RetryInterval, "retry-interval", time.Second, "`time` between attempts to join")
 	fs.IntVar(&cfg.RetryMax, "retry-max", 0, "`number` of attempts to join before the node gives up; 0: no limit")
 	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1,
@@ -849,6 +856,9 @@ func (c *config) validate() error {
 	if !c.Server && len(c.Join)+len(c.RetryJoin) == 0 {
 		return errors.New("--retry-join: a node without --server must know a server; name the address of its cluster plane")
 	}
+	if c.Adopt && c.Server {
+		return errors.New("--adopt: is for agents; a server belongs to one cluster for as long as it has its --data-dir")
+	}
 	if c.MaxConcurrent < 0 {
 		return errors.New("--max-concurrent: must be a number of executions, or 0 for any number")
 	}
@@ -1073,7 +1083,7 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 		},
 		Bind: c.BindAddr, Key: key, Dir: c.DataDir,
 		Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
-		BeatTime: time.Second, network: c.host.network,
+		BeatTime: time.Second, network: c.host.network, Adopt: c.Adopt,
 	}
 	if len(c.RetryJoin) == 0 {
 		p.JoinTries = 1
@@ -3216,7 +3226,7 @@ func setupRecover(fs *flag.FlagSet, s *invocation) func() error {
 			return err
 		}
 		fmt.Fprintf(s.stdout, "This server is the only one of the new cluster %s. Start it, and then the other nodes,\n"+
-			"servers and agents, with empty data directories and --retry-join.\n", id)
+			"servers and agents, with empty data directories and --retry-join. Agents that have --adopt can keep theirs.\n", id)
 		return nil
 	}
 }

@@ -425,6 +425,7 @@ func TestCommandLine(t *testing.T) {
 		{name: "bad-zone", args: append(slices.Clone(agent), "--timezone=Mars/Base")},
 		{name: "bad-catchup", args: append(slices.Clone(agent), "--catchup-window=25h")},
 		{name: "bad-catchup-short", args: append(slices.Clone(agent), "--catchup-window=9s")},
+		{name: "bad-adopt", args: append(slices.Clone(agent), "--adopt")},
 		{name: "bad-max-concurrent", args: append(slices.Clone(agent), "--max-concurrent=-1")},
 		{name: "tag-max-concurrent", args: append(slices.Clone(agent), "--tag=max-concurrent=2")},
 		{name: "bad-keep", args: append(slices.Clone(agent), "--executions-keep=0")},

@@ -283,6 +283,30 @@ func TestMoment_Pick(t *testing.T) {
 	}
 }
 
+// TestMoment_PickRoom: a count takes the nodes with the most room, and full ones last.
+func TestMoment_PickRoom(t *testing.T) {
+	for seed := range uint64(20) {
+		m := moment{rnd: rand.New(rand.NewPCG(seed, 0)), picked: map[string]int{}, running: map[string]int{"n1": 3, "n2": 1, "n3": 2, "n4": 9}}
+		for name, limit := range map[string]string{"n1": "4", "n2": "4", "n3": "2"} {
+			m.nodes = append(m.nodes, node{Name: name, Tags: map[string]string{"role": "web", tagMaxConcurrent: limit}})
+		}
+		got := map[string]int{}
+		for range 4 {
+			got[m.pick(map[string]string{"role": "web:1"})[0].Node]++
+		}
+		if diff := cmp.Diff(map[string]int{"n1": 1, "n2": 3}, got); diff != "" {
+			t.Fatalf("seed %d: 4 runs went to (-want +got):\n%s", seed, diff)
+		}
+		m.nodes = append(m.nodes, node{Name: "n4", Tags: map[string]string{"role": "web"}})
+		if to := m.pick(map[string]string{"role": "web:1"}); to[0].Node != "n4" {
+			t.Fatalf("seed %d: the run went to %v, want the node without a limit", seed, to)
+		}
+		if limits := m.limits([]target{{Node: "n1"}, {Node: "n4"}}); !cmp.Equal(limits, map[string]int{"n1": 4}) {
+			t.Fatalf("limits of n1 and n4 are %v", limits)
+		}
+	}
+}
+
 // TestMoment_PickOverdue: where a count leaves a choice, runs of one moment are
 // spread evenly over the nodes, and those that are overdue get what the others
 // do not make up. Where there is no choice they are no less chosen.
@@ -487,6 +511,22 @@ func TestMoment_PlanPending(t *testing.T) {
 		{"RetryAhead", pendingRow{Cause: causeRetry, Node: "n1", Due: ahead}, jobRow{}, "null", 0, decision{Targets: []target{{"n1", 5}}}},
 		{"RetryAheadNodeGone", pendingRow{Cause: causeRetry, Node: "n3", Due: ahead}, jobRow{}, `{"role":"db"}`, 301, decision{Outcome: outcomeMissed, Reason: "the retry waited 5m0s for node n3"}},
 		{"RetryAheadNodeGoneStill", pendingRow{Cause: causeRetry, Node: "n3", Due: ahead}, jobRow{}, `{"role":"db"}`, 299, decision{}},
+		{"WaitsForMutex", pendingRow{Cause: causeTick, Asked: testStart, WaitsFor: "mutex m"}, jobRow{job: job{Schedule: "@every 1h"}}, `{"role":"web"}`, 1800,
+			decision{Targets: []target{{"n2", 6}}}},
+		{"WaitsForMutexNoMore", pendingRow{Cause: causeTick, Asked: testStart, WaitsFor: "mutex m"}, jobRow{job: job{Schedule: "@every 1h"}}, `{"role":"web"}`, 1801,
+			decision{Targets: []target{{"n2", 6}}, Last: true}},
+		{"WaitsAsItsCatchupSays", pendingRow{Cause: causeTick, Asked: testStart, WaitsFor: "node n2"}, jobRow{job: job{Schedule: "@every 1h", Catchup: "10s"}},
+			`{"role":"web"}`, 11, decision{Targets: []target{{"n2", 6}}, Last: true}},
+		{"AtWaitsOn", pendingRow{Cause: causeTick, Asked: testStart, WaitsFor: "mutex m"}, jobRow{job: job{Schedule: "@at 2026-01-02T00:00:00Z"}}, `{"role":"web"}`, 86400,
+			decision{Targets: []target{{"n2", 6}}}},
+		{"OwnRunIsWaitedFor", pendingRow{Cause: causeTick, Asked: testStart, WaitsFor: "job 4"}, jobRow{job: job{Schedule: "@every 1h"}}, `{"role":"web"}`, 86400,
+			decision{Targets: []target{{"n2", 6}}}},
+		{"HandWaitsForAnHour", pendingRow{Cause: causeHand, Asked: testStart, WaitsFor: "node n2"}, jobRow{job: job{Schedule: "@manually"}}, `{"role":"web"}`, 3600,
+			decision{Targets: []target{{"n2", 6}}}},
+		{"SlotFromItsOwnStart", pendingRow{Cause: causeSlot, Group: 2, Node: "n2", Asked: testStart - 9e12, Due: testStart, WaitsFor: "node n2"}, jobRow{job: job{Schedule: "@every 1h"}},
+			"null", 1800, decision{Targets: []target{{"n2", 6}}}},
+		{"WaitsWhileDisabled", pendingRow{Cause: causeTick, Asked: testStart, WaitsFor: "mutex m"}, jobRow{job: job{Schedule: "@every 1h", Disabled: true}}, "null", 5,
+			decision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
 		{"ChildExpired", pendingRow{Cause: causeChild}, jobRow{job: job{ExpiresAt: instant(testStart - 1)}}, "null", 0,
 			decision{Outcome: outcomeSkipped, Reason: "the job's expires_at has passed"}},
 		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{job: job{Disabled: true}}, "null", 0, decision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
@@ -500,7 +540,7 @@ func TestMoment_PlanPending(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.want.Pending, c.want.Job, c.want.Rev = 3, 4, 9
-			m := moment{now: testStart + c.awake*int64(time.Second), since: testStart, lostAfter: 5 * time.Minute, nodes: nodes, rnd: rand.New(rand.NewPCG(1, 1))}
+			m := moment{now: testStart + c.awake*int64(time.Second), since: testStart, lostAfter: 5 * time.Minute, zone: "UTC", nodes: nodes, rnd: rand.New(rand.NewPCG(1, 1)), picked: map[string]int{}}
 			got, ok := m.planPending(c.p, &c.row, nil)
 			if diff := cmp.Diff(c.want, got); diff != "" || ok != (len(got.Targets) > 0 || got.Outcome != "") {
 				t.Errorf("planPending(%+v) (-want +got):\n%s", c.p, diff)
