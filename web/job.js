@@ -70,6 +70,9 @@ function facts(j, runs, targets, coming) {
     ["Disabled by", j.disable_after ? `${j.disable_after} failed runs in a row` : ""],
     ["At once", { forbid: "only one run", queue: "only one run; the newest waits", replace: "only the newest run" }[j.concurrency]],
     ["Never beside", j.mutex ? `other jobs with the mutex ${j.mutex}` : ""],
+    ["Overdue", [j.max_runtime && `a run after ${j.max_runtime}`, j.max_silence && `without success for ${j.max_silence}`].filter(Boolean).join("; ")],
+    ["Tells", (j.notify ?? []).map((n) => el("div", null, `${n.mail ?? "a webhook"}: ${n.on.join(", ")}`))],
+    ["Not told", j.notices_lost ? el("span", { class: "warning" }, `${j.notices_lost.toLocaleString()} notices that no receiver took`) : ""],
     ["Owner", [j.owner, " ", j.owner_email].join("").trim()],
     ["Metadata", j.metadata && pairs(j.metadata)],
   ];
