@@ -38,7 +38,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -3245,101 +3244,6 @@ func serveUntil(ctx context.Context, web *http.Server, listener net.Listener) er
 	}
 	<-ended // always http.ErrServerClosed
 	return nil
-}
-
-// connsMax returns the most connections that one listener may have: a fifth of the descriptors that this process may
-// open (Go raises the soft limit at start). The API and the plane have a fifth each, executions two fifths, and the
-// database and outgoing connections the rest.
-func connsMax() int {
-	files := syscall.Rlimit{Cur: 1_024} // if Getrlimit fails
-	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
-	return int(min(files.Cur/5, 100_000))
-}
-
-// A connRank orders connections by how late they are closed in favour of new ones.
-type connRank int
-
-const (
-	connIdle    connRank = iota // between requests
-	connWaiting                 // no complete request header yet, or not admitted
-	connReading                 // an admitted GET, which may take any time, or a request whose body is incomplete
-	connWriting                 // an admitted request that is complete and not a GET; never closed for a new connection
-)
-
-// boundedListener accepts every connection. With more than max, it closes the one that has been longest in the lowest
-// rank. So clients that only connect, or never finish, keep nobody out and take no descriptors from executions.
-type boundedListener struct {
-	net.Listener
-	max int
-
-	mu    sync.Mutex
-	count int                          // guarded by mu
-	ranks [connWriting + 1]linked.List // of *boundedConn, the oldest in its rank first; guarded by mu
-}
-
-type boundedConn struct {
-	net.Conn
-	listener *boundedListener
-	rank     connRank        // guarded by listener.mu
-	place    *linked.Element // in its rank; nil once closed; guarded by listener.mu
-}
-
-func newBoundedListener(l net.Listener, max int) *boundedListener {
-	return &boundedListener{Listener: l, max: max}
-}
-
-// Accept implements net.Listener.
-func (l *boundedListener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	c := &boundedConn{Conn: conn, listener: l, rank: connWaiting}
-	if victim := l.add(c); victim != nil {
-		victim.Close() // an error changes nothing: it has given up its place
-	}
-	return c, nil
-}
-
-// add puts a connection in its rank and returns the one to close for it, which is c itself if all others are writing.
-func (l *boundedListener) add(c *boundedConn) (victim *boundedConn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.count++; l.count > l.max {
-		for rank := range connWriting {
-			if front := l.ranks[rank].Front(); front != nil && victim == nil {
-				victim = front.Value.(*boundedConn)
-			}
-		}
-		if victim == nil {
-			victim = c
-		}
-	}
-	c.place = l.ranks[c.rank].PushBack(c)
-	return victim
-}
-
-// enter moves a connection to a rank. Within a request the rank only rises.
-func (c *boundedConn) enter(rank connRank) {
-	c.listener.mu.Lock()
-	defer c.listener.mu.Unlock()
-	if c.place == nil || rank < c.rank && rank != connIdle {
-		return
-	}
-	c.listener.ranks[c.rank].Remove(c.place)
-	c.rank, c.place = rank, c.listener.ranks[rank].PushBack(c)
-}
-
-// Close implements net.Conn.
-func (c *boundedConn) Close() error {
-	c.listener.mu.Lock()
-	if c.place != nil {
-		c.listener.ranks[c.rank].Remove(c.place)
-		c.listener.count--
-		c.place = nil
-	}
-	c.listener.mu.Unlock()
-	return c.Conn.Close()
 }
 
 // noteConnState implements http.Server.ConnState.
