@@ -67,7 +67,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		main()
 	}
-	flag.Set("test.parallel", "8") // unless the command line says otherwise: most tests wait for elections and processes
+	flag.Set("test.parallel", "6") // unless the command line says otherwise: most tests wait for elections and processes
 	flag.Parse()
 	if testing.Short() {
 		*simSeeds, *rulesSeeds, *schedulePairs, *storeLogs = min(*simSeeds, 30), 1, min(*schedulePairs, 200), min(*storeLogs, 5)
