@@ -834,7 +834,8 @@ func (r *raft) needed() (first uint64) {
 		if p.progress == progressSnapshot {
 			n = p.kept + 1
 		}
-		if (p.flight != 0 || p.silent < r.cfg.snapshotTicks) && (first == 0 || n < first) {
+		underway := p.flight != 0 && p.arrived == 0 // else a peer may have died before it answered
+		if (underway || p.silent < r.cfg.snapshotTicks) && (first == 0 || n < first) {
 			first = n
 		}
 	}
@@ -1963,6 +1964,9 @@ func (c *cluster) updateLeadership(ctx context.Context) {
 		c.leaderTerm.Store(st.Term)
 		c.children.Go(func() error {
 			err := c.work.lead(ctx, st.Term)
+			if err != nil {
+				err = fmt.Errorf("this server cannot lead on; look at the disk and restart: %w", err)
+			}
 			if c.post(context.Background(), func() error { c.stopLeader = nil; return err }) != nil {
 				return err
 			}

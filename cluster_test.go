@@ -1646,6 +1646,33 @@ func TestRaft_SlowSnapshot(t *testing.T) {
 	}
 }
 
+// The log is kept for a peer that is dead only until a snapshot would be cheaper, even
+// if it took an append and died before it answered.
+func TestRaft_DeadPeerKeepsNoLog(t *testing.T) {
+	r := newTestRaft(serverA, threeServers, 1, 2)
+	elect(t, r)
+	rd, _ := r.ready()
+	for _, m := range rd.Messages {
+		if m.isBulk() {
+			r.delivered(m.To.ID, m.Number, m.Last)
+		}
+	}
+	r.persisted(rd)
+	for range simConfig.snapshotTicks + 1 {
+		if err := r.step(message{Kind: msgAppendReply, From: serverC, To: serverA, Term: 3, Match: r.log.last, Number: r.sent}); err != nil {
+			t.Fatal(err)
+		}
+		r.tick()
+		settle(r)
+	}
+	if p := r.peer(serverB.ID); r.role != roleLeader || p.arrived == 0 {
+		t.Fatalf("role %v, and of the dead peer %+v", r.role, p)
+	}
+	if got := r.needed(); got != r.log.last+1 {
+		t.Errorf("the log is kept from entry %d on, want %d", got, r.log.last+1)
+	}
+}
+
 // A leader does not commit an entry of an earlier term because a majority has
 // it, only together with one of its own (thesis, figure 3.7).
 func TestRaft_CommitOwnTerm(t *testing.T) {

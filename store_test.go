@@ -1289,7 +1289,8 @@ func TestApply_PutAll(t *testing.T) {
 }
 
 // TestApply_RefusedHalfway: what a refused command had changed goes, and what the
-// commands before and after it in the same transaction have made stays.
+// commands before and after it in the same transaction have made stays. Who watches is
+// told of that once, and of nothing else.
 func TestApply_RefusedHalfway(t *testing.T) {
 	s, on := newStore(t), true
 	put := func(jobs ...job) *command {
@@ -1299,6 +1300,8 @@ func TestApply_RefusedHalfway(t *testing.T) {
 		}
 		return c
 	}
+	s.events.enter()
+	defer s.events.leave()
 	results := commit(t, s, put(job{Name: "a"}), put(job{Name: "b"}, job{Name: "c", ParentJob: "none"}), put(job{Name: "d"}),
 		&command{Now: testStart, SetPaused: &on}, put(job{Name: "e"}))
 	for i, want := range []error{nil, errParent, nil, nil, errPaused} {
@@ -1309,6 +1312,10 @@ func TestApply_RefusedHalfway(t *testing.T) {
 	var names string
 	if err := s.view("SELECT group_concat(name) FROM jobs", nil, &names); err != nil || names != "a,d" {
 		t.Errorf("the jobs are %q, %v, want a and d", names, err)
+	}
+	list, _, _ := s.events.since(0)
+	if want := []mark{{eventJob, results[0].Jobs[0]}, {eventJob, results[2].Jobs[0]}, {eventPaused, 0}}; len(list) != 1 || !slices.Equal(list[0].marks, want) {
+		t.Errorf("who watches is told %+v in %d windows, want %+v", list[0].marks, len(list), want)
 	}
 }
 
