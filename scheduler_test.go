@@ -927,6 +927,43 @@ func TestScheduler_ChangeWhileMute(t *testing.T) {
 	}
 }
 
+// TestScheduler_Replace: what runs of a job that replaces it is ended at once, and the new run starts when that is recorded.
+func TestScheduler_Replace(t *testing.T) {
+	now := testStart
+	s, sent := newTestScheduler(t, &now)
+	var ended []int64
+	s.fake().onEnd = func(_ string, k kill) error { ended = append(ended, k.Execution); return nil }
+	putJobs(t, s, job{Name: "a", Schedule: "@manually", Concurrency: concurrencyReplace, Retries: 3})
+	_, first, err := s.runNow(t.Context(), request{ID: "first"}, "a")
+	if err != nil || len(first.Started[0]) != 1 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	if _, err := s.fireDue(t.Context()); err != nil { // its look at all that waits
+		t.Fatal(err)
+	}
+	_, second, err := s.runNow(t.Context(), request{ID: "second"}, "a")
+	if err != nil || second.Refused != "" || len(second.Started[0]) != 0 {
+		t.Fatalf("the second run: %+v, %v, want it to wait", second, err)
+	}
+	for range 2 {
+		if _, err := s.fireDue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !cmp.Equal(ended, first.Started[0]) {
+		t.Fatalf("ended were %v, want %v, once", ended, first.Started[0])
+	}
+	result := succeeded(t, s, ended[0], now)
+	result[0].Outcome = outcomeKilled
+	*sent = nil
+	if _, err := s.report(t.Context(), result); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.fireDue(t.Context()); err != nil || len(*sent) != 1 || (*sent)[0].Orders[0].Attempt != 1 {
+		t.Errorf("sent %+v, %v, want the second run", *sent, err)
+	}
+}
+
 // A run that went to another process while it was killed is killed there.
 func TestScheduler_KillMoved(t *testing.T) {
 	now := testStart

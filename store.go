@@ -2180,6 +2180,9 @@ func (a *applying) wait(p pendingRow) {
 	if p.WaitsFor != "" {
 		at = a.c.Now + int64(waitPause)
 	}
+	if p.WaitsFor == ownGroup(p.JobID) { // the leader may have to end what runs
+		a.result.Freed, at = append(a.result.Freed, p.ID), a.c.Now
+	}
 	a.arm(at)
 	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
 		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.WaitsFor)
