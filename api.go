@@ -1584,13 +1584,10 @@ func (a *api) restore(r *http.Request) (*response, error) {
 	}}, nil
 }
 
-// uploadedFile returns the part "file" of a multipart form, or a body of JSON.
+// uploadedFile returns the part "file" of a multipart form.
 func uploadedFile(r *http.Request) (io.Reader, error) {
 	if err := checkEncoding(r); err != nil {
 		return nil, err
-	}
-	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
-		return r.Body, nil
 	}
 	form, err := r.MultipartReader()
 	for err == nil {

@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"mime/multipart"
 	"net"
 	"net/http"
 	"net/netip"
@@ -2474,11 +2475,15 @@ func readInput(name string) ([]byte, error) {
 
 // restore sends jobs, of which all are stored or none.
 func (s *invocation) restore(q url.Values, docs []json.RawMessage) error {
-	body, err := json.Marshal(docs)
+	var body bytes.Buffer // to which no write fails
+	form := multipart.NewWriter(&body)
+	file, _ := form.CreateFormFile("file", "jobs.json")
+	err := json.NewEncoder(file).Encode(docs)
 	if err != nil {
 		return err
 	}
-	resp, err := s.send(s.ctx, http.MethodPost, "/v1/restore?"+q.Encode(), "application/json", bytes.NewReader(body))
+	form.Close()
+	resp, err := s.send(s.ctx, http.MethodPost, "/v1/restore?"+q.Encode(), form.FormDataContentType(), &body)
 	if err != nil {
 		return err
 	}
