@@ -2437,7 +2437,8 @@ func (a *applying) found(f foundation) {
 	a.fail(a.s.loadSettings())
 	const why = "lost: the cluster was recovered or started from a backup; the run may or may not have ended\n"
 	var lost []report
-	for _, e := range applyRows[executionRow](a, "SELECT * FROM executions WHERE finished = 0 ORDER BY id") {
+	for _, e := range applyRows[executionRow](a, "SELECT * FROM executions WHERE finished = 0 AND id < ? ORDER BY id",
+		(int64(a.result.Index)-lifeGap/2)<<keyBits) {
 		lost = append(lost, report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: a.c.Now, Outcome: outcomeLost,
 			Reason: len(why), output: []byte(why)})
 	}
