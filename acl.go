@@ -257,6 +257,9 @@ const viewerPaths = `
 	"/v1/jobs/**":       {"capabilities": ["read", "list"]},
 	"/v1/busy":          {"capabilities": ["list"]},
 	"/v1/pause":         {"capabilities": ["read"]},
+	"/v1/hold":          {"capabilities": ["read"]},
+	"/v1/calendars":     {"capabilities": ["list"]},
+	"/v1/calendars/*":   {"capabilities": ["read"]},
 	"/v1/stats":         {"capabilities": ["read"]},
 	"/v1/schedule":      {"capabilities": ["read"]},
 	"/v1/summary":       {"capabilities": ["read"]},
@@ -271,14 +274,20 @@ const viewerPaths = `
 	"/debug/vars":       {"capabilities": ["read"]},
 	"/metrics":          {"capabilities": ["read"]}`
 
-// builtIn are the policies that every cluster has, sorted by name. An operator may run and toggle jobs and kill
-// executions, but not change what jobs do.
+// builtIn are the policies that every cluster has, sorted by name. An operator may run, toggle and hold jobs, kill
+// executions and drain nodes, but not change what jobs do.
 var builtIn = []policy{
 	{"admin", `{"path": {"/**": {"capabilities": ["create", "read", "update", "delete", "list"]}}}`},
 	{"operator", `{"path": {` + viewerPaths + `,
 	"/v1/jobs/*":                    {"capabilities": ["create"]},
 	"/v1/jobs/*/toggle":             {"capabilities": ["create"]},
-	"/v1/jobs/*/executions/*/kill":  {"capabilities": ["create"]}
+	"/v1/jobs/*/executions/*/kill":  {"capabilities": ["create"]},
+	"/v1/hold":                      {"capabilities": ["create", "read"]},
+	"/v1/release":                   {"capabilities": ["create"]},
+	"/v1/enable":                    {"capabilities": ["create"]},
+	"/v1/disable":                   {"capabilities": ["create"]},
+	"/v1/members/*/drain":           {"capabilities": ["create"]},
+	"/v1/members/*/undrain":         {"capabilities": ["create"]}
 }}`},
 	{"viewer", `{"path": {` + viewerPaths + `
 }}`},

@@ -107,6 +107,8 @@ const (
 	bootstrapRoute = "POST /v1/acl/bootstrap"
 	healthRoute    = "GET /health"
 	restoreRoute   = "POST /v1/restore"
+	drainRoute     = "POST /v1/members/{name}/drain"
+	calendarRoute  = "PUT /v1/calendars/{name}"
 	runRoute       = "POST /v1/jobs/{job}/run" // the same as POST /v1/jobs/{job}
 	watchRoute     = "GET /v1/events"
 	outputRoute    = "GET /v1/jobs/{job}/executions/{execution}/output"
@@ -149,6 +151,15 @@ func (a *api) routes() []route {
 		{"GET /v1/pause", mayRead, a.showPause},
 		{"POST /v1/pause", mayCreate, a.pause},
 		{"POST /v1/unpause", mayCreate, a.unpause},
+		{"GET /v1/hold", mayRead, a.showHolds},
+		{"POST /v1/hold", mayCreate, a.setRule(actionHold, ruleHold, true)},
+		{"POST /v1/release", mayCreate, a.setRule(actionRelease, ruleHold, false)},
+		{"POST /v1/enable", mayCreate, a.enableAll},
+		{"POST /v1/disable", mayCreate, a.disableAll},
+		{"GET /v1/calendars", mayList, a.listCalendars},
+		{"GET /v1/calendars/{name}", mayRead, a.showCalendar},
+		{calendarRoute, mayUpdate, a.setRule(actionPutCalendar, ruleCalendar, true)},
+		{"DELETE /v1/calendars/{name}", mayDelete, a.setRule(actionDeleteCalendar, ruleCalendar, false)},
 		{"GET /v1/stats", mayRead, a.stats},
 		{"GET /v1/schedule", mayRead, a.nextTicks},
 
@@ -160,6 +171,8 @@ func (a *api) routes() []route {
 		{watchRoute, mayListJobs, a.watch},
 
 		{"GET /v1/members", mayList, a.listMembers},
+		{drainRoute, mayCreate, a.setRule(actionDrain, ruleDrain, true)},
+		{"POST /v1/members/{name}/undrain", mayCreate, a.setRule(actionUndrain, ruleDrain, false)},
 		{"GET /v1/leader", mayRead, a.showLeader},
 		{"GET /v1/isleader", mayRead, a.isLeader},
 		{leaveRoute, mayCreate, a.leaveCluster},
@@ -702,8 +715,11 @@ var queryParams = map[string]string{
 	"POST /v1/jobs":                 "runoncreate",
 	"PATCH /v1/jobs":                "runoncreate",
 	"PUT /v1/jobs/{job}":            "runoncreate",
-	"POST /v1/jobs/{job}":           "wait",
-	runRoute:                        "wait",
+	"POST /v1/jobs/{job}":           "wait force",
+	runRoute:                        "wait force",
+	"POST /v1/enable":               "metadata[]",
+	"POST /v1/disable":              "metadata[]",
+	drainRoute:                      "wait",
 	"POST /v1/jobs/{job}/toggle":    "disabled",
 	"GET /v1/jobs/{job}/executions": "_sort _order _start _end output_size_limit",
 	"GET /v1/jobs/{job}/ticks":      "start end _start _end",
@@ -715,10 +731,10 @@ var queryParams = map[string]string{
 	"GET /v1/executions":            "start end outcome limit output_size_limit",
 	"GET /v1/outcomes":              "job",
 	"GET /v1/upcoming":              "start end limit",
-	leaveRoute:                      "node",
+	leaveRoute:                      "node drain",
 	"GET /v1/audit":                 "job actor action start end _start _end",
 	"GET /v1/acl/self":              "path capability",
-	healthRoute:                     "live leader",
+	healthRoute:                     "live leader verbose",
 }
 
 // checkQuery refuses a malformed query, and one with a parameter that is probably a misspelling. It names others that
@@ -1184,11 +1200,11 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusBadRequest, "nothing was stored, because these jobs are invalid:\n" + err.Error()}
 	case errors.As(err, &bad):
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
-	case isAny(err, errNoJob, errNoExecution, errNoPolicy, errNoToken, errNoServer):
+	case isAny(err, errNoJob, errNoExecution, errNoPolicy, errNoToken, errNoServer, errNoRule):
 		return problem{http.StatusNotFound, ""}
-	case isAny(err, errParent, errParentCycle, errChildren, errAncestors, errNoParam):
+	case isAny(err, errParent, errParentCycle, errChildren, errAncestors, errNoParam, errNoCalendar):
 		return problem{http.StatusBadRequest, err.Error()}
-	case isAny(err, errJobDisabled, errNoNode, errHasChildren, errFinished, errBuiltIn, errManaged, errTokenShown,
+	case isAny(err, errRules, errCalendarUsed, errJobDisabled, errNoNode, errHasChildren, errFinished, errBuiltIn, errManaged, errTokenShown,
 		errConflict, errUndecided, errAliveVoter, errLastVoter):
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errKeyUsed):
@@ -1276,7 +1292,7 @@ func (r route) bodyMax() int64 {
 	switch r.pattern {
 	case restoreRoute:
 		return restoreBytesMax
-	case "POST /v1/acl/policies/{name}":
+	case "POST /v1/acl/policies/{name}", calendarRoute:
 		return policyBytesMax
 	case "POST /v1/acl/tokens", bootstrapRoute:
 		return tokenBytesMax
@@ -1421,6 +1437,15 @@ func (a *api) toggleJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusOK, row, res, jobLocation(r.PathValue("job")))
 }
 
+// decodeBody decodes JSON into v. It refuses unknown fields, and names one of a wrong type.
+func decodeBody(doc []byte, v any) error {
+	err := decodeStrict(doc, v)
+	if typ, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		err = typeError(doc, typ)
+	}
+	return err
+}
+
 // runParams reads the parameters in the body of a run by hand.
 func runParams(r *http.Request) (map[string]string, error) {
 	var sent struct {
@@ -1430,11 +1455,7 @@ func runParams(r *http.Request) (map[string]string, error) {
 	if err != nil || len(doc) == 0 {
 		return nil, err
 	}
-	err = decodeStrict(doc, &sent)
-	if typ, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		err = typeError(doc, typ)
-	}
-	if err = cmp.Or(err, checkParams(sent.Params)); err != nil {
+	if err = cmp.Or(decodeBody(doc, &sent), checkParams(sent.Params)); err != nil {
 		return nil, badRequest("the body is not as in {\"params\": {\"date\": \"2026-11-01\"}}: %v", err)
 	}
 	return sent.Params, nil
@@ -1447,24 +1468,23 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	var patience time.Duration
-	if q := r.URL.Query(); q.Has("wait") {
-		if patience, err = time.ParseDuration(q.Get("wait")); err != nil || patience <= 0 || patience > runWaitMax {
-			return nil, badRequest("wait: %q must be a duration of at most %s, such as 30s", q.Get("wait"), runWaitMax)
-		}
+	patience, err := waitParam(r)
+	if err != nil {
+		return nil, err
 	}
+	req.Force = r.URL.Query().Has("force")
 	if req.Params, err = runParams(r); err != nil {
 		return nil, err
 	}
 	name := r.PathValue("job")
-	row, res, err := a.scheduler.runNow(r.Context(), req, name)
+	row, done, err := a.scheduler.runNow(r.Context(), req, name)
 	if err != nil {
 		return nil, err
 	}
-	if res.Refused != "" {
-		return nil, problem{http.StatusConflict, res.Refused}
+	if done.Refused != "" {
+		return nil, problem{http.StatusConflict, done.Refused}
 	}
-	group := key(cmp.Or(res.First, res.Index), 0)
+	group := key(cmp.Or(done.First, done.Index), 0)
 	header := jobLocation(name)
 	switch _, err := a.store.clients.execution(group); {
 	case err == nil:
@@ -1474,46 +1494,65 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 	default: // it waits
 		patience = 0
 	}
-	if patience == 0 {
-		return a.jobResponse(r, http.StatusAccepted, row, res, header)
+	res, err := a.jobResponse(r, http.StatusAccepted, row, done, header)
+	if err != nil {
+		return nil, err
 	}
-	return &response{header: header, serve: func(w http.ResponseWriter) error {
+	return a.await(r, res, patience, func() (bool, error) { return a.store.clients.groupOpen(group) }, func() {
+		if now, err := a.store.job(name); err == nil { // else it is deleted, as an ephemeral one
+			res.kept, _ = shown(a.callerOf(r), now)
+		}
+	}), nil
+}
+
+const (
+	whyBytesMax = 1_000                  // of a hold
+	waitMax     = time.Minute            // that a client may wait for an end
+	lookPause   = 100 * time.Millisecond // between looks for it
+)
+
+// waitParam returns how long a client waits for the end of what it requests, 0: not at all.
+func waitParam(r *http.Request) (patience time.Duration, err error) {
+	if q := r.URL.Query(); q.Has("wait") {
+		if patience, err = time.ParseDuration(q.Get("wait")); err != nil || patience <= 0 || patience > waitMax {
+			return 0, badRequest("wait: %q must be a duration of at most %s, such as 30s", q.Get("wait"), waitMax)
+		}
+	}
+	return patience, nil
+}
+
+// await returns a response for when open is false: then finish completes it, and its status is 200. After patience, or
+// when this node stops, it is as it is, with 202. With no patience it is res.
+func (a *api) await(r *http.Request, res *response, patience time.Duration, open func() (bool, error), finish func()) *response {
+	if patience == 0 {
+		return res
+	}
+	return &response{header: res.header, serve: func(w http.ResponseWriter) error {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it would end the context
-		status, over := http.StatusAccepted, time.After(patience)
-		for over != nil {
-			open, err := a.store.clients.groupOpen(group)
+		res.status = http.StatusAccepted
+		for over := time.After(patience); over != nil; {
+			runs, err := open()
 			if err != nil {
 				return err
 			}
-			if !open {
-				status = http.StatusOK
-				if now, err := a.store.job(name); err == nil { // else it is deleted
-					row, res = now, applied{}
-				}
+			if !runs {
+				res.status = http.StatusOK
+				finish()
 				break
 			}
 			select {
-			case <-r.Context().Done():
-				return nil
 			case <-a.stopping:
 				over = nil
 			case <-over:
 				over = nil
-			case <-time.After(runPause):
+			case <-r.Context().Done():
+				return nil
+			case <-time.After(lookPause):
 			}
 		}
-		out, err := a.jobResponse(r, status, row, res, header)
-		if err != nil {
-			return err
-		}
-		return a.send(w, r, out)
-	}}, nil
+		return a.send(w, r, res)
+	}}
 }
-
-const (
-	runWaitMax = time.Minute            // that a client may wait for the end of a run
-	runPause   = 100 * time.Millisecond // between looks whether it has ended
-)
 
 // restore stores the jobs of an uploaded file, all or none, and responds with a line for each. With dry-run it only
 // checks them; with prune it also deletes the jobs with the metadata in the query that are not in the file. It streams
@@ -2233,6 +2272,118 @@ func (a *api) setPaused(r *http.Request, paused bool) (*response, error) {
 	return &response{status: http.StatusOK, body: map[string]bool{"paused": paused}}, err
 }
 
+func (a *api) rules(kind string) []rule { return a.store.shown.Load().list(kind) }
+
+func (a *api) showHolds(*http.Request) (*response, error) {
+	return &response{status: http.StatusOK, body: a.rules(ruleHold)}, nil
+}
+
+func (a *api) listCalendars(*http.Request) (*response, error) {
+	list := a.rules(ruleCalendar)
+	return &response{status: http.StatusOK, header: count(len(list)), body: list}, nil
+}
+
+func (a *api) showCalendar(r *http.Request) (*response, error) {
+	days, ok := a.store.shown.Load().rules[ruleCalendar][r.PathValue("name")]
+	if !ok {
+		return nil, errNoRule
+	}
+	return &response{status: http.StatusOK, body: days}, nil
+}
+
+// decodeRule reads a hold or a calendar as clients send it; one that is taken back needs no why.
+func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
+	if err := decodeBody(doc, &r); err != nil {
+		return r, err
+	}
+	dates := r.Dates
+	switch r.Why = strings.TrimSpace(r.Why); {
+	case kind == ruleCalendar && (r.Why != "" || r.Metadata != nil), kind == ruleHold && (dates != nil || r.Timezone != ""),
+		r.By != "", !r.Since.IsZero(), r.Name != "" && r.Name != name:
+		return r, errors.New("only why and metadata are those of a hold, only dates and timezone those of a calendar")
+	case kind == ruleHold && set && (r.Why == "" || len(r.Why) > whyBytesMax):
+		return r, fmt.Errorf("why: must have 1 to %d bytes; who finds nothing running reads it", whyBytesMax)
+	case len(name) > nameBytesMax:
+		return r, fmt.Errorf("name: must not be longer than %d bytes", nameBytesMax)
+	case kind == ruleCalendar && len(dates) == 0:
+		return r, errors.New("dates: must have a day, as in 2026-12-25")
+	}
+	for _, day := range dates {
+		if _, err := time.Parse(time.DateOnly, day); err != nil {
+			return r, fmt.Errorf("dates: %.40q is no day, write it as in 2026-12-25", day)
+		}
+	}
+	if _, err := loadZone(cmp.Or(r.Timezone, "UTC")); err != nil {
+		return r, fmt.Errorf("timezone: %w", err)
+	}
+	slices.Sort(dates)
+	r.Dates, r.Name = slices.Compact(dates), name
+	return r, nil
+}
+
+// setRule returns the handler that sets a rule, or takes it back. A hold is named by its metadata, so a second one of the
+// same jobs replaces the first. Ours.
+func (a *api) setRule(action, kind string, set bool) func(*http.Request) (*response, error) {
+	return func(r *http.Request) (*response, error) {
+		req, err := a.request(r)
+		if err != nil {
+			return nil, err
+		}
+		patience, err := waitParam(r)
+		if err != nil {
+			return nil, err
+		}
+		doc, err := body(r)
+		if err != nil {
+			return nil, err
+		}
+		name := r.PathValue("name")
+		sent := rule{Name: name}
+		if kind != ruleDrain && (set || len(doc) > 0) {
+			if sent, err = decodeRule(kind, name, doc, set); err != nil {
+				return nil, badRequest("the %s is invalid: %v", kind, err)
+			}
+		}
+		switch {
+		case kind == ruleHold:
+			name = jsonText(sent.Metadata)
+			sent.By = cmp.Or(a.callerOf(r).token.Name, req.Actor)
+		case action == actionDrain && !slices.ContainsFunc(a.plane.members(), func(m member) bool { return m.Name == name }):
+			return nil, errNoRule
+		}
+		change := &sent
+		if !set {
+			change = nil
+		}
+		if err := a.scheduler.setRule(r.Context(), req, action, kind, name, change); err != nil {
+			return nil, err
+		}
+		res := &response{status: http.StatusOK, body: a.rules(kind)}
+		return a.await(r, res, patience, func() (bool, error) { return a.store.clients.runsOn(name) }, func() {}), nil
+	}
+}
+
+func (a *api) enableAll(r *http.Request) (*response, error)  { return a.toggleAll(r, false) }
+func (a *api) disableAll(r *http.Request) (*response, error) { return a.toggleAll(r, true) }
+
+// toggleAll enables or disables the jobs with the metadata in the query, all or none, and responds with the names of
+// those that it changed. Ours.
+func (a *api) toggleAll(r *http.Request, disabled bool) (*response, error) {
+	req, err := a.request(r)
+	if err != nil {
+		return nil, err
+	}
+	metadata, err := metadataParam(r.URL.Query())
+	if err == nil && len(metadata) == 0 {
+		err = badRequest("metadata[key]: say of which jobs, as in ?metadata[team]=web")
+	}
+	if err != nil {
+		return nil, err
+	}
+	names, err := a.scheduler.toggleAll(r.Context(), req, metadata, disabled)
+	return &response{status: http.StatusOK, header: count(len(names)), body: names}, err
+}
+
 // stats returns one entry per UTC day, today's last.
 func (a *api) stats(r *http.Request) (*response, error) {
 	days := statsDays
@@ -2897,14 +3048,16 @@ func (p *plane) peers() []raftPeer {
 // memberView is a member in the list of members.
 type memberView struct {
 	member
+	Drained    bool   `json:"drained,omitempty"` // ours
 	ID         string `json:"id"`
 	StatusText string `json:"statusText"`
 }
 
 func (a *api) listMembers(r *http.Request) (*response, error) {
-	views := []memberView{}
+	views, rules := []memberView{}, a.store.shown.Load().rules
 	for _, m := range a.plane.members() {
-		views = append(views, memberView{m, m.Name, memberStatus[m.Status]})
+		_, drained := rules[ruleDrain][m.Name]
+		views = append(views, memberView{m, drained, m.Name, memberStatus[m.Status]})
 	}
 	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
 }
@@ -2918,8 +3071,31 @@ func (a *api) leaving(leave http.Handler) http.Handler {
 			record.ServeHTTP(w, r)
 			return
 		}
+		req, err := a.request(r)
+		if err == nil {
+			err = a.drainFirst(w, r, req)
+		}
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
 		leave.ServeHTTP(w, r)
 	})
+}
+
+// drainFirst drains this node if a request to leave says so, and returns when nothing runs on it any more.
+func (a *api) drainFirst(w http.ResponseWriter, r *http.Request, req request) error {
+	if !r.URL.Query().Has("drain") {
+		return nil
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it would end the context
+	req.ID = "drain of " + req.ID
+	for {
+		status, err := a.askLeader(r.Context(), r, req, "/v1/members/"+url.PathEscape(a.node)+"/drain", "?wait=30s")
+		if err != nil || status == http.StatusOK {
+			return err
+		}
+	}
 }
 
 const unaudited = "the audit trail does not contain the request for this node to leave"
@@ -2959,18 +3135,27 @@ func (a *api) leave(ctx context.Context) error {
 	return err
 }
 
-// recordAtLeader has the leader check that the caller may make this node leave, and record it. errUnauthenticated and
-// a problem with status 403: the caller may not.
+// recordAtLeader has the leader check that the caller may make this node leave, and record it.
 func (a *api) recordAtLeader(r *http.Request, req request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
 	defer cancel()
+	_, err := a.askLeader(ctx, r, req, "/v1/leave", "?"+url.Values{"node": {a.node}}.Encode())
+	return err
+}
+
+// askLeader has the leader, which may be this node, serve a POST in the name of the caller of r. errUnauthenticated and
+// a problem with status 403: the caller may not.
+func (a *api) askLeader(ctx context.Context, r *http.Request, req request, path, query string) (status int, err error) {
 	to := a.plane.towardsLeader()
-	if len(to) == 0 {
-		return errUnreachable
+	if leader, ok := a.plane.leaderRecord(); ok {
+		to = []record{leader}
 	}
-	call, err := a.plane.request(ctx, http.MethodPost, to[0], "/api/v1/leave?"+url.Values{"node": {a.node}}.Encode(), http.NoBody)
+	if len(to) == 0 {
+		return 0, errUnreachable
+	}
+	call, err := a.plane.request(ctx, http.MethodPost, to[0], "/api"+path+query, http.NoBody)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, name := range []string{"X-Dkron-Token", "Authorization"} {
 		call.Header[name] = r.Header[name]
@@ -2978,18 +3163,18 @@ func (a *api) recordAtLeader(r *http.Request, req request) error {
 	signFor(call.Header, r, req.Actor, req.ID)
 	resp, err := a.plane.calls.Do(call)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errUnreachable, err)
+		return 0, fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
-	case http.StatusOK:
-		return nil
+	case http.StatusOK, http.StatusAccepted:
+		return resp.StatusCode, nil
 	case http.StatusForbidden:
-		return forbidden("/v1/leave", mayCreate)
+		return 0, forbidden(path, mayCreate)
 	case http.StatusUnauthorized:
-		return errUnauthenticated
+		return 0, errUnauthenticated
 	}
-	return problem{http.StatusServiceUnavailable, "no server can check this token now; try again later"}
+	return 0, problem{http.StatusServiceUnavailable, "no server can do this now; try again later"}
 }
 
 // recordLeave adds to the audit trail that another node was made to leave.
@@ -3051,7 +3236,10 @@ func (a *api) dropPeer(r *http.Request) (*response, error) {
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc(leaveRoute, func(w http.ResponseWriter, r *http.Request) {
-		err := a.mayLeave(r)
+		err := a.drainFirst(w, r, request{Actor: actorAnonymous, ID: newRequestID()})
+		if err == nil {
+			err = a.mayLeave(r)
+		}
 		if err == nil {
 			err = a.leave(r.Context())
 		}
@@ -3158,6 +3346,9 @@ func (a *api) showHealth(r *http.Request) (*response, error) {
 			res.body.(map[string]any)[name] = list
 		}
 	}
+	if q.Has("verbose") && a.store != nil {
+		res.body.(map[string]any)["held"] = a.rules(ruleHold)
+	}
 	return res, nil
 }
 
@@ -3221,6 +3412,7 @@ func (a *api) status(r *http.Request) (*response, error) {
 		"serf": map[string]string{"members": strconv.Itoa(len(members)), "failed": strconv.Itoa(count["failed"]),
 			"left": strconv.Itoa(count["left"]), "encrypted": "true"},
 		"tags": tags,
+		"held": a.rules(ruleHold),
 	}}, nil
 }
 

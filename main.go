@@ -1544,6 +1544,10 @@ func subcommands() []subcommand {
 		{"import dkron", "URL|FILE|-", "print the jobs of a Dkron, or of a file from its API, for apply, and report what cannot run here",
 			"import dkron http://10.0.0.1:8080 --disabled > jobs.json", local, setupImportDkron},
 
+		{"hold", "WHY", "keep jobs from starting until they are released", "hold 'a new switch' --metadata=team=web", remote, setHold("hold")},
+		{"release", "", "end the hold of the same metadata", "release --metadata=team=web", remote, setHold("release")},
+		{"drain", "NODE", "let nothing start on a node, and wait until nothing runs there", "drain web1", remote, setupDrain},
+
 		{"members", "", "list the nodes", "members", shows, plain(showMembers)},
 		{"health", "", "say whether reads and writes work through the node; exit status 1 if not", "health", remote, call(http.MethodGet, "/health", "")},
 		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, plain(leave)},
@@ -1986,8 +1990,13 @@ func showJob(s *invocation) error {
 
 func setupRun(fs *flag.FlagSet, s *invocation) func() error {
 	follow := fs.Bool("f", false, "print the output until the run ends, and end with the exit status of its command")
+	force := fs.Bool("force", false, "also if the job is disabled or held")
 	return func() error {
-		resp, err := s.send(s.ctx, http.MethodPost, s.jobPathOf()+"/run", "", nil)
+		path := s.jobPathOf() + "/run"
+		if *force {
+			path += "?force"
+		}
+		resp, err := s.send(s.ctx, http.MethodPost, path, "", nil)
 		if err != nil {
 			return s.noJob(err)
 		}
@@ -2117,6 +2126,48 @@ func killRuns(s *invocation) error {
 		fmt.Fprintf(s.stdout, "%s of %s is being ended\n", e.ID, e.JobName)
 	}
 	return nil
+}
+
+// setHold returns the setup of hold and release.
+func setHold(path string) func(*flag.FlagSet, *invocation) func() error {
+	return func(fs *flag.FlagSet, s *invocation) func() error {
+		var held rule
+		mapFlag(fs, "metadata", &held.Metadata, "`key=value` that the jobs have; may be repeated. Without it all jobs are meant")
+		return func() error {
+			if len(s.args) > 0 {
+				held.Why = s.args[0]
+			}
+			body, err := s.ask(s.ctx, http.MethodPost, "/v1/"+path, held)
+			if errors.Is(err, errNotThere) {
+				err = errors.New("there is no such hold; the page shows those that there are")
+			}
+			return s.printJSON(body, err)
+		}
+	}
+}
+
+func setupDrain(fs *flag.FlagSet, s *invocation) func() error {
+	undo := fs.Bool("undo", false, "let runs start on it again")
+	return func() error {
+		path, done := "/drain?wait=30s", "nothing runs on %s, and nothing starts there\n"
+		if *undo {
+			path, done = "/undrain", "runs may start on %s\n"
+		}
+		for {
+			resp, err := s.send(s.ctx, http.MethodPost, "/v1/members/"+url.PathEscape(s.args[0])+path, "", nil)
+			if errors.Is(err, errNotThere) {
+				err = fmt.Errorf("there is no such node, or it is not drained; \"belfry members\" lists the nodes")
+			}
+			if err != nil {
+				return err
+			}
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				fmt.Fprintf(s.stdout, done, s.args[0])
+				return nil
+			}
+		}
+	}
 }
 
 // setDisabled returns the setup of enable and disable.

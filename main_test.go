@@ -972,6 +972,76 @@ func TestServe_StopAgent(t *testing.T) {
 	}
 }
 
+// TestServe_LeaveDrained: a node that leaves with drain, an agent or the leader itself, gets nothing new, and goes when
+// what it runs has ended.
+func TestServe_LeaveDrained(t *testing.T) {
+	t.Parallel()
+	bind, key := freeAddr(t), sharedKey(t)
+	node := func(name string, args ...string) *process {
+		args = append([]string{"agent", key, "--node-name=" + name, "--tag=where=" + name, "--http-addr=127.0.0.1:0", "--data-dir=data"}, args...)
+		return launch(t, program(t, t.TempDir(), nil, args...))
+	}
+	first := node("n1", "--server", "--bootstrap-expect=1", "--bind-addr="+bind)
+	other := node("n2", "--server", "--bind-addr=127.0.0.1:0", "--retry-join="+bind)
+	agent := node("n3", "--bind-addr=127.0.0.1:0", "--retry-join="+bind)
+	other.eventually("two voters", func() bool {
+		var peers []raftPeer
+		status, text := other.get("/v1/raft/peers", nil)
+		return status == http.StatusOK && json.Unmarshal([]byte(text), &peers) == nil && len(peers) == 2 && peers[0].Voter && peers[1].Voter
+	})
+	testLeaveDrained(t, other, agent, "n3")
+	testLeaveDrained(t, other, first, "n1")
+}
+
+func testLeaveDrained(t *testing.T, other, p *process, name string) {
+	dir := t.TempDir()
+	long := shellJob("long-"+name, "@manually", "cd "+dir+"; echo > begun; until [ -e over ]; do sleep 0.05; done")
+	long.Tags = map[string]string{"where": name}
+	other.must("POST", "/v1/jobs", long, nil)
+	other.eventually("node that can run it", func() bool {
+		status, _ := other.send("POST", "/v1/jobs/"+long.Name+"/run", nil, nil)
+		return status < 300
+	})
+	begun(p, filepath.Join(dir, "begun"))
+	left := make(chan int, 1)
+	go func() {
+		resp, err := http.Post(p.url+"/v1/leave?drain", "", nil)
+		if err != nil {
+			t.Error(err)
+			left <- 0
+			return
+		}
+		resp.Body.Close()
+		left <- resp.StatusCode
+	}()
+	other.eventually("drained node", func() bool {
+		_, text := other.get("/v1/members", nil)
+		return strings.Contains(text, `"drained":true,"id":"`+name+`"`)
+	})
+	if status, text := other.send("POST", "/v1/jobs/"+long.Name+"/run", nil, nil); status != http.StatusConflict {
+		t.Errorf("a run on %s, which is drained, is answered %d %s", name, status, text)
+	}
+	select {
+	case status := <-left:
+		t.Errorf("%s has left with %d, and something runs there", name, status)
+	default:
+	}
+	if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-left; status != http.StatusOK {
+		t.Errorf("the leave of %s is answered %d, want 200", name, status)
+	}
+	<-p.done
+	other.eventually("leader", func() bool {
+		status, _ := other.get("/v1/isleader", nil)
+		return name != "n1" || status == http.StatusOK
+	})
+	if got := outcomes(other, long.Name); !slices.Equal(got, []string{outcomeSuccess}) {
+		t.Errorf("outcomes of what ran on %s: %q, want one success", name, got)
+	}
+}
+
 // TestServe_Timezone: the zone of a cluster stays, and who asks for another is
 // told so.
 func TestServe_Timezone(t *testing.T) {
@@ -1118,6 +1188,8 @@ func TestClient(t *testing.T) {
 		steps{"disable", []string{"disable backup", "disable backup", "jobs --disabled=true", "disable nope"}},
 		steps{"enable", []string{"enable backup", "enable backup"}},
 		steps{"members", []string{"members", "health"}},
+		steps{"hold", []string{"hold 'a new switch' --metadata=team=a", "run backup", "run report -f", "run backup --force -f", "hold", "release",
+			"release --metadata=team=a", "run backup -f", "drain n1", "run backup", "drain --undo n1", "drain --undo n1", "drain nobody", "run backup -f"}},
 	)
 	p.must("POST", "/v1/jobs/slow", nil, nil)
 	begun(p, filepath.Join(c.dir, "began"))
@@ -2431,7 +2503,9 @@ func (l *noticeLedger) observe(s *store, e entry, res applied) error {
 	}
 	for _, row := range rows {
 		l.made[row.ID] = row
-		told[row.Event][row.JobID]++
+		if !strings.Contains(row.Doc, `"reason":"it is disabled: `) {
+			told[row.Event][row.JobID]++
+		}
 	}
 	failures := map[int64]int64{}
 	err = s.viewEach("SELECT job, failures FROM job_state", nil, func(scan scanner) error {
@@ -3578,6 +3652,9 @@ type bubble struct {
 	replica *store // follows the common log
 	ledger  *ledger
 	inbox   *noticeLedger
+	barred  []bubbleBar
+	free    map[int64]bool    // executions that started by force, or were bound later: nothing barred these
+	moved   map[string]int64  // node → when it was drained last, or that ended
 	terms   map[uint64]string // of the log, index → digest, while it is followed
 	leaders map[uint64]string // term → who led it
 	left    map[string]bool   // ids of servers that left
@@ -3587,9 +3664,16 @@ type bubble struct {
 
 	mu        sync.Mutex // guards what follows
 	processes []*bubbleProcess
+	given     map[int64]string // group of a run by hand → the parameter that it was given
 	calls     map[*bubbleCall]bool
 	clients   []*bubbleClient
 	reached   map[string]int // rare state → how often
+}
+
+// A bubbleBar is what kept executions from starting, from a log index to another.
+type bubbleBar struct {
+	set      ruleSet
+	from, to uint64 // to is 0 while it lasts
 }
 
 type bubbleEvent struct {
@@ -3617,7 +3701,7 @@ func newBubble(t *testing.T, seed uint64, plan *bubblePlan) *bubble {
 		plan = new(newPlan(seed, rnd))
 	}
 	b := &bubble{t: t, seed: seed, plan: *plan, rnd: rnd, dir: simTempDir(t), reached: map[string]int{}, ledger: newLedger(),
-		terms: map[uint64]string{}, leaders: map[uint64]string{}, left: map[string]bool{}, since: map[string]time.Time{}, calls: map[*bubbleCall]bool{}}
+		free: map[int64]bool{}, moved: map[string]int64{}, given: map[int64]string{}, terms: map[uint64]string{}, leaders: map[uint64]string{}, left: map[string]bool{}, since: map[string]time.Time{}, calls: map[*bubbleCall]bool{}}
 	b.hub = newHub(seed)
 	b.inbox = newNoticeLedger(b)
 	b.hub.delay, b.hub.jitter = time.Duration(rnd.IntN(3_000))*time.Microsecond, time.Duration(1+rnd.IntN(2_000))*time.Microsecond
@@ -4354,6 +4438,7 @@ func (b *bubble) checkCalm(now time.Time) {
 	} else {
 		st := leader.driver().store
 		var due int64
+		held := len(st.shown.Load().rules[ruleHold]) > 0
 		if err := st.view("SELECT coalesce(min(s.next), 0) FROM job_state s JOIN jobs j ON j.id = s.job WHERE j.deleted = 0 AND j.disabled = 0 AND j.parent_job = '' AND s.next <> ?", []any{int64(never)}, &due); err != nil {
 			b.fail("%s: %v", leader.name, err)
 		}
@@ -4363,7 +4448,7 @@ func (b *bubble) checkCalm(now time.Time) {
 		if err := st.view("SELECT coalesce(min(due), 0) FROM pending", nil, &due); err != nil {
 			b.fail("%s: %v", leader.name, err)
 		}
-		if due != 0 && now.UnixNano() > due {
+		if due != 0 && now.UnixNano() > due && !held {
 			wrong[fmt.Sprint("pending of ", due)] = fmt.Sprintf("a retry or child is undecided that was due at %.3fs", timeOf(due).Sub(bubbleEpoch).Seconds())
 		}
 	}
@@ -4492,6 +4577,7 @@ func (b *bubble) checkAll(e entry, res applied) {
 		b.fail("entry %d: %v", e.Index, err)
 		return
 	}
+	b.checkBars(e, cmd, res)
 	for i, d := range cmd.Consume {
 		j := b.ledger.jobs[d.Job]
 		if !res.Accepted[i] || d.Due == 0 || len(res.Started[i]) == 0 || j == nil {
@@ -4502,11 +4588,56 @@ func (b *bubble) checkAll(e entry, res applied) {
 			continue
 		}
 		for _, n := range b.nodes {
-			there := !n.steady.IsZero() && n.steady.Add(calmBefore).Before(timeOf(cmd.Now))
+			there := !n.steady.IsZero() && n.steady.Add(calmBefore).Before(timeOf(cmd.Now)) && cmd.Now > b.moved[n.name]+int64(calmBefore)
+			if _, drained := b.replica.settings.rules[ruleDrain][n.name]; drained {
+				continue
+			}
 			if there && !slices.ContainsFunc(d.Targets, func(t target) bool { return t.Node == n.name }) {
 				b.fail("entry %d: the tick of %s that was due at %.3fs was given to %v without %s, which was there since %.3fs", e.Index, j.def.Name,
 					timeOf(d.Due).Sub(bubbleEpoch).Seconds(), d.Targets, n.name, n.steady.Sub(bubbleEpoch).Seconds())
 			}
+		}
+	}
+}
+
+// checkBars notes what is held or drained, and what may start all the same.
+func (b *bubble) checkBars(e entry, c *command, res applied) {
+	if set := c.SetRule; set != nil {
+		for i := range b.barred {
+			if old := &b.barred[i]; old.to == 0 && old.set.Kind == set.Kind && old.set.Name == set.Name {
+				old.to = e.Index
+			}
+		}
+		if set.Rule != nil {
+			b.barred = append(b.barred, bubbleBar{set: *set, from: e.Index})
+		}
+		if b.did("entry %d: %s %s, set %t", e.Index, set.Kind, set.Name, set.Rule != nil); set.Kind == ruleDrain {
+			b.moved[set.Name] = c.Now
+		}
+	}
+	for i, d := range c.Consume {
+		for _, id := range res.Started[i] {
+			b.free[id] = d.Force
+		}
+	}
+	for i, d := range c.Bind {
+		b.free[d.Execution] = b.free[d.Execution] || res.Accepted[i]
+	}
+}
+
+// checkStart expects that a process did not begin for an execution that was decided while its job was held or its node
+// drained.
+func (b *bubble) checkStart(p *bubbleProcess) {
+	index := uint64(p.order.Execution >> keyBits)
+	for _, bar := range b.barred {
+		if b.free[p.order.Execution] || index < bar.from || bar.to != 0 && index > bar.to {
+			continue
+		}
+		tick := b.ledger.jobs[b.ledger.started[p.order.Execution].job].def.Metadata["tick"]
+		switch {
+		case bar.set.Kind == ruleDrain && bar.set.Name != p.life.node.name, bar.set.Kind == ruleHold && bar.set.Rule.Metadata["tick"] != "" && bar.set.Rule.Metadata["tick"] != tick:
+		default:
+			b.fail("execution %d of %s began on %s, and from entry %d to %d there was %s %s", p.order.Execution, p.order.Job, p.life.node.name, bar.from, bar.to, bar.set.Kind, bar.set.Name)
 		}
 	}
 }
@@ -4519,7 +4650,8 @@ func (b *bubble) checkChosen(e entry, d decision, now time.Time) {
 	}
 	free := 0
 	for _, n := range b.nodes {
-		if n.stands.IsZero() && n.runs() && n.begun.Add(calmBefore).Before(now) && !slices.ContainsFunc(d.Targets, func(t target) bool { return t.Node == n.name }) {
+		_, drained := b.replica.settings.rules[ruleDrain][n.name]
+		if !drained && n.stands.IsZero() && n.runs() && n.begun.Add(calmBefore).Before(now) && !slices.ContainsFunc(d.Targets, func(t target) bool { return t.Node == n.name }) {
 			free++
 		}
 	}
@@ -4549,7 +4681,7 @@ func (b *bubble) finish() {
 	go func() {
 		defer close(done)
 		for i := range b.plan.jobs {
-			b.clients[0].write("POST", "/v1/jobs/"+tickJobName(i)+"/toggle", "stop "+tickJobName(i), nil)
+			b.clients[0].write("POST", "/v1/jobs/"+tickJobName(i)+"/toggle?disabled=true", "stop "+tickJobName(i), nil)
 		}
 		for _, c := range b.clients {
 			c.stopJobs()
@@ -4626,6 +4758,10 @@ func (b *bubble) compareProcesses() {
 			b.fail("executions %d and %d are one attempt, and both ran", other, id)
 		}
 		ran[id], attempts[attempt] = p, id
+		b.checkStart(p)
+		if want, ok := b.given[on.group]; ok && p.order.Params["version"] != want || on.cause == causeTick && p.order.Params != nil {
+			b.fail("execution %d was given %v, and its group %q", id, p.order.Params, want)
+		}
 	}
 	err := b.replica.viewEach("SELECT id, node, outcome FROM executions", nil, func(scan scanner) error {
 		var id int64
@@ -4794,11 +4930,12 @@ func (c *bubbleClient) run(stop <-chan struct{}) {
 func (c *bubbleClient) putTickJob(i int) {
 	j := shellJob(tickJobName(i), []string{"@every 1s", "*/2 * * * * *", "@every 2s", "*/3 * * * * *"}[i%4], []string{"0.1 0", "0.3 1", "1.5 0", "0 0", "4 0"}[i%5])
 	j.Tags = []map[string]string{{"role": "x:1"}, nil, {"role": "x:2"}}[i%3]
-	j.Retries = []uint{0, 1, 0}[i%3]
+	j.Retries, j.DisableAfter = []uint{0, 1, 0}[i%3], []uint{0, 6}[i%2]
 	j.Concurrency = []string{concurrencyAllow, concurrencyForbid, concurrencyReplace, concurrencyQueue}[(uint64(i/2)+c.b.seed)%4]
 	if c.b.seed%3 == 0 && i%2 == 0 {
 		j.Mutex = "m"
 	}
+	j.Metadata = map[string]string{"tick": strconv.Itoa(i % 2)}
 	c.write("POST", "/v1/jobs", "make "+j.Name, c.doc(j))
 }
 
@@ -4837,7 +4974,7 @@ func (c *bubbleClient) act() {
 		weight int
 		do     func()
 	}{
-		{6, c.put}, {4, c.putAtOnce}, {4, func() { c.putAndLeave(unsureLimit) }}, {2, c.restore}, {3, c.toggle}, {3, c.runByHand}, {2, c.deleteJob}, {2, c.kill}, {2, c.list}, {1, c.watch},
+		{6, c.put}, {4, c.putAtOnce}, {4, func() { c.putAndLeave(unsureLimit) }}, {2, c.restore}, {3, c.toggle}, {3, c.runByHand}, {3, c.hold}, {2, c.drain}, {2, c.deleteJob}, {2, c.kill}, {2, c.list}, {1, c.watch},
 	}
 	total := 0
 	for _, a := range acts {
@@ -4924,11 +5061,45 @@ func (c *bubbleClient) toggle() {
 	if !c.first {
 		return
 	}
-	path := "/v1/jobs/" + tickJobName(c.rnd.IntN(c.b.plan.jobs)) + "/toggle"
-	for range 2 {
+	off := "/v1/jobs/" + tickJobName(c.rnd.IntN(c.b.plan.jobs)) + "/toggle"
+	on := off
+	if c.rnd.IntN(2) == 0 {
+		off, on = "/v1/disable?metadata[tick]=1", "/v1/enable?metadata[tick]=1"
+	}
+	for _, path := range []string{off, on} {
 		c.write("POST", path, c.nextKey(), nil)
 		time.Sleep(time.Duration(c.rnd.IntN(1_500)) * time.Millisecond)
 	}
+}
+
+// hold keeps all jobs, or some of those that fire, from starting for a while.
+func (c *bubbleClient) hold() {
+	if !c.first {
+		return
+	}
+	doc := c.doc(rule{Why: "a test", Metadata: []map[string]string{nil, {"tick": "0"}, {"tick": "1"}}[c.rnd.IntN(3)]})
+	c.write("POST", "/v1/hold", c.nextKey(), doc)
+	time.Sleep(time.Duration(c.rnd.IntN(4_000)) * time.Millisecond)
+	c.write("POST", "/v1/release", c.nextKey(), doc)
+	c.b.reach("a hold")
+}
+
+// drain drains a node for a while, if the cluster knows it.
+func (c *bubbleClient) drain() {
+	if !c.first {
+		return
+	}
+	path := "/v1/members/" + c.b.nodes[c.rnd.IntN(len(c.b.nodes))].name
+	for _, what := range []string{"/drain", "/undrain"} {
+		key := c.nextKey()
+		for status := 0; status != http.StatusOK && status != http.StatusNotFound && c.b.failure() == nil; {
+			n := c.b.nodes[c.rnd.IntN(len(c.b.nodes))]
+			status, _, _ = c.call(context.Background(), n, "POST", path+what, key, nil)
+			time.Sleep(time.Duration(50+c.rnd.IntN(300)) * time.Millisecond)
+		}
+		time.Sleep(time.Duration(c.rnd.IntN(4_000)) * time.Millisecond)
+	}
+	c.b.reach("a drained node")
 }
 
 func (c *bubbleClient) runByHand() {
@@ -4936,7 +5107,8 @@ func (c *bubbleClient) runByHand() {
 	if name == "" {
 		return
 	}
-	_, header, ok := c.write("POST", "/v1/jobs/"+name+"/run", c.nextKey(), nil)
+	version := c.versions[name]
+	_, header, ok := c.write("POST", "/v1/jobs/"+name+"/run?force", c.nextKey(), c.doc(map[string]any{"params": map[string]string{"version": version}}))
 	if !ok {
 		return
 	}
@@ -4949,6 +5121,9 @@ func (c *bubbleClient) runByHand() {
 		c.b.fail("run %s: the group is %q: %v", name, header.Get("Belfry-Group"), err)
 	}
 	c.groups = append(c.groups, group)
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	c.b.given[group] = version
 }
 
 func (c *bubbleClient) deleteJob() {

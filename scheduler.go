@@ -166,6 +166,7 @@ type job struct {
 	Executor       string                       `json:"executor,omitempty"`
 	ExecutorConfig map[string]string            `json:"executor_config,omitempty"`
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
+	SkipOn         []string                     `json:"skip_on,omitempty"` // ours: calendars on whose days it does not run
 	StartsAt       instant                      `json:"starts_at,omitempty"`
 	ExpiresAt      instant                      `json:"expires_at,omitempty"`
 	Notify         []notifyRule                 `json:"notify,omitempty"`      // ours; so are the next three
@@ -374,6 +375,7 @@ func (j *job) validate(zone string, now int64) error {
 	refuse(j.ParentOn != "" && j.ParentJob == "", "parent_on: says when a job follows its parent_job, which is missing")
 	refuse(j.DisableAfter > retriesMax, "disable_after: %d is more than %d", j.DisableAfter, retriesMax)
 	check("", checkParams(j.Params))
+	refuse(len(j.SkipOn) > rulesMax, "skip_on: %d calendars are more than %d", len(j.SkipOn), rulesMax)
 	refuse(j.ParentJob != "" && j.ParentJob == j.Name, "parent_job: a job cannot be its own parent")
 	refuse(j.SuccessCount < 0 || j.ErrorCount < 0, "success_count, error_count: must not be negative")
 	refuse(j.LastSuccess < 0 || j.LastError < 0 || int64(max(j.LastSuccess, j.LastError)) > now,
@@ -729,6 +731,8 @@ type moment struct {
 	unresponsive []node        // alive, but they did not answer their last orders
 	expected     []node        // on record, but not seen yet
 	startable    int64         // no execution with a lower id is started any more
+	released     int64         // when a hold was released last, in this term
+	rules        rules
 	rnd          *rand.Rand
 	picked       map[string]int // node → how often a count chose it
 	running      map[string]int // node → its unfinished executions, if any node has a limit
@@ -852,11 +856,14 @@ func (m moment) plan(r *jobRow, overlap string) []decision {
 	list, due := m.missed(r, newest)
 	for _, t := range due {
 		d := decision{Due: t, Late: t < m.since}
+		barred := cmp.Or(m.closed(r, timeOf(t)), m.rules.held(r.Metadata))
 		switch {
+		case barred != "":
+			d.Outcome, d.Reason = outcomeSkipped, barred
 		case overlap != "":
 			d.Outcome, d.Reason, d.Event = outcomeSkipped, overlap, eventOverrun
 		case len(targets) == 0:
-			d.Outcome, d.Reason, d.Event = outcomeSkipped, noNodeReason, eventMissed
+			d.Outcome, d.Reason, d.Event = outcomeSkipped, m.noNode(), eventMissed
 		default:
 			d.Targets = targets
 		}
@@ -875,6 +882,25 @@ func (m moment) plan(r *jobRow, overlap string) []decision {
 
 // noNodeReason is why a job does not run if no member has its tags.
 const noNodeReason = "no node has the tags that the job asks for"
+
+func (m moment) noNode() string {
+	if len(m.rules[ruleDrain]) > 0 {
+		return noNodeReason + " and is not drained"
+	}
+	return noNodeReason
+}
+
+// closed returns which calendar of the job has the day of a tick, "" if none has.
+func (m moment) closed(r *jobRow, tick time.Time) string {
+	for _, name := range r.SkipOn {
+		days := m.rules[ruleCalendar][name]
+		zone, err := loadZone(cmp.Or(days.Timezone, m.zone))
+		if err == nil && slices.Contains(days.Dates, tick.In(zone).Format(time.DateOnly)) {
+			return "calendar " + name
+		}
+	}
+	return ""
+}
 
 // window returns how long after its due time a tick of a job may still run: what the job says; else until half of the
 // time to the next tick has passed, at most catchupHalf and at least the leader's own window; that of @at for ever.
@@ -958,7 +984,7 @@ func (m moment) outage(from int64, window time.Duration) string {
 // goes to the nodes that its tags choose. ok is false if the row must wait.
 func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision, ok bool) {
 	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
-	from := max(p.Due, m.since)
+	from := max(p.Due, m.since, m.released)
 	switch early := p.Due - m.now; {
 	case p.WaitsFor != "":
 		begun := p.Asked
@@ -992,7 +1018,7 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 			return d, false
 		}
 		if d.Targets = targets; len(targets) == 0 && waited {
-			d.Outcome, d.Reason, d.Event = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, noNodeReason), eventMissed
+			d.Outcome, d.Reason, d.Event = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, m.noNode()), eventMissed
 		}
 	}
 	return d, p.Cause == causeChildren || len(d.Targets) > 0 || d.Outcome != ""
@@ -1130,6 +1156,7 @@ type scheduler struct {
 	number       uint64                   // of the last dispatch, question or kill of the term
 	since        int64                    // start of the time in which it has led and been awake
 	reached      uint64                   // log index up to which it knows what was applied
+	released     int64                    // when a hold was released last
 	later        map[int64]int64          // jobs and pending rows that cannot be decided yet, and when to try again
 	reviewFar    int64                    // when to look at the pending rows that are due much later
 	reviewWaits  int64                    // when to look at those that wait for something
@@ -1324,6 +1351,9 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 			s.until = min(s.until, a.Armed)
 			notify(s.wake)
 		}
+		if a.Released {
+			s.released = s.now().UnixNano()
+		}
 	}
 	if len(started) > 0 {
 		s.tasks.Add(1)
@@ -1373,6 +1403,7 @@ func (s *scheduler) moment() moment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m := moment{running: running, now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter,
+		released: s.released, rules: s.store.shown.Load().rules,
 		zone: s.timezone(), startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
 	overdue, alive := map[string]bool{}, map[string]bool{}
 	for _, o := range s.open {
@@ -1381,6 +1412,9 @@ func (s *scheduler) moment() moment {
 	for _, n := range nodes {
 		alive[n.Name] = true
 		n.Overdue = n.Overdue || overdue[n.Name]
+		if _, drained := m.rules[ruleDrain][n.Name]; drained {
+			continue
+		}
 		if s.unresponsive[n.Name] {
 			m.unresponsive = append(m.unresponsive, n)
 		} else {
@@ -1388,7 +1422,7 @@ func (s *scheduler) moment() moment {
 		}
 	}
 	for _, n := range s.expected {
-		if !m.settled() && !alive[n.Name] {
+		if _, drained := m.rules[ruleDrain][n.Name]; !m.settled() && !alive[n.Name] && !drained {
 			m.expected = append(m.expected, n)
 		}
 	}
@@ -1553,6 +1587,10 @@ func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 	if r.Disabled || r.ParentJob != "" || r.next == never || r.next > m.now {
 		return nil, nil // it has changed since
 	}
+	if m.rules.held(r.Metadata) != "" && r.schedule(m.zone).once() {
+		s.postpone(r.version.ID, m.now+int64(tickSlack))
+		return nil, nil
+	}
 	overlap := ""
 	if r.Concurrency == concurrencyForbid && r.open > 0 {
 		e, ok, err := s.store.openExecution(r.version.ID)
@@ -1596,6 +1634,10 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 	for _, p := range rows {
 		if jobs[p.JobID] == nil {
 			continue // the job was deleted, and its pending rows with it
+		}
+		if p.Cause != causeChildren && m.rules.held(jobs[p.JobID].Metadata) != "" {
+			s.postpone(p.ID, m.now+int64(tickSlack))
+			continue
 		}
 		used, err := s.store.groupNodes(p.Group)
 		if err != nil {
@@ -2583,9 +2625,10 @@ func (s *scheduler) resetFuture(ctx context.Context) error {
 // A request is a write that a client asked for.
 type request struct {
 	Actor   string
-	Address string               // of the client, for the audit trail
-	ID      string               // never empty; a request with the same id changes nothing again
-	Params  map[string]string    // of a run
+	Address string            // of the client, for the audit trail
+	ID      string            // never empty; a request with the same id changes nothing again
+	Params  map[string]string // of a run; so is the next
+	Force   bool
 	Keep    func(*jobRow) string // response to a repetition, from the job after the write; nil: none is kept
 }
 
@@ -2913,6 +2956,56 @@ func (s *scheduler) setPaused(ctx context.Context, r request, paused bool) error
 	return err
 }
 
+// setRule stores a rule, or takes it back if it is nil.
+func (s *scheduler) setRule(ctx context.Context, r request, action, kind, name string, set *rule) error {
+	text := jsonText(set)
+	_, res, err := s.attempt(ctx, r, action, func(c *command) (*jobRow, error) {
+		c.SetRule, c.Answer = &ruleSet{Kind: kind, Name: name}, text
+		if set != nil {
+			at := *set
+			at.Since = timeOf(c.Now)
+			c.SetRule.Rule = &at
+		}
+		return nil, nil
+	})
+	if err == nil && res.repeated() && res.Answer != "" && res.Answer != text {
+		err = errKeyUsed
+	}
+	return err
+}
+
+// toggleAll enables or disables the jobs with such metadata, all of them or none, and returns the names of those that
+// were not so before.
+func (s *scheduler) toggleAll(ctx context.Context, r request, metadata map[string]string, disabled bool) (names []string, err error) {
+	_, res, err := s.attempt(ctx, r, actionToggle, func(c *command) (*jobRow, error) {
+		names = []string{}
+		ids, _, err := s.store.jobIDs(jobFilter{Metadata: metadata}, 0, math.MaxInt)
+		if err != nil {
+			return nil, err
+		}
+		rows, err := s.store.jobsByID(ids)
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range rows {
+			if row.Disabled == disabled {
+				continue
+			}
+			j := row.job
+			j.dropRecord()
+			j.Disabled = disabled
+			c.Put = append(c.Put, jobPut{Base: row.version, Job: j, Next: j.firstTick(s.timezone(), c.Now, row.fired)})
+			names = append(names, j.Name)
+		}
+		c.Answer = jsonText(names)
+		return nil, nil
+	})
+	if err == nil && res.repeated() && res.Answer != "" {
+		err = json.Unmarshal([]byte(res.Answer), &names)
+	}
+	return names, err
+}
+
 // putPolicy creates or updates a policy, unless it is built in.
 func (s *scheduler) putPolicy(ctx context.Context, r request, p policy) error {
 	if _, ok := builtInPolicy(p.Name); ok {
@@ -3042,9 +3135,9 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow
 			}
 		}
 		m := s.moment()
-		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(row.Tags), Params: r.Params}
+		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(row.Tags), Params: r.Params, Force: r.Force}
 		switch {
-		case row.Disabled:
+		case row.Disabled && !r.Force:
 			return nil, errJobDisabled
 		case m.lacks(row.Tags, d.Targets):
 			return nil, errUndecided
@@ -3067,7 +3160,7 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow
 const errNoParam = refusal("the job takes no such parameter")
 
 // errNoNode refuses to run a job now that no live node can run.
-const errNoNode = refusal("no live node has the tags that the job asks for; change its tags, or start such a node")
+const errNoNode = refusal("no live node has the tags that the job asks for; change its tags, or start or undrain such a node")
 
 // Limits of schedules.
 const (

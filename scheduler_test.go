@@ -3673,11 +3673,28 @@ func (l *ledger) observe(s *store, e entry, res applied) error {
 	case c.Trim != nil:
 		maps.DeleteFunc(l.requests, func(_ string, at uint64) bool { return at <= c.Trim.Requests })
 	}
+	err = orElse(err, l.followDisabled(s, c.Now))
 	if err = orElse(err, l.followPending(s, c, res)); err == nil {
 		err = orElse(l.followExecutions(s, c), l.checkRules(c, res))
 	}
 	if err != nil {
 		return fmt.Errorf("log entry %d: %w", e.Index, err)
+	}
+	return nil
+}
+
+// followDisabled expects of a job that its failures have disabled that it is one of those that say so, and that none of
+// its ticks was left without an outcome.
+func (l *ledger) followDisabled(s *store, now int64) error {
+	for id, j := range l.jobs {
+		var disabled bool
+		if j.def.DisableAfter == 0 || j.def.Disabled || s.get("SELECT disabled FROM jobs WHERE id = ? AND deleted = 0", []any{id}, &disabled) != nil || !disabled {
+			continue
+		}
+		if j.def.armed() && j.next != never && j.next <= now {
+			return fmt.Errorf("job %s was disabled at %d, and its tick %d has no outcome", j.def.Name, now, j.next)
+		}
+		j.def.Disabled = true
 	}
 	return nil
 }

@@ -58,6 +58,7 @@ const (
 	commandBytesMax = 1 << 20 // largest entry: a transaction stays well under 100 ms
 	applyBytesMax   = 1 << 20 // entries applied in one transaction, for the same reason
 	ticksMax        = 1000    // decisions in one command
+	rulesMax        = 100     // holds, and calendars: they are in memory
 	childrenMax     = 1000    // of a job: one command makes a pending row for each
 	ancestorsMax    = 64      // of a job: apply looks at them one by one
 
@@ -129,15 +130,19 @@ const (
 		"let some depend on one of these")
 	errAncestors = refusal("parent_job: more than 64 jobs would stand above a job; " +
 		"let it depend on one that is nearer to the top")
-	errJobDisabled = refusal("the job is disabled; enable it first")
+	errJobDisabled = refusal("the job is disabled; enable it first, or run it with ?force")
 	errPaused      = refusal("submissions are paused: jobs can be created and updated again after POST /v1/unpause")
 	errBuiltIn     = refusal("the policies admin, operator and viewer are built in and cannot be changed; " +
 		"use another name")
-	errNoPolicy  = refusal("no such policy")
-	errNoToken   = refusal("no such token")
-	errManaged   = refusal("there is a management token already; ask who has it for another")
-	errBrokenOff = refusal("the restore was broken off; send the file again")
-	errKeys      = refusal("the change makes more rows than one command may make; make it in parts")
+	errNoPolicy     = refusal("no such policy")
+	errNoToken      = refusal("no such token")
+	errManaged      = refusal("there is a management token already; ask who has it for another")
+	errBrokenOff    = refusal("the restore was broken off; send the file again")
+	errNoRule       = refusal("it was not set")
+	errRules        = refusal("there are 100 holds, or 100 calendars; take back one of them first")
+	errNoCalendar   = refusal("skip_on: no calendar has that name; store it with PUT /v1/calendars/{name} first")
+	errCalendarUsed = refusal("a job names the calendar in its skip_on; change that job first")
+	errKeys         = refusal("the change makes more rows than one command may make; make it in parts")
 )
 
 // jobFields are a job as one document, and what of it is searched, sorted by or
@@ -360,6 +365,14 @@ CREATE TABLE nodes (
 	failed INTEGER NOT NULL  -- when it failed, 0: it is there
 ) STRICT, WITHOUT ROWID;
 
+-- What is set for the whole cluster: holds by their metadata, calendars and drained nodes by name.
+CREATE TABLE rules (
+	kind TEXT NOT NULL, -- hold, calendar or drain
+	name TEXT NOT NULL,
+	doc  TEXT NOT NULL, -- JSON object
+	PRIMARY KEY (kind, name)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE policies (
 	name  TEXT PRIMARY KEY,
 	rules TEXT NOT NULL -- JSON as it was sent
@@ -410,7 +423,7 @@ CREATE INDEX audit_job ON audit (job, at) WHERE job <> '';
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
 var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "notices", "ticks", "tick_days",
-	"staged", "nodes", "policies", "tokens", "requests", "stats", "audit"}
+	"staged", "nodes", "rules", "policies", "tokens", "requests", "stats", "audit"}
 
 // store is one open database. Its methods are safe for readers at any time;
 // write and install belong to one goroutine.
@@ -468,9 +481,56 @@ type noted struct {
 
 // settings are what the cluster table says, for those who ask with every request.
 type settings struct {
-	paused   bool
+	paused bool
+	rules
 	timezone string // of the cluster, "" if there is none yet
 	notices  int    // rows of that table
+}
+
+// Kinds of rules.
+const (
+	ruleHold     = "hold"     // keeps jobs from starting; its name is the metadata
+	ruleCalendar = "calendar" // days on which the jobs that name it in skip_on do not run
+	ruleDrain    = "drain"    // keeps runs from starting on the node that it names
+)
+
+// A rule is set by a client for the whole cluster.
+type rule struct {
+	Kind     string            `json:"-"`
+	Name     string            `json:"name,omitempty"`
+	Why      string            `json:"why,omitempty"`
+	Metadata map[string]string `json:"metadata,omitempty"` // of the jobs that are held; nil: all
+	By       string            `json:"by,omitempty"`
+	Since    time.Time         `json:"since,omitzero"`
+	Dates    []string          `json:"dates,omitempty"`    // as in 2026-12-25, in order
+	Timezone string            `json:"timezone,omitempty"` // empty: the cluster's
+}
+
+// rules are by kind and name. Nobody changes them.
+type rules map[string]map[string]rule
+
+// held returns why jobs with such metadata do not start, "" if they do.
+func (r rules) held(metadata map[string]string) string {
+	for _, name := range sortedKeys(r[ruleHold]) {
+		h, covers := r[ruleHold][name], true
+		for k, v := range h.Metadata {
+			got, ok := metadata[k]
+			covers = covers && ok && got == v
+		}
+		if covers {
+			return fmt.Sprintf("held by %s since %s: %s", h.By, h.Since.Format(time.RFC3339), h.Why)
+		}
+	}
+	return ""
+}
+
+// list returns the rules of a kind by name.
+func (r rules) list(kind string) []rule {
+	list := []rule{}
+	for _, name := range sortedKeys(r[kind]) {
+		list = append(list, r[kind][name])
+	}
+	return list
 }
 
 // logRetention is how much of the log is kept before the applied index.
@@ -716,8 +776,20 @@ func (s *store) enrol() error {
 }
 
 func (s *store) loadSettings() error {
-	return s.get("SELECT paused, timezone, (SELECT count(*) FROM main.notices) FROM main.cluster", nil,
-		&s.settings.paused, &s.settings.timezone, &s.settings.notices)
+	now := settings{rules: rules{ruleHold: {}, ruleCalendar: {}, ruleDrain: {}}}
+	err := s.get("SELECT paused, timezone, (SELECT count(*) FROM main.notices) FROM main.cluster", nil,
+		&now.paused, &now.timezone, &now.notices)
+	if err == nil {
+		err = s.each("SELECT kind, name, doc FROM main.rules", nil, func(scan scanner) error {
+			var r rule
+			var kind, name string
+			err := scan(&kind, &name, jsonColumn{&r})
+			now.rules[kind][name] = r
+			return err
+		})
+	}
+	s.settings = now
+	return err
 }
 
 // showSettings has readers know what the last transaction has made of them.
@@ -1357,11 +1429,12 @@ type applied struct {
 	Started  [][]int64 // of consume and bind: the executions that may start now
 	More     bool      // delete_executions: more than one slice
 
-	Bound   bool    // bind: what started is with another process than before
-	Armed   int64   // when the first of what the command has armed falls due; 0: it has armed nothing
-	Freed   []int64 // pending rows whose wait may be over
-	Noticed bool    // there are new notices
-	Untold  int     // notices that were given up
+	Bound    bool    // bind: what started is with another process than before
+	Armed    int64   // when the first of what the command has armed falls due; 0: it has armed nothing
+	Freed    []int64 // pending rows whose wait may be over
+	Noticed  bool    // there are new notices
+	Released bool    // a hold is over
+	Untold   int     // notices that were given up
 }
 
 // apply is the part of write that applies.
@@ -1553,6 +1626,7 @@ type command struct {
 	Delete           *jobVersion `json:"delete,omitempty"`
 	DeleteExecutions *jobVersion `json:"delete_executions,omitempty"` // one slice
 	SetPaused        *bool       `json:"set_paused,omitempty"`
+	SetRule          *ruleSet    `json:"set_rule,omitempty"`
 	PutPolicy        *policy     `json:"put_policy,omitempty"`
 	DeletePolicy     string      `json:"delete_policy,omitempty"` // its name
 	PutToken         *tokenPut   `json:"put_token,omitempty"`
@@ -1604,6 +1678,12 @@ const (
 	actionRestore          = "restore"
 	actionPause            = "pause"
 	actionUnpause          = "unpause"
+	actionHold             = "hold"
+	actionRelease          = "release"
+	actionDrain            = "node.drain"
+	actionUndrain          = "node.undrain"
+	actionPutCalendar      = "calendar.put"
+	actionDeleteCalendar   = "calendar.delete"
 	actionPutPolicy        = "policy.put"
 	actionDeletePolicy     = "policy.delete"
 	actionCreateToken      = "token.create"
@@ -1619,6 +1699,13 @@ const (
 type foundation struct {
 	ID       string `json:"id"`       // random, the same as in the servers' own tables
 	Timezone string `json:"timezone"` // of jobs that name none
+}
+
+// ruleSet stores a rule, or takes it back.
+type ruleSet struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+	Rule *rule  `json:"rule"`
 }
 
 // tokenPut makes a token.
@@ -1676,7 +1763,8 @@ type decision struct {
 	Targets []target `json:"targets,omitempty"` // to run on; empty: it does not run
 	Last    bool     `json:"last,omitempty"`    // if it still cannot start, it waits no more
 
-	Params map[string]string `json:"params,omitempty"` // of a run by hand
+	Params map[string]string `json:"params,omitempty"` // of a run by hand; so is the next
+	Force  bool              `json:"force,omitempty"`  // also of a job that is disabled or held
 
 	Outcome string `json:"outcome,omitempty"` // skipped or missed
 	Reason  string `json:"reason,omitempty"`
@@ -1968,6 +2056,8 @@ func (a *applying) change() {
 		a.deleteExecutions(*c.DeleteExecutions)
 	case c.SetPaused != nil:
 		a.setPaused(*c.SetPaused)
+	case c.SetRule != nil:
+		a.setRule(*c.SetRule)
 	case c.PutPolicy != nil:
 		a.putPolicy(*c.PutPolicy)
 	case c.DeletePolicy != "":
@@ -2101,6 +2191,11 @@ func (a *applying) put(p jobPut) {
 	}
 	if p.Job.ParentJob != "" && p.Job.ParentJob != oldParent {
 		a.checkParent(p.Job.Name, p.Job.ParentJob)
+	}
+	for _, name := range p.Job.SkipOn {
+		if _, ok := a.s.settings.rules[ruleCalendar][name]; !ok {
+			a.fail(errNoCalendar)
+		}
 	}
 	moved := base.ID != 0 && !p.Keep
 	switch {
@@ -2291,6 +2386,8 @@ var bans = []ban{
 	{badInput{errParent}, `SELECT name FROM staged st WHERE restore = ?1 AND parent_job <> ''
 		AND NOT EXISTS (SELECT * FROM staged p WHERE p.restore = ?1 AND p.name = st.parent_job)
 		AND NOT EXISTS (SELECT * FROM jobs p WHERE p.name = st.parent_job AND p.deleted = 0)`},
+	{badInput{errNoCalendar}, `SELECT st.name FROM staged st, json_each(st.doc, '$.skip_on') c WHERE restore = ?1
+		AND c.value NOT IN (SELECT name FROM rules WHERE kind = 'calendar')`},
 	{errUndecided, `SELECT st.name FROM ` + replacedSQL + ` AND j.armed
 		AND s.next BETWEEN -9223372036854775807 AND ?2 AND NOT ` + sameTicksSQL},
 	{errConflict, `SELECT st.name FROM ` + replacedSQL + ` AND st.armed
@@ -2456,6 +2553,36 @@ func (a *applying) setPaused(paused bool) {
 	a.audit("", "", nil, nil)
 }
 
+// setRule stores a rule, or takes it back. A calendar that a job names stays.
+func (a *applying) setRule(r ruleSet) {
+	old := a.s.settings.rules[r.Kind]
+	var was, is any
+	var job int
+	if rule, ok := old[r.Name]; ok {
+		was = rule
+	}
+	switch {
+	case r.Rule != nil:
+		is = r.Rule
+		if was == nil && r.Kind != ruleDrain && len(old) >= rulesMax {
+			a.fail(errRules)
+		}
+		a.exec("INSERT OR REPLACE INTO rules VALUES (?, ?, ?)", r.Kind, r.Name, jsonText(r.Rule))
+	case was == nil:
+		a.fail(errNoRule)
+	case r.Kind == ruleCalendar && a.get(`SELECT 1 FROM jobs, json_each(doc, '$.skip_on')
+		WHERE deleted = 0 AND value = ? LIMIT 1`, []any{r.Name}, &job):
+		a.fail(errCalendarUsed)
+	}
+	if r.Rule == nil {
+		a.exec("DELETE FROM rules WHERE kind = ? AND name = ?", r.Kind, r.Name)
+		a.result.Released = r.Kind == ruleHold
+	}
+	a.fail(a.s.loadSettings())
+	a.s.tell(eventPaused, 0)
+	a.audit("", r.Name, was, is)
+}
+
 func (a *applying) putPolicy(p policy) {
 	was := a.policy(p.Name)
 	a.exec("INSERT OR REPLACE INTO policies VALUES (?, ?)", p.Name, p.Rules)
@@ -2539,6 +2666,7 @@ type consuming struct {
 	concurrency, mutex     string
 	failing                bool // to be disabled, once its ticks are decided
 	unplaced               bool
+	metadata               map[string]string // nil while nothing is held
 	day, ticks, overlaps   int64
 	was                    int64 // open before the command
 
@@ -2562,8 +2690,12 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 	for i, d := range list {
 		ids[i] = d.Job
 	}
+	metadata := "'null'"
+	if len(a.s.settings.rules[ruleHold]) > 0 {
+		metadata = "j.metadata"
+	}
 	for _, t := range applyRows[consuming](a, `SELECT j.id, `+audienceColumns+`, rev, next, fired, open, armed, disabled,
-		concurrency, mutex, disable_after BETWEEN 1 AND failures, unplaced, day, day_ticks, day_overlaps, open
+		concurrency, mutex, disable_after BETWEEN 1 AND failures, unplaced, `+metadata+`, day, day_ticks, day_overlaps, open
 		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE deleted = 0`, jsonText(ids)) {
 		jobs[t.id] = &t
 	}
@@ -2578,6 +2710,9 @@ func (a *applying) consume(list []decision) {
 	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
 	for i, d := range list {
 		t := jobs[d.Job]
+		if t != nil && len(d.Targets) > 0 && a.barred(d, t) {
+			continue
+		}
 		p, own, ok := a.cause(d, t)
 		if a.result.Accepted[i] = ok; p.Cause == "" {
 			continue
@@ -2813,6 +2948,27 @@ type nodeLoad struct {
 
 const nodeLoads = "SELECT node, count(*) FROM executions WHERE finished = 0 GROUP BY node"
 
+// barred reports whether a run may not start as it was decided, because its job
+// is held or one of its nodes was drained: the leader, which did not know that
+// then, decides again. A run by hand is refused.
+func (a *applying) barred(d decision, t *consuming) bool {
+	hand, held := d.Pending == 0 && d.Due == 0, a.s.settings.held(t.metadata)
+	drained := slices.ContainsFunc(d.Targets, func(to target) bool {
+		_, ok := a.s.settings.rules[ruleDrain][to.Node]
+		return ok
+	})
+	switch {
+	case held != "" && !d.Force:
+		if hand {
+			a.result.Refused = held
+		}
+		return true
+	case drained && hand:
+		a.fail(errConflict)
+	}
+	return drained
+}
+
 // cause takes the cause of d away, and returns what it stands for as a pending
 // row, and what else its group has open. ok is false if it is to be decided
 // again; a row without a cause says that there is nothing left to decide.
@@ -2831,7 +2987,7 @@ func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok 
 		a.fail(errNoJob)
 	case t.rev != d.Rev:
 		a.fail(errConflict)
-	case t.disabled:
+	case t.disabled && !d.Force:
 		a.fail(errJobDisabled)
 	default:
 		return pendingRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now, Asked: a.c.Now, Params: d.Params}, 0, true
@@ -3235,7 +3391,8 @@ func (a *applying) follow(id int64, how string) {
 // count adds what has ended to the state of the jobs and to the daily
 // statistics. A job that was deleted has no state any more.
 func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
-	for id, d := range deltas {
+	for _, id := range sortedKeys(deltas) {
+		d := deltas[id]
 		a.touchRun(id)
 		a.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?,
 			last_success = max(last_success, ?), last_error = max(last_error, ?),
@@ -3257,20 +3414,22 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 // allows. A tick that is due would be left without an outcome: then consume does it.
 func (a *applying) disableFailing(id int64) {
 	var was job
-	if !a.get(`SELECT doc FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ? AND deleted = 0 AND disabled = 0
-		AND disable_after BETWEEN 1 AND failures AND (NOT armed OR next > ? OR next = ?)`,
-		[]any{id, a.c.Now, int64(never)}, jsonColumn{&was}) {
+	var who audience
+	if !a.get(`SELECT j.doc, `+audienceColumns+` FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ? AND deleted = 0
+		AND disabled = 0 AND disable_after BETWEEN 1 AND failures AND (NOT armed OR next > ? OR next = ?)`,
+		[]any{id, a.c.Now, int64(never)}, jsonColumn{&was}, &who.name, &who.owner, &who.doc, &who.failures) {
 		return
 	}
-	j := was
+	j, why := was, fmt.Sprintf("%d runs in a row have failed", was.DisableAfter)
 	j.Disabled = true
 	a.touch(id)
 	a.exec("UPDATE job_state SET fires = 0 WHERE job = ?", id)
 	a.exec("UPDATE jobs SET rev = ?, doc = ? WHERE id = ?", int64(a.result.Index), j.document(), id)
 	asked := a.c.Audit
 	a.c.Audit = &audited{Action: actionDisable}
-	a.audit(j.Name, fmt.Sprintf("%d runs in a row have failed", j.DisableAfter), &was, &j)
+	a.audit(j.Name, why, &was, &j)
 	a.c.Audit = asked
+	a.notify(a.receivers(eventFailed, who, false), id, notice{Event: eventFailed, Job: j.Name, Reason: "it is disabled: " + why})
 }
 
 // An audience is who listens to what happens to a job.
@@ -4433,6 +4592,12 @@ func (s *store) request(id string) (r applied, ok bool, err error) {
 		return applied{}, false, nil
 	}
 	return r, err == nil, err
+}
+
+// runsOn reports whether a node has an execution that has not ended.
+func (s *reader) runsOn(node string) (runs bool, err error) {
+	err = s.view("SELECT EXISTS (SELECT * FROM executions WHERE finished = 0 AND node = ?)", []any{node}, &runs)
+	return runs, err
 }
 
 // groupOpen reports whether something of a group runs, or waits to be tried again.

@@ -406,7 +406,13 @@ func (l *randomLog) next() *command {
 		c.Actor, c.Audit = pick(l.rnd, actorAnonymous, "policy-0"), &audited{Action: "change", Address: "192.0.2.1"}
 	}
 	row := l.job()
-	switch l.rnd.IntN(17) {
+	switch l.rnd.IntN(18) {
+	case 17:
+		name := fmt.Sprint("n", l.rnd.IntN(3))
+		c.SetRule = &ruleSet{pick(l.rnd, ruleHold, ruleCalendar, ruleDrain), name, &rule{Name: name, Why: "why", Metadata: map[string]string{"b": fmt.Sprint(l.n - l.rnd.IntN(20))}, Since: timeOf(l.now)}}
+		if l.rnd.IntN(2) == 0 {
+			c.SetRule.Rule = nil
+		}
 	case 16:
 		if c.Told = l.told(); l.rnd.IntN(2) == 0 {
 			c.Told, c.Notice = nil, []occasion{{Job: row.version.ID, Heard: l.heard(row), Notice: notice{Event: eventOverdue}},
@@ -510,6 +516,9 @@ func (l *randomLog) put() jobPut {
 	}
 	if p.Job.DisableAfter = uint(l.rnd.IntN(3)); l.rnd.IntN(5) == 0 {
 		p.Job.ParentJob, p.Job.ParentOn = fmt.Sprint("job-", l.rnd.IntN(8)), pick(l.rnd, "", onSuccess, onFailure, onAny)
+	}
+	if l.rnd.IntN(4) == 0 {
+		p.Job.SkipOn = []string{fmt.Sprint("n", l.rnd.IntN(3))}
 	}
 	if row, err := l.s.job(name); err == nil {
 		p.Base, p.Next = row.version, max(p.Next, row.fired+1)
@@ -1948,7 +1957,8 @@ func TestApply_ParentOn(t *testing.T) {
 // it says, a success or its user begins the count anew, and a tick that is due
 // then is skipped, for that reason.
 func TestApply_DisableAfter(t *testing.T) {
-	g := newStage(t, job{Name: "a", DisableAfter: 2, Metadata: map[string]string{"k": "v"}})
+	g := newStage(t, job{Name: "a", DisableAfter: 2, Metadata: map[string]string{"k": "v"},
+		Notify: []notifyRule{{On: []string{eventFailed}, Webhook: "http://own"}}})
 	run := func(outcome string) { t.Helper(); g.end(outcome, g.tick("a", "n1", "n2")...) }
 	disabled := func(want bool) {
 		t.Helper()
@@ -1960,8 +1970,10 @@ func TestApply_DisableAfter(t *testing.T) {
 		run(outcome)
 		disabled(false)
 	}
+	g.wantTold("failed a: webhook http://own", "failed a: webhook http://own")
 	run(outcomeInterrupted)
 	disabled(true)
+	g.wantTold("failed a: webhook http://own") // that it is disabled
 	row := g.row("a")
 	if res := g.do(&command{Now: row.next, Consume: []decision{{Job: row.version.ID, Rev: row.version.Rev, Due: row.next, Next: row.next + 1, Targets: []target{{"n1", 7}}}}}); res.Accepted[0] {
 		t.Error("a tick of the disabled job was accepted")
@@ -1995,6 +2007,76 @@ func TestApply_DisableAfter(t *testing.T) {
 	ticks, n, err := g.s.ticks(row.version.ID, 0, math.MaxInt64, 0, 1)
 	if err != nil || n == 0 || ticks[0].Outcome != outcomeSkipped || ticks[0].Reason != failingReason {
 		t.Errorf("the tick is on record as %+v, %v", ticks, err)
+	}
+}
+
+// TestApply_Barred: a decision to run that was made before its job was held, or
+// its node drained, starts nothing, and its cause waits for another; what is
+// forced, or is not held, runs.
+func TestApply_Barred(t *testing.T) {
+	g := newStage(t, job{Name: "a", Retries: 1, Metadata: map[string]string{"team": "web", "tier": "1"}}, job{Name: "child", ParentJob: "a"},
+		job{Name: "b", Metadata: map[string]string{"team": "db"}})
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	_, rows := g.pending()
+	decide := func(d decision) applied {
+		t.Helper()
+		d.Targets = []target{{"n1", 7}, {"n2", 7}}
+		return g.do(&command{Now: stageNext + int64(time.Hour), Consume: []decision{d}})
+	}
+	row := g.row("a")
+	tick := decision{Job: row.version.ID, Rev: row.version.Rev, Due: row.next, Next: row.next + int64(2*time.Hour)}
+	retry := decision{Pending: rows[0].ID, Job: row.version.ID, Rev: row.version.Rev}
+	hand := decision{Job: row.version.ID, Rev: row.version.Rev}
+	set := func(kind, name string, r *rule) {
+		t.Helper()
+		if res := g.do(&command{SetRule: &ruleSet{kind, name, r}}); res.Err != nil || res.Released != (kind == ruleHold && r == nil) {
+			t.Fatalf("%s %s: %v, released %t", kind, name, res.Err, res.Released)
+		}
+	}
+	set(ruleHold, "1", &rule{Why: "w", By: "me", Metadata: map[string]string{"team": "web"}})
+	for _, d := range []decision{tick, retry} {
+		if res := decide(d); res.Accepted[0] || len(res.Started[0]) > 0 {
+			t.Errorf("while the job is held %+v was %+v", d, res)
+		}
+	}
+	if res := decide(hand); len(res.Started[0]) > 0 || res.Refused != "held by me since 0001-01-01T00:00:00Z: w" {
+		t.Errorf("a run by hand while the job is held: %+v", res)
+	}
+	forced := hand
+	if forced.Force = true; len(decide(forced).Started[0]) != 2 {
+		t.Error("a run by force did not start")
+	}
+	other := g.row("b")
+	if res := decide(decision{Job: other.version.ID, Rev: other.version.Rev}); len(res.Started[0]) != 2 {
+		t.Errorf("another job while one is held: %+v", res)
+	}
+	set(ruleHold, "1", nil)
+	set(ruleDrain, "n2", &rule{})
+	for _, d := range []decision{tick, retry} {
+		if res := decide(d); res.Accepted[0] || len(res.Started[0]) > 0 {
+			t.Errorf("while a node is drained %+v was %+v", d, res)
+		}
+	}
+	if res := decide(hand); res.Err != errConflict {
+		t.Errorf("a run by hand on a drained node: %+v", res)
+	}
+	set(ruleDrain, "n2", nil)
+	for _, d := range []decision{tick, retry, hand} {
+		if res := decide(d); !res.Accepted[0] || len(res.Started[0]) != 2 {
+			t.Errorf("when all is over %+v was %+v", d, res)
+		}
+	}
+	if res := g.do(&command{SetRule: &ruleSet{ruleDrain, "n2", nil}}); res.Err != errNoRule {
+		t.Errorf("a rule that is not there was taken back: %v", res.Err)
+	}
+	for i := range rulesMax {
+		set(ruleHold, fmt.Sprint(i), &rule{})
+	}
+	if res := g.do(&command{SetRule: &ruleSet{ruleHold, "more", &rule{}}}); res.Err != errRules {
+		t.Errorf("one more hold than there may be: %v", res.Err)
+	}
+	if err := g.s.loadSettings(); err != nil || len(g.s.settings.rules[ruleHold]) != rulesMax { // as a start does
+		t.Errorf("%v: there are %d holds, want %d", err, len(g.s.settings.rules[ruleHold]), rulesMax)
 	}
 }
 
@@ -2782,6 +2864,7 @@ var checks = []struct{ rule, query string }{
 	{"an execution and a pending row have a job", "SELECT id FROM executions WHERE job NOT IN (SELECT id FROM jobs) UNION ALL SELECT id FROM pending WHERE job NOT IN (SELECT id FROM jobs WHERE deleted = 0)"},
 	{"an attempt of a slot exists once", "SELECT min(id) FROM executions GROUP BY grp, slot, attempt HAVING count(*) > 1"},
 	{"a tick has one outcome, unless a wrong clock was set back in between", "SELECT min(job) FROM (SELECT id, job, due FROM executions WHERE cause = 'tick' AND id = grp UNION ALL SELECT id, job, due FROM ticks WHERE cause = 'tick') t GROUP BY job, due, (SELECT count(*) FROM ticks c WHERE c.job = t.job AND c.cause = 'clock' AND c.id < t.id) HAVING count(*) > 1"},
+	{"a calendar is there", "SELECT jobs.id FROM jobs, json_each(doc, '$.skip_on') WHERE deleted = 0 AND value NOT IN (SELECT name FROM rules WHERE kind = 'calendar')"},
 	{"an output has an execution", "SELECT execution FROM outputs WHERE execution NOT IN (SELECT id FROM executions)"},
 	{"a parent is there", "SELECT id FROM jobs WHERE deleted = 0 AND parent_job <> '' AND parent_job NOT IN (SELECT name FROM jobs WHERE deleted = 0)"},
 	{"the log reaches from its base to beyond what is applied", "SELECT applied_index FROM cluster, server WHERE applied_index < base_index OR base_index + (SELECT count(*) FROM log) < applied_index OR (SELECT min(idx) FROM log) <> base_index + 1"},

@@ -5,7 +5,7 @@ import { connection, executionPath, get, jobPath, permitted, token, write } from
 import { el, field, render } from "./dom.js";
 import { hush, listen, live } from "./live.js";
 import { learn, may } from "./rights.js";
-import { age, at } from "./time.js";
+import { age, at, parse } from "./time.js";
 import * as overview from "./overview.js";
 import * as jobs from "./jobs.js";
 import * as job from "./job.js";
@@ -178,19 +178,22 @@ function failure(err) {
 
 // loadAround reads what every view has around it. Without a leader there is none to name.
 function loadAround() {
-  return Promise.all([permitted(get("members"), []), get("leader").catch(() => null), permitted(get("pause"), {})]);
+  return Promise.all([permitted(get("members"), []), get("leader").catch(() => null), permitted(get("pause"), {}), permitted(get("hold"), [])]);
 }
 
-function showAround([members, leader, { paused }]) {
+function showAround([members, leader, { paused }, holds]) {
   render(byId("members"), members.map((m) => memberChip(m, leader)), token.get() && el("li", null, el("button", { "data-action": "signout" }, "Sign out")));
   byId("new").hidden = !may.create();
-  byId("paused").hidden = !paused;
-  render(byId("paused"), paused && ["Paused: new and changed jobs are refused. ", may.unpause() && el("button", { "data-action": "unpause" }, "Resume")]);
+  byId("paused").hidden = !paused && holds.length === 0;
+  render(byId("paused"), paused && el("div", null, "Paused: new and changed jobs are refused, schedules go on. ", may.unpause() && el("button", { "data-action": "unpause" }, "Resume")),
+    holds.map(({ why, metadata, by, since }) => el("div", null, "Held by ", by, " since ", at(parse(since)), ": ", why, ". ",
+      metadata ? "Jobs do not start that have " + Object.entries(metadata).map((kv) => kv.join("=")).join(" and ") : "No job starts", ". ",
+      may.release() && el("button", { "data-action": "release", "data-metadata": JSON.stringify(metadata ?? null) }, "Release"))));
 }
 
 function memberChip(member, leader) {
   const state = member.statusText;
-  const part = member.Name === leader?.Name ? " · leader" : state === "alive" ? "" : " · " + state;
+  const part = (member.Name === leader?.Name ? " · leader" : state === "alive" ? "" : " · " + state) + (member.drained ? " · drained" : "");
   const about = `${member.Name}: ${state}, version ${member.Tags?.version ?? "unknown"}, ${member.Addr}:${member.Port}`;
   return el("li", { class: "chip", title: about }, el("span", { class: "dot " + (overview.nodeKinds[state] ?? "bad") }), member.Name + part);
 }
@@ -268,6 +271,10 @@ const actions = {
     if (!await confirmed(`End this run of ${job}?`, "End it")) return "";
     await write("POST", executionPath(job, execution) + "/kill");
     return `The run of ${job} was told to end.`;
+  },
+  async release({ metadata }) {
+    await write("POST", "release", { metadata: JSON.parse(metadata) });
+    return "Jobs start again.";
   },
   async unpause() {
     await write("POST", "unpause");

@@ -67,6 +67,7 @@ function facts(j, runs, targets, coming) {
     ["Then", j.dependent_jobs?.length ? links(j.dependent_jobs) : ""],
     ["Retries", j.retries || ""],
     ["Parameters", pairs(j.params)],
+    ["Not on days of", j.skip_on?.join(", ")],
     ["Disabled by", j.disable_after ? `${j.disable_after} failed runs in a row` : ""],
     ["At once", { forbid: "only one run", queue: "only one run; the newest waits", replace: "only the newest run" }[j.concurrency]],
     ["Never beside", j.mutex ? `other jobs with the mutex ${j.mutex}` : ""],

@@ -40,4 +40,5 @@ export const may = {
   delete: (job) => granted(jobPath(job), "delete"),
   kill: (job, id) => granted(executionPath(job, id) + "/kill", "create"),
   unpause: () => granted("unpause", "create"),
+  release: () => granted("release", "create"),
 };
