@@ -4445,7 +4445,7 @@ func (b *bubble) checkCalm(now time.Time) {
 		if due != 0 && now.UnixNano() > due {
 			wrong[fmt.Sprint("tick of ", due)] = fmt.Sprintf("a tick is undecided that was due at %.3fs", timeOf(due).Sub(bubbleEpoch).Seconds())
 		}
-		if err := st.view("SELECT coalesce(min(due), 0) FROM pending", nil, &due); err != nil {
+		if err := st.view("SELECT coalesce(min(due), 0) FROM pending WHERE waits_for = ''", nil, &due); err != nil {
 			b.fail("%s: %v", leader.name, err)
 		}
 		if due != 0 && now.UnixNano() > due && !held {
