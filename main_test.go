@@ -4695,7 +4695,7 @@ func (b *bubble) finish() {
 			if c == nil {
 				return false
 			}
-			if st := c.status(); st.Last != c.store.applied.Load() || first != 0 && c.store.applied.Load() != first {
+			if st := c.status(); st.Last == 0 || st.Last != c.store.applied.Load() || first != 0 && c.store.applied.Load() != first {
 				return false
 			}
 			first = c.store.applied.Load()
