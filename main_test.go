@@ -4005,7 +4005,9 @@ var bubbleFaults = []bubbleFault{
 // rareStates are what the seeds of CI reach together.
 var rareStates = []string{
 	"a flipped bit in a snapshot",
+	"a drained node",
 	"a flipped bit in the log's last page",
+	"a hold",
 	"a leader whose applying is slow",
 	"a pause and a crash together",
 	"a power cut in the middle of what was not synced",
@@ -4611,9 +4613,12 @@ func (b *bubble) checkBars(e entry, c *command, res applied) {
 		if set.Rule != nil {
 			b.barred = append(b.barred, bubbleBar{set: *set, from: e.Index})
 		}
-		if b.did("entry %d: %s %s, set %t", e.Index, set.Kind, set.Name, set.Rule != nil); set.Kind == ruleDrain {
+		if set.Kind == ruleDrain {
 			b.moved[set.Name] = c.Now
 		}
+		b.hub.mu.Lock()
+		b.hub.trace.add(traced{text: fmt.Sprintf("entry %d: %s %s, set %t", e.Index, set.Kind, set.Name, set.Rule != nil)})
+		b.hub.mu.Unlock()
 	}
 	for i, d := range c.Consume {
 		for _, id := range res.Started[i] {
