@@ -273,6 +273,8 @@ type executorConfig struct {
 	// given, what a former process of the node left running is its caller's business.
 	Shell  func(ctx context.Context, o *order, out io.Writer) error
 	Chance func() uint64 // nil: that of the runtime
+
+	Failures *failureLog // of runs that ended without success; nil: not logged
 }
 
 // A reportFunc delivers results to the leader and returns the executions whose results are safe there. It must return
@@ -555,6 +557,9 @@ func (e *executor) finishLocked(r *run, res result) {
 	delete(e.runs, res.Execution)
 	r.out.close()
 	res.Node, res.Incarnation = e.cfg.Node, e.inc
+	if res.Outcome != outcomeSuccess {
+		e.cfg.Failures.add(r.order.Job, executionName(res.Execution, res.Node), res.Outcome, res.Output[:res.Reason], r.order.Attempt)
+	}
 	e.held[res.Execution] = &held{result: res, size: len(res.Output), since: time.Now()}
 	e.due = append(e.due, res.Execution)
 	select {

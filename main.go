@@ -1227,12 +1227,13 @@ type parts struct {
 // newParts creates the parts that every node has, and listens on the cluster plane. agent is nil on a server.
 func newParts(cfg config, id string, agent *agentDir, log *slog.Logger) (*parts, error) {
 	n := &parts{}
+	ec := executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
+		Shell: cfg.host.shell, Chance: cfg.host.chance}
+	if agent != nil { // a server hears of all nodes' failures
+		ec.Failures = &failureLog{log: log}
+	}
 	var err error
-	n.exec, err = newExecutor(executorConfig{
-		Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
-		Shell: cfg.host.shell, Chance: cfg.host.chance,
-	})
-	if err != nil {
+	if n.exec, err = newExecutor(ec); err != nil {
 		return nil, err
 	}
 	pc := cfg.plane(id, n.exec.incarnation())
@@ -1335,10 +1336,9 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, announce 
 		return err
 	}
 	defer func() { err = errors.Join(err, st.close()) }()
-	failures := failureLog{log: log}
+	failures := &failureLog{log: log}
 	st.disk, st.failed = cfg.host.disk, func(e executionRow) {
-		failures.add("job", e.JobName, "execution", executionName(e.ID, e.Node), "outcome", e.Outcome,
-			"reason", strings.TrimSpace(string(e.Reason)), "attempt", e.Attempt)
+		failures.add(e.JobName, executionName(e.ID, e.Node), e.Outcome, e.Reason, e.Attempt)
 	}
 	own, err := st.own()
 	if err != nil {

@@ -6672,6 +6672,7 @@ func TestLog(t *testing.T) {
 			said(p, "level=INFO", "a job failed", "job=bad", fmt.Sprint("-n", n+1), "outcome=failed", `reason="exit status 3"`, "attempt=1")
 		}
 	}
+	said(agent, `"msg":"a job failed","job":"bad"`, `-n4","outcome":"failed","reason":"exit status 3","attempt":1`)
 	servers[0].eventually("what runs", func() bool { var list []executionView; servers[0].get("/v1/busy", &list); return len(list) == 4 })
 
 	killed := slices.IndexFunc(servers, func(p *process) bool { status, _ := p.get("/v1/isleader", nil); return status != http.StatusOK })
@@ -6936,7 +6937,8 @@ func TestWhyNotRun(t *testing.T) {
 		"later ticks were due at the same time, and only the newest 10 run": "outage",
 		"waited 5m0s for mutex db, which a had":                             "overlap", "the run that was due at 2026-03-01T12:00:00Z took its place": "overlap",
 		"waited 5m0s for " + roomOn("n1") + ", which runs 4 at once": "full", "the retry waited 5m0s for node n3": "no_node",
-		"the job is disabled": "other",
+		"the job is disabled": "other", "calendar overlap": "calendar", "waited 5m0s for mutex held, which held had": "overlap",
+		"held by ops since 2026-03-01T12:00:00Z: no node may overlap the calendar": "held",
 	} {
 		if got := whyNotRun(reason); got != want {
 			t.Errorf("%q counts as %s, want %s", reason, got, want)
@@ -6951,7 +6953,7 @@ func TestFailureLog(t *testing.T) {
 		l := failureLog{log: slog.New(slog.NewTextHandler(&text, nil))}
 		for range 2 {
 			for i := range 50 {
-				l.add("job", i)
+				l.add("job", fmt.Sprint(i), outcomeFailed, nil, 1)
 			}
 			time.Sleep(time.Second)
 			synctest.Wait()

@@ -97,16 +97,18 @@ func (s *stats) decided(outcome, reason string, n int64) {
 	}
 }
 
-// reasonWords tell by a part of the reason why a tick did not run; the first that is in it counts.
+// reasonWords tell by a part of the reason why a tick did not run; the first that is in it counts. A reason begins after
+// a newline. Those with words of people after it come first.
 var reasonWords = []struct{ words, why string }{
+	{"\nheld by ", "held"}, {"\ncalendar ", "calendar"},
 	{"overlap", "overlap"}, {"retry of an earlier run", "overlap"}, {"mutex", "overlap"}, {"took its place", "overlap"}, {"no node", "no_node"},
 	{"no leader until", "outage"}, {"the leader was more than", "outage"}, {"later ticks were due", "outage"},
-	{"held", "held"}, {"calendar", "calendar"}, {"at once", "full"}, {" for node ", "no_node"},
+	{"at once", "full"}, {" for node ", "no_node"},
 }
 
 func whyNotRun(reason string) string {
 	for _, r := range reasonWords {
-		if strings.Contains(reason, r.words) {
+		if strings.Contains("\n"+reason, r.words) {
 			return r.why
 		}
 	}
@@ -177,12 +179,16 @@ type failureLog struct {
 	said int // executions in this second; guarded by mu
 }
 
-// add logs one; args say which, as slog takes them.
-func (l *failureLog) add(args ...any) {
+// add logs one. A nil log logs nothing.
+func (l *failureLog) add(job, execution, outcome string, reason []byte, attempt int) {
+	if l == nil {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.said++; l.said <= failuresMax {
-		l.log.Info("a job failed", args...)
+		l.log.Info("a job failed", "job", job, "execution", execution, "outcome", outcome,
+			"reason", strings.TrimSpace(string(reason)), "attempt", attempt)
 	}
 	if l.said > 1 {
 		return
@@ -294,7 +300,7 @@ var jobMetrics = []struct {
 	{"belfry_job_max_silence_seconds", "The job's max_silence.", "", func(j *jobNumbers) float64 { return limitOf(j.MaxSilence) }},
 	{"belfry_job_runs_total", "Executions that ended, by outcome.", outcomeSuccess, func(j *jobNumbers) float64 { return float64(j.Success) }},
 	{"belfry_job_runs_total", "", outcomeFailed, func(j *jobNumbers) float64 { return float64(j.Failed) }},
-	{"belfry_job_ticks_total", "Ticks of the last year, by outcome.", outcomeRan, func(j *jobNumbers) float64 { return float64(j.Ran) }},
+	{"belfry_job_ticks_total", "Ticks since the job was made, by outcome; one that ran counts when it has ended.", outcomeRan, func(j *jobNumbers) float64 { return float64(j.Ran) }},
 	{"belfry_job_ticks_total", "", outcomeLate, func(j *jobNumbers) float64 { return float64(j.Late) }},
 	{"belfry_job_ticks_total", "", outcomeSkipped, func(j *jobNumbers) float64 { return float64(j.Skipped) }},
 	{"belfry_job_ticks_total", "", outcomeMissed, func(j *jobNumbers) float64 { return float64(j.Missed) }},

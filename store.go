@@ -179,7 +179,7 @@ const jobFields = `,
 	doc             TEXT    NOT NULL`
 
 // schemaVersion is raised whenever schema changes.
-const schemaVersion = 8
+const schemaVersion = 9
 
 // schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet"
 // unless a column says otherwise. The first two tables are this server's own and
@@ -244,7 +244,11 @@ CREATE TABLE job_state (
 	day_overlaps  INTEGER NOT NULL, -- ticks among them that were skipped because a run went on
 	heard         INTEGER NOT NULL, -- when it last succeeded, or was stored; the least integer: its silence was told
 	overdue       INTEGER NOT NULL, -- newest execution that was told to be overdue
-	notices_lost  INTEGER NOT NULL  -- notices that no receiver could be told
+	notices_lost  INTEGER NOT NULL, -- notices that no receiver could be told
+	ran           INTEGER NOT NULL, -- ticks with that outcome since the job was made, as the three below
+	late          INTEGER NOT NULL,
+	skipped       INTEGER NOT NULL,
+	missed        INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX job_state_due ON job_state (next) WHERE fires;
 CREATE INDEX job_state_failing ON job_state (job) WHERE failures > 0;
@@ -2316,7 +2320,7 @@ func (a *applying) store(p jobPut) {
 		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, ?, 0, 0)", id, p.Next, j.armed(),
+		a.exec("INSERT INTO job_state VALUES (?, ?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, ?, 0, 0, 0, 0, 0, 0)", id, p.Next, j.armed(),
 			a.computed(p.Next), j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), a.c.Now)
 	case p.Keep:
 		return
@@ -2443,7 +2447,7 @@ func (a *applying) restore(r restoring) {
 		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, st.armed, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, 0, ?3, 0, 0
+		`INSERT INTO job_state SELECT st.id, st.next, st.armed, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, 0, ?3, 0, 0, 0, 0, 0, 0
 			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
 			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
@@ -3038,10 +3042,18 @@ const failingReason = "the job is about to be disabled: as many runs in a row ha
 // counts has something counted once it has committed.
 func (a *applying) counts(count func(*stats)) { a.s.counts = append(a.s.counts, count) }
 
+// tick counts n ticks of a job, for its metrics and those of this server. One that ran counts when the first execution of
+// its group has ended, as only then it is known that its node took the order.
+func (a *applying) tick(job int64, outcome, reason string, n int64) {
+	a.exec(`UPDATE job_state SET ran = ran + iif(?2 = 'ran', ?3, 0), late = late + iif(?2 = 'late', ?3, 0),
+		skipped = skipped + iif(?2 = 'skipped', ?3, 0), missed = missed + iif(?2 = 'missed', ?3, 0) WHERE job = ?1`, job, outcome, n)
+	a.counts(func(s *stats) { s.decided(outcome, reason, n) })
+}
+
 // record notes what did not run, and why.
 func (a *applying) record(job int64, cause string, d decision) {
 	if cause == causeTick {
-		a.counts(func(s *stats) { s.decided(d.Outcome, d.Reason, max(1, d.Count)) })
+		a.tick(job, d.Outcome, d.Reason, max(1, d.Count))
 	}
 	a.s.tell(eventJob, job)
 	a.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -3052,13 +3064,8 @@ func (a *applying) record(job int64, cause string, d decision) {
 // it (p.Group set), and returns their ids. It sets p.Group.
 func (a *applying) start(targets []target, p *pendingRow) (ids []int64) {
 	cause, params := p.Cause, jsonText(p.Params)
-	switch {
-	case cause == causeSlot:
+	if cause == causeSlot {
 		a.get("SELECT cause, late FROM executions WHERE id = ?", []any{p.Group}, &cause, &p.Late)
-	case cause == causeTick && p.Late:
-		a.counts(func(s *stats) { s.decided(outcomeLate, "", 1) })
-	case cause == causeTick:
-		a.counts(func(s *stats) { s.decided(outcomeRan, "", 1) })
 	}
 	for i, t := range targets {
 		id := a.key()
@@ -3221,6 +3228,15 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	}
 	if r.Outcome == outcomeLost {
 		a.notifyRun(eventLost, e.audience, e.ID, false)
+	}
+	switch {
+	case e.Cause != causeTick || e.ID != e.Group:
+	case r.Outcome == outcomeMissed:
+		a.tick(e.JobID, outcomeMissed, "no node took the order", 1)
+	case e.Late:
+		a.tick(e.JobID, outcomeLate, "", 1)
+	default:
+		a.tick(e.JobID, outcomeRan, "", 1)
 	}
 	d.open--
 	d.kept++
@@ -3731,24 +3747,18 @@ func (s *reader) countJobs() (n int, err error) {
 	return n, err
 }
 
-// jobNumbers returns the numbers of jobs that globs match, of any if these are nil: at most so many, failing ones first.
+// jobNumbers returns the numbers of jobs that globs match, of any if these are nil: at most so many, failing ones first,
+// of the others the first by name, which are found without a look at the wide rows.
 func (s *reader) jobNumbers(globs []string, most int) ([]jobNumbers, error) {
-	shown := func(failing string) string {
-		return `SELECT * FROM (SELECT j.id, j.name, j.max_runtime, j.max_silence FROM job_state s CROSS JOIN jobs j ON j.id = s.job
-			WHERE s.failures ` + failing + " AND " + anyName("?1") + ` ORDER BY s.job LIMIT ?2)`
-	}
-	return rowsOf[jobNumbers](s.viewEach, `WITH shown AS MATERIALIZED (`+shown("> 0")+" UNION ALL "+shown("= 0")+` LIMIT ?2),
-		counted AS (SELECT job, sum(ran) AS ran, sum(late) AS late, sum(skipped) AS skipped, sum(missed) AS missed FROM (
-			SELECT job, ran, late, skipped, missed FROM tick_days WHERE job IN (SELECT id FROM shown)
-			UNION ALL SELECT job, 0, 0, iif(outcome = 'skipped', count, 0), iif(outcome = 'missed', count, 0)
-				FROM ticks WHERE cause = 'tick' AND job IN (SELECT id FROM shown)
-			UNION ALL SELECT job, became = 'ran', became = 'late', 0, became = 'missed' FROM (SELECT job, `+ranSQL+` AS became
-				FROM executions e WHERE cause = 'tick' AND id = grp AND job IN (SELECT id FROM shown))) GROUP BY job)
+	return rowsOf[jobNumbers](s.viewEach, `WITH shown AS MATERIALIZED (SELECT * FROM (SELECT id FROM job_state s CROSS JOIN jobs j ON j.id = s.job
+			WHERE s.failures > 0 AND `+anyName("?1")+` ORDER BY s.job LIMIT ?2)
+		UNION ALL SELECT * FROM (SELECT id FROM jobs j CROSS JOIN job_state s ON s.job = j.id
+			WHERE deleted = 0 AND `+anyName("?1")+` AND s.failures = 0 ORDER BY name LIMIT ?2) LIMIT ?2)
 		SELECT name, s.failures > 0, s.last_success, s.success_count, s.error_count,
 			coalesce((SELECT finished - started FROM executions e WHERE e.job = s.job AND finished <> 0 ORDER BY id DESC LIMIT 1), -1),
 			coalesce((SELECT min(started) FROM executions e WHERE e.job = s.job AND finished = 0), 0),
-			coalesce(ran, 0), coalesce(late, 0), coalesce(skipped, 0), coalesce(missed, 0), max_runtime, max_silence
-		FROM shown JOIN job_state s ON s.job = id LEFT JOIN counted c ON c.job = id ORDER BY s.failures = 0, name`, jsonText(globs), most)
+			s.ran, s.late, s.skipped, s.missed, max_runtime, max_silence
+		FROM shown CROSS JOIN jobs USING (id) JOIN job_state s ON s.job = id ORDER BY s.failures = 0, name`, jsonText(globs), most)
 }
 
 // job returns the job of that name, or errNoJob.

@@ -2451,6 +2451,30 @@ func TestApply_Trim(t *testing.T) {
 	}
 }
 
+// TestStore_TickCounters: the counters of a job's ticks never fall, whatever is trimmed, and a tick whose order did not
+// reach its node counts as missed alone.
+func TestStore_TickCounters(t *testing.T) {
+	g := newStage(t, job{Name: "a"})
+	for range 30 {
+		g.end(outcomeSuccess, g.tick("a", "n1")...)
+	}
+	g.end(outcomeMissed, g.tick("a", "n1")...)
+	tr, err := g.s.trimmable(retention{executions: 5, auditBytes: math.MaxInt64}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.do(&command{Trim: &tr})
+	g.do(&command{Trim: &trimming{Day: math.MaxInt64}})
+	list, err := g.s.jobNumbers(nil, 10)
+	if err != nil || len(list) != 1 || list[0].Ran != 30 || list[0].Missed != 1 {
+		t.Errorf("%+v, %v, want 30 that ran and 1 that was missed", list, err)
+	}
+	why := &g.s.stats.whys[slices.Index(tickWhys, "no_node")]
+	if ran, missed := g.s.stats.ticks[0].Load(), why.Load(); ran != 30 || missed != 1 {
+		t.Errorf("the server counts %d that ran, and %d without a node, want 30 and 1", ran, missed)
+	}
+}
+
 // TestStore_OpenExecution: of a job the oldest execution that has not ended is
 // found, and none if only a retry is to come.
 func TestStore_OpenExecution(t *testing.T) {
