@@ -2970,9 +2970,13 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	called := append(targets, p.cfg.Join...) // in this round or another one
+	for _, c := range p.known {
+		called = append(called, c.Addr)
+	}
 	maps.DeleteFunc(p.problems, func(subject, _ string) bool {
 		addr, ok := strings.CutPrefix(subject, "join ")
-		return ok && !slices.Contains(targets, addr) && !slices.Contains(p.cfg.Join, addr)
+		return ok && !slices.Contains(called, addr)
 	})
 	return answered, clash, refusal
 }
@@ -3362,9 +3366,7 @@ func (p *plane) logChanges(now time.Time) {
 		switch {
 		case !known || c.ID == p.cfg.ID || before.Status == c.Status:
 		case c.Status == memberFailed:
-			running := p.runsOn(c.Name)
-			p.log.Warn("a node has failed: it does not answer", "node", c.Name, "since", c.lastSeen,
-				"running", len(running), "executions", running[:min(len(running), executionsLogged)])
+			p.log.Warn("a node has failed: it does not answer", append([]any{"node", c.Name, "since", c.lastSeen}, p.runsOn(c.Name)...)...)
 		case before.Status == memberFailed:
 			p.log.Info("a node is back", "node", c.Name, "silent", c.lastSeen.Sub(before.lastSeen).Round(time.Second))
 		}
@@ -3394,18 +3396,19 @@ func (p *plane) logChanges(now time.Time) {
 	}
 }
 
-// runsOn returns the executions that run on a node, as far as this server knows.
-func (p *plane) runsOn(node string) (list []string) {
+// runsOn returns the executions that run on a node, for the log. An agent does not know them.
+func (p *plane) runsOn(node string) []any {
 	if p.server == nil {
 		return nil
 	}
+	var list []string
 	open, _ := p.server.store.clients.unfinishedExecutions() // the log can do without
 	for _, e := range open {
 		if e.Node == node {
 			list = append(list, e.JobName+"/"+executionName(e.ID, e.Node))
 		}
 	}
-	return list
+	return []any{"running", len(list), "executions", list[:min(len(list), executionsLogged)]}
 }
 
 // setProblem records what is wrong with a subject, "" for nothing, and logs what is new. That a cluster is not made yet

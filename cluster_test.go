@@ -3068,6 +3068,17 @@ func TestPlane_Key(t *testing.T) {
 		t.Errorf("a heartbeat with another key: %v, want %v", err, errOtherKey)
 	}
 	eventually(t, "b says that a has another key", func() bool { return hasTrouble(b, "has another cluster key") })
+	// One that was known, and has been silent for so long that it is not called in each round, is still said to have it.
+	c, err := newPlane(planeConfig{record: record{ID: "c", Name: "c"}, Bind: "127.0.0.1:0", Key: b.cfg.Key, BeatTime: testBeat}, nil, a.log)
+	a.must(err)
+	defer c.listener.Close()
+	c.known["a"] = &contact{record: a.plane.own(), lastSeen: time.Now().Add(-time.Hour)}
+	for range 2 {
+		c.sendHeartbeats(t.Context(), nil)
+		if _, warnings := c.health(); !strings.Contains(fmt.Sprint(warnings), "has another cluster key") {
+			t.Error("a node with another key is forgotten while it is not called")
+		}
+	}
 	if text := log.String(); strings.Count(text, "a node with another cluster key calls this one") != 1 || a.plane.refused.byReason()["key"] == 0 {
 		t.Errorf("a has counted %v and logs, want one word of the other key\n%s", a.plane.refused.byReason(), text)
 	}

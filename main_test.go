@@ -6683,6 +6683,9 @@ func TestLog(t *testing.T) {
 		said(p, "level=WARN", "a node has failed", "node="+name, "since=", "running=1", "executions=[long/")
 	}
 	said(agent, "a node has failed", `"node":"`+name)
+	if strings.Contains(agent.log.String(), `"running":`) {
+		t.Errorf("an agent says what runs on another node:\n%s", &agent.log)
+	}
 	servers[killed] = server(killed, dirs[killed])
 	for _, p := range others {
 		said(p, "level=INFO", "a node is back", "node="+name, "silent=")

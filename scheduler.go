@@ -2529,7 +2529,6 @@ func (s *scheduler) deliver(ctx context.Context, cluster string, row noticeRow) 
 	for wait := noticeWait; err == nil; wait = min(2*wait, noticeWaitMax) {
 		err = s.courier.deliver(ctx, row.Receiver, fmt.Sprintf("%s-%d", cluster, row.ID), n)
 		if err == nil {
-			s.store.stats.told.Add(1)
 			return nil
 		}
 		if ctx.Err() == nil && s.now().Sub(timeOf(row.Made)) >= noticeAge {

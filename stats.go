@@ -47,7 +47,7 @@ type stats struct {
 	whys    countBy   // ticks that did not run, by why
 	commits histogram // from proposing a command to applying it
 
-	told   atomic.Int64 // notices that this leader delivered
+	told   atomic.Int64 // notices that receivers took
 	untold atomic.Int64 // notices that were given up
 }
 
@@ -357,7 +357,7 @@ func (s *stats) write(w io.Writer, g gauges) {
 	p.counters("belfry_ticks_not_run_total", "Ticks that did not run since this server started, by why.", "why", tickWhys, &s.whys)
 	p.counters("belfry_requests_refused_total", "Client requests that this node refused, by reason.", "reason", refusalReasons, &g.Requests.counts)
 	p.metric("belfry_notices_waiting", "Notices that wait for their receivers.", float64(g.Notices))
-	p.metric("belfry_notices_delivered_total", "Notices that this leader delivered.", float64(s.told.Load()))
+	p.metric("belfry_notices_delivered_total", "Notices that receivers took since this server started.", float64(s.told.Load()))
 	p.metric("belfry_notices_lost_total", "Notices given up since this server started.", float64(s.untold.Load()))
 	for _, reason := range sortedKeys(g.Refused) {
 		p.metric("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.", float64(g.Refused[reason]), "reason", reason)

@@ -3543,7 +3543,8 @@ func (a *applying) occasions(list []occasion) {
 
 // told removes notices that need not be told any more.
 func (a *applying) told(t toldRows) {
-	a.dropNotices(t.Taken)
+	n := a.dropNotices(t.Taken)
+	a.counts(func(s *stats) { s.told.Add(int64(n)) })
 	a.loseNotices(t.Lost)
 }
 

@@ -3071,6 +3071,9 @@ func TestApply_NoticesBound(t *testing.T) {
 		t.Errorf("%d notices are lost, want 1002", lost)
 	}
 	g.do(&command{Told: &toldRows{Taken: []int64{rows[0].ID}, Lost: []int64{rows[1].ID, rows[0].ID}}})
+	if taken := g.s.stats.told.Load(); taken != 1 {
+		t.Errorf("%d notices count as taken, want 1", taken)
+	}
 	if lost := g.row("a").NoticesLost; lost != 1003 {
 		t.Errorf("%d notices are lost, want 1003", lost)
 	}
