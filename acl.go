@@ -497,11 +497,15 @@ func nameGlob(segment string, rest bool) (string, bool) {
 // hiddenValue replaces a value of executor_config that looks secret.
 const hiddenValue = "<hidden>"
 
-// secretWords mark a key of executor_config that contains one of them as secret.
-var secretWords = []string{"env", "header", "payload", "body", "pass", "secret", "token", "key", "auth", "cred", "cookie"}
+// paramWords mark a parameter whose name contains one of them as secret; secretWords a key of executor_config.
+var (
+	paramWords  = []string{"pass", "secret", "token", "key", "auth", "cred", "cookie"}
+	secretWords = append([]string{"env", "header", "payload", "body"}, paramWords...)
+)
 
 // hiddenIn are the fields of a job that may hold secrets, with what hides these in the field's JSON.
-var hiddenIn = map[string]func([]byte) ([]byte, error){"executor_config": hideValues, "notify": hideReceivers}
+var hiddenIn = map[string]func([]byte) ([]byte, error){"executor_config": hideValues(hideConfig), "params": hideValues(hideParams),
+	"notify": hideReceivers}
 
 // hideReceivers replaces the URLs of receivers: whoever knows one can send to it.
 func hideReceivers(doc []byte) ([]byte, error) {
@@ -551,12 +555,25 @@ func hideSecrets(doc []byte) ([]byte, error) {
 	return append(out, '}'), nil
 }
 
-func hideValues(doc []byte) ([]byte, error) {
-	var config map[string]string
-	if err := json.Unmarshal(doc, &config); err != nil || config == nil {
-		return doc, err
+func hideValues(hide func(map[string]string) map[string]string) func([]byte) ([]byte, error) {
+	return func(doc []byte) ([]byte, error) {
+		var values map[string]string
+		if err := json.Unmarshal(doc, &values); err != nil || values == nil {
+			return doc, err
+		}
+		return plainJSON(hide(values))
 	}
-	return plainJSON(hideConfig(config))
+}
+
+// hideParams returns a copy of parameters with the values that look secret replaced.
+func hideParams(params map[string]string) map[string]string {
+	shown := maps.Clone(params)
+	for k := range params {
+		if contains(k, paramWords) {
+			shown[k] = hiddenValue
+		}
+	}
+	return shown
 }
 
 // hideConfig returns a copy of an executor_config with the values that look secret replaced.
@@ -574,16 +591,20 @@ func hideConfig(config map[string]string) map[string]string {
 func urlKey(key string) bool { return strings.EqualFold(key, "url") }
 
 // secretKey reports whether a key of executor_config looks like that of a secret.
-func secretKey(key string) bool {
-	lower := strings.ToLower(key)
-	return slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(lower, word) })
+func secretKey(key string) bool { return contains(key, secretWords) }
+
+// contains reports whether a name contains one of words, in upper or lower case.
+func contains(name string, words []string) bool {
+	lower := strings.ToLower(name)
+	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(lower, word) })
 }
 
-// checkHidden refuses an executor_config with a hidden value in it: stored, it would overwrite the secret.
-func checkHidden(config map[string]string) error {
+// checkHidden refuses a field of a job, or parameters of a run, with a hidden value in it: it would take the place of the
+// secret.
+func checkHidden(field string, config map[string]string) error {
 	for _, k := range sortedKeys(config) {
 		if config[k] == hiddenValue && (secretKey(k) || urlKey(k)) {
-			return fmt.Errorf("executor_config.%s: %q stands for a hidden value; send the value itself", k, hiddenValue)
+			return fmt.Errorf("%s.%s: %q stands for a hidden value; send the value itself", field, k, hiddenValue)
 		}
 	}
 	return nil

@@ -1777,3 +1777,25 @@ func TestHideSecrets_Receivers(t *testing.T) {
 		t.Errorf("%s, %s, %v", was, is, err)
 	}
 }
+
+// TestHideSecrets_Params: a parameter that looks secret is hidden as an executor_config is, in executions too, and what
+// hides it is no value.
+func TestHideSecrets_Params(t *testing.T) {
+	params := map[string]string{"date": "2026-11-01", "env": "test", "api_password": "hunter2", "TOKEN": "hunter2"}
+	j := job{Name: "a", Params: params}
+	doc, err := hideSecrets([]byte(j.document()))
+	_, is, err2 := difference(nil, &j)
+	before, _, err3 := difference(&j, &job{Name: "a"})
+	run, err4 := plainJSON((&executionRow{Params: params}).view(time.UTC))
+	for _, text := range []string{string(doc), is, before, string(run)} {
+		if strings.Contains(text, "hunter2") || !strings.Contains(text, `"params":{"TOKEN":"<hidden>","api_password":"<hidden>","date":"2026-11-01","env":"test"}`) {
+			t.Errorf("the parameters are shown as in %s", text)
+		}
+	}
+	if err := errors.Join(err, err2, err3, err4); err != nil {
+		t.Error(err)
+	}
+	if err := checkParams(map[string]string{"api_password": hiddenValue}); err == nil || err.Error() != `params.api_password: "<hidden>" stands for a hidden value; send the value itself` {
+		t.Errorf("a hidden value sent back: %v", err)
+	}
+}

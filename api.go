@@ -1865,7 +1865,7 @@ func (e *executionRow) view(zone *time.Location) executionView {
 	v := executionView{
 		ID: executionName(e.ID, e.Node), JobName: e.JobName, NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
 		ScheduledAt: timeOf(e.Due).In(zone), StartedAt: timeOf(e.Started).In(zone),
-		Success: e.Outcome == outcomeSuccess, Outcome: e.Outcome, Cause: e.Cause, Params: e.Params, Reason: strings.TrimSpace(string(e.Reason)),
+		Success: e.Outcome == outcomeSuccess, Outcome: e.Outcome, Cause: e.Cause, Params: hideParams(e.Params), Reason: strings.TrimSpace(string(e.Reason)),
 		Output: string(e.Output), OutputDropped: e.Dropped,
 		ExitCode: e.Process.ExitCode, Signal: e.Process.Signal,
 		CPUSeconds: time.Duration(e.Process.CPU).Seconds(), MemoryBytes: e.Process.Memory,
@@ -2297,6 +2297,9 @@ func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
 		return r, err
 	}
 	dates := r.Dates
+	if len(r.Metadata) == 0 {
+		r.Metadata = nil // the hold of all jobs has one name
+	}
 	switch r.Why = strings.TrimSpace(r.Why); {
 	case kind == ruleCalendar && (r.Why != "" || r.Metadata != nil), kind == ruleHold && (dates != nil || r.Timezone != ""),
 		r.By != "", !r.Since.IsZero(), r.Name != "" && r.Name != name:

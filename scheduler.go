@@ -403,7 +403,7 @@ func (j *job) validate(zone string, now int64) error {
 		refuse(ok && n < 1, "tags.%s: %q ends in a number of nodes below 1, on which nothing would run; "+
 			"write 1 or more, or leave the number out", k, j.Tags[k])
 	}
-	check("", checkHidden(j.ExecutorConfig))
+	check("", checkHidden("executor_config", j.ExecutorConfig))
 	check("", j.checkConfigKeys())
 	switch j.Executor {
 	case executorShell:
@@ -469,7 +469,7 @@ func checkParams(params map[string]string) error {
 	if size > paramsBytesMax {
 		return fmt.Errorf("params: %d bytes of names and values are more than %d", size, paramsBytesMax)
 	}
-	return nil
+	return checkHidden("params", params)
 }
 
 // runParams are the parameters of a run: those that it was given, and the job's defaults.
@@ -983,13 +983,13 @@ func (m moment) outage(from int64, window time.Duration) string {
 // planPending decides a pending row of job r: a retry goes to its node, or to one that its group has not used; a child
 // goes to the nodes that its tags choose. ok is false if the row must wait.
 func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision, ok bool) {
-	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev}
+	d = decision{Pending: p.ID, Job: p.JobID, Rev: r.version.Rev, Force: p.Forced}
 	from := max(p.Due, m.since, m.released)
 	switch early := p.Due - m.now; {
 	case p.WaitsFor != "":
-		begun := p.Asked
+		begun := max(p.Asked, m.released)
 		if p.Group != 0 {
-			begun = p.Due
+			begun = max(p.Due, m.released)
 		}
 		d.Last = p.WaitsFor != ownGroup(p.JobID) && m.now-begun > int64(m.window(&r.job, begun))
 	case p.Cause == causeRetry && early > 0 && early <= int64(retryDelay(r.RetryDelay, r.RetryMaxDelay, p.Attempt-1)):
@@ -1000,7 +1000,7 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 	waited := m.now-from > int64(m.lostAfter)
 	switch {
 	case p.Cause == causeChildren:
-	case r.Disabled:
+	case r.Disabled && !p.Forced:
 		d.Outcome, d.Reason = outcomeSkipped, "the job is disabled"
 	case p.Group != 0:
 		if i := slices.IndexFunc(m.nodes, func(n node) bool { return n.Name == p.Node }); i >= 0 {
@@ -1352,7 +1352,7 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 			notify(s.wake)
 		}
 		if a.Released {
-			s.released = s.now().UnixNano()
+			s.released, s.reviewWaits = s.now().UnixNano(), 0
 		}
 	}
 	if len(started) > 0 {
@@ -1635,7 +1635,7 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 		if jobs[p.JobID] == nil {
 			continue // the job was deleted, and its pending rows with it
 		}
-		if p.Cause != causeChildren && m.rules.held(jobs[p.JobID].Metadata) != "" {
+		if p.Cause != causeChildren && !p.Forced && m.rules.held(jobs[p.JobID].Metadata) != "" {
 			s.postpone(p.ID, m.now+int64(tickSlack))
 			continue
 		}

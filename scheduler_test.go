@@ -527,6 +527,10 @@ func TestMoment_PlanPending(t *testing.T) {
 			"null", 1800, decision{Targets: []target{{"n2", 6}}}},
 		{"WaitsWhileDisabled", pendingRow{Cause: causeTick, Asked: testStart, WaitsFor: "mutex m"}, jobRow{job: job{Schedule: "@every 1h", Disabled: true}}, "null", 5,
 			decision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
+		{"ForcedWhileDisabled", pendingRow{Cause: causeHand, Forced: true, Asked: testStart, WaitsFor: "mutex m"}, jobRow{job: job{Schedule: "@every 1h", Disabled: true}}, `{"role":"web"}`, 5,
+			decision{Targets: []target{{"n2", 6}}, Force: true}},
+		{"WaitsSinceTheRelease", pendingRow{Cause: causeTick, Asked: testStart - 9e12, WaitsFor: "mutex m"}, jobRow{job: job{Schedule: "@every 1h"}}, `{"role":"web"}`, 1700,
+			decision{Targets: []target{{"n2", 6}}}},
 		{"ChildExpired", pendingRow{Cause: causeChild}, jobRow{job: job{ExpiresAt: instant(testStart - 1)}}, "null", 0,
 			decision{Outcome: outcomeSkipped, Reason: "the job's expires_at has passed"}},
 		{"ChildDisabled", pendingRow{Cause: causeChild}, jobRow{job: job{Disabled: true}}, "null", 0, decision{Outcome: outcomeSkipped, Reason: "the job is disabled"}},
@@ -540,7 +544,8 @@ func TestMoment_PlanPending(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.want.Pending, c.want.Job, c.want.Rev = 3, 4, 9
-			m := moment{now: testStart + c.awake*int64(time.Second), since: testStart, lostAfter: 5 * time.Minute, zone: "UTC", nodes: nodes, rnd: rand.New(rand.NewPCG(1, 1)), picked: map[string]int{}}
+			m := moment{now: testStart + c.awake*int64(time.Second), since: testStart, lostAfter: 5 * time.Minute, zone: "UTC", nodes: nodes,
+				released: map[bool]int64{true: testStart}[c.name == "WaitsSinceTheRelease"], rnd: rand.New(rand.NewPCG(1, 1)), picked: map[string]int{}}
 			got, ok := m.planPending(c.p, &c.row, nil)
 			if diff := cmp.Diff(c.want, got); diff != "" || ok != (len(got.Targets) > 0 || got.Outcome != "") {
 				t.Errorf("planPending(%+v) (-want +got):\n%s", c.p, diff)

@@ -306,6 +306,7 @@ CREATE TABLE pending (
 	asked     INTEGER NOT NULL, -- due of the group; of a child the end of its parent
 	late      INTEGER NOT NULL, -- as of an execution
 	params    TEXT    NOT NULL, -- as of an execution
+	forced    INTEGER NOT NULL, -- of a run by hand: it starts also if its job is disabled or held
 	waits_for TEXT    NOT NULL  -- '': for its time alone; else "job ID", "mutex NAME" or "node NAME"
 ) STRICT;
 CREATE INDEX pending_job ON pending (job);
@@ -2126,7 +2127,7 @@ func (a *applying) was(id int64) any {
 func difference(before, after any) (was, is string, err error) {
 	if j, ok := after.(*job); ok && before == nil && j.Notify == nil { // the most frequent change; this takes a third of the time
 		new := *j
-		new.ExecutorConfig = hideConfig(j.ExecutorConfig)
+		new.ExecutorConfig, new.Params = hideConfig(j.ExecutorConfig), hideParams(j.Params)
 		if doc, err := plainJSON(&new); err != nil || len(doc) <= auditFieldMax {
 			return "null", string(doc), err
 		}
@@ -2283,8 +2284,8 @@ func (a *applying) wait(p pendingRow) {
 		a.result.Freed, at = append(a.result.Freed, p.ID), a.c.Now
 	}
 	a.arm(at)
-	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.WaitsFor)
+	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.Forced, p.WaitsFor)
 }
 
 // waitPause is the time between looks at what waits for something that nobody is seen to have freed: a node may have
@@ -2294,13 +2295,18 @@ const waitPause = 10 * time.Second
 // wake has the leader look at what waits for something that may be free now, in the order in which it was due.
 func (a *applying) wake() {
 	for _, thing := range sortedKeys(a.freed) {
-		for _, id := range applyRows[int64](a, "SELECT id FROM pending WHERE waits_for = ? AND waits_for <> '' ORDER BY asked, id LIMIT ?",
-			thing, a.freed[thing]) {
+		for _, id := range applyRows[int64](a, "SELECT p.id FROM "+waitingSQL+" ORDER BY asked, p.id LIMIT ?", thing, a.freed[thing]) {
 			a.result.Freed = append(a.result.Freed, id)
 			a.arm(a.c.Now)
 		}
 	}
 }
+
+// waitingSQL are the pending rows p that wait for a thing, with their jobs j. Those of held jobs do not count: they start
+// when their hold is over, and keep nobody else from starting.
+const waitingSQL = `pending p JOIN jobs j ON j.id = p.job WHERE waits_for = ? AND waits_for <> '' AND (forced OR NOT EXISTS (
+	SELECT * FROM rules h WHERE kind = 'hold' AND NOT EXISTS (SELECT key, value FROM json_each(h.doc, '$.metadata')
+		EXCEPT SELECT key, value FROM json_each(j.metadata))))`
 
 // What a pending row may wait for.
 func ownGroup(job int64) string  { return fmt.Sprint("job ", job) }
@@ -2817,7 +2823,7 @@ func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (sta
 		t.open += int64(len(started))
 		for i, n := range full {
 			a.wait(pendingRow{Cause: causeSlot, JobID: p.JobID, Group: p.Group, slot: p.slot + len(free) + i, Attempt: 1, Node: n.Node,
-				Due: a.c.Now, Asked: p.Asked, Params: p.Params, WaitsFor: roomOn(n.Node)})
+				Due: a.c.Now, Asked: p.Asked, Params: p.Params, Forced: p.Forced, WaitsFor: roomOn(n.Node)})
 			t.open++
 		}
 		for _, id := range started {
@@ -2898,8 +2904,7 @@ func (a *applying) taken(t *consuming, p pendingRow, own int64) (thing, who stri
 
 // older returns whether a pending row waits for the same thing as p will and was due before, and the name of its job.
 func (a *applying) older(thing string, p pendingRow, who *string) bool {
-	return a.get(`SELECT name FROM pending p JOIN jobs j ON j.id = p.job
-		WHERE waits_for = ? AND waits_for <> '' AND (asked, p.id) < (?, ?) LIMIT 1`, []any{thing, p.Asked, cmp.Or(p.ID, math.MaxInt64)}, who)
+	return a.get("SELECT j.name FROM "+waitingSQL+" AND (asked, p.id) < (?, ?) LIMIT 1", []any{thing, p.Asked, cmp.Or(p.ID, math.MaxInt64)}, who)
 }
 
 // drop skips pending rows of job t, and returns how many.
@@ -2994,7 +2999,7 @@ func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok 
 	case t.disabled && !d.Force:
 		a.fail(errJobDisabled)
 	default:
-		return pendingRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now, Asked: a.c.Now, Params: d.Params}, 0, true
+		return pendingRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now, Asked: a.c.Now, Params: d.Params, Forced: d.Force}, 0, true
 	}
 	return p, 0, false
 }
@@ -4690,6 +4695,7 @@ type pendingRow struct {
 
 	Late     bool
 	Params   map[string]string
+	Forced   bool // it starts also if its job is disabled or held
 	WaitsFor string
 }
 

@@ -1615,6 +1615,39 @@ func TestApply_Waits(t *testing.T) {
 		}
 		g.expect("waiting", nil, g.waiting())
 	})
+	t.Run("Held", func(t *testing.T) { // who is held lets others go before, and keeps nobody from starting
+		for _, thing := range []string{"mutex m", "node n1"} {
+			mutex, limits := "m", map[string]int(nil)
+			if thing == "node n1" {
+				mutex, limits = "", map[string]int{"n1": 1}
+			}
+			g := newStage(t, job{Name: "a", Mutex: mutex}, job{Name: "b", Mutex: mutex, Metadata: map[string]string{"team": "web", "tier": "1"}}, job{Name: "c", Mutex: mutex})
+			a := g.decide(stageNext, pendingRow{}, "a", false, limits, "n1").Started[0]
+			g.decide(stageNext+1, pendingRow{}, "b", false, limits, "n1")
+			g.decide(stageNext+2, pendingRow{}, "c", false, limits, "n1")
+			forced := g.do(&command{Now: stageNext + 3, Limits: limits, Consume: []decision{{Job: g.jobs["b"].ID, Rev: g.jobs["b"].Rev, Targets: []target{{"n1", 7}}, Force: true}}})
+			g.expect("waiting", []string{"hand 1 for " + thing, "hand 2 for " + thing, "hand 3 for " + thing}, g.waiting())
+			_, rows := g.pending()
+			if forced.Refused != "" || rows[0].Forced || !rows[2].Forced {
+				t.Fatalf("%+v, %+v: want only the third forced", forced, rows)
+			}
+			set := func(name string, r *rule) { g.do(&command{SetRule: &ruleSet{ruleHold, name, r}}) }
+			set("db", &rule{Metadata: map[string]string{"team": "db"}})
+			g.expect("woken while others are held", []string{"hand 1 for " + thing}, g.woken(finish(g, outcomeSuccess, a...)))
+			set("web", &rule{Metadata: map[string]string{"team": "web"}})
+			res := g.decide(stageNext, rows[1], "c", false, limits, "n1")
+			if len(res.Started) == 0 || len(res.Started[0]) != 1 {
+				t.Fatalf("%s: c, which is not held: %+v", thing, res)
+			}
+			g.expect("woken", []string{"hand 3 for " + thing}, g.woken(finish(g, outcomeSuccess, res.Started[0]...)))
+			d := decision{Pending: rows[2].ID, Job: rows[2].JobID, Rev: g.jobs["b"].Rev, Targets: []target{{"n1", 7}}, Force: true}
+			if res = g.do(&command{Now: stageNext, Limits: limits, Consume: []decision{d}}); len(res.Started[0]) != 1 {
+				t.Fatalf("%s: the forced run: %+v", thing, res)
+			}
+			set("web", nil)
+			g.expect("woken after the release", []string{"hand 1 for " + thing}, g.woken(finish(g, outcomeSuccess, res.Started[0]...)))
+		}
+	})
 	t.Run("MutexLost", func(t *testing.T) {
 		g := newStage(t, job{Name: "a", Mutex: "m"}, job{Name: "b", Mutex: "m"})
 		a := g.tick("a", "n1")

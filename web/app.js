@@ -254,7 +254,7 @@ const actions = {
   async run({ job }) {
     const inputs = Object.entries((await get(jobPath(job))).params ?? {}).map(([name, value]) => el("input", { name, value, autocomplete: "off", "data-key": name }));
     if (inputs.length && !await confirmed(`Run ${job} with`, "Run", ...inputs.map((i) => field(i.name, i)))) return "";
-    await write("POST", jobPath(job) + "/run", { params: Object.fromEntries(inputs.map((i) => [i.name, i.value])) });
+    await write("POST", jobPath(job) + "/run", { params: Object.fromEntries(inputs.filter((i) => i.value !== "<hidden>").map((i) => [i.name, i.value])) });
     return `${job} was started.`;
   },
   async toggle({ job }) {
