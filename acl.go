@@ -681,7 +681,29 @@ type nodeLimits struct {
 	AllowSu       []string // values of "su" that jobs may use; each must match as a whole
 	AllowMetadata bool     // http jobs may reach the metadata services of clouds
 	DenyPrivate   bool     // http jobs must not reach private and loopback addresses
+	JobEnv        []string // variables of the node that jobs get, or jobEnvInherit or jobEnvClean; nil: the first
 	FilesDir      string   // the processor "files" writes below it, and creates it; "": files in the data directory
+}
+
+// Values of nodeLimits.JobEnv that are no names: all variables, and no more than PATH, HOME and LANG.
+const (
+	jobEnvInherit = "inherit"
+	jobEnvClean   = "clean"
+)
+
+// passed returns what jobs get of the node's environment.
+func (l nodeLimits) passed(environ []string) []string {
+	names := l.JobEnv
+	switch {
+	case names == nil || names[0] == jobEnvInherit:
+		return environ
+	case names[0] == jobEnvClean:
+		names = []string{"PATH", "HOME", "LANG"}
+	}
+	return slices.DeleteFunc(slices.Clone(environ), func(entry string) bool {
+		name, _, _ := strings.Cut(entry, "=")
+		return !slices.Contains(names, name)
+	})
 }
 
 // account returns the credential and the environment variables for the su of a job, "user" or "user:group". The

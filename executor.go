@@ -366,7 +366,7 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 		cfg:     cfg,
 		inc:     cfg.Chance() | 1,
 		dir:     filepath.Join(cfg.DataDir, "results"),
-		base:    inheritedEnvironment(os.Environ()),
+		base:    inheritedEnvironment(cfg.Limits.passed(os.Environ())),
 		news:    make(chan struct{}, 1),
 		drained: make(chan struct{}),
 		taken:   idSet{},

@@ -558,6 +558,18 @@ func TestExecutor_Environment(t *testing.T) {
 	}
 }
 
+// What jobs get of the node's environment is what --job-env says.
+func TestExecutor_JobEnv(t *testing.T) {
+	environ := []string{"PATH=/bin", "HOME=/root", "LANG=C", "SECRET=x", "PATHX=y", "BELFRY_TOKEN=z"}
+	for _, test := range []struct{ env, want []string }{
+		{nil, environ[:5]}, {[]string{"inherit"}, environ[:5]}, {[]string{"clean"}, environ[:3]}, {[]string{"PATH", "SECRET", "NONE"}, []string{"PATH=/bin", "SECRET=x"}},
+	} {
+		if got := inheritedEnvironment(nodeLimits{JobEnv: test.env}.passed(slices.Clone(environ))); !slices.Equal(got, test.want) {
+			t.Errorf("--job-env %v passes %q, want %q", test.env, got, test.want)
+		}
+	}
+}
+
 // Of a long output the last 256,000 bytes are kept, and the rest is counted; a reason in front takes its part of them.
 func TestExecutor_OutputLimit(t *testing.T) {
 	n := newNode(t, t.TempDir())

@@ -547,6 +547,8 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		list(&cfg.CORSOrigins))
 	fs.Func("executors", "comma-separated `names` of the executors that run here: shell, http; by default both",
 		list(&cfg.Limits.Executors))
+	fs.Func("job-env", "comma-separated `names` of the variables of the node's environment that jobs get, besides belfry's own; "+
+		"inherit: all, as by default; clean: PATH, HOME and LANG", list(&cfg.Limits.JobEnv))
 	fs.Func("allow-su", "exact `value` of su, user or user:group, that shell jobs may use; may be repeated",
 		list(&cfg.Limits.AllowSu))
 	fs.StringVar(&cfg.Limits.FilesDir, "files-dir", "",
@@ -903,6 +905,14 @@ func (c *config) validate() error {
 	for _, name := range c.Limits.Executors {
 		if name != executorShell && name != executorHTTP {
 			return fmt.Errorf("--executors: there is no executor %q; name %s, %s, or both", name, executorShell, executorHTTP)
+		}
+	}
+	for _, name := range c.Limits.JobEnv {
+		switch {
+		case (name == jobEnvInherit || name == jobEnvClean) && len(c.Limits.JobEnv) > 1:
+			return fmt.Errorf("--job-env: %s stands for all names; give it alone", name)
+		case name == "" || strings.Contains(name, "=") || strings.HasPrefix(name, "BELFRY_") || strings.HasPrefix(name, "DKRON_"):
+			return fmt.Errorf("--job-env: %q is no name of a variable that jobs may get; those of the node's own settings are kept from them", name)
 		}
 	}
 	if _, err := loadZone(c.Timezone); err != nil {

@@ -393,6 +393,8 @@ func TestCommandLine(t *testing.T) {
 		{name: "raft-alone", args: []string{"raft"}},
 		{name: "remove-nobody", args: []string{"raft", "remove-peer"}},
 		{name: "bad-executor", args: append(slices.Clone(agent), "--executors=http,docker")},
+		{name: "bad-job-env", args: append(slices.Clone(agent), "--job-env=PATH,BELFRY_ENCRYPT")},
+		{name: "bad-job-env-all", args: append(slices.Clone(agent), "--job-env=clean,PATH")},
 		{name: "bad-origin", args: append(slices.Clone(agent), "--cors-origin=*")},
 		{name: "bad-prefix", args: append(slices.Clone(agent), "--http-prefix=belfry/")},
 		{name: "bad-tls-alone", args: append(slices.Clone(agent), "--tls-cert=cert.pem")},

@@ -29,6 +29,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"path"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -266,7 +267,8 @@ func (j *job) checkNotify(mail *mailConfig) error {
 	return nil
 }
 
-// decodeJob reads a job as clients send it, over the values in j. Unknown fields and null are ignored, as upstream. The
+// decodeJob reads a job as clients send it, over the values in j. Null is ignored, as upstream, and so are unknown fields, but
+// for those that are almost one of a job's. The
 // error is one sentence that names the field.
 func decodeJob(doc []byte, j job) (job, error) {
 	d := json.NewDecoder(bytes.NewReader(doc))
@@ -287,9 +289,26 @@ func decodeJob(doc []byte, j job) (job, error) {
 	if _, err := d.Token(); err != io.EOF {
 		return job{}, errors.New("the body must hold one JSON object and nothing after it")
 	}
+	var fields map[string]json.RawMessage
+	_ = json.Unmarshal(doc, &fields) // it is an object
+	for _, key := range sortedKeys(fields) {
+		if meant := misspelled(strings.ToLower(key), jobKeys); meant != "" {
+			return job{}, fmt.Errorf("%.40s: a job has no such field; write %q", key, meant)
+		}
+	}
 	err = j.checkTimes()
 	return j, err
 }
+
+// jobKeys are the fields of a job as clients send and see it.
+var jobKeys = func() (list []string) {
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[jobView]()) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" {
+			list = append(list, name)
+		}
+	}
+	return list
+}()
 
 // misfit returns the first value in v that has the wrong type, and its path from at. v must be a JSON value of maps
 // nested to that depth, with strings in the innermost. The path is "" if all types are right.
