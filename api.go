@@ -1213,7 +1213,9 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusRequestEntityTooLarge, err.Error()}
 	case errors.Is(err, errUnknown): // even if it wraps one of the errors below
 		return problem{http.StatusGatewayTimeout, err.Error()}
-	case isAny(err, errPaused, errRestoring, errBrokenOff, errNotLeader, errBusy, context.Canceled):
+	case errors.Is(err, errNotLeader):
+		return problem{http.StatusServiceUnavailable, "no leader is known, so nothing was done; try again, and see \"belfry raft list-peers\""}
+	case isAny(err, errPaused, errRestoring, errBrokenOff, errBusy, context.Canceled):
 		return problem{http.StatusServiceUnavailable, err.Error()}
 	case errors.Is(err, context.DeadlineExceeded):
 		return problem{http.StatusGatewayTimeout, err.Error()}

@@ -761,7 +761,7 @@ func scalar(text string) (value string, err error) {
 		}
 	default:
 		value, _, _ = strings.Cut(text, " #")
-		if value = strings.TrimSpace(value); value == "" || strings.ContainsRune("[]{}&*!|>%@`,?", first) || strings.Contains(value+" ", ": ") {
+		if value = strings.TrimSpace(value); value == "" || strings.ContainsRune("[]{}&*!|>%@`,?~", first) || strings.Contains(value+" ", ": ") {
 			err = strconv.ErrSyntax
 		}
 	}
@@ -1676,8 +1676,12 @@ func (n *remoteNode) flags(fs *flag.FlagSet) {
 		n.host, _, err = net.SplitHostPort(text)
 		return err
 	})
+	n.tlsFlags(fs)
+}
+
+func (n *remoteNode) tlsFlags(fs *flag.FlagSet) {
 	n.tls.flags(fs, "`file` with a client certificate, if the node requires one",
-		"`file` with the certificates that sign the node's; implies https, as does https:// in --http-addr")
+		"`file` with the certificates that sign the node's; implies https, as does https:// before its address")
 }
 
 // client returns an HTTP client for the node, and the URL of its API.
@@ -1728,10 +1732,11 @@ func (n *remoteNode) readToken() error {
 	return nil
 }
 
-// What a 404 means.
+// What a 404 and a 409 mean.
 var (
-	errNotThere = errors.New("there is none of that name")
-	errNoAPI    = errors.New("there is no belfry API below that address; see --http-prefix")
+	errNodeRefused = errors.New("the node responded with 409 Conflict")
+	errNotThere    = errors.New("there is none of that name")
+	errNoAPI       = errors.New("there is no belfry API below that address; see --http-prefix")
 )
 
 // ask sends a request and returns the body of the response. It sends doc as JSON; nil is no body.
@@ -1799,6 +1804,8 @@ func (n *remoteNode) send(ctx context.Context, method, path, contentType string,
 		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, errNoAPI)
 	case resp.StatusCode == http.StatusNotFound:
 		return nil, errNotThere
+	case resp.StatusCode == http.StatusConflict:
+		return nil, fmt.Errorf("%w: %s", errNodeRefused, bytes.TrimSpace(text))
 	}
 	return nil, fmt.Errorf("the node responded with %s: %s", resp.Status, bytes.TrimSpace(text))
 }
@@ -1945,11 +1952,22 @@ func (j listedJob) fires() string {
 }
 
 func setupJobs(fs *flag.FlagSet, s *invocation) func() error {
+	const statuses = "success, failed, partially_failed, untriggered"
 	q := url.Values{}
-	for name, help := range map[string]string{"q": "part of a `name`", "status": "only this `status`: success, failed, partially_failed, untriggered",
-		"executor": "only of this `executor`", "disabled": "`true` or false: only jobs that are disabled, or are not"} {
-		fs.Func(name, help, func(text string) error { q.Set(name, text); return nil })
+	for name, help := range map[string]string{"q": "part of a `name`", "status": "only this `status`: " + statuses, "executor": "only of this `executor`"} {
+		fs.Func(name, help, func(text string) error {
+			if name == "status" && !slices.Contains(strings.Split(statuses, ", "), text) {
+				return errors.New("write one of " + statuses)
+			}
+			q.Set(name, text)
+			return nil
+		})
 	}
+	fs.BoolFunc("disabled", "only jobs that are disabled; false: only those that are not", func(text string) error {
+		_, err := strconv.ParseBool(text)
+		q.Set("disabled", text)
+		return err
+	})
 	metadata := metadataFlag(fs)
 	return func() error {
 		maps.Copy(q, metadataQuery(*metadata))
@@ -2012,14 +2030,18 @@ func setupRun(fs *flag.FlagSet, s *invocation) func() error {
 		}
 		resp.Body.Close()
 		group, err := strconv.ParseInt(resp.Header.Get("Belfry-Group"), 10, 64)
-		if err != nil {
-			return fmt.Errorf("the response is not from a belfry node: %w", err)
+		text := fmt.Sprintf("%s runs as group %d", s.args[0], group)
+		if err != nil { // its group is not known yet
+			text = fmt.Sprintf("%[1]s waits until it may start; \"belfry logs %[1]s -f\" follows it then", s.args[0])
 		}
-		if *follow {
+		switch {
+		case *follow && err == nil:
 			return s.follow(group)
+		case *follow:
+			return errors.New(text)
 		}
-		fmt.Fprintf(s.stdout, "%s runs as group %d\n", s.args[0], group)
-		return nil
+		_, err = fmt.Fprintln(s.stdout, text)
+		return err
 	}
 }
 
@@ -2321,7 +2343,7 @@ func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
 		if err != nil {
 			return err
 		}
-		n := 0
+		var refused error
 		for _, j := range jobs {
 			wanted, err := needed(j, *since)
 			if wanted && err == nil && !*dry {
@@ -2329,14 +2351,15 @@ func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
 			}
 			switch {
 			case errors.Is(err, errNotThere): // deleted meanwhile
+			case errors.Is(err, errNodeRefused):
+				refused = errors.Join(refused, fmt.Errorf("%s: %w", j.Name, err))
 			case err != nil:
-				return fmt.Errorf("%s: %w; %d jobs before it run again", j.Name, err, n)
+				return fmt.Errorf("%s: %w; the jobs above run again", j.Name, err)
 			case wanted:
-				n++
 				fmt.Fprintln(s.stdout, j.Name)
 			}
 		}
-		return nil
+		return refused
 	}
 }
 
@@ -2881,6 +2904,7 @@ func (s *invocation) printImport(jobs []job, notes []string) error {
 
 func setupImportDkron(fs *flag.FlagSet, s *invocation) func() error {
 	disabled := fs.Bool("disabled", false, disabledHelp)
+	s.tlsFlags(fs)
 	return func() error {
 		source, isURL := strings.CutSuffix(strings.TrimSuffix(s.args[0], "/"), "/v1/jobs")
 		var docs []json.RawMessage
@@ -2988,6 +3012,9 @@ func cutCron(line string) (fields []string, rest string) {
 var errBothDays = errors.New("cron runs it on days that match both day fields, as one begins with *, and here either would do; " +
 	"write one of them, and let the command check the other")
 
+// openPattern matches a field that has a step after a single value, or a random value of a part of the field.
+var openPattern = regexp.MustCompile(`(^|,)\w+/|[^,]~|~[^,]`)
+
 // cronSchedule returns the schedule that means what the five fields of a line mean.
 func cronSchedule(fields []string) (string, error) {
 	if len(fields) != fieldCount-1 {
@@ -3003,6 +3030,9 @@ func cronSchedule(fields []string) (string, error) {
 			continue
 		}
 		segment, _, err := f.parse(texts[i])
+		if openPattern.MatchString(texts[i]) {
+			err = fmt.Errorf("%s %q: crons differ in what that is; write a range before a step, as in 5-59/10, and ~ alone", f.name, texts[i])
+		}
 		if err != nil {
 			return "", err
 		}
@@ -3115,7 +3145,7 @@ func (c *crontab) nameOf(command string) string {
 // tellingWords returns up to three words of a simple command that say what it does, nil if none does.
 func tellingWords(command string) (words []string) {
 	for word := range strings.FieldsSeq(command) {
-		if strings.ContainsAny(word, "<>") || len(words) == 3 {
+		if strings.ContainsAny(word, "<>#") || len(words) == 3 {
 			break
 		}
 		word = strings.Trim(word, "\"'`(){}$&")

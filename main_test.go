@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -1158,11 +1159,13 @@ func TestClient(t *testing.T) {
 	c := &clientTest{T: t, dir: t.TempDir(), url: p.url}
 	backup := shellJob("backup", "0 0 3 * * *", "echo saved")
 	backup.Metadata = map[string]string{"team": "a"}
+	queued := shellJob("queued", "@manually", "sleep 600")
+	queued.Concurrency = concurrencyQueue
 	report := shellJob("report", "@manually", "echo began; exit 3")
 	slow := shellJob("slow", "@manually", "echo began > "+filepath.Join(c.dir, "began")+"; sleep 600")
 	child := shellJob("child", "", "true")
 	child.ParentJob = "backup"
-	for _, j := range []*job{backup, report, slow, child} {
+	for _, j := range []*job{backup, report, slow, child, queued, shellJob("wrong", "@manually", "exit 4")} {
 		p.must("POST", "/v1/jobs", j, nil)
 	}
 	type steps struct {
@@ -1182,11 +1185,13 @@ func TestClient(t *testing.T) {
 	)
 	p.eventually("end of the child", func() bool { return slices.Equal(outcomes(p, "child"), []string{outcomeSuccess}) })
 	run(
-		steps{"jobs", []string{"jobs", "jobs --metadata=team=a --json", "jobs --status=failed", "jobs --q=nope", "jobs --metadata=team"}},
+		steps{"jobs", []string{"jobs", "jobs --metadata=team=a --json", "jobs --status=failed", "jobs --q=nope", "jobs --metadata=team", "jobs --status=fail",
+			"jobs --disabled", "jobs --disabled=maybe"}},
 		steps{"job", []string{"job backup", "job nope"}},
 		steps{"logs", []string{"logs backup", "logs slow", "logs nope", "logs 12-n1"}},
 		steps{"executions", []string{"executions --failed", "executions --since=1m", "executions --since=x"}},
 		steps{"rerun", []string{"rerun --failed --since=1h --dry-run", "rerun --failed --since=1h", "rerun --missed --since=1h", "rerun --since=1h"}},
+		steps{"rerun-refused", []string{"disable child", "disable report", "run wrong -f", "rerun --failed --since=1h", "enable report"}},
 		steps{"disable", []string{"disable backup", "disable backup", "jobs --disabled=true", "disable nope"}},
 		steps{"enable", []string{"enable backup", "enable backup"}},
 		steps{"members", []string{"members", "health"}},
@@ -1200,6 +1205,7 @@ func TestClient(t *testing.T) {
 	run(
 		steps{"kill-nothing", []string{"kill slow", "kill nope", "logs slow", "logs -f slow"}},
 		steps{"delete", []string{"delete backup", "delete child", "delete child"}},
+		steps{"run-waits", []string{"run queued", "run queued", "run queued -f"}},
 	)
 	tick := shellJob("tick", "@at "+time.Now().Add(2*time.Second).Format(time.RFC3339), "true")
 	p.must("POST", "/v1/jobs", tick, nil)
@@ -1317,9 +1323,12 @@ func TestImport_Dkron(t *testing.T) {
 	defer dkron.Close()
 	p := startServer(t, t.TempDir())
 	c := &clientTest{T: t, dir: t.TempDir(), url: p.url, env: []string{"TZ=UTC", "DKRON_TOKEN=secret", "BELFRY_TOKEN=of-ours"}}
-	for _, source := range []string{dkron.URL, dkron.URL + "/v1/jobs/", "dkron.json"} {
-		c.write("dkron.json", string(doc))
-		cmd := program(t, c.dir, c.env, "import", "dkron", source, "--disabled")
+	secure := httptest.NewTLSServer(dkron.Config.Handler)
+	defer secure.Close()
+	c.write("dkron.json", string(doc))
+	c.write("ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})))
+	for _, source := range []string{dkron.URL, dkron.URL + "/v1/jobs/", "dkron.json", secure.URL} {
+		cmd := program(t, c.dir, c.env, "import", "dkron", source, "--disabled", "--tls-ca=ca.pem")
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatalf("%s: %v", source, err)
@@ -1391,6 +1400,7 @@ func TestConfig_File(t *testing.T) {
 		"node-name: \"a\n":                     `line 1: "\"a" is no single value; write it in quotes`,
 		"node-name: 'a\n":                      `line 1: "'a" is no single value; write it in quotes`,
 		"join:\n  -  \n":                       `line 2: is neither "name: value", nor an item of a list or of tags`,
+		"region: ~\n":                          `line 1: "~" is no single value; write it in quotes`,
 		"config: x\n":                          "",
 		"retry-join: [\"provider=aws x=y\"]\n": "",
 	} {
@@ -1444,19 +1454,14 @@ func cronRuns(fields []string, loc *time.Location, from, to time.Time) (runs []t
 			for i, name := range strings.Fields(names) {
 				item = strings.ReplaceAll(item, name, strconv.Itoa(low+i))
 			}
-			span, stepText, stepped := strings.Cut(item, "/")
-			step := 1
-			if stepped {
-				step, _ = strconv.Atoi(stepText)
-			}
+			span, stepText, _ := strings.Cut(item, "/")
+			step, _ := strconv.Atoi(stdcmp.Or(stepText, "1"))
 			first, last := low, high
 			if span != "*" {
 				a, b, ranged := strings.Cut(span, "-")
 				first, _ = strconv.Atoi(a)
 				if last, _ = strconv.Atoi(b); !ranged {
-					if last = first; stepped {
-						last = high
-					}
+					last = first
 				}
 			}
 			for n := first; n <= last; n += step {
@@ -1609,7 +1614,7 @@ func TestImport(t *testing.T) {
 	c.write("deploy", "# Backup\n30 3 * * 7 backup.sh%all\n@reboot daemon\n")
 	c.write("cron.d", "MAILTO=root\n*/5 * * * * www-data php /var/www/cron.php\n")
 	c.write("bad", "0 3 * * * fine\n0 24 * * * hour\n0 3 * * 8 weekday\n0 3 * * *\n@noon x\nbackup 0 3 * * *\nCRON_TZ=Mars/Base\n"+
-		"0~30 3 * * * random\nA=b\\\n0 3 * * * root backup\n5 4 * * fri-mon backwards\n*/0 * * * * step\n0 3 L * * last\n0 3 * * * \xff\n")
+		"0~30 3 * * * random\n5/15 * * * * open\nA=b\\\n0 3 * * * root backup\n5 4 * * fri-mon backwards\n*/0 * * * * step\n0 3 L * * last\n0 3 * * * \xff\n")
 	c.command("import crontab deploy --tag=role=cron --disabled")
 	c.command("import crontab cron.d --system")
 	c.command("import crontab bad")
