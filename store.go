@@ -2270,9 +2270,9 @@ func (a *applying) arm(at int64) {
 	}
 }
 
-// wait makes a pending row, or puts it back. The leader looks at it when it is due; if it waits for something, when that
-// is free, and every waitPause.
-func (a *applying) wait(p pendingRow) {
+// wait makes a pending row, or puts it back, and returns its id. The leader looks at it when it is due; if it waits for
+// something, when that is free, and every waitPause.
+func (a *applying) wait(p pendingRow) (id int64) {
 	if p.ID == 0 {
 		p.ID = a.key()
 	}
@@ -2286,6 +2286,7 @@ func (a *applying) wait(p pendingRow) {
 	a.arm(at)
 	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
 		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.Forced, p.WaitsFor)
+	return p.ID
 }
 
 // waitPause is the time between looks at what waits for something that nobody is seen to have freed: a node may have
@@ -2789,7 +2790,7 @@ func (a *applying) free(thing string) {
 }
 
 // begin starts the group, or the part of it, that a consumed cause p stands for; or records why not; or has it wait. own
-// is what else its group has open.
+// is how much of what is open it may start beside.
 func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (started []int64) {
 	if len(d.Targets) > 0 && t.failing && p.Cause == causeTick {
 		d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, failingReason
@@ -2839,7 +2840,11 @@ func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (sta
 		d.Outcome = outcomeSkipped
 		d.Reason = fmt.Sprintf("waited %s for %s", time.Duration(a.c.Now-p.Asked).Round(time.Second), d.Reason)
 	default:
-		a.wait(p)
+		id := a.wait(p)
+		if waited == "" && len(full) > 0 { // others were given that node at the same time; another may have room
+			a.result.Freed = append(a.result.Freed, id)
+			a.arm(a.c.Now)
+		}
 		if p.Group != 0 {
 			t.open++
 		}
@@ -2895,7 +2900,7 @@ func (a *applying) taken(t *consuming, p pendingRow, own int64) (thing, who stri
 	}
 	if a.get(`SELECT name FROM jobs j WHERE mutex = ?1 AND mutex <> '' AND id <> ?2
 		AND (EXISTS (SELECT * FROM executions WHERE job = j.id AND finished = 0)
-			OR EXISTS (SELECT * FROM pending WHERE job = j.id AND grp <> 0)) LIMIT 1`, []any{t.mutex, t.id}, &who) ||
+			OR ?3 AND EXISTS (SELECT * FROM pending WHERE job = j.id AND grp <> 0)) LIMIT 1`, []any{t.mutex, t.id, p.Group == 0}, &who) ||
 		p.Group == 0 && a.older(mutexOf(t.mutex), p, &who) {
 		return mutexOf(t.mutex), mutexOf(t.mutex) + ", which " + who + " had"
 	}
@@ -2979,7 +2984,9 @@ func (a *applying) barred(d decision, t *consuming) bool {
 }
 
 // cause takes the cause of d away, and returns what it stands for as a pending
-// row, and what else its group has open. ok is false if it is to be decided
+// row, and how much of what its job has open it may start beside: of a retry or
+// a slot, the rest of its group and retries and slots of others, which in turn
+// would wait for it. ok is false if it is to be decided
 // again; a row without a cause says that there is nothing left to decide.
 func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok bool) {
 	switch {
@@ -3023,8 +3030,7 @@ func (a *applying) pendingCause(d decision, t *consuming) (p pendingRow, own int
 		t.open--
 	}
 	if t.alone() && p.Group != 0 {
-		a.get(`SELECT (SELECT count(*) FROM pending WHERE grp = ?1 AND grp <> 0)
-			+ (SELECT count(*) FROM executions WHERE (id = ?1 OR grp = ?1 AND grp <> id) AND finished = 0)`, []any{p.Group}, &own)
+		a.get("SELECT ? - count(*) FROM executions WHERE job = ? AND finished = 0 AND grp <> ?", []any{t.open, t.id, p.Group}, &own)
 	}
 	return p, own, true
 }

@@ -1726,6 +1726,24 @@ func TestApply_Waits(t *testing.T) {
 		}
 		g.expect("waiting", nil, g.waiting())
 	})
+	t.Run("MutexPutOnOpenGroups", func(t *testing.T) { // each has a retry, and neither waits for that of the other
+		g := newStage(t, job{Name: "a", Retries: 1}, job{Name: "b", Retries: 1})
+		finish(g, outcomeFailed, slices.Concat(g.tick("a", "n1"), g.tick("a", "n1"), g.tick("b", "n1"))...)
+		for _, name := range []string{"a", "b"} {
+			g.put(jobPut{Base: g.jobs[name], Job: job{Name: name, Schedule: "@every 1m", Retries: 1, Mutex: "m"}, Keep: true})
+		}
+		_, rows := g.pending()
+		for i, name := range []string{"a", "a", "b"} {
+			res := g.decide(stageNext, rows[i], name, false, nil, "n1")
+			if len(res.Started[0]) != 1 {
+				t.Fatalf("a retry of %s did not start when nothing ran: %+v; waiting: %q", name, res, g.waiting())
+			}
+			if next := rows[(i+1)%3]; i < 2 && len(g.decide(stageNext, next, []string{"a", "b"}[i], false, nil, "n1").Started[0]) != 0 {
+				t.Errorf("retry %d started beside another", i+1)
+			}
+			finish(g, outcomeFailed, res.Started[0]...)
+		}
+	})
 	limits := map[string]int{"n1": 1, "n2": 2}
 	t.Run("Room", func(t *testing.T) {
 		g := newStage(t, job{Name: "a"}, job{Name: "b"})
@@ -1733,10 +1751,12 @@ func TestApply_Waits(t *testing.T) {
 		if res := g.decide(stageNext, pendingRow{}, "b", false, limits, "n1"); len(a) != 1 || len(res.Started[0]) != 0 {
 			t.Errorf("started %v and %v on a node for one", a, res.Started)
 		}
-		g.decide(stageNext+1, pendingRow{}, "a", false, limits, "n1")
+		res := g.decide(stageNext+1, pendingRow{}, "a", false, limits, "n1")
 		g.expect("waiting", []string{"hand 0 for node n1", "hand 1 for node n1"}, g.waiting())
-		g.expect("woken", []string{"hand 0 for node n1"}, g.woken(finish(g, outcomeFailed, a...)))
+		g.expect("looked at again, as another node may have room", []string{"hand 1 for node n1"}, g.woken(res))
 		_, rows := g.pending()
+		g.expect("looked at once more", nil, g.woken(g.decide(stageNext+1, rows[1], "a", false, limits, "n1")))
+		g.expect("woken", []string{"hand 0 for node n1"}, g.woken(finish(g, outcomeFailed, a...)))
 		if res := g.decide(stageNext, rows[1], "a", false, limits, "n1"); len(res.Started[0]) != 0 {
 			t.Errorf("started %v before what was asked for earlier", res.Started)
 		}
