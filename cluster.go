@@ -1487,7 +1487,8 @@ func (c *cluster) left(node string) bool {
 func (c *cluster) conditions() map[string]string {
 	voters, missing := c.voting()
 	spare := len(voters) - len(missing) - majority(len(voters))
-	all := map[string]string{eventDisk: diskShort(c.plane.cfg.Dir), eventClock: c.plane.clockProblem()}
+	free, size := disk(c.plane.cfg.Dir)
+	all := map[string]string{eventDisk: diskShort.problem(c.plane.cfg.Dir, free, size), eventClock: c.plane.clockProblem()}
 	if len(voters) > 2 && spare <= 0 {
 		all[eventNoSpare] = fmt.Sprintf("%d of %d voters are there; if one more fails, nothing is scheduled",
 			majority(len(voters))+spare, len(voters))
@@ -3250,7 +3251,7 @@ func (p *plane) afterBeat(answered int, clash string) {
 	p.forget(time.Now())
 	p.setProblem("clock", p.clockProblem())
 	free, size := disk(p.cfg.Dir)
-	p.setProblem("disk", diskProblem(p.cfg.Dir, free, size))
+	p.setProblem("disk", diskFull.problem(p.cfg.Dir, free, size))
 	p.logChanges(time.Now())
 	why := ""
 	if err := p.writePeers(); err != nil {

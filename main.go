@@ -611,10 +611,10 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 
 // flags adds the flags about notices.
 func (c *notifyConfig) flags(fs *flag.FlagSet) {
-	fs.StringVar(&c.Webhook, "notify-webhook", "",
+	fs.StringVar(&c.Webhook.URL, "notify-webhook", "",
 		"`URL` that is sent a notice of each event in --notify-on, as JSON with a text that chats show")
 	fs.Func("notify-on", "comma-separated `events` for --notify-webhook, of "+
-		strings.Join(slices.Concat(jobEvents, clusterEvents), ", ")+"; by default all but start, end and leader", list(&c.On))
+		strings.Join(slices.Concat(jobEvents, clusterEvents), ", ")+"; by default all but start, end and leader", list(&c.Webhook.On))
 	for prefix, h := range map[string]*hook{"": &c.Post, "pre-": &c.Pre} {
 		when := map[string]string{"": "end", "pre-": "start"}[prefix]
 		fs.StringVar(&h.URL, prefix+"webhook-endpoint", "", "`URL` that is sent a request at each "+when+" of an execution")
@@ -622,9 +622,9 @@ func (c *notifyConfig) flags(fs *flag.FlagSet) {
 		fs.StringVar(&h.Payload, prefix+"webhook-payload", "", "`template` of their body, with the values "+
 			".Report .JobName .ReportingNode .StartTime .FinishedAt .Success .NodeName .Output")
 	}
-	fs.StringVar(&c.Cronitor, "cronitor-endpoint", "", "`URL` of Cronitor's telemetry, with the key, that is sent each start and end")
+	fs.StringVar(&c.Cronitor.URL, "cronitor-endpoint", "", "`URL` of Cronitor's telemetry, with the key, that is sent each start and end")
 	mapFlag(fs, "slack-webhook", &c.Slack, "`team=URL` to which the processor slack of a job with that team sends; may be repeated")
-	fs.StringVar(&c.Heartbeat, "heartbeat-url", "", "`URL` that the leader calls each minute while it schedules")
+	fs.StringVar(&c.Heartbeat.URL, "heartbeat-url", "", "`URL` that the leader calls each minute while it schedules")
 	m := &c.Mail
 	fs.StringVar(&m.Host, "mail-host", "", "`host` of the mail server; the owner_email of a job that failed, recovered, missed "+
 		"ticks or is overdue gets mail")

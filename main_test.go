@@ -2446,7 +2446,7 @@ type noticeLedger struct {
 
 	made     map[int64]noticeRow
 	lost     map[int64]bool
-	failures map[int64]int64 // of jobs, after the last entry
+	failures map[int64]int64 // broken of jobs, after the last entry
 }
 
 func newNoticeLedger(b *bubble) *noticeLedger {
@@ -2515,7 +2515,7 @@ func (l *noticeLedger) observe(s *store, e entry, res applied) error {
 		}
 	}
 	failures := map[int64]int64{}
-	err = s.viewEach("SELECT job, failures FROM job_state", nil, func(scan scanner) error {
+	err = s.viewEach("SELECT job, broken FROM job_state", nil, func(scan scanner) error {
 		var job, n int64
 		err := scan(&job, &n)
 		failures[job] = n
@@ -2527,10 +2527,10 @@ func (l *noticeLedger) observe(s *store, e entry, res applied) error {
 	for job, n := range failures {
 		was := l.failures[job]
 		if (was == 0 && n > 0) != (told[eventFailed][job] > 0) {
-			wrong("job %d: %d failures in a row became %d, and %d notices say so", job, was, n, told[eventFailed][job])
+			wrong("job %d: broken was %d and is %d, and %d notices say so", job, was, n, told[eventFailed][job])
 		}
-		if recovered := was > 0 && n == 0 && c.Finish != nil; recovered != (told[eventRecovered][job] > 0) {
-			wrong("job %d: %d failures in a row became %d, and %d notices say that it recovered", job, was, n, told[eventRecovered][job])
+		if recovered := was > 0 && n == 0; recovered != (told[eventRecovered][job] > 0) {
+			wrong("job %d: broken was %d and is %d, and %d notices say that it recovered", job, was, n, told[eventRecovered][job])
 		}
 	}
 	l.failures = failures
@@ -6981,9 +6981,12 @@ func TestDiskProblem(t *testing.T) {
 		free, size uint64
 		full       bool
 	}{{50 * gb, 100 * gb, false}, {5 * gb, 100 * gb, false}, {5*gb - 1, 100 * gb, true}, {200 << 20, gb, false}, {200<<20 - 1, gb, true}, {0, 0, false}} {
-		if why := diskProblem("data", c.free, c.size); (why != "") != c.full {
+		if why := diskFull.problem("data", c.free, c.size); (why != "") != c.full {
 			t.Errorf("%d of %d are free: %q", c.free, c.size, why)
 		}
+	}
+	if told, silent := diskShort.problem("data", 10*gb-1, 100*gb), diskShort.problem("data", gb, 10*gb); told == "" || silent != "" {
+		t.Errorf("receivers are told %q, and %q", told, silent)
 	}
 	if free, size := disk(t.TempDir()); free == 0 || size < free {
 		t.Errorf("%d of %d bytes are free", free, size)

@@ -198,8 +198,6 @@ type notifyRule struct {
 	Webhook string   `json:"webhook,omitempty"`
 	Mail    string   `json:"mail,omitempty"`
 	Every   bool     `json:"every,omitempty"` // tells of every failure, not only of the first until the job has recovered
-
-	to string // a receiver; "": one of the above
 }
 
 // Dkron Pro's processors that become notices.
@@ -210,31 +208,24 @@ const (
 
 // receivers returns the job's own receivers of an event; again as in applying.receivers.
 func (j *job) receivers(event string, again bool) (list []string) {
-	rules := slices.Clone(j.Notify)
-	for _, name := range []string{processorSlack, processorEmail} {
-		settings, r := j.Processors[name], notifyRule{On: []string{eventFailed}, Every: true}
-		if settings["onSuccess"] == "true" {
-			r.On = []string{eventEnd}
-		}
+	for _, r := range j.Notify {
 		switch {
-		case settings == nil:
-		case name == processorSlack:
-			r.to = receiverSlack + settings["team"] + " " + settings["channel"]
-			rules = append(rules, r)
+		case !slices.Contains(r.On, event) || again && !r.Every:
+		case r.Mail != "":
+			list = append(list, receiverMail+r.Mail)
 		default:
-			for _, address := range strings.Split(settings["emails"], ",") {
-				r.to = receiverOwner + strings.TrimSpace(address)
-				rules = append(rules, r)
-			}
+			list = append(list, receiverURL+r.Webhook)
 		}
 	}
-	for _, r := range rules {
-		if slices.Contains(r.On, event) && (r.Every || !again) {
-			to := receiverURL + r.Webhook
-			if r.Mail != "" {
-				to = receiverMail + r.Mail
+	for name, settings := range j.Processors {
+		on := map[bool]string{false: eventFailed, true: eventEnd}[settings["onSuccess"] == "true"]
+		if name == processorSlack && event == on {
+			list = append(list, receiverSlack+settings["team"]+" "+settings["channel"])
+		}
+		if name == processorEmail && event == on {
+			for address := range strings.SplitSeq(settings["emails"], ",") {
+				list = append(list, receiverOwner+strings.TrimSpace(address))
 			}
-			list = append(list, cmp.Or(r.to, to))
 		}
 	}
 	return list
@@ -636,7 +627,7 @@ func (j *job) warning(c *courier) string {
 			}
 			continue
 		case name == processorEmail:
-			for _, address := range strings.Split(settings["emails"], ",") {
+			for address := range strings.SplitSeq(settings["emails"], ",") {
 				if to.Mail.checkAddress(strings.TrimSpace(address)) != nil {
 					add("processors", name, "mail goes only to addresses in --mail-domains of the servers")
 				}
@@ -1164,6 +1155,7 @@ type scheduler struct {
 	log     *slog.Logger
 	cluster replicator
 	silent  reminders        // of nodes that do not answer
+	untold  reminders        // of notices that are given up
 	now     func() time.Time // the wall clock
 	chance  func() uint64    // seeds of random choices
 
@@ -1360,6 +1352,9 @@ func (s *scheduler) arm(list []applied) (started []int64) {
 		}
 		if a.Noticed {
 			notify(s.noticed)
+		}
+		if a.Untold > 0 && s.untold.due("", time.Now()) {
+			s.log.Error("notices were given up because too many wait for their receivers", "notices", a.Untold)
 		}
 		for _, id := range slices.Concat(a.Started...) {
 			s.doubts[id] = doubt{first: true, bound: a.Bound}
@@ -2389,16 +2384,34 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 	var sending sync.WaitGroup
 	defer s.courier.rest()
 	defer sending.Wait()
-	lanes, held, last := map[noticeLane][]noticeRow{}, 0, int64(0)
+	lanes, stops, held, last := map[noticeLane][]noticeRow{}, map[noticeLane]func(){}, 0, int64(0)
 	ended := make(chan delivery)
 	send := func(l noticeLane, row noticeRow) {
+		one, stop := context.WithCancel(ctx)
+		stops[l] = stop
 		sending.Go(func() {
-			err := s.deliver(ctx, own.Cluster, row)
+			defer stop()
+			err := s.deliver(one, own.Cluster, row)
 			select {
 			case ended <- delivery{l, row.ID, err}:
 			case <-ctx.Done():
 			}
 		})
+	}
+	// prune leaves out what was given up because too much waits: a receiver that takes nothing is in nobody's way.
+	prune := func() error {
+		ids, err := s.store.noticeIDs()
+		gone := func(row noticeRow) bool { _, ok := slices.BinarySearch(ids, row.ID); return !ok }
+		for l, rows := range lanes {
+			if err == nil && gone(rows[0]) {
+				stops[l]()
+			}
+			if err == nil {
+				lanes[l] = append(rows[:1], slices.DeleteFunc(rows[1:], gone)...)
+			}
+			held -= len(rows) - len(lanes[l])
+		}
+		return err
 	}
 	look := time.NewTicker(trimPause)
 	defer look.Stop()
@@ -2409,19 +2422,25 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 	}
 	var gone toldRows
 	end := func(d delivery) {
-		if held--; d.err == nil {
-			gone.Taken = append(gone.Taken, d.id)
-		} else {
-			gone.Lost = append(gone.Lost, d.id)
+		list := map[error]*[]int64{nil: &gone.Taken, errNoMail: &gone.Void}[d.err]
+		if held--; list == nil {
+			list = &gone.Lost
 		}
+		*list = append(*list, d.id)
 		if lanes[d.lane] = lanes[d.lane][1:]; len(lanes[d.lane]) > 0 {
 			send(d.lane, lanes[d.lane][0])
 		} else {
 			delete(lanes, d.lane)
+			delete(stops, d.lane)
 		}
 	}
 	for {
-		for held < noticesMax {
+		if held >= 2*noticesMax {
+			if err := prune(); err != nil {
+				return err
+			}
+		}
+		for held < 2*noticesMax {
 			rows, err := s.store.notices(last, ticksMax)
 			if err != nil {
 				return err
@@ -2438,7 +2457,7 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 			}
 		}
 		var again <-chan time.Time
-		if len(gone.Taken)+len(gone.Lost) > 0 {
+		if gone.n() > 0 {
 			again = time.After(tickSlack)
 		}
 		select {
@@ -2455,7 +2474,7 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 			end(d)
 		case <-again:
 		}
-		for more := true; more && len(gone.Taken)+len(gone.Lost) < ticksMax; {
+		for more := true; more && gone.n() < ticksMax; {
 			select {
 			case d := <-ended:
 				end(d)
@@ -2481,7 +2500,7 @@ type lookout struct {
 // watch tells of runs and jobs that are overdue, and of what is wrong with the cluster. A fire loop that stands still
 // makes no heartbeat.
 func (s *scheduler) watch(ctx context.Context, w *lookout, now time.Time, spawn func(func())) error {
-	if s.courier.cfg.Heartbeat != "" && now.Sub(w.beat) >= time.Minute && s.lag(s.now()) < time.Minute {
+	if s.courier.cfg.Heartbeat.URL != "" && now.Sub(w.beat) >= time.Minute && s.lag(s.now()) < time.Minute {
 		w.beat = now
 		spawn(func() {
 			if err := s.courier.beat(ctx); err != nil && ctx.Err() == nil {
@@ -2535,7 +2554,8 @@ func (s *scheduler) tell(ctx context.Context, list ...occasion) error {
 	return nil
 }
 
-// deliver tells the receiver of a notice, in attempts until noticeAge after it was made. The error is why it was given up.
+// deliver tells the receiver of a notice, in attempts until noticeAge after it was made. The error is why it was given
+// up, or errNoMail.
 func (s *scheduler) deliver(ctx context.Context, cluster string, row noticeRow) error {
 	var n notice
 	err := json.Unmarshal([]byte(row.Doc), &n)
@@ -2547,8 +2567,8 @@ func (s *scheduler) deliver(ctx context.Context, cluster string, row noticeRow) 
 	}
 	for wait := noticeWait; err == nil; wait = min(2*wait, noticeWaitMax) {
 		err = s.courier.deliver(ctx, row.Receiver, fmt.Sprintf("%s-%d", cluster, row.ID), n)
-		if err == nil {
-			return nil
+		if err == nil || err == errNoMail {
+			return err
 		}
 		if ctx.Err() == nil && s.now().Sub(timeOf(row.Made)) >= noticeAge {
 			break

@@ -203,10 +203,13 @@ func (l *failureLog) add(job, execution, outcome string, reason []byte, attempt 
 	})
 }
 
-// Below either a disk is nearly full.
-const (
-	diskShareMin = 20        // one in so many bytes
-	diskFreeMin  = 200 << 20 // bytes
+// A diskLimit tells when a disk is nearly full: with less free than one in so many bytes, or than so many.
+type diskLimit struct{ share, free uint64 }
+
+// Of the disk of the data directory.
+var (
+	diskShort = diskLimit{10, 1 << 30}   // receivers are told
+	diskFull  = diskLimit{20, 200 << 20} // so is who asks for the node's health
 )
 
 // disk returns the bytes that are free for this user on the file system of dir, and its size; 0 if it is not known.
@@ -218,12 +221,12 @@ func disk(dir string) (free, size uint64) {
 	return uint64(st.Bavail) * uint64(st.Bsize), uint64(st.Blocks) * uint64(st.Bsize)
 }
 
-// diskProblem says that a disk is nearly full, "" if it is not.
-func diskProblem(dir string, free, size uint64) string {
-	if size == 0 || free >= diskFreeMin && free >= size/diskShareMin {
+// problem says that a disk is nearly full, "" if it is not.
+func (l diskLimit) problem(dir string, free, size uint64) string {
+	if size == 0 || free >= l.free && free >= size/l.share {
 		return ""
 	}
-	return fmt.Sprintf("the disk of %s is nearly full, less than 5 %% or 200 MB are free: make room before writes fail", dir)
+	return fmt.Sprintf("the disk of %s is nearly full, less than %d %% or %d MB are free: make room before writes fail", dir, 100/l.share, l.free>>20)
 }
 
 // histogram counts durations in buckets.
@@ -782,6 +785,7 @@ const (
 	noticeSendsPer   = 8                // of these to one receiver: if it hangs, the others do not wait
 	noticeReadMax    = 64 << 10         // bytes of a response that are read
 	noticeLinesBytes = 300              // of an output in a text
+	subjectBytes     = 200
 )
 
 // Events that receivers are told of.
@@ -880,12 +884,11 @@ func (n *notice) text() string {
 
 // notifyConfig says whom the operator wants told of what.
 type notifyConfig struct {
-	Webhook   string
-	On        []string // events for Webhook
-	Post, Pre hook     // for each end and start
-	Cronitor  string
+	Webhook   hook
+	Post, Pre hook // for each end and start
+	Cronitor  hook
 	Slack     map[string]string // team → URL
-	Heartbeat string            // URL that the leader calls each minute
+	Heartbeat hook              // that the leader calls each minute
 	Mail      mailConfig
 	Page      string // URL of the page, for links
 }
@@ -893,7 +896,7 @@ type notifyConfig struct {
 // A hook is a webhook with a template for its body, as in Dkron.
 type hook struct {
 	URL, Payload string
-	Headers      []string
+	On, Headers  []string // events; headers as "Name: value"
 	payload      *template.Template
 	header       http.Header
 }
@@ -908,31 +911,38 @@ type mailConfig struct {
 	roots   *x509.CertPool // nil: those of the system
 }
 
+// hooks are the receivers that the operator may name, by their flags.
+func (c *notifyConfig) hooks() map[string]*hook {
+	return map[string]*hook{receiverNotify: &c.Webhook, receiverPost: &c.Post, receiverPre: &c.Pre, receiverCronitor: &c.Cronitor,
+		"heartbeat-url": &c.Heartbeat}
+}
+
 // validate fills in what was not given. The error names the flag.
 func (c *notifyConfig) validate() (err error) {
-	if c.On == nil {
-		c.On = noticesDefault
+	if c.Webhook.On == nil {
+		c.Webhook.On = noticesDefault
 	}
-	if err := checkEvents(c.On, slices.Concat(jobEvents, clusterEvents)); err != nil {
+	c.Post.On, c.Pre.On, c.Cronitor.On = []string{eventEnd}, []string{eventStart}, []string{eventStart, eventEnd}
+	if err := checkEvents(c.Webhook.On, slices.Concat(jobEvents, clusterEvents)); err != nil {
 		return fmt.Errorf("--notify-on: %w", err)
 	}
-	urls := map[string]string{receiverNotify: c.Webhook, receiverPost: c.Post.URL, receiverPre: c.Pre.URL,
-		receiverCronitor: c.Cronitor, "heartbeat-url": c.Heartbeat}
-	for team, u := range c.Slack {
-		urls["slack-webhook "+team] = u
-	}
-	for _, name := range sortedKeys(urls) {
-		if err := checkReceiverURL(urls[name]); err != nil && (urls[name] != "" || strings.Contains(name, " ")) {
+	hooks := c.hooks()
+	for _, name := range sortedKeys(hooks) {
+		h := hooks[name]
+		if err := checkReceiverURL(h.URL); err != nil && h.URL != "" {
 			return fmt.Errorf("--%s: %w", name, err)
 		}
-	}
-	for name, h := range map[string]*hook{"webhook": &c.Post, "pre-webhook": &c.Pre} {
 		if h.payload, err = parsePayload(h.Payload); err != nil {
-			return fmt.Errorf("--%s-payload: %w", name, err)
+			return fmt.Errorf("--%s: %w", strings.Replace(name, "endpoint", "payload", 1), err)
 		}
 		doc, _ := json.Marshal(h.Headers) // strings always marshal
 		if h.header, err = requestHeaders(map[string]string{"headers": string(doc)}); err != nil {
-			return fmt.Errorf(`--%s-headers: an entry is not "Name: value"`, name)
+			return fmt.Errorf(`--%s: an entry is not "Name: value"`, strings.Replace(name, "endpoint", "headers", 1))
+		}
+	}
+	for _, team := range sortedKeys(c.Slack) {
+		if err := checkReceiverURL(c.Slack[team]); err != nil {
+			return fmt.Errorf("--slack-webhook %s: %w", team, err)
 		}
 	}
 	m := &c.Mail
@@ -1006,21 +1016,15 @@ func checkEvents(events, known []string) error {
 
 // listeners returns the operator's receivers of each event.
 func (c *notifyConfig) listeners() map[string][]string {
-	all := map[string][]string{}
-	given := map[string]string{receiverNotify: c.Webhook, receiverPost: c.Post.URL, receiverPre: c.Pre.URL,
-		receiverCronitor: c.Cronitor, receiverOwner: c.Mail.Host}
-	add := func(receiver string, events ...string) {
-		for _, e := range events {
-			if given[receiver] != "" {
+	all, hooks := map[string][]string{}, c.hooks()
+	hooks[receiverOwner] = &hook{URL: c.Mail.Host, On: []string{eventFailed, eventRecovered, eventMissed, eventOverdue}}
+	for _, receiver := range sortedKeys(hooks) {
+		for _, e := range hooks[receiver].On {
+			if hooks[receiver].URL != "" {
 				all[e] = append(all[e], receiver)
 			}
 		}
 	}
-	add(receiverNotify, c.On...)
-	add(receiverPost, eventEnd)
-	add(receiverPre, eventStart)
-	add(receiverCronitor, eventStart, eventEnd)
-	add(receiverOwner, eventFailed, eventRecovered, eventMissed, eventOverdue)
 	return all
 }
 
@@ -1032,13 +1036,12 @@ type courier struct {
 	own, guarded http.Client // for URLs of the operator, and of jobs, which may not lead everywhere
 	sends        chan struct{}
 
-	mu  sync.Mutex
-	per map[string]chan struct{} // by receiver or host; guarded by mu
+	per sync.Map // receiver or host → chan struct{} that bounds attempts to it
 }
 
 // newCourier returns a courier of a node. limits are those of http jobs; dial, if it is not nil, replaces the network.
 func newCourier(cfg notifyConfig, node string, limits nodeLimits, dial func(context.Context, string, string) (net.Conn, error)) (*courier, error) {
-	c := &courier{cfg: cfg, node: node, dial: dial, sends: make(chan struct{}, noticeSends), per: map[string]chan struct{}{}}
+	c := &courier{cfg: cfg, node: node, dial: dial, sends: make(chan struct{}, noticeSends)}
 	if dial == nil {
 		c.dial = (&net.Dialer{}).DialContext
 	}
@@ -1070,9 +1073,11 @@ func (c *courier) config() *notifyConfig {
 	return &c.cfg
 }
 
+var errNoMail = errors.New("this address gets no mail, of which the job was stored with a warning")
+
 // deliver tells a receiver. key is the same whenever it is told of the same.
 func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) error {
-	kind, address, own := strings.Cut(receiver, " ")
+	kind, address, _ := strings.Cut(receiver, " ")
 	slot := kind
 	if kind += " "; kind == receiverURL {
 		if at, err := url.Parse(address); err == nil {
@@ -1104,7 +1109,7 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 		if err == nil {
 			return c.mail(ctx, address, key, n)
 		} else if kind == receiverOwner {
-			return nil // the job was stored with a warning
+			return errNoMail
 		}
 		return err
 	case kind == receiverSlack:
@@ -1117,22 +1122,18 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 			doc["channel"] = channel
 		}
 		return c.send(ctx, &c.own, http.MethodPost, c.cfg.Slack[team], key, header, doc)
-	case own:
-	case receiver == receiverNotify && c.cfg.Webhook != "":
-		return c.send(ctx, &c.own, http.MethodPost, c.cfg.Webhook, key, header, n)
-	case receiver == receiverPost && c.cfg.Post.URL != "":
-		return c.sendHook(ctx, c.cfg.Post, key, n)
-	case receiver == receiverPre && c.cfg.Pre.URL != "":
-		return c.sendHook(ctx, c.cfg.Pre, key, n)
-	case receiver == receiverCronitor && c.cfg.Cronitor != "":
+	}
+	h := c.cfg.hooks()[receiver]
+	switch {
+	case h == nil || h.URL == "":
+		return fmt.Errorf("this server has no --%s", receiver)
+	case receiver == receiverNotify:
+		return c.send(ctx, &c.own, http.MethodPost, h.URL, key, header, n)
+	case receiver == receiverCronitor:
 		state := map[string]string{eventStart: "run", outcomeSuccess: "complete"}[cmp.Or(n.Outcome, n.Event)]
 		query := url.Values{"state": {cmp.Or(state, "fail")}, "host": {n.Node}, "series": {strconv.FormatInt(n.Group, 10)}, "message": {n.Text}}
-		return c.send(ctx, &c.own, http.MethodGet, c.cfg.Cronitor+"/"+url.PathEscape(n.Job)+"?"+query.Encode(), key, nil, nil)
+		return c.send(ctx, &c.own, http.MethodGet, h.URL+"/"+url.PathEscape(n.Job)+"?"+query.Encode(), key, nil, nil)
 	}
-	return fmt.Errorf("this server has no --%s", receiver)
-}
-
-func (c *courier) sendHook(ctx context.Context, h hook, key string, n notice) error {
 	body, err := c.execute(h.payload, n)
 	if err != nil {
 		return err
@@ -1156,14 +1157,8 @@ func (c *courier) execute(t *template.Template, n notice) ([]byte, error) {
 
 // slots returns the channel that bounds attempts to one receiver.
 func (c *courier) slots(receiver string) chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	slots := c.per[receiver]
-	if slots == nil {
-		slots = make(chan struct{}, noticeSendsPer)
-		c.per[receiver] = slots
-	}
-	return slots
+	slots, _ := c.per.LoadOrStore(receiver, make(chan struct{}, noticeSendsPer))
+	return slots.(chan struct{})
 }
 
 // send makes a request with a body: nil, bytes, or what is sent as JSON. It follows no redirects. Errors do not quote the
@@ -1203,7 +1198,7 @@ func (c *courier) send(ctx context.Context, client *http.Client, method, to, key
 func (c *courier) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, noticeTimeout)
 	defer cancel()
-	return c.send(ctx, &c.own, http.MethodGet, c.cfg.Heartbeat, "", nil, nil)
+	return c.send(ctx, &c.own, http.MethodGet, c.cfg.Heartbeat.URL, "", nil, nil)
 }
 
 const smtpsPort = 465 // TLS from the first byte; on other ports it begins with STARTTLS, if the server offers that
@@ -1222,6 +1217,7 @@ func (c *courier) mail(ctx context.Context, to, key string, n notice) error {
 		}
 	}
 	subject, _, _ := strings.Cut(n.Text, "\n")
+	subject = strings.ToValidUTF8(subject[:min(len(subject), subjectBytes)], "") // servers refuse lines of 1,000 bytes
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "From: %s\r\nTo: <%s>\r\nSubject: %s\r\nDate: %s\r\nMessage-ID: <%s@%s>\r\nMIME-Version: 1.0\r\n"+
 		"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n",
@@ -1291,12 +1287,3 @@ type smtpConn struct {
 }
 
 func (c smtpConn) Read(p []byte) (int, error) { return c.in.Read(p) }
-
-// diskShort says that a directory's file system has less than 1 GB or a tenth free, "" if it has more.
-func diskShort(dir string) string {
-	free, size := disk(dir)
-	if size == 0 || free >= 1<<30 && free >= size/10 {
-		return ""
-	}
-	return fmt.Sprintf("%d MB of %d MB are free where the database is", free>>20, size>>20)
-}

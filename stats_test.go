@@ -7,13 +7,16 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"mime/quotedprintable"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/mail"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -103,13 +106,18 @@ func runOnce(p *process, name string) {
 func TestNotices(t *testing.T) {
 	dir, all, own := t.TempDir(), newInbox(t), newInbox(t)
 	args := []string{"--notify-webhook=" + all.url, "--notify-on=end,failed,recovered"}
-	p := startServer(t, dir, args...)
+	p := startServer(t, dir, append(args, "--mail-host=127.0.0.1", "--mail-from=cron@example.org")...)
 	j := shellJob("a", "@manually", "echo no space left; test -f ok")
+	j.OwnerEmail = "ops@example.net" // gets no mail
 	j.Notify = []notifyRule{{On: []string{eventStart, eventFailed}, Webhook: own.url + "/secret"}}
 	p.must("POST", "/v1/jobs", j, nil)
 	all.set(http.StatusServiceUnavailable)
 	runOnce(p, "a")
 	p.eventually("attempts", func() bool { return len(all.all()) >= 2 })
+	p.eventually("two notices, of three that do not wait", func() bool {
+		_, text := p.get("/metrics", nil)
+		return strings.Contains(text, "belfry_notices_delivered_total 2\n") && strings.Contains(text, "belfry_notices_waiting 2\n")
+	})
 	p.kill()
 	p = startServer(t, dir, args...)
 	runOnce(p, "a")
@@ -142,6 +150,62 @@ func TestNotices(t *testing.T) {
 	}
 }
 
+// TestNotices_Cluster: a server that fails is told of, and that no other one may; so is its return.
+func TestNotices_Cluster(t *testing.T) {
+	in := newInbox(t)
+	f := newFleet(t, seedOf(t), 3, nil, "--notify-webhook="+in.url, "--notify-on=node-failed,node-back,no-majority-to-spare")
+	leader := f.leader()
+	other := f.nodes[0]
+	if other == leader {
+		other = f.nodes[1]
+	}
+	heard := func(events ...string) {
+		f.await(strings.Join(events, " and "), fleetPatience, func() bool {
+			got := in.taken()
+			slices.Sort(got)
+			return slices.Equal(got, events)
+		})
+	}
+	f.await("heartbeats of all", fleetPatience, func() bool {
+		_, _, text := leader.call("GET", "/v1/members", "", nil)
+		return strings.Count(text, `"Status":1`) == 3
+	})
+	f.kill(other)
+	heard("no-majority-to-spare", "node-failed")
+	f.start(other)
+	heard("no-majority-to-spare", "node-back", "node-failed")
+	for _, d := range in.all() {
+		if d.Event == eventNoSpare && d.Text != "belfry: 2 of 3 voters are there; if one more fails, nothing is scheduled" {
+			t.Errorf("the text is %q", d.Text)
+		}
+	}
+}
+
+// TestNotices_Full: a receiver that takes nothing is not in the way of others, however much waits for it, and what is
+// given up for that is in the log.
+func TestNotices_Full(t *testing.T) {
+	dir, shut, in := t.TempDir(), newInbox(t), newInbox(t)
+	shut.set(http.StatusServiceUnavailable)
+	p := startServer(t, dir)
+	p.must("POST", "/v1/jobs", shellJob("a", "@manually", "false"), nil)
+	p.kill()
+	s, err := openStore(filepath.Join(dir, "data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.update("NORMAL", func() error {
+		return s.exec(`INSERT INTO notices WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+			SELECT i, 'end', i % 2 * i, ?, ?, '{"event":"end"}' FROM n`, 3*noticesMax, receiverURL+shut.url, time.Now().UnixNano())
+	})
+	if err := errors.Join(err, s.close()); err != nil {
+		t.Fatal(err)
+	}
+	p = startServer(t, dir, "--notify-webhook="+in.url)
+	runOnce(p, "a")
+	p.eventually("the notice", func() bool { return slices.Equal(in.taken(), []string{"failed failed"}) })
+	p.eventually("a line about what is lost", func() bool { return strings.Contains(p.log.String(), "notices=20001") })
+}
+
 // TestCourier: a receiver that hangs, fails, redirects for ever or sends without end costs no other one anything, and
 // what a job names cannot lead where its http requests may not go.
 func TestCourier(t *testing.T) {
@@ -165,7 +229,7 @@ func TestCourier(t *testing.T) {
 	defer srv.Close()
 	defer second.Close()
 	defer close(hung)
-	c, err := newCourier(notifyConfig{Webhook: other.url}, "n1", nodeLimits{}, nil)
+	c, err := newCourier(notifyConfig{Webhook: hook{URL: other.url}}, "n1", nodeLimits{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +253,7 @@ func TestCourier(t *testing.T) {
 		}
 	}
 	<-done
-	strict, err := newCourier(notifyConfig{Webhook: other.url}, "n1", nodeLimits{DenyPrivate: true}, nil)
+	strict, err := newCourier(notifyConfig{Webhook: hook{URL: other.url}}, "n1", nodeLimits{DenyPrivate: true}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,14 +382,14 @@ func TestCourier_Mail(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n := notice{Event: eventFailed, Job: "müller", Execution: "1-n1", Node: "n1", Reason: "exit status 1", Output: "it's = Ü\n.\nend\n"}
+		n := notice{Event: eventFailed, Job: "müller", Execution: "1-n1", Node: "n1", Reason: "exit status 1" + strings.Repeat(".", 1000), Output: "it's = Ü\n.\nend\n"}
 		if err := c.deliver(t.Context(), receiverMail+"ops@EXAMPLE.org", "key-1", n); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.deliver(t.Context(), receiverMail+"ops@example.net", "key-2", n); err == nil || !strings.Contains(err.Error(), "--mail-domains") {
 			t.Errorf("an address outside the domains: %v", err)
 		}
-		if err := c.deliver(t.Context(), receiverOwner+"ops@example.net", "key-3", n); err != nil {
+		if err := c.deliver(t.Context(), receiverOwner+"ops@example.net", "key-3", n); err != errNoMail {
 			t.Errorf("an owner outside the domains: %v", err)
 		}
 		got := server.taken()
@@ -346,10 +410,11 @@ func TestCourier_Mail(t *testing.T) {
 			t.Fatal(err)
 		}
 		body, err := io.ReadAll(quotedprintable.NewReader(m.Body))
-		if want := "müller failed on n1: exit status 1\r\nit's = Ü\r\n.\r\nend\r\n\r\nhttp://n1:8080/#/jobs/m%C3%BCller/executions/1-n1\r\n"; err != nil || string(body) != want {
+		if want := "müller failed on n1: exit status 1" + strings.Repeat(".", 1000) + "\r\nit's = Ü\r\n.\r\nend\r\n\r\nhttp://n1:8080/#/jobs/m%C3%BCller/executions/1-n1\r\n"; err != nil || string(body) != want {
 			t.Errorf("the text is %q (%v), want %q", body, err, want)
 		}
-		if m.Header.Get("Subject") != "=?utf-8?q?[belfry]_m=C3=BCller_failed_on_n1:_exit_status_1?=" || m.Header.Get("Message-Id") != "<key-1@example.org>" {
+		subject, err := new(mime.WordDecoder).DecodeHeader(m.Header.Get("Subject"))
+		if err != nil || subject != "[belfry] müller failed on n1: exit status 1"+strings.Repeat(".", 165) || m.Header.Get("Message-Id") != "<key-1@example.org>" {
 			t.Errorf("the header is %v", m.Header)
 		}
 	}
@@ -365,11 +430,11 @@ func TestCourier_Channels(t *testing.T) {
 	defer srv.Close()
 	cfg := notifyConfig{Post: hook{URL: srv.URL + "/post", Headers: []string{"Content-Type: text/plain", "X-Key: a:b"},
 		Payload: "{{.JobName}} {{.Success}} {{.NodeName}} {{.ReportingNode}} {{.StartTime.Unix}} {{.FinishedAt.Unix}} {{.Output}}|{{.Report}}"},
-		Pre: hook{URL: srv.URL + "/pre"}, Cronitor: srv.URL + "/p/key", Slack: map[string]string{"ops": srv.URL + "/slack"}}
+		Pre: hook{URL: srv.URL + "/pre"}, Cronitor: hook{URL: srv.URL + "/p/key"}, Slack: map[string]string{"ops": srv.URL + "/slack"}}
 	if err := cfg.validate(); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string][]string{eventStart: {receiverPre, receiverCronitor}, eventEnd: {receiverPost, receiverCronitor}}
+	want := map[string][]string{eventStart: {receiverCronitor, receiverPre}, eventEnd: {receiverCronitor, receiverPost}}
 	if diff := cmp.Diff(want, cfg.listeners()); diff != "" {
 		t.Errorf("listeners (-want +got):\n%s", diff)
 	}

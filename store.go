@@ -231,6 +231,7 @@ CREATE TABLE job_state (
 	fired         INTEGER NOT NULL, -- due time of the last decided tick, or when next was computed otherwise
 	open          INTEGER NOT NULL, -- unfinished executions, and pending rows of their groups
 	failures      INTEGER NOT NULL, -- groups in a row that have failed since it was enabled
+	broken        INTEGER NOT NULL, -- 1: of its groups that succeeded or failed the last has failed
 	kept          INTEGER NOT NULL, -- finished executions on record
 	success_count INTEGER NOT NULL,
 	error_count   INTEGER NOT NULL,
@@ -1439,7 +1440,7 @@ type applied struct {
 	Freed    []int64 // pending rows whose wait may be over
 	Noticed  bool    // there are new notices
 	Released bool    // a hold is over
-	Untold   int     // notices that were given up
+	Untold   int     // notices that were given up because too many waited
 }
 
 // apply is the part of write that applies.
@@ -1661,7 +1662,10 @@ type occasion struct {
 type toldRows struct {
 	Taken []int64 `json:"taken,omitempty"`
 	Lost  []int64 `json:"lost,omitempty"`
+	Void  []int64 `json:"void,omitempty"` // for who gets no mail
 }
+
+func (t *toldRows) n() int { return len(t.Taken) + len(t.Lost) + len(t.Void) }
 
 // audited is what the audit trail shall say of a change that is not in the state.
 type audited struct {
@@ -2327,7 +2331,7 @@ func (a *applying) store(p jobPut) {
 		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, ?, ?, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, ?, 0, 0, 0, 0, 0, 0)", id, p.Next, j.armed(),
+		a.exec("INSERT INTO job_state VALUES (?, ?, ?, ?, 0, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, ?, 0, 0, 0, 0, 0, 0)", id, p.Next, j.armed(),
 			a.computed(p.Next), j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), a.c.Now)
 	case p.Keep:
 		return
@@ -2454,7 +2458,7 @@ func (a *applying) restore(r restoring) {
 		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
 			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
 			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, st.armed, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, 0, ?3, 0, 0, 0, 0, 0, 0
+		`INSERT INTO job_state SELECT st.id, st.next, st.armed, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, 0, ?3, 0, 0, 0, 0, 0, 0
 			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
 		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
 			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
@@ -2872,7 +2876,7 @@ func (a *applying) skip(p pendingRow, d decision, t *consuming) {
 	delta := &jobDelta{}
 	a.over(p.JobID, p.Group, p.Asked, t.audience, a.attempts(p.Group), delta)
 	a.count(map[int64]*jobDelta{p.JobID: delta}, nil)
-	t.failures += delta.failures
+	t.broken = t.audience.failed(delta)
 }
 
 // taken returns what a cause p of job t must wait for before it may start on any node, and who has that; "" if for
@@ -3424,9 +3428,9 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 		a.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?,
 			last_success = max(last_success, ?), last_error = max(last_error, ?),
 			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status), failures = iif(?, 0, failures) + ?,
-			heard = iif(?, ?, heard) WHERE job = ?`,
+			broken = iif(?, 1, iif(?, 0, broken)), heard = iif(?, ?, heard) WHERE job = ?`,
 			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, d.succeeded, d.failures,
-			d.success > 0, d.lastSuccess, id)
+			d.failures > 0, d.succeeded, d.success > 0, d.lastSuccess, id)
 		if d.failures > 0 {
 			a.disableFailing(id)
 		}
@@ -3444,7 +3448,7 @@ func (a *applying) disableFailing(id int64) {
 	var who audience
 	if !a.get(`SELECT j.doc, `+audienceColumns+` FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ? AND deleted = 0
 		AND disabled = 0 AND disable_after BETWEEN 1 AND failures AND (NOT armed OR next > ? OR next = ?)`,
-		[]any{id, a.c.Now, int64(never)}, jsonColumn{&was}, &who.name, &who.owner, &who.doc, &who.failures) {
+		[]any{id, a.c.Now, int64(never)}, jsonColumn{&was}, &who.name, &who.owner, &who.doc, &who.broken) {
 		return
 	}
 	j, why := was, fmt.Sprintf("%d runs in a row have failed", was.DisableAfter)
@@ -3463,13 +3467,13 @@ func (a *applying) disableFailing(id int64) {
 type audience struct {
 	name, owner string
 	doc         string // the job's definition if it names receivers, else ''
-	failures    int64  // in a row, of groups of the job
+	broken      bool   // as in job_state
 }
 
 // failed reports whether the last group of the job that succeeded or failed has failed. d is what has ended since.
-func (w audience) failed(d *jobDelta) bool { return d.failures > 0 || w.failures > 0 && !d.succeeded }
+func (w audience) failed(d *jobDelta) bool { return d.failures > 0 || w.broken && !d.succeeded }
 
-const audienceColumns = "j.name, j.owner_email, iif(j.listens, j.doc, ''), coalesce(s.failures, 0)"
+const audienceColumns = "j.name, j.owner_email, iif(j.listens, j.doc, ''), coalesce(s.broken, 0)"
 
 // receivers returns who is told of an event. again: they have been told of the same since the job ran well; then it is
 // only those who want to hear of every failure.
@@ -3529,7 +3533,9 @@ func (e *executionRow) notice(event string) notice {
 func (a *applying) boundNotices() {
 	for _, of := range []string{"WHERE event IN ('start', 'end') ", ""} {
 		if surplus := a.s.settings.notices - noticesMax; surplus > 0 {
-			a.loseNotices(applyRows[int64](a, "SELECT id FROM notices "+of+"ORDER BY id LIMIT ?", surplus))
+			ids := applyRows[int64](a, "SELECT id FROM notices "+of+"ORDER BY id LIMIT ?", surplus)
+			a.loseNotices(ids)
+			a.result.Untold += len(ids)
 		}
 	}
 }
@@ -3546,7 +3552,7 @@ func (a *applying) occasions(list []occasion) {
 				continue
 			}
 			a.get("SELECT "+audienceColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ?", []any{o.Job},
-				&who.name, &who.owner, &who.doc, &who.failures)
+				&who.name, &who.owner, &who.doc, &who.broken)
 		}
 		a.notify(a.receivers(o.Notice.Event, who, false), o.Job, o.Notice)
 	}
@@ -3557,6 +3563,7 @@ func (a *applying) told(t toldRows) {
 	n := a.dropNotices(t.Taken)
 	a.counts(func(s *stats) { s.told.Add(int64(n)) })
 	a.loseNotices(t.Lost)
+	a.dropNotices(t.Void)
 }
 
 func (a *applying) dropNotices(ids []int64) int {
@@ -3574,7 +3581,6 @@ func (a *applying) loseNotices(ids []int64) {
 		a.exec("UPDATE job_state SET notices_lost = notices_lost + ? WHERE job = ?", c.n, c.job)
 	}
 	n := a.dropNotices(ids)
-	a.result.Untold += n
 	a.counts(func(s *stats) { s.untold.Add(int64(n)) })
 }
 
@@ -4724,6 +4730,10 @@ type noticeRow struct {
 // notices returns the oldest notices after an id, at most limit.
 func (s *store) notices(after int64, limit int) ([]noticeRow, error) {
 	return rowsOf[noticeRow](s.viewEach, "SELECT * FROM notices WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+}
+
+func (s *store) noticeIDs() ([]int64, error) {
+	return rowsOf[int64](s.viewEach, "SELECT id FROM notices ORDER BY id")
 }
 
 // A watchedRow is a job that may be overdue, with one of its runs that may be.

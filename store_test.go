@@ -3009,6 +3009,16 @@ func TestApply_Notices(t *testing.T) {
 	g.runPending() // the retry does not run
 	g.wantTold("failed a: notify-webhook", "failed a: webhook http://own")
 
+	row := g.row("a")
+	g.do(&command{Put: []jobPut{{Base: row.version, Job: row.job, Next: row.next}}}) // its ticks are planned anew
+	g.end(outcomeFailed, g.tick("a", "n1")...)
+	g.end(outcomeFailed, retry())
+	g.wantTold("failed a: webhook http://own")
+	row = g.row("a")
+	g.do(&command{Put: []jobPut{{Base: row.version, Job: row.job, Next: row.next}}})
+	g.end(outcomeSuccess, g.tick("a", "n1")...)
+	g.wantTold("recovered a: notify-webhook")
+
 	two := g.tick("b", "n1", "n2")
 	g.end(outcomeFailed, two[0])
 	g.wantTold() // the group is not over
