@@ -237,19 +237,17 @@ func (j *job) checkNotify(mail *mailConfig) error {
 		return fmt.Errorf("notify: has more than %d entries", notifyMax)
 	}
 	for i, r := range j.Notify {
-		on, field, err := checkEvents(r.On, jobEvents), "webhook", error(nil)
+		field, err := "on", checkEvents(r.On, jobEvents)
 		switch {
+		case err != nil:
 		case len(r.On) == 0:
-			on = errors.New("name some of " + strings.Join(jobEvents, ", "))
+			err = errors.New("name some of " + strings.Join(jobEvents, ", "))
 		case r.Mail != "" && r.Webhook != "":
-			err = errors.New("must not stand beside mail; write two entries")
+			field, err = "webhook", errors.New("must not stand beside mail; write two entries")
 		case r.Mail != "":
 			field, err = "mail", mail.checkAddress(r.Mail)
 		default:
-			err = checkReceiverURL(r.Webhook)
-		}
-		if on != nil {
-			field, err = "on", on
+			field, err = "webhook", checkReceiverURL(r.Webhook)
 		}
 		if err != nil {
 			return fmt.Errorf("notify[%d].%s: %w", i, field, err)
@@ -2503,7 +2501,7 @@ func (s *scheduler) watch(ctx context.Context, w *lookout, now time.Time, spawn 
 	if s.courier.cfg.Heartbeat.URL != "" && now.Sub(w.beat) >= time.Minute && s.lag(s.now()) < time.Minute {
 		w.beat = now
 		spawn(func() {
-			if err := s.courier.beat(ctx); err != nil && ctx.Err() == nil {
+			if err := s.courier.deliver(ctx, receiverHeartbeat, "", notice{}); err != nil && ctx.Err() == nil {
 				s.log.Warn("--heartbeat-url cannot be called", "err", err)
 			}
 		})

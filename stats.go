@@ -818,14 +818,15 @@ var (
 
 // Receivers. Those that the operator names are called after their flags; the others have an address.
 const (
-	receiverNotify   = "notify-webhook"
-	receiverPost     = "webhook-endpoint"
-	receiverPre      = "pre-webhook-endpoint"
-	receiverCronitor = "cronitor-endpoint"
-	receiverURL      = "webhook "
-	receiverMail     = "mail "
-	receiverOwner    = "owner " // by mail, if the address is allowed
-	receiverSlack    = "slack " // team and channel
+	receiverNotify    = "notify-webhook"
+	receiverPost      = "webhook-endpoint"
+	receiverPre       = "pre-webhook-endpoint"
+	receiverCronitor  = "cronitor-endpoint"
+	receiverHeartbeat = "heartbeat-url" // called without a notice
+	receiverURL       = "webhook "
+	receiverMail      = "mail "
+	receiverOwner     = "owner " // by mail, if the address is allowed
+	receiverSlack     = "slack " // team and channel
 )
 
 // A notice says what happened. Its JSON is what a webhook receives.
@@ -914,7 +915,7 @@ type mailConfig struct {
 // hooks are the receivers that the operator may name, by their flags.
 func (c *notifyConfig) hooks() map[string]*hook {
 	return map[string]*hook{receiverNotify: &c.Webhook, receiverPost: &c.Post, receiverPre: &c.Pre, receiverCronitor: &c.Cronitor,
-		"heartbeat-url": &c.Heartbeat}
+		receiverHeartbeat: &c.Heartbeat}
 }
 
 // validate fills in what was not given. The error names the flag.
@@ -1117,10 +1118,10 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 		if c.cfg.Slack[team] == "" {
 			return fmt.Errorf("this server has no --slack-webhook %s=URL", team)
 		}
-		doc := map[string]string{"text": n.Text}
-		if channel != "" {
-			doc["channel"] = channel
-		}
+		doc := struct {
+			Channel string `json:"channel,omitempty"`
+			Text    string `json:"text"`
+		}{channel, n.Text}
 		return c.send(ctx, &c.own, http.MethodPost, c.cfg.Slack[team], key, header, doc)
 	}
 	h := c.cfg.hooks()[receiver]
@@ -1129,6 +1130,8 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 		return fmt.Errorf("this server has no --%s", receiver)
 	case receiver == receiverNotify:
 		return c.send(ctx, &c.own, http.MethodPost, h.URL, key, header, n)
+	case receiver == receiverHeartbeat:
+		return c.send(ctx, &c.own, http.MethodGet, h.URL, key, nil, nil)
 	case receiver == receiverCronitor:
 		state := map[string]string{eventStart: "run", outcomeSuccess: "complete"}[cmp.Or(n.Outcome, n.Event)]
 		query := url.Values{"state": {cmp.Or(state, "fail")}, "host": {n.Node}, "series": {strconv.FormatInt(n.Group, 10)}, "message": {n.Text}}
@@ -1192,13 +1195,6 @@ func (c *courier) send(ctx context.Context, client *http.Client, method, to, key
 		return fmt.Errorf("the receiver responded with status %d", resp.StatusCode)
 	}
 	return nil
-}
-
-// beat calls the heartbeat URL.
-func (c *courier) beat(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, noticeTimeout)
-	defer cancel()
-	return c.send(ctx, &c.own, http.MethodGet, c.cfg.Heartbeat.URL, "", nil, nil)
 }
 
 const smtpsPort = 465 // TLS from the first byte; on other ports it begins with STARTTLS, if the server offers that
