@@ -2420,11 +2420,15 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 	}
 	var gone toldRows
 	end := func(d delivery) {
-		list := map[error]*[]int64{nil: &gone.Taken, errNoMail: &gone.Void}[d.err]
-		if held--; list == nil {
-			list = &gone.Lost
+		held--
+		switch d.err {
+		case nil:
+			gone.Taken = append(gone.Taken, d.id)
+		case errNoMail:
+			gone.Void = append(gone.Void, d.id)
+		default:
+			gone.Lost = append(gone.Lost, d.id)
 		}
-		*list = append(*list, d.id)
 		if lanes[d.lane] = lanes[d.lane][1:]; len(lanes[d.lane]) > 0 {
 			send(d.lane, lanes[d.lane][0])
 		} else {
