@@ -1327,8 +1327,8 @@ func TestImport_Dkron(t *testing.T) {
 	defer secure.Close()
 	c.write("dkron.json", string(doc))
 	c.write("ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})))
-	for _, source := range []string{dkron.URL, dkron.URL + "/v1/jobs/", "dkron.json", secure.URL} {
-		cmd := program(t, c.dir, c.env, "import", "dkron", source, "--disabled", "--tls-ca=ca.pem")
+	for _, source := range []string{dkron.URL, dkron.URL + "/v1/jobs/", "dkron.json", secure.URL + " --tls-ca=ca.pem"} {
+		cmd := program(t, c.dir, c.env, append([]string{"import", "dkron", "--disabled"}, strings.Fields(source)...)...)
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatalf("%s: %v", source, err)
