@@ -2258,14 +2258,15 @@ func sameJob(have, want *job) bool {
 
 var (
 	serversSeed  = flag.Uint64("servers.seed", 0, "the one seed of the simulation of whole servers; 0: see the next")
-	serversSeeds = flag.Int("servers.seeds", 0, "seeds that it takes; 0: as many as there are faults")
+	serversSeeds = flag.Int("servers.seeds", 0, "seeds that it takes; 0: a few whose faults are the rarest")
 	serversFirst = flag.Uint64("servers.first", 1, "the first of them")
 	serversTrace = flag.Bool("servers.trace", false, "print all that happens in it")
 )
 
 // TestSimulation_Servers runs whole servers, made as main makes them, through
 // crashes, pauses, cuts, slow disks and leaves, with clients that write all the
-// time. With the race detector the fixed seeds take a minute on two cores.
+// time. With the race detector the fixed seeds take five minutes on two cores.
+// As many seeds as there are faults must reach all rareStates.
 func TestSimulation_Servers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes more than a minute")
@@ -2274,9 +2275,8 @@ func TestSimulation_Servers(t *testing.T) {
 	switch {
 	case *serversSeed != 0:
 		seeds = []uint64{*serversSeed}
-	case *serversSeeds == 0: // each begins with another fault
-		*serversSeeds = len(bubbleFaults)
-		fallthrough
+	case *serversSeeds == 0:
+		seeds = []uint64{3, 5, 12, 14, 15, 19, 20} // each begins with another of bubbleFaults
 	default:
 		for i := range *serversSeeds {
 			seeds = append(seeds, *serversFirst+uint64(i))
@@ -3222,9 +3222,9 @@ type life struct {
 	parts    *parts // nil: not made yet
 	wires    map[*wire]bool
 	dead     atomic.Bool
-	unread   atomic.Bool  // a read failed
-	busy     atomic.Int64 // since when its writer is at the disk, in nanoseconds; 0: it is not
-	synced   walMark      // owned by whoever writes
+	unread   atomic.Bool             // a read failed
+	busy     atomic.Int64            // since when its writer is at the disk, in nanoseconds; 0: it is not
+	synced   atomic.Pointer[walMark] // how far the log was written when it was last synced
 
 	// What check has seen, owned by the goroutine of the bubble.
 	applied uint64
@@ -3279,7 +3279,7 @@ func (l *life) disk(durable bool, tx func() error) error {
 	}
 	err := tx()
 	if durable {
-		l.synced, _ = readWAL(l.dir)
+		l.sync()
 	}
 	return err
 }
@@ -3441,8 +3441,8 @@ func (n *bubbleNode) start() {
 		disk:  l.disk,
 		made: func(p *parts) {
 			l.parts = p
-			l.synced, _ = readWAL(l.dir) // what it found there is safe
-			if p.clu != nil {            // who comes back may vote again
+			l.sync()          // what it found there is safe
+			if p.clu != nil { // who comes back may vote again
 				b.mu.Lock()
 				delete(b.left, p.clu.own.ID)
 				b.mu.Unlock()
@@ -3502,11 +3502,17 @@ func (n *bubbleNode) crash(power bool) {
 	n.b.killProcesses(l, power)
 }
 
+// sync notes that all that is written is safe.
+func (l *life) sync() {
+	written, _ := readWAL(l.dir)
+	l.synced.Store(&written)
+}
+
 // unsynced returns how many frames of its log a power cut may take.
 func (l *life) unsynced() uint32 {
 	written, copied := readWAL(l.dir)
-	if l.synced.salt == written.salt {
-		copied = max(copied, l.synced.frames)
+	if synced := l.synced.Load(); synced != nil && synced.salt == written.salt {
+		copied = max(copied, synced.frames)
 	}
 	return written.frames - copied
 }
@@ -4009,7 +4015,7 @@ var bubbleFaults = []bubbleFault{
 	{"flipped bit in a snapshot", 1, planShortLog, (*bubble).flipSnapshot},
 }
 
-// rareStates are what the seeds of CI reach together.
+// rareStates are what as many seeds as there are faults reach together.
 var rareStates = []string{
 	"a flipped bit in a snapshot",
 	"a drained node",

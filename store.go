@@ -171,15 +171,15 @@ const jobFields = `,
 	metadata        TEXT    AS (coalesce(doc -> 'metadata', 'null')),
 	executor_config TEXT    AS (coalesce(doc -> 'executor_config', 'null')),
 	processors      TEXT    AS (coalesce(doc -> 'processors', '{}')),
-	keep            INTEGER AS (coalesce(doc ->> 'keep', 0)),
-	max_runtime     TEXT    AS (coalesce(doc ->> 'max_runtime', '')),
-	max_silence     TEXT    AS (coalesce(doc ->> 'max_silence', '')),
+	keep            INTEGER AS (coalesce(doc ->> 'keep', 0)) STORED,
+	max_runtime     TEXT    AS (coalesce(doc ->> 'max_runtime', '')) STORED,
+	max_silence     TEXT    AS (coalesce(doc ->> 'max_silence', '')) STORED,
 	starts_at       REAL    AS (coalesce(julianday(doc ->> 'starts_at'), 0)),
 	expires_at      REAL    AS (coalesce(julianday(doc ->> 'expires_at'), 0)),
 	doc             TEXT    NOT NULL`
 
 // schemaVersion is raised whenever schema changes.
-const schemaVersion = 9
+const schemaVersion = 10
 
 // schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet"
 // unless a column says otherwise. The first two tables are this server's own and
