@@ -2284,7 +2284,7 @@ func BenchmarkParseSchedule(b *testing.B) {
 // the end everything is healed and must come to rest with nothing lost.
 
 var (
-	rulesSeeds = flag.Int("rules.seeds", 4, "random lives of a cluster with jobs to simulate; few, as the race detector takes half a minute for one")
+	rulesSeeds = flag.Int("rules.seeds", 2, "random lives of a cluster with jobs to simulate; few, as the race detector takes half a minute for one")
 	rulesSeed  = flag.Uint64("rules.seed", 0, "the one seed to simulate; 0 takes the seeds from 1 on")
 )
 
