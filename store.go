@@ -3057,18 +3057,13 @@ const failingReason = "the job is about to be disabled: as many runs in a row ha
 // counts has something counted once it has committed.
 func (a *applying) counts(count func(*stats)) { a.s.counts = append(a.s.counts, count) }
 
-// tick counts n ticks of a job, for its metrics and those of this server. One that ran counts when the first execution of
-// its group has ended, as only then it is known that its node took the order.
-func (a *applying) tick(job int64, outcome, reason string, n int64) {
-	a.exec(`UPDATE job_state SET ran = ran + iif(?2 = 'ran', ?3, 0), late = late + iif(?2 = 'late', ?3, 0),
-		skipped = skipped + iif(?2 = 'skipped', ?3, 0), missed = missed + iif(?2 = 'missed', ?3, 0) WHERE job = ?1`, job, outcome, n)
-	a.counts(func(s *stats) { s.decided(outcome, reason, n) })
-}
-
 // record notes what did not run, and why.
 func (a *applying) record(job int64, cause string, d decision) {
 	if cause == causeTick {
-		a.tick(job, d.Outcome, d.Reason, max(1, d.Count))
+		n := max(1, d.Count)
+		a.exec(`UPDATE job_state SET skipped = skipped + iif(?2 = 'skipped', ?3, 0), missed = missed + iif(?2 = 'missed', ?3, 0)
+			WHERE job = ?1`, job, d.Outcome, n)
+		a.counts(func(s *stats) { s.decided(d.Outcome, d.Reason, n) })
 	}
 	a.s.tell(eventJob, job)
 	a.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -3145,6 +3140,7 @@ type jobDelta struct {
 	failures                                            int64  // in a row, of groups, since the last success
 	succeeded                                           bool   // a group did
 	status                                              string // '': as it was
+	ran, late, missed                                   int64  // ticks
 }
 
 // finish ends executions: the row, the output, counts, daily statistics and
@@ -3244,14 +3240,17 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	if r.Outcome == outcomeLost {
 		a.notifyRun(eventLost, e.audience, e.ID, false)
 	}
-	switch {
+	switch { // a tick has run once the first execution of its group has ended: its node has taken the order
 	case e.Cause != causeTick || e.ID != e.Group:
 	case r.Outcome == outcomeMissed:
-		a.tick(e.JobID, outcomeMissed, "no node took the order", 1)
+		d.missed++
+		a.counts(func(s *stats) { s.decided(outcomeMissed, "no node took the order", 1) })
 	case e.Late:
-		a.tick(e.JobID, outcomeLate, "", 1)
+		d.late++
+		a.counts(func(s *stats) { s.decided(outcomeLate, "", 1) })
 	default:
-		a.tick(e.JobID, outcomeRan, "", 1)
+		d.ran++
+		a.counts(func(s *stats) { s.decided(outcomeRan, "", 1) })
 	}
 	d.open--
 	d.kept++
@@ -3428,9 +3427,10 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 		a.exec(`UPDATE job_state SET success_count = success_count + ?, error_count = error_count + ?,
 			last_success = max(last_success, ?), last_error = max(last_error, ?),
 			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status), failures = iif(?, 0, failures) + ?,
-			broken = iif(?, 1, iif(?, 0, broken)), heard = iif(?, ?, heard) WHERE job = ?`,
+			broken = iif(?, 1, iif(?, 0, broken)), heard = iif(?, ?, heard),
+			ran = ran + ?, late = late + ?, missed = missed + ? WHERE job = ?`,
 			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, d.succeeded, d.failures,
-			d.failures > 0, d.succeeded, d.success > 0, d.lastSuccess, id)
+			d.failures > 0, d.succeeded, d.success > 0, d.lastSuccess, d.ran, d.late, d.missed, id)
 		if d.failures > 0 {
 			a.disableFailing(id)
 		}
