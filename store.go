@@ -1,6 +1,5 @@
-// The store owns everything that survives the process: one SQLite file with
-// the replicated log, this server's vote, and the state that applying the log
-// has made.
+// The store owns everything that survives the process: one SQLite file with the replicated log, this server's vote, and
+// the state that applying the log has made.
 //
 // Rules that always hold:
 //
@@ -17,10 +16,9 @@
 //  5. After any error of a commit nothing is known about the disk; the error is
 //     fatal and a restart is the recovery.
 //
-// Its sections, in order: limits and errors, the schema, opening, transactions and
-// readers, the log, commands and how they are applied, lists of jobs, executions,
-// events and statistics, retention, ticks, access control and the audit trail, what
-// the protocol saves, and snapshots.
+// Its sections, in order: limits and errors, the schema, opening, transactions and readers, the log, commands and how
+// they are applied, lists of jobs, executions, events and statistics, retention, ticks, access control and the audit
+// trail, what the protocol saves, and snapshots.
 package main
 
 import (
@@ -181,9 +179,8 @@ const jobFields = `,
 // schemaVersion is raised whenever schema changes.
 const schemaVersion = 10
 
-// schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet"
-// unless a column says otherwise. The first two tables are this server's own and
-// never leave it; all others are the replicated state.
+// schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet" unless a column says otherwise. The
+// first two tables are this server's own and never leave it; all others are the replicated state.
 const schema = `
 CREATE TABLE server (
 	id         TEXT    NOT NULL, -- random, made with the data directory
@@ -282,9 +279,8 @@ CREATE INDEX executions_unfinished ON executions (job, grp, node) WHERE finished
 CREATE INDEX executions_bad ON executions (id) WHERE outcome NOT IN ('', 'success'); -- few
 CREATE INDEX executions_job_bad ON executions (job, id) WHERE outcome NOT IN ('', 'success');
 
--- An output in three parts. Why the execution failed, and the end, at most
--- 4,000 bytes each, stand first in the row, so that a list reads them without
--- the pages of the rest.
+-- An output in three parts. Why the execution failed, and the end, at most 4,000 bytes each, stand first in the row, so
+-- that a list reads them without the pages of the rest.
 CREATE TABLE outputs (
 	execution INTEGER PRIMARY KEY,
 	reason    BLOB NOT NULL, -- the output begins with it
@@ -292,9 +288,8 @@ CREATE TABLE outputs (
 	head      BLOB NOT NULL -- what comes between
 ) STRICT;
 
--- What must still follow from something that ended, and what could not start
--- when it was due and waits for something to be free. Of those that wait for
--- the same thing the first asked for starts first.
+-- What must still follow from something that ended, and what could not start when it was due and waits for something to
+-- be free. Of those that wait for the same thing the first asked for starts first.
 CREATE TABLE pending (
 	id        INTEGER PRIMARY KEY,
 	cause     TEXT    NOT NULL, -- as of an execution; slot: one of a group; or children: of the job, whose group is over
@@ -431,8 +426,7 @@ CREATE INDEX audit_job ON audit (job, at) WHERE job <> '';
 var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "notices", "ticks", "tick_days",
 	"staged", "nodes", "rules", "policies", "tokens", "requests", "stats", "audit"}
 
-// store is one open database. Its methods are safe for readers at any time;
-// write and install belong to one goroutine.
+// store is one open database. Its methods are safe for readers at any time; write and install belong to one goroutine.
 type store struct {
 	path    string
 	lock    *os.File // held while the database is open
@@ -547,9 +541,8 @@ type logRetention struct {
 	slack   int // trimmed in steps of this many entries
 }
 
-// openStore opens or makes the database in dir, which it creates with mode
-// 0700, and reads back the entries that are in the log but not applied.
-// Errors are one sentence that says what to do.
+// openStore opens or makes the database in dir, which it creates with mode 0700, and reads back the entries that are in
+// the log but not applied. Errors are one sentence that says what to do.
 func openStore(dir string) (*store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("--data-dir: cannot make the directory, choose one that this user may write: %w", err)
@@ -566,10 +559,9 @@ func openStore(dir string) (*store, error) {
 	return s, nil
 }
 
-// lockDir takes the lock that keeps a second process out of dir. The kernel
-// releases it when the process ends, however it ends; but a child that was just
-// forked holds the lock too until it executes another program. A start right
-// after a crash must wait for that.
+// lockDir takes the lock that keeps a second process out of dir. The kernel releases it when the process ends, however
+// it ends; but a child that was just forked holds the lock too until it executes another program. A start right after a
+// crash must wait for that.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -666,9 +658,8 @@ func (s *store) open() (err error) {
 	if err := s.checkWAL(); err != nil {
 		return err
 	}
-	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often
-	// enough to stay small, rarely enough that commits do not wait for it. What
-	// a savepoint may have to undo is kept in memory.
+	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often enough to stay small, rarely enough that
+	// commits do not wait for it. What a savepoint may have to undo is kept in memory.
 	s.db, err = sql.Open("sqlite", dsn(s.path, "journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(4000)",
 		"cache_size(-32000)", "temp_store(memory)"))
 	if err != nil {
@@ -691,13 +682,11 @@ func (s *store) open() (err error) {
 	return s.loadLog()
 }
 
-// marker is a file that exists while the write-ahead log holds what belfry.db
-// does not: it is made after the first commit of a process, and removed before
-// the last connection closes, which writes the log into the database.
+// marker is a file that exists while the write-ahead log holds what belfry.db does not: it is made after the first
+// commit of a process, and removed before the last connection closes, which writes the log into the database.
 func (s *store) marker() string { return s.path + "-open" }
 
-// checkWAL refuses a database whose write-ahead log is missing: SQLite would
-// open it in an old state without an error.
+// checkWAL refuses a database whose write-ahead log is missing: SQLite would open it in an old state without an error.
 func (s *store) checkWAL() error {
 	if _, err := os.Stat(s.marker()); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -767,9 +756,8 @@ func (s *store) migrate() error {
 	return s.update("FULL", s.enrol)
 }
 
-// enrol gives a database without a server its id. A copy made by snapshot has
-// state already: its log begins after that, and it belongs to no cluster, so
-// that it cannot join the one it was copied from by mistake.
+// enrol gives a database without a server its id. A copy made by snapshot has state already: its log begins after that,
+// and it belongs to no cluster, so that it cannot join the one it was copied from by mistake.
 func (s *store) enrol() error {
 	if err := s.exec("INSERT INTO cluster SELECT '', 0, 0, '[]', '', 0 WHERE NOT EXISTS (SELECT * FROM cluster)"); err != nil {
 		return err
@@ -879,9 +867,8 @@ func (s *store) transact(mode string, fn func() error) error {
 	return s.exec("COMMIT")
 }
 
-// rowsOf returns the rows of a query. The columns of a row go into a T, or into
-// the fields of a T that is a struct, in order; fields after the last column stay
-// zero. Columns of maps and lists are JSON.
+// rowsOf returns the rows of a query. The columns of a row go into a T, or into the fields of a T that is a struct, in
+// order; fields after the last column stay zero. Columns of maps and lists are JSON.
 func rowsOf[T any](each rowReader, query string, args ...any) ([]T, error) {
 	list := []T{}
 	var row T
@@ -940,8 +927,7 @@ func (c jsonColumn) Scan(column any) error {
 	return json.Unmarshal([]byte(text), c.v)
 }
 
-// jsonText is how lists and maps are stored, and bound to statements that read
-// them with json_each: a nil one is null.
+// jsonText is how lists and maps are stored, and bound to statements that read them with json_each: a nil one is null.
 func jsonText(v any) string {
 	doc, _ := json.Marshal(v) // integers and strings always marshal
 	return string(doc)
@@ -992,8 +978,7 @@ func (s *store) execRows(query string, args ...any) (int64, error) {
 	return res.RowsAffected()
 }
 
-// get reads the one row of query as the writer sees it; sql.ErrNoRows if
-// there is none.
+// get reads the one row of query as the writer sees it; sql.ErrNoRows if there is none.
 func (s *store) get(query string, args []any, dest ...any) error {
 	st, err := s.stmt(query)
 	if err != nil {
@@ -1066,9 +1051,8 @@ func (s *reader) close() error {
 	return errors.Join(errs...)
 }
 
-// stmt returns the prepared statement for query, or nil if readStmtsMax others
-// are kept. Values are bound; but the conditions and orders of lists are part of
-// the text, and clients can ask for any number of them.
+// stmt returns the prepared statement for query, or nil if readStmtsMax others are kept. Values are bound; but the
+// conditions and orders of lists are part of the text, and clients can ask for any number of them.
 func (s *reader) stmt(query string) (*sql.Stmt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1111,8 +1095,7 @@ func (s *reader) view(query string, args []any, dest ...any) error {
 	return err
 }
 
-// viewEach calls fn for each row of query. A connection is held meanwhile, so fn
-// must not wait.
+// viewEach calls fn for each row of query. A connection is held meanwhile, so fn must not wait.
 func (s *reader) viewEach(query string, args []any, fn func(scanner) error) error {
 	rows, err := s.query(query, args)
 	if err = eachRow(rows, err, fn); err != nil {
@@ -1254,15 +1237,13 @@ func checkVoters(list []server) error {
 	return nil
 }
 
-// write is one transaction of the log and the state. It notes term and vote, nil if
-// they are as they were; appends entries, replacing what the log holds from the first
-// of them on; and applies the log up to index commit, in order, as far as one
-// transaction may. It returns what came of each applied entry: fewer than commit
-// asks for means that there is more to do.
+// write is one transaction of the log and the state. It notes term and vote, nil if they are as they were; appends
+// entries, replacing what the log holds from the first of them on; and applies the log up to index commit, in order, as
+// far as one transaction may. It returns what came of each applied entry: fewer than commit asks for means that there
+// is more to do.
 //
-// When it returns, the log survives a power cut. What is applied does too where
-// something was logged with it; else it may be lost, and is applied again. An error is
-// fatal: nobody knows what is on the disk.
+// When it returns, the log survives a power cut. What is applied does too where something was logged with it; else it
+// may be lost, and is applied again. An error is fatal: nobody knows what is on the disk.
 func (s *store) write(state *hardState, entries []entry, commit uint64) (results []applied, err error) {
 	mode := "FULL"
 	if state == nil && len(entries) == 0 {
@@ -1305,12 +1286,10 @@ func (s *store) writeLog(state *hardState, entries []entry) error {
 	return s.appendLog(entries)
 }
 
-// install puts the image of another server's state, a file that snapshot
-// wrote, in the place of everything that is replicated, and then logs what
-// write does, all in one transaction: a crash leaves the old state or the new
-// one. Term, vote and the ids of this server are not in an image. The log
-// begins anew behind at, where the image ends; the caller has seen to it that
-// this is ahead of what was applied.
+// install puts the image of another server's state, a file that snapshot wrote, in the place of everything that is
+// replicated, and then logs what write does, all in one transaction: a crash leaves the old state or the new one. Term,
+// vote and the ids of this server are not in an image. The log begins anew behind at, where the image ends; the caller
+// has seen to it that this is ahead of what was applied.
 func (s *store) install(path string, at position, state *hardState, entries []entry) error {
 	if err := s.exec("ATTACH ? AS image", path); err != nil {
 		return fmt.Errorf("cannot open the snapshot: %w", err)
@@ -1405,8 +1384,7 @@ func nonNil(b []byte) []byte {
 	return b
 }
 
-// entries reads the log from index from on, at most about size bytes of data
-// but at least one entry.
+// entries reads the log from index from on, at most about size bytes of data but at least one entry.
 func (s *store) entries(from uint64, size int64) ([]entry, error) {
 	var list []entry
 	err := s.viewEach("SELECT idx, term, kind, data FROM log WHERE idx >= ? ORDER BY idx", []any{int64(from)}, func(scan scanner) error {
@@ -1507,9 +1485,8 @@ func (s *store) tell(what string, row int64) {
 // repeated reports whether the request had been done before, and nothing was done again.
 func (a *applied) repeated() bool { return a.First != 0 }
 
-// trimLog drops the oldest entries, all of them applied, beyond what is kept
-// for followers that were away, and what a follower that is there still needs:
-// under load it could not catch up with a snapshot that took longer than the log
+// trimLog drops the oldest entries, all of them applied, beyond what is kept for followers that were away, and what a
+// follower that is there still needs: under load it could not catch up with a snapshot that took longer than the log
 // lasts.
 func (s *store) trimLog(applied uint64) error {
 	behind := int(applied + 1 - s.logFirst)
@@ -1545,8 +1522,7 @@ func (s *store) logSize() (bytes int) {
 	return bytes
 }
 
-// applyEntry applies one entry. A command that does not fit the state is a
-// refusal, which is an answer and no error.
+// applyEntry applies one entry. A command that does not fit the state is a refusal, which is an answer and no error.
 func (s *store) applyEntry(e entry) (applied, error) {
 	switch e.Kind {
 	case entryCommand:
@@ -1588,9 +1564,8 @@ func (s *store) savepoint(verb string) error {
 	return s.exec(verb + " command")
 }
 
-// contradiction turns an error of SQLite that says that a command does not fit
-// the state into a refusal: it is the same on every server, now and after each
-// restart, while any other error says that nothing is known about the disk.
+// contradiction turns an error of SQLite that says that a command does not fit the state into a refusal: it is the same
+// on every server, now and after each restart, while any other error says that nothing is known about the disk.
 func contradiction(err error) error {
 	var e *sqlite.Error
 	if errors.As(err, &e) {
@@ -1609,9 +1584,8 @@ const (
 	actorBootstrap = "bootstrap" // a client with the secret in a server's data directory
 )
 
-// A command is one change of the replicated state: at most one of the fields
-// from Found on is set. Whatever a clock, chance or the environment decides was
-// decided by the leader and stands in it.
+// A command is one change of the replicated state: at most one of the fields from Found on is set. Whatever a clock,
+// chance or the environment decides was decided by the leader and stands in it.
 type command struct {
 	Actor   string `json:"actor"`             // who caused it: "anonymous", or "scheduler"
 	Now     int64  `json:"now"`               // the leader's clock
@@ -1703,8 +1677,7 @@ const (
 	actionTrimAudit        = "audit.trim" // of the scheduler
 )
 
-// foundation makes a new cluster. It is written again to recover one that has
-// lost its majority.
+// foundation makes a new cluster. It is written again to recover one that has lost its majority.
 type foundation struct {
 	ID       string `json:"id"`       // random, the same as in the servers' own tables
 	Timezone string `json:"timezone"` // of jobs that name none
@@ -1723,8 +1696,7 @@ type tokenPut struct {
 	First bool  `json:"first,omitempty"` // refused while a management token is valid
 }
 
-// jobVersion names one state of one job: the log indexes of its creation and of
-// its last change.
+// jobVersion names one state of one job: the log indexes of its creation and of its last change.
 type jobVersion struct {
 	ID  int64 `json:"id"`
 	Rev int64 `json:"rev"`
@@ -1738,8 +1710,7 @@ type jobPut struct {
 	Next int64      `json:"next,omitempty"`
 }
 
-// A staging is one slice of a restore: jobs for later, and new next ticks for
-// jobs staged before.
+// A staging is one slice of a restore: jobs for later, and new next ticks for jobs staged before.
 type staging struct {
 	Restore int64       `json:"restore,omitempty"` // log index of its first slice; 0: this is it
 	Jobs    []stagedJob `json:"jobs,omitempty"`
@@ -1759,9 +1730,8 @@ type restoring struct {
 	Prune   map[string]string `json:"prune,omitempty"` // jobs with this metadata that were not staged are deleted; nil: none
 }
 
-// A decision says what becomes of a cause: of a pending row; of one due tick of a
-// job, or of a range of missed ones, and when the following one is; or of the
-// command's request, which has neither a row nor a due time.
+// A decision says what becomes of a cause: of a pending row; of one due tick of a job, or of a range of missed ones,
+// and when the following one is; or of the command's request, which has neither a row nor a due time.
 type decision struct {
 	Pending int64    `json:"pending,omitempty"`
 	Job     int64    `json:"job"`
@@ -1834,8 +1804,7 @@ type binding struct {
 	To          target `json:"to"`
 }
 
-// A reset brings back a job whose last decided tick is in the future, because
-// a clock was wrong.
+// A reset brings back a job whose last decided tick is in the future, because a clock was wrong.
 type reset struct {
 	Job    int64  `json:"job"`
 	Rev    int64  `json:"rev"`
@@ -1949,9 +1918,8 @@ const keyBits = 20
 // firstStaged is key(?1, 0) in SQL, ?1 being a restore: where its rows begin.
 var firstStaged = fmt.Sprintf("(?1 << %d)", keyBits)
 
-// key returns the n-th key that the command at a log index may use. Keys grow
-// with the log, differ between commands, and are exact in a JSON number up to
-// index 2^33.
+// key returns the n-th key that the command at a log index may use. Keys grow with the log, differ between commands,
+// and are exact in a JSON number up to index 2^33.
 func key(index uint64, n int) int64 {
 	return int64(index)<<keyBits | int64(n)
 }
@@ -2114,8 +2082,7 @@ func (a *applying) audit(job, object string, before, after any) {
 		a.key(), a.c.Now, auditRowBytes+len(job)+len(object)+len(was)+len(is), a.c.Actor, w.Address, w.Action, job, object, was, is)
 }
 
-// was returns the definition of a job, a *job, if the audit trail shall have it;
-// nil for id 0.
+// was returns the definition of a job, a *job, if the audit trail shall have it; nil for id 0.
 func (a *applying) was(id int64) any {
 	if a.c.Audit == nil || id == 0 {
 		return nil
@@ -2125,9 +2092,8 @@ func (a *applying) was(id int64) any {
 	return &j
 }
 
-// difference returns the fields in which two documents differ, as JSON objects:
-// what looks secret in a job is hidden, and of what is too long only its length
-// is left. Where there is no document it returns null.
+// difference returns the fields in which two documents differ, as JSON objects: what looks secret in a job is hidden,
+// and of what is too long only its length is left. Where there is no document it returns null.
 func difference(before, after any) (was, is string, err error) {
 	if j, ok := after.(*job); ok && before == nil && j.Notify == nil { // the most frequent change; this takes a third of the time
 		new := *j
@@ -2184,10 +2150,9 @@ func auditJSON(fields map[string]json.RawMessage) (string, error) {
 	return string(doc), err
 }
 
-// put refuses a base that no longer holds, and a parent that does not exist or
-// would close a cycle. It refuses a new next while the old one is due and
-// undecided, as that tick would have no outcome; and one that is not after the
-// last decided tick, as the job would be stuck.
+// put refuses a base that no longer holds, and a parent that does not exist or would close a cycle. It refuses a new
+// next while the old one is due and undecided, as that tick would have no outcome; and one that is not after the last
+// decided tick, as the job would be stuck.
 func (a *applying) put(p jobPut) {
 	var base jobVersion
 	var next, fired int64
@@ -2236,8 +2201,7 @@ func (a *applying) touchParents(names ...string) {
 	}
 }
 
-// touchRun is touch for what the start or end of a run changes, for which
-// watchers get another event.
+// touchRun is touch for what the start or end of a run changes, for which watchers get another event.
 func (a *applying) touchRun(id int64) { a.s.touched = append(a.s.touched, id) }
 
 // checkParent refuses a new parent of a job that does not exist, is below the
@@ -2369,8 +2333,7 @@ func (a *applying) stage(st *staging) {
 	}
 }
 
-// sameTicksSQL holds for a staged job st that falls due when the job j of its
-// name does: the twin of sameTicks.
+// sameTicksSQL holds for a staged job st that falls due when the job j of its name does: the twin of sameTicks.
 const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone
 	AND st.disabled = j.disabled AND st.parent_job = j.parent_job
 	AND st.doc ->> 'starts_at' IS j.doc ->> 'starts_at' AND st.doc ->> 'expires_at' IS j.doc ->> 'expires_at')`
@@ -2383,16 +2346,14 @@ type badInput struct{ error }
 
 func (b badInput) Unwrap() error { return b.error }
 
-// A ban is a reason to refuse a restore, and the query for the first name of a
-// job that it applies to. ?1 is the restore, ?2 the command's clock, ?3
-// childrenMax and ?4 ancestorsMax.
+// A ban is a reason to refuse a restore, and the query for the first name of a job that it applies to. ?1 is the
+// restore, ?2 the command's clock, ?3 childrenMax and ?4 ancestorsMax.
 type ban struct {
 	err   error
 	query string
 }
 
-// bans are of the staged jobs. The last two pass by themselves, or once the
-// leader has looked at the clock again.
+// bans are of the staged jobs. The last two pass by themselves, or once the leader has looked at the clock again.
 var bans = []ban{
 	// Its rows stay until a trim; a second restore of them makes no job twice.
 	{errBrokenOff, `SELECT st.name FROM staged st JOIN jobs j ON j.id = st.id WHERE restore = ?1`},
@@ -2438,10 +2399,9 @@ func (a *applying) refuse(restore int64, bans []ban) {
 	}
 }
 
-// restore moves the staged jobs into jobs. It does so by a few statements over
-// whole tables, because all of it is one transaction: measured, 10 µs a job.
-// Jobs that exist keep their id, counters and status, and their next tick
-// unless what decides it has changed.
+// restore moves the staged jobs into jobs. It does so by a few statements over whole tables, because all of it is one
+// transaction: measured, 10 µs a job. Jobs that exist keep their id, counters and status, and their next tick unless
+// what decides it has changed.
 func (a *applying) restore(r restoring) {
 	var n int
 	a.get("SELECT count(*) FROM staged WHERE restore = ?", []any{r.Restore}, &n)
@@ -2513,9 +2473,8 @@ func (a *applying) delete(v jobVersion) {
 	}
 }
 
-// softDelete deletes a job: its name is free at once and nothing follows any
-// more. Its running executions end on their own, under the old id; its rows go
-// with later trims.
+// softDelete deletes a job: its name is free at once and nothing follows any more. Its running executions end on their
+// own, under the old id; its rows go with later trims.
 func (a *applying) softDelete(id int64) {
 	var parent string
 	a.get("SELECT parent_job FROM jobs WHERE id = ?", []any{id}, &parent)
@@ -2527,9 +2486,8 @@ func (a *applying) softDelete(id int64) {
 	a.exec("DELETE FROM job_state WHERE job = ?", id)
 }
 
-// deleteExecutions drops one slice of a job's finished executions and zeroes
-// its counters; its status stays, as Dkron has it. Groups that are not over
-// are spared.
+// deleteExecutions drops one slice of a job's finished executions and zeroes its counters; its status stays, as Dkron
+// has it. Groups that are not over are spared.
 func (a *applying) deleteExecutions(v jobVersion) {
 	var name string
 	if !a.get("SELECT name FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &name) {
@@ -2647,16 +2605,14 @@ func (a *applying) deleteToken(accessor string) {
 	a.exec("DELETE FROM tokens WHERE accessor = ?", accessor)
 }
 
-// openGroups selects the groups of a job that are not over: these are spared
-// by whatever drops executions.
+// openGroups selects the groups of a job that are not over: these are spared by whatever drops executions.
 func openGroups(job string) string {
 	return fmt.Sprintf(`(SELECT grp FROM executions WHERE job = %[1]s AND finished = 0
 		UNION ALL SELECT grp FROM pending WHERE job = %[1]s)`, job)
 }
 
-// dropExecutions deletes the oldest finished executions of a job up to a cut,
-// at most sliceRows, sparing groups that are not over, and adds the ticks
-// among them to the daily counts. It returns how many.
+// dropExecutions deletes the oldest finished executions of a job up to a cut, at most sliceRows, sparing groups that
+// are not over, and adds the ticks among them to the daily counts. It returns how many.
 func (a *applying) dropExecutions(c cut) int64 {
 	list := jsonText(applyRows[int64](a, "SELECT id FROM executions WHERE job = ?1 AND id <= ?2 AND +finished <> 0 "+
 		"AND grp NOT IN "+openGroups("?1")+" AND (?4 = 0 OR id < ?4 OR outcome = 'success') ORDER BY id LIMIT ?3",
@@ -2717,9 +2673,8 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 	return jobs
 }
 
-// consume turns each cause into a group of executions or a reason, once, or has
-// it wait until it can start. A cause that is not as the leader knew it changes
-// nothing and starts nothing.
+// consume turns each cause into a group of executions or a reason, once, or has it wait until it can start. A cause
+// that is not as the leader knew it changes nothing and starts nothing.
 func (a *applying) consume(list []decision) {
 	jobs := a.consuming(list)
 	a.result.Accepted, a.result.Started = make([]bool, len(list)), make([][]int64, len(list))
@@ -2966,9 +2921,8 @@ type nodeLoad struct {
 
 const nodeLoads = "SELECT node, count(*) FROM executions WHERE finished = 0 GROUP BY node"
 
-// barred reports whether a run may not start as it was decided, because its job
-// is held or one of its nodes was drained: the leader, which did not know that
-// then, decides again. A run by hand is refused.
+// barred reports whether a run may not start as it was decided, because its job is held or one of its nodes was
+// drained: the leader, which did not know that then, decides again. A run by hand is refused.
 func (a *applying) barred(d decision, t *consuming) bool {
 	hand, held := d.Pending == 0 && d.Due == 0, a.s.settings.held(t.metadata)
 	drained := slices.ContainsFunc(d.Targets, func(to target) bool {
@@ -2987,11 +2941,10 @@ func (a *applying) barred(d decision, t *consuming) bool {
 	return drained
 }
 
-// cause takes the cause of d away, and returns what it stands for as a pending
-// row, and how much of what its job has open it may start beside: of a retry or
-// a slot, the rest of its group and retries and slots of others, which in turn
-// would wait for it. ok is false if it is to be decided
-// again; a row without a cause says that there is nothing left to decide.
+// cause takes the cause of d away, and returns what it stands for as a pending row, and how much of what its job has
+// open it may start beside: of a retry or a slot, the rest of its group and retries and slots of others, which in turn
+// would wait for it. ok is false if it is to be decided again; a row without a cause says that there is nothing left to
+// decide.
 func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok bool) {
 	switch {
 	case d.Pending != 0:
@@ -3048,8 +3001,7 @@ func (a *applying) auditRun(job string, targets []target, executions []int64) {
 	a.audit(job, "", nil, map[string][]string{"executions": started})
 }
 
-// overlapReason is why a run that concurrency forbids did not start, where
-// the leader could not yet name the execution.
+// overlapReason is why a run that concurrency forbids did not start, where the leader could not yet name the execution.
 const overlapReason = "overlap with a run of the job that had not ended"
 
 const failingReason = "the job is about to be disabled: as many runs in a row have failed as its disable_after allows"
@@ -3090,9 +3042,8 @@ func (a *applying) start(targets []target, p *pendingRow) (ids []int64) {
 	return ids
 }
 
-// expand puts the children of a job that wait for such an end in the place of the row that stands for all of
-// them: due now, whatever clock made that row. Of many such rows a command expands as
-// many as one transaction should.
+// expand puts the children of a job that wait for such an end in the place of the row that stands for all of them: due
+// now, whatever clock made that row. Of many such rows a command expands as many as one transaction should.
 func (a *applying) expand(p pendingRow) {
 	a.exec("DELETE FROM pending WHERE id = ?", p.ID)
 	children := applyRows[int64](a, "SELECT c.id FROM jobs j JOIN jobs c ON "+childOfJob+
@@ -3103,8 +3054,7 @@ func (a *applying) expand(p pendingRow) {
 	a.made += len(children)
 }
 
-// bind moves those executions that are unfinished and still with the process that
-// did not take them.
+// bind moves those executions that are unfinished and still with the process that did not take them.
 func (a *applying) bind(list []binding) {
 	a.result.Bound, a.result.Accepted, a.result.Started = true, make([]bool, len(list)), make([][]int64, len(list))
 	for i, b := range list {
@@ -3143,11 +3093,10 @@ type jobDelta struct {
 	ran, late, missed                                   int64  // ticks
 }
 
-// finish ends executions: the row, the output, counts, daily statistics and
-// status; and it makes pending what must follow, so that no crash can lose it.
-// A report counts if it is of the process that the execution is with, and if
-// the execution has not ended. One that is lost may still be ended by its node,
-// not by the leader, which is closing it then.
+// finish ends executions: the row, the output, counts, daily statistics and status; and it makes pending what must
+// follow, so that no crash can lose it. A report counts if it is of the process that the execution is with, and if the
+// execution has not ended. One that is lost may still be ended by its node, not by the leader, which is closing it
+// then.
 func (a *applying) finish(reports []report) {
 	rows := a.unfinished(reports)
 	deltas := map[int64]*jobDelta{}
@@ -3363,9 +3312,8 @@ const (
 	onAny     = "any"
 )
 
-// over lets follow what follows from a group in which nothing runs and no retry
-// waits any more. It has succeeded if the last attempt on every node has, and
-// failed if one of these failed or was interrupted, but none was killed.
+// over lets follow what follows from a group in which nothing runs and no retry waits any more. It has succeeded if the
+// last attempt on every node has, and failed if one of these failed or was interrupted, but none was killed.
 func (a *applying) over(job, group, due int64, who audience, g attempts, d *jobDelta) {
 	how := onSuccess
 	for _, outcome := range g.last {
@@ -3402,9 +3350,8 @@ const (
 	statusPartial = "partially_failed"
 )
 
-// follow makes one row pending for all children of a job that wait for such an
-// end of its group, or deletes the job if it is ephemeral and has succeeded. A
-// job that others depend on stays, as it cannot be deleted by a call either.
+// follow makes one row pending for all children of a job that wait for such an end of its group, or deletes the job if
+// it is ephemeral and has succeeded. A job that others depend on stays, as it cannot be deleted by a call either.
 func (a *applying) follow(id int64, how string) {
 	var ephemeral bool
 	var children, waiting int
@@ -3633,8 +3580,7 @@ func (a *applying) trim(t *trimming) {
 	for _, id := range t.Jobs {
 		a.purge(id)
 	}
-	// The orders are those of the indexes: they cost nothing, and without one it
-	// would be up to SQLite which rows go.
+	// The orders are those of the indexes: they cost nothing, and without one it would be up to SQLite which rows go.
 	a.exec(`DELETE FROM staged WHERE id IN (SELECT id FROM staged WHERE restore = ? ORDER BY name, id LIMIT ?)`, t.Restore, stagedRows)
 	a.exec("DELETE FROM requests WHERE idx <= ?", int64(t.Requests))
 	a.exec(`DELETE FROM tick_days WHERE (job, day) IN (SELECT job, day FROM tick_days WHERE day < ? ORDER BY day, job LIMIT ?)`,
@@ -3750,8 +3696,7 @@ func rawJSON[T ~[]byte | ~string](column T) json.RawMessage {
 	return append(json.RawMessage{}, column...)
 }
 
-// timeOf returns a column of nanoseconds as a time in UTC; never is the zero
-// time, as Dkron shows it.
+// timeOf returns a column of nanoseconds as a time in UTC; never is the zero time, as Dkron shows it.
 func timeOf(nanos int64) time.Time {
 	if nanos == never {
 		return time.Time{}
@@ -3791,8 +3736,7 @@ func (s *reader) job(name string) (*jobRow, error) {
 	return jobs[0], nil
 }
 
-// jobsByID returns the jobs that have the given ids, in that order. Deleted
-// jobs are left out.
+// jobsByID returns the jobs that have the given ids, in that order. Deleted jobs are left out.
 func (s *reader) jobsByID(ids []int64) ([]*jobRow, error) {
 	jobs, err := s.collectJobs("j.id IN (SELECT value FROM json_each(?))", jsonText(ids))
 	place := make(map[int64]int, len(ids))
@@ -3826,8 +3770,7 @@ type jobFilter struct {
 	Desc     bool
 }
 
-// jobOrder maps the fields that a list can be sorted by to SQL. Jobs without
-// a time come after those that have one.
+// jobOrder maps the fields that a list can be sorted by to SQL. Jobs without a time come after those that have one.
 var jobOrder = map[string]string{
 	"": "j.name", "id": "j.name", "name": "j.name", "displayname": "j.displayname COLLATE NOCASE",
 	"schedule": "j.schedule", "timezone": "j.timezone", "owner": "j.owner", "owner_email": "j.owner_email",
@@ -3841,8 +3784,7 @@ var jobOrder = map[string]string{
 	"last_error":   "iif(s.last_error = 0, 9e99, s.last_error)",
 }
 
-// query returns the statement for the ids of the jobs that f selects, in
-// order, and its arguments.
+// query returns the statement for the ids of the jobs that f selects, in order, and its arguments.
 func (f jobFilter) query() (query string, args []any) {
 	query = "SELECT j.id FROM jobs j"
 	if f.volatile() {
@@ -3894,19 +3836,17 @@ func (f jobFilter) volatile() bool {
 	return f.Status != "" || strings.Contains(jobOrder[f.Sort], "s.")
 }
 
-// anyName is the condition that the name of job j matches one of the patterns
-// in the parameter, JSON of a list, or that the list is null. A name has no
-// slash and none of the characters that GLOB knows besides the star, and
-// jobGlob lets none of them into a pattern.
+// anyName is the condition that the name of job j matches one of the patterns in the parameter, JSON of a list, or that
+// the list is null. A name has no slash and none of the characters that GLOB knows besides the star, and jobGlob lets
+// none of them into a pattern.
 func anyName(param string) string {
 	return "(" + param + " = 'null' OR EXISTS (SELECT * FROM json_each(" + param + ") WHERE j.name GLOB value))"
 }
 
-// jobs returns rows [start, end) of the jobs that f selects, as the JSON of
-// jobRows, which nobody changes, and the number of all of them. f.Sort must be in
-// jobOrder. The list reflects every earlier change by an API call. What runs
-// change in its order or choice may show a second later, or up to listAgeMax
-// later if the list takes long to make; the rows themselves are current.
+// jobs returns rows [start, end) of the jobs that f selects, as the JSON of jobRows, which nobody changes, and the
+// number of all of them. f.Sort must be in jobOrder. The list reflects every earlier change by an API call. What runs
+// change in its order or choice may show a second later, or up to listAgeMax later if the list takes long to make; the
+// rows themselves are current.
 func (s *store) jobs(f jobFilter, start, end int) (iter.Seq2[json.RawMessage, error], int, error) {
 	ids, total, err := s.jobIDs(f, start, end)
 	return inParts(ids, partJobs, func(ids []int64) ([]json.RawMessage, error) { return s.docs.read(s, ids) }), total, err
@@ -3956,9 +3896,8 @@ const (
 	listCost   = 200              // bytes that a list takes beside its ids and its key
 )
 
-// jobLists holds the ids of the jobs that filters select, in order, so that a
-// page costs no more than its rows. Sorting 100,000 jobs takes a quarter of a
-// second, and there are too many orders for an index each.
+// jobLists holds the ids of the jobs that filters select, in order, so that a page costs no more than its rows. Sorting
+// 100,000 jobs takes a quarter of a second, and there are too many orders for an index each.
 type jobLists struct {
 	mu    sync.Mutex
 	byKey map[string]*jobList // guarded by mu
@@ -4060,9 +3999,8 @@ const (
 // jobDocs holds the JSON of jobs as lists show it. To read a page of rows from
 // the tables and to encode them takes 0.4 ms; from here it takes a tenth.
 //
-// After each transaction, and before anybody hears of it, apply drops the jobs
-// that it changed. A reader adds what it has read only if nothing was dropped
-// since it began to read, so nothing outdated stays.
+// After each transaction, and before anybody hears of it, apply drops the jobs that it changed. A reader adds what it
+// has read only if nothing was dropped since it began to read, so nothing outdated stays.
 type jobDocs struct {
 	courier *courier // for warnings; fixed once requests are served
 
@@ -4097,8 +4035,7 @@ func (d *jobDocs) one(s *store, name string) (jobDoc, error) {
 	return found[row.version.ID], err
 }
 
-// read returns the JSON of the jobs that have the given ids, in that order,
-// without those that are deleted.
+// read returns the JSON of the jobs that have the given ids, in that order, without those that are deleted.
 func (d *jobDocs) read(s *store, ids []int64) ([]json.RawMessage, error) {
 	docs, missing, drops := d.lookup(ids)
 	if len(missing) == 0 {
@@ -4123,8 +4060,7 @@ func (d *jobDocs) read(s *store, ids []int64) ([]json.RawMessage, error) {
 	return all, nil
 }
 
-// lookup returns the JSON that it holds, nil where it holds none, and the ids
-// that it lacks. drops is for add.
+// lookup returns the JSON that it holds, nil where it holds none, and the ids that it lacks. drops is for add.
 func (d *jobDocs) lookup(ids []int64) (docs []json.RawMessage, missing []int64, drops uint64) {
 	docs = make([]json.RawMessage, len(ids))
 	d.mu.Lock()
@@ -4195,8 +4131,7 @@ func (d *jobDocs) removeLocked(id int64) {
 	}
 }
 
-// executionRow is an execution as it is stored: its fields down to Params are
-// the columns of the table.
+// executionRow is an execution as it is stored: its fields down to Params are the columns of the table.
 type executionRow struct {
 	ID          int64
 	JobID       int64
@@ -4268,8 +4203,7 @@ func (s *reader) withOutputs(list []executionRow, outputMax int) iter.Seq2[execu
 	})
 }
 
-// cut joins the reason and the end of what follows it: at most n bytes in all,
-// beginning with a whole character.
+// cut joins the reason and the end of what follows it: at most n bytes in all, beginning with a whole character.
 func (e *executionRow) cut(n int) {
 	rest := e.Output[max(0, len(e.Output)-max(0, n-len(e.Reason))):]
 	cut := len(e.Reason)+len(rest) < e.OutputSize
@@ -4335,10 +4269,9 @@ const (
 	startSlack    = time.Minute // by which times may be out of the order of the ids
 )
 
-// recentExecutions returns at most limit executions of all jobs that started in
-// [from, to), newest first and without outputs: those with the outcome, where ""
-// is any and "bad" any end but success. Ids rise with time, so no index of the
-// times is needed.
+// recentExecutions returns at most limit executions of all jobs that started in [from, to), newest first and without
+// outputs: those with the outcome, where "" is any and "bad" any end but success. Ids rise with time, so no index of
+// the times is needed.
 func (s *reader) recentExecutions(from, to int64, outcome string, globs []string, limit int) ([]executionRow, error) {
 	const slack = int64(startSlack)
 	low, err := s.firstFrom(max(from, 0) - slack)
@@ -4367,8 +4300,7 @@ func (s *reader) recentExecutions(from, to int64, outcome string, globs []string
 		0, low, high, recentScanMax, from, to, outcome, limit, jsonText(globs))
 }
 
-// firstFrom returns an id from which on executions started at t or later, as
-// far as ids tell.
+// firstFrom returns an id from which on executions started at t or later, as far as ids tell.
 func (s *reader) firstFrom(t int64) (int64, error) {
 	var before, from int64 // rows up to before started before t, those from from on did not
 	// Two subqueries: min and max in one SELECT would read the whole table.
@@ -4392,8 +4324,7 @@ func (s *reader) firstFrom(t int64) (int64, error) {
 	return from, nil
 }
 
-// dueJobs calls fn for the jobs whose schedule fires next before a time, the
-// earliest first, at most limit.
+// dueJobs calls fn for the jobs whose schedule fires next before a time, the earliest first, at most limit.
 func (s *reader) dueJobs(before int64, globs []string, limit int, fn func(j job, next int64)) error {
 	return s.viewEach(`SELECT j.doc, s.next FROM job_state s CROSS JOIN jobs j ON j.id = s.job
 		WHERE s.next > ?1 AND s.next < ?2 AND s.fires AND `+anyName("?3")+` ORDER BY s.next, s.job LIMIT ?4`,
@@ -4553,15 +4484,13 @@ func (s *reader) unrun(globs []string) ([]unrunTick, error) {
 		WHERE j.deleted = 0 AND `+anyName("?2")+` ORDER BY t.id DESC LIMIT ?3`, summaryTickMax, jsonText(globs), unrunMax)
 }
 
-// execution returns one execution with its whole output, or errNoExecution. Its
-// job may be deleted.
+// execution returns one execution with its whole output, or errNoExecution. Its job may be deleted.
 func (s *reader) execution(id int64) (executionRow, error) {
 	list, err := s.collectExecutions(outputBytesMax, "WHERE e.id = ?2", id)
 	return only(list, err, errNoExecution)
 }
 
-// unfinishedByID returns those of the executions that have not ended, as
-// unfinishedExecutions does.
+// unfinishedByID returns those of the executions that have not ended, as unfinishedExecutions does.
 func (s *reader) unfinishedByID(ids []int64) ([]executionRow, error) {
 	return s.collectExecutions(0, `WHERE e.id IN (SELECT value FROM json_each(?2))
 		AND e.finished = 0 ORDER BY e.id`, jsonText(ids))
@@ -4685,15 +4614,13 @@ func (s *store) nodesSeen() ([]node, error) {
 	return rowsOf[node](s.viewEach, "SELECT name, 0, tags FROM nodes WHERE failed = 0 ORDER BY name")
 }
 
-// firedBehind returns the ids, above a given one and in order, of jobs whose
-// last decided tick, or whatever else their next follows from, is after a time: as
-// many as fit in a command.
+// firedBehind returns the ids, above a given one and in order, of jobs whose last decided tick, or whatever else their
+// next follows from, is after a time: as many as fit in a command.
 func (s *reader) firedBehind(t, above int64) ([]int64, error) {
 	return s.ids("SELECT job FROM job_state WHERE fired > ? AND job > ? ORDER BY job LIMIT ?", t, above, ticksMax)
 }
 
-// pendingRow is what must follow from something that ended. Its fields are the
-// columns of the table.
+// pendingRow is what must follow from something that ended. Its fields are the columns of the table.
 type pendingRow struct {
 	ID      int64
 	Cause   string
@@ -4766,9 +4693,8 @@ type retention struct {
 	auditBytes int64  // beyond this size
 }
 
-// trimmable returns one command's worth of what need not be kept, and stops
-// reading when it has found that much; with whole, which reads a whole table, also
-// ticks beyond the newest ticksKept of a job.
+// trimmable returns one command's worth of what need not be kept, and stops reading when it has found that much; with
+// whole, which reads a whole table, also ticks beyond the newest ticksKept of a job.
 func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 	// Executions that go, with outputs of up to 256 kB each, are counted in rows.
 	type surplus struct{ id, n, upto, spare int64 }
@@ -4832,24 +4758,21 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 	return t, err
 }
 
-// stagedRestore returns the oldest restore of which something is staged, 0 if
-// there is none.
+// stagedRestore returns the oldest restore of which something is staged, 0 if there is none.
 func (s *store) stagedRestore() (restore int64, err error) {
 	err = s.view("SELECT coalesce(min(restore), 0) FROM staged", nil, &restore)
 	return restore, err
 }
 
-// A stagedTick is a staged job, and the last decided tick of the job that it
-// replaces.
+// A stagedTick is a staged job, and the last decided tick of the job that it replaces.
 type stagedTick struct {
 	ID    int64
 	Job   job
 	Fired int64
 }
 
-// stagedDue returns staged jobs after an id whose next tick is not after now, or
-// not after the last decided tick of the job they replace, which is after now if
-// the clock was set back.
+// stagedDue returns staged jobs after an id whose next tick is not after now, or not after the last decided tick of the
+// job they replace, which is after now if the clock was set back.
 func (s *store) stagedDue(restore, after, now int64) ([]stagedTick, error) {
 	return rowsOf[stagedTick](s.viewEach, `SELECT st.id, st.doc, coalesce(s.fired, 0)
 		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
@@ -4858,8 +4781,7 @@ func (s *store) stagedDue(restore, after, now int64) ([]stagedTick, error) {
 		restore, after, now, ticksMax)
 }
 
-// stagedNames returns the name of each job of a restore, in the order of its
-// file.
+// stagedNames returns the name of each job of a restore, in the order of its file.
 func (s *reader) stagedNames(restore int64) ([]string, error) {
 	return rowsOf[string](s.viewEach,
 		"SELECT name FROM staged WHERE id >= "+firstStaged+" AND +restore = ?1 ORDER BY id", restore)
@@ -4915,9 +4837,8 @@ func (s *reader) ticks(job, from, to int64, start, end int) (list []tickRow, tot
 	return list, total, err
 }
 
-// tickCounts returns how many ticks of a job fell due in [from, to): those
-// kept one by one, and those of older days that the range touches, day by
-// day, newest first. A day may have some of both.
+// tickCounts returns how many ticks of a job fell due in [from, to): those kept one by one, and those of older days
+// that the range touches, day by day, newest first. A day may have some of both.
 func (s *reader) tickCounts(job, from, to int64) (single tickCount, days []tickCount, err error) {
 	err = s.view(`SELECT coalesce(sum(count) FILTER (WHERE outcome = 'ran'), 0),
 		coalesce(sum(count) FILTER (WHERE outcome = 'late'), 0), coalesce(sum(count) FILTER (WHERE outcome = 'skipped'), 0),
@@ -4984,17 +4905,15 @@ type auditRow struct {
 	Before, After string // JSON objects, or null
 }
 
-// An auditFilter selects rows of the audit trail: those in [From, To), with
-// each of the others that is not "".
+// An auditFilter selects rows of the audit trail: those in [From, To), with each of the others that is not "".
 type auditFilter struct {
 	From, To           int64
 	Job, Actor, Action string
 }
 
-// audit returns rows [start, end) of those of the audit trail that f selects,
-// newest first, and the number of all of them. It looks at no more than the
-// newest auditScanMax rows of the time, or of the job if f names one. If there
-// are others, older is the time before which they were made; else it is 0.
+// audit returns rows [start, end) of those of the audit trail that f selects, newest first, and the number of all of
+// them. It looks at no more than the newest auditScanMax rows of the time, or of the job if f names one. If there are
+// others, older is the time before which they were made; else it is 0.
 func (s *reader) audit(f auditFilter, start, end int) (_ iter.Seq2[auditRow, error], total int, older int64, err error) {
 	from, args := "FROM audit INDEXED BY audit_at WHERE at >= ?1 AND at < ?2", []any{f.From, f.To, f.Job}
 	if f.Job != "" {
@@ -5024,8 +4943,7 @@ type dayStats struct {
 	Success, Failed int64
 }
 
-// dailyStats returns the days from first to last, oldest first. A day on
-// which nothing ended has zeros.
+// dailyStats returns the days from first to last, oldest first. A day on which nothing ended has zeros.
 func (s *reader) dailyStats(first, last int64) ([]dayStats, error) {
 	days := make([]dayStats, last-first+1)
 	for i := range days {
@@ -5085,9 +5003,8 @@ func (s *store) saved() (disk saved, err error) {
 	return disk, err
 }
 
-// bootstrapList is a list of servers that make a cluster together. Each server
-// accepts one list in its life, durably, and the cluster is made when all have:
-// two lists that share a server cannot both become clusters.
+// bootstrapList is a list of servers that make a cluster together. Each server accepts one list in its life, durably,
+// and the cluster is made when all have: two lists that share a server cannot both become clusters.
 type bootstrapList struct {
 	Cluster string   // random id
 	Voters  []server // in order of names
@@ -5138,10 +5055,9 @@ func (s *store) ownName(own ownRow) (string, error) {
 	return "", nil
 }
 
-// forceNewCluster makes this server the only voter of a new cluster, after the
-// old one has lost its majority. Everything in the log counts as committed: what
-// the lost servers had acknowledged and this one never got is lost, and what was
-// never acknowledged may be done.
+// forceNewCluster makes this server the only voter of a new cluster, after the old one has lost its majority.
+// Everything in the log counts as committed: what the lost servers had acknowledged and this one never got is lost, and
+// what was never acknowledged may be done.
 func (s *store) forceNewCluster(cluster string) error {
 	own, err := s.own()
 	if err != nil {
@@ -5213,9 +5129,8 @@ func (s *store) writeMembership(e membership) error {
 	})
 }
 
-// snapshot writes a consistent copy of the replicated state to a new file,
-// which appears under its name when it is whole. It is a backup: a server
-// started on it has a node id and a cluster of its own.
+// snapshot writes a consistent copy of the replicated state to a new file, which appears under its name when it is
+// whole. It is a backup: a server started on it has a node id and a cluster of its own.
 func (s *store) snapshot(ctx context.Context, path string) error {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cannot write a snapshot: %s exists", path)
