@@ -287,12 +287,13 @@ func (a *api) cors(next http.Handler) http.Handler {
 		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
 			w.Header().Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
 			w.Header().Set("Access-Control-Allow-Headers", "Authorization, X-Dkron-Token, Content-Type, "+
-				"Idempotency-Key")
+				"Idempotency-Key, Belfry-Rev")
 			w.Header().Set("Access-Control-Max-Age", "600")
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		const exposed = "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Not-Run, Belfry-Older, Belfry-More, Belfry-Warning"
+		const exposed = "X-Total-Count, X-Whom, Location, Belfry-Group, Belfry-Not-Run, Belfry-Older, Belfry-More, " +
+			"Belfry-Rev, Belfry-Warning"
 		w.Header().Set("Access-Control-Expose-Headers", exposed)
 		next.ServeHTTP(w, r)
 	})
@@ -977,7 +978,7 @@ func (a *api) forward(w http.ResponseWriter, r *http.Request, actor, request str
 	proxy := httputil.ReverseProxy{
 		Transport: a.plane.streams.Transport, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
-			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") })
+			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") && k != headerRev })
 			pr.SetURL(&url.URL{Scheme: "https", Host: to[0].Addr, Path: "/api"})
 			pr.Out.URL.RawQuery = pr.In.URL.RawQuery // what cannot be parsed in it is for the leader to say
 			a.plane.sign(pr.Out.Header, to[0])
@@ -1207,6 +1208,8 @@ func (a *api) problem(err error) problem {
 	case isAny(err, errRules, errCalendarUsed, errJobDisabled, errNoNode, errHasChildren, errFinished, errBuiltIn, errManaged, errTokenShown,
 		errConflict, errUndecided, errAliveVoter, errLastVoter):
 		return problem{http.StatusConflict, err.Error()}
+	case errors.Is(err, errRev):
+		return problem{http.StatusPreconditionFailed, err.Error()}
 	case errors.Is(err, errKeyUsed):
 		return problem{http.StatusUnprocessableEntity, err.Error()}
 	case errors.Is(err, errTooLarge):
@@ -1233,6 +1236,13 @@ func (a *api) request(r *http.Request) (request, error) {
 	c := a.callerOf(r)
 	if a.acl {
 		req.Actor = c.token.Accessor
+	}
+	if text := r.Header.Get(headerRev); text != "" {
+		rev, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return req, badRequest("%s: %.40q is not a number; send the one of the response that has the job", headerRev, text)
+		}
+		req.Rev = &rev
 	}
 	key := r.Header.Get("Idempotency-Key")
 	if len(key) > keyBytesMax {
@@ -1362,7 +1372,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	header := jobLocation(j.Name)
+	header := jobHeader(j.Name, int64(cmp.Or(res.First, res.Index)))
 	if w := j.warning(a.scheduler.courier); w != "" {
 		header[headerWarning] = w
 		if !res.repeated() {
@@ -1370,7 +1380,7 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 		}
 	}
 	if r.URL.Query().Has("runoncreate") {
-		req.ID, req.Keep = "run of "+req.ID, nil // unique: other ids begin with a method, a token or a time
+		req.ID, req.Keep, req.Rev = "run of "+req.ID, nil, nil // unique: other ids begin with a method, a token or a time
 		_, run, err := a.scheduler.runNow(r.Context(), req, j.Name)
 		switch {
 		case err != nil && a.problem(err).status >= http.StatusInternalServerError:
@@ -1384,13 +1394,19 @@ func (a *api) putJob(r *http.Request) (*response, error) {
 	return a.jobResponse(r, http.StatusCreated, row, res, header)
 }
 
-// headerWarning says which settings of a stored job, or which parameters of a query, have no effect.
-const headerWarning = "Belfry-Warning"
+const (
+	headerWarning = "Belfry-Warning" // which settings of a stored job, or which parameters of a query, have no effect
+	headerRev     = "Belfry-Rev"     // the rev of the job in the response; in a request, of the job that the client has seen
+)
 
-// jobLocation returns the header with the path of a job. Differs: upstream appends the name to the request URI,
-// including the query.
-func jobLocation(name string) map[string]string {
-	return map[string]string{"Location": "/v1/jobs/" + url.PathEscape(name)}
+// jobHeader returns the headers of a response with a job: its path and, unless it is 0, its rev. Differs: upstream
+// appends the name to the request URI, including the query.
+func jobHeader(name string, rev int64) map[string]string {
+	header := map[string]string{"Location": jobPath(name)}
+	if rev != 0 {
+		header[headerRev] = strconv.FormatInt(rev, 10)
+	}
+	return header
 }
 
 func (a *api) showJob(r *http.Request) (*response, error) {
@@ -1398,7 +1414,7 @@ func (a *api) showJob(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	header := map[string]string{}
+	header := map[string]string{headerRev: strconv.FormatInt(held.rev, 10)}
 	if warning := held.warning(); warning != "" {
 		header[headerWarning] = warning
 	}
@@ -1436,7 +1452,7 @@ func (a *api) toggleJob(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.jobResponse(r, http.StatusOK, row, res, jobLocation(r.PathValue("job")))
+	return a.jobResponse(r, http.StatusOK, row, res, jobHeader(r.PathValue("job"), int64(cmp.Or(res.First, res.Index))))
 }
 
 // decodeBody decodes JSON into v. It refuses unknown fields, and names one of a wrong type.
@@ -1487,7 +1503,11 @@ func (a *api) runJob(r *http.Request) (*response, error) {
 		return nil, problem{http.StatusConflict, done.Refused}
 	}
 	group := key(cmp.Or(done.First, done.Index), 0)
-	header := jobLocation(name)
+	rev := int64(0)
+	if row != nil { // else it was started before
+		rev = row.version.Rev
+	}
+	header := jobHeader(name, rev)
 	switch _, err := a.store.clients.execution(group); {
 	case err == nil:
 		header["Belfry-Group"] = strconv.FormatInt(group, 10)

@@ -836,6 +836,69 @@ func TestAPI_KeysApart(t *testing.T) {
 	})
 }
 
+// TestAPI_Rev: of two changes of the same rev that arrive at the same time exactly one is made, whatever they are, and
+// what is not a change of the definition leaves the rev alone.
+func TestAPI_Rev(t *testing.T) {
+	s := newTestServer(t, t.TempDir(), 1)
+	web := httptest.NewServer(s.handler)
+	defer web.Close()
+	send := func(method, path, rev, body string) (int, string) {
+		r, err := http.NewRequest(method, web.URL+path, strings.NewReader(body))
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		r.Header.Set("Belfry-Rev", rev)
+		resp, err := web.Client().Do(r)
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode, resp.Header.Get("Belfry-Rev")
+	}
+	doc := func(owner string) string {
+		return `{"name":"a","schedule":"@manually","executor":"shell","executor_config":{"command":"true"},"owner":"` + owner + `"}`
+	}
+	_, rev := send("POST", "/v1/jobs", "0", doc("nobody"))
+	edits := []func() (int, string){
+		func() (int, string) { return send("PUT", "/v1/jobs/a", rev, doc("one")) },
+		func() (int, string) { return send("PATCH", "/v1/jobs", rev, doc("two")) },
+		func() (int, string) { return send("POST", "/v1/jobs/a/toggle", rev, "") },
+	}
+	for n := range 30 {
+		var both [2]struct {
+			code int
+			rev  string
+		}
+		var sent sync.WaitGroup
+		for i := range both {
+			sent.Go(func() { both[i].code, both[i].rev = edits[(n+i)%len(edits)]() })
+		}
+		sent.Wait()
+		if both[0].code > both[1].code {
+			both[0], both[1] = both[1], both[0]
+		}
+		_, now := send("GET", "/v1/jobs/a", "", "")
+		if both[0].code >= 300 || both[0].rev == rev || both[0].rev != now || both[1].code != http.StatusPreconditionFailed {
+			t.Fatalf("two changes of rev %s: %v, and the job has %s then; want one done, with that, and one 412", rev, both, now)
+		}
+		rev = now
+	}
+	send("POST", "/v1/jobs/a?force", rev, "")
+	s.finish(outcomeSuccess)
+	send("DELETE", "/v1/jobs/a/executions", rev, "")
+	if _, now := send("GET", "/v1/jobs/a", "", ""); now != rev {
+		t.Errorf("after a run the rev is %s, want %s as before", now, rev)
+	}
+	if code, _ := send("DELETE", "/v1/jobs/a", rev, ""); code != http.StatusOK {
+		t.Errorf("DELETE with the present rev: %d", code)
+	}
+	if code, _ := send("PUT", "/v1/jobs/a", rev, doc("one")); code != http.StatusPreconditionFailed {
+		t.Errorf("PUT with the rev of a deleted job: %d, want 412", code)
+	}
+}
+
 // TestAPI_CallerGone: what is committed when nobody waits for it any more counts
 // all the same: the job falls due.
 func TestAPI_CallerGone(t *testing.T) {

@@ -2667,6 +2667,7 @@ type request struct {
 	Actor   string
 	Address string            // of the client, for the audit trail
 	ID      string            // never empty; a request with the same id changes nothing again
+	Rev     *int64            // that the job must have, 0: there must be no such job; nil: any
 	Params  map[string]string // of a run; so is the next
 	Force   bool
 	Keep    func(*jobRow) string // response to a repetition, from the job after the write; nil: none is kept
@@ -2695,6 +2696,9 @@ func (s *scheduler) attempt(ctx context.Context, r request, action string,
 				c.Answer = ""
 			case row != nil:
 				c.Answer = r.Keep(row)
+			}
+			if r.Rev != nil && row != nil {
+				c.If = &jobVersion{row.version.ID, *r.Rev}
 			}
 			res, err = s.propose(ctx, c)
 		}

@@ -120,6 +120,7 @@ const (
 	errNoJob       = refusal("no such job")
 	errNoExecution = refusal("no such execution")
 	errConflict    = refusal("the job was changed at the same time; try again")
+	errRev         = refusal("Belfry-Rev: the job has changed since it had this number; read it again and repeat the change")
 	errUndecided   = refusal("a tick of the job is due and not yet decided; try again")
 	errHasChildren = refusal("other jobs name this one as parent_job; delete them, or give them another parent, first")
 	errParent      = refusal("parent_job: no job has that name")
@@ -1593,6 +1594,9 @@ type command struct {
 	Answer  string `json:"answer,omitempty"`  // what a repetition of the request is answered
 	Submit  bool   `json:"submit,omitempty"`  // creates or updates jobs: refused while submissions are paused
 
+	// If is the state of the job that the client has seen, which must be the present one; ID 0: no such job.
+	If *jobVersion `json:"if,omitempty"`
+
 	// Listeners are the operator's receivers of each event; jobs may name others.
 	Listeners map[string][]string `json:"listeners,omitempty"`
 
@@ -1990,6 +1994,12 @@ func (a *applying) apply() error {
 	}
 	if a.c.Submit && a.s.settings.paused {
 		return errPaused
+	}
+	if a.c.If != nil {
+		var rev int64
+		if a.get("SELECT rev FROM jobs WHERE id = ? AND deleted = 0", []any{a.c.If.ID}, &rev); rev != a.c.If.Rev {
+			a.fail(errRev)
+		}
 	}
 	a.change()
 	if a.keys > 1<<keyBits {
@@ -4013,6 +4023,7 @@ type jobDocs struct {
 
 type jobDoc struct {
 	name    string
+	rev     int64
 	doc     json.RawMessage
 	warning func() string // what of the job has no effect; lists do not ask for it
 }
@@ -4086,7 +4097,7 @@ func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
 			json.Unmarshal(doc, &j) // it was made of one just now
 			return j.warning(d.courier)
 		}
-		found[r.version.ID] = jobDoc{r.Name, doc, sync.OnceValue(warning)}
+		found[r.version.ID] = jobDoc{r.Name, r.version.Rev, doc, sync.OnceValue(warning)}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
