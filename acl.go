@@ -264,6 +264,8 @@ const viewerPaths = `
 	"/v1/schedule":      {"capabilities": ["read"]},
 	"/v1/summary":       {"capabilities": ["read"]},
 	"/v1/executions":    {"capabilities": ["list"]},
+	"/v1/failures":      {"capabilities": ["list"]},
+	"/v1/timeline":      {"capabilities": ["list"]},
 	"/v1/upcoming":      {"capabilities": ["list"]},
 	"/v1/members":       {"capabilities": ["list"]},
 	"/v1/leader":        {"capabilities": ["read"]},

@@ -52,6 +52,9 @@ const (
 	auditPageMax    = 1_000                  // rows in one response
 	recentOutputMax = 4_000                  // bytes of each output in a list over all jobs
 	printedPatience = 300 * time.Millisecond // for a node to return the output of its running executions, in a list
+	failingMax      = 100                    // jobs in a list of failures
+	lanesMax        = 50                     // jobs in a timeline
+	partsMax        = 120                    // of each hour of a timeline
 	metadataMax     = 16                     // metadata keys that a list of jobs is filtered by
 
 	outcomeJobsMax = 100 // jobs in one request for outcomes
@@ -167,6 +170,8 @@ func (a *api) routes() []route {
 		{"GET /v1/executions", mayList, a.recentExecutions},
 		{"GET /v1/executions/{execution}", anyToken, a.findExecution},
 		{"GET /v1/outcomes", mayListJobs, a.outcomes},
+		{"GET /v1/failures", mayList, a.failures},
+		{"GET /v1/timeline", mayList, a.timeline},
 		{"GET /v1/upcoming", mayList, a.upcoming},
 		{watchRoute, mayListJobs, a.watch},
 
@@ -724,12 +729,15 @@ var queryParams = map[string]string{
 	"POST /v1/jobs/{job}/toggle":    "disabled",
 	"GET /v1/jobs/{job}/executions": "_sort _order _start _end output_size_limit",
 	"GET /v1/jobs/{job}/ticks":      "start end _start _end",
-	"GET /v1/busy":                  "waiting",
+	"GET /v1/busy":                  "waiting limit",
 	restoreRoute:                    "dry-run prune metadata[]",
 	outputRoute:                     "follow",
 	"GET /v1/stats":                 "days",
 	"GET /v1/schedule":              "schedule timezone name from count",
-	"GET /v1/executions":            "start end outcome limit output_size_limit",
+	"GET /v1/executions":            "start end outcome job node owner limit output_size_limit",
+	"GET /v1/failures":              "start end limit",
+	"GET /v1/timeline":              "parts limit",
+	watchRoute:                      "limit",
 	"GET /v1/outcomes":              "job",
 	"GET /v1/upcoming":              "start end limit",
 	leaveRoute:                      "node drain",
@@ -1898,6 +1906,14 @@ func (e *executionRow) view(zone *time.Location) executionView {
 	return v
 }
 
+// endTime returns a time in UTC, and the zero time for 0: what has not happened yet.
+func endTime(nanos int64) time.Time {
+	if nanos == 0 {
+		return time.Time{}
+	}
+	return timeOf(nanos)
+}
+
 // addPrinted sets the output of running executions in list to what they have printed so far: the last bytes, at most
 // outputMax and printedBytesMax. It asks all their nodes at once, and leaves the output empty where a node does not
 // respond within printedPatience.
@@ -2242,12 +2258,17 @@ func (a *api) busy(r *http.Request) (*response, error) {
 	if r.URL.Query().Has("waiting") {
 		return a.waiting(r)
 	}
+	limit, err := limitParam(r.URL.Query(), math.MaxInt32)
+	if err != nil {
+		return nil, err
+	}
 	list, err := a.store.clients.unfinishedExecutions()
 	if err != nil {
 		return nil, err
 	}
-	n, rows := a.viewsOf(r, list, outputBytesMax)
-	return &response{status: http.StatusOK, header: count(n), rows: rows}, nil
+	list = a.listable(r, list)
+	_, rows := a.viewsOf(r, list[:min(limit, len(list))], outputBytesMax)
+	return &response{status: http.StatusOK, header: count(len(list)), rows: rows}, nil
 }
 
 // waitingView is a run that cannot start yet.
@@ -2260,6 +2281,10 @@ type waitingView struct {
 }
 
 func (a *api) waiting(r *http.Request) (*response, error) {
+	limit, err := limitParam(r.URL.Query(), math.MaxInt32)
+	if err != nil {
+		return nil, err
+	}
 	list, err := a.store.clients.waiting()
 	views, c := []waitingView{}, a.callerOf(r)
 	for _, w := range list {
@@ -2267,13 +2292,20 @@ func (a *api) waiting(r *http.Request) (*response, error) {
 			views = append(views, waitingView{w.job, w.cause, timeOf(w.due), w.group, w.waitsFor})
 		}
 	}
-	return &response{status: http.StatusOK, header: count(len(views)), body: views}, err
+	return &response{status: http.StatusOK, header: count(len(views)), body: views[:min(limit, len(views))]}, err
+}
+
+// listable returns the executions that the caller may list, in the same slice.
+func (a *api) listable(r *http.Request, list []executionRow) []executionRow {
+	c := a.callerOf(r)
+	return slices.DeleteFunc(list, func(e executionRow) bool {
+		return !c.may(jobPath(e.JobName)+"/executions", mayList)
+	})
 }
 
 // viewsOf returns the executions that the caller may list, with outputs so far, and their number.
 func (a *api) viewsOf(r *http.Request, list []executionRow, outputMax int) (int, documents) {
-	c := a.callerOf(r)
-	list = slices.DeleteFunc(list, func(e executionRow) bool { return !c.may(jobPath(e.JobName)+"/executions", mayList) })
+	list = a.listable(r, list)
 	a.addPrinted(r.Context(), list, outputMax)
 	show := func(e executionRow) (json.RawMessage, error) { return json.Marshal(e.view(time.UTC)) }
 	return len(list), shownAs(a.store.clients.withOutputs(list, outputMax), show)
@@ -2769,16 +2801,22 @@ func (a *api) targets(r *http.Request) (*response, error) {
 	return &response{status: http.StatusOK, body: names}, nil
 }
 
+// pastParams parses a range of time that ends now by default, and lasts for so long.
+func pastParams(q url.Values, length time.Duration) (start, end time.Time, err error) {
+	end = time.Now()
+	if err = timeParam(q, "end", &end); err == nil {
+		start = end.Add(-length)
+		err = timeParam(q, "start", &start)
+	}
+	return start, end, err
+}
+
 // recentExecutions returns the executions of all jobs that started in a range of time, by default the last hour, newest
 // first. Ours.
 func (a *api) recentExecutions(r *http.Request) (*response, error) {
 	q := r.URL.Query()
-	end := time.Now()
-	if err := timeParam(q, "end", &end); err != nil {
-		return nil, err
-	}
-	start := end.Add(-time.Hour)
-	if err := timeParam(q, "start", &start); err != nil {
+	start, end, err := pastParams(q, time.Hour)
+	if err != nil {
 		return nil, err
 	}
 	limit, err := limitParam(q, recentMax)
@@ -2794,13 +2832,129 @@ func (a *api) recentExecutions(r *http.Request) (*response, error) {
 		outputMax = 0
 	}
 	outputMax = min(outputMax, recentOutputMax)
-	globs := a.callerOf(r).rowGlobs("executions", mayList)
-	list, err := a.store.clients.recentExecutions(nanosOf(start), nanosOf(end), q.Get("outcome"), globs, limit)
+	list, err := a.store.clients.recentExecutions(executionFilter{
+		from: nanosOf(start), to: nanosOf(end), outcome: q.Get("outcome"), job: q.Get("job"), node: q.Get("node"),
+		owner: q.Get("owner"), globs: a.callerOf(r).rowGlobs("executions", mayList), limit: limit,
+	})
 	if err != nil {
 		return nil, err
 	}
 	_, rows := a.viewsOf(r, list, outputMax)
 	return &response{status: http.StatusOK, rows: rows}, nil
+}
+
+// failureView is a job of which executions ended without success.
+type failureView struct {
+	JobName string        `json:"job_name"`
+	Count   int64         `json:"count"`
+	Since   time.Time     `json:"since"`
+	Failing bool          `json:"failing"`
+	Success time.Time     `json:"last_success"`
+	Last    executionView `json:"last"`
+}
+
+// failures returns the jobs with executions that started in a range of time, by default the last day, and ended without
+// success, with the last of each and the end of its output. Those that still fail come first. Ours.
+func (a *api) failures(r *http.Request) (*response, error) {
+	q := r.URL.Query()
+	start, end, err := pastParams(q, 24*time.Hour)
+	if err != nil {
+		return nil, err
+	}
+	limit, err := limitParam(q, failingMax)
+	if err != nil {
+		return nil, err
+	}
+	globs := a.callerOf(r).rowGlobs("executions", mayList)
+	jobs, err := a.store.clients.failingJobs(nanosOf(start), nanosOf(end), globs, limit)
+	if err != nil {
+		return nil, err
+	}
+	ids, last := []int64{}, map[int64]executionRow{}
+	for _, j := range jobs {
+		ids = append(ids, j.last)
+	}
+	rows, err := a.store.clients.collectExecutions(recentOutputMax,
+		"WHERE e.id IN (SELECT value FROM json_each(?2))", jsonText(ids))
+	for _, e := range rows {
+		last[e.ID] = e
+	}
+	list, c := []failureView{}, a.callerOf(r)
+	for _, j := range jobs {
+		if e, ok := last[j.last]; ok && c.may(jobPath(j.name)+"/executions", mayList) {
+			list = append(list, failureView{
+				j.name, j.count, timeOf(j.since), j.failing, endTime(j.success), e.view(time.UTC),
+			})
+		}
+	}
+	return &response{status: http.StatusOK, body: list}, err
+}
+
+// laneView is what a timeline shows of a job.
+type laneView struct {
+	JobName string       `json:"job_name"`
+	Runs    []markView   `json:"runs"`
+	Due     []comingMark `json:"due"`
+}
+
+// markView counts executions that started in the same part of an hour.
+type markView struct {
+	From    time.Time `json:"from"`
+	To      time.Time `json:"to"` // the year 1 while one of them runs
+	Count   int64     `json:"count"`
+	Failed  int64     `json:"failed,omitempty"`
+	Killed  int64     `json:"killed,omitempty"`
+	Running int64     `json:"running,omitempty"`
+}
+
+// timeline returns what ran in the last hour and what falls due in the next, counted in parts of these hours: of the
+// jobs that failed most, then of those that ran most, then of those that fall due first. Ours.
+func (a *api) timeline(r *http.Request) (*response, error) {
+	q, now := r.URL.Query(), time.Now()
+	limit, err := limitParam(q, lanesMax)
+	if err != nil {
+		return nil, err
+	}
+	parts, err := strconv.Atoi(cmp.Or(q.Get("parts"), strconv.Itoa(partsMax)))
+	if err != nil || parts < 1 || parts > partsMax {
+		return nil, badRequest("parts: must be a number between 1 and %d", partsMax)
+	}
+	start, end, width, c := now.Add(-time.Hour), now.Add(time.Hour), time.Hour/time.Duration(parts), a.callerOf(r)
+	ran := c.rowGlobs("executions", mayList)
+	marks, total, err := a.store.clients.lanes(nanosOf(start), nanosOf(now), int64(width), ran, limit)
+	if err != nil {
+		return nil, err
+	}
+	lanes, names := []*laneView{}, []string{}
+	lane := func(name string) *laneView {
+		i := slices.Index(names, name)
+		if i < 0 {
+			i = len(names)
+			names, lanes = append(names, name), append(lanes, &laneView{name, []markView{}, []comingMark{}})
+		}
+		return lanes[i]
+	}
+	for _, m := range marks {
+		l := lane(m.job)
+		l.Runs = append(l.Runs, markView{timeOf(m.from), endTime(m.to), m.count, m.failed, m.killed, m.running})
+	}
+	add := func(name string, due []comingMark) {
+		if c.may(jobPath(name), mayRead) && (len(names) < limit || slices.Contains(names, name)) {
+			lane(name).Due = due
+		}
+	}
+	if err := a.scheduler.comingMarks(end, width, slices.Clone(names), limit, add); err != nil {
+		return nil, err
+	}
+	globs := c.rowGlobs("", mayRead)
+	if len(names) < limit {
+		err = a.scheduler.comingMarks(end, width, globs, limit, add)
+	}
+	due, err2 := a.store.clients.dueCount(nanosOf(end), globs)
+	return &response{status: http.StatusOK, body: map[string]any{
+		"start": start.UTC(), "now": now.UTC(), "end": end.UTC(), "known_from": timeOf(total.since), "rows": lanes,
+		"runs": total.runs, "failed": total.failed, "jobs": total.jobs, "jobs_due": due,
+	}}, errors.Join(err, err2)
 }
 
 // limitParam parses how many rows the client wants, most by default.
@@ -2844,7 +2998,7 @@ const (
 	pollTime   = time.Second // between polls for what is not in the log: leader and members
 	admitPolls = 2           // polls between checks of the token
 	alivePolls = 15          // polls between events that show that the connection is alive
-	eventsMax  = 200         // sent at once; more become one eventReload
+	eventsMax  = 200         // sent at once unless the client wants fewer; more become one eventReload
 )
 
 var errWatchers = problem{http.StatusServiceUnavailable, fmt.Sprintf(
@@ -2852,6 +3006,10 @@ var errWatchers = problem{http.StatusServiceUnavailable, fmt.Sprintf(
 
 // watch sends the events that the caller may see, one per line, until the client disconnects or the node stops. Ours.
 func (a *api) watch(r *http.Request) (*response, error) {
+	limit, err := limitParam(r.URL.Query(), eventsMax)
+	if err != nil {
+		return nil, err
+	}
 	return &response{serve: func(w http.ResponseWriter) error {
 		next, ok := a.store.events.enter()
 		if !ok {
@@ -2863,7 +3021,7 @@ func (a *api) watch(r *http.Request) (*response, error) {
 		_ = out.control.SetReadDeadline(time.Time{}) // it may go on for days
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		w.Header().Set("X-Accel-Buffering", "no") // or nginx would buffer the lines
-		v := &watcher{api: a, out: out}
+		v := &watcher{api: a, out: out, most: limit}
 		v.setCaller(a.callerOf(r))
 		if err := v.follow(r, next); err != nil {
 			a.log.Error("an event stream was closed", "err", err)
@@ -2880,6 +3038,7 @@ type watcher struct {
 	out     io.Writer // flushes, and fails if the client does not read in time
 	leader  string    // as last sent
 	members string    // as last sent
+	most    int       // events that it is sent at once; more become one eventReload
 }
 
 // setCaller sets the caller with its present rights.
@@ -2945,7 +3104,7 @@ func (v *watcher) news(windows []*window) ([]event, error) {
 			}
 		}
 	}
-	if len(list) > eventsMax {
+	if len(list) > v.most {
 		list = []event{{Type: eventReload}}
 	}
 	return list, nil

@@ -1122,6 +1122,36 @@ func (s *scheduler) coming(from, to time.Time, globs []string, limit int) (list 
 	return list, more, err
 }
 
+// comingMarks calls fn for the jobs whose schedule fires next before to, the earliest first, at most limit: with the
+// first tick of each span of width up to then in which one falls due, and how many do.
+func (s *scheduler) comingMarks(to time.Time, width time.Duration, globs []string, limit int,
+	fn func(name string, marks []comingMark)) error {
+	zone := s.timezone()
+	return s.store.clients.dueJobs(nanosOf(to), globs, limit, func(j job, due int64) {
+		marks := []comingMark{}
+		for sched := j.schedule(zone); due != never && due < nanosOf(to); {
+			t := timeOf(due)
+			end := min(nanosOf(t.Truncate(width).Add(width)), nanosOf(to)) - 1
+			if j.ExpiresAt != 0 {
+				end = min(end, int64(j.ExpiresAt))
+			}
+			n, last := sched.count(t, timeOf(end))
+			marks = append(marks, comingMark{t, n + 1})
+			if n > 0 {
+				t = last
+			}
+			due = j.within(sched.next(t))
+		}
+		fn(j.Name, marks)
+	})
+}
+
+// A comingMark is the first of some ticks that fall due one after another.
+type comingMark struct {
+	Due   time.Time `json:"due"`
+	Count int64     `json:"count"`
+}
+
 // schedulerConfig is what an operator may choose.
 type schedulerConfig struct {
 	Catchup        time.Duration       // age up to which a missed tick still runs

@@ -389,7 +389,7 @@ func TestScheduler_StoodStill(t *testing.T) {
 		if err := s.askNodes(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		rows, err := s.store.recentExecutions(0, math.MaxInt64, "", nil, 10)
+		rows, err := s.store.recentExecutions(executionFilter{to: math.MaxInt64, limit: 10})
 		if err != nil || len(rows) != 1 || rows[0].Outcome != want || len(*sent) == 0 != (want != "") {
 			t.Errorf("after %s: %+v, %v, orders %+v; want outcome %q", gap, rows, err, *sent, want)
 		}

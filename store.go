@@ -4280,35 +4280,117 @@ const (
 	startSlack    = time.Minute // by which times may be out of the order of the ids
 )
 
-// recentExecutions returns at most limit executions of all jobs that started in [from, to), newest first and without
-// outputs: those with the outcome, where "" is any and "bad" any end but success. Ids rise with time, so no index of
-// the times is needed.
-func (s *reader) recentExecutions(from, to int64, outcome string, globs []string, limit int) ([]executionRow, error) {
-	const slack = int64(startSlack)
-	low, err := s.firstFrom(max(from, 0) - slack)
-	if err != nil {
-		return nil, err
-	}
-	high, err := s.firstFrom(min(to, math.MaxInt64-slack) + slack)
+// An executionFilter chooses executions of all jobs that started in [from, to); an empty field means any.
+type executionFilter struct {
+	from, to         int64
+	outcome          string // "bad": any end but success
+	job, node, owner string
+	globs            []string // of names of jobs; nil: all
+	limit            int
+}
+
+// recentExecutions returns the executions that f selects, newest first and without outputs. Ids rise with time, so no
+// index of the times is needed.
+func (s *reader) recentExecutions(f executionFilter) ([]executionRow, error) {
+	low, high, err := s.idsOf(f.from, f.to)
 	if err != nil {
 		return nil, err
 	}
 	table, cond := "executions e", "1"
-	switch outcome {
+	switch f.outcome {
 	case "":
 	case outcomeSuccess:
 		cond = "e.outcome = 'success'"
 	default:
 		table, cond = "executions e INDEXED BY executions_bad", "e.outcome NOT IN ('', 'success')"
 	}
-	cond += " AND (?9 = 'null' OR e.job IN (SELECT id FROM jobs j WHERE " + anyName("?9") + "))"
+	cond += " AND " + jobAmong
 	// CROSS makes SQLite look up jobs and outputs of the rows of the answer only.
 	return s.selectExecutions(` FROM `+table+` CROSS JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id
 		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad'), ?2, max(?2, coalesce(
 			(SELECT id FROM `+table+` WHERE `+cond+` AND id < ?3 ORDER BY id DESC LIMIT 1 OFFSET ?4), 0)))
 		AND e.started >= ?5 AND e.started < ?6 AND (?7 IN ('', 'bad') OR e.outcome = ?7) AND j.deleted = 0
-		ORDER BY e.id DESC LIMIT ?8`,
-		0, low, high, recentScanMax, from, to, outcome, limit, jsonText(globs))
+		AND ?10 IN ('', j.name) AND ?11 IN ('', e.node) AND ?12 IN ('', j.owner) ORDER BY e.id DESC LIMIT ?8`,
+		0, low, high, recentScanMax, f.from, f.to, f.outcome, f.limit, jsonText(f.globs), f.job, f.node, f.owner)
+}
+
+// A failingJob says how often runs of a job ended without success in a range of time.
+type failingJob struct {
+	name    string
+	count   int64
+	since   int64 // end of the first of them after the last success, of the first of all if the job has recovered
+	last    int64 // id of the last one
+	failing bool  // the last run that succeeded or failed has failed
+	success int64 // when the job last succeeded
+}
+
+// failingJobs returns the jobs with runs that started in [from, to) and ended without success, at most limit: those
+// that still fail first, then the last to fail. The newest recentScanMax such runs are counted.
+func (s *reader) failingJobs(from, to int64, globs []string, limit int) ([]failingJob, error) {
+	low, high, err := s.idsOf(from, to)
+	if err != nil {
+		return nil, err
+	}
+	return rowsOf[failingJob](s.viewEach, `SELECT j.name, count(*),
+			coalesce(min(iif(e.finished > t.last_success, e.finished, NULL)), min(e.finished)), max(e.id),
+			t.broken, t.last_success
+		FROM (SELECT e.* FROM executions e INDEXED BY executions_bad
+			WHERE e.outcome NOT IN ('', 'success') AND e.id >= ?1 AND e.id < ?2 AND `+jobAmong+`
+			ORDER BY e.id DESC LIMIT ?3) e
+		CROSS JOIN jobs j ON j.id = e.job JOIN job_state t ON t.job = j.id
+		WHERE e.started >= ?4 AND e.started < ?5 AND j.deleted = 0
+		GROUP BY j.id ORDER BY t.broken DESC, max(e.id) DESC LIMIT ?6`,
+		low, high, recentScanMax, from, to, limit, "", "", jsonText(globs))
+}
+
+// jobAmong is true of an execution e whose job globs match, as the JSON ?9.
+var jobAmong = "(?9 = 'null' OR e.job IN (SELECT id FROM jobs j WHERE " + anyName("?9") + "))"
+
+// laneMark counts executions of a job that started in the same part of a range of time.
+type laneMark struct {
+	job                            string
+	from, to                       int64 // the first start and the last end, 0 while one runs
+	count, failed, killed, running int64
+}
+
+// lanes returns what ran in each span of width nanoseconds of [from, to), of the jobs with the most failures and then
+// the most executions, at most limit. total counts what started in that time, of the newest recentScanMax.
+func (s *reader) lanes(from, to, width int64, globs []string, limit int) (list []laneMark, total laneTotal, err error) {
+	low, high, err := s.idsOf(from, to)
+	if err != nil {
+		return nil, total, err
+	}
+	recent := `WITH recent AS MATERIALIZED (SELECT e.job, e.started, e.finished, e.outcome,
+			e.outcome NOT IN ('', 'success', 'killed') AS failed
+		FROM executions e CROSS JOIN jobs j ON j.id = e.job
+		WHERE e.id >= ?1 AND e.id < ?2 AND e.started >= ?3 AND e.started < ?4 AND j.deleted = 0 AND ` + jobAmong + `
+		ORDER BY e.id DESC LIMIT ?5)`
+	args := []any{low, high, from, to, recentScanMax, limit, width, "", jsonText(globs)}
+	err = s.view(recent+` SELECT count(*), coalesce(sum(failed), 0), count(DISTINCT job),
+		iif(count(*) < ?5, ?3, min(started)) FROM recent`, args, &total.runs, &total.failed, &total.jobs, &total.since)
+	if err != nil {
+		return nil, total, err
+	}
+	list, err = rowsOf[laneMark](s.viewEach, recent+`, top AS (SELECT job, sum(failed) AS bad, count(*) AS n
+			FROM recent GROUP BY job ORDER BY bad DESC, n DESC, job LIMIT ?6)
+		SELECT j.name, min(started), iif(min(finished) = 0, 0, max(finished)), count(*),
+			sum(failed), sum(outcome = 'killed'), sum(outcome = '')
+		FROM top CROSS JOIN recent USING (job) JOIN jobs j ON j.id = top.job
+		GROUP BY top.job, (started - ?3) / ?7 ORDER BY bad DESC, n DESC, top.job, min(started)`, args...)
+	return list, total, err
+}
+
+// laneTotal counts executions, failures and jobs; since when, as there may be too many to look at.
+type laneTotal struct{ runs, failed, jobs, since int64 }
+
+// idsOf returns the range of ids of the executions that started in [from, to); a few of them started outside it.
+func (s *reader) idsOf(from, to int64) (low, high int64, err error) {
+	const slack = int64(startSlack)
+	if low, err = s.firstFrom(max(from, 0) - slack); err != nil {
+		return 0, 0, err
+	}
+	high, err = s.firstFrom(min(to, math.MaxInt64-slack) + slack)
+	return low, high, err
 }
 
 // firstFrom returns an id from which on executions started at t or later, as far as ids tell.
@@ -4346,6 +4428,14 @@ func (s *reader) dueJobs(before int64, globs []string, limit int, fn func(j job,
 			fn(j, next)
 			return err
 		})
+}
+
+// dueCount returns how many jobs fall due before a time.
+func (s *reader) dueCount(before int64, globs []string) (n int64, err error) {
+	err = s.view(`SELECT count(*) FROM job_state s WHERE s.next > ?1 AND s.next < ?2 AND s.fires
+		AND (?3 = 'null' OR s.job IN (SELECT id FROM jobs j WHERE `+anyName("?3")+`))`,
+		[]any{int64(never), before, jsonText(globs)}, &n)
+	return n, err
 }
 
 // eventsOf returns what marks say in the names that clients know, in their

@@ -3233,11 +3233,26 @@ func BenchmarkStore_bad(b *testing.B) {
 	for _, limit := range []int{50, recentMax} {
 		b.Run(fmt.Sprint(limit, " of them"), func(b *testing.B) {
 			for range b.N {
-				list, err := s.recentExecutions(last-30*nanosPerDay, last+1, "bad", nil, limit)
+				f := executionFilter{from: last - 30*nanosPerDay, to: last + 1, outcome: "bad", limit: limit}
+				list, err := s.recentExecutions(f)
 				if err != nil || len(list) != limit {
 					b.Fatal(len(list), err)
 				}
 			}
 		})
 	}
+	b.Run("grouped by job", func(b *testing.B) {
+		for range b.N {
+			if list, err := s.failingJobs(last-30*nanosPerDay, last+1, nil, 100); err != nil || len(list) != 100 {
+				b.Fatal(len(list), err)
+			}
+		}
+	})
+	b.Run("timeline", func(b *testing.B) {
+		for range b.N {
+			if list, _, err := s.lanes(last-nanosPerDay/24, last+1, int64(time.Minute), nil, 8); err != nil || len(list) == 0 {
+				b.Fatal(len(list), err)
+			}
+		}
+	})
 }
