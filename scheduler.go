@@ -1635,12 +1635,12 @@ func (s *scheduler) planJob(m moment, r *jobRow) ([]decision, error) {
 	}
 	overlap := ""
 	if r.Concurrency == concurrencyForbid && r.open > 0 {
-		e, ok, err := s.store.openExecution(r.version.ID)
-		if err != nil {
+		switch e, err := s.store.openExecution(r.version.ID); {
+		case errors.Is(err, errNoExecution):
+			overlap = "a retry of an earlier run is pending"
+		case err != nil:
 			return nil, err
-		}
-		overlap = "a retry of an earlier run is pending"
-		if ok {
+		default:
 			overlap = "overlap with " + executionName(e.ID, e.Node) + s.silence(e.ID)
 		}
 	}

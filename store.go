@@ -178,7 +178,9 @@ const jobFields = `,
 	doc             TEXT    NOT NULL`
 
 // schemaVersion is raised whenever schema changes.
-const schemaVersion = 10
+const schemaVersion = 11
+
+var versionPragma = fmt.Sprintf("PRAGMA user_version = %d", schemaVersion)
 
 // schema makes a new database. Times are Unix nanoseconds UTC; 0 means "not yet" unless a column says otherwise. The
 // first two tables are this server's own and never leave it; all others are the replicated state.
@@ -186,7 +188,7 @@ const schema = `
 CREATE TABLE server (
 	id         TEXT    NOT NULL, -- random, made with the data directory
 	cluster    TEXT    NOT NULL, -- id of the cluster that this server belongs to, '': none yet
-	accepted   TEXT    NOT NULL, -- JSON of the bootstrapList that it accepted, once in its life; '': none
+	accepted   TEXT    NOT NULL, -- JSON of the bootstrapList that it accepted, once in its life; null: none
 	term       INTEGER NOT NULL,
 	vote       TEXT    NOT NULL, -- server voted for in term, '' for none
 	base_index INTEGER NOT NULL, -- last entry that was dropped from the log
@@ -218,6 +220,7 @@ CREATE UNIQUE INDEX jobs_name ON jobs (name) WHERE deleted = 0;
 CREATE INDEX jobs_parent ON jobs (parent_job, name) WHERE parent_job <> '' AND deleted = 0;
 CREATE INDEX jobs_watched ON jobs (id) WHERE deleted = 0 AND (max_runtime <> '' OR max_silence <> '');
 CREATE INDEX jobs_keep ON jobs (id) WHERE keep <> 0;
+CREATE INDEX jobs_disabled ON jobs (id) WHERE disabled AND deleted = 0;
 CREATE INDEX jobs_mutex ON jobs (mutex) WHERE mutex <> '';
 CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted <> 0;
 
@@ -456,12 +459,12 @@ type store struct {
 	noted                        // of the transaction
 	failed    func(executionRow) // is told of failures after the transaction; nil: nobody. Fixed once the writer runs
 	logFirst  uint64             // first index in the log table
-	logBytes  []int32
-	kept      logRetention  // fixed once the writer runs
-	turn      atomic.Uint64 // grows with each transaction of the writer, for all to see; odd: a durable one is under way
-	pinned    atomic.Uint64 // first entry of the log that a follower needs, 0: none
-	format    byte          // of commands, the latest that this server applies; fixed once the writer runs
-	halted    atomic.Bool   // the next entry is of a later format: nothing is applied any more
+	logEnds   []int              // sizes of the log up to before its first entry, up to the first, and so on, since some entry
+	kept      logRetention       // fixed once the writer runs
+	turn      atomic.Uint64      // grows with each transaction of the writer, for all to see; odd: a durable one is under way
+	pinned    atomic.Uint64      // first entry of the log that a follower needs, 0: none
+	format    byte               // of commands, the latest that this server applies; fixed once the writer runs
+	halted    atomic.Bool        // the next entry is of a later format: nothing is applied any more
 
 	// disk runs a transaction of the writer, a durable one with synchronous=FULL; nil: directly. The simulation sets
 	// one that is slow, fails, or records how much of the file a power cut leaves. Fixed once the writer runs.
@@ -597,11 +600,14 @@ func dsn(path string, pragmas ...string) string {
 var uriEscaper = strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23")
 
 // removeFile removes a file, if it is there.
-func removeFile(name string) error {
-	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+func removeFile(name string) error { return unlessMissing(os.Remove(name)) }
+
+// unlessMissing returns an error that says anything but that a file does not exist.
+func unlessMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // create makes an empty database, if there is none. It is renamed when it is
@@ -620,14 +626,11 @@ func (s *store) create() error {
 			return err
 		}
 	}
-	if err := os.WriteFile(fresh, nil, 0o600); err != nil {
-		return err
+	err := os.WriteFile(fresh, nil, 0o600)
+	if err == nil {
+		err = execFile(context.Background(), fresh, "PRAGMA journal_mode = off; PRAGMA user_version = 0")
 	}
-	db, err := sql.Open("sqlite", dsn(fresh, "journal_mode(off)", "user_version(0)"))
 	if err != nil {
-		return err
-	}
-	if err := errors.Join(db.Ping(), db.Close()); err != nil {
 		return fmt.Errorf("cannot make the database: %w", err)
 	}
 	return os.Rename(fresh, s.path)
@@ -641,7 +644,7 @@ func (s *store) restrict() error {
 		if err == nil && info.Mode().Perm()&0o077 != 0 {
 			err = os.Chmod(name, 0o600)
 		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if unlessMissing(err) != nil {
 			return fmt.Errorf("cannot keep other users from reading %s, give it to the user that belfry runs as: %w",
 				filepath.Base(name), err)
 		}
@@ -649,18 +652,18 @@ func (s *store) restrict() error {
 	return nil
 }
 
-func (s *store) open() (err error) {
-	if err := s.create(); err != nil {
-		return err
+func (s *store) open() error {
+	for _, step := range []func() error{s.create, s.restrict, s.checkWAL, s.connect, s.migrate, s.makeMarker, s.loadLog} {
+		if err := step(); err != nil {
+			return err
+		}
 	}
-	if err := s.restrict(); err != nil {
-		return err
-	}
-	if err := s.checkWAL(); err != nil {
-		return err
-	}
-	// The write-ahead log is checkpointed each 4,000 pages (16 MB): often enough to stay small, rarely enough that
-	// commits do not wait for it. What a savepoint may have to undo is kept in memory.
+	return nil
+}
+
+// connect opens the connections. The write-ahead log is checkpointed each 4,000 pages (16 MB): often enough to stay
+// small, rarely enough that commits do not wait for it. What a savepoint may have to undo is kept in memory.
+func (s *store) connect() (err error) {
 	s.db, err = sql.Open("sqlite", dsn(s.path, "journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(4000)",
 		"cache_size(-32000)", "temp_store(memory)"))
 	if err != nil {
@@ -670,17 +673,8 @@ func (s *store) open() (err error) {
 		return fmt.Errorf("cannot read the database; if belfry.db is damaged, restore a backup: %w", err)
 	}
 	s.sync = "FULL"
-	if err := s.migrate(); err != nil {
-		return err
-	}
-	if err := s.makeMarker(); err != nil {
-		return fmt.Errorf("cannot write beside the database, check the disk: %w", err)
-	}
 	name := dsn(s.path, "query_only(1)", "cache_size(-4000)")
-	if err := errors.Join(s.reader.open(name), s.clients.open(name)); err != nil {
-		return err
-	}
-	return s.loadLog()
+	return errors.Join(s.reader.open(name), s.clients.open(name))
 }
 
 // marker is a file that exists while the write-ahead log holds what belfry.db does not: it is made after the first
@@ -690,10 +684,7 @@ func (s *store) marker() string { return s.path + "-open" }
 // checkWAL refuses a database whose write-ahead log is missing: SQLite would open it in an old state without an error.
 func (s *store) checkWAL() error {
 	if _, err := os.Stat(s.marker()); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		return err
+		return unlessMissing(err)
 	}
 	info, err := os.Stat(s.path + "-wal")
 	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 {
@@ -704,21 +695,17 @@ func (s *store) checkWAL() error {
 
 func (s *store) makeMarker() error {
 	// An UPDATE that changes nothing would leave the write-ahead log empty, as if it were missing.
-	pragma := fmt.Sprintf("PRAGMA user_version = %d", schemaVersion)
-	if err := s.update("FULL", func() error { return s.exec(pragma) }); err != nil {
-		return err
+	err := s.update("FULL", func() error { return s.exec(versionPragma) })
+	if err == nil {
+		err = os.WriteFile(s.marker(), nil, 0o600)
 	}
-	if err := os.WriteFile(s.marker(), nil, 0o600); err != nil {
-		return err
+	if err == nil {
+		err = syncDir(filepath.Dir(s.path))
 	}
-	return syncDir(filepath.Dir(s.path))
-}
-
-func (s *store) removeMarker() error {
-	if err := removeFile(s.marker()); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("cannot write beside the database, check the disk: %w", err)
 	}
-	return syncDir(filepath.Dir(s.path))
+	return nil
 }
 
 // syncDir makes what was created or removed in a directory survive a power cut.
@@ -732,7 +719,7 @@ func syncDir(dir string) error {
 
 // migrate gives a new database its schema, and one without ids its ids.
 func (s *store) migrate() error {
-	var version int
+	var version, servers int
 	if err := s.get("PRAGMA user_version", nil, &version); err != nil {
 		return fmt.Errorf("cannot read the database: %w", err)
 	}
@@ -740,17 +727,13 @@ func (s *store) migrate() error {
 	case version > schemaVersion:
 		return errNewer
 	case version == 0:
-		err := s.update("FULL", func() error {
-			_, err := s.conn.ExecContext(context.Background(), schema+fmt.Sprintf("PRAGMA user_version = %d", schemaVersion))
-			return err
-		})
+		err := s.update("FULL", func() error { return s.script(schema + versionPragma) })
 		if err != nil {
 			return fmt.Errorf("cannot make the tables: %w", err)
 		}
 	case version < schemaVersion:
 		return errOlder
 	}
-	var servers int
 	if err := s.get("SELECT count(*) FROM server", nil, &servers); err != nil || servers == 1 {
 		return err
 	}
@@ -760,31 +743,27 @@ func (s *store) migrate() error {
 // enrol gives a database without a server its id. A copy made by snapshot has state already: its log begins after that,
 // and it belongs to no cluster, so that it cannot join the one it was copied from by mistake.
 func (s *store) enrol() error {
-	if err := s.exec("INSERT INTO cluster SELECT '', 0, 0, '[]', '', 0 WHERE NOT EXISTS (SELECT * FROM cluster)"); err != nil {
-		return err
-	}
-	err := s.exec("UPDATE cluster SET id = '', voters = '[]', applied_index = applied_index + iif(applied_index = 0, 0, ?)", lifeGap)
-	if err != nil {
-		return err
-	}
-	return s.exec("INSERT INTO server SELECT ?, '', '', applied_term, '', applied_index, applied_term FROM cluster", rand.Text())
+	return cmp.Or(
+		s.exec("INSERT INTO cluster SELECT '', 0, 0, '[]', '', 0 WHERE NOT EXISTS (SELECT * FROM cluster)"),
+		s.exec(`UPDATE cluster SET id = '', voters = '[]',
+			applied_index = applied_index + iif(applied_index = 0, 0, ?)`, lifeGap),
+		s.exec(`INSERT INTO server SELECT ?, '', 'null', applied_term, '', applied_index, applied_term
+			FROM cluster`, rand.Text()))
 }
 
 func (s *store) loadSettings() error {
 	now := settings{rules: rules{ruleHold: {}, ruleCalendar: {}, ruleDrain: {}}}
-	err := s.get("SELECT paused, timezone, (SELECT count(*) FROM main.notices) FROM main.cluster", nil,
-		&now.paused, &now.timezone, &now.notices)
-	if err == nil {
-		err = s.each("SELECT kind, name, doc FROM main.rules", nil, func(scan scanner) error {
-			var r rule
-			var kind, name string
-			err := scan(&kind, &name, jsonColumn{&r})
-			now.rules[kind][name] = r
-			return err
-		})
+	type row struct {
+		kind, name string
+		rule       rule
+	}
+	list, err := rowsOf[row](s.each, "SELECT kind, name, doc FROM rules")
+	for _, r := range list {
+		now.rules[r.kind][r.name] = r.rule
 	}
 	s.settings = now
-	return err
+	return cmp.Or(err, s.get("SELECT paused, timezone, (SELECT count(*) FROM notices) FROM cluster", nil,
+		&s.settings.paused, &s.settings.timezone, &s.settings.notices))
 }
 
 // showSettings has readers know what the last transaction has made of them.
@@ -796,23 +775,14 @@ func (s *store) showSettings() {
 // loadLog reads the sizes of the log's entries and those not yet applied.
 func (s *store) loadLog() error {
 	var applied uint64
-	if err := s.get("SELECT applied_index FROM cluster", nil, &applied); err != nil {
+	err := s.get("SELECT applied_index, base_index + 1 FROM cluster, server", nil, &applied, &s.logFirst)
+	if err = cmp.Or(err, s.loadSettings()); err != nil {
 		return err
 	}
 	s.applied.Store(applied)
-	if err := s.loadSettings(); err != nil {
-		return err
-	}
 	s.showSettings()
-	if err := s.get("SELECT base_index + 1 FROM server", nil, &s.logFirst); err != nil {
-		return err
-	}
-	err := s.each("SELECT length(data) FROM log ORDER BY idx", nil, func(scan scanner) error {
-		var size int32
-		err := scan(&size)
-		s.logBytes = append(s.logBytes, size)
-		return err
-	})
+	s.logEnds, err = rowsOf[int](s.each, `SELECT 0 UNION ALL SELECT * FROM
+		(SELECT sum(length(data)) OVER (ORDER BY idx) FROM log ORDER BY idx)`)
 	if err != nil {
 		return err
 	}
@@ -828,7 +798,7 @@ func (s *store) close() error {
 	}
 	errs = append(errs, s.reader.close(), s.clients.close()) // later reads fail
 	if s.conn != nil {
-		errs = append(errs, s.removeMarker(), s.conn.Close())
+		errs = append(errs, removeFile(s.marker()), syncDir(filepath.Dir(s.path)), s.conn.Close())
 	}
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
@@ -852,9 +822,8 @@ func (s *store) update(mode string, fn func() error) error {
 }
 
 func (s *store) transact(mode string, fn func() error) error {
-	ctx := context.Background()
 	if s.sync != mode {
-		if _, err := s.conn.ExecContext(ctx, "PRAGMA synchronous = "+mode); err != nil {
+		if err := s.script("PRAGMA synchronous = " + mode); err != nil {
 			return err
 		}
 		s.sync = mode
@@ -866,6 +835,12 @@ func (s *store) transact(mode string, fn func() error) error {
 		return errors.Join(err, s.exec("ROLLBACK"))
 	}
 	return s.exec("COMMIT")
+}
+
+// script runs statements that are not kept prepared.
+func (s *store) script(statements string, args ...any) error {
+	_, err := s.conn.ExecContext(context.Background(), statements, args...)
+	return err
 }
 
 // rowsOf returns the rows of a query. The columns of a row go into a T, or into the fields of a T that is a struct, in
@@ -892,7 +867,7 @@ func destinations(v reflect.Value) (dest []any) {
 	switch p := p.(type) {
 	case *uint64:
 		return []any{(*unsigned)(p)}
-	case *[]string, *map[string]string, *job:
+	case *[]string, *[]server, *map[string]string, *job, *rule, **bootstrapList:
 		return []any{jsonColumn{p}}
 	}
 	if v.Kind() != reflect.Struct {
@@ -934,7 +909,7 @@ func jsonText(v any) string {
 	return string(doc)
 }
 
-// only returns the row of a list that has one at most, or the error none.
+// only returns the first row of a list, or the error none if there is no row.
 func only[T any](list []T, err, none error) (row T, _ error) {
 	if err == nil && len(list) == 0 {
 		err = none
@@ -943,6 +918,17 @@ func only[T any](list []T, err, none error) (row T, _ error) {
 		return row, err
 	}
 	return list[0], nil
+}
+
+// rowOf returns the first row of a query, as rowsOf does, or the error none if there is no row.
+func rowOf[T any](each rowReader, none error, query string, args ...any) (T, error) {
+	list, err := rowsOf[T](each, query, args...)
+	return only(list, err, none)
+}
+
+// valueOf is rowOf of a query that always has a row.
+func valueOf[T any](each rowReader, query string, args ...any) (T, error) {
+	return rowOf[T](each, sql.ErrNoRows, query, args...)
 }
 
 // A scanner reads the columns of the current row into as many of dest.
@@ -1208,12 +1194,7 @@ func compareServers(a, b server) int {
 }
 
 func encodeVoters(list []server) []byte {
-	list = slices.SortedFunc(slices.Values(list), compareServers)
-	data, err := json.Marshal(list)
-	if err != nil {
-		panic(err) // two strings always have a JSON form
-	}
-	return data
+	return []byte(jsonText(slices.SortedFunc(slices.Values(list), compareServers)))
 }
 
 // decodeVoters accepts only lists that encodeVoters makes: the position in the list is a rank, and a name cannot have
@@ -1253,8 +1234,8 @@ func (s *store) write(state *hardState, entries []entry, commit uint64) (results
 		}
 	}
 	tx := func() (err error) {
-		s.noted = noted{settings: *s.shown.Load(), telling: s.events.watched(), touched: s.touched[:0], told: s.told[:0],
-			failures: s.failures[:0], counts: s.counts[:0]}
+		s.noted = noted{settings: *s.shown.Load(), telling: s.events.watched(),
+			touched: s.touched[:0], told: s.told[:0], failures: s.failures[:0], counts: s.counts[:0]}
 		if err = s.writeLog(state, entries); err == nil {
 			results, err = s.apply(commit)
 		}
@@ -1278,48 +1259,27 @@ func (s *store) write(state *hardState, entries []entry, commit uint64) (results
 // something: that is so rare that to undo commands one by one is dearer.
 var errHalfDone = errors.New("a command was refused halfway")
 
-func (s *store) writeLog(state *hardState, entries []entry) error {
-	if state != nil {
-		if err := s.exec("UPDATE server SET term = ?, vote = ?", state.Term, state.Vote); err != nil {
-			return err
-		}
-	}
-	return s.appendLog(entries)
-}
-
-// install puts the image of another server's state, a file that snapshot wrote, in the place of everything that is
-// replicated, and then logs what write does, all in one transaction: a crash leaves the old state or the new one. Term,
-// vote and the ids of this server are not in an image. The log begins anew behind at, where the image ends; the caller
-// has seen to it that this is ahead of what was applied.
+// install puts a file that another server's snapshotFile made in the place of everything that is replicated, and then
+// logs what write does, all in one transaction: a crash leaves the old state or the new one. Term, vote and the ids of
+// this server are not in such a file. The log begins anew after the position at which the snapshot ends; the caller has
+// seen to it that this is ahead of what was applied.
 func (s *store) install(path string, at position, state *hardState, entries []entry) error {
-	if err := s.exec("ATTACH ? AS image", path); err != nil {
+	if err := s.script("ATTACH ? AS snapshot", path); err != nil {
 		return fmt.Errorf("cannot open the snapshot: %w", err)
 	}
 	err := s.update("FULL", func() error {
 		for _, table := range replicated {
-			if err := s.exec("DELETE FROM main." + table); err != nil {
-				return err
-			}
 			var columns string // but for those that are computed of others
-			if err := s.get("SELECT group_concat(name) FROM pragma_table_info(?, 'main')", []any{table}, &columns); err != nil {
+			const query = "SELECT group_concat(name) FROM pragma_table_info(?, 'main')"
+			if err := s.get(query, []any{table}, &columns); err != nil {
 				return err
 			}
-			if err := s.exec(fmt.Sprintf("INSERT INTO main.%[1]s (%[2]s) SELECT %[2]s FROM image.%[1]s", table, columns)); err != nil {
+			if err := s.script(fmt.Sprintf(`DELETE FROM main.%[1]s;
+				INSERT INTO main.%[1]s (%[2]s) SELECT %[2]s FROM snapshot.%[1]s`, table, columns)); err != nil {
 				return err
 			}
 		}
-		if err := s.exec("DELETE FROM log"); err != nil {
-			return err
-		}
-		if err := s.exec("UPDATE server SET base_index = ?, base_term = ?", at.Index, at.Term); err != nil {
-			return err
-		}
-		if err := s.loadSettings(); err != nil {
-			return err
-		}
-		s.unapplied, s.logBytes = nil, nil
-		s.logFirst = at.Index + 1
-		return s.writeLog(state, entries)
+		return cmp.Or(s.beginLog(at), s.loadSettings(), s.writeLog(state, entries))
 	})
 	if err != nil {
 		return err // fatal: whoever restarts reads everything again
@@ -1328,39 +1288,42 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 	s.halted.Store(false)
 	s.noted = noted{settings: s.settings, listed: true, allNew: true}
 	s.published()
-	return s.detach()
+	return s.script("DETACH snapshot")
 }
 
-// detach lets go of an image. The statements that name it would keep it open.
-func (s *store) detach() error {
-	for query, st := range s.stmts {
-		if strings.Contains(query, "image") {
-			if err := st.Close(); err != nil {
-				return err
-			}
-			delete(s.stmts, query)
+// beginLog empties the log, which begins anew after a position.
+func (s *store) beginLog(at position) error {
+	s.logFirst, s.logEnds, s.unapplied = at.Index+1, []int{0}, nil
+	return cmp.Or(s.exec("DELETE FROM log"),
+		s.exec("UPDATE server SET base_index = ?, base_term = ?", at.Index, at.Term))
+}
+
+// writeLog is the part of write that logs.
+func (s *store) writeLog(state *hardState, entries []entry) error {
+	if state != nil {
+		if err := s.exec("UPDATE server SET term = ?, vote = ?", state.Term, state.Vote); err != nil {
+			return err
 		}
 	}
-	return s.exec("DETACH image")
-}
-
-func (s *store) appendLog(entries []entry) error {
 	if len(entries) == 0 {
 		return nil
 	}
 	first := entries[0].Index
-	if end := s.logFirst + uint64(len(s.logBytes)); first < end {
+	if end := s.logFirst + uint64(len(s.logEnds)-1); first < end {
 		if err := s.exec("DELETE FROM log WHERE idx >= ?", int64(first)); err != nil {
 			return err
 		}
-		s.logBytes = s.logBytes[:first-s.logFirst]
+		s.logEnds = s.logEnds[:first-s.logFirst+1]
 		s.unapplied = slices.DeleteFunc(s.unapplied, func(e entry) bool { return e.Index >= first })
 	}
+	size := s.logEnds[len(s.logEnds)-1]
 	for _, e := range entries {
-		if err := s.exec("INSERT INTO log VALUES (?, ?, ?, ?)", e.Index, e.Term, int(e.Kind), nonNil(e.Data)); err != nil {
+		err := s.exec("INSERT INTO log VALUES (?, ?, ?, ?)", e.Index, e.Term, int(e.Kind), nonNil(e.Data))
+		if err != nil {
 			return err
 		}
-		s.logBytes = append(s.logBytes, int32(len(e.Data)))
+		size += len(e.Data)
+		s.logEnds = append(s.logEnds, size)
 	}
 	if !s.halted.Load() {
 		s.unapplied = append(s.unapplied, entries...)
@@ -1388,7 +1351,8 @@ func nonNil(b []byte) []byte {
 // entries reads the log from index from on, at most about size bytes of data but at least one entry.
 func (s *store) entries(from uint64, size int64) ([]entry, error) {
 	var list []entry
-	err := s.viewEach("SELECT idx, term, kind, data FROM log WHERE idx >= ? ORDER BY idx", []any{int64(from)}, func(scan scanner) error {
+	const query = "SELECT idx, term, kind, data FROM log WHERE idx >= ? ORDER BY idx"
+	err := s.viewEach(query, []any{int64(from)}, func(scan scanner) error {
 		var e entry
 		if err := scan(&e.Index, &e.Term, &e.Kind, &e.Data); err != nil {
 			return err
@@ -1490,37 +1454,22 @@ func (a *applied) repeated() bool { return a.First != 0 }
 // follower that is there still needs: under load it could not catch up with a snapshot that took longer than the log
 // lasts.
 func (s *store) trimLog(applied uint64) error {
-	behind := int(applied + 1 - s.logFirst)
-	drop, size := behind-s.kept.entries, 0
-	for i := behind - 1; i >= 0 && i >= drop; i-- {
-		if size += int(s.logBytes[i]); size > s.kept.bytes {
-			drop = i + 1
-		}
-	}
-	if pinned := s.pinned.Load(); pinned != 0 && drop >= s.kept.slack && s.logSize() <= s.kept.pinned {
+	n, size := int(applied+1-s.logFirst), s.logEnds[len(s.logEnds)-1]-s.logEnds[0]
+	drop, _ := slices.BinarySearch(s.logEnds[:n+1], s.logEnds[n]-s.kept.bytes)
+	drop = max(drop, n-s.kept.entries)
+	if pinned := s.pinned.Load(); pinned != 0 && drop >= s.kept.slack && size <= s.kept.pinned {
 		drop = min(drop, int(pinned)-int(s.logFirst))
 	}
 	if drop < s.kept.slack {
 		return nil
 	}
 	drop = min(drop, logTrimMax)
-	last := s.logFirst + uint64(drop) - 1
-	if err := s.exec("UPDATE server SET base_index = ?1, base_term = (SELECT term FROM log WHERE idx = ?1)", int64(last)); err != nil {
-		return err
-	}
-	if err := s.exec("DELETE FROM log WHERE idx <= ?", int64(last)); err != nil {
-		return err
-	}
-	s.logFirst = last + 1
-	s.logBytes = slices.Delete(s.logBytes, 0, drop)
-	return nil
-}
-
-func (s *store) logSize() (bytes int) {
-	for _, n := range s.logBytes {
-		bytes += int(n)
-	}
-	return bytes
+	s.logFirst += uint64(drop)
+	s.logEnds = slices.Delete(s.logEnds, 0, drop)
+	last := int64(s.logFirst) - 1
+	return cmp.Or(
+		s.exec("UPDATE server SET base_index = ?1, base_term = (SELECT term FROM log WHERE idx = ?1)", last),
+		s.exec("DELETE FROM log WHERE idx <= ?", last))
 }
 
 // applyEntry applies one entry. A command that does not fit the state is a refusal, which is an answer and no error.
@@ -2597,8 +2546,8 @@ const ranSQL = `CASE WHEN e.outcome = 'missed' AND NOT EXISTS (SELECT * FROM exe
 	WHEN e.late THEN 'late' ELSE 'ran' END`
 
 func (a *applying) putToken(p tokenPut) {
-	var n int
-	if p.First && a.get(managedQuery, []any{a.c.Now}, &n) && n > 0 {
+	var managed bool
+	if p.First && a.get(managedQuery, []any{a.c.Now}, &managed) && managed {
 		a.fail(errManaged)
 	}
 	t := p.Token
@@ -2608,8 +2557,7 @@ func (a *applying) putToken(p tokenPut) {
 }
 
 func (a *applying) deleteToken(accessor string) {
-	list := applyRows[token](a, "SELECT * FROM tokens WHERE accessor = ?", accessor)
-	t, err := only(list, a.err, errNoToken)
+	t, err := rowOf[token](a.s.each, errNoToken, "SELECT * FROM tokens WHERE accessor = ?", accessor)
 	a.fail(err)
 	a.audit("", accessor, t.view(""), nil) // before it goes: it may be the token of the caller
 	a.exec("DELETE FROM tokens WHERE accessor = ?", accessor)
@@ -3687,20 +3635,6 @@ const jobColumns = `j.id, j.rev, j.doc, s.next, s.fired, s.open,
 // childOfJob holds for the jobs c that depend on the job j.
 const childOfJob = "c.parent_job = j.name AND c.parent_job <> '' AND c.deleted = 0"
 
-func scanJob(scan scanner) (*jobRow, error) {
-	var j jobRow
-	var dependents sql.RawBytes
-	err := scan(&j.version.ID, &j.version.Rev, &j.doc, &j.next, &j.fired, &j.open,
-		&j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status, &j.NoticesLost, &dependents)
-	if err != nil {
-		return &j, err
-	}
-	if string(dependents) != "[]" {
-		j.DependentJobs = rawJSON(dependents)
-	}
-	return &j, json.Unmarshal(j.doc, &j.job)
-}
-
 // rawJSON copies a column, which is valid until the next row only.
 func rawJSON[T ~[]byte | ~string](column T) json.RawMessage {
 	return append(json.RawMessage{}, column...)
@@ -3715,9 +3649,8 @@ func timeOf(nanos int64) time.Time {
 }
 
 // countJobs returns the number of jobs that are not deleted.
-func (s *reader) countJobs() (n int, err error) {
-	err = s.view("SELECT count(*) FROM job_state", nil, &n)
-	return n, err
+func (s *reader) countJobs() (int, error) {
+	return valueOf[int](s.viewEach, "SELECT count(*) FROM job_state")
 }
 
 // jobNumbers returns the numbers of jobs that globs match, of any if these are nil: at most so many, failing ones first,
@@ -3737,13 +3670,7 @@ func (s *reader) jobNumbers(globs []string, most int) ([]jobNumbers, error) {
 // job returns the job of that name, or errNoJob.
 func (s *reader) job(name string) (*jobRow, error) {
 	jobs, err := s.collectJobs("j.name = ?", name)
-	if err == nil && len(jobs) == 0 {
-		err = errNoJob
-	}
-	if err != nil {
-		return nil, err
-	}
-	return jobs[0], nil
+	return only(jobs, err, errNoJob)
 }
 
 // jobsByID returns the jobs that have the given ids, in that order. Deleted jobs are left out.
@@ -3760,9 +3687,15 @@ func (s *reader) jobsByID(ids []int64) ([]*jobRow, error) {
 func (s *reader) collectJobs(where string, arg any) (jobs []*jobRow, err error) {
 	query := "SELECT " + jobColumns + " FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.deleted = 0 AND " + where
 	err = s.viewEach(query, []any{arg}, func(scan scanner) error {
-		j, err := scanJob(scan)
-		jobs = append(jobs, j)
-		return err
+		var j jobRow
+		var dependents sql.RawBytes
+		err := scan(&j.version.ID, &j.version.Rev, &j.doc, &j.next, &j.fired, &j.open,
+			&j.SuccessCount, &j.ErrorCount, &j.LastSuccess, &j.LastError, &j.Status, &j.NoticesLost, &dependents)
+		if string(dependents) != "[]" {
+			j.DependentJobs = rawJSON(dependents)
+		}
+		jobs = append(jobs, &j)
+		return cmp.Or(err, json.Unmarshal(j.doc, &j.job))
 	})
 	return jobs, err
 }
@@ -3812,26 +3745,25 @@ func (f jobFilter) query() (query string, args []any) {
 	} else if f.Status != "" {
 		add("s.status = coalesce(nullif(?, 'untriggered'), '')", f.Status)
 	}
-	if f.Owner != "" {
-		add("j.owner = ?", f.Owner)
+	is := func(column, value string) {
+		if value != "" {
+			add(column+" = ?", value)
+		}
 	}
-	if f.Disabled != "" {
-		add("CAST(iif(j.disabled, 'true', 'false') AS TEXT) = ?", f.Disabled)
-	}
-	if f.Executor != "" {
-		add("j.executor = ?", f.Executor)
-	}
+	is("j.owner", f.Owner)
+	is("CAST(iif(j.disabled, 'true', 'false') AS TEXT)", f.Disabled)
+	is("j.executor", f.Executor)
 	for _, k := range sortedKeys(f.Metadata) {
 		add("EXISTS (SELECT * FROM json_each(j.metadata) WHERE key = ? AND value = ?)", k, f.Metadata[k])
 	}
 	if f.Globs != nil {
 		add("EXISTS (SELECT * FROM json_each(?) WHERE j.name GLOB value)", jsonText(f.Globs))
 	}
-	order := jobOrder[f.Sort] + direction(f.Desc)
+	query += " ORDER BY " + jobOrder[f.Sort] + direction(f.Desc)
 	if jobOrder[f.Sort] != "j.name" {
-		order += ", j.name" + direction(f.Desc)
+		query += ", j.name" + direction(f.Desc)
 	}
-	return query + " ORDER BY " + order, args
+	return query, args
 }
 
 func direction(desc bool) string {
@@ -4235,12 +4167,9 @@ var executionOrder = map[string]string{
 // executions returns rows [start, end) of the executions of a job, without outputs,
 // and the number of all of them. sort must be in executionOrder.
 func (s *reader) executions(job int64, sort string, desc bool, start, end int) ([]executionRow, int, error) {
-	var total int
-	if err := s.view("SELECT count(*) FROM executions WHERE job = ?", []any{job}, &total); err != nil {
-		return nil, 0, err
-	}
-	if start >= min(end, total) {
-		return []executionRow{}, total, nil
+	total, err := valueOf[int](s.viewEach, "SELECT count(*) FROM executions WHERE job = ?", job)
+	if err != nil || start >= min(end, total) {
+		return []executionRow{}, total, err
 	}
 	order := executionOrder[sort] + direction(desc) + ", e.id" + direction(desc)
 	list, err := s.collectExecutions(0, "WHERE e.job = ?2 ORDER BY "+order+" LIMIT ?3 OFFSET ?4", job, end-start, start)
@@ -4503,10 +4432,10 @@ const (
 type summary struct {
 	Jobs, Failed, Partly, Never int
 	Failing                     int // on some node, after the last attempt
-	Running                     int
-	DaySkipped, DayMissed       int64 // ticks
-	Good, Disabled              int
+	Running, Disabled           int
 	DayGood, DayBad             int64 // executions that ended
+	DaySkipped, DayMissed       int64 // ticks
+	Good                        int
 	Unrun                       []unrunTick
 	Delays                      []time.Duration // from ticks to the starts of their executions, sorted
 
@@ -4541,40 +4470,30 @@ func (s *store) summary(now time.Time) (*summary, error) {
 }
 
 func (s *store) sum(now time.Time) (*summary, error) {
-	day := now.UnixNano() / nanosPerDay
 	// SQLite counts a whole table without looking at its rows, so the status that most jobs have is the rest.
-	sums, err := rowsOf[summary](s.clients.viewEach, `SELECT (SELECT count(*) FROM job_state),
+	sum, err := valueOf[summary](s.clients.viewEach, `SELECT (SELECT count(*) FROM job_state),
 		(SELECT count(*) FROM job_state WHERE status = 'failed'),
 		(SELECT count(*) FROM job_state WHERE status = 'partially_failed'),
 		(SELECT count(*) FROM job_state WHERE status = ''), (SELECT count(*) FROM job_state WHERE failures > 0),
-		(SELECT count(*) FROM executions WHERE finished = 0),
+		(SELECT count(*) FROM executions WHERE finished = 0), (SELECT count(*) FROM jobs WHERE disabled AND deleted = 0),
+		coalesce((SELECT success FROM stats WHERE day = ?2), 0), coalesce((SELECT failed FROM stats WHERE day = ?2), 0),
 		coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0)
-		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?) WHERE due >= ?`, summaryTickMax, day*nanosPerDay)
+		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?1) WHERE due >= ?2 * 86400000000000`,
+		summaryTickMax, now.UnixNano()/nanosPerDay)
 	if err != nil {
 		return nil, err
 	}
-	sum := &sums[0]
 	sum.made, sum.Good = now, sum.Jobs-sum.Failed-sum.Partly-sum.Never
-	disabled, err := s.lists.ids(s, jobFilter{Disabled: "true"})
-	if err != nil {
-		return nil, err
-	}
-	sum.Disabled = len(disabled)
-	today, err := s.clients.dailyStats(day, day)
-	if err != nil {
-		return nil, err
-	}
-	sum.DayGood, sum.DayBad = today[0].Success, today[0].Failed
 	if sum.Unrun, err = s.clients.unrun(nil); err != nil {
 		return nil, err
 	}
-	// Delays after an outage and of executions whose start is not known yet do not count. Clocks of nodes may
-	// differ: nothing starts before it is due.
+	// Delays after an outage and of executions whose start is not known yet do not count. Clocks of nodes may differ:
+	// nothing starts before it is due.
 	sum.Delays, err = rowsOf[time.Duration](s.clients.viewEach, `SELECT max(0, started - due) AS delay
 		FROM (SELECT * FROM executions ORDER BY id DESC LIMIT ?)
 		WHERE cause = 'tick' AND late = 0 AND finished <> 0 AND outcome <> 'missed' AND due > ? ORDER BY delay`,
 		delayRuns, now.Add(-delayAge).UnixNano())
-	return sum, err
+	return &sum, err
 }
 
 // unrun returns the newest ticks that did not run, of the jobs that patterns
@@ -4633,14 +4552,11 @@ func (s *reader) loads() (map[string]int, error) {
 	return loads, err
 }
 
-// openExecution returns the oldest unfinished execution of a job, if any.
-func (s *reader) openExecution(job int64) (e executionRow, ok bool, err error) {
+// openExecution returns the oldest unfinished execution of a job, or errNoExecution.
+func (s *reader) openExecution(job int64) (executionRow, error) {
 	list, err := s.collectExecutions(0, `WHERE e.id =
 		(SELECT min(+id) FROM executions WHERE job = ?2 AND finished = 0)`, job)
-	if err != nil || len(list) == 0 {
-		return executionRow{}, false, err
-	}
-	return list[0], true, nil
+	return only(list, err, errNoExecution)
 }
 
 // request returns what came of a request, if it was accepted before.
@@ -4653,17 +4569,16 @@ func (s *store) request(id string) (r applied, ok bool, err error) {
 }
 
 // runsOn reports whether a node has an execution that has not ended.
-func (s *reader) runsOn(node string) (runs bool, err error) {
-	err = s.view("SELECT EXISTS (SELECT * FROM executions WHERE finished = 0 AND node = ?)", []any{node}, &runs)
-	return runs, err
+func (s *reader) runsOn(node string) (bool, error) {
+	const query = "SELECT EXISTS (SELECT * FROM executions WHERE finished = 0 AND node = ?)"
+	return valueOf[bool](s.viewEach, query, node)
 }
 
 // groupOpen reports whether something of a group runs, or waits to be tried again.
-func (s *reader) groupOpen(group int64) (open bool, err error) {
-	err = s.view(`SELECT EXISTS (SELECT * FROM pending WHERE grp = ?1 AND grp <> 0)
+func (s *reader) groupOpen(group int64) (bool, error) {
+	return valueOf[bool](s.viewEach, `SELECT EXISTS (SELECT * FROM pending WHERE grp = ?1 AND grp <> 0)
 		OR EXISTS (SELECT * FROM executions WHERE id = ?1 AND finished = 0)
-		OR EXISTS (SELECT * FROM executions WHERE grp = ?1 AND grp <> id AND finished = 0)`, []any{group}, &open)
-	return open, err
+		OR EXISTS (SELECT * FROM executions WHERE grp = ?1 AND grp <> id AND finished = 0)`, group)
 }
 
 // groupNodes returns the nodes that a group was given to.
@@ -4681,12 +4596,14 @@ func (s *reader) killed(ids []int64) ([]int64, error) {
 // due returns the jobs whose next tick is due by now, the earliest first, and the pending rows that are due by now or
 // later than far. Of those that wait for something it returns all, with waits, or none.
 func (s *store) due(now, far int64, waits bool) (jobs, pending []int64, err error) {
-	jobs, err = s.ids("SELECT job FROM job_state WHERE next > ? AND next <= ? AND fires ORDER BY next", int64(never), now)
+	jobs, err = s.ids(`SELECT job FROM job_state
+		WHERE next > ? AND next <= ? AND fires ORDER BY next`, int64(never), now)
 	if err != nil {
 		return nil, nil, err
 	}
+	// With OR it would scan the index.
 	pending, err = s.ids(`SELECT id FROM pending WHERE waits_for = '' AND due <= ?1
-		UNION ALL SELECT id FROM pending WHERE waits_for = '' AND due > ?2`, now, far) // with OR it would scan the index
+		UNION ALL SELECT id FROM pending WHERE waits_for = '' AND due > ?2`, now, far)
 	if err == nil && waits {
 		var list []int64
 		list, err = s.ids("SELECT id FROM pending WHERE waits_for <> '' ORDER BY asked, id")
@@ -4696,18 +4613,18 @@ func (s *store) due(now, far int64, waits bool) (jobs, pending []int64, err erro
 }
 
 // nextDue returns when the first job or pending row falls due after a time, or the latest time.
-func (s *store) nextDue(after int64) (at int64, err error) {
-	err = s.view(`SELECT min(coalesce((SELECT min(next) FROM job_state WHERE next > ?1 AND fires), ?2),
-		coalesce((SELECT min(due) FROM pending WHERE waits_for = '' AND due > ?1), ?2))`, []any{after, int64(math.MaxInt64)}, &at)
-	return at, err
+func (s *store) nextDue(after int64) (int64, error) {
+	return valueOf[int64](s.viewEach, `SELECT min(
+		coalesce((SELECT min(next) FROM job_state WHERE next > ?1 AND fires), ?2),
+		coalesce((SELECT min(due) FROM pending WHERE waits_for = '' AND due > ?1), ?2))`, after, int64(math.MaxInt64))
 }
 
-// startable returns the id from which on an execution may still be started: those
-// before it have ended, or were decided before a time.
-func (s *reader) startable(since int64) (id int64, err error) {
-	err = s.view(`SELECT coalesce((SELECT id FROM executions WHERE finished = 0 AND started >= ? ORDER BY id LIMIT 1),
-		(SELECT max(id) + 1 FROM executions), 0)`, []any{since}, &id)
-	return id, err
+// startable returns the id from which on an execution may still be started: those before it have ended, or were decided
+// before a time.
+func (s *reader) startable(since int64) (int64, error) {
+	return valueOf[int64](s.viewEach, `SELECT coalesce(
+		(SELECT id FROM executions WHERE finished = 0 AND started >= ? ORDER BY id LIMIT 1),
+		(SELECT max(id) + 1 FROM executions), 0)`, since)
 }
 
 // nodesSeen returns the nodes on record, by name. They have no incarnation.
@@ -4760,9 +4677,7 @@ func (s *store) notices(after int64, limit int) ([]noticeRow, error) {
 	return rowsOf[noticeRow](s.viewEach, "SELECT * FROM notices WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 }
 
-func (s *store) noticeIDs() ([]int64, error) {
-	return rowsOf[int64](s.viewEach, "SELECT id FROM notices ORDER BY id")
-}
+func (s *store) noticeIDs() ([]int64, error) { return s.ids("SELECT id FROM notices ORDER BY id") }
 
 // A watchedRow is a job that may be overdue, with one of its runs that may be.
 type watchedRow struct {
@@ -4860,9 +4775,8 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 }
 
 // stagedRestore returns the oldest restore of which something is staged, 0 if there is none.
-func (s *store) stagedRestore() (restore int64, err error) {
-	err = s.view("SELECT coalesce(min(restore), 0) FROM staged", nil, &restore)
-	return restore, err
+func (s *store) stagedRestore() (int64, error) {
+	return valueOf[int64](s.viewEach, "SELECT coalesce(min(restore), 0) FROM staged")
 }
 
 // A stagedTick is a staged job, and the last decided tick of the job that it replaces.
@@ -4966,11 +4880,11 @@ func (s *reader) policy(name string) (policy, error) {
 	if p, ok := builtInPolicy(name); ok {
 		return p, nil
 	}
-	list, err := rowsOf[policy](s.viewEach, "SELECT * FROM policies WHERE name = ?", name)
-	return only(list, err, errNoPolicy)
+	return rowOf[policy](s.viewEach, errNoPolicy, "SELECT * FROM policies WHERE name = ?", name)
 }
 
-const managedQuery = "SELECT count(*) FROM tokens WHERE type = 'management' AND (expires = 0 OR expires > ?)"
+const managedQuery = `SELECT EXISTS (SELECT * FROM tokens
+	WHERE type = 'management' AND (expires = 0 OR expires > ?))`
 
 // tokens returns all tokens in the order of their creation.
 func (s *reader) tokens() ([]token, error) {
@@ -4979,22 +4893,16 @@ func (s *reader) tokens() ([]token, error) {
 
 // token returns the token of that accessor, or errNoToken.
 func (s *reader) token(accessor string) (token, error) {
-	list, err := rowsOf[token](s.viewEach, "SELECT * FROM tokens WHERE accessor = ?", accessor)
-	return only(list, err, errNoToken)
+	return rowOf[token](s.viewEach, errNoToken, "SELECT * FROM tokens WHERE accessor = ?", accessor)
 }
 
 // tokenByHash returns the token whose secret has that hash, or errNoToken.
 func (s *reader) tokenByHash(hash []byte) (token, error) {
-	list, err := rowsOf[token](s.viewEach, "SELECT * FROM tokens WHERE hash = ?", hash)
-	return only(list, err, errNoToken)
+	return rowOf[token](s.viewEach, errNoToken, "SELECT * FROM tokens WHERE hash = ?", hash)
 }
 
 // managed reports whether there is a management token that has not expired.
-func (s *store) managed(now int64) (bool, error) {
-	var n int
-	err := s.view(managedQuery, []any{now}, &n)
-	return n > 0, err
-}
+func (s *store) managed(now int64) (bool, error) { return valueOf[bool](s.viewEach, managedQuery, now) }
 
 // An auditRow says who changed what.
 type auditRow struct {
@@ -5062,15 +4970,12 @@ type meta struct {
 	ClusterID    string
 	AppliedIndex uint64
 	AppliedTerm  uint64
-	Voters       string // JSON
+	Voters       []server
 	Timezone     string
 	Paused       bool
 }
 
-func (s *store) meta() (meta, error) {
-	list, err := rowsOf[meta](s.viewEach, "SELECT * FROM cluster")
-	return only(list, err, sql.ErrNoRows)
-}
+func (s *reader) meta() (meta, error) { return valueOf[meta](s.viewEach, "SELECT * FROM cluster") }
 
 // saved returns what the protocol needs from the disk when it starts.
 func (s *store) saved() (disk saved, err error) {
@@ -5078,11 +4983,7 @@ func (s *store) saved() (disk saved, err error) {
 	if err != nil {
 		return disk, err
 	}
-	voters := voterSet{Index: m.AppliedIndex}
-	if err := json.Unmarshal([]byte(m.Voters), &voters.Voters); err != nil {
-		return disk, fmt.Errorf("the list of voters is damaged: %w", err)
-	}
-	disk.Applied, disk.Voters = m.AppliedIndex, []voterSet{voters}
+	disk.Applied, disk.Voters = m.AppliedIndex, []voterSet{{Index: m.AppliedIndex, Voters: m.Voters}}
 	err = s.view("SELECT term, vote, base_index, base_term, base_index + (SELECT count(*) FROM log) FROM server", nil,
 		&disk.State.Term, &disk.State.Vote, &disk.Base.Index, &disk.Base.Term, &disk.Last)
 	if err != nil {
@@ -5095,11 +4996,8 @@ func (s *store) saved() (disk saved, err error) {
 	changes, err := rowsOf[entry](s.viewEach, "SELECT * FROM log WHERE kind = ? AND idx > ? ORDER BY idx",
 		int(entryVoters), int64(m.AppliedIndex))
 	for _, e := range changes {
-		v := voterSet{Index: e.Index}
-		if v.Voters, err = decodeVoters(e.Data); err != nil {
-			return disk, err
-		}
-		disk.Voters = append(disk.Voters, v)
+		voters, bad := decodeVoters(e.Data)
+		disk.Voters, err = append(disk.Voters, voterSet{e.Index, voters}), cmp.Or(err, bad)
 	}
 	return disk, err
 }
@@ -5124,17 +5022,9 @@ type ownRow struct {
 	Empty    bool           // there is no state, and never was
 }
 
-func (s *store) own() (o ownRow, err error) {
-	var accepted string
-	err = s.view(`SELECT server.id, server.cluster, accepted, applied_index = 0 AND NOT EXISTS (SELECT * FROM log)
-		FROM server, cluster`, nil,
-		&o.ID, &o.Cluster, &accepted, &o.Empty)
-	if err == nil && accepted != "" {
-		if err = json.Unmarshal([]byte(accepted), &o.Accepted); err != nil {
-			err = fmt.Errorf("the list of the servers that make the cluster is damaged: %w", err)
-		}
-	}
-	return o, err
+func (s *store) own() (ownRow, error) {
+	return valueOf[ownRow](s.viewEach, `SELECT server.id, server.cluster, accepted,
+		applied_index = 0 AND NOT EXISTS (SELECT * FROM log) FROM server, cluster`)
 }
 
 // ownName returns the name of this server among the voters, or in the list
@@ -5184,7 +5074,8 @@ func (s *store) forceNewCluster(cluster string) error {
 			return cmp.Or(err, errNewer)
 		}
 	}
-	found, err := (&command{Actor: actorScheduler, Now: time.Now().UnixNano(), Found: &foundation{ID: cluster}}).encode()
+	c := command{Actor: actorScheduler, Now: time.Now().UnixNano(), Found: &foundation{ID: cluster}}
+	found, err := c.encode()
 	if err != nil {
 		return err
 	}
@@ -5207,26 +5098,15 @@ type membership struct {
 
 // writeMembership writes a membership. When it returns nil that survives a power cut.
 func (s *store) writeMembership(e membership) error {
-	var accept any // null: as before
-	if e.Accept != nil {
-		doc, err := json.Marshal(e.Accept)
-		if err != nil {
-			return err
-		}
-		accept = string(doc)
-	}
 	return s.update("FULL", func() error {
-		err := s.exec("UPDATE server SET accepted = coalesce(?, accepted), cluster = coalesce(nullif(?, ''), cluster)",
-			accept, e.Cluster)
+		err := s.exec(`UPDATE server SET accepted = coalesce(nullif(?, 'null'), accepted),
+			cluster = coalesce(nullif(?, ''), cluster)`, jsonText(e.Accept), e.Cluster)
 		if e.Base != 0 {
-			err = cmp.Or(err, s.exec("DELETE FROM log"), s.exec("UPDATE cluster SET applied_index = ?", e.Base),
-				s.exec("UPDATE server SET base_index = ?, base_term = (SELECT applied_term FROM cluster)", e.Base))
-			s.logFirst, s.logBytes, s.unapplied = e.Base+1, nil, nil
+			at := position{Index: e.Base}
+			err = cmp.Or(err, s.get("UPDATE cluster SET applied_index = ? RETURNING applied_term", []any{e.Base}, &at.Term))
+			err = cmp.Or(err, s.beginLog(at))
 		}
-		if err != nil {
-			return err
-		}
-		return s.writeLog(e.State, e.Entries)
+		return cmp.Or(err, s.writeLog(e.State, e.Entries))
 	})
 }
 
@@ -5291,28 +5171,25 @@ func execFile(ctx context.Context, path, query string, args ...any) error {
 	return errors.Join(err, db.Close())
 }
 
-// readSnapshot returns where the state in a file that snapshot wrote ends, and
-// who its voters are. It refuses what install could not take.
+// readSnapshot returns where the state in a file that snapshot wrote ends, and who its voters are. It refuses what
+// install could not take.
 func readSnapshot(path string) (snap snapshot, err error) {
-	db, err := sql.Open("sqlite", dsn(path, "query_only(1)"))
-	if err != nil {
+	var file reader
+	if err := file.open(dsn(path, "query_only(1)")); err != nil {
 		return snap, err
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	var version, rows int
-	var voters string
-	if err := db.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
+	defer func() { err = errors.Join(err, file.close()) }()
+	version, err := valueOf[int](file.viewEach, "PRAGMA user_version")
+	if err != nil {
 		return snap, fmt.Errorf("cannot read the snapshot: %w", err)
 	}
 	if version != schemaVersion {
 		return snap, fmt.Errorf("the snapshot has database version %d, this belfry reads version %d; "+
 			"run the same version on all servers", version, schemaVersion)
 	}
-	err = db.QueryRow("SELECT applied_index, applied_term, voters, count(*) FROM cluster").
-		Scan(&snap.Index, &snap.Term, &voters, &rows)
-	if err != nil || rows != 1 {
+	m, err := file.meta()
+	if err != nil {
 		return snap, fmt.Errorf("the snapshot is damaged: %w", err)
 	}
-	snap.Voters, err = decodeVoters([]byte(voters))
-	return snap, err
+	return snapshot{position{m.AppliedIndex, m.AppliedTerm}, m.Voters}, checkVoters(m.Voters)
 }
