@@ -2203,16 +2203,17 @@ func (a *applying) wait(p pendingRow) (id int64) {
 	if p.ID == 0 {
 		p.ID = a.key()
 	}
-	at := p.Due
-	if p.WaitsFor != "" {
-		at = a.c.Now + int64(waitPause)
+	switch p.WaitsFor {
+	case "":
+		a.arm(p.Due)
+	case ownGroup(p.JobID): // the leader may have to end what runs
+		a.result.Freed = append(a.result.Freed, p.ID)
+		a.arm(a.c.Now)
+	default:
+		a.arm(a.c.Now + int64(waitPause))
 	}
-	if p.WaitsFor == ownGroup(p.JobID) { // the leader may have to end what runs
-		a.result.Freed, at = append(a.result.Freed, p.ID), a.c.Now
-	}
-	a.arm(at)
-	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		p.ID, p.Cause, p.JobID, p.Group, p.slot, p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.Forced, p.WaitsFor)
+	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", p.ID, p.Cause, p.JobID, p.Group, p.slot,
+		p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.Forced, p.WaitsFor)
 	return p.ID
 }
 
@@ -2222,8 +2223,9 @@ const waitPause = 10 * time.Second
 
 // wake has the leader look at what waits for something that may be free now, in the order in which it was due.
 func (a *applying) wake() {
+	const query = "SELECT p.id FROM " + waitingSQL + " ORDER BY asked, p.id LIMIT ?"
 	for _, thing := range sortedKeys(a.freed) {
-		for _, id := range applyRows[int64](a, "SELECT p.id FROM "+waitingSQL+" ORDER BY asked, p.id LIMIT ?", thing, a.freed[thing]) {
+		for _, id := range applyRows[int64](a, query, thing, a.freed[thing]) {
 			a.result.Freed = append(a.result.Freed, id)
 			a.arm(a.c.Now)
 		}
@@ -2232,9 +2234,9 @@ func (a *applying) wake() {
 
 // waitingSQL are the pending rows p that wait for a thing, with their jobs j. Those of held jobs do not count: they start
 // when their hold is over, and keep nobody else from starting.
-const waitingSQL = `pending p JOIN jobs j ON j.id = p.job WHERE waits_for = ? AND waits_for <> '' AND (forced OR NOT EXISTS (
-	SELECT * FROM rules h WHERE kind = 'hold' AND NOT EXISTS (SELECT key, value FROM json_each(h.doc, '$.metadata')
-		EXCEPT SELECT key, value FROM json_each(j.metadata))))`
+const waitingSQL = `pending p JOIN jobs j ON j.id = p.job WHERE waits_for = ? AND waits_for <> ''
+	AND (forced OR NOT EXISTS (SELECT * FROM rules h WHERE kind = 'hold' AND NOT EXISTS (
+		SELECT key, value FROM json_each(h.doc, '$.metadata') EXCEPT SELECT key, value FROM json_each(j.metadata))))`
 
 // What a pending row may wait for.
 func ownGroup(job int64) string  { return fmt.Sprint("job ", job) }
@@ -2642,40 +2644,44 @@ func (a *applying) consume(list []decision) {
 			continue
 		}
 		p, own, ok := a.cause(d, t)
-		if a.result.Accepted[i] = ok; p.Cause == "" {
-			continue
+		if a.result.Accepted[i] = ok; p.Cause != "" {
+			t.changed = true
+			a.result.Started[i] = a.begin(d, t, p, own)
 		}
-		t.changed = true
-		a.result.Started[i] = a.begin(d, t, p, own)
 	}
 	for _, id := range sortedKeys(jobs) { // the order of their notices
-		t := jobs[id]
-		if t.changed {
-			a.touchRun(id)
-			a.exec("UPDATE job_state SET next = ?, fired = ?, open = ?, unplaced = ?, day = ?, day_ticks = ?, day_overlaps = ? WHERE job = ?",
-				t.next, t.fired, t.open, t.unplaced, t.day, t.ticks, t.overlaps, id)
-			if t.missed.Event != "" {
-				a.notify(a.receivers(eventMissed, t.audience, false), id, t.missed)
-			}
-		}
-		if t.was > 0 && t.open == 0 {
-			a.free(ownGroup(id))
-			a.free(mutexOf(t.mutex))
-		}
-		if t.changed && t.failing {
-			a.disableFailing(id)
+		if t := jobs[id]; t.changed {
+			a.consumed(t)
 		}
 	}
 	a.wake()
 }
 
-// countTick counts the ticks of a UTC day, and tells when it is over if a fifth of them met a run that went on.
+// consumed writes what decisions have made of a job.
+func (a *applying) consumed(t *consuming) {
+	a.touchRun(t.id)
+	a.exec(`UPDATE job_state SET next = ?, fired = ?, open = ?, unplaced = ?, day = ?, day_ticks = ?, day_overlaps = ?
+		WHERE job = ?`, t.next, t.fired, t.open, t.unplaced, t.day, t.ticks, t.overlaps, t.id)
+	if t.missed.Event != "" {
+		a.notify(a.receivers(eventMissed, t.audience, false), t.id, t.missed)
+	}
+	if t.was > 0 && t.open == 0 {
+		a.free(ownGroup(t.id))
+		a.free(mutexOf(t.mutex))
+	}
+	if t.failing {
+		a.disableFailing(t.id)
+	}
+}
+
+// countTick counts the ticks of a UTC day, and makes a notice when it is over if a fifth of them met a run that went on.
 func (a *applying) countTick(t *consuming, d decision) {
 	if day := d.Due / nanosPerDay; day != t.day {
 		if t.overlaps*5 > t.ticks {
-			a.notify(a.receivers(eventOverrun, t.audience, false), t.id, notice{Event: eventOverrun, Job: t.name, Count: t.overlaps,
-				Reason: fmt.Sprintf("%d of its %d ticks on %s were skipped because an earlier run went on", t.overlaps, t.ticks,
-					timeOf(t.day*nanosPerDay).Format(time.DateOnly))})
+			why := fmt.Sprintf("%d of its %d ticks on %s were skipped because an earlier run went on", t.overlaps, t.ticks,
+				timeOf(t.day*nanosPerDay).Format(time.DateOnly))
+			a.notify(a.receivers(eventOverrun, t.audience, false), t.id,
+				notice{Event: eventOverrun, Job: t.name, Count: t.overlaps, Reason: why})
 		}
 		t.day, t.ticks, t.overlaps = day, 0, 0
 	}
@@ -2706,57 +2712,32 @@ func (a *applying) free(thing string) {
 	a.freed[thing]++
 }
 
-// begin starts the group, or the part of it, that a consumed cause p stands for; or records why not; or has it wait. own
-// is how much of what is open it may start beside.
+// begin starts the group, or the part of it, that a consumed cause p stands for; or records why not; or has it wait.
+// own is how much of what is open it may start beside.
 func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (started []int64) {
 	if len(d.Targets) > 0 && t.failing && p.Cause == causeTick {
 		d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, failingReason
 	}
-	waited := p.WaitsFor
-	free, full := d.Targets, []target(nil)
-	if p.WaitsFor = ""; len(d.Targets) > 0 {
-		p.WaitsFor, d.Reason = a.taken(t, p, own)
-		if p.WaitsFor == "" {
-			free, full = a.withRoom(d.Targets, p)
-		}
-		if len(full) > 0 && len(free) == 0 {
-			p.WaitsFor = roomOn(full[0].Node)
-			d.Reason = fmt.Sprintf("%s, which runs %d at once", p.WaitsFor, a.c.Limits[full[0].Node])
-		}
+	var free, full []target
+	waited, runs := p.WaitsFor, len(d.Targets) > 0
+	if p.WaitsFor = ""; runs {
+		p.WaitsFor, d.Reason, free, full = a.place(d.Targets, t, p, own)
 	}
-	forbidden := p.WaitsFor == ownGroup(t.id) && (p.Group != 0 || !t.newest())
 	if waited != "" && waited != p.WaitsFor {
 		a.free(waited) // for the next that waits for it
 	}
+	forbidden := p.WaitsFor != "" && p.WaitsFor == ownGroup(t.id) && (p.Group != 0 || !t.newest())
 	if forbidden && p.Group == 0 {
 		d.Event = eventOverrun
 	}
 	if p.Cause == causeTick && d.Pending == 0 {
 		a.countTick(t, d)
 	}
+	byHand := p.Cause == causeHand && d.Pending == 0
 	switch {
-	case len(d.Targets) == 0:
-	case p.WaitsFor == "":
-		started, t.unplaced = a.start(free, &p), false
-		t.open += int64(len(started))
-		for i, n := range full {
-			a.wait(pendingRow{Cause: causeSlot, JobID: p.JobID, Group: p.Group, slot: p.slot + len(free) + i, Attempt: 1, Node: n.Node,
-				Due: a.c.Now, Asked: p.Asked, Params: p.Params, Forced: p.Forced, WaitsFor: roomOn(n.Node)})
-			t.open++
-		}
-		for _, id := range started {
-			a.notifyRun(eventStart, t.audience, id, false)
-		}
-		if p.Cause == causeHand {
-			a.auditRun(t.name, free, started)
-		}
-		return started
-	case forbidden:
-		d.Outcome = outcomeSkipped
-	case d.Last:
-		d.Outcome = outcomeSkipped
-		d.Reason = fmt.Sprintf("waited %s for %s", time.Duration(a.c.Now-p.Asked).Round(time.Second), d.Reason)
-	default:
+	case runs && p.WaitsFor == "":
+		return a.launch(t, p, free, full)
+	case runs && !forbidden && !d.Last:
 		id := a.wait(p)
 		if waited == "" && len(full) > 0 { // others were given that node at the same time; another may have room
 			a.result.Freed = append(a.result.Freed, id)
@@ -2765,18 +2746,59 @@ func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (sta
 		if p.Group != 0 {
 			t.open++
 		}
-		if p.Cause == causeHand && d.Pending == 0 {
+		if byHand {
 			a.audit(t.name, "", nil, map[string]string{"waits_for": d.Reason})
 		}
 		return nil
+	case runs && !forbidden:
+		d.Reason = fmt.Sprintf("waited %s for %s", time.Duration(a.c.Now-p.Asked).Round(time.Second), d.Reason)
 	}
-	if p.Cause == causeHand && d.Pending == 0 {
+	if byHand {
 		a.result.Refused = d.Reason
 		return nil
 	}
-	d.Due = p.Asked
+	if d.Due = p.Asked; runs {
+		d.Outcome = outcomeSkipped
+	}
 	a.skip(p, d, t)
 	return nil
+}
+
+// place returns what a cause p of job t must wait for before it may start on any of its targets, "" if for nothing, and
+// who has that; and which targets have room.
+func (a *applying) place(on []target, t *consuming, p pendingRow, own int64) (thing, who string, free, full []target) {
+	if thing, who = a.taken(t, p, own); thing != "" {
+		return thing, who, nil, nil
+	}
+	if free, full = a.withRoom(on, p); len(free) == 0 {
+		thing = roomOn(full[0].Node)
+		who = fmt.Sprintf("%s, which runs %d at once", thing, a.c.Limits[full[0].Node])
+	}
+	return thing, who, free, full
+}
+
+// launch starts a cause p of job t where there is room; what it stands for elsewhere waits for that.
+func (a *applying) launch(t *consuming, p pendingRow, free, full []target) []int64 {
+	started := a.start(free, &p)
+	t.unplaced = false
+	t.open += int64(len(started) + len(full))
+	for i, n := range full {
+		slot := p
+		slot.ID, slot.Cause, slot.slot, slot.Attempt, slot.Late = 0, causeSlot, p.slot+len(free)+i, 1, false
+		slot.Node, slot.Due, slot.WaitsFor = n.Node, a.c.Now, roomOn(n.Node)
+		a.wait(slot)
+	}
+	for _, id := range started {
+		a.notifyRun(eventStart, t.audience, id, false)
+	}
+	if p.Cause == causeHand {
+		names := make([]string, len(started))
+		for i, id := range started {
+			names[i] = executionName(id, free[i].Node)
+		}
+		a.audit(t.name, "", nil, map[string][]string{"executions": names})
+	}
+	return started
 }
 
 // skip records that a cause of job t did not run. The group that it belongs to may be over by that.
@@ -2787,7 +2809,9 @@ func (a *applying) skip(p pendingRow, d decision, t *consuming) {
 		return
 	}
 	delta := &jobDelta{}
-	a.over(p.JobID, p.Group, p.Asked, t.audience, a.attempts(p.Group), delta)
+	if a.over(p.JobID, t.audience, a.attempts(p.Group, p.JobID, p.Asked), delta) {
+		a.follow(p.JobID, delta)
+	}
 	a.count(map[int64]*jobDelta{p.JobID: delta}, nil)
 	t.broken = t.audience.failed(delta)
 }
@@ -2803,30 +2827,30 @@ func (a *applying) taken(t *consuming, p pendingRow, own int64) (thing, who stri
 			t.open -= a.drop("job = ?1 AND grp <> 0", because, t, t.id)
 		}
 	}
-	if !t.alone() {
+	thing = mutexOf(t.mutex)
+	switch {
+	case !t.alone():
 		return "", ""
-	}
-	if t.open > own {
-		if t.mutex != "" && t.concurrency != concurrencyForbid && !t.newest() {
-			return mutexOf(t.mutex), mutexOf(t.mutex) + ", which an earlier run had"
-		}
+	case t.open > own && t.mutex != "" && t.concurrency != concurrencyForbid && !t.newest():
+		return thing, thing + ", which an earlier run had"
+	case t.open > own:
 		return ownGroup(t.id), overlapReason
-	}
-	if t.mutex == "" {
+	case t.mutex == "":
 		return "", ""
 	}
 	if a.get(`SELECT name FROM jobs j WHERE mutex = ?1 AND mutex <> '' AND id <> ?2
 		AND (EXISTS (SELECT * FROM executions WHERE job = j.id AND finished = 0)
-			OR ?3 AND EXISTS (SELECT * FROM pending WHERE job = j.id AND grp <> 0)) LIMIT 1`, []any{t.mutex, t.id, p.Group == 0}, &who) ||
-		p.Group == 0 && a.older(mutexOf(t.mutex), p, &who) {
-		return mutexOf(t.mutex), mutexOf(t.mutex) + ", which " + who + " had"
+			OR ?3 AND EXISTS (SELECT * FROM pending WHERE job = j.id AND grp <> 0)) LIMIT 1`,
+		[]any{t.mutex, t.id, p.Group == 0}, &who) || p.Group == 0 && a.older(thing, p, &who) {
+		return thing, thing + ", which " + who + " had"
 	}
 	return "", ""
 }
 
 // older returns whether a pending row waits for the same thing as p will and was due before, and the name of its job.
 func (a *applying) older(thing string, p pendingRow, who *string) bool {
-	return a.get("SELECT j.name FROM "+waitingSQL+" AND (asked, p.id) < (?, ?) LIMIT 1", []any{thing, p.Asked, cmp.Or(p.ID, math.MaxInt64)}, who)
+	return a.get("SELECT j.name FROM "+waitingSQL+" AND (asked, p.id) < (?, ?) LIMIT 1",
+		[]any{thing, p.Asked, cmp.Or(p.ID, math.MaxInt64)}, who)
 }
 
 // drop skips pending rows of job t, and returns how many.
@@ -2904,6 +2928,7 @@ func (a *applying) barred(d decision, t *consuming) bool {
 // would wait for it. ok is false if it is to be decided again; a row without a cause says that there is nothing left to
 // decide.
 func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok bool) {
+	p = pendingRow{JobID: d.Job, Attempt: 1, Due: a.c.Now}
 	switch {
 	case d.Pending != 0:
 		return a.pendingCause(d, t)
@@ -2913,7 +2938,7 @@ func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok 
 		}
 		t.next, t.fired = d.Next, max(d.Due, d.Until)
 		a.arm(d.Next)
-		return pendingRow{JobID: d.Job, Attempt: 1, Cause: causeTick, Due: a.c.Now, Asked: d.Due, Late: d.Late}, 0, true
+		p.Cause, p.Asked, p.Late = causeTick, d.Due, d.Late
 	case t == nil:
 		a.fail(errNoJob)
 	case t.rev != d.Rev:
@@ -2921,9 +2946,9 @@ func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok 
 	case t.disabled && !d.Force:
 		a.fail(errJobDisabled)
 	default:
-		return pendingRow{JobID: d.Job, Attempt: 1, Cause: causeHand, Due: a.c.Now, Asked: a.c.Now, Params: d.Params, Forced: d.Force}, 0, true
+		p.Cause, p.Asked, p.Params, p.Forced = causeHand, a.c.Now, d.Params, d.Force
 	}
-	return p, 0, false
+	return p, 0, true
 }
 
 // pendingCause is cause of a pending row. One that is gone was consumed before.
@@ -2945,18 +2970,10 @@ func (a *applying) pendingCause(d decision, t *consuming) (p pendingRow, own int
 		t.open--
 	}
 	if t.alone() && p.Group != 0 {
-		a.get("SELECT ? - count(*) FROM executions WHERE job = ? AND finished = 0 AND grp <> ?", []any{t.open, t.id, p.Group}, &own)
+		a.get("SELECT ? - count(*) FROM executions WHERE job = ? AND finished = 0 AND grp <> ?",
+			[]any{t.open, t.id, p.Group}, &own)
 	}
 	return p, own, true
-}
-
-// auditRun puts on record what a run by hand has started.
-func (a *applying) auditRun(job string, targets []target, executions []int64) {
-	started := make([]string, len(executions))
-	for i, id := range executions {
-		started[i] = executionName(id, targets[i].Node)
-	}
-	a.audit(job, "", nil, map[string][]string{"executions": started})
 }
 
 // overlapReason is why a run that concurrency forbids did not start, where the leader could not yet name the execution.
@@ -2971,8 +2988,8 @@ func (a *applying) counts(count func(*stats)) { a.s.counts = append(a.s.counts, 
 func (a *applying) record(job int64, cause string, d decision) {
 	if cause == causeTick {
 		n := max(1, d.Count)
-		a.exec(`UPDATE job_state SET skipped = skipped + iif(?2 = 'skipped', ?3, 0), missed = missed + iif(?2 = 'missed', ?3, 0)
-			WHERE job = ?1`, job, d.Outcome, n)
+		a.exec(`UPDATE job_state SET skipped = skipped + iif(?2 = 'skipped', ?3, 0),
+			missed = missed + iif(?2 = 'missed', ?3, 0) WHERE job = ?1`, job, d.Outcome, n)
 		a.counts(func(s *stats) { s.decided(d.Outcome, d.Reason, n) })
 	}
 	a.s.tell(eventJob, job)
@@ -2992,8 +3009,8 @@ func (a *applying) start(targets []target, p *pendingRow) (ids []int64) {
 		if p.Group == 0 {
 			p.Group = id
 		}
-		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0,?)",
-			id, p.JobID, p.Group, p.slot+i, p.Attempt, t.Node, int64(t.Incarnation), cause, p.Asked, p.Late, a.c.Now, params)
+		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0,?)", id, p.JobID, p.Group, p.slot+i,
+			p.Attempt, t.Node, int64(t.Incarnation), cause, p.Asked, p.Late, a.c.Now, params)
 		a.s.tell(eventStarted, id)
 		ids = append(ids, id)
 	}
@@ -3036,10 +3053,13 @@ type ended struct {
 	retries           int64
 	again             bool // delivery is at least once
 	alive             bool // the job is not deleted
+	sole              bool // no other execution, and no pending row, is of its group
+	followed          bool // its job has children or is ephemeral
 	delay, delayLimit string
 	mutex             string
 	audience
 	executionRow
+	attempts []attempt // of its group, if it is the sole one
 }
 
 // jobDelta is what a command adds to the state of a job.
@@ -3049,6 +3069,7 @@ type jobDelta struct {
 	succeeded                                           bool   // a group did
 	status                                              string // '': as it was
 	ran, late, missed                                   int64  // ticks
+	over                                                string // how the last group that is over has ended
 }
 
 // finish ends executions: the row, the output, counts, daily statistics and status; and it makes pending what must
@@ -3057,9 +3078,8 @@ type jobDelta struct {
 // then.
 func (a *applying) finish(reports []report) {
 	rows := a.unfinished(reports)
-	deltas := map[int64]*jobDelta{}
-	days := map[int64]*[2]int64{}
-	var groups []*ended
+	deltas, days := map[int64]*jobDelta{}, map[int64]*[2]int64{}
+	var ends, groups []*ended
 	place := map[int64]int{} // of a group in groups
 	for _, r := range reports {
 		e := rows[r.Execution]
@@ -3068,6 +3088,7 @@ func (a *applying) finish(reports []report) {
 		}
 		delete(rows, r.Execution) // a second report in the same command changes nothing
 		a.end(e, r, deltas, days)
+		ends = append(ends, e)
 		switch i, ok := place[e.Group]; {
 		case e.alive && !ok:
 			place[e.Group] = len(groups)
@@ -3081,6 +3102,13 @@ func (a *applying) finish(reports []report) {
 	}
 	a.count(deltas, days)
 	if a.get("SELECT 1 FROM pending WHERE waits_for <> '' LIMIT 1", nil, new(int)) {
+		for _, e := range ends {
+			if e.Outcome != outcomeLost {
+				a.free(roomOn(e.Node))
+				a.free(ownGroup(e.JobID))
+				a.free(mutexOf(e.mutex))
+			}
+		}
 		a.wake()
 	}
 	a.audit("", "", nil, nil)
@@ -3095,7 +3123,12 @@ func (a *applying) unfinished(reports []report) map[int64]*ended {
 	rows := map[int64]*ended{}
 	// Nothing is retried of a group that is being replaced.
 	for _, e := range applyRows[ended](a, `SELECT iif(j.concurrency = 'replace' AND EXISTS (SELECT * FROM pending p
-			WHERE p.waits_for = 'job ' || j.id AND p.waits_for <> ''), 0, j.retries), j.delivery = 'at-least-once', j.deleted = 0,
+			WHERE p.waits_for = 'job ' || j.id AND p.waits_for <> ''), 0, j.retries),
+		j.delivery = 'at-least-once', j.deleted = 0,
+		e.id = e.grp AND NOT EXISTS (SELECT * FROM executions m WHERE m.grp = e.id AND m.grp <> m.id)
+			AND NOT EXISTS (SELECT * FROM pending p WHERE p.grp = e.id AND p.grp <> 0)
+			AND NOT EXISTS (SELECT * FROM ticks t WHERE t.job = e.job AND t.due = e.due AND t.cause = 'slot'),
+		j.ephemeral OR EXISTS (SELECT * FROM jobs c WHERE `+childOfJob+`),
 		coalesce(j.doc ->> 'retry_delay', ''), coalesce(j.doc ->> 'retry_max_delay', ''), j.mutex,
 		`+audienceColumns+`, e.*, j.name FROM json_each(?) JOIN executions e ON e.id = value JOIN jobs j ON j.id = e.job
 		LEFT JOIN job_state s ON s.job = j.id WHERE e.finished = 0 OR e.outcome = 'lost'`,
@@ -3111,9 +3144,10 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	if r.Started == 0 {
 		r.Started = e.Started
 	}
-	a.exec(`UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ?, exit_code = ?, signal = ?, cpu = ?, memory = ?
-		WHERE id = ?`, r.Started, r.Finished, r.Outcome, r.Dropped,
+	a.exec(`UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ?,
+		exit_code = ?, signal = ?, cpu = ?, memory = ? WHERE id = ?`, r.Started, r.Finished, r.Outcome, r.Dropped,
 		r.Process.ExitCode, r.Process.Signal, r.Process.CPU, r.Process.Memory, e.ID)
+	e.attempts = []attempt{{e.ID, e.slot, r.Finished, r.Outcome}}
 	a.s.tell(eventEnded, e.ID)
 	a.counts(func(s *stats) { s.ran(r.Outcome) })
 	if e.Outcome == outcomeLost { // what stood there said so
@@ -3161,15 +3195,13 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	}
 	d.open--
 	d.kept++
-	for _, thing := range []string{roomOn(e.Node), ownGroup(e.JobID), mutexOf(e.mutex)} {
-		a.free(thing)
-	}
 	if !e.alive || !retried(r.Outcome) && !(e.again && r.Outcome == outcomeLost) || int64(e.Attempt) > e.retries {
 		return
 	}
 	d.open++
-	a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node,
-		slot: e.slot, Due: a.c.Now + int64(retryDelay(e.delay, e.delayLimit, e.Attempt)), Asked: e.Due, Params: e.Params})
+	a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node, slot: e.slot,
+		Due: a.c.Now + int64(retryDelay(e.delay, e.delayLimit, e.Attempt)), Asked: e.Due, Params: e.Params})
+	e.attempts = append(e.attempts, attempt{slot: e.slot})
 }
 
 // add counts a report for its job and for its day.
@@ -3217,48 +3249,44 @@ func retryDelay(first, longest string, attempt int) time.Duration {
 	return min(delay, limit)
 }
 
-// attempts are what became of the executions of a group.
-type attempts struct {
-	success, failed, unfinished int
-	last                        map[int64]string // slot → outcome of its last attempt
-	newest                      map[string]int64 // outcome → newest execution that had it
+// An attempt is what became of an execution of a group. A slot that waits, or a retry, is one that has not ended; a slot
+// that was given up is one that was missed.
+type attempt struct {
+	id       int64
+	slot     int
+	finished int64
+	outcome  string
 }
 
-func (a *applying) attempts(group int64) attempts {
-	g := attempts{last: map[int64]string{}, newest: map[string]int64{}}
-	type attempt struct {
-		id, slot, finished int64
-		outcome            string
-	}
-	for _, r := range applyRows[attempt](a, `SELECT id, slot, finished, outcome FROM executions WHERE id = ?1
-		UNION ALL SELECT id, slot, finished, outcome FROM (SELECT * FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)`, group) {
-		g.last[r.slot], g.newest[r.outcome] = r.outcome, max(g.newest[r.outcome], r.id)
-		switch {
-		case r.finished == 0:
-			g.unfinished++
-		case r.outcome == outcomeSuccess:
-			g.success++
-		case !undecided(r.outcome):
-			g.failed++
-		}
-	}
-	return g
+// attempts returns what became of a group of a job that was due at a time.
+func (a *applying) attempts(group, job, due int64) []attempt {
+	return applyRows[attempt](a, `SELECT id, slot, finished, outcome FROM executions WHERE id = ?1
+		UNION ALL SELECT * FROM (SELECT id, slot, finished, outcome FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)
+		UNION ALL SELECT 0, slot, 0, '' FROM pending WHERE grp = ?1 AND grp <> 0
+		UNION ALL SELECT 0, -1, due, 'missed' FROM ticks WHERE job = ?2 AND due = ?3 AND cause = 'slot'`, group, job, due)
 }
 
-// settle gives the job the status of the group that e has just ended in. Of an
-// execution that was lost before nothing more follows.
+// settle gives the job the status of the group that e has just ended in. Of an execution that was lost before nothing
+// more follows.
 func (a *applying) settle(e *ended, d *jobDelta) {
-	g := a.attempts(e.Group)
-	switch {
-	case g.failed == 0 && g.success > 0:
-		d.status = statusSuccess
-	case g.success == 0 && g.failed > 0:
-		d.status = statusFailed
-	case g.success > 0:
-		d.status = statusPartial
+	if !e.sole {
+		e.attempts = a.attempts(e.Group, e.JobID, e.Due)
 	}
-	if e.Outcome != outcomeLost {
-		a.over(e.JobID, e.Group, e.Due, e.audience, g, d)
+	success, failed := false, false
+	for _, r := range e.attempts {
+		success = success || r.outcome == outcomeSuccess
+		failed = failed || r.finished != 0 && r.outcome != outcomeSuccess && !undecided(r.outcome)
+	}
+	switch {
+	case success && failed:
+		d.status = statusPartial
+	case success:
+		d.status = statusSuccess
+	case failed:
+		d.status = statusFailed
+	}
+	if e.Outcome != outcomeLost && a.over(e.JobID, e.audience, e.attempts, d) && e.followed {
+		a.follow(e.JobID, d)
 	}
 }
 
@@ -3270,35 +3298,44 @@ const (
 	onAny     = "any"
 )
 
-// over lets follow what follows from a group in which nothing runs and no retry waits any more. It has succeeded if the
-// last attempt on every node has, and failed if one of these failed or was interrupted, but none was killed.
-func (a *applying) over(job, group, due int64, who audience, g attempts, d *jobDelta) {
-	how := onSuccess
-	for _, outcome := range g.last {
+// over reports whether nothing of a group runs and no retry waits any more, so that it has succeeded or failed: it has
+// succeeded if the last attempt on every node has, and failed if one of these failed or was interrupted, but none was
+// killed.
+func (a *applying) over(job int64, who audience, group []attempt, d *jobDelta) bool {
+	last, how := map[int]attempt{}, onSuccess
+	var succeeded, failed int64 // newest execution that has
+	for _, r := range group {
+		last[r.slot] = r
+		if r.outcome == outcomeSuccess {
+			succeeded = max(succeeded, r.id)
+		} else if retried(r.outcome) {
+			failed = max(failed, r.id)
+		}
+	}
+	for _, r := range last {
 		switch {
-		case outcome == outcomeKilled:
-			return
-		case retried(outcome):
+		case r.finished == 0 || r.outcome == outcomeKilled:
+			return false
+		case retried(r.outcome):
 			how = onFailure
-		case outcome != outcomeSuccess && how == onSuccess:
+		case r.outcome != outcomeSuccess && how == onSuccess:
 			how = ""
 		}
 	}
-	switch {
-	case g.unfinished > 0 || how == "" || a.get(`SELECT 1 FROM pending WHERE grp = ?1 AND grp <> 0
-			UNION ALL SELECT 1 FROM ticks WHERE job = ?2 AND due = ?3 AND cause = 'slot' AND ?4`,
-		[]any{group, job, due, how == onSuccess}, new(int)):
-		return
-	case how == onSuccess:
+	switch how {
+	case "":
+		return false
+	case onSuccess:
 		if who.failed(d) {
-			a.notifyRun(eventRecovered, who, g.newest[outcomeSuccess], false)
+			a.notifyRun(eventRecovered, who, succeeded, false)
 		}
 		d.failures, d.succeeded = 0, true
-	default:
-		a.notifyRun(eventFailed, who, max(g.newest[outcomeFailed], g.newest[outcomeInterrupted]), who.failed(d))
+	case onFailure:
+		a.notifyRun(eventFailed, who, failed, who.failed(d))
 		d.failures++
 	}
-	a.follow(job, how)
+	d.over = how
+	return true
 }
 
 // Values of a job's status, as Dkron names them; empty is a job that never ran.
@@ -3310,15 +3347,15 @@ const (
 
 // follow makes one row pending for all children of a job that wait for such an end of its group, or deletes the job if
 // it is ephemeral and has succeeded. A job that others depend on stays, as it cannot be deleted by a call either.
-func (a *applying) follow(id int64, how string) {
+func (a *applying) follow(id int64, d *jobDelta) {
 	var ephemeral bool
 	var children, waiting int
 	a.get("SELECT j.ephemeral, count(c.id), coalesce(sum(c.parent_on IN (?2, 'any')), 0) FROM jobs j LEFT JOIN jobs c ON "+
-		childOfJob+" WHERE j.id = ?1 AND j.deleted = 0 GROUP BY j.id", []any{id, how}, &ephemeral, &children, &waiting)
+		childOfJob+" WHERE j.id = ?1 AND j.deleted = 0 GROUP BY j.id", []any{id, d.over}, &ephemeral, &children, &waiting)
 	switch {
 	case waiting > 0:
-		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Node: how, Due: a.c.Now, Asked: a.c.Now})
-	case ephemeral && children == 0 && how == onSuccess:
+		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Node: d.over, Due: a.c.Now, Asked: a.c.Now})
+	case ephemeral && children == 0 && d.over == onSuccess:
 		a.softDelete(id)
 	}
 }
