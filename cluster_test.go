@@ -1978,7 +1978,7 @@ func TestSimulation_Planted(t *testing.T) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			for seed := 1; seed <= m.seeds; seed++ {
-				cmd := exec.Command(filepath.Join(dir, "planted.test"), "-test.run=^"+m.test+"$", fmt.Sprint(seedFlags[m.test], "=", seed))
+				cmd := exec.Command(filepath.Join(dir, "planted.test"), "-test.run=^"+m.test+"$", "-test.timeout=2m", fmt.Sprint(seedFlags[m.test], "=", seed))
 				cmd.Dir = dir
 				cmd.Env = append(os.Environ(), plantedEnv+"="+m.name)
 				out, err := cmd.CombinedOutput()

@@ -1553,6 +1553,7 @@ func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 func (s *scheduler) due(now int64) (jobs, pending []int64, err error) {
 	far := int64(math.MaxInt64)
 	s.mu.Lock()
+	maps.DeleteFunc(s.later, func(_, at int64) bool { return at <= now })
 	if s.term == 0 || s.stopping {
 		s.mu.Unlock()
 		return nil, nil, nil
@@ -1571,7 +1572,6 @@ func (s *scheduler) due(now int64) (jobs, pending []int64, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.DeleteFunc(s.later, func(_, at int64) bool { return at <= now })
 	skip := func(id int64) bool { return s.later[id] > now }
 	jobs, pending = slices.DeleteFunc(jobs, skip), slices.DeleteFunc(pending, skip)
 	seen := map[int64]bool{}

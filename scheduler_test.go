@@ -571,6 +571,28 @@ func succeeded(t *testing.T, s *scheduler, id, now int64) []result {
 	return []result{{Execution: id, Node: e.Node, Incarnation: e.incarnation, Started: now, Finished: now + 1, Outcome: outcomeSuccess}}
 }
 
+// A server that starts nothing any more has nothing to look at either, until what runs has ended: that may take
+// hours, in which what it had put off falls due.
+func TestScheduler_StoppedRests(t *testing.T) {
+	now := testStart
+	s, _ := newTestScheduler(t, &now)
+	putJobs(t, s, job{Name: "a", Schedule: "@at " + timeOf(now).Add(time.Second).Format(time.RFC3339)})
+	if err := s.setRule(t.Context(), request{ID: "h"}, actionHold, ruleHold, "", &rule{Why: "a migration"}); err != nil {
+		t.Fatal(err)
+	}
+	now += int64(2 * time.Second)
+	if _, err := s.fireDue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.stopFiring()
+	for range 3 {
+		now += int64(tickSlack)
+		if wait, err := s.fireDue(t.Context()); err != nil || wait <= 0 {
+			t.Errorf("the next look is due after %s, %v", wait, err)
+		}
+	}
+}
+
 // Orders are refused while the job of one is deleted: that holds up none of the
 // others.
 func TestScheduler_RefusedBesideDeleted(t *testing.T) {
