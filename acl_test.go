@@ -1288,25 +1288,6 @@ func TestACL_Nodes(t *testing.T) {
 
 // ---- Who has no cluster key
 
-// readme returns the words of the lines of the README's commands that begin so,
-// without what only a shell reads.
-func readme(t *testing.T, begin string) (commands [][]string) {
-	t.Helper()
-	text, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if line, _, _ = strings.Cut(line, "  #"); strings.HasPrefix(line, "    "+begin) {
-			commands = append(commands, strings.Fields(strings.TrimRight(line, "& \n")))
-		}
-	}
-	if commands == nil {
-		t.Fatalf("the README has no command %q", begin)
-	}
-	return commands
-}
-
 // An intruder can reach a cluster plane, and has no key: it makes a request to
 // a path there, by whatever way it has, and returns what comes back.
 type intruder func(plane, path, body string, headers ...string) string
@@ -1446,22 +1427,19 @@ func publicDir(t *testing.T) string {
 	return dir
 }
 
-// startREADME starts a node with a command of the README, but for its addresses.
-func startREADME(t *testing.T, command []string) (p *process, plane string) {
+// startDefault starts a server on which nothing is set but its addresses and these flags.
+func startDefault(t *testing.T, flags ...string) (p *process, plane string) {
 	t.Helper()
 	plane = freeAddr(t)
-	p = launch(t, program(t, publicDir(t), []string{"BELFRY_HTTP_ADDR=127.0.0.1:0", "BELFRY_BIND_ADDR=" + plane}, command[1:]...))
+	p = launch(t, program(t, publicDir(t), []string{"BELFRY_HTTP_ADDR=127.0.0.1:0", "BELFRY_BIND_ADDR=" + plane}, slices.Concat([]string{"agent", "--server", "--bootstrap-expect=1"}, flags)...))
 	p.eventually("a leader", func() bool { return strings.Contains(p.log.String(), "this server is the leader") })
 	return p, plane
 }
 
-const readmeACL = "belfry agent --server --bootstrap-expect=1 --acl"
-
-// TestKey_User: another user of the machine gets nothing of a server that was
-// started as the README says.
+// TestKey_User: another user of the machine gets nothing of a server on which nothing is set but --acl.
 func TestKey_User(t *testing.T) {
 	t.Parallel()
-	p, plane := startREADME(t, readme(t, readmeACL)[0])
+	p, plane := startDefault(t, "--acl")
 	nobody(t).breakIn(t, p, plane)
 	for _, name := range []string{keyFile, bootstrapFile, "belfry.db"} {
 		path := filepath.Join(p.cmd.Dir, "belfry.data", name)
@@ -1478,18 +1456,17 @@ func TestKey_User(t *testing.T) {
 // everybody may store jobs.
 func TestKey_Job(t *testing.T) {
 	t.Parallel()
-	p, plane := startREADME(t, strings.Fields(strings.TrimSuffix(readmeACL, "--acl")))
+	p, plane := startDefault(t)
 	httpJobs(t, p, "", "job").breakIn(t, p, plane)
 }
 
-// TestKey_Token: nor does who has a token for the jobs of one team, made with
-// the README's commands.
+// TestKey_Token: nor does who has a token for the jobs of one team.
 func TestKey_Token(t *testing.T) {
 	t.Parallel()
-	p, plane := startREADME(t, readme(t, readmeACL)[0])
-	cli := func(secret string, command []string) (v tokenView) {
+	p, plane := startDefault(t, "--acl")
+	cli := func(secret string, command ...string) (v tokenView) {
 		t.Helper()
-		cmd := program(t, p.cmd.Dir, []string{"BELFRY_HTTP_ADDR=" + strings.TrimPrefix(p.url, "http://"), "BELFRY_TOKEN=" + secret}, command[1:]...)
+		cmd := program(t, p.cmd.Dir, []string{"BELFRY_HTTP_ADDR=" + strings.TrimPrefix(p.url, "http://"), "BELFRY_TOKEN=" + secret}, command...)
 		out, err := cmd.CombinedOutput()
 		if err == nil {
 			err = json.Unmarshal(out, &v)
@@ -1499,18 +1476,13 @@ func TestKey_Token(t *testing.T) {
 		}
 		return v
 	}
-	root := cli("", readme(t, "belfry acl bootstrap")[0]).SecretID
-	text, err := os.ReadFile("README.md")
-	if err != nil {
+	root := cli("", "acl", "bootstrap").SecretID
+	const rules = `{"path": {"/v1/jobs/team-a-*": {"capabilities": ["create", "read", "update", "delete", "list"]}, "/v1/jobs/team-a-**": {"capabilities": ["read", "list"]}}}`
+	if err := os.WriteFile(filepath.Join(p.cmd.Dir, "team-a.json"), []byte(rules), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, rules, _ := strings.Cut(string(text), "    $ cat team-a.json\n")
-	rules, _, ok := strings.Cut(rules, "    $ ")
-	if err := os.WriteFile(filepath.Join(p.cmd.Dir, "team-a.json"), []byte(rules), 0o600); err != nil || !ok {
-		t.Fatal(ok, err)
-	}
-	cli(root, readme(t, "$ belfry acl policy apply --name team-a")[0][1:])
-	team := cli(root, []string{"belfry", "acl", "token", "create", "--name", "team-a", "--policy", "team-a"}).SecretID
+	cli(root, "acl", "policy", "apply", "--name=team-a", "--rules-file=team-a.json")
+	team := cli(root, "acl", "token", "create", "--name=team-a", "--policy=team-a").SecretID
 	httpJobs(t, p, team, "team-a-").breakIn(t, p, plane)
 }
 
@@ -1584,57 +1556,28 @@ func lookAround(t *testing.T, by []string, denied int) {
 	}
 }
 
-// TestKey_Three: the README's three servers on one machine share a key that
-// nobody else can read, and stand.
+// TestKey_Three: three servers that share a key which belfry made stand, and a stranger gets nothing of any.
 func TestKey_Three(t *testing.T) {
 	t.Parallel()
-	dir, bin := t.TempDir(), t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(self, filepath.Join(bin, "belfry")); err != nil {
-		t.Fatal(err)
-	}
-	sh := func(command string) {
-		t.Helper()
-		cmd := program(t, dir, nil)
-		cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", command}
-		cmd.Env = append(cmd.Env, "PATH="+bin+":"+os.Getenv("PATH"))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %s, %v", command, out, err)
-		}
-	}
-	sh(strings.Join(readme(t, "(umask 077; belfry keygen")[0], " "))
-	if info, err := os.Stat(filepath.Join(dir, "cluster.key")); err != nil || info.Mode() != 0o600 {
-		t.Errorf("the key: %v, %v; want one that nobody else can read", info, err)
-	}
-	places := map[string]string{}
-	for _, port := range []string{"8080", "8081", "8082", "8946", "8947", "8948"} {
-		places["127.0.0.1:"+port] = freeAddr(t)
-	}
+	dir, key, first := t.TempDir(), sharedKey(t), freeAddr(t)
 	var nodes []*process
-	for _, command := range readme(t, "belfry agent --server --bootstrap-expect=3 --encrypt-file=cluster.key") {
-		for i, word := range command {
-			if flag, addr, ok := strings.Cut(word, "="); ok && places[addr] != "" {
-				command[i] = flag + "=" + places[addr]
-			}
+	for _, name := range []string{"n1", "n2", "n3"} {
+		plane := first
+		if nodes != nil {
+			plane = "127.0.0.1:0"
 		}
-		nodes = append(nodes, launch(t, program(t, dir, nil, command[1:]...)))
-	}
-	if len(nodes) != 3 {
-		t.Fatalf("the README starts %d servers", len(nodes))
+		nodes = append(nodes, launch(t, program(t, dir, nil, "agent", "--server", "--bootstrap-expect=3", key, "--node-name="+name, "--data-dir="+name,
+			"--http-addr=127.0.0.1:0", "--bind-addr="+plane, "--retry-join="+first)))
 	}
 	for _, p := range nodes {
 		p.eventually("a healthy server", func() bool { status, _ := p.get("/health", nil); return status == http.StatusOK })
 	}
-	list := program(t, dir, []string{"BELFRY_HTTP_ADDR=" + places["127.0.0.1:8080"]}, readme(t, "belfry raft list-peers")[0][1:]...)
-	out, err := list.CombinedOutput()
-	if err != nil || strings.Count(string(out), "true") != 3 {
-		t.Errorf("the servers: %s, %v", out, err)
+	var peers []struct{ Address string }
+	if nodes[0].get("/v1/raft/peers", &peers); len(peers) != 3 {
+		t.Fatalf("the servers are %v", peers)
 	}
-	for _, plane := range []string{"127.0.0.1:8946", "127.0.0.1:8947", "127.0.0.1:8948"} {
-		nobody(t).breakIn(t, nodes[0], places[plane])
+	for _, peer := range peers {
+		nobody(t).breakIn(t, nodes[0], peer.Address)
 	}
 }
 

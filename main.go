@@ -132,6 +132,10 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	}
 	switch first := args[0]; {
 	case isHelp(first) && len(args) > 1 && !isHelp(args[1]):
+		if topic, err := web.ReadFile("web/" + args[1] + ".txt"); err == nil {
+			stdout.Write(topic) // fails if nobody reads it
+			return exitOK
+		}
 		args = append(slices.Clone(args[1:]), "-h")
 	case isHelp(first):
 		args = []string{"help"}
@@ -1648,7 +1652,8 @@ func versionLine() string {
 func helpText() string {
 	var b strings.Builder
 	b.WriteString("belfry: a job scheduler, cron for a cluster. Without arguments it runs one server: API and page\n" +
-		"on 127.0.0.1:8080, data in ./belfry.data. \"belfry COMMAND -h\" tells more.\n\n")
+		"on 127.0.0.1:8080, data in ./belfry.data. \"belfry COMMAND -h\" tells more.\n" +
+		"\"belfry help runs\", \"help operations\" and \"help differences\" (from Dkron) say how things work.\n\n")
 	printUsage(&b, slices.DeleteFunc(subcommands(), func(c subcommand) bool { return c.kind > local }))
 	b.WriteString("\nThese act on the node at --http-addr or BELFRY_HTTP_ADDR, by default 127.0.0.1:8080. With access\n" +
 		"control they need a token: BELFRY_TOKEN, --token-file or --token.\n\n")

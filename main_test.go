@@ -33,6 +33,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sort"
@@ -1868,6 +1869,195 @@ func checkDir(t *testing.T, dir string) {
 	}
 	if err := errors.Join(s.check(), s.close()); err != nil {
 		t.Error(err)
+	}
+}
+
+// ---- What the documents say
+
+// A fence is a fenced block of the README.
+type fence struct {
+	at   string // file and line
+	kind string // what follows ```
+	text string
+}
+
+var fencePattern = regexp.MustCompile("(?ms)^```([^\n]+)\n(.*?)^```$")
+
+// readFences returns the README and its blocks.
+func readFences(t *testing.T) (doc string, list []fence) {
+	t.Helper()
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc = string(text)
+	for _, m := range fencePattern.FindAllStringSubmatchIndex(doc, -1) {
+		at := fmt.Sprintf("README.md:%d", 1+strings.Count(doc[:m[4]], "\n"))
+		list = append(list, fence{at, doc[m[2]:m[3]], doc[m[4]:m[5]]})
+	}
+	return doc, list
+}
+
+// inNet runs fn where programs start and addresses are listened to in a network namespace of its own, with these
+// addresses besides 127.0.0.1.
+func inNet(t *testing.T, addrs []string, fn func()) {
+	t.Helper()
+	if os.Geteuid() != 0 || runtime.GOOS != "linux" {
+		t.Skip("needs root on Linux")
+	}
+	tool(t, "ip", "iproute2")
+	tool(t, "curl", "curl")
+	prepare := "ip link set lo up"
+	for _, addr := range addrs {
+		prepare += " && ip addr add " + addr + "/32 dev lo"
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		const cloneNewnet = 0x40000000
+		if _, _, errno := syscall.RawSyscall(unshareNumbers[runtime.GOARCH], cloneNewnet, 0, 0); errno != 0 {
+			done <- errno
+		} else if out, err := exec.Command("sh", "-c", prepare).CombinedOutput(); err != nil {
+			done <- fmt.Errorf("%w: %s", err, out)
+		} else {
+			fn()
+			done <- nil
+		}
+	}()
+	if err := <-done; err != nil {
+		t.Skipf("has no network namespace of its own: %v", err)
+	}
+}
+
+// unshareNumbers are the numbers of that system call by GOARCH; package syscall has them on Linux only.
+var unshareNumbers = map[string]uintptr{"amd64": 272, "arm64": 97}
+
+// TestREADME does what the README prints, as it prints it and in its order, in an empty directory of a machine with
+// belfry, a crontab, and at 10.0.0.9 a Dkron and a chat. Where the README has an answer after a
+// command, the command prints that on standard output, … being any text. A block that no test can run says so after its language, and is checked as far as it can be.
+func TestREADME(t *testing.T) {
+	t.Parallel()
+	dir, bin, said := t.TempDir(), t.TempDir(), t.TempDir()
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Symlink(self, filepath.Join(bin, "belfry"))
+	}
+	crontab := "#!/bin/sh\ncase $1 in -l) printf '# Nightly report\\n30 3 * * * report --all >/dev/null\\n@reboot daemon\\n';; esac\n"
+	if err := errors.Join(err, os.WriteFile(filepath.Join(bin, "crontab"), []byte(crontab), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	doc, fences := readFences(t)
+	if len(doc) > 16_000 {
+		t.Errorf("the README has %d bytes, want at most 16,000", len(doc))
+	}
+	script, answers := "set -e\n", []fence{} // what each command shall print, and where
+	for _, f := range fences {
+		script += "echo " + f.at + " >&2\n"
+		switch f.kind {
+		case "sh":
+			script += f.text
+		case "console":
+			for _, part := range strings.Split("\n"+f.text, "\n$ ")[1:] {
+				command, answer, _ := strings.Cut(part, "\n")
+				script += fmt.Sprintf("{ %s\n} >%s/%d\n", command, said, len(answers))
+				answers = append(answers, fence{f.at, command, answer})
+			}
+		case "sh source":
+			if out, err := exec.Command("sh", "-nc", f.text).CombinedOutput(); err != nil {
+				t.Errorf("%s: %v, %s", f.at, err, out)
+			}
+		case "yaml":
+			key := filepath.Join(t.TempDir(), "belfry.key")
+			file := filepath.Join(t.TempDir(), "belfry.yml")
+			text := strings.ReplaceAll(f.text, "/etc/belfry.key", key)
+			if err := errors.Join(os.WriteFile(key, []byte(newKey()), 0o600), os.WriteFile(file, []byte(text), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := parseConfig([]string{"--config=" + file}, nil, io.Discard); err != nil {
+				t.Errorf("%s: %v", f.at, err)
+			}
+		case "ini systemd":
+			for line := range strings.Lines(f.text) {
+				if !regexp.MustCompile(`^(#.*|\[[A-Z]\w+\]|[A-Z]\w+=\S.*)\n$`).MatchString(line) {
+					t.Errorf("%s: systemd takes no %q", f.at, line)
+				}
+			}
+		default:
+			t.Errorf("%s: no test knows what to do with ```%s", f.at, f.kind)
+		}
+	}
+	var told lockedBuffer
+	inNet(t, []string{"10.0.0.9"}, func() {
+		for addr, handler := range map[string]http.HandlerFunc{
+			"10.0.0.9:8080": func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("X-Whom", "dkron1") // as a Dkron does
+				http.ServeFile(w, r, "testdata/import/dkron.json")
+			},
+			"10.0.0.9:9000": func(w http.ResponseWriter, r *http.Request) { io.Copy(&told, r.Body) },
+		} {
+			listener, err := net.Listen("tcp", addr)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			server := &http.Server{Handler: handler}
+			go server.Serve(listener)
+			t.Cleanup(func() { server.Close() })
+		}
+		cmd := program(t, dir, nil)
+		cmd.Path, err = exec.LookPath("unshare")
+		cmd.Args = []string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script}
+		cmd.Env = append(cmd.Env, "PATH="+bin+":"+os.Getenv("PATH"))
+		overdue := time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() })
+		defer overdue.Stop()
+		if out, e := cmd.CombinedOutput(); e != nil {
+			t.Errorf("%v, %v; the README's commands print\n%s", err, e, out)
+		}
+
+	})
+	for i, a := range answers {
+		got, _ := os.ReadFile(filepath.Join(said, strconv.Itoa(i)))
+		want := strings.ReplaceAll(regexp.QuoteMeta(a.text), "…", ".*")
+		if !regexp.MustCompile("^" + want + "$").Match(got) {
+			t.Errorf("%s: %s prints\n%s\nwant\n%s", a.at, a.kind, got, a.text)
+		}
+	}
+	if !strings.Contains(told.String(), `"event":"failed"`) {
+		t.Errorf("the webhook of the README was told %q", told.String())
+	}
+}
+
+// TestREADME_Flags: what the README, SECURITY.md and the texts of "belfry help" call a flag is one, and "belfry help"
+// prints these texts.
+func TestREADME_Flags(t *testing.T) {
+	known := map[string]bool{}
+	for _, c := range append(subcommands(), subcommand{name: "agent"}) {
+		var help strings.Builder
+		commandLine(t.Context(), append(strings.Fields(c.name), "-h"), nil, &help, io.Discard)
+		for _, m := range regexp.MustCompile(`(?m)^  -([a-z-]+)`).FindAllStringSubmatch(help.String(), -1) {
+			known[m[1]] = true
+		}
+	}
+	texts, err := filepath.Glob("web/*.txt")
+	if err != nil || len(texts) == 0 {
+		t.Fatalf("no texts in web, %v", err)
+	}
+	for _, name := range append(texts, "README.md", "SECURITY.md") {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if topic, ok := strings.CutSuffix(filepath.Base(name), ".txt"); ok {
+			var help strings.Builder
+			if status := commandLine(t.Context(), []string{"help", topic}, nil, &help, io.Discard); status != exitOK || help.String() != string(text) {
+				t.Errorf("belfry help %s: status %d, and prints %q", topic, status, help.String())
+			}
+		}
+		for _, m := range regexp.MustCompile("(?m)(?:^|[ `(\"\\[])--([a-z][a-z-]+)").FindAllStringSubmatch(string(text), -1) {
+			if !known[m[1]] && m[1] != "chown" { // of COPY in a Dockerfile
+				t.Errorf("%s: there is no flag --%s", name, m[1])
+			}
+		}
 	}
 }
 
@@ -6832,18 +7022,18 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestProxy: what the README says of nginx works with what it prints: a browser on plain http, which sends no
+// TestProxy: what "belfry help operations" says of nginx works as it is printed: a browser on plain http, which sends no
 // Sec-Fetch-Site, changes jobs, others' pages do not, and an output that is followed arrives while it is printed.
 func TestProxy(t *testing.T) {
 	t.Parallel()
 	nginx := tool(t, "nginx", "nginx-light")
-	doc, err := os.ReadFile("README.md")
+	doc, err := web.ReadFile("web/operations.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := regexp.MustCompile(`(?s)    location /.*?\n    \}\n`).FindString(string(doc))
 	if m == "" {
-		t.Fatal("the README has no location for nginx")
+		t.Fatal("the text has no location for nginx")
 	}
 	for _, prefix := range []string{"", "/belfry"} {
 		t.Run("prefix "+prefix, func(t *testing.T) {
