@@ -104,9 +104,9 @@ var (
 		"run that version, or restore a backup made by this one")
 	errOlder = errors.New("this database was written by a test version of belfry; export the jobs with that version, " +
 		"and restore them into a new --data-dir")
-	errNoWAL = errors.New("a server that used belfry.db ended without closing it, and its write-ahead log belfry.db-wal " +
-		"is missing, with the last writes that it acknowledged: put that file back, or restore a backup; " +
-		"to remove belfry.db-open accepts the file as it is, which is right " +
+	errNoWAL = errors.New("a server that used belfry.db ended without closing it, and its write-ahead log " +
+		"belfry.db-wal is missing, with the last writes that it acknowledged: put that file back, " +
+		"or restore a backup; to remove belfry.db-open accepts the file as it is, which is right " +
 		"if \"sqlite3 belfry.db\" has written the log into it")
 )
 
@@ -120,7 +120,8 @@ const (
 	errNoJob       = refusal("no such job")
 	errNoExecution = refusal("no such execution")
 	errConflict    = refusal("the job was changed at the same time; try again")
-	errRev         = refusal("Belfry-Rev: the job has changed since it had this number; read it again and repeat the change")
+	errRev         = refusal("Belfry-Rev: the job has changed since it had this number; " +
+		"read it again and repeat the change")
 	errUndecided   = refusal("a tick of the job is due and not yet decided; try again")
 	errHasChildren = refusal("other jobs name this one as parent_job; delete them, or give them another parent, first")
 	errParent      = refusal("parent_job: no job has that name")
@@ -230,27 +231,27 @@ CREATE TABLE job_state (
 	next          INTEGER NOT NULL, -- the least integer: never
 	fires         INTEGER NOT NULL, -- 1: at next, as the job is armed
 	fired         INTEGER NOT NULL, -- due time of the last decided tick, or when next was computed otherwise
-	open          INTEGER NOT NULL, -- unfinished executions, and pending rows of their groups
-	failures      INTEGER NOT NULL, -- groups in a row that have failed since it was enabled
-	broken        INTEGER NOT NULL, -- 1: of its groups that succeeded or failed the last has failed
-	kept          INTEGER NOT NULL, -- finished executions on record
-	success_count INTEGER NOT NULL,
-	error_count   INTEGER NOT NULL,
-	last_success  INTEGER NOT NULL,
-	last_error    INTEGER NOT NULL,
-	status        TEXT    NOT NULL,
-	spared        INTEGER NOT NULL, -- of the kept those without success that the last trim left
-	unplaced      INTEGER NOT NULL, -- 1: no node matched its last tick
-	day           INTEGER NOT NULL, -- of its last tick, UTC, since 1970
-	day_ticks     INTEGER NOT NULL, -- of that day so far
-	day_overlaps  INTEGER NOT NULL, -- ticks among them that were skipped because a run went on
+	open          INTEGER NOT NULL DEFAULT 0, -- unfinished executions, and pending rows of their groups
+	failures      INTEGER NOT NULL DEFAULT 0, -- groups in a row that have failed since it was enabled
+	broken        INTEGER NOT NULL DEFAULT 0, -- 1: of its groups that succeeded or failed the last has failed
+	kept          INTEGER NOT NULL DEFAULT 0, -- finished executions on record
+	success_count INTEGER NOT NULL DEFAULT 0,
+	error_count   INTEGER NOT NULL DEFAULT 0,
+	last_success  INTEGER NOT NULL DEFAULT 0,
+	last_error    INTEGER NOT NULL DEFAULT 0,
+	status        TEXT    NOT NULL DEFAULT '',
+	spared        INTEGER NOT NULL DEFAULT 0, -- of the kept those without success that the last trim left
+	unplaced      INTEGER NOT NULL DEFAULT 0, -- 1: no node matched its last tick
+	day           INTEGER NOT NULL DEFAULT 0, -- of its last tick, UTC, since 1970
+	day_ticks     INTEGER NOT NULL DEFAULT 0, -- of that day so far
+	day_overlaps  INTEGER NOT NULL DEFAULT 0, -- ticks among them that were skipped because a run went on
 	heard         INTEGER NOT NULL, -- when it last succeeded, or was stored; the least integer: its silence was told
-	overdue       INTEGER NOT NULL, -- newest execution that was told to be overdue
-	notices_lost  INTEGER NOT NULL, -- notices that no receiver could be told
-	ran           INTEGER NOT NULL, -- ticks with that outcome since the job was made, as the three below
-	late          INTEGER NOT NULL,
-	skipped       INTEGER NOT NULL,
-	missed        INTEGER NOT NULL
+	overdue       INTEGER NOT NULL DEFAULT 0, -- newest execution that was told to be overdue
+	notices_lost  INTEGER NOT NULL DEFAULT 0, -- notices that no receiver could be told
+	ran           INTEGER NOT NULL DEFAULT 0, -- ticks with that outcome since the job was made, as the three below
+	late          INTEGER NOT NULL DEFAULT 0,
+	skipped       INTEGER NOT NULL DEFAULT 0,
+	missed        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX job_state_due ON job_state (next) WHERE fires;
 CREATE INDEX job_state_failing ON job_state (job) WHERE failures > 0;
@@ -296,7 +297,7 @@ CREATE TABLE outputs (
 -- be free. Of those that wait for the same thing the first asked for starts first.
 CREATE TABLE pending (
 	id        INTEGER PRIMARY KEY,
-	cause     TEXT    NOT NULL, -- as of an execution; slot: one of a group; or children: of the job, whose group is over
+	cause     TEXT    NOT NULL, -- as of an execution; slot: one of a group; children: of the job, whose group is over
 	job       INTEGER NOT NULL,
 	grp       INTEGER NOT NULL, -- of a retry and a slot
 	slot      INTEGER NOT NULL,
@@ -427,8 +428,8 @@ CREATE INDEX audit_job ON audit (job, at) WHERE job <> '';
 
 // replicated are the tables whose content is the same on every server that has
 // applied the same index, in the order of a dump.
-var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "notices", "ticks", "tick_days",
-	"staged", "nodes", "rules", "policies", "tokens", "requests", "stats", "audit"}
+var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "notices", "ticks",
+	"tick_days", "staged", "nodes", "rules", "policies", "tokens", "requests", "stats", "audit"}
 
 // store is one open database. Its methods are safe for readers at any time; write and install belong to one goroutine.
 type store struct {
@@ -457,11 +458,11 @@ type store struct {
 	unapplied []entry            // in the log, in order, not yet applied
 	careful   bool               // each command can be undone by itself
 	noted                        // of the transaction
-	failed    func(executionRow) // is told of failures after the transaction; nil: nobody. Fixed once the writer runs
+	failed    func(executionRow) // called for each failure after the transaction, or nil. Fixed once the writer runs
 	logFirst  uint64             // first index in the log table
-	logEnds   []int              // sizes of the log up to before its first entry, up to the first, and so on, since some entry
+	logEnds   []int              // running sum of the sizes of its entries, beginning with what came before them
 	kept      logRetention       // fixed once the writer runs
-	turn      atomic.Uint64      // grows with each transaction of the writer, for all to see; odd: a durable one is under way
+	turn      atomic.Uint64      // grows with each transaction of the writer; odd while a durable one is under way
 	pinned    atomic.Uint64      // first entry of the log that a follower needs, 0: none
 	format    byte               // of commands, the latest that this server applies; fixed once the writer runs
 	halted    atomic.Bool        // the next entry is of a later format: nothing is applied any more
@@ -653,7 +654,8 @@ func (s *store) restrict() error {
 }
 
 func (s *store) open() error {
-	for _, step := range []func() error{s.create, s.restrict, s.checkWAL, s.connect, s.migrate, s.makeMarker, s.loadLog} {
+	steps := []func() error{s.create, s.restrict, s.checkWAL, s.connect, s.migrate, s.makeMarker, s.loadLog}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
 		}
@@ -1573,7 +1575,7 @@ type command struct {
 	Notice           []occasion  `json:"notice,omitempty"`
 	Told             *toldRows   `json:"told,omitempty"`
 
-	// Limits is, with Consume and Bind, how many executions the nodes in them run at once; those that are not named, any number.
+	// Limits is, with Consume and Bind, how many executions the nodes in them run at once: any number if not named.
 	Limits map[string]int `json:"limits,omitempty"`
 }
 
@@ -1680,7 +1682,7 @@ type stagedJob struct {
 type restoring struct {
 	Restore int64             `json:"restore"`
 	Jobs    int               `json:"jobs"`            // that were staged
-	Prune   map[string]string `json:"prune,omitempty"` // jobs with this metadata that were not staged are deleted; nil: none
+	Prune   map[string]string `json:"prune,omitempty"` // jobs with this metadata are deleted if not staged; or nil
 }
 
 // A decision says what becomes of a cause: of a pending row; of one due tick of a job, or of a range of missed ones,
@@ -1800,8 +1802,8 @@ type cut struct {
 	Spare int64 `json:"spare,omitempty"` // of executions: id from which on those without success stay; 0: none stays
 }
 
-// Values of a job's concurrency; empty is allow. With queue and replace the newest run that cannot start waits, and with
-// replace the open group is ended.
+// Values of a job's concurrency; empty is allow. With queue and replace the newest run that cannot start waits, and
+// with replace the open group is ended.
 const (
 	concurrencyAllow   = "allow"
 	concurrencyForbid  = "forbid"
@@ -1842,28 +1844,27 @@ func (c *command) encode() ([]byte, error) {
 
 // decodeCommand is the inverse of encode. The outputs alias data.
 func decodeCommand(data []byte) (*command, error) {
-	if len(data) == 0 {
-		return nil, errors.New("the entry is cut short")
+	rest := data[min(1, len(data)):]
+	size, n := binary.Uvarint(rest)
+	if n <= 0 || size > uint64(len(rest)-n) {
+		return nil, errCutShort
 	}
-	size, n := binary.Uvarint(data[1:])
-	rest := data[1+max(n, 0):]
-	if n <= 0 || size > uint64(len(rest)) {
-		return nil, errors.New("the entry is cut short")
-	}
+	doc, rest := rest[n:n+int(size)], rest[n+int(size):]
 	var c command
-	if err := json.Unmarshal(rest[:size], &c); err != nil {
+	if err := json.Unmarshal(doc, &c); err != nil {
 		return nil, err
 	}
-	rest = rest[size:]
 	for i := range c.Finish {
 		size := c.Finish[i].OutputSize
 		if size < 0 || size > len(rest) {
-			return nil, errors.New("the outputs of the entry are cut short")
+			return nil, errCutShort
 		}
 		c.Finish[i].output, rest = rest[:size:size], rest[size:]
 	}
 	return &c, nil
 }
+
+var errCutShort = errors.New("the entry is cut short")
 
 // keyBits are the bits of a key that tell the rows of one command apart: a million.
 const keyBits = 20
@@ -1955,7 +1956,8 @@ func (a *applying) apply() error {
 		a.fail(errKeys)
 	}
 	if a.c.Request != "" && !a.result.More {
-		a.exec("INSERT INTO requests VALUES (?, ?, ?, ?)", int64(a.result.Index), a.c.Request, a.c.Answer, a.result.Refused)
+		a.exec("INSERT INTO requests VALUES (?, ?, ?, ?)",
+			int64(a.result.Index), a.c.Request, a.c.Answer, a.result.Refused)
 	}
 	return a.err
 }
@@ -2036,9 +2038,10 @@ func (a *applying) audit(job, object string, before, after any) {
 	was, is, err := difference(before, after)
 	a.fail(err)
 	job, object = cmp.Or(job, w.Job), cmp.Or(object, w.Object)
+	size := auditRowBytes + len(job) + len(object) + len(was) + len(is)
 	a.exec(`INSERT INTO audit VALUES (?, ?, ? + coalesce((SELECT total FROM audit ORDER BY id DESC LIMIT 1), 0),
 		?, coalesce((SELECT name FROM tokens WHERE accessor = ?4), ''), ?, ?, ?, ?, ?, ?)`,
-		a.key(), a.c.Now, auditRowBytes+len(job)+len(object)+len(was)+len(is), a.c.Actor, w.Address, w.Action, job, object, was, is)
+		a.key(), a.c.Now, size, a.c.Actor, w.Address, w.Action, job, object, was, is)
 }
 
 // was returns the definition of a job, a *job, if the audit trail shall have it; nil for id 0.
@@ -2054,19 +2057,17 @@ func (a *applying) was(id int64) any {
 // difference returns the fields in which two documents differ, as JSON objects: what looks secret in a job is hidden,
 // and of what is too long only its length is left. Where there is no document it returns null.
 func difference(before, after any) (was, is string, err error) {
-	if j, ok := after.(*job); ok && before == nil && j.Notify == nil { // the most frequent change; this takes a third of the time
+	// The most frequent change takes a third of the time like this.
+	if j, ok := after.(*job); ok && before == nil && j.Notify == nil {
 		new := *j
 		new.ExecutorConfig, new.Params = hideConfig(j.ExecutorConfig), hideParams(j.Params)
 		if doc, err := plainJSON(&new); err != nil || len(doc) <= auditFieldMax {
 			return "null", string(doc), err
 		}
 	}
-	b, err := fieldsOf(before)
-	if err != nil {
-		return "", "", err
-	}
-	a, err := fieldsOf(after)
-	if err != nil {
+	b, err1 := fieldsOf(before)
+	a, err2 := fieldsOf(after)
+	if err = cmp.Or(err1, err2); err != nil {
 		return "", "", err
 	}
 	for k, v := range a {
@@ -2075,10 +2076,9 @@ func difference(before, after any) (was, is string, err error) {
 			delete(b, k)
 		}
 	}
-	if was, err = auditJSON(b); err == nil {
-		is, err = auditJSON(a)
-	}
-	return was, is, err
+	was, err1 = auditJSON(b)
+	is, err2 = auditJSON(a)
+	return was, is, cmp.Or(err1, err2)
 }
 
 func fieldsOf(v any) (fields map[string]json.RawMessage, err error) {
@@ -2094,16 +2094,15 @@ func fieldsOf(v any) (fields map[string]json.RawMessage, err error) {
 
 func auditJSON(fields map[string]json.RawMessage) (string, error) {
 	for k, v := range fields {
-		var err error
 		if hide := hiddenIn[k]; hide != nil {
+			var err error
 			if v, err = hide(v); err != nil {
 				return "", err
 			}
 		}
-		if len(v) > auditFieldMax {
-			v = fmt.Appendf(nil, `"<%d bytes>"`, len(v))
+		if fields[k] = v; len(v) > auditFieldMax {
+			fields[k] = fmt.Appendf(nil, `"<%d bytes>"`, len(v))
 		}
-		fields[k] = v
 	}
 	doc, err := plainJSON(fields)
 	return string(doc), err
@@ -2179,9 +2178,9 @@ func (a *applying) checkParent(job, parent string) {
 		}
 	}
 	a.get(`WITH RECURSIVE below(name, n) AS (SELECT ?1, 0
-		UNION ALL SELECT c.name, n + 1 FROM below j JOIN jobs c ON `+childOfJob+`)
-		SELECT max(n), (SELECT count(*) FROM jobs WHERE parent_job = ?2 AND parent_job <> '' AND deleted = 0) FROM below`,
-		[]any{job, parent}, &below, &children)
+			UNION ALL SELECT c.name, n + 1 FROM below j JOIN jobs c ON `+childOfJob+`)
+		SELECT max(n), (SELECT count(*) FROM jobs WHERE parent_job = ?2 AND parent_job <> '' AND deleted = 0)
+		FROM below`, []any{job, parent}, &below, &children)
 	switch {
 	case above+below > ancestorsMax:
 		a.fail(errAncestors)
@@ -2212,8 +2211,8 @@ func (a *applying) wait(p pendingRow) (id int64) {
 	default:
 		a.arm(a.c.Now + int64(waitPause))
 	}
-	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", p.ID, p.Cause, p.JobID, p.Group, p.slot,
-		p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.Forced, p.WaitsFor)
+	a.exec("INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", p.ID, p.Cause, p.JobID, p.Group,
+		p.slot, p.Attempt, p.Node, p.Due, p.Asked, p.Late, jsonText(p.Params), p.Forced, p.WaitsFor)
 	return p.ID
 }
 
@@ -2232,8 +2231,8 @@ func (a *applying) wake() {
 	}
 }
 
-// waitingSQL are the pending rows p that wait for a thing, with their jobs j. Those of held jobs do not count: they start
-// when their hold is over, and keep nobody else from starting.
+// waitingSQL are the pending rows p that wait for a thing, with their jobs j. Those of held jobs do not count: they
+// start when their hold is over, and keep nobody else from starting.
 const waitingSQL = `pending p JOIN jobs j ON j.id = p.job WHERE waits_for = ? AND waits_for <> ''
 	AND (forced OR NOT EXISTS (SELECT * FROM rules h WHERE kind = 'hold' AND NOT EXISTS (
 		SELECT key, value FROM json_each(h.doc, '$.metadata') EXCEPT SELECT key, value FROM json_each(j.metadata))))`
@@ -2245,19 +2244,18 @@ func roomOn(node string) string  { return "node " + node }
 
 // store writes the rows of a job. It has been checked.
 func (a *applying) store(p jobPut) {
-	j, rev := &p.Job, int64(a.result.Index)
-	id := p.Base.ID
+	j, id := &p.Job, p.Base.ID
 	if id == 0 {
 		id = a.key()
 	}
 	a.result.Jobs = append(a.result.Jobs, id)
 	a.touch(id)
 	a.exec(`INSERT INTO jobs (id, rev, deleted, doc) VALUES (?, ?, 0, ?)
-		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, rev, j.document())
+		ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, doc = excluded.doc`, id, int64(a.result.Index), j.document())
 	switch {
 	case p.Base.ID == 0:
-		a.exec("INSERT INTO job_state VALUES (?, ?, ?, ?, 0, 0, 0, 0, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, ?, 0, 0, 0, 0, 0, 0)", id, p.Next, j.armed(),
-			a.computed(p.Next), j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), a.c.Now)
+		a.exec("INSERT INTO job_state "+newStateSQL, id, p.Next, j.armed(), a.computed(p.Next), a.c.Now,
+			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError))
 	case p.Keep:
 		return
 	default:
@@ -2268,6 +2266,10 @@ func (a *applying) store(p jobPut) {
 		a.arm(p.Next)
 	}
 }
+
+// newStateSQL is the first state of a job: its id, next, fires, fired, heard, and what it has counted elsewhere.
+const newStateSQL = `(job, next, fires, fired, heard, success_count, error_count, last_success, last_error)
+	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 // computed is the time of the clock by which next was computed. It stands in for
 // the last decided tick: from it a later leader sees that the clock was ahead.
@@ -2287,7 +2289,8 @@ func (a *applying) stage(st *staging) {
 	for _, p := range st.Jobs {
 		j := &p.Job
 		a.exec(`INSERT INTO staged (id, restore, next, success_count, error_count, last_success, last_error, doc)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, a.key(), restore, p.Next, j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), j.document())
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, a.key(), restore, p.Next,
+			j.SuccessCount, j.ErrorCount, int64(j.LastSuccess), int64(j.LastError), j.document())
 	}
 	for _, p := range st.Moved {
 		a.exec("UPDATE staged SET next = ? WHERE id = ? AND restore = ?", p.Next, p.ID, restore)
@@ -2365,30 +2368,27 @@ func (a *applying) refuse(restore int64, bans []ban) {
 // what decides it has changed.
 func (a *applying) restore(r restoring) {
 	var n int
-	a.get("SELECT count(*) FROM staged WHERE restore = ?", []any{r.Restore}, &n)
-	if n != r.Jobs {
+	if a.get("SELECT count(*) FROM staged WHERE restore = ?", []any{r.Restore}, &n); n != r.Jobs {
 		a.fail(errBrokenOff)
 	}
 	a.refuse(r.Restore, bans)
 	a.s.allNew = true
-	var rows [4]int64 // that each of these has written
-	for i, query := range []string{
-		`UPDATE job_state SET next = st.next, fires = st.armed, fired = max(fired, ` + stagedComputed + `), failures = 0
-			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
-			WHERE st.restore = ?1 AND job_state.job = j.id AND NOT ` + sameTicksSQL,
-		`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
-			WHERE id >= ` + firstStaged + ` AND +restore = ?1 ORDER BY id
-			ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
-		`INSERT INTO job_state SELECT st.id, st.next, st.armed, ` + stagedComputed + `, 0, 0, 0, 0, 0, 0, 0, 0, '', 0, 0, 0, 0, 0, ?3, 0, 0, 0, 0, 0, 0
-			FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`,
-		`UPDATE job_state SET success_count = max(job_state.success_count, st.success_count),
-			error_count = max(job_state.error_count, st.error_count), last_success = max(job_state.last_success, st.last_success), last_error = max(job_state.last_error, st.last_error)
-			FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND job_state.job = j.id
-			AND st.success_count + st.error_count + st.last_success + st.last_error > 0`,
-	} {
-		rows[i] = a.exec(query, r.Restore, int64(a.result.Index), a.c.Now)
-	}
-	changes := map[string]int64{"created": rows[2], "replaced": int64(n) - rows[2]} // rows[2]: states of jobs
+	a.exec(`UPDATE job_state SET next = st.next, fires = st.armed, fired = max(fired, `+stagedComputed+`), failures = 0
+		FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0
+		WHERE st.restore = ?1 AND job_state.job = j.id AND NOT `+sameTicksSQL, r.Restore, nil, a.c.Now)
+	a.exec(`INSERT INTO jobs (id, rev, deleted, doc) SELECT id, ?2, 0, doc FROM staged
+		WHERE id >= `+firstStaged+` AND +restore = ?1 ORDER BY id
+		ON CONFLICT (name) WHERE deleted = 0 DO UPDATE SET rev = excluded.rev, doc = excluded.doc`,
+		r.Restore, int64(a.result.Index))
+	created := a.exec(`INSERT INTO job_state (job, next, fires, fired, heard)
+		SELECT st.id, st.next, st.armed, `+stagedComputed+`, ?3
+		FROM staged st JOIN jobs j ON j.id = st.id WHERE st.restore = ?1 ORDER BY st.id`, r.Restore, nil, a.c.Now)
+	a.exec(`UPDATE job_state AS s SET success_count = max(s.success_count, st.success_count),
+			error_count = max(s.error_count, st.error_count),
+			last_success = max(s.last_success, st.last_success), last_error = max(s.last_error, st.last_error)
+		FROM staged st JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE st.restore = ?1 AND s.job = j.id
+			AND st.success_count + st.error_count + st.last_success + st.last_error > 0`, r.Restore)
+	changes := map[string]int64{"created": created, "replaced": int64(n) - created}
 	if r.Prune != nil {
 		changes["deleted"] = a.prune(r)
 	}
@@ -2456,13 +2456,14 @@ func (a *applying) deleteExecutions(v jobVersion) {
 	}
 	a.result.More = a.dropExecutions(cut{Job: v.ID, Upto: math.MaxInt64}) == sliceRows
 	a.touch(v.ID)
-	a.exec("UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0 WHERE job = ?", v.ID)
+	a.exec(`UPDATE job_state SET success_count = 0, error_count = 0, last_success = 0, last_error = 0
+		WHERE job = ?`, v.ID)
 	if !a.result.More {
 		a.audit(name, "", nil, nil)
 	}
 }
 
-// found also closes what was running in a former life of the cluster, which a backup or a recovered server has on record.
+// found also closes what was running in a former life of the cluster, as a backup or a recovered server recorded it.
 func (a *applying) found(f foundation) {
 	a.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone)", f.ID, f.Timezone)
 	a.fail(a.s.loadSettings())
@@ -2470,14 +2471,14 @@ func (a *applying) found(f foundation) {
 	var lost []report
 	for _, e := range applyRows[executionRow](a, "SELECT * FROM executions WHERE finished = 0 AND id < ? ORDER BY id",
 		(int64(a.result.Index)-lifeGap/2)<<keyBits) {
-		lost = append(lost, report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: a.c.Now, Outcome: outcomeLost,
-			Reason: len(why), output: []byte(why)})
+		lost = append(lost, report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: a.c.Now,
+			Outcome: outcomeLost, Reason: len(why), output: []byte(why)})
 	}
 	a.finish(lost)
 }
 
-// lifeGap is how far the log's index jumps where a cluster begins a new life, from a backup or by recovery: farther than
-// the former one can have come, so that no id of an execution comes twice. There is room for 30 lives.
+// lifeGap is how far the log's index jumps where a cluster begins a new life, from a backup or by recovery: farther
+// than the former one can have come, so that no id of an execution comes twice. There is room for 30 lives.
 const lifeGap = 1 << 28
 
 func (a *applying) setPaused(paused bool) {
@@ -2578,15 +2579,22 @@ func (a *applying) dropExecutions(c cut) int64 {
 		"AND grp NOT IN "+openGroups("?1")+" AND (?4 = 0 OR id < ?4 OR outcome = 'success') ORDER BY id LIMIT ?3",
 		c.Job, c.Upto, sliceRows, c.Spare))
 	const doomed = " IN (SELECT value FROM json_each(?1))"
-	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
-		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2
-		ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late, missed = missed + excluded.missed`, list)
+	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000,
+			sum(ran = 'ran'), sum(ran = 'late'), 0, sum(ran = 'missed')
+		FROM (SELECT job, due, `+ranSQL+` AS ran FROM executions e
+			WHERE id`+doomed+` AND id = grp AND cause = 'tick') GROUP BY 2 `+addTicksSQL, list)
 	a.exec("DELETE FROM outputs WHERE execution"+doomed, list)
 	n := a.exec("DELETE FROM executions WHERE id"+doomed, list)
-	a.exec(`UPDATE job_state SET kept = kept - ?1, spared = iif(?4 = 0, 0, (SELECT count(*) FROM executions INDEXED BY executions_job_bad
-		WHERE job = ?2 AND id BETWEEN ?4 AND ?3 AND outcome NOT IN ('', 'success'))) WHERE job = ?2`, n, c.Job, c.Upto, c.Spare)
+	a.exec(`UPDATE job_state SET kept = kept - ?1, spared = iif(?4 = 0, 0,
+		(SELECT count(*) FROM executions INDEXED BY executions_job_bad
+			WHERE job = ?2 AND id BETWEEN ?4 AND ?3 AND outcome NOT IN ('', 'success')))
+		WHERE job = ?2`, n, c.Job, c.Upto, c.Spare)
 	return n
 }
+
+// addTicksSQL adds a row of tick_days to the one that is there.
+const addTicksSQL = `ON CONFLICT DO UPDATE SET ran = ran + excluded.ran, late = late + excluded.late,
+	skipped = skipped + excluded.skipped, missed = missed + excluded.missed`
 
 // consuming is what a decision needs to know of a job.
 type consuming struct {
@@ -2625,9 +2633,10 @@ func (a *applying) consuming(list []decision) map[int64]*consuming {
 	if len(a.s.settings.rules[ruleHold]) > 0 {
 		metadata = "j.metadata"
 	}
-	for _, t := range applyRows[consuming](a, `SELECT j.id, `+audienceColumns+`, rev, next, fired, open, armed, disabled,
-		concurrency, mutex, disable_after BETWEEN 1 AND failures, unplaced, `+metadata+`, day, day_ticks, day_overlaps, open
-		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE deleted = 0`, jsonText(ids)) {
+	query := `SELECT j.id, ` + audienceColumns + `, rev, next, fired, open, armed, disabled, concurrency, mutex,
+			disable_after BETWEEN 1 AND failures, unplaced, ` + metadata + `, day, day_ticks, day_overlaps, open
+		FROM json_each(?) v JOIN jobs j ON j.id = v.value JOIN job_state s ON s.job = j.id WHERE deleted = 0`
+	for _, t := range applyRows[consuming](a, query, jsonText(ids)) {
 		jobs[t.id] = &t
 	}
 	return jobs
@@ -2674,12 +2683,12 @@ func (a *applying) consumed(t *consuming) {
 	}
 }
 
-// countTick counts the ticks of a UTC day, and makes a notice when it is over if a fifth of them met a run that went on.
+// countTick counts the ticks of a UTC day; if a fifth of them met a run that went on, the end of the day is a notice.
 func (a *applying) countTick(t *consuming, d decision) {
 	if day := d.Due / nanosPerDay; day != t.day {
 		if t.overlaps*5 > t.ticks {
-			why := fmt.Sprintf("%d of its %d ticks on %s were skipped because an earlier run went on", t.overlaps, t.ticks,
-				timeOf(t.day*nanosPerDay).Format(time.DateOnly))
+			why := fmt.Sprintf("%d of its %d ticks on %s were skipped because an earlier run went on",
+				t.overlaps, t.ticks, timeOf(t.day*nanosPerDay).Format(time.DateOnly))
 			a.notify(a.receivers(eventOverrun, t.audience, false), t.id,
 				notice{Event: eventOverrun, Job: t.name, Count: t.overlaps, Reason: why})
 		}
@@ -2691,8 +2700,8 @@ func (a *applying) countTick(t *consuming, d decision) {
 	}
 }
 
-// notRun notes what listeners are told of a cause that did not run: of all ticks that an outage took they hear once, and
-// so they do of those in a row for which there is no node.
+// notRun makes the notice of a cause that did not run: one for all ticks that an outage took, and one for those in a
+// row for which there is no node.
 func (t *consuming) notRun(d decision) {
 	if d.Event != eventMissed || d.Outcome == outcomeSkipped && t.unplaced && t.missed.Event == "" {
 		return
@@ -3009,8 +3018,8 @@ func (a *applying) start(targets []target, p *pendingRow) (ids []int64) {
 		if p.Group == 0 {
 			p.Group = id
 		}
-		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0,?)", id, p.JobID, p.Group, p.slot+i,
-			p.Attempt, t.Node, int64(t.Incarnation), cause, p.Asked, p.Late, a.c.Now, params)
+		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0,?)", id, p.JobID, p.Group,
+			p.slot+i, p.Attempt, t.Node, int64(t.Incarnation), cause, p.Asked, p.Late, a.c.Now, params)
 		a.s.tell(eventStarted, id)
 		ids = append(ids, id)
 	}
@@ -3199,8 +3208,9 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 		return
 	}
 	d.open++
-	a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node, slot: e.slot,
-		Due: a.c.Now + int64(retryDelay(e.delay, e.delayLimit, e.Attempt)), Asked: e.Due, Params: e.Params})
+	a.wait(pendingRow{Cause: causeRetry, JobID: e.JobID, Group: e.Group, Attempt: e.Attempt + 1, Node: e.Node,
+		slot: e.slot, Asked: e.Due, Params: e.Params,
+		Due: a.c.Now + int64(retryDelay(e.delay, e.delayLimit, e.Attempt))})
 	e.attempts = append(e.attempts, attempt{slot: e.slot})
 }
 
@@ -3249,8 +3259,8 @@ func retryDelay(first, longest string, attempt int) time.Duration {
 	return min(delay, limit)
 }
 
-// An attempt is what became of an execution of a group. A slot that waits, or a retry, is one that has not ended; a slot
-// that was given up is one that was missed.
+// An attempt is what became of an execution of a group. A pending slot or retry counts as one that has not ended, a
+// slot that was given up as one that was missed.
 type attempt struct {
 	id       int64
 	slot     int
@@ -3261,9 +3271,11 @@ type attempt struct {
 // attempts returns what became of a group of a job that was due at a time.
 func (a *applying) attempts(group, job, due int64) []attempt {
 	return applyRows[attempt](a, `SELECT id, slot, finished, outcome FROM executions WHERE id = ?1
-		UNION ALL SELECT * FROM (SELECT id, slot, finished, outcome FROM executions WHERE grp = ?1 AND grp <> id ORDER BY id)
+		UNION ALL SELECT * FROM (SELECT id, slot, finished, outcome FROM executions
+			WHERE grp = ?1 AND grp <> id ORDER BY id)
 		UNION ALL SELECT 0, slot, 0, '' FROM pending WHERE grp = ?1 AND grp <> 0
-		UNION ALL SELECT 0, -1, due, 'missed' FROM ticks WHERE job = ?2 AND due = ?3 AND cause = 'slot'`, group, job, due)
+		UNION ALL SELECT 0, -1, due, 'missed' FROM ticks WHERE job = ?2 AND due = ?3 AND cause = 'slot'`,
+		group, job, due)
 }
 
 // settle gives the job the status of the group that e has just ended in. Of an execution that was lost before nothing
@@ -3350,8 +3362,9 @@ const (
 func (a *applying) follow(id int64, d *jobDelta) {
 	var ephemeral bool
 	var children, waiting int
-	a.get("SELECT j.ephemeral, count(c.id), coalesce(sum(c.parent_on IN (?2, 'any')), 0) FROM jobs j LEFT JOIN jobs c ON "+
-		childOfJob+" WHERE j.id = ?1 AND j.deleted = 0 GROUP BY j.id", []any{id, d.over}, &ephemeral, &children, &waiting)
+	a.get(`SELECT j.ephemeral, count(c.id), coalesce(sum(c.parent_on IN (?2, 'any')), 0)
+		FROM jobs j LEFT JOIN jobs c ON `+childOfJob+` WHERE j.id = ?1 AND j.deleted = 0 GROUP BY j.id`,
+		[]any{id, d.over}, &ephemeral, &children, &waiting)
 	switch {
 	case waiting > 0:
 		a.wait(pendingRow{Cause: causeChildren, JobID: id, Attempt: 1, Node: d.over, Due: a.c.Now, Asked: a.c.Now})
@@ -3371,38 +3384,41 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 			open = open + ?, kept = kept + ?, status = iif(? <> '', ?, status), failures = iif(?, 0, failures) + ?,
 			broken = iif(?, 1, iif(?, 0, broken)), heard = iif(?, ?, heard),
 			ran = ran + ?, late = late + ?, missed = missed + ? WHERE job = ?`,
-			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status, d.succeeded, d.failures,
-			d.failures > 0, d.succeeded, d.success > 0, d.lastSuccess, d.ran, d.late, d.missed, id)
+			d.success, d.failed, d.lastSuccess, d.lastError, d.open, d.kept, d.status, d.status,
+			d.succeeded, d.failures, d.failures > 0, d.succeeded, d.success > 0, d.lastSuccess,
+			d.ran, d.late, d.missed, id)
 		if d.failures > 0 {
 			a.disableFailing(id)
 		}
 	}
 	for day, n := range days {
-		a.exec(`INSERT INTO stats VALUES (?, ?, ?)
-			ON CONFLICT DO UPDATE SET success = success + excluded.success, failed = failed + excluded.failed`, day, n[0], n[1])
+		a.exec(`INSERT INTO stats VALUES (?, ?, ?) ON CONFLICT DO UPDATE
+			SET success = success + excluded.success, failed = failed + excluded.failed`, day, n[0], n[1])
 	}
 }
 
-// disableFailing disables a job of which as many groups in a row have failed as it
-// allows. A tick that is due would be left without an outcome: then consume does it.
+// disableFailing disables a job of which as many groups in a row have failed as it allows. A tick that is due would be
+// left without an outcome: then consume does it.
 func (a *applying) disableFailing(id int64) {
-	var was job
-	var who audience
-	if !a.get(`SELECT j.doc, `+audienceColumns+` FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ? AND deleted = 0
-		AND disabled = 0 AND disable_after BETWEEN 1 AND failures AND (NOT armed OR next > ? OR next = ?)`,
-		[]any{id, a.c.Now, int64(never)}, jsonColumn{&was}, &who.name, &who.owner, &who.doc, &who.broken) {
-		return
+	type row struct {
+		was job
+		audience
 	}
-	j, why := was, fmt.Sprintf("%d runs in a row have failed", was.DisableAfter)
-	j.Disabled = true
-	a.touch(id)
-	a.exec("UPDATE job_state SET fires = 0 WHERE job = ?", id)
-	a.exec("UPDATE jobs SET rev = ?, doc = ? WHERE id = ?", int64(a.result.Index), j.document(), id)
-	asked := a.c.Audit
-	a.c.Audit = &audited{Action: actionDisable}
-	a.audit(j.Name, why, &was, &j)
-	a.c.Audit = asked
-	a.notify(a.receivers(eventFailed, who, false), id, notice{Event: eventFailed, Job: j.Name, Reason: "it is disabled: " + why})
+	for _, r := range applyRows[row](a, `SELECT j.doc, `+audienceColumns+` FROM jobs j JOIN job_state s ON s.job = j.id
+		WHERE j.id = ? AND deleted = 0 AND disabled = 0 AND disable_after BETWEEN 1 AND failures
+			AND (NOT armed OR next > ? OR next = ?)`, id, a.c.Now, int64(never)) {
+		j, why := r.was, fmt.Sprintf("%d runs in a row have failed", r.was.DisableAfter)
+		j.Disabled = true
+		a.touch(id)
+		a.exec("UPDATE job_state SET fires = 0 WHERE job = ?", id)
+		a.exec("UPDATE jobs SET rev = ?, doc = ? WHERE id = ?", int64(a.result.Index), j.document(), id)
+		asked := a.c.Audit
+		a.c.Audit = &audited{Action: actionDisable}
+		a.audit(j.Name, why, &r.was, &j)
+		a.c.Audit = asked
+		a.notify(a.receivers(eventFailed, r.audience, false), id,
+			notice{Event: eventFailed, Job: j.Name, Reason: "it is disabled: " + why})
+	}
 }
 
 // An audience is who listens to what happens to a job.
@@ -3454,7 +3470,8 @@ func (a *applying) notifyRun(event string, who audience, execution int64, again 
 	if len(receivers) == 0 {
 		return
 	}
-	for _, e := range applyRows[executionRow](a, "SELECT "+executionColumns+executionTables+"WHERE e.id = ?2", noticeBytes, execution) {
+	const query = "SELECT " + executionColumns + executionTables + "WHERE e.id = ?2"
+	for _, e := range applyRows[executionRow](a, query, noticeBytes, execution) {
 		a.notify(receivers, e.JobID, e.notice(event))
 	}
 }
@@ -3482,19 +3499,20 @@ func (a *applying) boundNotices() {
 	}
 }
 
-// occasions makes notices of what nobody was told before.
+// occasions makes notices of what there was none of before.
 func (a *applying) occasions(list []occasion) {
 	for _, o := range list {
 		var who audience
 		if o.Job != 0 {
 			n := a.exec(`UPDATE job_state SET overdue = max(overdue, ?2), heard = iif(?2 = 0, ?4, heard) WHERE job = ?1
-				AND iif(?2 = 0, heard = ?3, overdue < ?2 AND EXISTS (SELECT * FROM executions WHERE id = ?2 AND finished = 0))`,
+				AND iif(?2 = 0, heard = ?3,
+					overdue < ?2 AND EXISTS (SELECT * FROM executions WHERE id = ?2 AND finished = 0))`,
 				o.Job, o.Execution, o.Heard, int64(never))
 			if n == 0 {
 				continue
 			}
-			a.get("SELECT "+audienceColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ?", []any{o.Job},
-				&who.name, &who.owner, &who.doc, &who.broken)
+			a.get("SELECT "+audienceColumns+" FROM jobs j JOIN job_state s ON s.job = j.id WHERE j.id = ?",
+				[]any{o.Job}, &who.name, &who.owner, &who.doc, &who.broken)
 		}
 		a.notify(a.receivers(o.Notice.Event, who, false), o.Job, o.Notice)
 	}
@@ -3526,12 +3544,13 @@ func (a *applying) loseNotices(ids []int64) {
 	a.counts(func(s *stats) { s.untold.Add(int64(n)) })
 }
 
-// reset takes back ticks that were decided by a clock ahead of its time. It
-// changes the job's rev, so that a next computed from those ticks is refused.
+// reset takes back ticks that were decided by a clock ahead of its time. It changes the job's rev, so that a next
+// computed from those ticks is refused.
 func (a *applying) reset(list []reset) {
 	for _, r := range list {
 		n := a.exec(`UPDATE job_state SET fired = ?, next = ? WHERE job = ? AND fired = ?
-			AND EXISTS (SELECT * FROM jobs WHERE id = job AND rev = ? AND deleted = 0)`, a.c.Now, r.Next, r.Job, r.Fired, r.Rev)
+			AND EXISTS (SELECT * FROM jobs WHERE id = job AND rev = ? AND deleted = 0)`,
+			a.c.Now, r.Next, r.Job, r.Fired, r.Rev)
 		if n == 0 {
 			continue
 		}
@@ -3576,10 +3595,11 @@ func (a *applying) trim(t *trimming) {
 		a.purge(id)
 	}
 	// The orders are those of the indexes: they cost nothing, and without one it would be up to SQLite which rows go.
-	a.exec(`DELETE FROM staged WHERE id IN (SELECT id FROM staged WHERE restore = ? ORDER BY name, id LIMIT ?)`, t.Restore, stagedRows)
+	a.exec(`DELETE FROM staged WHERE id IN
+		(SELECT id FROM staged WHERE restore = ? ORDER BY name, id LIMIT ?)`, t.Restore, stagedRows)
+	a.exec(`DELETE FROM tick_days WHERE (job, day) IN
+		(SELECT job, day FROM tick_days WHERE day < ? ORDER BY day, job LIMIT ?)`, t.Day, sliceRows)
 	a.exec("DELETE FROM requests WHERE idx <= ?", int64(t.Requests))
-	a.exec(`DELETE FROM tick_days WHERE (job, day) IN (SELECT job, day FROM tick_days WHERE day < ? ORDER BY day, job LIMIT ?)`,
-		t.Day, sliceRows)
 	a.exec("DELETE FROM audit WHERE id <= ?", t.Audit)
 	a.exec("DELETE FROM stats WHERE day < ?", t.Day)
 	a.audit("", "", nil, nil)
@@ -3590,8 +3610,7 @@ func (a *applying) trim(t *trimming) {
 func (a *applying) dropTicks(c cut) {
 	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, 0, 0,
 		sum(iif(outcome = 'skipped', count, 0)), sum(iif(outcome = 'missed', count, 0)) FROM ticks
-		WHERE job = ? AND id <= ? AND cause = 'tick' GROUP BY 2
-		ON CONFLICT DO UPDATE SET skipped = skipped + excluded.skipped, missed = missed + excluded.missed`, c.Job, c.Upto)
+		WHERE job = ? AND id <= ? AND cause = 'tick' GROUP BY 2 `+addTicksSQL, c.Job, c.Upto)
 	a.exec("DELETE FROM ticks WHERE job = ? AND id <= ?", c.Job, c.Upto)
 }
 
@@ -3690,18 +3709,21 @@ func (s *reader) countJobs() (int, error) {
 	return valueOf[int](s.viewEach, "SELECT count(*) FROM job_state")
 }
 
-// jobNumbers returns the numbers of jobs that globs match, of any if these are nil: at most so many, failing ones first,
-// of the others the first by name, which are found without a look at the wide rows.
+// jobNumbers returns the numbers of jobs that globs match, of any if these are nil: at most so many, failing ones
+// first, of the others the first by name, which are found without a look at the wide rows.
 func (s *reader) jobNumbers(globs []string, most int) ([]jobNumbers, error) {
-	return rowsOf[jobNumbers](s.viewEach, `WITH shown AS MATERIALIZED (SELECT * FROM (SELECT id FROM job_state s CROSS JOIN jobs j ON j.id = s.job
-			WHERE s.failures > 0 AND `+anyName("?1")+` ORDER BY s.job LIMIT ?2)
-		UNION ALL SELECT * FROM (SELECT id FROM jobs j CROSS JOIN job_state s ON s.job = j.id
-			WHERE deleted = 0 AND `+anyName("?1")+` AND s.failures = 0 ORDER BY name LIMIT ?2) LIMIT ?2)
+	return rowsOf[jobNumbers](s.viewEach, `WITH shown AS MATERIALIZED (
+			SELECT * FROM (SELECT id FROM job_state s CROSS JOIN jobs j ON j.id = s.job
+				WHERE s.failures > 0 AND `+anyName("?1")+` ORDER BY s.job LIMIT ?2)
+			UNION ALL SELECT * FROM (SELECT id FROM jobs j CROSS JOIN job_state s ON s.job = j.id
+				WHERE deleted = 0 AND `+anyName("?1")+` AND s.failures = 0 ORDER BY name LIMIT ?2) LIMIT ?2)
 		SELECT name, s.failures > 0, s.last_success, s.success_count, s.error_count,
-			coalesce((SELECT finished - started FROM executions e WHERE e.job = s.job AND finished <> 0 ORDER BY id DESC LIMIT 1), -1),
+			coalesce((SELECT finished - started FROM executions e
+				WHERE e.job = s.job AND finished <> 0 ORDER BY id DESC LIMIT 1), -1),
 			coalesce((SELECT min(started) FROM executions e WHERE e.job = s.job AND finished = 0), 0),
 			s.ran, s.late, s.skipped, s.missed, max_runtime, max_silence
-		FROM shown CROSS JOIN jobs USING (id) JOIN job_state s ON s.job = id ORDER BY s.failures = 0, name`, jsonText(globs), most)
+		FROM shown CROSS JOIN jobs USING (id) JOIN job_state s ON s.job = id
+		ORDER BY s.failures = 0, name`, jsonText(globs), most)
 }
 
 // job returns the job of that name, or errNoJob.
@@ -3828,7 +3850,8 @@ func anyName(param string) string {
 // rows themselves are current.
 func (s *store) jobs(f jobFilter, start, end int) (iter.Seq2[json.RawMessage, error], int, error) {
 	ids, total, err := s.jobIDs(f, start, end)
-	return inParts(ids, partJobs, func(ids []int64) ([]json.RawMessage, error) { return s.docs.read(s, ids) }), total, err
+	read := func(ids []int64) ([]json.RawMessage, error) { return s.docs.read(s, ids) }
+	return inParts(ids, partJobs, read), total, err
 }
 
 // jobIDs returns the ids of those rows. An index has all jobs in the order of
@@ -3878,13 +3901,13 @@ const (
 // jobLists holds the ids of the jobs that filters select, in order, so that a page costs no more than its rows. Sorting
 // 100,000 jobs takes a quarter of a second, and there are too many orders for an index each.
 type jobLists struct {
-	mu    sync.Mutex
-	byKey map[string]*jobList // guarded by mu
-	held  int                 // cost of all of them; guarded by mu
+	flight singleflight.Group
 
-	pages   int    // that were read without a list; guarded by mu
-	pagesAt uint64 // store.listing then; guarded by mu
-	flight  singleflight.Group
+	mu      sync.Mutex // guards what follows
+	byKey   map[string]*jobList
+	size    int    // cost of all of them
+	pages   int    // that were read without a list
+	pagesAt uint64 // store.listing then
 }
 
 // A jobList is immutable except for renewing.
@@ -3957,11 +3980,10 @@ func (l *jobLists) keep(key string, list *jobList) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if old := l.byKey[key]; old != nil {
-		l.held -= old.cost(key)
-		delete(l.byKey, key)
+		l.size -= old.cost(key)
 	}
-	if l.held += list.cost(key); l.held > listIDsMax || l.byKey == nil {
-		l.byKey, l.held = map[string]*jobList{}, list.cost(key)
+	if l.size += list.cost(key); l.size > listIDsMax || l.byKey == nil {
+		l.byKey, l.size = map[string]*jobList{}, list.cost(key)
 	}
 	l.byKey[key] = list
 }
@@ -4017,7 +4039,15 @@ func (d *jobDocs) one(s *store, name string) (jobDoc, error) {
 
 // read returns the JSON of the jobs that have the given ids, in that order, without those that are deleted.
 func (d *jobDocs) read(s *store, ids []int64) ([]json.RawMessage, error) {
-	docs, missing, drops := d.lookup(ids)
+	docs, missing := make([]json.RawMessage, len(ids)), []int64(nil)
+	d.mu.Lock()
+	drops := d.drops
+	for i, id := range ids {
+		if docs[i] = d.byID[id].doc; docs[i] == nil {
+			missing = append(missing, id)
+		}
+	}
+	d.mu.Unlock()
 	if len(missing) == 0 {
 		return docs, nil
 	}
@@ -4026,31 +4056,12 @@ func (d *jobDocs) read(s *store, ids []int64) ([]json.RawMessage, error) {
 		return nil, err
 	}
 	found, err := d.add(rows, drops)
-	if err != nil {
-		return nil, err
-	}
-	all := docs[:0]
 	for i, id := range ids {
-		if doc := docs[i]; doc != nil {
-			all = append(all, doc)
-		} else if doc := found[id].doc; doc != nil {
-			all = append(all, doc)
+		if docs[i] == nil {
+			docs[i] = found[id].doc
 		}
 	}
-	return all, nil
-}
-
-// lookup returns the JSON that it holds, nil where it holds none, and the ids that it lacks. drops is for add.
-func (d *jobDocs) lookup(ids []int64) (docs []json.RawMessage, missing []int64, drops uint64) {
-	docs = make([]json.RawMessage, len(ids))
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for i, id := range ids {
-		if docs[i] = d.byID[id].doc; docs[i] == nil {
-			missing = append(missing, id)
-		}
-	}
-	return docs, missing, d.drops
+	return slices.DeleteFunc(docs, func(doc json.RawMessage) bool { return doc == nil }), err
 }
 
 // add returns what was read since drops as JSON, and keeps it if nothing was dropped since.
@@ -4242,7 +4253,7 @@ type nameRow struct {
 
 const (
 	recentMax     = 5_000       // executions in a list over all jobs
-	recentScanMax = 20_000      // newest ones of the range, or its newest that did not succeed, that are looked at for it
+	recentScanMax = 20_000      // newest ones of the range, or of its failures, that are looked at for it
 	startSlack    = time.Minute // by which times may be out of the order of the ids
 )
 
@@ -4272,7 +4283,8 @@ func (s *reader) recentExecutions(f executionFilter) ([]executionRow, error) {
 	}
 	cond += " AND " + jobAmong
 	// CROSS makes SQLite look up jobs and outputs of the rows of the answer only.
-	return s.selectExecutions(` FROM `+table+` CROSS JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id
+	return s.selectExecutions(` FROM `+table+` CROSS JOIN jobs j ON j.id = e.job
+			LEFT JOIN outputs o ON o.execution = e.id
 		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad'), ?2, max(?2, coalesce(
 			(SELECT id FROM `+table+` WHERE `+cond+` AND id < ?3 ORDER BY id DESC LIMIT 1 OFFSET ?4), 0)))
 		AND e.started >= ?5 AND e.started < ?6 AND (?7 IN ('', 'bad') OR e.outcome = ?7) AND j.deleted = 0
@@ -4422,7 +4434,8 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 	}
 	runs, err := rowsOf[run](s.clients.viewEach, `SELECT e.finished <> 0
 			AND NOT EXISTS (SELECT * FROM pending WHERE grp = e.grp AND grp <> 0 AND slot = e.slot)
-			AND NOT EXISTS (SELECT * FROM executions WHERE grp = e.grp AND grp <> id AND slot = e.slot AND attempt > e.attempt),
+			AND NOT EXISTS (SELECT * FROM executions
+				WHERE grp = e.grp AND grp <> id AND slot = e.slot AND attempt > e.attempt),
 			e.*, j.name
 		FROM json_each(?) v JOIN executions e ON e.id = v.value JOIN jobs j ON j.id = e.job`,
 		jsonText(append(ids[eventStarted], ids[eventEnded]...)))
@@ -4434,7 +4447,8 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 		rows[j.id] = event{Job: j.name}
 	}
 	for _, e := range runs {
-		rows[e.ID] = event{Job: e.JobName, Execution: executionName(e.ID, e.Node), Outcome: e.Outcome, Attempt: e.Attempt, Last: e.last}
+		rows[e.ID] = event{Job: e.JobName, Execution: executionName(e.ID, e.Node),
+			Outcome: e.Outcome, Attempt: e.Attempt, Last: e.last}
 	}
 	var list []event
 	said := map[event]bool{}
@@ -4512,7 +4526,8 @@ func (s *store) sum(now time.Time) (*summary, error) {
 		(SELECT count(*) FROM job_state WHERE status = 'failed'),
 		(SELECT count(*) FROM job_state WHERE status = 'partially_failed'),
 		(SELECT count(*) FROM job_state WHERE status = ''), (SELECT count(*) FROM job_state WHERE failures > 0),
-		(SELECT count(*) FROM executions WHERE finished = 0), (SELECT count(*) FROM jobs WHERE disabled AND deleted = 0),
+		(SELECT count(*) FROM executions WHERE finished = 0),
+		(SELECT count(*) FROM jobs WHERE disabled AND deleted = 0),
 		coalesce((SELECT success FROM stats WHERE day = ?2), 0), coalesce((SELECT failed FROM stats WHERE day = ?2), 0),
 		coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0)
 		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?1) WHERE due >= ?2 * 86400000000000`,
@@ -4538,7 +4553,8 @@ func (s *store) sum(now time.Time) (*summary, error) {
 func (s *reader) unrun(globs []string) ([]unrunTick, error) {
 	return rowsOf[unrunTick](s.viewEach, `SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason
 		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?1) t CROSS JOIN jobs j ON j.id = t.job
-		WHERE j.deleted = 0 AND `+anyName("?2")+` ORDER BY t.id DESC LIMIT ?3`, summaryTickMax, jsonText(globs), unrunMax)
+		WHERE j.deleted = 0 AND `+anyName("?2")+` ORDER BY t.id DESC LIMIT ?3`,
+		summaryTickMax, jsonText(globs), unrunMax)
 }
 
 // execution returns one execution with its whole output, or errNoExecution. Its job may be deleted.
@@ -4575,7 +4591,8 @@ type waitingRow struct {
 
 // waiting returns what waits for something to be free, in the order in which it was due.
 func (s *reader) waiting() ([]waitingRow, error) {
-	return rowsOf[waitingRow](s.viewEach, `SELECT name, cause, asked, grp, iif(waits_for = 'job ' || job, 'job ' || name, waits_for)
+	return rowsOf[waitingRow](s.viewEach, `SELECT name, cause, asked, grp,
+			iif(waits_for = 'job ' || job, 'job ' || name, waits_for)
 		FROM pending p JOIN jobs j ON j.id = p.job WHERE waits_for <> '' ORDER BY asked, p.id`)
 }
 
@@ -4774,17 +4791,23 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 			err = s.view(query, args, dest...)
 		}
 	}
-	const ended = "executions WHERE job = s.job AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)"
+	const ended = `executions
+		WHERE job = s.job AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)`
 	// Few large deletions cost less than many small ones. Groups that are not over are spared: a proposal to drop them
 	// would be repeated without end.
-	sized(`SELECT job, n - keep, upto, spare FROM (SELECT *, coalesce((SELECT min(id) FROM (SELECT id FROM executions INDEXED BY executions_job_bad
-			WHERE job = t.job AND id <= t.upto AND outcome NOT IN ('', 'success') AND finished >= ?3
-			ORDER BY id DESC LIMIT ?2)), 0) AS spare
-		FROM (SELECT *, iif(keep = ?1, (SELECT id FROM `+ended+` ORDER BY id DESC LIMIT 1 OFFSET ?1), (SELECT id FROM (SELECT id,
-			row_number() OVER (ORDER BY id DESC) AS place FROM `+ended+`) WHERE place > keep LIMIT 1)) AS upto
-		FROM (SELECT job, kept - spared AS n, ?1 AS keep FROM job_state WHERE job NOT IN (SELECT id FROM jobs WHERE keep <> 0)
-			UNION ALL SELECT job, kept - spared, keep FROM jobs j JOIN job_state ON job = j.id WHERE keep <> 0 AND deleted = 0) s
-		WHERE n >= keep + max(10, keep / 10)) t) t
+	sized(`WITH crowded AS (
+			SELECT * FROM (SELECT job, kept - spared AS n, ?1 AS keep FROM job_state
+					WHERE job NOT IN (SELECT id FROM jobs WHERE keep <> 0)
+				UNION ALL SELECT job, kept - spared, keep FROM jobs j JOIN job_state ON job = j.id
+					WHERE keep <> 0 AND deleted = 0)
+			WHERE n >= keep + max(10, keep / 10)),
+		cut AS (SELECT *, iif(keep = ?1, (SELECT id FROM `+ended+` ORDER BY id DESC LIMIT 1 OFFSET ?1),
+			(SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id DESC) AS place FROM `+ended+`)
+				WHERE place > keep LIMIT 1)) AS upto FROM crowded s)
+		SELECT job, n - keep, upto, spare FROM (SELECT *, coalesce(
+			(SELECT min(id) FROM (SELECT id FROM executions INDEXED BY executions_job_bad
+				WHERE job = t.job AND id <= t.upto AND outcome NOT IN ('', 'success') AND finished >= ?3
+				ORDER BY id DESC LIMIT ?2)), 0) AS spare FROM cut t) t
 		WHERE EXISTS (SELECT * FROM executions e WHERE e.job = t.job AND e.id <= t.upto AND +finished <> 0
 			AND (spare = 0 OR e.id < spare OR outcome = 'success') AND grp NOT IN `+openGroups("t.job")+`)`,
 		[]any{keep.executions, keep.failures, keep.badFrom},
@@ -4796,14 +4819,15 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 	}
 	// A trail that is too large loses a sixteenth, more than the row that says so adds.
 	view(`SELECT coalesce(max(id), 0), coalesce(max(iif(at >= ?2, at, 0)), 0)
-		FROM (SELECT id, at, total, min(total) OVER () AS first, (SELECT total FROM audit ORDER BY id DESC LIMIT 1) AS last
+		FROM (SELECT id, at, total, min(total) OVER () AS first,
+				(SELECT total FROM audit ORDER BY id DESC LIMIT 1) AS last
 			FROM (SELECT id, at, total FROM audit ORDER BY id LIMIT ?1))
 		WHERE (at < ?2 OR last - first > ?3 AND total <= last - ?3 / 16 * 15) AND total <= first + ?4`,
 		[]any{sliceRows, keep.audit, keep.auditBytes, auditSliceBytes}, &t.Audit, &t.auditUpto)
 	// A deleted job stays while something of it runs, so that this can end.
 	sized(`SELECT id, (SELECT count(*) FROM (SELECT * FROM executions WHERE job = j.id LIMIT ?)), 0 FROM jobs j
-		WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND finished = 0) ORDER BY id LIMIT 10`,
-		[]any{sliceRows}, func(c surplus) { t.Jobs = append(t.Jobs, c.id) })
+		WHERE deleted <> 0 AND NOT EXISTS (SELECT * FROM executions WHERE job = j.id AND finished = 0)
+		ORDER BY id LIMIT 10`, []any{sliceRows}, func(c surplus) { t.Jobs = append(t.Jobs, c.id) })
 	view("SELECT coalesce(max(idx), 0) FROM (SELECT idx FROM requests WHERE idx <= ? ORDER BY idx LIMIT ?)",
 		[]any{int64(keep.requests), sliceRows}, &t.Requests)
 	view(`SELECT iif(EXISTS (SELECT * FROM stats WHERE day < ?1) OR EXISTS (SELECT * FROM tick_days WHERE day < ?1),
@@ -4892,10 +4916,9 @@ func (s *reader) ticks(job, from, to int64, start, end int) (list []tickRow, tot
 // tickCounts returns how many ticks of a job fell due in [from, to): those kept one by one, and those of older days
 // that the range touches, day by day, newest first. A day may have some of both.
 func (s *reader) tickCounts(job, from, to int64) (single tickCount, days []tickCount, err error) {
-	err = s.view(`SELECT coalesce(sum(count) FILTER (WHERE outcome = 'ran'), 0),
-		coalesce(sum(count) FILTER (WHERE outcome = 'late'), 0), coalesce(sum(count) FILTER (WHERE outcome = 'skipped'), 0),
-		coalesce(sum(count) FILTER (WHERE outcome = 'missed'), 0) FROM `+tickTable,
-		[]any{job, from, to}, &single.Ran, &single.Late, &single.Skipped, &single.Missed)
+	single, err = valueOf[tickCount](s.viewEach, `SELECT 0, coalesce(sum(iif(outcome = 'ran', count, 0)), 0),
+		coalesce(sum(iif(outcome = 'late', count, 0)), 0), coalesce(sum(iif(outcome = 'skipped', count, 0)), 0),
+		coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM `+tickTable, job, from, to)
 	if err != nil {
 		return single, nil, err
 	}
@@ -4951,6 +4974,8 @@ type auditRow struct {
 	Before, After string // JSON objects, or null
 }
 
+type auditRows = iter.Seq2[auditRow, error]
+
 // An auditFilter selects rows of the audit trail: those in [From, To), with each of the others that is not "".
 type auditFilter struct {
 	From, To           int64
@@ -4960,7 +4985,7 @@ type auditFilter struct {
 // audit returns rows [start, end) of those of the audit trail that f selects, newest first, and the number of all of
 // them. It looks at no more than the newest auditScanMax rows of the time, or of the job if f names one. If there are
 // others, older is the time before which they were made; else it is 0.
-func (s *reader) audit(f auditFilter, start, end int) (_ iter.Seq2[auditRow, error], total int, older int64, err error) {
+func (s *reader) audit(f auditFilter, start, end int) (_ auditRows, total int, older int64, err error) {
 	from, args := "FROM audit INDEXED BY audit_at WHERE at >= ?1 AND at < ?2", []any{f.From, f.To, f.Job}
 	if f.Job != "" {
 		from = "FROM audit INDEXED BY audit_job WHERE at >= ?1 AND at < ?2 AND job = ?3 AND job <> ''"
@@ -4978,8 +5003,8 @@ func (s *reader) audit(f auditFilter, start, end int) (_ iter.Seq2[auditRow, err
 	ids, err := s.ids("SELECT id "+from+" ORDER BY at DESC, id DESC LIMIT ?6 OFFSET ?7",
 		append(args, max(0, end-start), start)...)
 	return inParts(ids, partAudit, func(ids []int64) ([]auditRow, error) {
-		return rowsOf[auditRow](s.viewEach, `SELECT at, actor, name, address, action, job, object, before, after FROM audit
-			WHERE id IN (SELECT value FROM json_each(?)) ORDER BY at DESC, id DESC`, jsonText(ids))
+		return rowsOf[auditRow](s.viewEach, `SELECT at, actor, name, address, action, job, object, before, after
+			FROM audit WHERE id IN (SELECT value FROM json_each(?)) ORDER BY at DESC, id DESC`, jsonText(ids))
 	}), total, older, err
 }
 
@@ -5140,7 +5165,8 @@ func (s *store) writeMembership(e membership) error {
 			cluster = coalesce(nullif(?, ''), cluster)`, jsonText(e.Accept), e.Cluster)
 		if e.Base != 0 {
 			at := position{Index: e.Base}
-			err = cmp.Or(err, s.get("UPDATE cluster SET applied_index = ? RETURNING applied_term", []any{e.Base}, &at.Term))
+			const query = "UPDATE cluster SET applied_index = ? RETURNING applied_term"
+			err = cmp.Or(err, s.get(query, []any{e.Base}, &at.Term))
 			err = cmp.Or(err, s.beginLog(at))
 		}
 		return cmp.Or(err, s.writeLog(e.State, e.Entries))

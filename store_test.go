@@ -2674,11 +2674,11 @@ func TestStore_ListsBound(t *testing.T) {
 	if n := len(l.byKey); n > 8*listIDsMax/len(key) {
 		t.Errorf("%d empty lists are held, under keys of %d bytes", n, len(key))
 	}
-	kept := l.held
+	kept := l.size
 	l.keep("again", &jobList{ids: make([]int64, 10)})
 	l.keep("again", &jobList{})
-	if want := kept + (&jobList{}).cost("again"); l.held != want {
-		t.Errorf("lists cost %d, want %d", l.held, want)
+	if want := kept + (&jobList{}).cost("again"); l.size != want {
+		t.Errorf("lists cost %d, want %d", l.size, want)
 	}
 }
 
