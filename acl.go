@@ -408,6 +408,11 @@ func (c *caller) mayStore(job string) bool {
 	return c.mayStoreAll() || c.may(jobPath(job), mayUpdate)
 }
 
+// mayStoreSome reports whether the caller may change the job of that name; "": some job.
+func (c *caller) mayStoreSome(job string) bool {
+	return c.mayStoreAll() || (job != "" && c.mayStore(job)) || job == "" && len(c.globsOf("", mayUpdate)) > 0
+}
+
 // mayStoreAll reports whether the caller may store any job.
 func (c *caller) mayStoreAll() bool {
 	return c.may("/v1/jobs", mayCreate) || c.may("/v1/jobs", mayUpdate)

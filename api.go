@@ -109,6 +109,7 @@ const leaveRoute = "POST /v1/leave"
 const (
 	bootstrapRoute = "POST /v1/acl/bootstrap"
 	healthRoute    = "GET /health"
+	isLeaderRoute  = "GET /v1/isleader"
 	restoreRoute   = "POST /v1/restore"
 	drainRoute     = "POST /v1/members/{name}/drain"
 	calendarRoute  = "PUT /v1/calendars/{name}"
@@ -121,89 +122,102 @@ const (
 type route struct {
 	pattern    string // as http.ServeMux has it
 	capability string // that the caller needs on the path, or one of the four special values in acl.go
-	handle     func(*http.Request) (*response, error)
+	handle     handler
+	params     string // that it reads in the query, besides pretty
+}
+
+// A handler serves the requests of a route.
+type handler func(*apiCall) (*response, error)
+
+// An apiCall is a request with what its handler needs to know about it.
+type apiCall struct {
+	*http.Request
+	control *http.ResponseController
+	caller  *caller
+	query   params
+	req     request // of a write
 }
 
 // routes is the API. GET of one object needs mayRead, GET of a collection mayList. As in Dkron, POST needs mayCreate,
 // and PUT and PATCH need mayUpdate.
 func (a *api) routes() []route {
 	return []route{
-		{"GET /v1/{$}", mayRead, a.status},
-		{"GET /v1", mayRead, a.status},
+		{"GET /v1/{$}", mayRead, a.status, ""},
+		{"GET /v1", mayRead, a.status, ""},
 
-		{"GET /v1/jobs", mayListJobs, a.listJobs},
-		{"POST /v1/jobs", mayStoreJob, a.putJob},
-		{"PATCH /v1/jobs", mayStoreJob, a.putJob},
-		{"GET /v1/jobs/{job}", mayRead, a.showJob},
-		{"PUT /v1/jobs/{job}", mayStoreJob, a.putJob},
-		{"POST /v1/jobs/{job}", mayCreate, a.runJob},
-		{runRoute, mayCreate, a.runJob},
-		{"DELETE /v1/jobs/{job}", mayDelete, a.deleteJob},
-		{"POST /v1/jobs/{job}/toggle", mayCreate, a.toggleJob},
-		{restoreRoute, mayCreate, a.restore},
-		{"GET /v1/jobs/{job}/executions", mayList, a.listExecutions},
-		{"DELETE /v1/jobs/{job}/executions", mayDelete, a.deleteExecutions},
-		{"GET /v1/jobs/{job}/executions/{execution}", mayRead, a.showExecution},
+		{"GET /v1/jobs", mayListJobs, a.listJobs, "metadata[] _sort _order q status disabled executor owner _start _end"},
+		{"POST /v1/jobs", mayStoreJob, a.putJob, "runoncreate"},
+		{"PATCH /v1/jobs", mayStoreJob, a.putJob, "runoncreate"},
+		{"GET /v1/jobs/{job}", mayRead, a.showJob, ""},
+		{"PUT /v1/jobs/{job}", mayStoreJob, a.putJob, "runoncreate"},
+		{"POST /v1/jobs/{job}", mayCreate, a.runJob, "wait force"},
+		{runRoute, mayCreate, a.runJob, "wait force"},
+		{"DELETE /v1/jobs/{job}", mayDelete, a.writeJob(a.scheduler.delete), ""},
+		{"POST /v1/jobs/{job}/toggle", mayCreate, a.toggleJob, "disabled"},
+		{restoreRoute, mayCreate, a.restore, "dry-run prune metadata[]"},
+		{"GET /v1/jobs/{job}/executions", mayList, a.listExecutions, "_sort _order _start _end output_size_limit"},
+		{"DELETE /v1/jobs/{job}/executions", mayDelete, a.writeJob(a.scheduler.deleteExecutions), ""},
+		{"GET /v1/jobs/{job}/executions/{execution}", mayRead, a.showExecution, ""},
 
-		{outputRoute, mayRead, a.showOutput},
-		{"POST /v1/jobs/{job}/executions/{execution}/kill", mayCreate, a.killExecution},
-		{"GET /v1/jobs/{job}/ticks", mayList, a.listTicks},
-		{"GET /v1/jobs/{job}/targets", mayRead, a.targets},
+		{outputRoute, mayRead, a.showOutput, "follow"},
+		{"POST /v1/jobs/{job}/executions/{execution}/kill", mayCreate, a.killExecution, ""},
+		{"GET /v1/jobs/{job}/ticks", mayList, a.listTicks, "start end _start _end"},
+		{"GET /v1/jobs/{job}/targets", mayRead, a.targets, ""},
 
-		{"GET /v1/busy", mayList, a.busy},
-		{"GET /v1/pause", mayRead, a.showPause},
-		{"POST /v1/pause", mayCreate, a.pause},
-		{"POST /v1/unpause", mayCreate, a.unpause},
-		{"GET /v1/hold", mayRead, a.showHolds},
-		{"POST /v1/hold", mayCreate, a.setRule(actionHold, ruleHold, true)},
-		{"POST /v1/release", mayCreate, a.setRule(actionRelease, ruleHold, false)},
-		{"POST /v1/enable", mayCreate, a.enableAll},
-		{"POST /v1/disable", mayCreate, a.disableAll},
-		{"GET /v1/calendars", mayList, a.listCalendars},
-		{"GET /v1/calendars/{name}", mayRead, a.showCalendar},
-		{calendarRoute, mayUpdate, a.setRule(actionPutCalendar, ruleCalendar, true)},
-		{"DELETE /v1/calendars/{name}", mayDelete, a.setRule(actionDeleteCalendar, ruleCalendar, false)},
-		{"GET /v1/stats", mayRead, a.stats},
-		{"GET /v1/schedule", mayRead, a.nextTicks},
+		{"GET /v1/busy", mayList, a.busy, "waiting limit"},
+		{"GET /v1/pause", mayRead, a.showPause, ""},
+		{"POST /v1/pause", mayCreate, a.setPaused(true), ""},
+		{"POST /v1/unpause", mayCreate, a.setPaused(false), ""},
+		{"GET /v1/hold", mayRead, a.showHolds, ""},
+		{"POST /v1/hold", mayCreate, a.setRule(actionHold, ruleHold, true), ""},
+		{"POST /v1/release", mayCreate, a.setRule(actionRelease, ruleHold, false), ""},
+		{"POST /v1/enable", mayCreate, a.toggleAll(false), "metadata[]"},
+		{"POST /v1/disable", mayCreate, a.toggleAll(true), "metadata[]"},
+		{"GET /v1/calendars", mayList, a.listCalendars, ""},
+		{"GET /v1/calendars/{name}", mayRead, a.showCalendar, ""},
+		{calendarRoute, mayUpdate, a.setRule(actionPutCalendar, ruleCalendar, true), ""},
+		{"DELETE /v1/calendars/{name}", mayDelete, a.setRule(actionDeleteCalendar, ruleCalendar, false), ""},
+		{"GET /v1/stats", mayRead, a.stats, "days"},
+		{"GET /v1/schedule", mayRead, a.nextTicks, "schedule timezone name from count"},
 
-		{"GET /v1/summary", mayRead, a.summary},
-		{"GET /v1/executions", mayList, a.recentExecutions},
-		{"GET /v1/executions/{execution}", anyToken, a.findExecution},
-		{"GET /v1/outcomes", mayListJobs, a.outcomes},
-		{"GET /v1/failures", mayList, a.failures},
-		{"GET /v1/timeline", mayList, a.timeline},
-		{"GET /v1/upcoming", mayList, a.upcoming},
-		{watchRoute, mayListJobs, a.watch},
+		{"GET /v1/summary", mayRead, a.summary, ""},
+		{"GET /v1/executions", mayList, a.recentExecutions, "start end outcome job node owner limit output_size_limit"},
+		{"GET /v1/executions/{execution}", anyToken, a.findExecution, ""},
+		{"GET /v1/outcomes", mayListJobs, a.outcomes, "job"},
+		{"GET /v1/failures", mayList, a.failures, "start end limit"},
+		{"GET /v1/timeline", mayList, a.timeline, "parts limit"},
+		{"GET /v1/upcoming", mayList, a.upcoming, "start end limit"},
+		{watchRoute, mayListJobs, a.watch, "limit"},
 
-		{"GET /v1/members", mayList, a.listMembers},
-		{drainRoute, mayCreate, a.setRule(actionDrain, ruleDrain, true)},
-		{"POST /v1/members/{name}/undrain", mayCreate, a.setRule(actionUndrain, ruleDrain, false)},
-		{"GET /v1/leader", mayRead, a.showLeader},
-		{"GET /v1/isleader", mayRead, a.isLeader},
-		{leaveRoute, mayCreate, a.leaveCluster},
+		{"GET /v1/members", mayList, a.listMembers, ""},
+		{drainRoute, mayCreate, a.setRule(actionDrain, ruleDrain, true), "wait"},
+		{"POST /v1/members/{name}/undrain", mayCreate, a.setRule(actionUndrain, ruleDrain, false), ""},
+		{"GET /v1/leader", mayRead, a.showLeader, ""},
+		{isLeaderRoute, mayRead, a.isLeader, ""},
+		{leaveRoute, mayCreate, a.leaveCluster, "node drain"},
 
-		{"GET /v1/backup", mayRead, a.backup},
-		{"GET /v1/raft/peers", mayList, a.listPeers},
-		{"DELETE /v1/raft/peers/{id}", mayDelete, a.dropPeer},
+		{"GET /v1/backup", mayRead, a.backup, ""},
+		{"GET /v1/raft/peers", mayList, a.listPeers, ""},
+		{"DELETE /v1/raft/peers/{id}", mayDelete, a.dropPeer, ""},
 
-		{healthRoute, noToken, a.showHealth},
-		{"GET /metrics", mayRead, a.metrics},
-		{"GET /debug/vars", mayRead, a.debugVars},
+		{healthRoute, noToken, a.showHealth, "live leader verbose"},
+		{"GET /metrics", mayRead, a.metrics, ""},
+		{"GET /debug/vars", mayRead, a.debugVars, ""},
 
-		{"GET /v1/openapi.yaml", mayRead, a.openapi},
+		{"GET /v1/openapi.yaml", mayRead, a.openapi, ""},
 
-		{"GET /v1/audit", mayList, a.listAudit},
+		{"GET /v1/audit", mayList, a.listAudit, "job actor action start end _start _end"},
 
-		{"GET /v1/acl/policies", mayList, a.listPolicies},
-		{"GET /v1/acl/policies/{name}", mayRead, a.showPolicy},
-		{"POST /v1/acl/policies/{name}", mayCreate, a.putPolicy},
-		{"DELETE /v1/acl/policies/{name}", mayDelete, a.deletePolicy},
-		{"GET /v1/acl/tokens", mayList, a.listTokens},
-		{"POST /v1/acl/tokens", mayCreate, a.createToken},
-		{"GET /v1/acl/tokens/{accessor}", mayRead, a.showToken},
-		{"DELETE /v1/acl/tokens/{accessor}", mayDelete, a.deleteToken},
-		{bootstrapRoute, noToken, a.bootstrap},
-		{"GET /v1/acl/self", anyToken, a.self},
+		{"GET /v1/acl/policies", mayList, a.listPolicies, ""},
+		{"GET /v1/acl/policies/{name}", mayRead, a.showPolicy, ""},
+		{"POST /v1/acl/policies/{name}", mayCreate, a.putPolicy, ""},
+		{"DELETE /v1/acl/policies/{name}", mayDelete, a.deletePolicy, ""},
+		{"GET /v1/acl/tokens", mayList, a.withACL(a.listTokens), ""},
+		{"POST /v1/acl/tokens", mayCreate, a.withACL(a.createToken), ""},
+		{"GET /v1/acl/tokens/{accessor}", mayRead, a.withACL(a.showToken), ""},
+		{"DELETE /v1/acl/tokens/{accessor}", mayDelete, a.withACL(a.deleteToken), ""},
+		{bootstrapRoute, noToken, a.withACL(a.bootstrap), ""},
+		{"GET /v1/acl/self", anyToken, a.withACL(a.self), "path capability"},
 	}
 }
 
@@ -221,19 +235,17 @@ func (a *api) paths() []string {
 func (a *api) handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, route := range a.routes() {
-		handler := a.handlerFor(route.handle)
-		switch {
-		case route.pattern == leaveRoute:
-			handler = a.leaving(handler)
-		case !strings.HasPrefix(route.pattern, "GET "):
+		handler := a.handlerFor(route)
+		if route.writes() {
 			handler = a.atLeader(handler)
 		}
-		handler = a.limited(route.bodyMax(), a.checked(route, handler))
-		mux.Handle(route.pattern, handler)
+		mux.Handle(route.pattern, a.limited(route.bodyMax(), a.checked(route, handler)))
 	}
 	servePage(mux)
 	return a.guard(trimSlash(mux))
 }
+
+func (r route) writes() bool { return !strings.HasPrefix(r.pattern, "GET ") }
 
 // withPrefix serves next below prefix; "" is the root. Nodes send each other requests without the prefix, so each may
 // have its own.
@@ -385,13 +397,14 @@ func trimSlash(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		trimmed := strings.TrimRight(r.URL.Path, "/")
 		// A path that is not clean might lead elsewhere: browsers take "//name/" for a host.
-		if _, pattern := mux.Handler(r); pattern != "" || trimmed == r.URL.Path || path.Clean(trimmed) != trimmed {
+		if trimmed == r.URL.Path || path.Clean(trimmed) != trimmed {
 			mux.ServeHTTP(w, r)
 			return
 		}
 		there := r.Clone(r.Context())
 		there.URL.Path, there.URL.RawPath = trimmed, ""
-		if _, pattern := mux.Handler(there); pattern == "" {
+		_, own := mux.Handler(r)
+		if _, pattern := mux.Handler(there); own != "" || pattern == "" {
 			mux.ServeHTTP(w, r)
 			return
 		}
@@ -428,23 +441,13 @@ func (a *api) checkHost(next http.Handler) http.Handler {
 }
 
 func (a *api) ownHost(host string) bool {
-	if host == "" {
-		return true
-	}
 	name, _, err := net.SplitHostPort(host)
 	if err != nil {
 		name = host
 	}
 	name = strings.TrimSuffix(strings.ToLower(name), ".")
-	if net.ParseIP(strings.Trim(name, "[]")) != nil || name == "localhost" || strings.HasSuffix(name, ".localhost") {
-		return true
-	}
-	for _, h := range a.hosts {
-		if strings.EqualFold(name, h) {
-			return true
-		}
-	}
-	return false
+	return host == "" || net.ParseIP(strings.Trim(name, "[]")) != nil || name == "localhost" || strings.HasSuffix(name, ".localhost") ||
+		slices.ContainsFunc(a.hosts, func(h string) bool { return strings.EqualFold(name, h) })
 }
 
 // errUnauthenticated does not say what is wrong with a token: that would help an attacker who guesses.
@@ -463,8 +466,9 @@ func (a *api) callerOf(r *http.Request) *caller {
 	return &caller{all: !a.acl}
 }
 
-// checked admits only callers with the rights that the route requires. It runs before a write is forwarded, and the
-// leader checks again, because it does not rely on other nodes to have access control on.
+// checked admits only callers with the rights that the route requires, before the body is read. It runs before a write is
+// forwarded, and the leader checks again, because it does not rely on other nodes to have access control on. Rights that
+// depend on the body are for the handler, which runs on the leader.
 func (a *api) checked(route route, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if a.acl {
@@ -574,29 +578,26 @@ func (a *api) newCaller(t token) (*caller, error) {
 	return c, nil
 }
 
-// checkRights returns an error unless the caller has the rights that the route requires for this request.
+// checkRights returns an error unless the caller has the rights that the route requires, whatever the body is.
 func (a *api) checkRights(route route, c *caller, r *http.Request) error {
-	if route.capability == noToken {
-		if route.pattern == bootstrapRoute {
-			return a.checkBootstrap(c, r)
-		}
-		return nil
-	}
-	path := resource(route.pattern, r)
+	path, granted := resource(route.pattern, r), true
+	wanted := route.capability
 	switch {
+	case route.pattern == bootstrapRoute:
+		return a.checkBootstrap(c, r)
+	case wanted == noToken:
 	case c.token.Accessor == "":
 		return errUnauthenticated
-	case route.capability == anyToken:
-		return nil
-	case route.capability == mayListJobs:
-		if len(c.jobGlobs()) > 0 || c.may(path, mayList) {
-			return nil
-		}
-		return forbidden(path, mayList)
-	case route.capability == mayStoreJob:
-		return a.mayStoreJob(c, r)
-	case !c.may(path, route.capability):
-		return forbidden(path, route.capability)
+	case wanted == anyToken:
+	case wanted == mayListJobs:
+		granted, wanted = len(c.jobGlobs()) > 0 || c.may(path, mayList), mayList
+	case wanted == mayStoreJob:
+		granted, wanted = c.mayStoreSome(r.PathValue("job")), mayUpdate
+	default:
+		granted = c.may(path, wanted)
+	}
+	if !granted {
+		return forbidden(path, wanted)
 	}
 	return nil
 }
@@ -621,29 +622,17 @@ func resource(pattern string, r *http.Request) string {
 	return strings.Join(segments, "/")
 }
 
-// mayStoreJob decodes the body as putJob does, so both see the same job. It requires rights on the parent as well,
-// because a child job reveals when its parent runs.
-func (a *api) mayStoreJob(c *caller, r *http.Request) error {
-	if c.all {
-		return nil
-	}
-	doc, err := body(r)
-	if err != nil {
-		return err
-	}
-	r.Body = io.NopCloser(bytes.NewReader(doc))
-	j, err := decodeJob(doc, job{Concurrency: concurrencyAllow})
-	if err != nil {
-		return badInput{err}
-	}
+// mayPut returns an error unless the caller may store j, as r does. It requires rights on the parent as well, because a
+// child job reveals when its parent runs.
+func mayPut(r *apiCall, j job) error {
 	path := jobPath(j.Name)
-	switch parent := jobPath(j.ParentJob); {
+	switch c := r.caller; {
 	case !c.mayStore(j.Name):
 		return forbidden(path, mayUpdate)
-	case r.URL.Query().Has("runoncreate") && !c.may(path, mayCreate):
+	case r.query.Has("runoncreate") && !c.may(path, mayCreate):
 		return forbidden(path, mayCreate)
 	case j.ParentJob != "" && !c.mayStore(j.ParentJob):
-		return forbidden(parent, mayUpdate)
+		return forbidden(jobPath(j.ParentJob), mayUpdate)
 	}
 	return nil
 }
@@ -675,7 +664,7 @@ func (a *api) checkBootstrap(c *caller, r *http.Request) error {
 
 // A response is what a handler returns. One of kept, rows and body is sent, in this order of precedence.
 type response struct {
-	status int
+	status int // 0: 200
 	header map[string]string
 	body   any             // encoded as JSON
 	kept   json.RawMessage // JSON as it is, such as the response to the first of two requests with one key
@@ -685,75 +674,82 @@ type response struct {
 	serve func(w http.ResponseWriter) error
 }
 
-// handlerFor returns the http.Handler that runs a handler of the API.
-func (a *api) handlerFor(handle func(*http.Request) (*response, error)) http.Handler {
+// object returns the response with one thing.
+func object(body any, err error) (*response, error) { return &response{body: body}, err }
+
+// listed returns the response with a whole list.
+func listed[T any](list []T, err error) (*response, error) {
+	return &response{header: count(len(list)), body: list}, err
+}
+
+// count returns the header with the total number of rows of a list.
+func count(n int) map[string]string {
+	return map[string]string{"X-Total-Count": strconv.Itoa(n)}
+}
+
+// text returns a response that is not JSON.
+func text(contentType string, doc []byte) *response {
+	return &response{serve: func(w http.ResponseWriter) error {
+		w.Header().Set("Content-Type", contentType)
+		w.Write(doc) // fails if the client has gone
+		return nil
+	}}
+}
+
+// each returns what fn makes of each element, never nil.
+func each[T, V any](list []T, fn func(*T) V) []V {
+	views := make([]V, len(list))
+	for i := range list {
+		views[i] = fn(&list[i])
+	}
+	return views
+}
+
+// handlerFor returns the http.Handler that serves a route.
+func (a *api) handlerFor(route route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := checkQuery(w, r); err != nil {
-			a.fail(w, r, err)
-			return
-		}
-		res, err := handle(r)
-		if err != nil {
-			a.fail(w, r, err)
-			return
-		}
-		for k, v := range res.header {
-			if k == headerWarning {
-				v = strings.TrimSpace(w.Header().Get(k) + " " + v)
-			}
-			w.Header().Set(k, v)
-		}
-		if res.serve != nil {
-			if err := res.serve(w); err != nil {
-				a.fail(w, r, err)
-			}
-			return
-		}
-		if err := a.send(w, r, res); err != nil {
+		c := &apiCall{Request: r, control: streamTo(w).control, caller: a.callerOf(r)}
+		if err := a.serve(w, c, route); err != nil {
 			a.fail(w, r, err)
 		}
 	})
 }
 
-// queryParams are the parameters that routes read in a query; "pretty" is one of all.
-var queryParams = map[string]string{
-	"GET /v1/jobs":                  "metadata[] _sort _order q status disabled executor owner _start _end",
-	"POST /v1/jobs":                 "runoncreate",
-	"PATCH /v1/jobs":                "runoncreate",
-	"PUT /v1/jobs/{job}":            "runoncreate",
-	"POST /v1/jobs/{job}":           "wait force",
-	runRoute:                        "wait force",
-	"POST /v1/enable":               "metadata[]",
-	"POST /v1/disable":              "metadata[]",
-	drainRoute:                      "wait",
-	"POST /v1/jobs/{job}/toggle":    "disabled",
-	"GET /v1/jobs/{job}/executions": "_sort _order _start _end output_size_limit",
-	"GET /v1/jobs/{job}/ticks":      "start end _start _end",
-	"GET /v1/busy":                  "waiting limit",
-	restoreRoute:                    "dry-run prune metadata[]",
-	outputRoute:                     "follow",
-	"GET /v1/stats":                 "days",
-	"GET /v1/schedule":              "schedule timezone name from count",
-	"GET /v1/executions":            "start end outcome job node owner limit output_size_limit",
-	"GET /v1/failures":              "start end limit",
-	"GET /v1/timeline":              "parts limit",
-	watchRoute:                      "limit",
-	"GET /v1/outcomes":              "job",
-	"GET /v1/upcoming":              "start end limit",
-	leaveRoute:                      "node drain",
-	"GET /v1/audit":                 "job actor action start end _start _end",
-	"GET /v1/acl/self":              "path capability",
-	healthRoute:                     "live leader verbose",
+// serve runs the route's handler and sends its response. It returns errors from before the first byte only.
+func (a *api) serve(w http.ResponseWriter, c *apiCall, route route) (err error) {
+	if c.query, err = checkQuery(w, c.Request, route.params); err != nil {
+		return err
+	}
+	if route.writes() {
+		if c.req, err = a.request(c.Request); err != nil {
+			return err
+		}
+	}
+	res, err := route.handle(c)
+	if err != nil {
+		return err
+	}
+	for k, v := range res.header {
+		if k == headerWarning {
+			v = strings.TrimSpace(w.Header().Get(k) + " " + v)
+		}
+		w.Header().Set(k, v)
+	}
+	if res.serve != nil {
+		return res.serve(w)
+	}
+	return a.send(w, c, res)
 }
 
-// checkQuery refuses a malformed query, and one with a parameter that is probably a misspelling. It names others that
-// the route does not read in a header of the response.
-func checkQuery(w http.ResponseWriter, r *http.Request) error {
+// checkQuery returns the parameters in a query. It refuses a malformed one, and one with a parameter that is probably a
+// misspelling. It names others that the route does not read in a header of the response.
+func checkQuery(w http.ResponseWriter, r *http.Request, names string) (params, error) {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return badRequest("the query is malformed: %v; separate parameters with & and escape special characters", err)
+		const text = "the query is malformed: %v; separate parameters with & and escape special characters"
+		return params{}, badRequest(text, err)
 	}
-	known, ignored := strings.Fields(queryParams[r.Pattern]+" pretty"), []string{}
+	known, ignored := strings.Fields(names+" pretty"), []string{}
 	for _, key := range sortedKeys(q) {
 		name := key
 		if base, rest, ok := strings.Cut(key, "["); ok && strings.HasSuffix(rest, "]") {
@@ -761,7 +757,7 @@ func checkQuery(w http.ResponseWriter, r *http.Request) error {
 		}
 		if meant := misspelled(name, known); meant != "" {
 			meant = strings.Replace(meant, "[]", "[key]", 1)
-			return badRequest("%.40s: there is no such parameter here; write %s", key, meant)
+			return params{}, badRequest("%.40s: there is no such parameter here; write %s", key, meant)
 		}
 		if !slices.Contains(known, name) && len(ignored) < warningsMax {
 			ignored = append(ignored, fmt.Sprintf("The parameter %.40s has no effect.", strconv.QuoteToASCII(key)))
@@ -770,7 +766,99 @@ func checkQuery(w http.ResponseWriter, r *http.Request) error {
 	if len(ignored) > 0 {
 		w.Header().Set(headerWarning, strings.Join(ignored, " "))
 	}
-	return nil
+	return params{Values: q}, nil
+}
+
+// params are the parameters in a query. Handlers read them all, and then look at err.
+type params struct {
+	url.Values
+	err error // what is wrong with the first of them that is invalid
+}
+
+func (p *params) fail(format string, args ...any) { p.err = cmp.Or(p.err, badRequest(format, args...)) }
+
+// time reads a time; without the parameter it is otherwise.
+func (p *params) time(name string, otherwise time.Time) time.Time {
+	if !p.Has(name) {
+		return otherwise
+	}
+	t, err := time.Parse(time.RFC3339Nano, p.Get(name))
+	if err != nil {
+		p.fail("%s: %q is not a time such as 2030-01-31T12:00:00Z", name, p.Get(name))
+	}
+	return t
+}
+
+// past reads a range of time that ends now by default, and lasts for so long.
+func (p *params) past(length time.Duration) (start, end time.Time) {
+	end = p.time("end", time.Now())
+	return p.time("start", end.Add(-length)), end
+}
+
+// number reads a number between 1 and most; without the parameter it is otherwise.
+func (p *params) number(name string, otherwise, most int) int {
+	if p.Get(name) == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(p.Get(name))
+	if err != nil || n < 1 || n > most {
+		p.fail("%s: must be a number between 1 and %d", name, most)
+	}
+	return n
+}
+
+// outputMax reads how many bytes of each output are wanted. As upstream, what is not a number has no effect.
+func (p *params) outputMax(otherwise int) int {
+	n, err := strconv.Atoi(p.Get("output_size_limit"))
+	if err != nil || n < 0 {
+		return otherwise
+	}
+	return n
+}
+
+// page reads a range of rows, [start, end). As upstream, a missing bound means no bound, and one that is not a number
+// means 0.
+func (p *params) page() (start, end int) {
+	bound := func(name string, otherwise int) int {
+		if !p.Has(name) {
+			return otherwise
+		}
+		n, err := strconv.Atoi(p.Get(name))
+		switch {
+		case err != nil:
+			return 0
+		case n < 0 || n > math.MaxInt32:
+			p.fail("%s: must lie between 0 and %d", name, math.MaxInt32)
+		}
+		return n
+	}
+	if start, end = bound("_start", 0), bound("_end", math.MaxInt32); start > end {
+		p.fail("_end: must not be before _start")
+	}
+	return start, end
+}
+
+// wait reads how long the client waits for the end of what it requests; 0: not at all.
+func (p *params) wait() time.Duration {
+	patience, err := time.ParseDuration(p.Get("wait"))
+	if p.Has("wait") && (err != nil || patience <= 0 || patience > waitMax) {
+		p.fail("wait: %q must be a duration of at most %s, such as 30s", p.Get("wait"), waitMax)
+	}
+	return patience
+}
+
+// metadata reads metadata, each as metadata[key]=value.
+func (p *params) metadata() map[string]string {
+	m := map[string]string{}
+	for k, v := range p.Values {
+		if name, ok := strings.CutPrefix(k, "metadata["); ok && strings.HasSuffix(name, "]") {
+			m[strings.TrimSuffix(name, "]")] = v[0]
+		}
+	}
+	if len(m) > metadataMax {
+		p.fail("metadata[key]: jobs can be filtered by at most %d keys, not by %d", metadataMax, len(m))
+	}
+	return m
 }
 
 // documents are the rows of a list as JSON.
@@ -793,12 +881,11 @@ func shownAs[T any](rows iter.Seq2[T, error], show func(T) (json.RawMessage, err
 
 // send writes a response as JSON. It returns errors from before the first byte only. After a later one it aborts the
 // connection, so that no client takes a part for the whole.
-func (a *api) send(w http.ResponseWriter, r *http.Request, res *response) error {
-	out := &responseWriter{ResponseWriter: w, api: a, token: a.callerOf(r).token.Accessor, status: res.status}
+func (a *api) send(w http.ResponseWriter, c *apiCall, res *response) error {
+	out := &responseWriter{ResponseWriter: w, api: a, token: c.caller.token.Accessor, status: cmp.Or(res.status, http.StatusOK)}
 	out.held = buffers.Get().(*bytes.Buffer)
 	defer out.close()
-	_, pretty := r.URL.Query()["pretty"]
-	err := writeResponse(out, res, pretty)
+	err := writeResponse(out, res, c.query.Has("pretty"))
 	if err == nil {
 		err = out.end()
 	}
@@ -952,7 +1039,7 @@ func (a *api) atLeader(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		from, forwarded := forwardedFrom(r.Context())
 		switch {
-		case a.plane.leading():
+		case a.plane.leading(), r.Pattern == leaveRoute && !forwarded: // what leaves is the node that was asked
 			if forwarded {
 				streamTo(w).store = a.store
 			}
@@ -1287,15 +1374,23 @@ func shown(c *caller, row *jobRow) (json.RawMessage, error) {
 }
 
 // jobResponse returns the response to a write: its job, or, for a repeated request, the first response.
-func (a *api) jobResponse(r *http.Request, status int, row *jobRow, res applied, header map[string]string) (*response, error) {
-	out := &response{status: status, header: header}
-	if res.repeated() && res.Answer != "" {
-		out.kept = json.RawMessage(res.Answer)
-		return out, nil
+func jobResponse(r *apiCall, row *jobRow, res applied, err error) (*response, error) {
+	if err != nil {
+		return nil, err
 	}
-	var err error
-	out.kept, err = shown(a.callerOf(r), row)
-	return out, err
+	if res.repeated() && res.Answer != "" {
+		return &response{kept: json.RawMessage(res.Answer)}, nil
+	}
+	doc, err := shown(r.caller, row)
+	return &response{kept: doc}, err
+}
+
+// writeJob returns the handler for a write of the scheduler that needs only the name of its job.
+func (a *api) writeJob(write func(context.Context, request, string) (*jobRow, applied, error)) handler {
+	return func(r *apiCall) (*response, error) {
+		row, res, err := write(r.Context(), r.req, r.PathValue("job"))
+		return jobResponse(r, row, res, err)
+	}
 }
 
 // checkEncoding refuses a compressed body.
@@ -1357,49 +1452,50 @@ var errNotUTF8 = problem{http.StatusBadRequest, "the body must be UTF-8"}
 
 // putJob stores a job, and with runoncreate runs it. The status tells whether the job was stored; if it could not be
 // run, the header Belfry-Not-Run says why.
-func (a *api) putJob(r *http.Request) (*response, error) {
+func (a *api) putJob(r *apiCall) (*response, error) {
 	if a.store.shown.Load().paused {
 		return nil, errPaused
 	}
-	req, err := a.request(r)
+	doc, err := body(r.Request)
 	if err != nil {
 		return nil, err
 	}
-	body, err := body(r)
-	if err != nil {
-		return nil, err
-	}
-	j, err := decodeJob(body, job{Concurrency: concurrencyAllow})
+	j, err := decodeJob(doc, job{Concurrency: concurrencyAllow})
 	if err != nil {
 		return nil, badInput{err}
+	}
+	if err := mayPut(r, j); err != nil {
+		return nil, err
 	}
 	if name := r.PathValue("job"); name != "" && name != j.Name {
 		return nil, badRequest("name: %q differs from %q in the path", j.Name, name)
 	}
-	row, res, err := a.scheduler.put(r.Context(), req, j)
+	row, done, err := a.scheduler.put(r.Context(), r.req, j)
+	res, err := jobResponse(r, row, done, err)
 	if err != nil {
 		return nil, err
 	}
-	header := jobHeader(j.Name, int64(cmp.Or(res.First, res.Index)))
+	res.status, res.header = http.StatusCreated, jobHeader(j.Name, int64(cmp.Or(done.First, done.Index)))
 	if w := j.warning(a.scheduler.courier); w != "" {
-		header[headerWarning] = w
-		if !res.repeated() {
+		res.header[headerWarning] = w
+		if !done.repeated() {
 			a.log.Warn("a job was stored with a warning", "job", j.Name, "warning", w)
 		}
 	}
-	if r.URL.Query().Has("runoncreate") {
-		req.ID, req.Keep, req.Rev = "run of "+req.ID, nil, nil // unique: other ids begin with a method, a token or a time
-		_, run, err := a.scheduler.runNow(r.Context(), req, j.Name)
+	if r.query.Has("runoncreate") {
+		again := r.req
+		again.ID, again.Keep, again.Rev = "run of "+r.req.ID, nil, nil // unique: other ids begin with a method, a token or a time
+		_, run, err := a.scheduler.runNow(r.Context(), again, j.Name)
 		switch {
 		case err != nil && a.problem(err).status >= http.StatusInternalServerError:
 			return nil, fmt.Errorf("the job was stored, but could not be run: %w", err)
 		case err != nil:
-			header["Belfry-Not-Run"] = err.Error()
+			res.header["Belfry-Not-Run"] = err.Error()
 		case run.Refused != "":
-			header["Belfry-Not-Run"] = run.Refused
+			res.header["Belfry-Not-Run"] = run.Refused
 		}
 	}
-	return a.jobResponse(r, http.StatusCreated, row, res, header)
+	return res, nil
 }
 
 const (
@@ -1417,7 +1513,7 @@ func jobHeader(name string, rev int64) map[string]string {
 	return header
 }
 
-func (a *api) showJob(r *http.Request) (*response, error) {
+func (a *api) showJob(r *apiCall) (*response, error) {
 	held, err := a.store.docs.one(a.store, r.PathValue("job"))
 	if err != nil {
 		return nil, err
@@ -1426,41 +1522,26 @@ func (a *api) showJob(r *http.Request) (*response, error) {
 	if warning := held.warning(); warning != "" {
 		header[headerWarning] = warning
 	}
-	doc, err := jobShown(a.callerOf(r), held.doc)
-	return &response{status: http.StatusOK, kept: doc, header: header}, err
-}
-
-func (a *api) deleteJob(r *http.Request) (*response, error) {
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
-	row, res, err := a.scheduler.delete(r.Context(), req, r.PathValue("job"))
-	if err != nil {
-		return nil, err
-	}
-	return a.jobResponse(r, http.StatusOK, row, res, nil)
+	doc, err := jobShown(r.caller, held.doc)
+	return &response{kept: doc, header: header}, err
 }
 
 // toggleJob enables a disabled job and disables an enabled one or, with disabled in the query, makes it what that says.
-func (a *api) toggleJob(r *http.Request) (*response, error) {
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
+func (a *api) toggleJob(r *apiCall) (*response, error) {
 	var disabled *bool
-	if q := r.URL.Query(); q.Has("disabled") {
-		to, err := strconv.ParseBool(q.Get("disabled"))
+	if r.query.Has("disabled") {
+		to, err := strconv.ParseBool(r.query.Get("disabled"))
 		if err != nil {
-			return nil, badRequest("disabled: %q must be true or false", q.Get("disabled"))
+			return nil, badRequest("disabled: %q must be true or false", r.query.Get("disabled"))
 		}
 		disabled = &to
 	}
-	row, res, err := a.scheduler.toggle(r.Context(), req, r.PathValue("job"), disabled)
-	if err != nil {
-		return nil, err
+	row, done, err := a.scheduler.toggle(r.Context(), r.req, r.PathValue("job"), disabled)
+	res, err := jobResponse(r, row, done, err)
+	if err == nil {
+		res.header = jobHeader(r.PathValue("job"), int64(cmp.Or(done.First, done.Index)))
 	}
-	return a.jobResponse(r, http.StatusOK, row, res, jobHeader(r.PathValue("job"), int64(cmp.Or(res.First, res.Index))))
+	return res, err
 }
 
 // decodeBody decodes JSON into v. It refuses unknown fields, and names one of a wrong type.
@@ -1487,50 +1568,43 @@ func runParams(r *http.Request) (map[string]string, error) {
 	return sent.Params, nil
 }
 
-// runJob starts a job and returns at once, with the job as it was before and the group of the run, if it does not wait until it may start. With wait it returns
-// when the run has ended, with the job as it is then, or after that time. Differs: upstream always waits.
-func (a *api) runJob(r *http.Request) (*response, error) {
-	req, err := a.request(r)
+// runJob starts a job and returns at once, with the job as it was before and, unless the run must wait until it may
+// start, its group. With wait it returns when the run has ended, with the job as it is then, or after that time.
+// Differs: upstream always waits.
+func (a *api) runJob(r *apiCall) (*response, error) {
+	patience, name := r.query.wait(), r.PathValue("job")
+	if r.query.err != nil {
+		return nil, r.query.err
+	}
+	var err error
+	r.req.Force = r.query.Has("force")
+	if r.req.Params, err = runParams(r.Request); err != nil {
+		return nil, err
+	}
+	row, done, err := a.scheduler.runNow(r.Context(), r.req, name)
+	if err == nil && done.Refused != "" {
+		err = problem{http.StatusConflict, done.Refused}
+	}
+	res, err := jobResponse(r, row, done, err)
 	if err != nil {
 		return nil, err
 	}
-	patience, err := waitParam(r)
-	if err != nil {
-		return nil, err
-	}
-	req.Force = r.URL.Query().Has("force")
-	if req.Params, err = runParams(r); err != nil {
-		return nil, err
-	}
-	name := r.PathValue("job")
-	row, done, err := a.scheduler.runNow(r.Context(), req, name)
-	if err != nil {
-		return nil, err
-	}
-	if done.Refused != "" {
-		return nil, problem{http.StatusConflict, done.Refused}
+	res.status, res.header = http.StatusAccepted, jobHeader(name, 0)
+	if row != nil { // else it was started before
+		res.header = jobHeader(name, row.version.Rev)
 	}
 	group := key(cmp.Or(done.First, done.Index), 0)
-	rev := int64(0)
-	if row != nil { // else it was started before
-		rev = row.version.Rev
-	}
-	header := jobHeader(name, rev)
 	switch _, err := a.store.clients.execution(group); {
 	case err == nil:
-		header["Belfry-Group"] = strconv.FormatInt(group, 10)
+		res.header["Belfry-Group"] = strconv.FormatInt(group, 10)
 	case !errors.Is(err, errNoExecution):
 		return nil, err
 	default: // it waits
 		patience = 0
 	}
-	res, err := a.jobResponse(r, http.StatusAccepted, row, done, header)
-	if err != nil {
-		return nil, err
-	}
 	return a.await(r, res, patience, func() (bool, error) { return a.store.clients.groupOpen(group) }, func() {
 		if now, err := a.store.job(name); err == nil { // else it is deleted, as an ephemeral one
-			res.kept, _ = shown(a.callerOf(r), now)
+			res.kept, _ = shown(r.caller, now)
 		}
 	}), nil
 }
@@ -1541,24 +1615,14 @@ const (
 	lookPause   = 100 * time.Millisecond // between looks for it
 )
 
-// waitParam returns how long a client waits for the end of what it requests, 0: not at all.
-func waitParam(r *http.Request) (patience time.Duration, err error) {
-	if q := r.URL.Query(); q.Has("wait") {
-		if patience, err = time.ParseDuration(q.Get("wait")); err != nil || patience <= 0 || patience > waitMax {
-			return 0, badRequest("wait: %q must be a duration of at most %s, such as 30s", q.Get("wait"), waitMax)
-		}
-	}
-	return patience, nil
-}
-
 // await returns a response for when open is false: then finish completes it, and its status is 200. After patience, or
 // when this node stops, it is as it is, with 202. With no patience it is res.
-func (a *api) await(r *http.Request, res *response, patience time.Duration, open func() (bool, error), finish func()) *response {
+func (a *api) await(r *apiCall, res *response, patience time.Duration, open func() (bool, error), finish func()) *response {
 	if patience == 0 {
 		return res
 	}
 	return &response{header: res.header, serve: func(w http.ResponseWriter) error {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it would end the context
+		_ = r.control.SetReadDeadline(time.Time{}) // it would end the context
 		res.status = http.StatusAccepted
 		for over := time.After(patience); over != nil; {
 			runs, err := open()
@@ -1587,37 +1651,31 @@ func (a *api) await(r *http.Request, res *response, patience time.Duration, open
 // restore stores the jobs of an uploaded file, all or none, and responds with a line for each. With dry-run it only
 // checks them; with prune it also deletes the jobs with the metadata in the query that are not in the file. It streams
 // the file, so its memory grows only with the names in it.
-func (a *api) restore(r *http.Request) (*response, error) {
+func (a *api) restore(r *apiCall) (*response, error) {
 	if a.store.shown.Load().paused {
 		return nil, errPaused
 	}
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
-	q := r.URL.Query()
-	opt := restoreOption{DryRun: q.Has("dry-run")}
-	if q.Has("prune") {
-		opt.Prune, err = metadataParam(q)
+	opt := restoreOption{DryRun: r.query.Has("dry-run")}
+	if r.query.Has("prune") {
+		opt.Prune = r.query.metadata()
 		switch {
-		case err != nil:
-			return nil, err
+		case r.query.err != nil:
+			return nil, r.query.err
 		case len(opt.Prune) == 0:
 			return nil, badRequest("prune: name the jobs that the file replaces, with metadata[key]=value")
-		case !a.callerOf(r).may("/v1/restore", mayDelete):
+		case !r.caller.may("/v1/restore", mayDelete):
 			return nil, forbidden("/v1/restore", mayDelete)
 		}
 	}
 	return &response{serve: func(w http.ResponseWriter) error {
-		control := http.NewResponseController(w)
-		file, err := uploadedFile(r)
+		file, err := uploadedFile(r.Request)
 		if err != nil {
 			return err
 		}
 		// A large file may take longer than other requests, as long as it keeps arriving.
-		jobs := uploadedJobs(file, func() { _ = control.SetReadDeadline(time.Now().Add(readTimeout)) })
+		jobs := uploadedJobs(file, func() { _ = r.control.SetReadDeadline(time.Now().Add(readTimeout)) })
 		warned, first := 0, ""
-		done, err := a.scheduler.restore(r.Context(), req, func(yield func(job, error) bool) {
+		done, err := a.scheduler.restore(r.Context(), r.req, func(yield func(job, error) bool) {
 			for j, err := range jobs {
 				if err == nil && j.warning(a.scheduler.courier) != "" {
 					warned, first = warned+1, cmp.Or(first, url.PathEscape(j.Name))
@@ -1631,7 +1689,7 @@ func (a *api) restore(r *http.Request) (*response, error) {
 			return err
 		}
 		if opt.DryRun {
-			return a.send(w, r, &response{status: http.StatusOK, body: []string{}})
+			return a.send(w, r, &response{body: []string{}})
 		}
 		if warned > 0 {
 			text := fmt.Sprintf("%d jobs have a warning, which GET /v1/jobs/{job} returns; the first is %s.", warned, first)
@@ -1649,7 +1707,7 @@ func (a *api) restore(r *http.Request) (*response, error) {
 			doc, err := json.Marshal("success create " + part[0])
 			return []json.RawMessage{doc}, err
 		}
-		return a.send(w, r, &response{status: http.StatusOK, rows: inParts(names, 1, line)})
+		return a.send(w, r, &response{rows: inParts(names, 1, line)})
 	}}, nil
 }
 
@@ -1776,48 +1834,28 @@ func (r *jobReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (a *api) listJobs(r *http.Request) (*response, error) {
-	q := r.URL.Query()
-	metadata, err := metadataParam(q)
-	if err != nil {
-		return nil, err
-	}
+func (a *api) listJobs(r *apiCall) (*response, error) {
+	q, c := &r.query, r.caller
 	f := jobFilter{
-		Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"), Owner: q.Get("owner"),
-		Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: metadata,
+		Text: q.Get("q"), Status: q.Get("status"), Disabled: q.Get("disabled"), Executor: q.Get("executor"),
+		Owner: q.Get("owner"), Sort: q.Get("_sort"), Desc: q.Get("_order") == "DESC", Metadata: q.metadata(),
 	}
 	if _, ok := jobOrder[f.Sort]; !ok {
-		return nil, badRequest("_sort: jobs cannot be sorted by %q", f.Sort)
+		q.fail("_sort: jobs cannot be sorted by %q", f.Sort)
 	}
-	start, end, err := page(q)
-	if err != nil {
-		return nil, err
-	}
-	c := a.callerOf(r)
-	if f.Sort == "executor_config" && !c.mayStoreAll() {
+	start, end := q.page()
+	switch {
+	case q.err != nil:
+		return nil, q.err
+	case f.Sort == "executor_config" && !c.mayStoreAll():
 		const text = "_sort: the order of executor_config would reveal what is hidden from this token"
 		return nil, problem{http.StatusForbidden, text}
-	}
-	if !c.all {
+	case !c.all:
 		f.Globs = c.jobGlobs()
 	}
 	docs, total, err := a.store.jobs(f, start, end)
 	show := func(doc json.RawMessage) (json.RawMessage, error) { return jobShown(c, doc) }
-	return &response{status: http.StatusOK, header: count(total), rows: shownAs(docs, show)}, err
-}
-
-// metadataParam returns the metadata in a query, each as metadata[key]=value.
-func metadataParam(q url.Values) (map[string]string, error) {
-	m := map[string]string{}
-	for k, v := range q {
-		if name, ok := strings.CutPrefix(k, "metadata["); ok && strings.HasSuffix(name, "]") {
-			m[strings.TrimSuffix(name, "]")] = v[0]
-		}
-	}
-	if len(m) > metadataMax {
-		return nil, badRequest("metadata[key]: jobs can be filtered by at most %d keys, not by %d", metadataMax, len(m))
-	}
-	return m, nil
+	return &response{header: count(total), rows: shownAs(docs, show)}, err
 }
 
 // jobShown returns the JSON of a job as a caller sees it.
@@ -1832,35 +1870,6 @@ func jobShown(c *caller, doc json.RawMessage) (json.RawMessage, error) {
 		return doc, err
 	}
 	return hideSecrets(doc)
-}
-
-// page returns the range of rows in a query, [start, end). As upstream, a missing bound means no bound, and one that is
-// not a number means 0.
-func page(q url.Values) (start, end int, err error) {
-	end = math.MaxInt32
-	for _, b := range []struct {
-		name  string
-		bound *int
-	}{{"_start", &start}, {"_end", &end}} {
-		if !q.Has(b.name) {
-			continue
-		}
-		if *b.bound, err = strconv.Atoi(q.Get(b.name)); err != nil {
-			*b.bound = 0
-		}
-		if *b.bound < 0 || *b.bound > math.MaxInt32 {
-			return 0, 0, badRequest("%s: must lie between 0 and %d", b.name, math.MaxInt32)
-		}
-	}
-	if q.Has("_start") && q.Has("_end") && start > end {
-		return 0, 0, badRequest("_end: must not be before _start")
-	}
-	return start, end, nil
-}
-
-// count returns the header with the total number of rows of a list.
-func count(n int) map[string]string {
-	return map[string]string{"X-Total-Count": strconv.Itoa(n)}
 }
 
 // executionView is an execution as clients see it.
@@ -1950,30 +1959,30 @@ func (a *api) addPrinted(ctx context.Context, list []executionRow, outputMax int
 }
 
 // listExecutions returns executions, newest first, with times in the job's zone, as upstream does.
-func (a *api) listExecutions(r *http.Request) (*response, error) {
-	q := r.URL.Query()
+func (a *api) listExecutions(r *apiCall) (*response, error) {
+	q := &r.query
 	if _, ok := executionOrder[q.Get("_sort")]; !ok {
-		return nil, badRequest("_sort: executions cannot be sorted by %q", q.Get("_sort"))
+		q.fail("_sort: executions cannot be sorted by %q", q.Get("_sort"))
 	}
-	start, end, err := page(q)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := strconv.Atoi(q.Get("output_size_limit"))
-	if err != nil || limit < 0 {
-		limit = outputBytesMax
+	start, end := q.page()
+	if q.err != nil {
+		return nil, q.err
 	}
 	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
 		return nil, err
+	}
+	zone, err := loadZone(row.zone(a.scheduler.timezone()))
+	if err != nil { // this server's time zone database lacks it
+		zone = time.UTC
 	}
 	newestFirst := !strings.EqualFold(q.Get("_order"), "ASC")
 	list, total, err := a.store.clients.executions(row.version.ID, q.Get("_sort"), newestFirst, start, end)
 	if err != nil {
 		return nil, err
 	}
+	limit := q.outputMax(outputBytesMax)
 	a.addPrinted(r.Context(), list, limit)
-	zone := a.zoneOf(row)
 	show := func(e executionRow) (json.RawMessage, error) {
 		truncated := e.OutputSize > len(e.Output)
 		v := e.view(zone)
@@ -1981,30 +1990,21 @@ func (a *api) listExecutions(r *http.Request) (*response, error) {
 		return json.Marshal(v)
 	}
 	rows := a.store.clients.withOutputs(list, limit)
-	return &response{status: http.StatusOK, header: count(total), rows: shownAs(rows, show)}, nil
+	return &response{header: count(total), rows: shownAs(rows, show)}, nil
 }
 
-// zoneOf returns the zone of a job, or UTC if this server's time zone database lacks it.
-func (a *api) zoneOf(row *jobRow) *time.Location {
-	zone, err := loadZone(row.zone(a.scheduler.timezone()))
-	if err != nil {
-		return time.UTC
-	}
-	return zone
-}
-
-func (a *api) showExecution(r *http.Request) (*response, error) {
+func (a *api) showExecution(r *apiCall) (*response, error) {
 	e, err := a.execution(r)
 	if err != nil {
 		return nil, err
 	}
 	list := []executionRow{e}
 	a.addPrinted(r.Context(), list, outputBytesMax)
-	return &response{status: http.StatusOK, body: list[0].view(time.UTC)}, nil
+	return object(list[0].view(time.UTC), nil)
 }
 
 // execution returns the execution in the path. It must belong to the present job of that name.
-func (a *api) execution(r *http.Request) (executionRow, error) {
+func (a *api) execution(r *apiCall) (executionRow, error) {
 	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
 		return executionRow{}, err
@@ -2016,24 +2016,16 @@ func (a *api) execution(r *http.Request) (executionRow, error) {
 	return e, err
 }
 
-// anyExecution is execution for deleted jobs too: what they still run can be killed.
-func (a *api) anyExecution(r *http.Request) (executionRow, error) {
-	e, err := a.namedExecution(r)
-	if err == nil && e.JobName != r.PathValue("job") {
-		err = errNoExecution
-	}
-	return e, err
-}
-
-// namedExecution returns the execution in the path, of whatever job.
-func (a *api) namedExecution(r *http.Request) (executionRow, error) {
+// anyExecution returns the execution in the path, which may belong to a deleted job. If a job is in the path, it must
+// have that name.
+func (a *api) anyExecution(r *apiCall) (executionRow, error) {
 	id, node, _ := strings.Cut(r.PathValue("execution"), "-")
 	n, err := strconv.ParseInt(id, 10, 64)
 	if err != nil {
 		return executionRow{}, errNoExecution
 	}
 	e, err := a.store.clients.execution(n)
-	if err == nil && e.Node != node {
+	if name := r.PathValue("job"); err == nil && (e.Node != node || name != "" && e.JobName != name) {
 		err = errNoExecution
 	}
 	return e, err
@@ -2041,20 +2033,20 @@ func (a *api) namedExecution(r *http.Request) (executionRow, error) {
 
 // findExecution returns an execution without its output, and so its job. It needs the right to read the execution under
 // its job; without it there is none, so that nobody learns of executions by guessing. Ours.
-func (a *api) findExecution(r *http.Request) (*response, error) {
-	e, err := a.namedExecution(r)
+func (a *api) findExecution(r *apiCall) (*response, error) {
+	e, err := a.anyExecution(r)
 	path := jobPath(e.JobName) + "/executions/" + url.PathEscape(r.PathValue("execution"))
-	if err == nil && !a.callerOf(r).may(path, mayRead) {
+	if err == nil && !r.caller.may(path, mayRead) {
 		err = errNoExecution
 	}
 	e.Output = nil
-	return &response{status: http.StatusOK, body: e.view(time.UTC)}, err
+	return object(e.view(time.UTC), err)
 }
 
 // showOutput returns an output as text: once the execution has finished, ranges of it; before that, what there is so
 // far or, with follow in the query, everything until it ends. Followed, it has what was printed, without the reason why
 // the execution failed.
-func (a *api) showOutput(r *http.Request) (*response, error) {
+func (a *api) showOutput(r *apiCall) (*response, error) {
 	e, err := a.execution(r)
 	if err != nil {
 		return nil, err
@@ -2072,18 +2064,18 @@ func (a *api) showOutput(r *http.Request) (*response, error) {
 			}
 		}
 		output := e.Output
-		if r.URL.Query().Has("follow") { // the same whether or not the execution ends first
+		if r.query.Has("follow") { // the same whether or not the execution ends first
 			output = bytes.TrimPrefix(output, e.Reason)
 		}
-		http.ServeContent(w, r, "", timeOf(e.Finished), bytes.NewReader(output))
+		http.ServeContent(w, r.Request, "", timeOf(e.Finished), bytes.NewReader(output))
 		return nil
 	}}, nil
 }
 
 // runningOutput copies the output from the execution's node. It returns errors from before the first byte only; a later
 // one aborts the response.
-func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionRow) error {
-	out, follow := streamTo(w), r.URL.Query().Has("follow")
+func (a *api) runningOutput(w http.ResponseWriter, r *apiCall, e executionRow) error {
+	out, follow := streamTo(w), r.query.Has("follow")
 	w.Header().Set("X-Accel-Buffering", "no") // or nginx would buffer it until the end
 	if out.live = true; follow {
 		_ = out.control.SetReadDeadline(time.Time{}) // it may run for days
@@ -2105,7 +2097,7 @@ func (a *api) runningOutput(w http.ResponseWriter, r *http.Request, e executionR
 }
 
 // whileAdmitted returns a context for the request that also ends when the caller loses the right to read outputs.
-func (a *api) whileAdmitted(r *http.Request) (context.Context, context.CancelFunc) {
+func (a *api) whileAdmitted(r *apiCall) (context.Context, context.CancelFunc) {
 	ctx, stop := context.WithCancel(r.Context())
 	if a.acl {
 		go func() {
@@ -2117,7 +2109,7 @@ func (a *api) whileAdmitted(r *http.Request) (context.Context, context.CancelFun
 					return
 				case <-ticker.C:
 				}
-				if _, err := a.admit(route{pattern: outputRoute, capability: mayRead}, r); err != nil {
+				if _, err := a.admit(route{pattern: outputRoute, capability: mayRead}, r.Request); err != nil {
 					stop()
 				}
 			}
@@ -2128,16 +2120,12 @@ func (a *api) whileAdmitted(r *http.Request) (context.Context, context.CancelFun
 
 // killExecution has an execution killed and returns at once, with the execution as it is then. Its processes get
 // SIGTERM, and after the grace time SIGKILL.
-func (a *api) killExecution(r *http.Request) (*response, error) {
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
+func (a *api) killExecution(r *apiCall) (*response, error) {
 	e, err := a.anyExecution(r)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = a.scheduler.kill(r.Context(), r.req, e)
 	}
-	if err := a.scheduler.kill(r.Context(), req, e); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	e, err = a.anyExecution(r)
@@ -2174,28 +2162,21 @@ type tickDayView struct {
 
 // listTicks returns the ticks of a job that fell due in a range of time, newest first, with their outcomes, and the
 // number of each outcome; due is the sum. Days of which only counts are kept are counted as a whole.
-func (a *api) listTicks(r *http.Request) (*response, error) {
-	q := r.URL.Query()
-	end := time.Now()
-	if err := timeParam(q, "end", &end); err != nil {
-		return nil, err
-	}
-	start := end.Add(-24 * time.Hour)
-	if err := timeParam(q, "start", &start); err != nil {
-		return nil, err
-	}
+func (a *api) listTicks(r *apiCall) (*response, error) {
+	end := r.query.time("end", time.Now())
+	start := r.query.time("start", end.Add(-24*time.Hour))
 	if start.After(end) {
-		return nil, badRequest("end: must not be before start")
+		r.query.fail("end: must not be before start")
 	}
-	first, last, err := page(q)
-	if err != nil {
-		return nil, err
+	first, last := r.query.page()
+	if r.query.err != nil {
+		return nil, r.query.err
 	}
 	var list []tickRow
 	var total int
 	var sum tickCount
 	var days []tickCount
-	err = a.store.clients.atOnce(func(s *reader) error {
+	err := a.store.clients.atOnce(func(s *reader) error {
 		row, err := s.job(r.PathValue("job"))
 		if err != nil {
 			return err
@@ -2206,69 +2187,33 @@ func (a *api) listTicks(r *http.Request) (*response, error) {
 		sum, days, err = s.tickCounts(row.version.ID, nanosOf(start), nanosOf(end))
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	views := make([]tickView, len(list))
-	for i, t := range list {
-		views[i] = t.view()
-	}
-	older := make([]tickDayView, len(days))
-	for i, d := range days {
-		older[i] = tickDayView{timeOf(d.Day * nanosPerDay), d.Ran, d.Late, d.Skipped, d.Missed}
-		sum.Ran += d.Ran
-		sum.Late += d.Late
-		sum.Skipped += d.Skipped
-		sum.Missed += d.Missed
-	}
-	return &response{status: http.StatusOK, header: count(total), body: map[string]any{
+	older := each(days, func(d *tickCount) tickDayView {
+		sum = tickCount{0, sum.Ran + d.Ran, sum.Late + d.Late, sum.Skipped + d.Skipped, sum.Missed + d.Missed}
+		return tickDayView{timeOf(d.Day * nanosPerDay), d.Ran, d.Late, d.Skipped, d.Missed}
+	})
+	return &response{header: count(total), body: map[string]any{
 		"due": sum.Ran + sum.Late + sum.Skipped + sum.Missed,
 		"ran": sum.Ran, "late": sum.Late, "skipped": sum.Skipped, "missed": sum.Missed,
-		"ticks": views, "days": older,
-	}}, nil
-}
-
-// timeParam parses a time in the query into t. Without the parameter, t keeps its default.
-func timeParam(q url.Values, name string, t *time.Time) error {
-	if !q.Has(name) {
-		return nil
-	}
-	given, err := time.Parse(time.RFC3339Nano, q.Get(name))
-	if err != nil {
-		return badRequest("%s: %q is not a time such as 2030-01-31T12:00:00Z", name, q.Get(name))
-	}
-	*t = given
-	return nil
-}
-
-func (a *api) deleteExecutions(r *http.Request) (*response, error) {
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
-	row, res, err := a.scheduler.deleteExecutions(r.Context(), req, r.PathValue("job"))
-	if err != nil {
-		return nil, err
-	}
-	return a.jobResponse(r, http.StatusOK, row, res, nil)
+		"ticks": each(list, (*tickRow).view), "days": older,
+	}}, err
 }
 
 // busy lists what runs, or with waiting the runs that wait for something to be free.
-func (a *api) busy(r *http.Request) (*response, error) {
-	if r.URL.Query().Has("waiting") {
-		return a.waiting(r)
-	}
-	limit, err := limitParam(r.URL.Query(), math.MaxInt32)
-	if err != nil {
-		return nil, err
+func (a *api) busy(r *apiCall) (*response, error) {
+	limit := r.query.number("limit", math.MaxInt32, math.MaxInt32)
+	switch {
+	case r.query.err != nil:
+		return nil, r.query.err
+	case r.query.Has("waiting"):
+		return a.waiting(r, limit)
 	}
 	list, err := a.store.clients.unfinishedExecutions()
 	if err != nil {
 		return nil, err
 	}
-	list = a.listable(r, list)
-	_, rows := a.viewsOf(r, list[:min(limit, len(list))], outputBytesMax)
-	return &response{status: http.StatusOK, header: count(len(list)), rows: rows}, nil
+	list = listable(r, list)
+	rows := a.viewsOf(r, list[:min(limit, len(list))], outputBytesMax)
+	return &response{header: count(len(list)), rows: rows}, nil
 }
 
 // waitingView is a run that cannot start yet.
@@ -2280,69 +2225,51 @@ type waitingView struct {
 	WaitsFor    string    `json:"waits_for"`
 }
 
-func (a *api) waiting(r *http.Request) (*response, error) {
-	limit, err := limitParam(r.URL.Query(), math.MaxInt32)
-	if err != nil {
-		return nil, err
-	}
+func (a *api) waiting(r *apiCall, limit int) (*response, error) {
 	list, err := a.store.clients.waiting()
-	views, c := []waitingView{}, a.callerOf(r)
+	views := []waitingView{}
 	for _, w := range list {
-		if c.may(jobPath(w.job)+"/executions", mayList) {
+		if r.caller.may(jobPath(w.job)+"/executions", mayList) {
 			views = append(views, waitingView{w.job, w.cause, timeOf(w.due), w.group, w.waitsFor})
 		}
 	}
-	return &response{status: http.StatusOK, header: count(len(views)), body: views[:min(limit, len(views))]}, err
+	return &response{header: count(len(views)), body: views[:min(limit, len(views))]}, err
 }
 
 // listable returns the executions that the caller may list, in the same slice.
-func (a *api) listable(r *http.Request, list []executionRow) []executionRow {
-	c := a.callerOf(r)
-	return slices.DeleteFunc(list, func(e executionRow) bool {
-		return !c.may(jobPath(e.JobName)+"/executions", mayList)
-	})
+func listable(r *apiCall, list []executionRow) []executionRow {
+	return slices.DeleteFunc(list, func(e executionRow) bool { return !r.caller.may(jobPath(e.JobName)+"/executions", mayList) })
 }
 
-// viewsOf returns the executions that the caller may list, with outputs so far, and their number.
-func (a *api) viewsOf(r *http.Request, list []executionRow, outputMax int) (int, documents) {
-	list = a.listable(r, list)
+// viewsOf returns executions with outputs so far.
+func (a *api) viewsOf(r *apiCall, list []executionRow, outputMax int) documents {
 	a.addPrinted(r.Context(), list, outputMax)
 	show := func(e executionRow) (json.RawMessage, error) { return json.Marshal(e.view(time.UTC)) }
-	return len(list), shownAs(a.store.clients.withOutputs(list, outputMax), show)
+	return shownAs(a.store.clients.withOutputs(list, outputMax), show)
 }
 
-func (a *api) showPause(r *http.Request) (*response, error) {
-	return &response{status: http.StatusOK, body: map[string]bool{"paused": a.store.shown.Load().paused}}, nil
+func (a *api) showPause(*apiCall) (*response, error) {
+	return object(map[string]bool{"paused": a.store.shown.Load().paused}, nil)
 }
 
-func (a *api) pause(r *http.Request) (*response, error)   { return a.setPaused(r, true) }
-func (a *api) unpause(r *http.Request) (*response, error) { return a.setPaused(r, false) }
-
-func (a *api) setPaused(r *http.Request, paused bool) (*response, error) {
-	req, err := a.request(r)
-	if err == nil {
-		err = a.scheduler.setPaused(r.Context(), req, paused)
+func (a *api) setPaused(paused bool) handler {
+	return func(r *apiCall) (*response, error) {
+		return object(map[string]bool{"paused": paused}, a.scheduler.setPaused(r.Context(), r.req, paused))
 	}
-	return &response{status: http.StatusOK, body: map[string]bool{"paused": paused}}, err
 }
 
 func (a *api) rules(kind string) []rule { return a.store.shown.Load().list(kind) }
 
-func (a *api) showHolds(*http.Request) (*response, error) {
-	return &response{status: http.StatusOK, body: a.rules(ruleHold)}, nil
-}
+func (a *api) showHolds(*apiCall) (*response, error) { return object(a.rules(ruleHold), nil) }
 
-func (a *api) listCalendars(*http.Request) (*response, error) {
-	list := a.rules(ruleCalendar)
-	return &response{status: http.StatusOK, header: count(len(list)), body: list}, nil
-}
+func (a *api) listCalendars(*apiCall) (*response, error) { return listed(a.rules(ruleCalendar), nil) }
 
-func (a *api) showCalendar(r *http.Request) (*response, error) {
+func (a *api) showCalendar(r *apiCall) (*response, error) {
 	days, ok := a.store.shown.Load().rules[ruleCalendar][r.PathValue("name")]
 	if !ok {
 		return nil, errNoRule
 	}
-	return &response{status: http.StatusOK, body: days}, nil
+	return object(days, nil)
 }
 
 // decodeRule reads a hold or a calendar as clients send it; one that is taken back needs no why.
@@ -2380,21 +2307,16 @@ func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
 
 // setRule returns the handler that sets a rule, or takes it back. A hold is named by its metadata, so a second one of the
 // same jobs replaces the first. Ours.
-func (a *api) setRule(action, kind string, set bool) func(*http.Request) (*response, error) {
-	return func(r *http.Request) (*response, error) {
-		req, err := a.request(r)
+func (a *api) setRule(action, kind string, set bool) handler {
+	return func(r *apiCall) (*response, error) {
+		patience, name := r.query.wait(), r.PathValue("name")
+		if r.query.err != nil {
+			return nil, r.query.err
+		}
+		doc, err := body(r.Request)
 		if err != nil {
 			return nil, err
 		}
-		patience, err := waitParam(r)
-		if err != nil {
-			return nil, err
-		}
-		doc, err := body(r)
-		if err != nil {
-			return nil, err
-		}
-		name := r.PathValue("name")
 		sent := rule{Name: name}
 		if kind != ruleDrain && (set || len(doc) > 0) {
 			if sent, err = decodeRule(kind, name, doc, set); err != nil {
@@ -2404,7 +2326,7 @@ func (a *api) setRule(action, kind string, set bool) func(*http.Request) (*respo
 		switch {
 		case kind == ruleHold:
 			name = jsonText(sent.Metadata)
-			sent.By = cmp.Or(a.callerOf(r).token.Name, req.Actor)
+			sent.By = cmp.Or(r.caller.token.Name, r.req.Actor)
 		case action == actionDrain && !slices.ContainsFunc(a.plane.members(), func(m member) bool { return m.Name == name }):
 			return nil, errNoRule
 		}
@@ -2412,44 +2334,34 @@ func (a *api) setRule(action, kind string, set bool) func(*http.Request) (*respo
 		if !set {
 			change = nil
 		}
-		if err := a.scheduler.setRule(r.Context(), req, action, kind, name, change); err != nil {
+		if err := a.scheduler.setRule(r.Context(), r.req, action, kind, name, change); err != nil {
 			return nil, err
 		}
-		res := &response{status: http.StatusOK, body: a.rules(kind)}
+		res := &response{body: a.rules(kind)}
 		return a.await(r, res, patience, func() (bool, error) { return a.store.clients.runsOn(name) }, func() {}), nil
 	}
 }
 
-func (a *api) enableAll(r *http.Request) (*response, error)  { return a.toggleAll(r, false) }
-func (a *api) disableAll(r *http.Request) (*response, error) { return a.toggleAll(r, true) }
-
 // toggleAll enables or disables the jobs with the metadata in the query, all or none, and responds with the names of
 // those that it changed. Ours.
-func (a *api) toggleAll(r *http.Request, disabled bool) (*response, error) {
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
+func (a *api) toggleAll(disabled bool) handler {
+	return func(r *apiCall) (*response, error) {
+		metadata := r.query.metadata()
+		if len(metadata) == 0 {
+			r.query.fail("metadata[key]: say of which jobs, as in ?metadata[team]=web")
+		}
+		if r.query.err != nil {
+			return nil, r.query.err
+		}
+		return listed(a.scheduler.toggleAll(r.Context(), r.req, metadata, disabled))
 	}
-	metadata, err := metadataParam(r.URL.Query())
-	if err == nil && len(metadata) == 0 {
-		err = badRequest("metadata[key]: say of which jobs, as in ?metadata[team]=web")
-	}
-	if err != nil {
-		return nil, err
-	}
-	names, err := a.scheduler.toggleAll(r.Context(), req, metadata, disabled)
-	return &response{status: http.StatusOK, header: count(len(names)), body: names}, err
 }
 
 // stats returns one entry per UTC day, today's last.
-func (a *api) stats(r *http.Request) (*response, error) {
-	days := statsDays
-	if text := r.URL.Query().Get("days"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 || n > statsDaysMax {
-			return nil, badRequest("days: must be a number between 1 and %d", statsDaysMax)
-		}
-		days = n
+func (a *api) stats(r *apiCall) (*response, error) {
+	days := r.query.number("days", statsDays, statsDaysMax)
+	if r.query.err != nil {
+		return nil, r.query.err
 	}
 	today := time.Now().UnixNano() / nanosPerDay
 	list, err := a.store.clients.dailyStats(today-int64(days)+1, today)
@@ -2458,40 +2370,30 @@ func (a *api) stats(r *http.Request) (*response, error) {
 		Success int64     `json:"success_count"`
 		Failed  int64     `json:"failed_count"`
 	}
-	views := make([]day, len(list))
-	for i, d := range list {
-		views[i] = day{timeOf(d.Day * nanosPerDay), d.Success, d.Failed}
-	}
-	return &response{status: http.StatusOK, body: map[string]any{"stats": views}}, err
+	return object(map[string]any{"stats": each(list, func(d *dayStats) day {
+		return day{timeOf(d.Day * nanosPerDay), d.Success, d.Failed}
+	})}, err)
 }
 
-func (a *api) listPolicies(r *http.Request) (*response, error) {
-	list, err := a.store.clients.policies()
-	return &response{status: http.StatusOK, header: count(len(list)), body: list}, err
+func (a *api) listPolicies(*apiCall) (*response, error) { return listed(a.store.clients.policies()) }
+
+func (a *api) showPolicy(r *apiCall) (*response, error) {
+	return object(a.store.clients.policy(r.PathValue("name")))
 }
 
-func (a *api) showPolicy(r *http.Request) (*response, error) {
-	p, err := a.store.clients.policy(r.PathValue("name"))
-	return &response{status: http.StatusOK, body: p}, err
-}
-
-func (a *api) putPolicy(r *http.Request) (*response, error) {
-	req, err := a.request(r)
+func (a *api) putPolicy(r *apiCall) (*response, error) {
+	doc, err := body(r.Request)
 	if err != nil {
 		return nil, err
 	}
-	body, err := body(r)
-	if err != nil {
-		return nil, err
+	p, err := decodePolicy(r.PathValue("name"), doc)
+	if err == nil {
+		err = p.checkPaths(a.paths())
 	}
-	p, err := decodePolicy(r.PathValue("name"), body)
 	if err != nil {
 		return nil, badRequest("the policy is invalid: %v", err)
 	}
-	if err := p.checkPaths(a.paths()); err != nil {
-		return nil, badRequest("the policy is invalid: %v", err)
-	}
-	if _, fixed := builtInPolicy(p.Name); len(body) == 0 && !fixed {
+	if _, fixed := builtInPolicy(p.Name); len(doc) == 0 && !fixed {
 		old, err := a.store.clients.policy(p.Name)
 		switch {
 		case err == nil && old != p:
@@ -2501,16 +2403,11 @@ func (a *api) putPolicy(r *http.Request) (*response, error) {
 			return nil, err
 		}
 	}
-	return &response{status: http.StatusAccepted, body: p}, a.scheduler.putPolicy(r.Context(), req, p)
+	return &response{status: http.StatusAccepted, body: p}, a.scheduler.putPolicy(r.Context(), r.req, p)
 }
 
-func (a *api) deletePolicy(r *http.Request) (*response, error) {
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
-	p, err := a.scheduler.deletePolicy(r.Context(), req, r.PathValue("name"))
-	return &response{status: http.StatusOK, body: p}, err
+func (a *api) deletePolicy(r *apiCall) (*response, error) {
+	return object(a.scheduler.deletePolicy(r.Context(), r.req, r.PathValue("name")))
 }
 
 // auditView is a row of the audit trail as clients see it. Ours.
@@ -2527,18 +2424,12 @@ type auditView struct {
 }
 
 // listAudit returns who changed what, newest first, by default at any time.
-func (a *api) listAudit(r *http.Request) (*response, error) {
-	q := r.URL.Query()
-	from, to := timeOf(0), timeOf(math.MaxInt64)
-	if err := timeParam(q, "start", &from); err != nil {
-		return nil, err
-	}
-	if err := timeParam(q, "end", &to); err != nil {
-		return nil, err
-	}
-	start, end, err := page(q)
-	if err != nil {
-		return nil, err
+func (a *api) listAudit(r *apiCall) (*response, error) {
+	q := &r.query
+	from, to := q.time("start", timeOf(0)), q.time("end", timeOf(math.MaxInt64))
+	start, end := q.page()
+	if q.err != nil {
+		return nil, q.err
 	}
 	f := auditFilter{
 		From: nanosOf(from), To: nanosOf(to), Job: q.Get("job"), Actor: q.Get("actor"), Action: q.Get("action"),
@@ -2557,7 +2448,7 @@ func (a *api) listAudit(r *http.Request) (*response, error) {
 	if older != 0 {
 		header["Belfry-Older"] = timeOf(older).Format(time.RFC3339Nano)
 	}
-	return &response{status: http.StatusOK, header: header, rows: shownAs(rows, show)}, nil
+	return &response{header: header, rows: shownAs(rows, show)}, nil
 }
 
 // tokenView is a token as clients see it.
@@ -2571,9 +2462,9 @@ type tokenView struct {
 	ExpirationTime *time.Time `json:",omitempty"`
 }
 
-func (t token) view(secret string) tokenView {
+func (t *token) view() tokenView {
 	v := tokenView{
-		AccessorID: t.Accessor, SecretID: secret, Name: t.Name, Type: t.Type,
+		AccessorID: t.Accessor, Name: t.Name, Type: t.Type,
 		Policies: append([]string{}, t.Policies...), CreateTime: timeOf(t.Created),
 	}
 	if t.Expires != 0 {
@@ -2583,32 +2474,29 @@ func (t token) view(secret string) tokenView {
 	return v
 }
 
-func (a *api) listTokens(r *http.Request) (*response, error) {
-	if !a.acl {
-		return nil, errNoACL
+// withACL serves requests only while access control is on.
+func (a *api) withACL(next handler) handler {
+	return func(r *apiCall) (*response, error) {
+		if !a.acl {
+			return nil, errNoACL
+		}
+		return next(r)
 	}
-	list, err := a.store.clients.tokens()
-	views := make([]tokenView, len(list))
-	for i, t := range list {
-		views[i] = t.view("")
-	}
-	return &response{status: http.StatusOK, header: count(len(views)), body: views}, err
 }
 
-func (a *api) showToken(r *http.Request) (*response, error) {
-	if !a.acl {
-		return nil, errNoACL
-	}
+func (a *api) listTokens(*apiCall) (*response, error) {
+	list, err := a.store.clients.tokens()
+	return listed(each(list, (*token).view), err)
+}
+
+func (a *api) showToken(r *apiCall) (*response, error) {
 	t, err := a.store.clients.token(r.PathValue("accessor"))
-	return &response{status: http.StatusOK, body: t.view("")}, err
+	return object(t.view(), err)
 }
 
 // createToken returns the new token with its secret, which is never shown again.
-func (a *api) createToken(r *http.Request) (*response, error) {
-	if !a.acl {
-		return nil, errNoACL
-	}
-	doc, err := body(r)
+func (a *api) createToken(r *apiCall) (*response, error) {
+	doc, err := body(r.Request)
 	if err != nil {
 		return nil, err
 	}
@@ -2621,37 +2509,25 @@ func (a *api) createToken(r *http.Request) (*response, error) {
 
 // makeToken generates the accessor and the secret of a token and stores it. first: only while there is no management
 // token.
-func (a *api) makeToken(r *http.Request, t token, first bool) (*response, error) {
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
+func (a *api) makeToken(r *apiCall, t token, first bool) (*response, error) {
 	secret, hash := newSecret()
 	t.Accessor, t.Hash = crand.Text(), hash[:]
-	err = a.scheduler.putToken(r.Context(), req, t, first)
+	err := a.scheduler.putToken(r.Context(), r.req, t, first)
 	if errors.Is(err, errNoPolicy) {
 		return nil, badRequest("the token is invalid: Policies: %v", err)
 	}
-	return &response{status: http.StatusCreated, body: t.view(secret)}, err
+	v := t.view()
+	v.SecretID = secret
+	return &response{status: http.StatusCreated, body: v}, err
 }
 
-func (a *api) deleteToken(r *http.Request) (*response, error) {
-	if !a.acl {
-		return nil, errNoACL
-	}
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := a.scheduler.deleteToken(r.Context(), req, r.PathValue("accessor"))
-	return &response{status: http.StatusOK, body: t.view("")}, err
+func (a *api) deleteToken(r *apiCall) (*response, error) {
+	t, err := a.scheduler.deleteToken(r.Context(), r.req, r.PathValue("accessor"))
+	return object(t.view(), err)
 }
 
 // bootstrap creates the first management token; checkBootstrap has verified the secret.
-func (a *api) bootstrap(r *http.Request) (*response, error) {
-	if !a.acl {
-		return nil, errNoACL
-	}
+func (a *api) bootstrap(r *apiCall) (*response, error) {
 	t := token{Name: "bootstrap", Type: tokenManagement, Created: time.Now().UnixNano()}
 	res, err := a.makeToken(r, t, true)
 	if err == nil || errors.Is(err, errManaged) {
@@ -2664,23 +2540,20 @@ func (a *api) bootstrap(r *http.Request) (*response, error) {
 
 // self returns the caller's own token and what it grants. With path and capability in the query, it is 403 unless the
 // token grants that.
-func (a *api) self(r *http.Request) (*response, error) {
-	if !a.acl {
-		return nil, errNoACL
-	}
-	c, q := a.callerOf(r), r.URL.Query()
+func (a *api) self(r *apiCall) (*response, error) {
+	c, q := r.caller, &r.query
 	if path, capability := q.Get("path"), q.Get("capability"); path+capability != "" && !c.may(path, capability) {
 		return nil, forbidden(path, capability)
 	}
-	return &response{status: http.StatusOK, body: struct {
+	return object(struct {
 		tokenView
 		Rules []policyRules // of its policies; none for a management token
-	}{c.token.view(""), append([]policyRules{}, c.rules...)}}, nil
+	}{c.token.view(), append([]policyRules{}, c.rules...)}, nil)
 }
 
 // nextTicks returns the next times of a schedule in the query, which no job needs to have.
-func (a *api) nextTicks(r *http.Request) (*response, error) {
-	q := r.URL.Query()
+func (a *api) nextTicks(r *apiCall) (*response, error) {
+	q := &r.query
 	j := job{Name: q.Get("name"), Schedule: q.Get("schedule"), Timezone: q.Get("timezone")}
 	zone := j.zone(a.scheduler.timezone())
 	loc, err := loadZone(zone)
@@ -2691,14 +2564,9 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 	if err != nil {
 		return nil, badRequest("schedule: %v", err)
 	}
-	from, n := time.Now(), 5
-	if err := timeParam(q, "from", &from); err != nil {
-		return nil, err
-	}
-	if text := q.Get("count"); text != "" {
-		if n, err = strconv.Atoi(text); err != nil || n < 1 || n > upcomingMax {
-			return nil, badRequest("count: must be a number between 1 and %d", upcomingMax)
-		}
+	from, n := q.time("from", time.Now()), q.number("count", 5, upcomingMax)
+	if q.err != nil {
+		return nil, q.err
 	}
 	loc = s.zone(loc)
 	next := []time.Time{}
@@ -2709,13 +2577,12 @@ func (a *api) nextTicks(r *http.Request) (*response, error) {
 		}
 		next = append(next, local)
 	}
-	body := map[string]any{"next": next, "timezone": loc.String(), "words": s.words(loc)}
-	return &response{status: http.StatusOK, body: body}, nil
+	return object(map[string]any{"next": next, "timezone": loc.String(), "words": s.words(loc)}, nil)
 }
 
 // summary returns statistics of all jobs, and the last ticks that did not run, limited to jobs whose ticks the caller
 // may list. Ours.
-func (a *api) summary(r *http.Request) (*response, error) {
+func (a *api) summary(r *apiCall) (*response, error) {
 	sum, err := a.store.summary(time.Now())
 	if err != nil {
 		return nil, err
@@ -2725,16 +2592,12 @@ func (a *api) summary(r *http.Request) (*response, error) {
 		tickView
 	}
 	ticks := sum.Unrun
-	if globs := a.callerOf(r).rowGlobs("ticks", mayList); globs != nil {
+	if globs := r.caller.rowGlobs("ticks", mayList); globs != nil {
 		if ticks, err = a.store.clients.unrun(globs); err != nil {
 			return nil, err
 		}
 	}
-	list := []unrun{}
-	for _, t := range ticks {
-		list = append(list, unrun{t.Job, t.view()})
-	}
-	return &response{status: http.StatusOK, body: map[string]any{
+	return object(map[string]any{
 		"jobs": map[string]int{
 			"total": sum.Jobs, "success": sum.Good, "failed": sum.Failed, "partially_failed": sum.Partly,
 			"untriggered": sum.Never, "disabled": sum.Disabled, "failing": sum.Failing,
@@ -2747,8 +2610,8 @@ func (a *api) summary(r *http.Request) (*response, error) {
 		"today": map[string]int64{
 			"success_count": sum.DayGood, "failed_count": sum.DayBad, "skipped": sum.DaySkipped, "missed": sum.DayMissed,
 		},
-		"unrun": list,
-	}}, nil
+		"unrun": each(ticks, func(t *unrunTick) unrun { return unrun{t.Job, t.view()} }),
+	}, nil)
 }
 
 // delay returns a percentile of sorted durations by nearest rank, in milliseconds.
@@ -2761,15 +2624,12 @@ func delay(sorted []time.Duration, percent int) float64 {
 
 // outcomes returns the last executions of the jobs in the query, newest first, by job; it omits jobs that the caller
 // may not see. Ours.
-func (a *api) outcomes(r *http.Request) (*response, error) {
-	names := r.URL.Query()["job"]
+func (a *api) outcomes(r *apiCall) (*response, error) {
+	names := r.query.Values["job"]
 	if len(names) > outcomeJobsMax {
 		return nil, badRequest("job: may be given at most %d times", outcomeJobsMax)
 	}
-	c := a.callerOf(r)
-	names = slices.DeleteFunc(names, func(name string) bool {
-		return !c.may(jobPath(name)+"/executions", mayList)
-	})
+	names = slices.DeleteFunc(names, func(name string) bool { return !r.caller.may(jobPath(name)+"/executions", mayList) })
 	rows, err := a.store.clients.lastExecutions(names, outcomesShown)
 	type outcome struct {
 		ID         string    `json:"id"`
@@ -2779,17 +2639,16 @@ func (a *api) outcomes(r *http.Request) (*response, error) {
 	}
 	views := map[string][]outcome{}
 	for name, list := range rows {
-		views[name] = []outcome{}
-		for _, e := range list {
+		views[name] = each(list, func(e *executionRow) outcome {
 			v := e.view(time.UTC)
-			views[name] = append(views[name], outcome{v.ID, v.Outcome, v.StartedAt, v.FinishedAt})
-		}
+			return outcome{v.ID, v.Outcome, v.StartedAt, v.FinishedAt}
+		})
 	}
-	return &response{status: http.StatusOK, body: views}, err
+	return object(views, err)
 }
 
 // targets returns the nodes that match a job's tags now. If a tag has a count, a tick runs on only some of them. Ours.
-func (a *api) targets(r *http.Request) (*response, error) {
+func (a *api) targets(r *apiCall) (*response, error) {
 	row, err := a.store.clients.job(r.PathValue("job"))
 	if err != nil {
 		return nil, err
@@ -2798,49 +2657,29 @@ func (a *api) targets(r *http.Request) (*response, error) {
 	for _, n := range matchingNodes(row.Tags, a.scheduler.moment().nodes) {
 		names = append(names, n.Name)
 	}
-	return &response{status: http.StatusOK, body: names}, nil
-}
-
-// pastParams parses a range of time that ends now by default, and lasts for so long.
-func pastParams(q url.Values, length time.Duration) (start, end time.Time, err error) {
-	end = time.Now()
-	if err = timeParam(q, "end", &end); err == nil {
-		start = end.Add(-length)
-		err = timeParam(q, "start", &start)
-	}
-	return start, end, err
+	return &response{body: names}, nil
 }
 
 // recentExecutions returns the executions of all jobs that started in a range of time, by default the last hour, newest
 // first. Ours.
-func (a *api) recentExecutions(r *http.Request) (*response, error) {
-	q := r.URL.Query()
-	start, end, err := pastParams(q, time.Hour)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := limitParam(q, recentMax)
-	if err != nil {
-		return nil, err
-	}
-	known := append([]string{"", "bad"}, runOutcomes...)
-	if outcome := q.Get("outcome"); !slices.Contains(known, outcome) {
-		return nil, badRequest("outcome: %q is not an outcome; use one of %s", outcome, strings.Join(known[1:], ", "))
-	}
-	outputMax, err := strconv.Atoi(q.Get("output_size_limit"))
-	if err != nil || outputMax < 0 {
-		outputMax = 0
-	}
-	outputMax = min(outputMax, recentOutputMax)
-	list, err := a.store.clients.recentExecutions(executionFilter{
+func (a *api) recentExecutions(r *apiCall) (*response, error) {
+	q := &r.query
+	start, end := q.past(time.Hour)
+	f := executionFilter{
 		from: nanosOf(start), to: nanosOf(end), outcome: q.Get("outcome"), job: q.Get("job"), node: q.Get("node"),
-		owner: q.Get("owner"), globs: a.callerOf(r).rowGlobs("executions", mayList), limit: limit,
-	})
+		owner: q.Get("owner"), globs: r.caller.rowGlobs("executions", mayList), limit: q.number("limit", recentMax, recentMax),
+	}
+	if known := append([]string{"", "bad"}, runOutcomes...); !slices.Contains(known, f.outcome) {
+		q.fail("outcome: %q is not an outcome; use one of %s", f.outcome, strings.Join(known[1:], ", "))
+	}
+	if q.err != nil {
+		return nil, q.err
+	}
+	list, err := a.store.clients.recentExecutions(f)
 	if err != nil {
 		return nil, err
 	}
-	_, rows := a.viewsOf(r, list, outputMax)
-	return &response{status: http.StatusOK, rows: rows}, nil
+	return &response{rows: a.viewsOf(r, listable(r, list), min(q.outputMax(0), recentOutputMax))}, nil
 }
 
 // failureView is a job of which executions ended without success.
@@ -2855,17 +2694,12 @@ type failureView struct {
 
 // failures returns the jobs with executions that started in a range of time, by default the last day, and ended without
 // success, with the last of each and the end of its output. Those that still fail come first. Ours.
-func (a *api) failures(r *http.Request) (*response, error) {
-	q := r.URL.Query()
-	start, end, err := pastParams(q, 24*time.Hour)
-	if err != nil {
-		return nil, err
+func (a *api) failures(r *apiCall) (*response, error) {
+	start, end := r.query.past(24 * time.Hour)
+	limit, globs := r.query.number("limit", failingMax, failingMax), r.caller.rowGlobs("executions", mayList)
+	if r.query.err != nil {
+		return nil, r.query.err
 	}
-	limit, err := limitParam(q, failingMax)
-	if err != nil {
-		return nil, err
-	}
-	globs := a.callerOf(r).rowGlobs("executions", mayList)
 	jobs, err := a.store.clients.failingJobs(nanosOf(start), nanosOf(end), globs, limit)
 	if err != nil {
 		return nil, err
@@ -2879,15 +2713,15 @@ func (a *api) failures(r *http.Request) (*response, error) {
 	for _, e := range rows {
 		last[e.ID] = e
 	}
-	list, c := []failureView{}, a.callerOf(r)
+	list := []failureView{}
 	for _, j := range jobs {
-		if e, ok := last[j.last]; ok && c.may(jobPath(j.name)+"/executions", mayList) {
+		if e, ok := last[j.last]; ok && r.caller.may(jobPath(j.name)+"/executions", mayList) {
 			list = append(list, failureView{
 				j.name, j.count, timeOf(j.since), j.failing, endTime(j.success), e.view(time.UTC),
 			})
 		}
 	}
-	return &response{status: http.StatusOK, body: list}, err
+	return object(list, err)
 }
 
 // laneView is what a timeline shows of a job.
@@ -2909,17 +2743,13 @@ type markView struct {
 
 // timeline returns what ran in the last hour and what falls due in the next, counted in parts of these hours: of the
 // jobs that failed most, then of those that ran most, then of those that fall due first. Ours.
-func (a *api) timeline(r *http.Request) (*response, error) {
-	q, now := r.URL.Query(), time.Now()
-	limit, err := limitParam(q, lanesMax)
-	if err != nil {
-		return nil, err
+func (a *api) timeline(r *apiCall) (*response, error) {
+	c, now := r.caller, time.Now()
+	limit, parts := r.query.number("limit", lanesMax, lanesMax), r.query.number("parts", partsMax, partsMax)
+	if r.query.err != nil {
+		return nil, r.query.err
 	}
-	parts, err := strconv.Atoi(cmp.Or(q.Get("parts"), strconv.Itoa(partsMax)))
-	if err != nil || parts < 1 || parts > partsMax {
-		return nil, badRequest("parts: must be a number between 1 and %d", partsMax)
-	}
-	start, end, width, c := now.Add(-time.Hour), now.Add(time.Hour), time.Hour/time.Duration(parts), a.callerOf(r)
+	start, end, width := now.Add(-time.Hour), now.Add(time.Hour), time.Hour/time.Duration(parts)
 	ran := c.rowGlobs("executions", mayList)
 	marks, total, err := a.store.clients.lanes(nanosOf(start), nanosOf(now), int64(width), ran, limit)
 	if err != nil {
@@ -2951,47 +2781,26 @@ func (a *api) timeline(r *http.Request) (*response, error) {
 		err = a.scheduler.comingMarks(end, width, globs, limit, add)
 	}
 	due, err2 := a.store.clients.dueCount(nanosOf(end), globs)
-	return &response{status: http.StatusOK, body: map[string]any{
+	return object(map[string]any{
 		"start": start.UTC(), "now": now.UTC(), "end": end.UTC(), "known_from": timeOf(total.since), "rows": lanes,
 		"runs": total.runs, "failed": total.failed, "jobs": total.jobs, "jobs_due": due,
-	}}, errors.Join(err, err2)
-}
-
-// limitParam parses how many rows the client wants, most by default.
-func limitParam(q url.Values, most int) (int, error) {
-	text := q.Get("limit")
-	if text == "" {
-		return most, nil
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > most {
-		return 0, badRequest("limit: must be a number between 1 and %d", most)
-	}
-	return n, nil
+	}, errors.Join(err, err2))
 }
 
 // upcoming returns the ticks that fall due in a range of time, by default the next hour, earliest first, with Belfry-More
 // if there are others. Ours.
-func (a *api) upcoming(r *http.Request) (*response, error) {
-	q := r.URL.Query()
-	start := time.Now()
-	if err := timeParam(q, "start", &start); err != nil {
-		return nil, err
+func (a *api) upcoming(r *apiCall) (*response, error) {
+	start := r.query.time("start", time.Now())
+	end, limit := r.query.time("end", start.Add(time.Hour)), r.query.number("limit", comingMax, comingMax)
+	if r.query.err != nil {
+		return nil, r.query.err
 	}
-	end := start.Add(time.Hour)
-	if err := timeParam(q, "end", &end); err != nil {
-		return nil, err
-	}
-	limit, err := limitParam(q, comingMax)
-	if err != nil {
-		return nil, err
-	}
-	list, more, err := a.scheduler.coming(start, end, a.callerOf(r).rowGlobs("", mayRead), limit)
+	list, more, err := a.scheduler.coming(start, end, r.caller.rowGlobs("", mayRead), limit)
 	header := map[string]string{}
 	if more {
 		header["Belfry-More"] = "true"
 	}
-	return &response{status: http.StatusOK, header: header, body: list}, err
+	return &response{header: header, body: list}, err
 }
 
 const (
@@ -3005,10 +2814,10 @@ var errWatchers = problem{http.StatusServiceUnavailable, fmt.Sprintf(
 	"%d clients are watching this server already; use another server, or poll", watchersMax)}
 
 // watch sends the events that the caller may see, one per line, until the client disconnects or the node stops. Ours.
-func (a *api) watch(r *http.Request) (*response, error) {
-	limit, err := limitParam(r.URL.Query(), eventsMax)
-	if err != nil {
-		return nil, err
+func (a *api) watch(r *apiCall) (*response, error) {
+	limit := r.query.number("limit", eventsMax, eventsMax)
+	if r.query.err != nil {
+		return nil, r.query.err
 	}
 	return &response{serve: func(w http.ResponseWriter) error {
 		next, ok := a.store.events.enter()
@@ -3022,7 +2831,7 @@ func (a *api) watch(r *http.Request) (*response, error) {
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		w.Header().Set("X-Accel-Buffering", "no") // or nginx would buffer the lines
 		v := &watcher{api: a, out: out, most: limit}
-		v.setCaller(a.callerOf(r))
+		v.setCaller(r.caller)
 		if err := v.follow(r, next); err != nil {
 			a.log.Error("an event stream was closed", "err", err)
 		}
@@ -3045,7 +2854,7 @@ type watcher struct {
 func (v *watcher) setCaller(c *caller) { v.caller, v.globs = c, c.jobGlobs() }
 
 // follow sends the events from window next on. It returns errors of the store only.
-func (v *watcher) follow(r *http.Request, next uint64) error {
+func (v *watcher) follow(r *apiCall, next uint64) error {
 	v.poll()
 	list := []event{{Type: eventHello, Node: v.api.node, Leader: &v.leader}}
 	ticker := time.NewTicker(pollTime)
@@ -3074,7 +2883,7 @@ func (v *watcher) follow(r *http.Request, next uint64) error {
 		case <-ticker.C:
 		}
 		if polls%admitPolls == 0 && v.api.acl {
-			c, err := v.api.admit(route{pattern: watchRoute, capability: mayListJobs}, r)
+			c, err := v.api.admit(route{pattern: watchRoute, capability: mayListJobs}, r.Request)
 			if err != nil {
 				return nil // the client learns why when it reconnects
 			}
@@ -3237,99 +3046,76 @@ type memberView struct {
 	StatusText string `json:"statusText"`
 }
 
-func (a *api) listMembers(r *http.Request) (*response, error) {
-	views, rules := []memberView{}, a.store.shown.Load().rules
-	for _, m := range a.plane.members() {
+func (a *api) listMembers(*apiCall) (*response, error) {
+	rules := a.store.shown.Load().rules
+	return listed(each(a.plane.members(), func(m *member) memberView {
 		_, drained := rules[ruleDrain][m.Name]
-		views = append(views, memberView{m, drained, m.Name, memberStatus[m.Status]})
-	}
-	return &response{status: http.StatusOK, header: count(len(views)), body: views}, nil
-}
-
-// leaving serves leaveRoute. A client's request makes this node leave; one from another node, which leaves, is for the
-// leader to record.
-func (a *api) leaving(leave http.Handler) http.Handler {
-	record := a.atLeader(a.handlerFor(a.recordLeave))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, ok := forwardedFrom(r.Context()); ok {
-			record.ServeHTTP(w, r)
-			return
-		}
-		req, err := a.request(r)
-		if err == nil {
-			err = a.drainFirst(w, r, req)
-		}
-		if err != nil {
-			a.fail(w, r, err)
-			return
-		}
-		leave.ServeHTTP(w, r)
-	})
-}
-
-// drainFirst drains this node if a request to leave says so, and returns when nothing runs on it any more.
-func (a *api) drainFirst(w http.ResponseWriter, r *http.Request, req request) error {
-	if !r.URL.Query().Has("drain") {
-		return nil
-	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it would end the context
-	req.ID = "drain of " + req.ID
-	for {
-		status, err := a.askLeader(r.Context(), r, req, "/v1/members/"+url.PathEscape(a.node)+"/drain", "?wait=30s")
-		if err != nil || status == http.StatusOK {
-			return err
-		}
-	}
+		return memberView{*m, drained, m.Name, memberStatus[m.Status]}
+	}), nil)
 }
 
 const unaudited = "the audit trail does not contain the request for this node to leave"
 
-// leaveCluster takes this node out of its cluster and stops it; it returns the members as they were. The client gets
-// the response, because the node drains its requests first. Without a leader, the node leaves unrecorded.
-func (a *api) leaveCluster(r *http.Request) (*response, error) {
+// leaveCluster takes this node out of its cluster and stops it; it returns the members as they were, which an agent does
+// not know. The client gets the response, because the node drains its requests first. Without a leader, the node leaves
+// unrecorded, unless only the leader could say whether the caller may make it leave. A request from another node, which
+// leaves, is to be recorded.
+func (a *api) leaveCluster(r *apiCall) (*response, error) {
+	if _, ok := forwardedFrom(r.Context()); ok {
+		return object(struct{}{}, a.auditLeave(r, r.query.Get("node")))
+	}
+	if err := a.drainFirst(r); err != nil {
+		return nil, err
+	}
 	a.log.Info("leaving the cluster, on request", "from", r.RemoteAddr)
-	res, err := a.listMembers(r)
-	if err != nil {
-		return nil, err
+	res := text("", nil)
+	if a.store != nil {
+		res, _ = a.listMembers(r)
 	}
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
+	var err error
 	if a.plane.leading() {
-		err = a.auditLeave(r.Context(), req, a.node)
+		err = a.auditLeave(r, a.node)
 	} else {
-		err = a.recordAtLeader(r, req)
+		ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
+		defer cancel()
+		_, err = a.askLeader(ctx, r, "/v1/leave", "?"+url.Values{"node": {a.node}}.Encode())
 	}
-	if err != nil {
-		a.log.Warn(unaudited, "actor", req.Actor, "address", req.Address, "err", err)
+	switch {
+	case err != nil && a.store == nil && a.acl:
+		return nil, err
+	case err != nil:
+		a.log.Warn(unaudited, "actor", r.req.Actor, "address", r.req.Address, "err", err)
 	}
-	if err := a.leave(r.Context()); err != nil {
+	if err := a.plane.leave(r.Context()); err != nil {
 		return nil, problem{http.StatusServiceUnavailable, err.Error()}
 	}
+	a.quit()
 	return res, nil
 }
 
-// leave takes this node out of its cluster, and then stops it.
-func (a *api) leave(ctx context.Context) error {
-	err := a.plane.leave(ctx)
-	if err == nil {
-		a.quit()
-	}
-	return err
+// auditLeave adds to the audit trail that a node was made to leave.
+func (a *api) auditLeave(r *apiCall, node string) error {
+	return a.scheduler.note(r.Context(), r.req, audited{Action: actionLeave, Object: node})
 }
 
-// recordAtLeader has the leader check that the caller may make this node leave, and record it.
-func (a *api) recordAtLeader(r *http.Request, req request) error {
-	ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
-	defer cancel()
-	_, err := a.askLeader(ctx, r, req, "/v1/leave", "?"+url.Values{"node": {a.node}}.Encode())
-	return err
+// drainFirst drains this node if a request to leave says so, and returns when nothing runs on it any more.
+func (a *api) drainFirst(r *apiCall) error {
+	drain := *r
+	drain.req.ID = "drain of " + r.req.ID
+	_ = r.control.SetReadDeadline(time.Time{}) // it would end the context
+	for status := 0; r.query.Has("drain") && status != http.StatusOK; {
+		var err error
+		status, err = a.askLeader(r.Context(), &drain, "/v1/members/"+url.PathEscape(a.node)+"/drain", "?wait=30s")
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // askLeader has the leader, which may be this node, serve a POST in the name of the caller of r. errUnauthenticated and
 // a problem with status 403: the caller may not.
-func (a *api) askLeader(ctx context.Context, r *http.Request, req request, path, query string) (status int, err error) {
+func (a *api) askLeader(ctx context.Context, r *apiCall, path, query string) (status int, err error) {
 	to := a.plane.towardsLeader()
 	if leader, ok := a.plane.leaderRecord(); ok {
 		to = []record{leader}
@@ -3344,7 +3130,7 @@ func (a *api) askLeader(ctx context.Context, r *http.Request, req request, path,
 	for _, name := range []string{"X-Dkron-Token", "Authorization"} {
 		call.Header[name] = r.Header[name]
 	}
-	signFor(call.Header, r, req.Actor, req.ID)
+	signFor(call.Header, r.Request, r.req.Actor, r.req.ID)
 	resp, err := a.plane.calls.Do(call)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", errUnreachable, err)
@@ -3361,22 +3147,9 @@ func (a *api) askLeader(ctx context.Context, r *http.Request, req request, path,
 	return 0, problem{http.StatusServiceUnavailable, "no server can do this now; try again later"}
 }
 
-// recordLeave adds to the audit trail that another node was made to leave.
-func (a *api) recordLeave(r *http.Request) (*response, error) {
-	req, err := a.request(r)
-	if err == nil {
-		err = a.auditLeave(r.Context(), req, r.URL.Query().Get("node"))
-	}
-	return &response{status: http.StatusOK, body: struct{}{}}, err
-}
-
-func (a *api) auditLeave(ctx context.Context, req request, node string) error {
-	return a.scheduler.note(ctx, req, audited{Action: actionLeave, Object: node})
-}
-
 // backup sends a snapshot of this server's state: a database file from which "belfry agent" starts, as a new cluster.
 // There is one at a time, because each takes the disk space of the whole state while its client reads. Ours.
-func (a *api) backup(r *http.Request) (*response, error) {
+func (a *api) backup(r *apiCall) (*response, error) {
 	if !a.copying.CompareAndSwap(false, true) {
 		return nil, problem{http.StatusServiceUnavailable, "another backup is in progress; try again later"}
 	}
@@ -3391,54 +3164,38 @@ func (a *api) backup(r *http.Request) (*response, error) {
 		streamTo(w).live = true
 		w.Header().Set("Content-Disposition", `attachment; filename="belfry.db"`)
 		w.Header().Set("Content-Type", "application/vnd.sqlite3")
-		http.ServeContent(w, r, "", time.Time{}, file)
+		http.ServeContent(w, r.Request, "", time.Time{}, file)
 		return nil
 	}}, nil
 }
 
 // listPeers returns the voters and the learners. Ours.
-func (a *api) listPeers(r *http.Request) (*response, error) {
-	return &response{status: http.StatusOK, body: a.plane.peers()}, nil
-}
+func (a *api) listPeers(*apiCall) (*response, error) { return object(a.plane.peers(), nil) }
 
 // dropPeer removes a dead server from the voters. Ours.
-func (a *api) dropPeer(r *http.Request) (*response, error) {
-	req, err := a.request(r)
-	if err != nil {
-		return nil, err
-	}
+func (a *api) dropPeer(r *apiCall) (*response, error) {
 	id := r.PathValue("id")
 	if _, err := a.plane.removePeer(r.Context(), id); err != nil {
 		return nil, err
 	}
-	err = a.scheduler.note(r.Context(), req, audited{Action: actionRemovePeer, Object: id})
-	return &response{status: http.StatusOK, body: struct{}{}}, err
+	return object(struct{}{}, a.scheduler.note(r.Context(), r.req, audited{Action: actionRemovePeer, Object: id}))
 }
 
 // relayHandler serves HTTP on an agent, a node without state. It forwards requests to a server, which checks the token,
 // but responds itself that it is not the leader and whether it is healthy.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc(leaveRoute, func(w http.ResponseWriter, r *http.Request) {
-		err := a.drainFirst(w, r, request{Actor: actorAnonymous, ID: newRequestID()})
-		if err == nil {
-			err = a.mayLeave(r)
-		}
-		if err == nil {
-			err = a.leave(r.Context())
-		}
-		if err != nil {
-			a.fail(w, r, err)
-		}
-	})
 	relay := func(w http.ResponseWriter, r *http.Request) {
 		if err := a.askServer(w, r); err != nil {
 			a.fail(w, r, err)
 		}
 	}
 	mux.HandleFunc("/", relay)
-	mux.Handle("GET /v1/isleader", a.handlerFor(a.isFollower))
-	mux.Handle("GET /health", a.handlerFor(a.showHealth))
+	for _, route := range a.routes() {
+		if slices.Contains([]string{leaveRoute, healthRoute, isLeaderRoute}, route.pattern) {
+			mux.Handle(route.pattern, a.handlerFor(route))
+		}
+	}
 	for _, stream := range []string{watchRoute, outputRoute} {
 		mux.HandleFunc(stream, func(w http.ResponseWriter, r *http.Request) {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // as in watch
@@ -3473,44 +3230,29 @@ func (a *api) askServer(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// mayLeave asks the leader whether the caller may make this agent leave, and to record it. Without access control,
-// every caller may.
-func (a *api) mayLeave(r *http.Request) error {
-	err := a.recordAtLeader(r, request{Actor: actorAnonymous, ID: newRequestID()})
-	if err != nil && !a.acl {
-		a.log.Warn(unaudited, "address", clientAddr(r), "err", err)
-		return nil
-	}
-	return err
-}
-
-func (a *api) showLeader(r *http.Request) (*response, error) {
+func (a *api) showLeader(r *apiCall) (*response, error) {
 	m, ok := a.plane.leader()
 	if !ok {
 		return nil, errNotLeader
 	}
-	return &response{status: http.StatusOK, body: m}, nil
+	return &response{body: m}, nil
 }
 
-func (a *api) isLeader(r *http.Request) (*response, error) {
+func (a *api) isLeader(*apiCall) (*response, error) {
 	if !a.plane.leading() {
-		return a.isFollower(r)
+		return &response{status: http.StatusNotFound, body: "I am a follower"}, nil
 	}
-	return &response{status: http.StatusOK, body: "I am a leader"}, nil
-}
-
-func (a *api) isFollower(*http.Request) (*response, error) {
-	return &response{status: http.StatusNotFound, body: "I am a follower"}, nil
+	return object("I am a leader", nil)
 }
 
 // showHealth is 200 if reads and writes work on this node, even if there are warnings, and otherwise 503. With live it
 // is 200 whenever the process responds: a supervisor that restarted a node for want of a majority would only do harm.
 // With leader it is 200 on the leader only.
-func (a *api) showHealth(r *http.Request) (*response, error) {
-	q := r.URL.Query()
+func (a *api) showHealth(r *apiCall) (*response, error) {
+	q := &r.query
 	status := func(ok bool, yes, no string) *response {
 		if ok {
-			return &response{status: http.StatusOK, body: map[string]any{"status": yes}}
+			return &response{body: map[string]any{"status": yes}}
 		}
 		return &response{status: http.StatusServiceUnavailable, body: map[string]any{"status": no}}
 	}
@@ -3522,7 +3264,7 @@ func (a *api) showHealth(r *http.Request) (*response, error) {
 	}
 	problems, warnings := a.plane.health()
 	res := status(len(problems) == 0, "healthy", "unhealthy")
-	if !a.ownHost(r.Host) || !a.callerOf(r).may("/health", mayRead) {
+	if !a.ownHost(r.Host) || !r.caller.may("/health", mayRead) {
 		return res, nil
 	}
 	for name, list := range map[string][]string{"problems": problems, "warnings": warnings} {
@@ -3552,38 +3294,30 @@ func (a *api) metricsText(globs []string) (string, error) {
 	return text.String(), err
 }
 
-func (a *api) metrics(r *http.Request) (*response, error) {
-	text, err := a.metricsText(a.callerOf(r).rowGlobs("", mayRead))
-	return &response{serve: func(w http.ResponseWriter) error {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		io.WriteString(w, text) // fails if the client has gone
-		return nil
-	}}, err
+func (a *api) metrics(r *apiCall) (*response, error) {
+	doc, err := a.metricsText(r.caller.rowGlobs("", mayRead))
+	return text("text/plain; version=0.0.4; charset=utf-8", []byte(doc)), err
 }
 
 // debugVars returns what package expvar does, but for the command line, which may hold secrets, and the metrics.
-func (a *api) debugVars(r *http.Request) (*response, error) {
-	text, err := a.metricsText(a.callerOf(r).rowGlobs("", mayRead))
+func (a *api) debugVars(r *apiCall) (*response, error) {
+	text, err := a.metricsText(r.caller.rowGlobs("", mayRead))
 	values := map[string]json.Number{}
 	for name, value := range samplesOf(text) {
 		values[name] = json.Number(value)
 	}
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
-	return &response{status: http.StatusOK, body: map[string]any{"cmdline": os.Args[:1], "memstats": mem, "belfry": values}}, err
+	return object(map[string]any{"cmdline": os.Args[:1], "memstats": mem, "belfry": values}, err)
 }
 
 // openapi returns the contract of this API.
-func (a *api) openapi(r *http.Request) (*response, error) {
+func (a *api) openapi(*apiCall) (*response, error) {
 	doc, err := web.ReadFile("web/openapi.yaml")
-	return &response{serve: func(w http.ResponseWriter) error {
-		w.Header().Set("Content-Type", "application/yaml; charset=utf-8")
-		w.Write(doc) // fails if the client has gone
-		return nil
-	}}, err
+	return text("application/yaml; charset=utf-8", doc), err
 }
 
-func (a *api) status(r *http.Request) (*response, error) {
+func (a *api) status(r *apiCall) (*response, error) {
 	var tags map[string]string
 	members, count := a.plane.members(), map[string]int{}
 	for _, m := range members {
@@ -3591,7 +3325,7 @@ func (a *api) status(r *http.Request) (*response, error) {
 			tags = m.Tags
 		}
 	}
-	return &response{status: http.StatusOK, body: map[string]any{
+	return &response{body: map[string]any{
 		"agent": map[string]string{"name": a.node, "version": version},
 		"serf": map[string]string{"members": strconv.Itoa(len(members)), "failed": strconv.Itoa(count["failed"]),
 			"left": strconv.Itoa(count["left"]), "encrypted": "true"},

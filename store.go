@@ -2556,13 +2556,13 @@ func (a *applying) putToken(p tokenPut) {
 	t := p.Token
 	a.exec("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)",
 		t.Accessor, t.Name, t.Type, jsonText(t.Policies), t.Hash, t.Created, t.Expires)
-	a.audit("", t.Accessor, nil, t.view(""))
+	a.audit("", t.Accessor, nil, t.view())
 }
 
 func (a *applying) deleteToken(accessor string) {
 	t, err := rowOf[token](a.s.each, errNoToken, "SELECT * FROM tokens WHERE accessor = ?", accessor)
 	a.fail(err)
-	a.audit("", accessor, t.view(""), nil) // before it goes: it may be the token of the caller
+	a.audit("", accessor, t.view(), nil) // before it goes: it may be the token of the caller
 	a.exec("DELETE FROM tokens WHERE accessor = ?", accessor)
 }
 
