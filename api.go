@@ -526,28 +526,18 @@ func (a *api) authenticate(r *http.Request) (*caller, error) {
 	if !ok {
 		return nil, errUnauthenticated
 	}
-	t, err := a.validToken(hash, time.Now().UnixNano())
+	t, err := a.store.clients.tokenByHash(hash[:])
 	if from, _ := forwardedFrom(r.Context()); errors.Is(err, errNoToken) && !from.Final && !a.plane.leading() {
 		a.caughtUp()
-		t, err = a.validToken(hash, time.Now().UnixNano())
+		t, err = a.store.clients.tokenByHash(hash[:])
 	}
-	if errors.Is(err, errNoToken) {
-		return nil, errUnauthenticated
+	if errors.Is(err, errNoToken) || err == nil && !t.valid(time.Now().UnixNano()) {
+		err = errUnauthenticated
 	}
 	if err != nil {
 		return nil, err
 	}
 	return a.newCaller(t)
-}
-
-// validToken returns the token whose secret has that hash, or errNoToken if there is none or it has expired. now is in
-// Unix nanoseconds.
-func (a *api) validToken(hash [sha256.Size]byte, now int64) (token, error) {
-	t, err := a.store.clients.tokenByHash(hash[:])
-	if err == nil && (!sameHash(t.Hash, hash[:]) || !t.valid(now)) {
-		err = errNoToken
-	}
-	return t, err
 }
 
 // caughtUp waits until this server has applied what the leader has applied now: a token that is unknown here may have
@@ -896,48 +886,45 @@ func (a *api) send(w http.ResponseWriter, c *apiCall, res *response) error {
 }
 
 // writeResponse encodes a response; with pretty it is as json.Indent would format it.
-func writeResponse(w io.Writer, res *response, pretty bool) error {
-	write := func(prefix string, doc []byte) error {
-		if pretty {
-			var out bytes.Buffer
-			if json.Indent(&out, doc, prefix, indent) == nil {
-				doc = out.Bytes()
+func writeResponse(w io.Writer, res *response, pretty bool) (err error) {
+	shape := func(prefix string, doc []byte) []byte {
+		var out bytes.Buffer
+		if pretty && json.Indent(&out, doc, prefix, indent) == nil {
+			return out.Bytes()
+		}
+		return doc
+	}
+	if res.rows == nil {
+		doc := []byte(res.kept)
+		if doc == nil {
+			if doc, err = json.Marshal(res.body); err != nil {
+				return err
 			}
 		}
-		_, err := w.Write(doc)
+		_, err = w.Write(shape("", doc))
 		return err
 	}
-	switch {
-	case res.kept != nil:
-		return write("", res.kept)
-	case res.rows == nil:
-		doc, err := json.Marshal(res.body)
-		if err != nil {
-			return err
-		}
-		return write("", doc)
-	}
-	begin, between, end := "[", ",", "]"
+	next, between, end := "[", ",", "]"
 	if pretty {
-		begin, between, end = "[\n"+indent, ",\n"+indent, "\n]"
+		next, between, end = "[\n"+indent, ",\n"+indent, "\n]"
 	}
-	next, comma, none := []byte(begin), []byte(between), true
+	begin := next
 	for doc, err := range res.rows {
 		if err == nil {
-			_, err = w.Write(next)
+			_, err = io.WriteString(w, next)
 		}
 		if err == nil {
-			err = write(indent, doc)
+			_, err = w.Write(shape(indent, doc))
 		}
 		if err != nil {
 			return err
 		}
-		next, none = comma, false
+		next = between
 	}
-	if none {
+	if next == begin {
 		end = "[]"
 	}
-	_, err := io.WriteString(w, end)
+	_, err = io.WriteString(w, end)
 	return err
 }
 
@@ -1652,20 +1639,19 @@ func (a *api) await(r *apiCall, res *response, patience time.Duration, open func
 // checks them; with prune it also deletes the jobs with the metadata in the query that are not in the file. It streams
 // the file, so its memory grows only with the names in it.
 func (a *api) restore(r *apiCall) (*response, error) {
-	if a.store.shown.Load().paused {
-		return nil, errPaused
-	}
 	opt := restoreOption{DryRun: r.query.Has("dry-run")}
 	if r.query.Has("prune") {
-		opt.Prune = r.query.metadata()
-		switch {
-		case r.query.err != nil:
-			return nil, r.query.err
-		case len(opt.Prune) == 0:
-			return nil, badRequest("prune: name the jobs that the file replaces, with metadata[key]=value")
-		case !r.caller.may("/v1/restore", mayDelete):
-			return nil, forbidden("/v1/restore", mayDelete)
+		if opt.Prune = r.query.metadata(); len(opt.Prune) == 0 {
+			r.query.fail("prune: name the jobs that the file replaces, with metadata[key]=value")
 		}
+	}
+	switch {
+	case a.store.shown.Load().paused:
+		return nil, errPaused
+	case r.query.err != nil:
+		return nil, r.query.err
+	case opt.Prune != nil && !r.caller.may("/v1/restore", mayDelete):
+		return nil, forbidden("/v1/restore", mayDelete)
 	}
 	return &response{serve: func(w http.ResponseWriter) error {
 		file, err := uploadedFile(r.Request)
@@ -1685,22 +1671,18 @@ func (a *api) restore(r *apiCall) (*response, error) {
 				}
 			}
 		}, opt)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if opt.DryRun {
+		case opt.DryRun:
 			return a.send(w, r, &response{body: []string{}})
-		}
-		if warned > 0 {
-			text := fmt.Sprintf("%d jobs have a warning, which GET /v1/jobs/{job} returns; the first is %s.", warned, first)
-			w.Header().Set(headerWarning, text)
+		case warned > 0:
+			const text = "%d jobs have a warning, which GET /v1/jobs/{job} returns; the first is %s."
+			w.Header().Set(headerWarning, fmt.Sprintf(text, warned, first))
 			a.log.Warn("jobs were restored with a warning, which their pages show", "jobs", warned, "first", first)
 		}
 		names, err := a.store.clients.stagedNames(done.ID)
-		if err == nil && len(names) != done.Jobs {
-			err = errBrokenOff
-		}
-		if err != nil {
+		if err != nil || len(names) != done.Jobs {
 			panic(http.ErrAbortHandler) // the jobs are stored, so neither an error nor a partial list would be true
 		}
 		line := func(part []string) ([]json.RawMessage, error) {
@@ -1733,7 +1715,7 @@ func uploadedFile(r *http.Request) (io.Reader, error) {
 // on; after any other error it stops. It holds one job at a time, and calls progress after every progressBytes.
 func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 	return func(yield func(job, error) bool) {
-		src := &jobReader{src: file, progress: progress}
+		src := &io.LimitedReader{R: &progressReader{file, progress, 0}, N: jobBytesMax + 1}
 		text := bufio.NewReader(src)
 		if mark, _ := text.Peek(len(byteOrderMark)); bytes.Equal(mark, byteOrderMark) {
 			text.Discard(len(mark)) // cannot fail
@@ -1743,16 +1725,23 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 			yield(job{}, uploadError(err, "must contain a JSON array of jobs"))
 			return
 		}
-		for n := 0; d.More(); n++ {
-			var doc json.RawMessage
-			src.sinceJob = 0
-			if n == restoreJobsMax {
-				text := fmt.Sprintf("a file may contain at most %d jobs; split it", restoreJobsMax)
-				yield(job{}, problem{http.StatusRequestEntityTooLarge, text})
-				return
+		for n := 1; ; n++ {
+			src.N = jobBytesMax + 1 // what was read ahead counts for the job before
+			if !d.More() {
+				break
 			}
-			if err := d.Decode(&doc); err != nil {
-				yield(job{}, uploadError(err, fmt.Sprintf("is not valid JSON at job %d", n+1)))
+			var doc json.RawMessage
+			err := d.Decode(&doc)
+			switch {
+			case n > restoreJobsMax:
+				err = tooLarge("a file may contain at most %d jobs; split it", restoreJobsMax)
+			case err != nil && src.N == 0:
+				err = tooLarge("a job in the file is larger than %d bytes", jobBytesMax)
+			case err != nil:
+				err = uploadError(err, fmt.Sprintf("is not valid JSON at job %d", n))
+			}
+			if err != nil {
+				yield(job{}, err)
 				return
 			}
 			j, err := decodeFields(doc)
@@ -1776,6 +1765,10 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 	}
 }
 
+func tooLarge(format string, limit int) error {
+	return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf(format, limit)}
+}
+
 // decodeFields is decodeJob whose error has a clause for each field of a wrong type, and which returns the others.
 func decodeFields(doc []byte) (job, error) {
 	j, err := decodeJob(doc, job{})
@@ -1789,9 +1782,7 @@ func decodeFields(doc []byte) (job, error) {
 		with, e := decodeJob(one, j)
 		if e == nil {
 			j = with
-			continue
-		}
-		if texts = append(texts, e.Error()); name == "schedule" {
+		} else if texts = append(texts, e.Error()); name == "schedule" {
 			j.Schedule = "@manually" // it is not missing
 		}
 	}
@@ -1804,7 +1795,7 @@ func decodeFields(doc []byte) (job, error) {
 // uploadError returns the error for a file that could not be read to its end.
 func uploadError(err error, why string) error {
 	switch {
-	case errors.As(err, new(*http.MaxBytesError)), errors.As(err, new(problem)):
+	case errors.As(err, new(*http.MaxBytesError)):
 		return err
 	case err == nil:
 		return badRequest("file: %s", why)
@@ -1812,23 +1803,17 @@ func uploadError(err error, why string) error {
 	return badRequest("file: %s: %v", why, err)
 }
 
-// jobReader reads a file of jobs and fails once a job is too long.
-type jobReader struct {
-	src       io.Reader
-	progress  func()
-	sinceJob  int // bytes read since a job began; those read ahead count for the job before
-	sinceCall int // bytes read since progress was called
+// progressReader calls progress after every progressBytes.
+type progressReader struct {
+	io.Reader
+	progress func()
+	since    int // bytes read since the last call
 }
 
-func (r *jobReader) Read(p []byte) (int, error) {
-	if r.sinceJob > jobBytesMax {
-		text := fmt.Sprintf("a job in the file is larger than %d bytes", jobBytesMax)
-		return 0, problem{http.StatusRequestEntityTooLarge, text}
-	}
-	n, err := r.src.Read(p)
-	r.sinceJob += n
-	if r.sinceCall += n; r.sinceCall >= progressBytes {
-		r.sinceCall = 0
+func (r *progressReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if r.since += n; r.since >= progressBytes {
+		r.since = 0
 		r.progress()
 	}
 	return n, err
@@ -1936,26 +1921,18 @@ func (a *api) addPrinted(ctx context.Context, list []executionRow, outputMax int
 	ctx, cancel := context.WithTimeout(ctx, printedPatience)
 	defer cancel()
 	var nodes sync.WaitGroup
-	var mu sync.Mutex
-	printed := map[int64][]byte{} // guarded by mu
 	for node, ids := range running {
 		nodes.Go(func() {
-			part, err := a.plane.printedOn(ctx, node, ids)
-			if err != nil {
-				return // the node may be down; the rest of the list is useful without its output
+			printed, _ := a.plane.printedOn(ctx, node, ids) // the node may be down; the list is useful without its output
+			for i := range list {
+				if output, ok := printed[list[i].ID]; ok && list[i].Node == node {
+					list[i].Output, list[i].OutputSize = output, len(output)
+					list[i].cut(min(outputMax, printedBytesMax))
+				}
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			maps.Copy(printed, part)
 		})
 	}
 	nodes.Wait()
-	for i := range list {
-		if output, ok := printed[list[i].ID]; ok {
-			list[i].Output, list[i].OutputSize = output, len(output)
-			list[i].cut(min(outputMax, printedBytesMax))
-		}
-	}
 }
 
 // listExecutions returns executions, newest first, with times in the job's zone, as upstream does.
@@ -2955,15 +2932,15 @@ func (v *watcher) poll() (list []event) {
 
 // send writes events, one per line.
 func (v *watcher) send(list []event) error {
-	if len(list) == 0 {
-		return nil
-	}
 	var lines bytes.Buffer
 	lineOf := json.NewEncoder(&lines)
 	for _, e := range list {
 		if err := lineOf.Encode(e); err != nil {
 			return err
 		}
+	}
+	if lines.Len() == 0 {
+		return nil
 	}
 	_, err := v.out.Write(lines.Bytes())
 	return err
@@ -2985,13 +2962,7 @@ type member struct {
 }
 
 // members returns all nodes as the API shows them.
-func (p *plane) members() []member {
-	var list []member
-	for _, c := range p.all() {
-		list = append(list, c.member())
-	}
-	return list
-}
+func (p *plane) members() []member { return each(p.all(), (*contact).member) }
 
 func (r *record) member() member {
 	host, port, _ := net.SplitHostPort(r.Addr)
@@ -3017,25 +2988,22 @@ type raftPeer struct {
 
 // peers returns the voters and the servers that want to be voters, in order of names.
 func (p *plane) peers() []raftPeer {
-	st := p.server.status()
-	var list []raftPeer
+	st, peers := p.server.status(), map[string]raftPeer{}
 	for _, v := range st.Voters {
-		list = append(list, raftPeer{ID: v.ID, Node: v.Name, Leader: v == st.Leader, Voter: true})
+		peers[v.ID] = raftPeer{ID: v.ID, Node: v.Name, Leader: v == st.Leader, Voter: true}
 	}
 	for _, c := range p.all() {
-		if !c.Server {
-			continue
+		if peer, voter := peers[c.ID]; c.Server {
+			if !voter {
+				peer = raftPeer{ID: c.ID, Node: c.Name}
+			}
+			peer.Address = c.Addr
+			peers[c.ID] = peer
 		}
-		i := slices.IndexFunc(list, func(l raftPeer) bool { return l.ID == c.ID })
-		if i < 0 {
-			list, i = append(list, raftPeer{ID: c.ID, Node: c.Name}), len(list)
-		}
-		list[i].Address = c.Addr
 	}
-	slices.SortFunc(list, func(a, b raftPeer) int {
+	return slices.SortedFunc(maps.Values(peers), func(a, b raftPeer) int {
 		return compareServers(server{a.Node, a.ID}, server{b.Node, b.ID})
 	})
-	return list
 }
 
 // memberView is a member in the list of members.
@@ -3053,8 +3021,6 @@ func (a *api) listMembers(*apiCall) (*response, error) {
 		return memberView{*m, drained, m.Name, memberStatus[m.Status]}
 	}), nil)
 }
-
-const unaudited = "the audit trail does not contain the request for this node to leave"
 
 // leaveCluster takes this node out of its cluster and stops it; it returns the members as they were, which an agent does
 // not know. The client gets the response, because the node drains its requests first. Without a leader, the node leaves
@@ -3084,7 +3050,7 @@ func (a *api) leaveCluster(r *apiCall) (*response, error) {
 	case err != nil && a.store == nil && a.acl:
 		return nil, err
 	case err != nil:
-		a.log.Warn(unaudited, "actor", r.req.Actor, "address", r.req.Address, "err", err)
+		a.log.Warn("the audit trail does not contain the request for this node to leave", "actor", r.req.Actor, "address", r.req.Address, "err", err)
 	}
 	if err := a.plane.leave(r.Context()); err != nil {
 		return nil, problem{http.StatusServiceUnavailable, err.Error()}
