@@ -92,7 +92,7 @@ const (
 	partAudit = 16      // rows of the audit trail, each of up to about 400 kB
 	partBytes = 2 << 20 // of outputs
 
-	never = math.MinInt64 // as a time: no next tick. It sorts first, as Dkron's zero time does
+	never = math.MinInt64 // as a time: no next tick
 )
 
 var (
@@ -3772,7 +3772,8 @@ type jobFilter struct {
 	Desc     bool
 }
 
-// jobOrder maps the fields that a list can be sorted by to SQL. Jobs without a time come after those that have one.
+// jobOrder maps the fields that a list can be sorted by to SQL. Jobs without a time come after those that have one,
+// and in both directions those that no schedule fires next come last.
 var jobOrder = map[string]string{
 	"": "j.name", "id": "j.name", "name": "j.name", "displayname": "j.displayname COLLATE NOCASE",
 	"schedule": "j.schedule", "timezone": "j.timezone", "owner": "j.owner", "owner_email": "j.owner_email",
@@ -3781,7 +3782,7 @@ var jobOrder = map[string]string{
 	"concurrency": "j.concurrency", "ephemeral": "j.ephemeral", "parent_job": "j.parent_job",
 	"starts_at":  "iif(j.starts_at = 0, 9e99, j.starts_at)",
 	"expires_at": "iif(j.expires_at = 0, 9e99, j.expires_at)",
-	"next":       "s.next", "status": "s.status", "success_count": "s.success_count", "error_count": "s.error_count",
+	"next":       "NOT (s.fires AND s.next > 0), s.next", "status": "s.status", "success_count": "s.success_count", "error_count": "s.error_count",
 	"last_success": "iif(s.last_success = 0, 9e99, s.last_success)",
 	"last_error":   "iif(s.last_error = 0, 9e99, s.last_error)",
 }
