@@ -32,6 +32,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -324,6 +325,9 @@ var pageTypes = map[string]string{
 	".svg":  "image/svg+xml",
 }
 
+// pageComments are the lines of the page's scripts that only comment.
+var pageComments = regexp.MustCompile(`(?m)^ *// .*\n`)
+
 // pageFiles are the files of the page by name, compressed once for all servers of a process.
 var pageFiles = sync.OnceValue(func() map[string]http.Handler {
 	list, _ := fs.ReadDir(web, "web") // embedded: cannot fail
@@ -331,6 +335,7 @@ var pageFiles = sync.OnceValue(func() map[string]http.Handler {
 	for _, f := range list {
 		if contentType, ok := pageTypes[path.Ext(f.Name())]; ok {
 			doc, _ := fs.ReadFile(web, "web/"+f.Name())
+			doc = pageComments.ReplaceAll(doc, nil)
 			files[f.Name()] = pageFile(doc, contentType)
 		}
 	}

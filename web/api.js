@@ -1,9 +1,11 @@
 // The one place that talks to the server, and that knows whether it answers.
 
+import { now, setClock } from "./time.js";
+
 const patience = 10_000; // milliseconds that an answer may take
 
 // since is when the server last answered before it stopped, null while it does.
-export const connection = { since: null, why: "", answered: new Date() };
+export const connection = { since: null, why: "", answered: new Date(now()) };
 
 // Refused is an answer that says no, in a sentence for people.
 export class Refused extends Error {
@@ -28,12 +30,13 @@ function lost(why) {
 
 function found() {
   connection.since = null;
-  connection.answered = new Date();
+  connection.answered = new Date(now());
 }
 
 // send does one request. URLs are relative, so that a path prefix works.
 // Errors are Refused, or those of fetch where nothing answers.
 async function send(method, path, options = {}) {
+  const asked = Date.now();
   let answer;
   try {
     answer = await fetch("v1/" + path, { method, signal: AbortSignal.timeout(patience), ...options, headers: withToken(options.headers) });
@@ -43,6 +46,7 @@ async function send(method, path, options = {}) {
   }
   if (answer.status === 502 || answer.status === 504) lost(`a proxy answers ${answer.status}`);
   else found();
+  setClock(answer.headers.get("Date"), asked);
   if (!answer.ok) throw new Refused(answer.status, await answer.text());
   return answer;
 }
@@ -51,11 +55,10 @@ export async function get(path) {
   return (await send("GET", path)).json();
 }
 
-// warned returns what there is, and what the server warns of with it.
-export async function warned(path) {
-  const answer = await send("GET", path);
-  return { doc: await answer.json(), warning: answer.headers.get("Belfry-Warning") };
-}
+// read returns what there is, its revision, and what the server warns of with it.
+export const read = async (path) => whole(await send("GET", path));
+
+const whole = async (answer) => ({ doc: await answer.json(), rev: answer.headers.get("Belfry-Rev"), warning: answer.headers.get("Belfry-Warning") });
 
 // permitted waits for an answer, and returns instead where the token does not
 // get one: a view shows what its viewer may see.
@@ -74,8 +77,8 @@ export async function list(path) {
   return { rows: await answer.json(), total: Number(answer.headers.get("X-Total-Count")) };
 }
 
-export async function write(method, path, body) {
-  const options = { headers: { "Idempotency-Key": crypto.getRandomValues(new Uint32Array(4)).join("-") } };
+export async function write(method, path, body, headers) {
+  const options = { headers: { ...headers, "Idempotency-Key": crypto.getRandomValues(new Uint32Array(4)).join("-") } };
   if (body !== undefined) {
     options.body = JSON.stringify(body);
     options.headers["Content-Type"] = "application/json";

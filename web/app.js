@@ -2,10 +2,10 @@
 // what buttons do, and what stands around the view.
 
 import { connection, executionPath, get, jobPath, permitted, token, write } from "./api.js";
-import { el, field, render } from "./dom.js";
+import { el, field, released, render, update } from "./dom.js";
 import { hush, listen, live } from "./live.js";
 import { learn, may } from "./rights.js";
-import { age, at, parse } from "./time.js";
+import { age, at, duration, parse, skew } from "./time.js";
 import * as overview from "./overview.js";
 import * as jobs from "./jobs.js";
 import * as job from "./job.js";
@@ -24,6 +24,14 @@ const routes = [
   [/^\/jobs\/([^/]+)\/executions\/([^/]+)$/, "jobs", execution],
 ];
 
+const nowhere = {
+  title: () => "No such page",
+  load: async () => null,
+  show: (_, { path }) => [el("h1", { tabindex: "-1" }, "There is no such page"), el("p", null, `Nothing has the address ${path}. `, el("a", { href: "#/" }, "Overview"))],
+  concerns: () => false,
+  actions: {},
+};
+
 const usualPace = 1_000; // milliseconds between two loads of a view
 const pollPause = 3_000; // between two looks at the server that does not tell what changes
 const livePause = 30_000; // and that does: what falls due is no change
@@ -38,17 +46,18 @@ let begun = 0; // when it began
 let failed = false; // it did not bring what it should
 let timer = 0;
 let around = null; // members, leader and pause, which stand around every view
+let seen = null; // what was shown last: data, and the route that it is of
 let aroundDue = true; // they are to be read as well
 let rights = null; // the promise that they are known; null: they are to be learned
 
 // read says which view the address names, and with what.
 function read() {
-  const [path, search] = location.hash.slice(1).split("?");
-  for (const [pattern, page, view] of routes) {
+  const { hash } = location;
+  const [path, search] = hash.slice(1).split("?");
+  for (const [pattern, page, view] of [...routes, [/^/, "", nowhere]]) {
     const match = pattern.exec(path);
-    if (match) return { page, view, path, names: match.slice(1).map(decoded), search: new URLSearchParams(search) };
+    if (match) return { hash, page, view, path, names: match.slice(1).map(decoded), search: new URLSearchParams(search) };
   }
-  return { page: "overview", view: overview, path: "/", names: [], search: new URLSearchParams() };
 }
 
 function decoded(name) {
@@ -59,21 +68,41 @@ function decoded(name) {
   }
 }
 
+// places are how far each entry of the history was scrolled, in pixels. What
+// the browser itself would restore is not there yet when it does.
+const places = new Map(JSON.parse(sessionStorage.getItem("places")));
+let entry = ""; // of the history; none while another is opened
+history.scrollRestoration = "manual";
+
+function settle(moved) {
+  if (!history.state?.entry) history.replaceState({ entry: String(Math.random()) }, "");
+  entry = history.state.entry;
+  if (moved || places.has(entry)) scrollTo(0, places.get(entry) ?? 0);
+}
+
+function keepPlace() {
+  if (entry) places.set(entry, scrollY);
+}
+
 async function open(event) {
   const before = route;
+  entry = "";
   route = read();
   const moved = before?.path !== route.path;
   if (moved) {
     before?.view.leave?.();
-    render(main, el("p", { class: "quiet" }, "Loading…"));
+    instead(connection.since ? away() : el("p", { class: "quiet" }, "Loading…"));
     markPage();
   }
+  const mine = route;
   await refresh();
+  if (mine !== route) return; // it was left meanwhile
   if (event?.isTrusted) main.querySelector(".filters")?.reset(); // to the address, unless it follows what is typed
   if (moved) {
-    if (before) main.querySelector("h1")?.focus();
+    if (before) main.querySelector("h1")?.focus({ preventScroll: true });
     if (!document.hidden) route.view.enter?.(route);
   }
+  settle(moved);
 }
 
 function markPage() {
@@ -82,7 +111,6 @@ function markPage() {
     else link.removeAttribute("aria-current");
   }
   document.title = route.view.title(route) + " · belfry";
-  window.scrollTo(0, 0);
 }
 
 // refresh reads and shows everything now, but not while nobody sees it.
@@ -100,20 +128,38 @@ async function refresh() {
     const [data, fresh] = await Promise.all([now.view.load(now), all ? loadAround() : around, rights]);
     showAround(around = fresh);
     if (mine !== turn) return;
-    render(main, now.view.show(data, now, around));
+    const again = seen?.route.hash === now.hash;
+    seen = { data, route: now };
+    show(again ? update : render);
     failed = false;
   } catch (err) {
     aroundDue = all;
     rights = null;
     if (mine !== turn) return;
     if (err.status === 401) return askForToken();
-    if (connection.since === null) render(main, failure(err));
+    if (connection.since === null) instead(failure(err));
+    else if (seen?.route.hash !== now.hash) instead(away());
     failed = true;
   }
   reading = false;
   showConnection();
   plan();
 }
+
+// show writes the view. Lists that wait for the reader say so.
+function show(put) {
+  const waits = put(main, seen.route.view.show(seen.data, seen.route, around));
+  byId("waiting").textContent = waits ? `This list has changed (${waits}). It updates once the pointer and the focus leave it.` : "";
+}
+
+// instead writes what stands in place of a view.
+function instead(nodes) {
+  seen = null;
+  byId("waiting").textContent = "";
+  render(main, nodes);
+}
+
+const away = () => [el("h1", { tabindex: "-1" }, "The server does not answer"), el("p", { role: "status" }, "This is shown as soon as it does.")];
 
 // plan has the view read again: soon if something has changed, else after a
 // while. However much changes, one load follows the other at the view's pace.
@@ -153,7 +199,10 @@ function cut() {
 function watch() {
   clearInterval(ageing);
   if (document.hidden) return hush();
-  ageing = setInterval(age, 1_000);
+  ageing = setInterval(() => {
+    age();
+    if (seen && released()) show(update);
+  }, 1_000);
   listen(heard, cut);
 }
 let ageing = 0;
@@ -163,7 +212,7 @@ function askForToken() {
   hush();
   showConnection();
   const wrong = token.get() !== "";
-  render(main, el("form", { class: "panel signin" },
+  instead(el("form", { class: "panel signin" },
     el("h1", { tabindex: "-1" }, "This server asks for a token"),
     wrong && el("p", { class: "error", role: "alert" }, "It does not take the one that you gave."),
     field("Token", el("input", { type: "password", id: "token", autocomplete: "current-password", required: true })),
@@ -195,14 +244,16 @@ function memberChip(member, leader) {
   const state = member.statusText;
   const part = (member.Name === leader?.Name ? " · leader" : state === "alive" ? "" : " · " + state) + (member.drained ? " · drained" : "");
   const about = `${member.Name}: ${state}, version ${member.Tags?.version ?? "unknown"}, ${member.Addr}:${member.Port}`;
-  return el("li", { class: "chip", title: about }, el("span", { class: "dot " + (overview.nodeKinds[state] ?? "bad") }), member.Name + part);
+  return el("li", { class: "chip", "data-key": member.Name, title: about }, el("span", { class: "dot " + (overview.nodeKinds[state] ?? "bad") }), member.Name + part);
 }
 
 function showConnection() {
+  byId("clock").hidden = Math.abs(skew.behind) < 10_000;
+  byId("clock").textContent = `The clock of this device is ${duration(Math.abs(skew.behind))} ${skew.behind > 0 ? "behind" : "ahead of"} the server's. Times here go by the server's.`;
   const bar = byId("connection");
   bar.hidden = connection.since === null;
   if (!bar.hidden) {
-    render(bar, "The server has not answered since ", at(connection.since), connection.why && ` (${connection.why})`, ". What stands below is from then.");
+    render(bar, "The server has not answered since ", at(connection.since), connection.why && ` (${connection.why})`, ".", seen && " What stands below is from then.");
   }
 }
 
@@ -248,7 +299,7 @@ const actions = {
     byId(target).focus();
   },
   async signout() {
-    token.set("");
+    sessionStorage.clear(); // with what was typed
     location.reload();
   },
   async run({ job }) {
@@ -282,10 +333,15 @@ const actions = {
   },
 };
 
+const underWay = new Set(); // what was begun with a button and is not done yet
+
 async function act(event) {
   const button = event.target.closest("[data-action]");
   if (!button) return;
   event.preventDefault();
+  const what = JSON.stringify(button.dataset);
+  if (event.detail > 1 || underWay.has(what)) return; // the second of a double click
+  underWay.add(what);
   try {
     const said = await (actions[button.dataset.action] ?? route.view.actions[button.dataset.action])(button.dataset, route);
     if (said) say(said);
@@ -294,10 +350,12 @@ async function act(event) {
   } catch (err) {
     say(connection.since ? "The server does not answer; nothing is known to have changed." : err.message, true);
     showConnection();
-    if (err.status === 403) { // they are fewer than they were
+    if (err.status === 401 || err.status === 403) { // they are fewer than they were
       rights = null;
       refresh();
     }
+  } finally {
+    underWay.delete(what);
   }
 }
 
@@ -315,6 +373,9 @@ function wake() {
 }
 
 addEventListener("hashchange", open);
+addEventListener("scroll", keepPlace, { passive: true });
+addEventListener("pagehide", () => sessionStorage.setItem("places", JSON.stringify([...places].slice(-50))));
+addEventListener("keydown", (event) => event.repeat && event.key === "Enter" && event.target.closest("button") && event.preventDefault());
 document.addEventListener("visibilitychange", wake);
 document.addEventListener("click", act);
 document.addEventListener("input", (event) => route.view.typed?.(event));

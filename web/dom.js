@@ -28,49 +28,97 @@ export function render(target, ...nodes) {
   patchChildren(target, make(document.createDocumentFragment(), null, nodes));
 }
 
-// patchChildren goes through both lists side by side. Elements with a key that
-// came or went leave the others where they are.
-function patchChildren(old, fresh) {
-  const wanted = [...fresh.childNodes];
-  const coming = new Set(wanted.map(key)), there = new Set([...old.childNodes].map(key));
-  let present = old.firstChild;
-  for (const node of wanted) {
-    while (present && key(present) && !coming.has(key(present))) present = removed(present);
-    if (!present || key(node) && !there.has(key(node))) {
-      old.insertBefore(node, present);
-      continue;
-    }
-    const next = present.nextSibling;
-    patch(present, node);
-    present = next;
-  }
-  while (present) present = removed(present);
+// update renders a view that was read again by itself. A list that the reader
+// uses keeps its rows where they are: see inUse. It returns what waits until
+// then, in words, or nothing.
+export function update(target, ...nodes) {
+  waiting = { lists: [], fresh: 0, gone: 0 };
+  holding = true;
+  render(target, nodes);
+  holding = false;
+  const { lists, fresh, gone } = waiting;
+  return lists.length > 0 && (fresh + gone ? `${fresh} new, ${gone} gone` : "in another order");
 }
 
-const key = (node) => node.dataset?.key;
+// released reports whether lists waited, and none of them is used any more.
+export const released = () => waiting.lists.length > 0 && !waiting.lists.some(inUse);
 
-// removed returns what came behind the node that it takes away.
-function removed(node) {
-  const next = node.nextSibling;
-  node.remove();
-  return next;
+let holding = false;
+let waiting = { lists: [], fresh: 0, gone: 0 };
+
+const idleAfter = 60_000; // milliseconds; a pointer that lies on a list that long uses it no more
+let usedAt = 0;
+for (const type of ["pointermove", "pointerdown", "keydown", "focusin"]) addEventListener(type, () => { usedAt = performance.now(); }, { passive: true });
+
+// inUse: the pointer, the focus or a selection is in a part of the page.
+const inUse = (node) => performance.now() - usedAt < idleAfter && (node.matches(":hover") || node.contains(document.activeElement) || selected(node));
+
+export function selected(node) {
+  const selection = getSelection();
+  return !selection.isCollapsed && selection.containsNode(node, true);
+}
+
+// identity tells nodes apart that must not become each other: by data-key, and
+// a link or the button of a job by what it leads to or does.
+const identity = ({ dataset: d, nodeName, href }) => d?.key ?? (nodeName === "A" ? href : d?.job && d.action + " " + d.job);
+
+// patchChildren goes through both lists side by side. What has an identity
+// becomes only what has the same, and moves with it.
+function patchChildren(old, fresh) {
+  const wanted = holding && isList(old) && inUse(old) ? inPlace(old, fresh) : [...fresh.childNodes];
+  const coming = new Set(wanted.map(identity));
+  const there = new Map();
+  for (const node of [...old.childNodes]) {
+    const id = identity(node);
+    if (!id) continue;
+    if (!coming.has(id) || there.has(id)) node.remove();
+    else there.set(id, node);
+  }
+  let present = old.firstChild;
+  for (const node of wanted) {
+    const id = identity(node);
+    const match = id ? there.get(id) : present && !identity(present) ? present : undefined;
+    there.delete(id);
+    if (match && match === present) present = present.nextSibling;
+    else old.insertBefore(match ?? node, present);
+    if (match) patch(match, node);
+  }
+  while (present) {
+    const next = present.nextSibling;
+    present.remove();
+    present = next;
+  }
+}
+
+// A list is what has nothing but elements with a key.
+const isList = (node) => node.firstElementChild && [...node.children].every((child) => child.dataset.key);
+
+// inPlace returns the rows of a list in the order that they have: what is gone
+// stays, marked, and what is new is left out.
+function inPlace(old, fresh) {
+  const coming = new Map([...fresh.children].map((row) => [identity(row), row]));
+  const wanted = [...old.children].map((row) => coming.get(identity(row)) ?? row);
+  const gone = wanted.filter((row) => row.parentNode === old);
+  gone.forEach((row) => row.classList.add("gone"));
+  const news = coming.size - (wanted.length - gone.length);
+  if (news || gone.length || wanted.some((row, i) => row !== fresh.children[i])) {
+    waiting.lists.push(old);
+    waiting.fresh += news;
+    waiting.gone += gone.length;
+  }
+  return wanted;
 }
 
 function patch(old, fresh) {
-  if (!sameKind(old, fresh)) {
+  if (old === fresh) return;
+  if (old.nodeName !== fresh.nodeName) {
     old.replaceWith(fresh);
   } else if (old.nodeType === Node.TEXT_NODE) {
-    if (old.data !== fresh.data) old.data = fresh.data;
+    if (old.data !== fresh.data && !selected(old)) old.data = fresh.data;
   } else {
     patchAttributes(old, fresh);
     if (!("keep" in fresh.dataset)) patchChildren(old, fresh);
   }
-}
-
-// sameKind: data-key tells elements apart that must not become each other;
-// what stands in an element with data-keep is its view's business.
-function sameKind(a, b) {
-  return a.nodeName === b.nodeName && key(a) === key(b);
 }
 
 function patchAttributes(old, fresh) {

@@ -4,6 +4,7 @@ import { connection, executionPath, file, get, jobPath, stream } from "./api.js"
 import { badge, el, heading, panel, visible } from "./dom.js";
 import { may } from "./rights.js";
 import { at, duration, parse, since } from "./time.js";
+import { rest } from "./live.js";
 import { causes, lasted } from "./job.js";
 
 const shownMax = 500_000; // characters of an output that is followed
@@ -53,28 +54,57 @@ function facts(e) {
 }
 
 let following = null; // the controller of the stream that is read
+let shown = {}; // in which element, of what beginning, how many characters
 
-// enter follows the output until the execution ends.
+const nextTry = 2_000; // milliseconds between two tries to follow
+
+// enter follows the output until the execution ends, from where it was left:
+// neither a look at another tab nor a restart of the server begins it again.
 export async function enter({ names: [job, id] }) {
   leave();
   const pre = document.getElementById("output");
   const note = document.getElementById("following");
   if (!pre) return;
-  pre.textContent = "";
-  note.textContent = "Following …";
-  const mine = following = new AbortController();
-  try {
-    await stream(`${executionPath(job, id)}/output?follow`, mine.signal, (text) => append(pre, visible(text)));
-    note.textContent = pre.textContent ? "That is all of it." : "It printed nothing.";
-  } catch (err) {
-    if (mine.signal.aborted) return;
-    note.textContent = connection.since ? "The server stopped answering; this may not be all." : `The output could not be read to its end: ${err.message}`;
+  if (shown.pre !== pre) shown = { pre, head: "", length: 0 };
+  const { signal } = following = new AbortController();
+  for (let ended = shown.ended; !ended && !signal.aborted;) {
+    note.textContent = "Following …";
+    try {
+      await stream(`${executionPath(job, id)}/output?follow`, signal, further());
+      ended = shown.ended = (await get(executionPath(job, id))).outcome;
+      if (ended) note.textContent = shown.length ? "That is all of it." : "It printed nothing.";
+    } catch (err) {
+      if (signal.aborted) return;
+      if (!connection.since && err.status < 500) {
+        note.textContent = `The output could not be read to its end: ${err.message}`;
+        return;
+      }
+      note.textContent = "The server stopped answering; this may not be all. It goes on when the server does.";
+    }
+    if (!ended) await rest(nextTry, signal);
   }
 }
 
 export function leave() {
   following?.abort();
   following = null;
+}
+
+// further returns what shows a stream, without what was shown before. A stream
+// that begins elsewhere has lost its beginning: then all of it is shown.
+function further() {
+  let skip = shown.length;
+  return (text) => {
+    if (skip === shown.length && !text.startsWith(shown.head) && !shown.head.startsWith(text)) {
+      shown.pre.textContent = shown.head = "";
+      skip = shown.length = 0;
+    }
+    shown.head ||= text.slice(0, 200);
+    const more = text.slice(skip);
+    skip = Math.max(0, skip - text.length);
+    shown.length += more.length;
+    if (more) append(shown.pre, visible(more));
+  };
 }
 
 // append keeps to the end where the reader is at the end.

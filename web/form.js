@@ -1,44 +1,175 @@
-// Create and edit: fields for what most jobs need, the JSON beside them for
-// the rest. Both show one draft; what is typed in one appears in the other.
+// Create and edit: fields beside the JSON. Both show one draft; what is typed in
+// one appears in the other. The draft is kept with the tab until it is saved or
+// given up, so that neither Back nor a reload nor a new sign-in loses it.
 
-import { get, jobPath, query, Refused, write } from "./api.js";
-import { choices, el, field, heading, panel, render } from "./dom.js";
+import { connection, get, jobPath, query, read, Refused, write } from "./api.js";
+import { choices, el, heading, panel, render } from "./dom.js";
+import { may } from "./rights.js";
 import { at, until } from "./time.js";
 
 const typingPause = 300; // milliseconds of quiet before a schedule is checked
-const shown = ["id", "success_count", "error_count", "last_success", "last_error", "dependent_jobs", "status", "next"]; // by the server, not set
+const shown = ["id", "success_count", "error_count", "last_success", "last_error", "dependent_jobs", "status", "next", "notices_lost"]; // by the server, not set
+const config = { shell: { shell: "true", command: "" }, http: { method: "GET" } };
+const blank = { name: "", schedule: "", executor: "shell", executor_config: config.shell };
 const example = {
   name: "hello", schedule: "@every 10s", executor: "shell",
   executor_config: { shell: "true", command: "echo hello from $BELFRY_NODE at $(date)" },
 };
-const blank = { name: "", schedule: "", executor: "shell", executor_config: { shell: "true", command: "" } };
+
+const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+// pair splits at the first of a character, which has to be there.
+function pair(text, between, form) {
+  const i = text.indexOf(between);
+  if (i < 1) throw new Error(`"${text}" is not ${form}`);
+  return [text.slice(0, i).trim(), text.slice(i + 1).trim()];
+}
+
+const written = (o) => Object.entries(o ?? {}).map((kv) => kv.join("="));
+const words = (text) => text.split(/[\s,]+/).filter(Boolean);
+
+// kinds say how a value is written in a field, and read from there.
+const kinds = {
+  text: [(v) => v ?? "", (text) => text],
+  number: [(v) => v ?? "", Number],
+  check: [Boolean, Boolean],
+  flag: [(v) => v === "true", (on) => on && "true"],
+  words: [(v) => (v ?? []).join(", "), words],
+  pairs: [(v) => written(v).join("\n"), (text) => Object.fromEntries(lines(text).map((l) => pair(l, "=", "name=value")))],
+  env: [
+    (v) => (v ?? "").replace(/\\?,/g, (c) => (c === "," ? "\n" : ",")),
+    (text) => lines(text).map((l) => l.replaceAll(",", "\\,")).join(","),
+  ],
+  notify: [
+    (v) => (v ?? []).map((n) => `${n.on.join(", ")}: ${n.mail ?? n.webhook}${n.every ? " every" : ""}`).join("\n"),
+    (text) => lines(text).map((l) => {
+      const [on, to, every] = [...pair(l, ":", "events: receiver"), / every$/.test(l)];
+      const whom = to.replace(/ every$/, "");
+      return { on: words(on), [whom.includes("@") && !whom.includes("/") ? "mail" : "webhook"]: whom, ...(every && { every }) };
+    }),
+  ],
+  processors: [
+    (v) => Object.entries(v ?? {}).map(([name, o]) => [name, ...written(o)].join(" ")).join("\n"),
+    (text) => Object.fromEntries(lines(text).map((l) => {
+      const [name, ...rest] = l.split(/\s+/);
+      return [name, Object.fromEntries(rest.map((s) => pair(s, "=", "name=value")))];
+    })),
+  ],
+};
+
+const concurrencies = [["allow", "starts beside it"], ["forbid", "is skipped"], ["queue", "waits; only the newest does"], ["replace", "ends it, and starts"]];
+const duration = { placeholder: "for example 10m" };
+const rows = (n, placeholder) => ({ rows: n, placeholder });
+
+// The fields: name, label, kind, hint, attributes or choices. in says which
+// executor reads it from executor_config.
+const field = (name, label, kind = "text", hint = "", attributes = {}, of = "") => ({ name, label, kind, hint, attributes, of });
+const groups = [
+  ["", [
+    field("name", "Name", "text", "Lower case letters, digits, _ and -", { required: true }),
+    field("displayname", "Display name"),
+    field("schedule", "Schedule", "text", "Second, minute, hour, day of month, month, day of week; or @every 90s, @hourly, @at 2030-01-31T12:00:00Z", { list: "schedules" }),
+    field("timezone", "Time zone", "text", "", { placeholder: "the cluster's, or for example Europe/Berlin" }),
+    field("parent_job", "Or after the job", "text", "It then runs after each success of that job, without a schedule"),
+    field("executor", "Executor", "text", "", [["shell", "shell: run a command"], ["http", "http: make a request"]]),
+    field("command", "Command", "text", "", rows(3), "shell"),
+    field("shell", "through /bin/sh", "flag", "", {}, "shell"),
+    field("env", "Environment", "env", "", rows(2, "NAME=value, one a line"), "shell"),
+    field("cwd", "Working directory", "text", "", {}, "shell"),
+    field("method", "Method", "text", "", { placeholder: "GET" }, "http"),
+    field("url", "URL", "text", "", {}, "http"),
+    field("body", "Body", "text", "", rows(2), "http"),
+    field("expectCode", "Expected status", "text", "", { placeholder: "200-299" }, "http"),
+    field("disabled", "disabled", "check"),
+  ]],
+  ["Where it runs, and whose it is", [
+    field("tags", "Runs on nodes with the tags", "pairs", "None: on every node. role=web:2 are two of those that have role=web", rows(2, "role=web:1")),
+    field("owner", "Owner"),
+    field("owner_email", "Owner's mail address"),
+    field("metadata", "Metadata", "pairs", "", rows(2, "team=data")),
+    field("params", "Parameters of a run", "pairs", "Names and their defaults", rows(2, "day=today")),
+  ]],
+  ["Rules", [
+    field("retries", "Retries", "number", "", { type: "number", min: 0 }),
+    field("retry_delay", "Wait before a retry", "text", "", duration),
+    field("retry_max_delay", "It doubles up to", "text", "", duration),
+    field("timeout", "Timeout", "text", "", duration),
+    field("concurrency", "While an earlier run goes on, a run", "text", "", concurrencies),
+    field("mutex", "Mutex", "text", "Of all jobs with the same one, one runs at a time"),
+    field("catchup", "A tick may be late by", "text", "", duration),
+    field("skip_on", "Skipped on days of the calendars", "words"),
+    field("parent_on", "After the parent's", "text", "", [["", "success"], ["failure", "failure"], ["any", "end, however it ended"]]),
+    field("delivery", "Delivery", "text", "", [["", "at-most-once"], ["at-least-once", "at-least-once"]]),
+    field("max_runtime", "A run is overdue after", "text", "", duration),
+    field("max_silence", "Overdue without success for", "text", "", duration),
+    field("disable_after", "Disabled after so many failed runs", "number", "", { type: "number", min: 0 }),
+    field("keep", "Runs that are kept", "number", "", { type: "number", min: 0 }),
+    field("starts_at", "Starts at", "text", "", { placeholder: "2030-01-31T12:00:00Z" }),
+    field("expires_at", "Expires at", "text", "", { placeholder: "2030-01-31T12:00:00Z" }),
+    field("ephemeral", "deleted once it has succeeded", "check"),
+  ]],
+  ["Notices and processors", [
+    field("notify", "Notices", "notify", "start, end, failed, recovered, missed, overdue, overrun or lost, and a URL or a mail address; with every at its end, each failure is told", rows(2, "failed, recovered: ops@example.com")),
+    field("processors", "Processors", "processors", "A processor a line, and its settings", rows(2, "log forward=true")),
+  ]],
+];
+const byName = Object.fromEntries(groups.flatMap(([, list]) => list).map((f) => [f.name, f]));
 
 export const title = ({ names }) => (names.length ? `Edit ${names[0]}` : "New job");
 
-export async function load({ names: [name] }) {
-  return name ? get(jobPath(name)) : null;
+const empty = (v) => !v || typeof v === "object" && Object.keys(v).length === 0;
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+// settable is what of a job can be set, without what is empty.
+const settable = (job) => Object.fromEntries(Object.entries(job).filter(([k, v]) => !shown.includes(k) && !empty(v) && !(k === "concurrency" && v === "allow")));
+
+// draft is what is typed: doc, and base and rev, the job that it began with (rev
+// 0: there is none). invalid has the texts of fields that say nothing yet,
+// late what was set while the JSON did so, configs those of the other executors.
+let draft = null;
+let place = ""; // where the draft is kept
+let job = null; // as the server has it: doc and rev
+
+const begin = ({ doc, rev }, start) => ({ base: doc, doc: structuredClone(start ?? doc), rev, invalid: {}, late: [], configs: {} });
+
+const none = { doc: {}, rev: 0 };
+
+async function find(name) {
+  try {
+    const { doc, rev } = await read(jobPath(name));
+    return { doc: settable(doc), rev };
+  } catch (err) {
+    if (err.status === 404) return none;
+    throw err;
+  }
+}
+
+// load also learns what has become of the job while it is edited.
+export async function load({ hash, names: [name] }) {
+  job = name ? await find(name) : none;
+  if (name && job === none && !sessionStorage.getItem("draft " + hash)) throw new Refused(404);
+  if (draft && place === "draft " + hash && document.getElementById("f-json")) follow();
 }
 
 // show leaves the form to enter: the reader's typing is not to be read over.
-export function show(job, { names: [name] }) {
-  return [
-    heading(name ? `Edit ${name}` : "New job"),
-    el("form", { id: "editor", class: "editor", "data-keep": true, novalidate: true }),
-  ];
-}
+export const show = (_, { names: [name] }) => [
+  heading(name ? `Edit ${name}` : "New job"),
+  el("form", { id: "editor", class: "editor", "data-keep": true, novalidate: true }),
+];
 
-export const concerns = () => false;
+export const concerns = (event, { names: [name] }) => event.type === "job" && event.job === name;
 
-let draft = null;
-let editing = ""; // the name of the job that is edited, or none
-
-export async function enter({ names: [name = ""], search }) {
+export function enter({ hash, names: [name], search }) {
   const form = document.getElementById("editor");
   if (!form || form.firstChild) return; // awake again: the draft is still there
-  editing = name;
-  draft = name ? settable(await get(jobPath(name))) : structuredClone(search.has("example") ? example : blank);
-  render(form, fields(), jsonPanel());
-  fill(form);
+  place = "draft " + hash;
+  const kept = JSON.parse(sessionStorage.getItem(place));
+  draft = kept ?? begin(job, name ? null : search.has("example") ? example : blank);
+  const allowed = name ? may.edit(name) : may.create();
+  render(form, fields(name, allowed), jsonPanel(allowed));
+  fill();
+  if (kept) tell("What you typed before is still here.");
+  if (kept) follow();
   checkSchedule();
 }
 
@@ -46,115 +177,154 @@ export function leave() {
   clearTimeout(typing);
 }
 
-// settable is what of a job can be set, without what is empty.
-function settable(job) {
-  const empty = (v) => v === null || v === "" || v === false || v === 0 || (typeof v === "object" && Object.keys(v).length === 0);
-  return Object.fromEntries(Object.entries(job).filter(([k, v]) => !shown.includes(k) && !empty(v)));
+// merge returns theirs with what mine has changed of base, and adds to told
+// what theirs has changed, and to both what each has changed in its own way.
+function merge(base, mine, theirs, path, told, both) {
+  const map = (v) => v && typeof v === "object" && !Array.isArray(v);
+  if (map(mine) && map(theirs)) {
+    const all = { ...theirs, ...mine };
+    return Object.fromEntries(Object.keys(all).map((k) => [k, merge(base?.[k], mine[k], theirs[k], path ? path + "." + k : k, told, both)]).filter(([, v]) => v !== undefined));
+  }
+  if (!same(base, theirs)) (same(base, mine) || same(mine, theirs) ? told : both).push(path);
+  return same(base, mine) ? theirs : mine;
 }
 
-// box is a labelled input with a place for what is wrong with it.
-function box(name, label, attributes, hint) {
-  const control = el(attributes.rows ? "textarea" : "input", { id: "f-" + name, name, "aria-describedby": `h-${name} e-${name}`, autocomplete: "off", spellcheck: "false", ...attributes });
+// follow puts what was typed onto what the job is now: only what was changed
+// here is saved. It returns whether the job was another.
+function follow() {
+  if (draft.rev === job.rev) return false;
+  const told = [], both = [];
+  if (job === none) {
+    tell("The job was deleted meanwhile. Save creates it again.");
+    draft = { ...draft, base: {}, rev: 0 };
+  } else {
+    const doc = merge(draft.base, draft.doc, job.doc, "", told, both);
+    tell([told.length > 0 && `The job was changed elsewhere meanwhile: ${told.join(", ")}. What you typed is kept. `,
+      both.length > 0 && `Both there and here: ${both.join(", ")}. Save replaces what was set there.`].filter(Boolean).join("") || "The job was stored elsewhere meanwhile.");
+    draft = { ...draft, rev: job.rev, base: job.doc, doc };
+  }
+  if (sessionStorage.getItem(place)) keep();
+  fill(document.activeElement);
+  return true;
+}
+
+const keep = () => sessionStorage.setItem(place, JSON.stringify(draft));
+
+// tell says what has become of the draft, until it is saved or begun anew.
+function tell(text) {
+  render(document.getElementById("notice"), text, " ", el("button", { "data-action": "restart" }, "Start over"));
+}
+
+// box is a labelled control with a place for what is wrong with it.
+function box({ name, label, kind, hint, attributes }) {
+  const all = { id: "f-" + name, name, "aria-describedby": `h-${name} e-${name}`, autocomplete: "off", spellcheck: "false" };
+  if (kind === "check" || kind === "flag") return el("label", { class: "check" }, el("input", { ...all, type: "checkbox" }), " ", label);
+  const control = Array.isArray(attributes) ? choices(all, "", attributes) : el(attributes.rows ? "textarea" : "input", { ...all, ...attributes });
   return el("div", { class: "field" }, el("label", { for: "f-" + name }, label), control,
-    hint && el("small", { id: "h-" + name }, hint), el("small", { class: "error", id: "e-" + name, role: "status" }));
+    hint && el("small", { id: "h-" + name }, hint), el("small", { class: "error", id: "e-" + name, role: "status" }),
+    name === "timezone" && el("div", { id: "ticks", role: "status", class: "ticks" }));
 }
 
-function fields() {
+function group([title, list]) {
+  const part = (of) => el("div", { class: "group", id: of && of + "-fields" }, list.filter((f) => f.of === of).map(box));
+  const whole = title ? part("") : list.map((f) => (!f.of ? box(f) : f.of !== list[list.indexOf(f) - 1].of && part(f.of)));
+  return title ? el("details", { open: list.some((f) => !same(given(f), undefined)) }, el("summary", null, title), whole) : whole;
+}
+
+function fields(name, allowed) {
   return panel("Job", null,
-    box("name", "Name", { readonly: Boolean(editing), required: true }, "Lower case letters, digits, _ and -"),
-    box("displayname", "Shown as", {}),
-    box("schedule", "Schedule", { list: "schedules" }, "Second, minute, hour, day of month, month, day of week; or @every 90s, @hourly, @at 2030-01-31T12:00:00Z"),
+    el("div", { id: "notice", role: "status", class: "warning" }),
+    el("fieldset", { disabled: !allowed }, groups.map(group)),
     el("datalist", { id: "schedules" }, ["@every 1m", "@hourly", "@daily", "~ ~ 3 * * *", "0 */15 * * * *", "@manually"].map((value) => el("option", { value }))),
-    box("timezone", "Time zone", { placeholder: "the cluster's, or for example Europe/Berlin" }),
-    el("div", { id: "ticks", role: "status", class: "ticks" }),
-    box("parent_job", "Or after the job", {}, "It then runs after each success of that job, without a schedule"),
-    field("Does", choices({ name: "executor" }, "", [["shell", "run a command"], ["http", "make a request"]])),
-    el("div", { id: "shell-fields" },
-      box("command", "Command", { rows: 3 }),
-      el("label", { class: "check" }, el("input", { type: "checkbox", name: "shell" }), " through /bin/sh"),
-      box("timeout", "Ends after", { placeholder: "never, or for example 10m" })),
-    el("div", { id: "http-fields" },
-      box("method", "Method", { placeholder: "GET" }), box("url", "URL", { type: "url" })),
-    box("retries", "Retries", { type: "number", min: 0 }),
-    field("While an earlier run goes on, a run", choices({ name: "concurrency" }, "",
-      [["allow", "starts beside it"], ["forbid", "is skipped"], ["queue", "waits; only the newest does"], ["replace", "ends it, and starts"]])),
-    el("label", { class: "check" }, el("input", { type: "checkbox", name: "disabled" }), " schedule off"),
     el("p", { class: "error", id: "e-form", role: "alert" }),
     el("div", { class: "actions" },
-      el("button", { class: "primary", "data-action": "save" }, editing ? "Save" : "Create"),
-      el("a", { class: "button", href: editing ? "#/" + jobPath(editing) : "#/jobs" }, "Cancel")));
+      allowed ? el("button", { class: "primary", "data-action": "save" }, name ? "Save" : "Create") : el("p", { class: "quiet" }, name ? "This token may not change this job." : "This token may not create jobs."),
+      el("a", { class: "button", "data-action": "cancel", href: name ? "#/" + jobPath(name) : "#/jobs" }, "Cancel")));
 }
 
-function jsonPanel() {
+function jsonPanel(allowed) {
   return panel("As JSON", null,
-    el("textarea", { name: "json", id: "f-json", rows: 24, spellcheck: "false", "aria-label": "The job as JSON", "aria-describedby": "e-json" }),
-    el("small", { class: "error", id: "e-json" }));
+    el("textarea", { name: "json", id: "f-json", rows: 24, readonly: !allowed, spellcheck: "false", "aria-label": "The job as JSON", "aria-describedby": "e-json" }),
+    el("small", { class: "error", id: "e-json", role: "status" }));
 }
 
-// Where a field's value stands in the draft.
-const plain = ["name", "displayname", "schedule", "timezone", "parent_job", "executor"];
-const config = ["command", "timeout", "method", "url"];
+// home is the part of the draft that has a field's value.
+const home = ({ of }) => (of ? draft.doc.executor_config ?? {} : draft.doc);
+const given = (f) => home(f)[f.name];
 
-// fill shows the draft in all controls but the one that is typed in.
-function fill(form, except) {
-  const set = (name, property, value) => {
-    if (form.elements[name] !== except) form.elements[name][property] = value;
-  };
-  for (const name of plain) set(name, "value", draft[name] ?? "");
-  for (const name of config) set(name, "value", draft.executor_config?.[name] ?? "");
-  set("shell", "checked", draft.executor_config?.shell === "true");
-  set("concurrency", "value", draft.concurrency || "allow");
-  set("disabled", "checked", Boolean(draft.disabled));
-  set("retries", "value", draft.retries ?? "");
-  set("json", "value", JSON.stringify(draft, null, 2));
-  document.getElementById("shell-fields").hidden = draft.executor !== "shell";
-  document.getElementById("http-fields").hidden = draft.executor !== "http";
+// fill shows the draft in all controls but the one that is typed in. One that
+// could not say all of a value leaves it to the JSON.
+function fill(except) {
+  const { elements } = document.getElementById("editor");
+  for (const f of Object.values(byName)) {
+    const [write, read] = kinds[f.kind], value = given(f), control = elements[f.name];
+    if (control === except) continue;
+    let text = "", whole = value === undefined;
+    try {
+      text = write(value);
+      whole ||= same(read(text), value);
+    } catch {
+      // it is of another type
+    }
+    control[control.type === "checkbox" ? "checked" : "value"] = draft.invalid[f.name] ?? text;
+    control.disabled = !whole && !(f.name in draft.invalid) || f.name === "name" && draft.rev !== 0;
+  }
+  if (!draft.doc.concurrency) elements.concurrency.value = "allow";
+  if (elements.json !== except) elements.json.value = draft.invalid.json ?? JSON.stringify(draft.doc, null, 2);
+  for (const executor of Object.keys(config)) document.getElementById(executor + "-fields").hidden = draft.doc.executor !== executor;
 }
 
-// assign sets what is not empty, and takes away what is.
-function assign(object, name, value) {
-  if (value) object[name] = value;
-  else delete object[name];
+// set gives a field of the draft its value, or takes it away where that is empty.
+function set(name, text) {
+  const f = byName[name], value = kinds[f.kind][1](text);
+  if (name === "executor") {
+    draft.configs[draft.doc.executor] = draft.doc.executor_config;
+    draft.doc.executor_config = draft.configs[value] ?? { ...config[value] };
+  }
+  if (f.of) draft.doc.executor_config ??= {};
+  if (empty(value) || name === "concurrency" && value === "allow") delete home(f)[name];
+  else home(f)[name] = value;
 }
 
-function take({ name, value, checked }) {
-  draft.executor_config ??= {};
-  if (plain.includes(name)) assign(draft, name, value);
-  else if (config.includes(name)) assign(draft.executor_config, name, value);
-  else if (name === "shell") assign(draft.executor_config, name, checked && "true");
-  else if (name === "concurrency") assign(draft, name, value !== "allow" && value);
-  else if (name === "disabled") assign(draft, name, checked);
-  else if (name === "retries") assign(draft, name, Number(value));
-  if (name === "executor") draft.executor_config = value === "shell" ? { shell: "true" } : { method: "GET" };
+function setAll(text) {
+  const doc = JSON.parse(text);
+  if (doc === null || typeof doc !== "object" || Array.isArray(doc)) throw new Error("a job is a JSON object");
+  draft.doc = doc;
+  for (const f of Object.keys(byName)) complain(f, "");
+  draft.late.forEach((typed) => set(...typed));
 }
 
 let typing = 0;
 
 export function typed({ target }) {
-  const form = target.closest("#editor");
-  if (!form) return;
-  complain(target.name, "");
-  if (target.name === "json") {
-    try {
-      const given = JSON.parse(target.value);
-      if (given === null || typeof given !== "object" || Array.isArray(given)) throw new Error("a job is a JSON object");
-      draft = given;
-    } catch (err) {
-      complain("json", err.message);
-      return;
+  if (!target.closest("#editor")) return;
+  const { name } = target, value = target.type === "checkbox" ? target.checked : target.value;
+  const late = draft.late.length > 0;
+  complain(name, "");
+  delete draft.invalid[name];
+  try {
+    if (name === "json") {
+      setAll(value);
+      draft.late = [];
+    } else {
+      set(name, value);
+      if ("json" in draft.invalid) draft.late.push([name, value]);
     }
-  } else {
-    take(target);
+  } catch (err) {
+    draft.invalid[name] = value;
+    complain(name, err.message);
   }
-  fill(form, target);
+  keep();
+  fill(name === "json" && late && !draft.late.length ? null : target);
+  if (!["json", "name", "schedule", "timezone"].includes(name)) return;
   clearTimeout(typing);
   typing = setTimeout(checkSchedule, typingPause);
 }
 
 // checkSchedule shows when the schedule falls due, or what is wrong with it.
 async function checkSchedule() {
-  const asked = { schedule: draft.schedule, timezone: draft.timezone, name: draft.name, count: 5 };
-  const current = () => document.getElementById("ticks") && asked.schedule === draft.schedule && asked.timezone === draft.timezone;
+  const asked = { schedule: draft.doc.schedule, timezone: draft.doc.timezone, name: draft.doc.name, count: 5 };
+  const current = () => document.getElementById("ticks") && asked.schedule === draft.doc.schedule && asked.timezone === draft.doc.timezone;
   complain("schedule", "");
   complain("timezone", "");
   if (!asked.schedule) {
@@ -191,35 +361,60 @@ function complain(name, text) {
 // complainOf shows an answer of the server at the field that it names.
 function complainOf(message) {
   const text = message.replace(/^the job is invalid: /, "");
-  const [, name, rest] = /^(?:executor_config[.:] ?)?"?([a-z_]+)"?: (.*)$/s.exec(text) ?? [];
+  const [, name, rest] = /^(?:executor_config[.:] ?)?"?([a-zA-Z_]+)"?: (.*)$/s.exec(text) ?? [];
   if (!name || !complain(name, rest)) complain("form", text);
-  return name;
+  const control = document.getElementById("f-" + name);
+  control?.closest("details")?.setAttribute("open", "");
+  control?.focus();
 }
 
-async function exists(name) {
-  try {
-    await get(jobPath(name));
-    return true;
-  } catch (err) {
-    if (err.status === 404) return false;
-    throw err;
-  }
+// lacks is what no job can do without, though the server takes it.
+function lacks({ name, executor, executor_config: c = {} }) {
+  if (!name) return "name: is missing";
+  if (executor === "shell" && !c.command?.trim()) return "command: is missing; the job would have nothing to run";
+  if (executor === "http" && !c.url) return "url: is missing";
 }
 
-async function save() {
+// save stores the draft. What is wrong stays written in the form.
+async function save(_, { names: [name] }) {
   complain("form", "");
-  if (document.getElementById("e-json").textContent) return;
+  const [invalid] = Object.keys(draft.invalid);
+  const lack = invalid ? `${invalid}: ${document.getElementById("e-" + invalid).textContent}` : lacks(draft.doc);
+  if (lack) return complainOf(lack);
   try {
-    if (!draft.name) throw new Refused(400, "name: is missing");
-    if (!editing && await exists(draft.name)) throw new Refused(409, "name: there is a job of that name; edit that one, or choose another");
-    await write("POST", "jobs", draft);
+    await write("PUT", jobPath(draft.doc.name), draft.doc, { "Belfry-Rev": draft.rev });
   } catch (err) {
-    if (!(err instanceof Refused)) throw err;
-    document.getElementById("f-" + complainOf(err.message))?.focus();
+    if (err.status === 412 && draft.rev === 0) return complainOf("name: there is a job of that name; edit that one, or choose another");
+    if (err.status === 412) return changed();
+    if (err instanceof Refused) complainOf(err.message);
+    else complain("form", connection.since ? "The server does not answer; nothing is known to have changed. Save again when it does." : err.message);
+    if (err.status === 401 || err.status === 403 || !(err instanceof Refused)) throw err;
     return;
   }
-  location.hash = "#/" + jobPath(draft.name);
-  return editing ? `${draft.name} was changed.` : `${draft.name} was created.`;
+  sessionStorage.removeItem(place);
+  location.hash = "#/" + jobPath(draft.doc.name);
+  return name ? `${draft.doc.name} was changed.` : `${draft.doc.name} was created.`;
 }
 
-export const actions = { save };
+// changed puts the draft onto what the job has become, for another look at it.
+async function changed() {
+  job = await find(draft.doc.name);
+  follow();
+  complain("form", "Not saved: the job is another than it was. Look at it again, and save it then.");
+}
+
+function restart(_, { names: [name], search }) {
+  sessionStorage.removeItem(place);
+  draft = begin(job, name ? null : search.has("example") ? example : blank);
+  render(document.getElementById("notice"));
+  for (const f of ["json", "form", ...Object.keys(byName)]) complain(f, "");
+  fill();
+  checkSchedule();
+}
+
+function cancel({ href }, { names: [name] }) {
+  sessionStorage.removeItem(place);
+  location.hash = name ? "#/" + jobPath(name) : "#/jobs";
+}
+
+export const actions = { save, restart, cancel };

@@ -1,11 +1,11 @@
 // A job: when it runs next, how its runs went, and what became of every time
 // that it fell due.
 
-import { executionPath, get, jobPath, list, permitted, query, warned } from "./api.js";
+import { executionPath, get, jobPath, list, permitted, query, read } from "./api.js";
 import { badge, el, heading, kind, panel, strip, svg, visible } from "./dom.js";
 import { may } from "./rights.js";
-import { absolute, ago, at, duration, exact, inZone, parse, since, until, zone } from "./time.js";
-import { buttons, lastRun, lastRuns, pageOf, schedule, turner } from "./jobs.js";
+import { absolute, ago, at, duration, exact, inZone, now, parse, since, until, zone } from "./time.js";
+import { buttons, lastRun, lastRuns, noPage, pageOf, schedule, turner } from "./jobs.js";
 
 const executionRows = 25;
 const tickRows = 25;
@@ -17,7 +17,7 @@ export async function load({ names: [name], search }) {
   const path = jobPath(name);
   const start = (pageOf(search) - 1) * executionRows;
   const [{ doc: job, warning }, executions, ticks, targets, runs] = await Promise.all([
-    warned(path),
+    read(path),
     permitted(list(`${path}/executions` + query({ _start: start, _end: start + executionRows, output_size_limit: 1000 })), null),
     permitted(get(`${path}/ticks` + query({ _start: 0, _end: tickRows })), null),
     permitted(get(`${path}/targets`), null),
@@ -57,23 +57,23 @@ function facts(j, runs, targets, coming) {
     ["Name", el("code", null, j.name)],
     ["Last run", [lastRun(j, runs), runs.length > 0 && el("div", null, strip(runs))]],
     ["Schedule", [coming.words && el("div", null, coming.words), schedule(j), j.disabled && [" ", badge("disabled")]]],
-    ["Runs", `${j.success_count.toLocaleString()} good, ${j.error_count.toLocaleString()} failed`],
+    ["Runs", `${j.success_count.toLocaleString()} succeeded, ${j.error_count.toLocaleString()} failed`],
     ["Starts", parse(j.starts_at) && at(parse(j.starts_at))],
     ["Expires", parse(j.expires_at) && at(parse(j.expires_at))],
-    ["Does", [el("div", null, j.executor), pairs(j.executor_config)]],
-    ["Chosen by", j.tags && Object.keys(j.tags).length ? pairs(j.tags) : "no tags: every node"],
+    ["Executor", [el("div", null, j.executor), pairs(j.executor_config)]],
+    ["Runs on", j.tags && Object.keys(j.tags).length ? pairs(j.tags) : "every node"],
     ["Nodes now", targets && (targets.length ? targets.join(", ") : el("span", { class: "warning" }, "none: it cannot run"))],
-    ["After", j.parent_job ? links([j.parent_job]) : ""],
-    ["Then", j.dependent_jobs?.length ? links(j.dependent_jobs) : ""],
+    ["Runs after", j.parent_job ? links([j.parent_job]) : ""],
+    ["Triggers", j.dependent_jobs?.length ? links(j.dependent_jobs) : ""],
     ["Retries", j.retries || ""],
     ["Parameters", pairs(j.params)],
-    ["Not on days of", j.skip_on?.join(", ")],
+    ["Skipped on days of", j.skip_on?.join(", ")],
     ["Disabled by", j.disable_after ? `${j.disable_after} failed runs in a row` : ""],
-    ["At once", { forbid: "only one run", queue: "only one run; the newest waits", replace: "only the newest run" }[j.concurrency]],
-    ["Never beside", j.mutex ? `other jobs with the mutex ${j.mutex}` : ""],
+    ["Concurrency", { forbid: "only one run", queue: "only one run; the newest waits", replace: "only the newest run" }[j.concurrency]],
+    ["Mutex", j.mutex],
     ["Overdue", [j.max_runtime && `a run after ${j.max_runtime}`, j.max_silence && `without success for ${j.max_silence}`].filter(Boolean).join("; ")],
-    ["Tells", (j.notify ?? []).map((n) => el("div", null, `${n.mail ?? "a webhook"}: ${n.on.join(", ")}`))],
-    ["Not told", j.notices_lost ? el("span", { class: "warning" }, `${j.notices_lost.toLocaleString()} notices that no receiver took`) : ""],
+    ["Notices", (j.notify ?? []).map((n) => el("div", null, `${n.mail ?? "a webhook"}: ${n.on.join(", ")}`))],
+    ["Notices lost", j.notices_lost ? el("span", { class: "warning" }, `${j.notices_lost.toLocaleString()} that no receiver took`) : ""],
     ["Owner", [j.owner, " ", j.owner_email].join("").trim()],
     ["Metadata", j.metadata && pairs(j.metadata)],
   ];
@@ -90,7 +90,7 @@ function nextList(j, { next, timezone }) {
   const named = inZone(next[0], own) ? own : zone; // this browser may not know it
   const ticks = next.map((t) => ({ t, ...inZone(t, named) }));
   return [
-    el("ol", { class: "plain" }, ticks.map(({ t, words, offset }, i) => el("li", null,
+    el("ol", { class: "plain" }, ticks.map(({ t, words, offset }, i) => el("li", { "data-key": t.toISOString() },
       until(t), " · ", el("time", { datetime: t.toISOString(), title: exact(t) }, words), " ", el("span", { class: "quiet" }, offset),
       i > 0 && offset !== ticks[i - 1].offset && el("small", { class: "warning" }, `The clocks change before this, from ${ticks[i - 1].offset}.`)))),
     el("p", { class: "quiet" }, `Times in ${named}` + (ticks[0].offset === inZone(next[0], zone).offset ? "." : `; yours is ${zone}.`)),
@@ -104,10 +104,11 @@ export function ending(e) {
 }
 
 // lasted is how long an execution took, or takes so far, in milliseconds.
-export const lasted = (e) => (parse(e.finished_at) ?? new Date()) - parse(e.started_at);
+export const lasted = (e) => (parse(e.finished_at) ?? now()) - parse(e.started_at);
 
 function runTable(job, { rows, total }, search) {
   if (total === 0) return el("p", { class: "quiet" }, "It has not run, or the record of its runs was deleted.");
+  if (rows.length === 0) return noPage(search, "#/" + jobPath(job.name));
   const longest = Math.max(1, ...rows.map(lasted));
   const page = pageOf(search), pages = Math.ceil(total / executionRows);
   return [
@@ -150,7 +151,7 @@ function tickList(job, t) {
 
 function tickRow(job, tick) {
   const range = tick.count > 1 && ` to ${absolute(parse(tick.until))}, ${tick.count.toLocaleString()} times`;
-  return el("tr", null,
+  return el("tr", { "data-key": tick.due + tick.outcome },
     el("td", { "data-label": "Due" }, at(parse(tick.due)), range),
     el("td", { "data-label": "Became" }, badge(tick.outcome)),
     el("td", { "data-label": "Why" }, tick.reason, (tick.executions ?? []).map((id) => el("a", { href: `#/${executionPath(job.name, id)}` }, "its run "))));

@@ -54,7 +54,7 @@ export function show({ rows, total, runs }, { search }) {
   return [
     heading("Jobs"),
     filters(search),
-    total > 0 ? table(rows, runs, search) : search.size ? el("p", { class: "quiet", role: "status" }, "No job is like that.") : firstJob(),
+    rows.length > 0 ? table(rows, runs, search) : total > 0 ? noPage(search, address(search, { page: "" })) : search.size ? el("p", { class: "quiet", role: "status" }, "No job is like that.") : firstJob(),
     pager(total, search),
   ];
 }
@@ -63,9 +63,9 @@ function filters(search) {
   const value = (name) => search.get(name) ?? "";
   return el("form", { class: "filters", role: "search" },
     field("Search", el("input", { type: "search", name: "q", value: value("q"), placeholder: "part of a name" })),
-    field("State", choices({ name: "status" }, value("status"), [["", "any"], ["success", "good"], ["failing", "failing"], ["failed", "failed"], ["partially_failed", "partly failed"], ["untriggered", "never ran"]])),
+    field("State", choices({ name: "status" }, value("status"), [["", "any"], ["success", "succeeded"], ["failing", "failing"], ["failed", "failed"], ["partially_failed", "partly failed"], ["untriggered", "never ran"]])),
     field("Schedule", choices({ name: "disabled" }, value("disabled"), [["", "on or off"], ["false", "on"], ["true", "off"]])),
-    field("Does", choices({ name: "executor" }, value("executor"), [["", "anything"], ["shell", "run a command"], ["http", "make a request"]])),
+    field("Executor", choices({ name: "executor" }, value("executor"), [["", "any"], ["shell", "shell"], ["http", "http"]])),
     field("Metadata", el("input", { name: "metadata", value: value("metadata"), placeholder: "team=data" })),
     search.size > 0 && el("a", { class: "button", href: "#/jobs" }, "Clear"));
 }
@@ -83,7 +83,7 @@ export function typed({ target: { form } }) {
   if (!form?.matches(".filters")) return;
   typing = setTimeout(() => {
     const search = new URLSearchParams(location.hash.split("?")[1]);
-    history.replaceState(null, "", address(search, { ...Object.fromEntries(new FormData(form)), page: "" }));
+    history.replaceState(history.state, "", address(search, { ...Object.fromEntries(new FormData(form)), page: "" }));
     dispatchEvent(new HashChangeEvent("hashchange"));
   }, typingPause);
 }
@@ -150,6 +150,10 @@ function pager(total, search) {
   if (pages === 1 && page === 1) return el("p", { class: "quiet", role: "status" }, words);
   return turner(page, pages, `${words}, page ${page.toLocaleString()} of ${pages.toLocaleString()}`, (to) => address(search, { page: to === 1 ? "" : to }));
 }
+
+// noPage says that a list has no page of that number.
+export const noPage = (search, first) =>
+  el("p", { class: "quiet", role: "status" }, `This list has no page ${search.get("page")}. `, el("a", { href: first }, "To its first page"));
 
 // turner leads from a page of a list to the others.
 export function turner(page, pages, words, href) {

@@ -59,7 +59,7 @@ async function read(signal, heard) {
 }
 
 // rest waits, but not when signal has said to end.
-function rest(ms, signal) {
+export function rest(ms, signal) {
   return new Promise((resolve) => {
     const done = () => {
       clearTimeout(timer);

@@ -6,7 +6,7 @@ import { badge, el, heading, panel, svg, visible } from "./dom.js";
 import { firstJob, lastRuns } from "./jobs.js";
 import { may } from "./rights.js";
 import { timeline } from "./timeline.js";
-import { ago, at, duration, parse, since } from "./time.js";
+import { ago, at, duration, now, parse, since } from "./time.js";
 import { ending } from "./job.js";
 
 const listRows = 5;
@@ -16,7 +16,7 @@ export const title = () => "Overview";
 
 export const pace = 5_000;
 
-const lastDay = () => new Date(Date.now() - 86_400_000).toISOString();
+const lastDay = () => new Date(now() - 86_400_000).toISOString();
 
 // running are the runs that go on, the oldest first, and how long such runs took before.
 async function running() {
@@ -114,7 +114,7 @@ function runningList({ busy, total }) {
   return [
     el("ul", { class: "plain" }, busy.map((e) => el("li", { "data-key": e.id },
       el("a", { href: `#/${executionPath(e.job_name, e.id)}` }, e.job_name), " on ", e.node_name, e.attempt > 1 && `, attempt ${e.attempt}`,
-      e.usual > 0 && progress((Date.now() - parse(e.started_at)) / e.usual),
+      e.usual > 0 && progress((now() - parse(e.started_at)) / e.usual),
       el("div", { class: "quiet" }, since(parse(e.started_at)), e.usual > 0 && `, usually ${duration(e.usual)}`)))),
     total > busy.length && el("p", { class: "quiet" }, `and ${(total - busy.length).toLocaleString()} more`),
   ];
@@ -143,7 +143,7 @@ function unrunList(unrun) {
   const groups = Object.values(Object.groupBy(unrun, (t) => `${t.job_name} ${t.outcome} ${t.reason.replace(/\d+\S*$/, "")}`));
   return el("ul", { class: "plain" }, groups.slice(0, listRows).map(([t, ...earlier]) => {
     const times = t.count + earlier.reduce((sum, e) => sum + e.count, 0);
-    return el("li", null,
+    return el("li", { "data-key": `${t.job_name} ${t.outcome} ${t.reason}` },
       el("a", { href: "#/" + jobPath(t.job_name) }, t.job_name), " ", badge(t.outcome), " ",
       el("span", { class: "quiet" }, at(parse(t.due)), times > 1 && `, ${times.toLocaleString()} times of late`),
       el("div", null, t.reason));

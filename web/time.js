@@ -1,12 +1,29 @@
 // Times and durations, as people read them: in the zone of the viewer, with
 // UTC on hover. How far they are from now goes on by itself.
 
-import { el } from "./dom.js";
+import { el, selected } from "./dom.js";
 
 const second = 1000, minute = 60 * second, hour = 60 * minute, day = 24 * hour;
 
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+// now is the time by the server's clock, in milliseconds: that of the viewer may
+// be wrong. skew.behind is how far it is behind, 0 if about right.
+export const skew = { behind: 0 };
+export const now = () => Date.now() + skew.behind;
+
+const clockStep = 2_000; // milliseconds; the server says its time in whole seconds
+
+// setClock learns from an answer: when it was made, by the server's clock, and
+// when it was asked for, by this one.
+export function setClock(made, asked) {
+  const took = Date.now() - asked;
+  const behind = Date.parse(made) + 500 - asked - took / 2;
+  if (took > clockStep) return;
+  if (Math.abs(behind) < clockStep) skew.behind = 0;
+  else if (Math.abs(behind - skew.behind) > clockStep) skew.behind = behind;
+}
 
 export const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
@@ -59,7 +76,7 @@ const sameDay = (a, b) => a.toDateString() === b.toDateString();
 
 // absolute leaves out today's date.
 export function absolute(t) {
-  return (sameDay(t, new Date()) ? clock : full).format(t);
+  return (sameDay(t, new Date(now())) ? clock : full).format(t);
 }
 
 // at shows a time as it is.
@@ -68,7 +85,7 @@ export function at(t) {
 }
 
 function relative(t, wording, more) {
-  return el("time", { datetime: t.toISOString(), title: exact(t), class: "relative", "data-wording": wording, ...more }, wordings[wording](Date.now() - t));
+  return el("time", { datetime: t.toISOString(), title: exact(t), class: "relative", "data-wording": wording, ...more }, wordings[wording](now() - t));
 }
 
 export const ago = (t) => relative(t, "ago");
@@ -78,8 +95,8 @@ export const since = (t) => relative(t, "since");
 // age has the times in the document say how far they are by now.
 export function age() {
   for (const node of document.querySelectorAll("[data-wording]")) {
-    const words = wordings[node.dataset.wording](Date.now() - new Date(node.dateTime));
-    if (node.textContent !== words) node.textContent = words;
+    const words = wordings[node.dataset.wording](now() - new Date(node.dateTime));
+    if (node.textContent !== words && !selected(node)) node.textContent = words;
   }
 }
 

@@ -3,7 +3,7 @@
 // are folded into one that says how many it stands for.
 
 import { el, kind, panel, svg } from "./dom.js";
-import { absolute, parse } from "./time.js";
+import { absolute, now as serverNow, parse } from "./time.js";
 
 const title = "Last hour and next hour";
 const hour = 3_600_000;
@@ -17,7 +17,7 @@ function rowsOf(executions, coming) {
   const row = (name) => rows.get(name) ?? rows.set(name, { name, marks: [], bad: 0 }).get(name);
   for (const e of executions) {
     const state = e.outcome || "running", from = parse(e.started_at);
-    row(e.job_name).marks.push({ from, to: parse(e.finished_at) ?? new Date(), kind: kind(state), state });
+    row(e.job_name).marks.push({ from, to: parse(e.finished_at) ?? new Date(serverNow()), kind: kind(state), state });
     if (kind(state) === "bad") row(e.job_name).bad++;
   }
   for (const t of coming) row(t.job_name).marks.push({ from: new Date(t.due), to: new Date(t.due), kind: "due", state: "due" });
@@ -85,7 +85,7 @@ const many = (list, most) => (list.length >= most ? "more than " : "") + list.le
 
 // timeline also says in words, for who cannot see it, what the drawing shows.
 export function timeline(executions, coming, most) {
-  const now = Date.now();
+  const now = serverNow();
   const all = rowsOf(executions, coming);
   if (all.length === 0) return panel(title, { class: "main" }, el("p", { class: "quiet" }, "Nothing ran, and nothing falls due."));
   const rows = all.slice(0, rowsMax);
