@@ -38,6 +38,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"text/tabwriter"
@@ -67,19 +68,18 @@ func main() {
 func runAsInit() int {
 	guardProcess() // the child logs an error
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
+		syscall.SIGUSR1, syscall.SIGUSR2)
+	var child *os.Process
 	self, err := os.Executable()
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "belfry: %v\n", err)
-		return exitError
+	if err == nil {
+		child, err = os.StartProcess(self, os.Args, &os.ProcAttr{
+			Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+			Sys:   &syscall.SysProcAttr{Setpgid: true}, // or Ctrl-C in a terminal would signal it twice
+		})
 	}
-	child, err := os.StartProcess(self, os.Args, &os.ProcAttr{
-		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
-		Sys:   &syscall.SysProcAttr{Setpgid: true}, // or Ctrl-C in a terminal would signal it twice
-	})
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "belfry: %v\n", err)
-		return exitError
+		return exitStatus(err, os.Stderr)
 	}
 	go func() {
 		for s := range signals {
@@ -166,18 +166,18 @@ func commandLine(ctx context.Context, args, environ []string, stdout, stderr io.
 	return exitUsage
 }
 
-// A usageError is a mistake in the command itself: nothing was done.
-type usageError struct{ error }
-
-func (u usageError) Unwrap() error { return u.error }
-
-// A runFailed says how a run ended, and the exit status of its command.
-type runFailed struct {
-	reason string
+// A statusError ends the program with a status other than exitError.
+type statusError struct {
+	error
 	status int
 }
 
-func (f runFailed) Error() string { return f.reason }
+func (e statusError) Unwrap() error { return e.error }
+
+// usage is a mistake in the command itself: nothing was done.
+func usage(format string, args ...any) error {
+	return statusError{fmt.Errorf(format, args...), exitUsage}
+}
 
 // exitStatus prints an error and returns the exit status for it.
 func exitStatus(err error, stderr io.Writer) int {
@@ -185,12 +185,8 @@ func exitStatus(err error, stderr io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintf(stderr, "belfry: %v\n", err)
-	var run runFailed
-	switch {
-	case errors.As(err, new(usageError)):
-		return exitUsage
-	case errors.As(err, &run):
-		return run.status
+	if e, ok := errors.AsType[statusError](err); ok {
+		return e.status
 	}
 	return exitError
 }
@@ -207,13 +203,14 @@ func printUsage(w io.Writer, list []subcommand) {
 // alone returns the flags of "belfry" without arguments: those of a server that bootstraps a cluster of one, unless the
 // environment says otherwise.
 func alone(environ []string) []string {
-	if _, server, ok := variable(environ, "server"); ok {
-		if on, err := strconv.ParseBool(server); err != nil || !on {
+	vars := variables(environ)
+	if server, ok := vars["server"]; ok {
+		if on, err := strconv.ParseBool(server.value); err != nil || !on {
 			return nil
 		}
 	}
 	for _, name := range []string{"bootstrap-expect", "join", "retry-join"} {
-		if _, _, ok := variable(environ, name); ok {
+		if _, ok := vars[name]; ok {
 			return []string{"--server"}
 		}
 	}
@@ -231,21 +228,19 @@ func newFlagSet(name string) *flag.FlagSet {
 	fs.Usage = func() {
 		i := slices.IndexFunc(subcommands(), func(c subcommand) bool { return c.name == name })
 		c := subcommands()[i]
-		fmt.Fprintf(fs.Output(), "belfry %s: %s.\n\nExample:\n  belfry %s\n",
-			strings.TrimSpace(name+" "+c.args), c.help, c.example)
-		shown, n := flag.NewFlagSet("", flag.ContinueOnError), 0
+		fmt.Fprintf(fs.Output(), "belfry %s: %s.\n\nExample:\n  belfry %s\n", c.synopsis(), c.help, c.example)
+		heading := "\nFlags:\n"
+		shown := flag.NewFlagSet("", flag.ContinueOnError)
+		shown.SetOutput(fs.Output())
 		fs.VisitAll(func(f *flag.Flag) {
 			if f.Usage != "" { // those of Dkron that mean nothing here have none
+				io.WriteString(fs.Output(), heading)
+				heading = ""
 				shown.Var(f.Value, f.Name, f.Usage)
 				shown.Lookup(f.Name).DefValue = f.DefValue
-				n++
 			}
 		})
-		if n > 0 {
-			fmt.Fprintln(fs.Output(), "\nFlags:")
-			shown.SetOutput(fs.Output())
-			shown.PrintDefaults()
-		}
+		shown.PrintDefaults()
 	}
 	return fs
 }
@@ -283,7 +278,7 @@ func parseFlags(fs *flag.FlagSet, args, environ []string, help io.Writer, least,
 func runAgent(s *invocation, args []string) error {
 	cfg, err := parseConfig(args, s.environ, s.stdout)
 	if err != nil {
-		return usageError{err}
+		return statusError{err, exitUsage}
 	}
 	ctx, stop := firstSignal(s.ctx)
 	defer stop()
@@ -301,23 +296,18 @@ func runAgent(s *invocation, args []string) error {
 
 // onHangup calls fn on every SIGHUP until stop is called; stop waits for a running call.
 func onHangup(fn func()) (stop func()) {
-	signals, end, ended := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	var running sync.WaitGroup
+	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-end:
-				return
-			case <-signals:
-				fn()
-			}
+	running.Go(func() {
+		for range signals {
+			fn()
 		}
-	}()
+	})
 	return func() {
-		signal.Stop(signals)
-		close(end)
-		<-ended
+		signal.Stop(signals) // no signal is sent after that
+		close(signals)
+		running.Wait()
 	}
 }
 
@@ -383,83 +373,49 @@ func (l *lines) run(w io.Writer) {
 
 // close waits until the queue is written, at most linesPatience.
 func (l *lines) close() {
-	patience := time.NewTimer(linesPatience)
-	defer patience.Stop()
+	patience := time.After(linesPatience)
 	select {
 	case l.queue <- nil:
-	case <-patience.C:
+	case <-patience:
 		return
 	}
 	select {
 	case <-l.ended:
-	case <-patience.C:
+	case <-patience:
 	}
 }
 
 // firstSignal returns a context that ends on the first SIGINT or SIGTERM. A second one kills the process.
 func firstSignal(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	go func() {
-		select {
-		case <-signals:
-		case <-ctx.Done():
-		}
-		signal.Stop(signals)
-		cancel()
-	}()
-	return ctx, cancel
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }
 
-// config holds the settings of a node, from flags or environment variables.
+// config holds the settings of a node, from flags or environment variables. The flag of a field's name says what the
+// field means, in which unit, and its default.
 type config struct {
-	Server          bool
-	BootstrapExpect int // servers that bootstrap the cluster together
-	NodeName        string
-	nodeNamed       bool   // NodeName was given; otherwise it is the host's name
-	BindAddr        string // host:port of the cluster plane
-	AdvertiseAddr   string // host:port that other nodes connect to; "": BindAddr
-	Encrypt         string // cluster key, base64; "": the one in the data directory
-	EncryptFile     string // file with the cluster key
-	keyFile         string // the file that the key is from; "": none
-	Join            []string
-	RetryJoin       []string
-	RetryInterval   time.Duration // between attempts to join
-	RetryMax        int           // attempts to join before the node gives up; 0: no limit
-	RaftMultiplier  int           // of all election timeouts
-	HTTPAddr        string        // host:port of API and page
-	HTTPPrefix      string        // path of API and page; "": the root
-	ACL             bool          // requests to the API need a token
-	Insecure        bool          // allow the API on a non-loopback address without access control
-	DataDir         string
-	LogLevel        slog.Level
-	LogFormat       string // text or json
-	MetricsJobs     int    // that have metrics of their own
-	Statsd          statsd
-	Tags            map[string]string
-	Datacenter      string
-	Region          string
-	Timezone        string        // default zone of jobs; used only when the cluster is created
-	CatchupWindow   time.Duration // age up to which any overdue tick still runs
-	Adopt           bool          // an agent follows another cluster once its own is silent
-	MaxConcurrent   int           // executions of this node at once; 0: any number
-	ExecutionsKept  int           // finished executions kept of each job
-	FailuresKept    int           // beyond those, of the last week without success
-	AuditKept       time.Duration // maximum age of the audit trail
-	AuditKeptBytes  int64         // maximum size of the audit trail
-	LostAfter       time.Duration // without contact to its node, after which an execution is lost
-	TLS             tlsFiles      // of the API
-	AllowedHosts    []string      // accepted in Host, besides NodeName
-	CORSOrigins     []string      // of other pages that may use the API
-	Limits          nodeLimits    // what jobs may do here
-	Notify          notifyConfig  // whom the operator wants told of what
-	ShutdownGrace   time.Duration // for running executions to end when the node stops
-	Unused          []string      // environment variables with our prefix that match no flag
-	Ignored         []string      // flags of Dkron that mean nothing here
-	ConfigFile      string        // as Dkron's dkron.yml; "": none
+	Server, Adopt, ACL, Insecure                                      bool
+	BootstrapExpect, RetryMax, RaftMultiplier, MetricsJobs            int
+	MaxConcurrent, ExecutionsKept, FailuresKept                       int
+	NodeName, BindAddr, AdvertiseAddr, HTTPAddr, HTTPPrefix, DataDir  string
+	Encrypt, EncryptFile, ConfigFile                                  string
+	LogFormat, Datacenter, Region, Timezone                           string
+	Join, RetryJoin, AllowedHosts, CORSOrigins                        []string
+	Tags                                                              map[string]string
+	RetryInterval, CatchupWindow, AuditKept, LostAfter, ShutdownGrace time.Duration
+	AuditKeptBytes                                                    int64
+	LogLevel                                                          slog.Level
+	Statsd                                                            statsd
+	TLS                                                               tlsFiles     // of the API
+	Limits                                                            nodeLimits   // what jobs may do here
+	Notify                                                            notifyConfig // whom the operator wants told of what
 
-	host host
+	nodeNamed bool     // NodeName was given; otherwise it is the host's name
+	keyFile   string   // the file that the cluster key is from; "": none
+	Unused    []string // environment variables with our prefix that match no flag
+	Ignored   []string // flags of Dkron that mean nothing here
+	host      host
 }
 
 // host is what a node uses of its machine besides files and time. The zero value is the real machine; the simulation of
@@ -483,96 +439,8 @@ const catchupWindowMax = 24 * time.Hour
 
 // parseConfig parses flags, and takes those not given from the environment: BELFRY_ or, as in Dkron, DKRON_, followed
 // by the flag's name in capitals. On -h it writes the flags to help and returns flag.ErrHelp.
-func parseConfig(args, environ []string, help io.Writer) (config, error) {
-	var cfg config
-	host, err := os.Hostname()
-	if err != nil {
-		host = "localhost"
-	}
-	fs := newFlagSet("agent")
-	fs.BoolVar(&cfg.Server, "server", false, "keep state and lead; without it the node only runs jobs")
-	fs.IntVar(&cfg.BootstrapExpect, "bootstrap-expect", 0, "`number` of servers that bootstrap the cluster together")
-	fs.StringVar(&cfg.NodeName, "node-name", host, "unique `name` of this node")
-	fs.StringVar(&cfg.BindAddr, "bind-addr", "127.0.0.1:8946", "`address` of the cluster plane")
-	fs.StringVar(&cfg.AdvertiseAddr, "advertise-addr", "",
-		"`address` at which other nodes reach the cluster plane, if it is not --bind-addr")
-	fs.StringVar(&cfg.Encrypt, "encrypt", "",
-		"cluster `key`, the same on all nodes; other users can see it in the list of processes, so prefer --encrypt-file")
-	fs.StringVar(&cfg.EncryptFile, "encrypt-file", "", "`file` with the cluster key, the same on all nodes; "+
-		"\"belfry keygen\" generates one. By default a node generates its own, "+keyFile+" in --data-dir")
-	fs.Func("join",
-		"`address` of another node's cluster plane; may be repeated. The node does not start unless one responds",
-		list(&cfg.Join))
-	fs.Func("retry-join", "`address` as in --join, but the node keeps trying; may be repeated", list(&cfg.RetryJoin))
-	fs.BoolVar(&cfg.Adopt, "adopt", false, "of an agent: follow another cluster that has the same key and its servers' addresses, "+
-		"once the own one has been silent for a minute")
-	fs.DurationVar(&cfg.RetryInterval, "retry-interval", time.Second, "`time` between attempts to join")
-	fs.IntVar(&cfg.RetryMax, "retry-max", 0, "`number` of attempts to join before the node gives up; 0: no limit")
-	fs.IntVar(&cfg.RaftMultiplier, "raft-multiplier", 1,
-		"`factor` of election timeouts, 1 to 10; use more on slow networks")
-	fs.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "`address` of API and page")
-	fs.StringVar(&cfg.HTTPPrefix, "http-prefix", "",
-		"`path` of API and page, such as /belfry, for a proxy that serves other things on the same host")
-	fs.BoolVar(&cfg.ACL, "acl", false,
-		"require tokens for the API; on all nodes or on none. \"belfry acl bootstrap\" creates the first token")
-	fs.BoolVar(&cfg.Insecure, "insecure", false, "allow the API without access control on an address that others can "+
-		"reach: whoever can reach it can run commands here")
-	fs.StringVar(&cfg.DataDir, "data-dir", "belfry.data", "`directory` of the database and of undelivered results")
-	fs.IntVar(&cfg.MetricsJobs, "metrics-jobs", 1_000, "`number` of jobs that have metrics of their own, failing ones first")
-	fs.StringVar(&cfg.Statsd.Addr, "statsd-addr", "", "`address` of a statsd server that gets the metrics every 10 s")
-	fs.StringVar(&cfg.Statsd.Dog, "dog-statsd-addr", "", "the same of one that reads DogStatsD")
-	fs.Func("dog-statsd-tags", "`name:value` that it gets with them; may be repeated", list(&cfg.Statsd.Tags))
-	fs.StringVar(&cfg.LogFormat, "log-format", "text", "`format` of the log: text or json")
-	fs.TextVar(&cfg.LogLevel, "log-level", slog.LevelInfo, "lowest `level` that is logged: debug, info, warn or error")
-	mapFlag(fs, "tag", &cfg.Tags, "`key=value` by which jobs select this node; may be repeated")
-	fs.StringVar(&cfg.Datacenter, "datacenter", "dc1", "`name` of the node's data center, its tag dc")
-	fs.StringVar(&cfg.Region, "region", "global", "`name` of the node's region, its tag region")
-	fs.StringVar(&cfg.Timezone, "timezone", localZone(environ),
-		"default time `zone` of jobs; it is fixed when the cluster is created")
-	fs.DurationVar(&cfg.CatchupWindow, "catchup-window", time.Minute,
-		"minimum `age` up to which an overdue tick still runs: half of the time to the next tick, if that is longer, up to 1h")
-	fs.IntVar(&cfg.MaxConcurrent, "max-concurrent", 0, "`number` of executions that this node runs at once; 0: any number")
-	fs.IntVar(&cfg.ExecutionsKept, "executions-keep", 100, "`number` of finished executions kept of each job")
-	fs.IntVar(&cfg.FailuresKept, "failures-keep", 100,
-		"`number` of executions without success of the last 7 days kept of each job beyond those")
-	fs.DurationVar(&cfg.AuditKept, "audit-keep", 365*24*time.Hour, "maximum `age` of rows in the audit trail")
-	fs.Int64Var(&cfg.AuditKeptBytes, "audit-keep-bytes", 256_000_000,
-		"maximum `size` of the audit trail, in bytes; beyond it the oldest rows are deleted")
-	fs.DurationVar(&cfg.LostAfter, "lost-after", 5*time.Minute,
-		"`time` without contact to its node after which an execution is recorded as lost")
-	fs.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", 10*time.Second,
-		"`time` that running executions have to end when the node stops")
-	cfg.TLS.flags(fs, "serve the API with the certificate in this `file`",
-		"require clients of the API to have a certificate signed by one in this `file`")
-	fs.Func("allowed-host",
-		"`name` by which clients reach the API, besides the node's name and addresses; may be repeated",
-		list(&cfg.AllowedHosts))
-	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be repeated",
-		list(&cfg.CORSOrigins))
-	fs.Func("executors", "comma-separated `names` of the executors that run here: shell, http; by default both",
-		list(&cfg.Limits.Executors))
-	fs.Func("job-env", "comma-separated `names` of the variables of the node's environment that jobs get, besides belfry's own; "+
-		"inherit: all, as by default; clean: PATH, HOME and LANG", list(&cfg.Limits.JobEnv))
-	fs.Func("allow-su", "exact `value` of su, user or user:group, that shell jobs may use; may be repeated",
-		list(&cfg.Limits.AllowSu))
-	fs.StringVar(&cfg.Limits.FilesDir, "files-dir", "",
-		"`directory` below which the processor files writes outputs; by default files in --data-dir")
-	fs.BoolVar(&cfg.Limits.AllowMetadata, "http-allow-metadata", false,
-		"let http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
-	fs.BoolVar(&cfg.Limits.DenyPrivate, "http-deny-private", false,
-		"keep http jobs from private and loopback addresses, after redirects too; behind a proxy only from those in URLs")
-	cfg.Notify.flags(fs)
-	fs.StringVar(&cfg.ConfigFile, "config", "", "`file` with flags as \"name: value\", lists, and tags as a map, like Dkron's dkron.yml; "+
-		"the environment and flags come before it")
-	ignored := func(name string) func(string) error {
-		return func(string) error { cfg.Ignored = append(cfg.Ignored, "--"+name); return nil }
-	}
-	for _, name := range []string{"rpc-port", "advertise-rpc-port", "serf-reconnect-timeout", "profile", "otel-endpoint"} {
-		fs.Func(name, "", ignored(name))
-	}
-	for _, name := range []string{"enable-prometheus", "disable-usage-stats", "ui"} {
-		fs.BoolFunc(name, "", ignored(name))
-	}
+func parseConfig(args, environ []string, help io.Writer) (cfg config, err error) {
+	fs := cfg.flags(environ)
 	if _, err := parseFlags(fs, args, environ, help, 0, 0); err != nil {
 		return cfg, err
 	}
@@ -594,45 +462,137 @@ func parseConfig(args, environ []string, help io.Writer) (config, error) {
 		}
 	}
 	typed := slices.ContainsFunc(args, func(arg string) bool {
-		name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(arg, "-"), "-"), "=")
+		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		return name == "encrypt" && arg[0] == '-'
 	})
 	if typed && cfg.Limits.AllowSu != nil {
 		return cfg, errors.New("--encrypt: with --allow-su, jobs of another user could read the key on this command line " +
 			"and take over every node; use --encrypt-file, or BELFRY_ENCRYPT in the environment")
 	}
-	cfg.Unused = unused(fs, environ)
-	zoneNamed := false
-	fs.Visit(func(f *flag.Flag) {
-		zoneNamed = zoneNamed || f.Name == "timezone"
-		cfg.nodeNamed = cfg.nodeNamed || f.Name == "node-name"
-	})
-	if _, err := loadZone(cfg.Timezone); err != nil && !zoneNamed {
+	set := given(fs)
+	cfg.nodeNamed, cfg.Unused = set["node-name"], unused(fs, environ)
+	if _, err := loadZone(cfg.Timezone); err != nil && !set["timezone"] {
 		return cfg, fmt.Errorf("TZ: %w; or name one with --timezone", err)
 	}
 	return cfg, cfg.validate()
 }
 
-// flags adds the flags about notices.
-func (c *notifyConfig) flags(fs *flag.FlagSet) {
+// flags returns the flags of an agent, which set c.
+func (c *config) flags(environ []string) *flag.FlagSet {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	fs := newFlagSet("agent")
+	fs.BoolVar(&c.Server, "server", false, "keep state and lead; without it the node only runs jobs")
+	fs.IntVar(&c.BootstrapExpect, "bootstrap-expect", 0, "`number` of servers that bootstrap the cluster together")
+	fs.StringVar(&c.NodeName, "node-name", host, "unique `name` of this node")
+	fs.StringVar(&c.BindAddr, "bind-addr", "127.0.0.1:8946", "`address` of the cluster plane")
+	fs.StringVar(&c.AdvertiseAddr, "advertise-addr", "",
+		"`address` at which other nodes reach the cluster plane, if it is not --bind-addr")
+	fs.StringVar(&c.Encrypt, "encrypt", "", "cluster `key`, the same on all nodes; "+
+		"other users can see it in the list of processes, so prefer --encrypt-file")
+	fs.StringVar(&c.EncryptFile, "encrypt-file", "", "`file` with the cluster key, the same on all nodes; "+
+		"\"belfry keygen\" generates one. By default a node generates its own, "+keyFile+" in --data-dir")
+	fs.Func("join", "`address` of another node's cluster plane; may be repeated. The node does not start unless one responds",
+		list(&c.Join))
+	fs.Func("retry-join", "`address` as in --join, but the node keeps trying; may be repeated", list(&c.RetryJoin))
+	fs.BoolVar(&c.Adopt, "adopt", false, "of an agent: follow another cluster that has the same key and its servers' "+
+		"addresses, once the own one has been silent for a minute")
+	fs.DurationVar(&c.RetryInterval, "retry-interval", time.Second, "`time` between attempts to join")
+	fs.IntVar(&c.RetryMax, "retry-max", 0, "`number` of attempts to join before the node gives up; 0: no limit")
+	fs.IntVar(&c.RaftMultiplier, "raft-multiplier", 1, "`factor` of election timeouts, 1 to 10; use more on slow networks")
+	fs.StringVar(&c.HTTPAddr, "http-addr", "127.0.0.1:8080", "`address` of API and page")
+	fs.StringVar(&c.HTTPPrefix, "http-prefix", "",
+		"`path` of API and page, such as /belfry, for a proxy that serves other things on the same host")
+	fs.BoolVar(&c.ACL, "acl", false,
+		"require tokens for the API; on all nodes or on none. \"belfry acl bootstrap\" creates the first token")
+	fs.BoolVar(&c.Insecure, "insecure", false, "allow the API without access control on an address that others can "+
+		"reach: whoever can reach it can run commands here")
+	fs.StringVar(&c.DataDir, "data-dir", "belfry.data", "`directory` of the database and of undelivered results")
+	fs.IntVar(&c.MetricsJobs, "metrics-jobs", 1_000, "`number` of jobs that have metrics of their own, failing ones first")
+	fs.StringVar(&c.Statsd.Addr, "statsd-addr", "", "`address` of a statsd server that gets the metrics every 10 s")
+	fs.StringVar(&c.Statsd.Dog, "dog-statsd-addr", "", "the same of one that reads DogStatsD")
+	fs.Func("dog-statsd-tags", "`name:value` that it gets with them; may be repeated", list(&c.Statsd.Tags))
+	fs.StringVar(&c.LogFormat, "log-format", "text", "`format` of the log: text or json")
+	fs.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "lowest `level` that is logged: debug, info, warn or error")
+	fs.Func("tag", "`key=value` by which jobs select this node; may be repeated", pairs(&c.Tags))
+	fs.StringVar(&c.Datacenter, "datacenter", "dc1", "`name` of the node's data center, its tag dc")
+	fs.StringVar(&c.Region, "region", "global", "`name` of the node's region, its tag region")
+	fs.StringVar(&c.Timezone, "timezone", localZone(environ),
+		"default time `zone` of jobs; it is fixed when the cluster is created")
+	fs.DurationVar(&c.CatchupWindow, "catchup-window", time.Minute, "minimum `age` up to which an overdue tick still runs: "+
+		"half of the time to the next tick, if that is longer, up to 1h")
+	fs.IntVar(&c.MaxConcurrent, "max-concurrent", 0, "`number` of executions that this node runs at once; 0: any number")
+	fs.IntVar(&c.ExecutionsKept, "executions-keep", 100, "`number` of finished executions kept of each job")
+	fs.IntVar(&c.FailuresKept, "failures-keep", 100,
+		"`number` of executions without success of the last 7 days kept of each job beyond those")
+	fs.DurationVar(&c.AuditKept, "audit-keep", 365*24*time.Hour, "maximum `age` of rows in the audit trail")
+	fs.Int64Var(&c.AuditKeptBytes, "audit-keep-bytes", 256_000_000,
+		"maximum `size` of the audit trail, in bytes; beyond it the oldest rows are deleted")
+	fs.DurationVar(&c.LostAfter, "lost-after", 5*time.Minute,
+		"`time` without contact to its node after which an execution is recorded as lost")
+	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 10*time.Second,
+		"`time` that running executions have to end when the node stops")
+	c.TLS.flags(fs, "serve the API with the certificate in this `file`",
+		"require clients of the API to have a certificate signed by one in this `file`")
+	fs.Func("allowed-host", "`name` by which clients reach the API, besides the node's name and addresses; may be repeated",
+		list(&c.AllowedHosts))
+	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be repeated",
+		list(&c.CORSOrigins))
+	fs.Func("executors", "comma-separated `names` of the executors that run here: shell, http; by default both",
+		list(&c.Limits.Executors))
+	fs.Func("job-env", "comma-separated `names` of the variables of the node's environment that jobs get, "+
+		"besides belfry's own; inherit: all, as by default; clean: PATH, HOME and LANG", list(&c.Limits.JobEnv))
+	fs.Func("allow-su", "exact `value` of su, user or user:group, that shell jobs may use; may be repeated",
+		list(&c.Limits.AllowSu))
+	fs.StringVar(&c.Limits.FilesDir, "files-dir", "",
+		"`directory` below which the processor files writes outputs; by default files in --data-dir")
+	fs.BoolVar(&c.Limits.AllowMetadata, "http-allow-metadata", false,
+		"let http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
+	fs.BoolVar(&c.Limits.DenyPrivate, "http-deny-private", false,
+		"keep http jobs from private and loopback addresses, after redirects too; behind a proxy only from those in URLs")
+	notifyFlags(fs, &c.Notify)
+	fs.StringVar(&c.ConfigFile, "config", "", "`file` with flags as \"name: value\", lists, and tags as a map, "+
+		"like Dkron's dkron.yml; the environment and flags come before it")
+	ignored := func(name string) (string, string, func(string) error) {
+		return name, "", func(string) error { c.Ignored = append(c.Ignored, "--"+name); return nil }
+	}
+	for _, name := range []string{"rpc-port", "advertise-rpc-port", "serf-reconnect-timeout", "profile", "otel-endpoint"} {
+		fs.Func(ignored(name))
+	}
+	for _, name := range []string{"enable-prometheus", "disable-usage-stats", "ui"} {
+		fs.BoolFunc(ignored(name))
+	}
+	return fs
+}
+
+// notifyFlags adds the flags about notices.
+func notifyFlags(fs *flag.FlagSet, c *notifyConfig) {
 	fs.StringVar(&c.Webhook.URL, "notify-webhook", "",
 		"`URL` that is sent a notice of each event in --notify-on, as JSON with a text that chats show")
 	fs.Func("notify-on", "comma-separated `events` for --notify-webhook, of "+
-		strings.Join(slices.Concat(jobEvents, clusterEvents), ", ")+"; by default all but start, end and leader", list(&c.Webhook.On))
+		strings.Join(slices.Concat(jobEvents, clusterEvents), ", ")+"; by default all but start, end and leader",
+		list(&c.Webhook.On))
 	for prefix, h := range map[string]*hook{"": &c.Post, "pre-": &c.Pre} {
 		when := map[string]string{"": "end", "pre-": "start"}[prefix]
-		fs.StringVar(&h.URL, prefix+"webhook-endpoint", "", "`URL` that is sent a request at each "+when+" of an execution")
-		fs.Func(prefix+"webhook-headers", "`header` of these requests, as in \"Name: value\"; may be repeated", list(&h.Headers))
+		fs.StringVar(&h.URL, prefix+"webhook-endpoint", "",
+			"`URL` that is sent a request at each "+when+" of an execution")
+		fs.Func(prefix+"webhook-headers", "`header` of these requests, as in \"Name: value\"; may be repeated",
+			list(&h.Headers))
 		fs.StringVar(&h.Payload, prefix+"webhook-payload", "", "`template` of their body, with the values "+
 			".Report .JobName .ReportingNode .StartTime .FinishedAt .Success .NodeName .Output")
 	}
-	fs.StringVar(&c.Cronitor.URL, "cronitor-endpoint", "", "`URL` of Cronitor's telemetry, with the key, that is sent each start and end")
-	mapFlag(fs, "slack-webhook", &c.Slack, "`team=URL` to which the processor slack of a job with that team sends; may be repeated")
+	fs.StringVar(&c.Cronitor.URL, "cronitor-endpoint", "",
+		"`URL` of Cronitor's telemetry, with the key, that is sent each start and end")
+	fs.Func("slack-webhook", "`team=URL` to which the processor slack of a job with that team sends; may be repeated",
+		pairs(&c.Slack))
 	fs.StringVar(&c.Heartbeat.URL, "heartbeat-url", "", "`URL` that the leader calls each minute while it schedules")
 	m := &c.Mail
-	fs.StringVar(&m.Host, "mail-host", "", "`host` of the mail server; the owner_email of a job that failed, recovered, missed "+
-		"ticks or is overdue gets mail")
-	fs.UintVar(&m.Port, "mail-port", 25, "`port` of --mail-host; 465 has TLS from the start, on others it begins with STARTTLS if offered")
+	fs.StringVar(&m.Host, "mail-host", "",
+		"`host` of the mail server; the owner_email of a job that failed, recovered, missed ticks or is overdue gets mail")
+	fs.UintVar(&m.Port, "mail-port", 25,
+		"`port` of --mail-host; 465 has TLS from the start, on others it begins with STARTTLS if offered")
 	fs.StringVar(&m.Username, "mail-username", "", "`name` at the mail server; none: without a login")
 	fs.StringVar(&m.Password, "mail-password", "", "`password` of --mail-username; prefer BELFRY_MAIL_PASSWORD")
 	fs.StringVar(&m.From, "mail-from", "", "`address` of the sender")
@@ -668,8 +628,7 @@ func readConfig(fs *flag.FlagSet, file string) error {
 		return fmt.Errorf("--config: %w", err)
 	}
 	settings, err := parseSettings(string(text))
-	given := map[string]bool{"config": true}
-	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	given := given(fs)
 	for _, set := range settings {
 		name := strings.ToLower(set.name)
 		if name == "tags" {
@@ -703,8 +662,14 @@ type setting struct {
 	name, value string
 }
 
-// pairPattern is a line "name: value", of which the value may be missing.
-var pairPattern = regexp.MustCompile(`^["']?([^\s:"']+)["']?:(?:\s+([^#].*))?(?:\s+#.*)?$`)
+var (
+	// pairPattern is a line "name: value", of which the value may be missing.
+	pairPattern = regexp.MustCompile(`^["']?([^\s:"']+)["']?:(?:\s+([^#].*))?(?:\s+#.*)?$`)
+
+	// scalarPattern is a value in double quotes, in single ones or in none, with a comment or without.
+	scalarPattern = regexp.MustCompile(`^(?:(?:("(?:[^"\\]|\\.)*")|'((?:[^']|'')*)')\s*(?:#.*)?|` +
+		"([^]\\[{}&*!|>%@`,?~\"'#].*?)" + `(?:\s+#.*|\s*))$`)
+)
 
 // parseSettings reads the part of YAML that Dkron's file needs: lines "name: value", lists, and the map tags.
 func parseSettings(text string) (list []setting, err error) {
@@ -729,18 +694,20 @@ func parseSettings(text string) (list []setting, err error) {
 			err = errors.New(`is neither "name: value", nor an item of a list or of tags`)
 		case seen[pair[1]]:
 			err = fmt.Errorf("%s stands there twice", pair[1])
-		case pair[2] == "":
-			name, seen[pair[1]] = pair[1], true
-		case pair[2][0] == '[' && strings.HasSuffix(pair[2], "]"):
-			for item := range strings.SplitSeq(strings.Trim(pair[2], "[] "), ",") {
-				if item != "" {
-					add(pair[1], "", strings.TrimSpace(item))
+		default:
+			if name = ""; pair[2] == "" {
+				name = pair[1]
+			}
+			values := pair[2:]
+			if pair[2] != "" && pair[2][0] == '[' && strings.HasSuffix(pair[2], "]") {
+				values = strings.Split(pair[2][1:len(pair[2])-1], ",")
+			}
+			for _, value := range values {
+				if value = strings.TrimSpace(value); value != "" {
+					add(pair[1], "", value)
 				}
 			}
-			name, seen[pair[1]] = "", true
-		default:
-			add(pair[1], "", pair[2])
-			name, seen[pair[1]] = "", true
+			seen[pair[1]] = true
 		}
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
@@ -750,36 +717,27 @@ func parseSettings(text string) (list []setting, err error) {
 }
 
 // scalar reads a value, in quotes or not, and drops a comment after it.
-func scalar(text string) (value string, err error) {
-	rest := ""
-	switch first, _ := utf8.DecodeRuneInString(text); {
-	case first == '"':
-		quoted, _ := strconv.QuotedPrefix(text)
-		value, err = strconv.Unquote(quoted)
-		rest = text[len(quoted):]
-	case first == '\'':
-		end := strings.IndexByte(strings.ReplaceAll(text[1:], "''", "  "), '\'') + 1
-		value, rest = strings.ReplaceAll(text[min(1, end):end], "''", "'"), text[min(end+1, len(text)):]
-		if end == 0 {
-			err = strconv.ErrSyntax
-		}
+func scalar(text string) (string, error) {
+	m := scalarPattern.FindStringSubmatch(text)
+	switch {
+	case m == nil || strings.Contains(m[3]+" ", ": "):
+	case m[3] != "":
+		return m[3], nil
+	case m[1] == "":
+		return strings.ReplaceAll(m[2], "''", "'"), nil
 	default:
-		value, _, _ = strings.Cut(text, " #")
-		if value = strings.TrimSpace(value); value == "" || strings.ContainsRune("[]{}&*!|>%@`,?~", first) || strings.Contains(value+" ", ": ") {
-			err = strconv.ErrSyntax
+		if value, err := strconv.Unquote(m[1]); err == nil {
+			return value, nil
 		}
 	}
-	if rest = strings.TrimSpace(rest); err != nil || rest != "" && rest[0] != '#' {
-		return "", fmt.Errorf("%q is no single value; write it in quotes", text)
-	}
-	return value, nil
+	return "", fmt.Errorf("%q is no single value; write it in quotes", text)
 }
 
 // list returns the function for a flag that may be repeated. A value may also be a comma-separated list, which is the
 // only way in an environment variable.
 func list(values *[]string) func(string) error {
-	return func(s string) error {
-		for _, v := range strings.Split(s, ",") {
+	return func(text string) error {
+		for v := range strings.SplitSeq(text, ",") {
 			if v = strings.TrimSpace(v); v != "" {
 				*values = append(*values, v)
 			}
@@ -788,160 +746,159 @@ func list(values *[]string) func(string) error {
 	}
 }
 
+// pairs returns the function for a list of which each value is key=value.
+func pairs(m *map[string]string) func(string) error {
+	return func(text string) error {
+		var entries []string
+		list(&entries)(text) // never fails
+		for _, entry := range entries {
+			k, v, ok := strings.Cut(entry, "=")
+			if !ok || k == "" {
+				return errors.New("write it as key=value")
+			}
+			if *m == nil {
+				*m = map[string]string{}
+			}
+			(*m)[k] = v
+		}
+		return nil
+	}
+}
+
 // fromEnvironment sets flags that were not given from their environment variables.
-func fromEnvironment(fs *flag.FlagSet, environ []string) error {
-	given := map[string]bool{}
-	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	var err error
+func fromEnvironment(fs *flag.FlagSet, environ []string) (err error) {
+	given, vars := given(fs), variables(environ)
 	fs.VisitAll(func(f *flag.Flag) {
-		key, v, ok := variable(environ, f.Name)
+		v, ok := vars[f.Name]
 		if !ok || given[f.Name] || err != nil || f.Name == "job" { // a job's command finds its own name in BELFRY_JOB
 			return
 		}
-		if e := fs.Set(f.Name, v); e != nil {
-			err = fmt.Errorf("%s: invalid value %q: %w", key, v, e)
+		if e := fs.Set(f.Name, v.value); e != nil {
+			err = fmt.Errorf("%s: invalid value %q: %w", v.key, v.value, e)
 		}
 	})
 	return err
 }
 
-var variablePrefixes = []string{"BELFRY_", "DKRON_"}
-
-func variableName(prefix, name string) string {
-	return prefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+// given returns the names of the flags that have been set.
+func given(fs *flag.FlagSet) map[string]bool {
+	names := map[string]bool{}
+	fs.Visit(func(f *flag.Flag) { names[f.Name] = true })
+	return names
 }
 
-// variable returns the environment variable for a flag.
-func variable(environ []string, name string) (key, value string, ok bool) {
-	for _, prefix := range variablePrefixes {
-		key = variableName(prefix, name)
-		for _, kv := range slices.Backward(environ) { // the last one wins
-			if value, ok = strings.CutPrefix(kv, key+"="); ok {
-				return key, value, true
+// A variable is an environment variable for a flag.
+type variable struct{ key, value string }
+
+// variables returns the environment variables with our prefixes by the names of their flags. Those with BELFRY_ come
+// before those with DKRON_, and the last of several with one name wins.
+func variables(environ []string) map[string]variable {
+	vars := map[string]variable{}
+	for _, prefix := range []string{"DKRON_", "BELFRY_"} {
+		for _, kv := range environ {
+			key, value, _ := strings.Cut(kv, "=")
+			switch name, ok := strings.CutPrefix(key, prefix); {
+			case ok && name == strings.ToUpper(name):
+				vars[strings.ToLower(strings.ReplaceAll(name, "_", "-"))] = variable{key, value}
+			case ok:
+				vars[key] = variable{key, value} // of no flag
 			}
 		}
 	}
-	return "", "", false
+	return vars
 }
 
-// unused returns the environment variables that have our prefix but match no flag.
-func unused(fs *flag.FlagSet, environ []string) []string {
-	names := []string{"token", "token-file"} // for the remote commands, which may share the environment
-	fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
-	var known, list []string
-	for _, prefix := range variablePrefixes {
-		for _, name := range names {
-			known = append(known, variableName(prefix, name))
+// unused returns the environment variables that have our prefixes but match no flag. Those of tokens are for the remote
+// commands, which may share the environment.
+func unused(fs *flag.FlagSet, environ []string) (list []string) {
+	for name, v := range variables(environ) {
+		if fs.Lookup(name) == nil && name != "token" && name != "token-file" {
+			list = append(list, v.key)
 		}
 	}
-	for _, kv := range environ {
-		key, _, _ := strings.Cut(kv, "=")
-		looks := slices.ContainsFunc(variablePrefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
-		if looks && !slices.Contains(known, key) {
-			list = append(list, key)
-		}
-	}
+	slices.Sort(list)
 	return list
 }
 
 // validate returns an error that names the wrong flag and the remedy.
-func (c *config) validate() error {
-	if c.MetricsJobs < 0 || c.MetricsJobs > metricsJobsMax {
-		return fmt.Errorf("--metrics-jobs: must be between 0 and %d", metricsJobsMax)
+func (c *config) validate() (err error) {
+	refuse := func(wrong bool, format string, args ...any) {
+		if wrong && err == nil {
+			err = fmt.Errorf(format, args...)
+		}
 	}
+	refuse(c.MetricsJobs < 0 || c.MetricsJobs > metricsJobsMax, "--metrics-jobs: must be between 0 and %d", metricsJobsMax)
 	for flag, addr := range map[string]string{"statsd-addr": c.Statsd.Addr, "dog-statsd-addr": c.Statsd.Dog} {
-		if _, _, err := net.SplitHostPort(addr); addr != "" && err != nil {
-			return fmt.Errorf("--%s: %q must be a host and a port, such as 127.0.0.1:8125", flag, addr)
+		_, _, e := net.SplitHostPort(addr)
+		refuse(addr != "" && e != nil, "--%s: %q must be a host and a port, such as 127.0.0.1:8125", flag, addr)
+	}
+	refuse(c.LogFormat != "text" && c.LogFormat != "json", "--log-format: %q must be text or json", c.LogFormat)
+	refuse(c.BootstrapExpect < 0 || c.BootstrapExpect > 0 && !c.Server,
+		"--bootstrap-expect: is the number of servers that bootstrap a cluster, and needs --server")
+	refuse(!c.Server && len(c.Join)+len(c.RetryJoin) == 0,
+		"--retry-join: a node without --server must know a server; name the address of its cluster plane")
+	refuse(c.Adopt && c.Server,
+		"--adopt: is for agents; a server belongs to one cluster for as long as it has its --data-dir")
+	refuse(c.MaxConcurrent < 0, "--max-concurrent: must be a number of executions, or 0 for any number")
+	v, reserved := c.Tags[tagMaxConcurrent]
+	refuse(reserved, "--tag %s=%s: this tag is reserved for --max-concurrent; use that, or another name", tagMaxConcurrent, v)
+	v, reserved = c.Tags["server"]
+	refuse(reserved && v != strconv.FormatBool(c.Server),
+		"--tag server=%s: this tag is reserved for whether the node has --server; use another name", v)
+	refuse(c.NodeName == "" || len(c.NodeName) > memberNameMax, "--node-name: must have 1 to %d bytes", memberNameMax)
+	address := func(flag string, addrs ...string) {
+		for _, addr := range addrs {
+			refuse(strings.HasPrefix(addr, "provider=") || strings.Contains(addr, "{{"),
+				"%s: %q is not looked up here; write an address, such as 10.0.0.1:8946", flag, addr)
+			_, _, e := net.SplitHostPort(addr)
+			refuse(e != nil, "%s: %q must be host:port", flag, addr)
 		}
 	}
-	if c.LogFormat != "text" && c.LogFormat != "json" {
-		return fmt.Errorf("--log-format: %q must be text or json", c.LogFormat)
-	}
-	if c.BootstrapExpect < 0 || c.BootstrapExpect > 0 && !c.Server {
-		return errors.New("--bootstrap-expect: is the number of servers that bootstrap a cluster, and needs --server")
-	}
-	if !c.Server && len(c.Join)+len(c.RetryJoin) == 0 {
-		return errors.New("--retry-join: a node without --server must know a server; name the address of its cluster plane")
-	}
-	if c.Adopt && c.Server {
-		return errors.New("--adopt: is for agents; a server belongs to one cluster for as long as it has its --data-dir")
-	}
-	if c.MaxConcurrent < 0 {
-		return errors.New("--max-concurrent: must be a number of executions, or 0 for any number")
-	}
-	if v, ok := c.Tags[tagMaxConcurrent]; ok {
-		return fmt.Errorf("--tag %s=%s: this tag is reserved for --max-concurrent; use that, or another name", tagMaxConcurrent, v)
-	}
-	if v, ok := c.Tags["server"]; ok && v != strconv.FormatBool(c.Server) {
-		return fmt.Errorf("--tag server=%s: this tag is reserved for whether the node has --server; use another name", v)
-	}
-	if c.NodeName == "" || len(c.NodeName) > memberNameMax {
-		return fmt.Errorf("--node-name: must have 1 to %d bytes", memberNameMax)
-	}
-	if err := c.validateAddrs(); err != nil {
-		return err
-	}
-	if _, err := c.key(); err != nil {
-		return fmt.Errorf("--encrypt: %w", err)
-	}
-	if c.RetryInterval <= 0 || c.RetryMax < 0 {
-		return errors.New("--retry-interval, --retry-max: the first must be more than 0, the second at least 0")
-	}
-	if c.RaftMultiplier < 1 || c.RaftMultiplier > 10 {
-		return errors.New("--raft-multiplier: must be between 1 and 10")
-	}
-	if !c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr) {
-		return fmt.Errorf("--http-addr %s: others could run commands here; require tokens with --acl, use a loopback "+
-			"address such as 127.0.0.1:8080, or allow it with --insecure", c.HTTPAddr)
-	}
-	if (c.TLS.Cert == "") != (c.TLS.Key == "") || c.TLS.CA != "" && c.TLS.Cert == "" {
-		return errors.New("--tls-cert, --tls-key: belong together, and --tls-ca needs both")
-	}
-	if p := c.HTTPPrefix; p != "" && (p[0] != '/' || p == "/" || path.Clean(p) != p || (&url.URL{Path: p}).String() != p) {
-		return fmt.Errorf("--http-prefix: %q must be a path such as /belfry, of letters and digits, without a trailing slash", p)
-	}
+	address("--bind-addr", c.BindAddr)
+	address("--advertise-addr", cmp.Or(c.AdvertiseAddr, c.BindAddr))
+	address("--http-addr", c.HTTPAddr)
+	address("--join", c.Join...)
+	address("--retry-join", c.RetryJoin...)
+	_, e := c.key()
+	refuse(e != nil, "--encrypt: %w", e)
+	refuse(c.RetryInterval <= 0 || c.RetryMax < 0,
+		"--retry-interval, --retry-max: the first must be more than 0, the second at least 0")
+	refuse(c.RaftMultiplier < 1 || c.RaftMultiplier > 10, "--raft-multiplier: must be between 1 and 10")
+	refuse(!c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr), "--http-addr %s: others could run commands here; "+
+		"require tokens with --acl, use a loopback address such as 127.0.0.1:8080, or allow it with --insecure", c.HTTPAddr)
+	refuse((c.TLS.Cert == "") != (c.TLS.Key == "") || c.TLS.CA != "" && c.TLS.Cert == "",
+		"--tls-cert, --tls-key: belong together, and --tls-ca needs both")
+	p := c.HTTPPrefix
+	refuse(p != "" && (p[0] != '/' || p == "/" || path.Clean(p) != p || (&url.URL{Path: p}).String() != p),
+		"--http-prefix: %q must be a path such as /belfry, of letters and digits, without a trailing slash", p)
 	for _, origin := range c.CORSOrigins {
-		var check http.CrossOriginProtection
-		if err := check.AddTrustedOrigin(origin); err != nil || origin != strings.ToLower(origin) {
-			return fmt.Errorf("--cors-origin: %q must be a scheme and host in lower case, such as https://ops.example.com", origin)
-		}
+		e := new(http.CrossOriginProtection).AddTrustedOrigin(origin)
+		refuse(e != nil || origin != strings.ToLower(origin),
+			"--cors-origin: %q must be a scheme and host in lower case, such as https://ops.example.com", origin)
 	}
 	for _, name := range c.Limits.Executors {
-		if name != executorShell && name != executorHTTP {
-			return fmt.Errorf("--executors: there is no executor %q; name %s, %s, or both", name, executorShell, executorHTTP)
-		}
+		refuse(name != executorShell && name != executorHTTP,
+			"--executors: there is no executor %q; name %s, %s, or both", name, executorShell, executorHTTP)
 	}
 	for _, name := range c.Limits.JobEnv {
-		switch {
-		case (name == jobEnvInherit || name == jobEnvClean) && len(c.Limits.JobEnv) > 1:
-			return fmt.Errorf("--job-env: %s stands for all names; give it alone", name)
-		case name == "" || strings.Contains(name, "=") || strings.HasPrefix(name, "BELFRY_") || strings.HasPrefix(name, "DKRON_"):
-			return fmt.Errorf("--job-env: %q is no name of a variable that jobs may get; those of the node's own settings are kept from them", name)
-		}
+		refuse((name == jobEnvInherit || name == jobEnvClean) && len(c.Limits.JobEnv) > 1,
+			"--job-env: %s stands for all names; give it alone", name)
+		refuse(strings.Contains(name, "=") || strings.HasPrefix(name, "BELFRY_") || strings.HasPrefix(name, "DKRON_"),
+			"--job-env: %q is no name of a variable that jobs may get; those of the node's own settings are kept from them", name)
 	}
-	if _, err := loadZone(c.Timezone); err != nil {
-		return fmt.Errorf("--timezone: %w", err)
-	}
-	if c.CatchupWindow < catchupMin || c.CatchupWindow > catchupWindowMax {
-		return fmt.Errorf("--catchup-window: must be at least %s and at most %s", catchupMin, catchupWindowMax)
-	}
-	if c.ExecutionsKept < 1 || c.FailuresKept < 0 {
-		return errors.New("--executions-keep, --failures-keep: the first must be at least 1, the second at least 0")
-	}
-	if c.AuditKept < 0 {
-		return errors.New("--audit-keep: must not be negative")
-	}
-	if c.AuditKeptBytes < 1_000_000 {
-		return errors.New("--audit-keep-bytes: must be at least 1000000")
-	}
-	if c.LostAfter < 2*nodeFailed {
-		return fmt.Errorf("--lost-after: must be at least %s", 2*nodeFailed)
-	}
-	if c.ShutdownGrace < 0 {
-		return errors.New("--shutdown-grace: must not be negative")
-	}
+	_, e = loadZone(c.Timezone)
+	refuse(e != nil, "--timezone: %w", e)
+	refuse(c.CatchupWindow < catchupMin || c.CatchupWindow > catchupWindowMax,
+		"--catchup-window: must be at least %s and at most %s", catchupMin, catchupWindowMax)
+	refuse(c.ExecutionsKept < 1 || c.FailuresKept < 0,
+		"--executions-keep, --failures-keep: the first must be at least 1, the second at least 0")
+	refuse(c.AuditKept < 0, "--audit-keep: must not be negative")
+	refuse(c.AuditKeptBytes < 1_000_000, "--audit-keep-bytes: must be at least 1000000")
+	refuse(c.LostAfter < 2*nodeFailed, "--lost-after: must be at least %s", 2*nodeFailed)
+	refuse(c.ShutdownGrace < 0, "--shutdown-grace: must not be negative")
+	refuse(c.Notify.Mail.Port < 1 || c.Notify.Mail.Port > math.MaxUint16, "--mail-port: must be between 1 and 65535")
 	c.Notify.Page = c.page()
-	return c.Notify.validate()
+	return cmp.Or(err, c.Notify.validate())
 }
 
 // page returns the URL of the page as others reach it, as far as this node knows.
@@ -954,26 +911,6 @@ func (c *config) page() string {
 		u.Host = net.JoinHostPort(c.NodeName, u.Port())
 	}
 	return u.String()
-}
-
-func (c *config) validateAddrs() error {
-	addrs := map[string][]string{
-		"--http-addr": {c.HTTPAddr}, "--bind-addr": {c.BindAddr}, "--join": c.Join, "--retry-join": c.RetryJoin,
-	}
-	if c.AdvertiseAddr != "" {
-		addrs["--advertise-addr"] = []string{c.AdvertiseAddr}
-	}
-	for _, flag := range sortedKeys(addrs) {
-		for _, addr := range addrs[flag] {
-			if strings.HasPrefix(addr, "provider=") || strings.Contains(addr, "{{") {
-				return fmt.Errorf("%s: %q is not looked up here; write an address, such as 10.0.0.1:8946", flag, addr)
-			}
-			if _, _, err := net.SplitHostPort(addr); err != nil {
-				return fmt.Errorf("%s: %q must be host:port", flag, addr)
-			}
-		}
-	}
-	return nil
 }
 
 // key returns the cluster key that was given, nil if none was.
@@ -1041,36 +978,27 @@ func (c *config) logger(w io.Writer) *slog.Logger {
 // localZone returns the name of this machine's zone: TZ, or that of /etc/localtime, or UTC. Package time calls it only
 // "Local".
 func localZone(environ []string) string {
-	file := "/etc/localtime"
+	const system = "/etc/localtime"
+	name := system
 	for _, kv := range environ {
-		zone, ok := strings.CutPrefix(kv, "TZ=")
-		if zone = strings.TrimPrefix(zone, ":"); !ok || zone == "" {
-			continue
+		if zone, ok := strings.CutPrefix(kv, "TZ="); ok {
+			name = cmp.Or(strings.TrimPrefix(zone, ":"), system)
 		}
-		if !filepath.IsAbs(zone) {
-			return zone
-		}
-		file = zone
 	}
-	if zone, ok := zoneOf(file); ok {
-		return zone
+	if !filepath.IsAbs(name) {
+		return name
 	}
-	if path, err := filepath.EvalSymlinks(file); err == nil {
-		if zone, ok := zoneOf(path); ok {
+	target, _ := filepath.EvalSymlinks(name)
+	for _, file := range []string{name, target} {
+		_, zone, _ := strings.Cut(file, "/zoneinfo/") // of the system's time zone database
+		if _, err := loadZone(zone); zone != "" && err == nil {
 			return zone
 		}
 	}
-	if file != "/etc/localtime" {
-		return file // parseConfig reports that it is not a zone
+	if name != system {
+		return name // parseConfig reports that it is not a zone
 	}
 	return "UTC"
-}
-
-// zoneOf returns the name of the zone in a file of the system's time zone database.
-func zoneOf(file string) (zone string, ok bool) {
-	_, zone, _ = strings.Cut(file, "/zoneinfo/")
-	_, err := loadZone(zone)
-	return zone, zone != "" && err == nil
 }
 
 // tags returns the tags of the node: the operator's and those of every Dkron node. The plane adds those with addresses.
@@ -1109,24 +1037,7 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 // serve runs a node until ctx is done. The writers must not block.
 func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error) {
 	log := cfg.logger(stderr)
-	if err := guardProcess(); err != nil {
-		log.Warn("the jobs of this node can read its memory and environment, and so its secrets", "err", err)
-	}
-	if cfg.Ignored != nil {
-		log.Warn("these flags of Dkron have no effect here", "flags", strings.Join(cfg.Ignored, " "))
-	}
-	for _, file := range []string{"dkron.yml", "config/dkron.yml", "/etc/dkron/dkron.yml"} {
-		if _, err := os.Stat(file); err == nil && cfg.ConfigFile == "" {
-			log.Warn("this file has no effect unless --config names it", "file", file)
-		}
-	}
-	for _, name := range cfg.Unused {
-		log.Warn("this environment variable matches no flag and has no effect", "variable", name)
-	}
-	if info, err := os.Stat(cfg.keyFile); err == nil && info.Mode().IsRegular() && info.Mode()&0o004 != 0 {
-		log.Warn("other users can read the cluster key, which allows to run commands on every node; chmod 600 the file",
-			"file", cfg.keyFile)
-	}
+	cfg.warn(log)
 	listener, err := net.Listen("tcp", cfg.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("--http-addr %s: cannot listen there; use another address: %w", cfg.HTTPAddr, err)
@@ -1138,18 +1049,18 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	hangup := func() { log.Info("SIGHUP has no effect: the API has no certificate to reload") }
 	if cfg.TLS.Cert != "" {
 		scheme = "https"
-		certs, err := newServerTLS(cfg.TLS)
+		config, reload, err := cfg.TLS.server()
 		if err != nil {
 			return err
 		}
 		hangup = func() {
-			if err := certs.reload(); err != nil {
+			if err := reload(); err != nil {
 				log.Error("the API keeps its former certificate", "err", err)
 				return
 			}
 			log.Info("the API has reloaded its certificate")
 		}
-		listener = tls.NewListener(listener, &tls.Config{GetConfigForClient: certs.config})
+		listener = tls.NewListener(listener, config)
 	}
 	defer onHangup(hangup)()
 	announce := func() {
@@ -1163,6 +1074,28 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 		return runServer(ctx, cfg, listener, announce, log)
 	}
 	return runWorker(ctx, cfg, listener, announce, log)
+}
+
+// warn guards the process, and logs what of its settings has no effect or is dangerous.
+func (c *config) warn(log *slog.Logger) {
+	if err := guardProcess(); err != nil {
+		log.Warn("the jobs of this node can read its memory and environment, and so its secrets", "err", err)
+	}
+	if c.Ignored != nil {
+		log.Warn("these flags of Dkron have no effect here", "flags", strings.Join(c.Ignored, " "))
+	}
+	for _, file := range []string{"dkron.yml", "config/dkron.yml", "/etc/dkron/dkron.yml"} {
+		if _, err := os.Stat(file); err == nil && c.ConfigFile == "" {
+			log.Warn("this file has no effect unless --config names it", "file", file)
+		}
+	}
+	for _, name := range c.Unused {
+		log.Warn("this environment variable matches no flag and has no effect", "variable", name)
+	}
+	if info, err := os.Stat(c.keyFile); err == nil && info.Mode().IsRegular() && info.Mode()&0o004 != 0 {
+		log.Warn("other users can read the cluster key, which allows to run commands on every node; chmod 600 the file",
+			"file", c.keyFile)
+	}
 }
 
 // tlsFiles names the PEM files of one side of a connection; "" is none.
@@ -1200,46 +1133,39 @@ func (f *tlsFiles) load() (certs []tls.Certificate, roots *x509.CertPool, err er
 	return certs, roots, nil
 }
 
-// serverTLS is the API's TLS configuration, which can be reloaded.
-type serverTLS struct {
-	files   tlsFiles                   // fixed
-	current atomic.Pointer[tls.Config] // for new connections
-}
-
-func newServerTLS(files tlsFiles) (*serverTLS, error) {
-	t := &serverTLS{files: files}
-	return t, t.reload()
-}
-
-// config implements tls.Config.GetConfigForClient.
-func (t *serverTLS) config(*tls.ClientHelloInfo) (*tls.Config, error) { return t.current.Load(), nil }
-
-// reload reads the files again. After an error the previous configuration stays in use.
-func (t *serverTLS) reload() error {
-	certs, roots, err := t.files.load()
-	if err != nil {
-		return err
+// server returns the API's TLS configuration, and a function that reads the files again. After an error of reload the
+// previous configuration stays in use.
+func (f *tlsFiles) server() (config *tls.Config, reload func() error, err error) {
+	var current atomic.Pointer[tls.Config] // for new connections
+	reload = func() error {
+		certs, roots, err := f.load()
+		if err != nil {
+			return err
+		}
+		c := &tls.Config{Certificates: certs, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+		if roots != nil {
+			c.ClientCAs, c.ClientAuth = roots, tls.RequireAndVerifyClientCert
+		}
+		current.Store(c)
+		return nil
 	}
-	c := &tls.Config{Certificates: certs, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
-	if roots != nil {
-		c.ClientCAs, c.ClientAuth = roots, tls.RequireAndVerifyClientCert
-	}
-	t.current.Store(c)
-	return nil
+	get := func(*tls.ClientHelloInfo) (*tls.Config, error) { return current.Load(), nil }
+	return &tls.Config{GetConfigForClient: get}, reload, reload()
 }
 
 // parts are the parts of a node.
 type parts struct {
 	exec  *executor
 	plane *plane
-	sched *scheduler   // nil on an agent
-	clu   *cluster     // nil on an agent
-	api   *api         // nil on an agent
+	sched *scheduler // nil on an agent
+	clu   *cluster   // nil on an agent
+	api   *api
 	front http.Handler // API and page
 }
 
-// newParts creates the parts that every node has, and listens on the cluster plane. agent is nil on a server.
-func newParts(cfg config, id string, agent *agentDir, log *slog.Logger) (*parts, error) {
+// newParts creates the parts that every node has, and listens on the cluster plane. ctx ends with the node, and quit
+// ends it. agent is nil on a server.
+func newParts(ctx context.Context, quit func(), cfg config, id string, agent *agentDir, log *slog.Logger) (*parts, error) {
 	n := &parts{}
 	ec := executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
 		Shell: cfg.host.shell, Chance: cfg.host.chance}
@@ -1263,6 +1189,10 @@ func newParts(cfg config, id string, agent *agentDir, log *slog.Logger) (*parts,
 		return nil, err
 	}
 	n.plane.listener = newBoundedListener(n.plane.listener, connsMax())
+	n.api = &api{
+		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins, acl: cfg.ACL,
+		plane: n.plane, quit: quit, stopping: ctx.Done(), log: log,
+	}
 	return n, nil
 }
 
@@ -1278,21 +1208,20 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, anno
 	var g errgroup.Group
 	failed, fail := context.WithCancel(context.Background())
 	defer fail()
-	stopPlane, stopDriver, stopSecret := spawn(&g, fail, n.plane.run), func() {}, func() {}
+	none := func() {}
+	stopPlane, stopDriver, stopSecret, stopStatsd := spawn(&g, fail, n.plane.run), none, none, none
 	if n.clu != nil {
 		stopDriver = spawn(&g, fail, n.clu.run)
 		stopSecret = spawn(&g, fail, func(ctx context.Context) error {
-			var g errgroup.Group
-			g.Go(func() error { return dropBootstrap(ctx, cfg.DataDir, n.clu.store, log) })
-			g.Go(func() error {
-				for cfg.Statsd.Addr+cfg.Statsd.Dog != "" && pause(ctx, statsdPause) == nil {
-					if text, err := n.api.metricsText(nil); err == nil {
-						cfg.Statsd.report(text)
-					}
+			return dropBootstrap(ctx, cfg.DataDir, n.clu.store, log)
+		})
+		stopStatsd = spawn(&g, fail, func(ctx context.Context) error {
+			for cfg.Statsd.Addr+cfg.Statsd.Dog != "" && pause(ctx, statsdPause) == nil {
+				if text, err := n.api.metricsText(nil); err == nil {
+					cfg.Statsd.report(text)
 				}
-				return nil
-			})
-			return g.Wait()
+			}
+			return nil
 		})
 	}
 	stopReports := spawn(&g, fail, func(ctx context.Context) error { return n.exec.run(ctx, n.plane.reportToLeader) })
@@ -1306,10 +1235,11 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, anno
 
 	// 1. Accept no more requests, and finish the present ones.
 	stopSecret()
+	stopStatsd()
 	stopWeb()
 	// 2. Start no more executions, here or elsewhere.
 	n.plane.leaving()
-	stopHandOver := func() {}
+	stopHandOver := none
 	if n.clu != nil {
 		n.sched.stopFiring()
 		// 3. Transfer leadership. A single server leads until it stops.
@@ -1381,25 +1311,19 @@ func runServer(ctx context.Context, cfg config, listener net.Listener, announce 
 		return err
 	}
 	st.docs.courier = sched.courier
-	n, err := newParts(cfg, own.ID, nil, log)
+	n, err := newParts(ctx, quit, cfg, own.ID, nil, log)
 	if err != nil {
 		return err
 	}
 	defer n.plane.listener.Close()
-	clu, err := newCluster(n.plane, st, time.Duration(cfg.RaftMultiplier)*tickTime, sched)
-	if err != nil {
+	if n.clu, err = newCluster(n.plane, st, time.Duration(cfg.RaftMultiplier)*tickTime, sched); err != nil {
 		return err
 	}
-	sched.cluster = clu
 	if cfg.host.chance != nil {
 		sched.chance = cfg.host.chance
 	}
-	n.sched, n.clu = sched, clu
-	n.api = &api{
-		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins,
-		store: st, scheduler: sched, log: log, stopping: ctx.Done(),
-		plane: n.plane, quit: quit, acl: cfg.ACL, dir: cfg.DataDir, metricsJobs: cfg.MetricsJobs,
-	}
+	n.sched, sched.cluster = sched, n.clu
+	n.api.store, n.api.scheduler, n.api.dir, n.api.metricsJobs = st, sched, cfg.DataDir, cfg.MetricsJobs
 	n.front = n.api.handler()
 	n.plane.api = n.front
 	return n.run(ctx, cfg, listener, announce, log)
@@ -1450,16 +1374,12 @@ func runWorker(ctx context.Context, cfg config, listener net.Listener, announce 
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.close()) }()
-	n, err := newParts(cfg, dir.ID, dir, log)
+	n, err := newParts(ctx, quit, cfg, dir.ID, dir, log)
 	if err != nil {
 		return err
 	}
 	defer n.plane.listener.Close()
-	n.front = (&api{
-		node: cfg.NodeName, hosts: append(cfg.AllowedHosts, cfg.NodeName), origins: cfg.CORSOrigins,
-		log: log, stopping: ctx.Done(),
-		plane: n.plane, quit: quit, acl: cfg.ACL,
-	}).relayHandler()
+	n.front = n.api.relayHandler()
 	return n.run(ctx, cfg, listener, announce, log)
 }
 
@@ -1548,39 +1468,50 @@ func subcommands() []subcommand {
 		{"executions", "", "list what ran", "executions --failed --since=12h", shows, setupExecutions},
 		{"rerun", "", "run the jobs again whose last run failed, or whose last tick was missed",
 			"rerun --failed --since=12h --dry-run", remote, setupRerun},
-		{"preview", "", "list what will run", "preview --from=2027-03-28T00:00:00Z --to=2027-03-29T00:00:00Z", shows, setupPreview},
+		{"preview", "", "list what will run", "preview --from=2027-03-28T00:00:00Z --to=2027-03-29T00:00:00Z", shows,
+			setupPreview},
 
 		{"apply", "", "make the jobs what a file says, all or none, after showing what that changes",
 			"apply -f jobs/ --prune --metadata=team=web --dry-run", remote, setupApply},
 		{"export", "", "print the jobs as apply takes them", "export --metadata=team=web > jobs.json", remote, setupExport},
-		{"import crontab", "FILE|-", "print the lines of a crontab as jobs for apply, and report what cannot be as it was",
-			"import crontab /etc/crontab --system --tag=role=cron > jobs.json", local, setupImportCrontab},
-		{"import dkron", "URL|FILE|-", "print the jobs of a Dkron, or of a file from its API, for apply, and report what cannot run here",
+		{"import crontab", "FILE|- ...", "print the lines of crontabs as jobs for apply, and report what cannot be as it was",
+			"import crontab /etc/crontab /etc/cron.d/* --system --tag=role=cron > jobs.json", local, setupImportCrontab},
+		{"import dkron", "URL|FILE|-",
+			"print the jobs of a Dkron, or of a file from its API, for apply, and report what cannot run here",
 			"import dkron http://10.0.0.1:8080 --disabled > jobs.json", local, setupImportDkron},
 
-		{"hold", "WHY", "keep jobs from starting until they are released", "hold 'a new switch' --metadata=team=web", remote, setHold("hold")},
+		{"hold", "WHY", "keep jobs from starting until they are released", "hold 'a new switch' --metadata=team=web", remote,
+			setHold("hold")},
 		{"release", "", "end the hold of the same metadata", "release --metadata=team=web", remote, setHold("release")},
 		{"drain", "NODE", "let nothing start on a node, and wait until nothing runs there", "drain web1", remote, setupDrain},
 
 		{"members", "", "list the nodes", "members", shows, plain(showMembers)},
-		{"health", "", "say whether reads and writes work through the node; exit status 1 if not", "health", remote, call(http.MethodGet, "/health", "")},
+		{"health", "", "say whether reads and writes work through the node; exit status 1 if not", "health", remote,
+			call(http.MethodGet, "/health", "")},
 		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, plain(leave)},
 		{"raft list-peers", "", "list the servers: leader, voters, status", "raft list-peers", shows, plain(listPeers)},
-		{"raft remove-peer", "", "remove a server that is lost for good from the voters",
-			"raft remove-peer --peer-id=b", remote, setupRemovePeer},
-		{"acl bootstrap", "", "create the first management token, on the server's machine", "acl bootstrap", remote, setupBootstrap},
-		{"acl policy apply", "", "create or replace a policy", "acl policy apply --name=a --rules-file=a.json", remote, setupApplyPolicy},
+		{"raft remove-peer", "", "remove a server that is lost for good from the voters", "raft remove-peer --peer-id=b", remote,
+			setupRemovePeer},
+		{"acl bootstrap", "", "create the first management token, on the server's machine", "acl bootstrap", remote,
+			setupBootstrap},
+		{"acl policy apply", "", "create or replace a policy", "acl policy apply --name=a --rules-file=a.json", remote,
+			setupApplyPolicy},
 		{"acl policy list", "", "list the policies", "acl policy list", remote, call(http.MethodGet, "/v1/acl/policies", "")},
-		{"acl policy info", "[NAME]", "show a policy", "acl policy info a", remote, call(http.MethodGet, "/v1/acl/policies/", "name")},
+		{"acl policy info", "[NAME]", "show a policy", "acl policy info a", remote,
+			call(http.MethodGet, "/v1/acl/policies/", "name")},
 		{"acl policy delete", "[NAME]", "delete a policy", "acl policy delete a", remote,
 			call(http.MethodDelete, "/v1/acl/policies/", "name")},
 		{"acl token create", "", "create a token", "acl token create --name=wall --policy=viewer", remote, setupCreateToken},
 		{"acl token list", "", "list the tokens", "acl token list", remote, call(http.MethodGet, "/v1/acl/tokens", "")},
-		{"acl token info", "[ACCESSOR]", "show a token", "acl token info 3f", remote, call(http.MethodGet, "/v1/acl/tokens/", "accessor-id")},
+		{"acl token info", "[ACCESSOR]", "show a token", "acl token info 3f", remote,
+			call(http.MethodGet, "/v1/acl/tokens/", "accessor-id")},
 		{"acl token delete", "[ACCESSOR]", "delete a token", "acl token delete 3f", remote,
 			call(http.MethodDelete, "/v1/acl/tokens/", "accessor-id")},
 	}
 }
+
+// synopsis returns the command with its arguments.
+func (c subcommand) synopsis() string { return strings.TrimSpace(c.name + " " + c.args) }
 
 // An invocation is a command that is being executed.
 type invocation struct {
@@ -1605,22 +1536,44 @@ func (c subcommand) run(s *invocation, args []string) (err error) {
 	if c.kind == shows {
 		fs.BoolVar(&s.json, "json", false, "print what the API responds, for programs")
 	}
-	n := len(strings.Fields(c.args))
-	if s.args, err = parseFlags(fs, args, s.environ, s.stdout, n-strings.Count(c.args, "["), n); err == nil {
-		err = s.readToken()
+	most := len(strings.Fields(strings.TrimSuffix(c.args, "...")))
+	least := most - strings.Count(c.args, "[")
+	if strings.HasSuffix(c.args, "...") {
+		most = math.MaxInt
+	}
+	if s.args, err = parseFlags(fs, args, s.environ, s.stdout, least, most); err == nil && s.tokenFile != "" {
+		s.token, err = readNamed("--token-file", s.tokenFile)
 	}
 	if err != nil {
-		return usageError{err}
+		return statusError{err, exitUsage}
+	}
+	if strings.HasPrefix(c.args, "NAME") {
+		s.none = fmt.Sprintf("there is no %q; \"belfry jobs\" lists the jobs, \"belfry executions\" the executions", s.args[0])
 	}
 	return execute()
 }
 
-// need returns a usageError unless the flag was given.
+// need returns a mistake unless the flag was given.
 func need(flag, value, hint string) error {
 	if value == "" {
-		return usageError{fmt.Errorf("--%s: is required%s", flag, hint)}
+		return usage("%s: is required%s", flag, hint)
 	}
 	return nil
+}
+
+// readNamed reads the file that a flag names, without space around the text.
+func readNamed(flag, file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", flag, err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+// say prints a line.
+func (s *invocation) say(format string, args ...any) error {
+	_, err := fmt.Fprintf(s.stdout, format+"\n", args...)
+	return err
 }
 
 // plain returns the setup of a command without flags of its own.
@@ -1669,6 +1622,7 @@ type remoteNode struct {
 	token     string // "": none
 	tokenFile string
 	tls       tlsFiles
+	none      string // what a 404 means; "": that there is none of that name
 }
 
 func (n *remoteNode) flags(fs *flag.FlagSet) {
@@ -1725,28 +1679,16 @@ func toSameNode(r *http.Request, via []*http.Request) error {
 	return nil
 }
 
-func (n *remoteNode) readToken() error {
-	if n.tokenFile == "" {
-		return nil
-	}
-	text, err := os.ReadFile(n.tokenFile)
-	if err != nil {
-		return fmt.Errorf("--token-file: %w", err)
-	}
-	n.token = strings.TrimSpace(string(text))
-	return nil
-}
+var errNodeRefused = errors.New("the node responded with 409 Conflict")
 
-// What a 404 and a 409 mean.
-var (
-	errNodeRefused = errors.New("the node responded with 409 Conflict")
-	errNotThere    = errors.New("there is none of that name")
-	errNoAPI       = errors.New("there is no belfry API below that address; see --http-prefix")
-)
+// noneThere is what a 404 means.
+type noneThere string
+
+func (e noneThere) Error() string { return cmp.Or(string(e), "there is none of that name") }
 
 // ask sends a request and returns the body of the response. It sends doc as JSON; nil is no body.
-func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, remoteTimeout)
+func (s *invocation) ask(method, path string, doc any) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, remoteTimeout)
 	defer cancel()
 	var sent io.Reader
 	if doc != nil {
@@ -1756,7 +1698,7 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, doc any) ([]b
 		}
 		sent = bytes.NewReader(text)
 	}
-	resp, err := n.send(ctx, method, path, "application/json", sent)
+	resp, err := s.send(ctx, method, path, "application/json", sent)
 	if err != nil {
 		return nil, err
 	}
@@ -1774,28 +1716,31 @@ func (n *remoteNode) send(ctx context.Context, method, path, contentType string,
 	if err != nil {
 		return nil, err
 	}
+	failed := func(format string, args ...any) (*http.Response, error) {
+		return nil, fmt.Errorf("--http-addr %s: "+format, append([]any{n.addr}, args...)...)
+	}
 	r, err := http.NewRequestWithContext(ctx, method, base+path, body)
 	if err != nil {
-		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, err)
+		return failed("%w", err)
 	}
 	r.Header.Set("Content-Type", contentType)
 	if n.token != "" {
 		r.Header.Set("X-Dkron-Token", n.token)
 	}
 	resp, err := client.Do(r)
-	var untrusted *tls.CertificateVerificationError
-	var failed *url.Error
-	switch {
-	case errors.As(err, &untrusted):
-		return nil, fmt.Errorf("--http-addr %s: the node's certificate is not trusted; name its CA with --tls-ca, "+
-			"and use an address that is in the certificate: %w", n.addr, untrusted.Err)
-	case errors.Is(err, errElsewhere):
-		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, err)
-	case errors.As(err, &failed):
-		return nil, fmt.Errorf("--http-addr %s: no node responds there: %w", n.addr, failed.Err)
-	case err != nil:
-		return nil, err
-	case resp.StatusCode/100 == 2 && resp.Header.Get("X-Whom") != "":
+	if err != nil {
+		if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			return failed("the node's certificate is not trusted; name its CA with --tls-ca, "+
+				"and use an address that is in the certificate: %w", e.Err)
+		}
+		err = err.(*url.Error).Err // as Do documents
+		if errors.Is(err, errElsewhere) {
+			return failed("%w", err)
+		}
+		return failed("no node responds there: %w", err)
+	}
+	ours := resp.Header.Get("X-Whom") != ""
+	if ours && resp.StatusCode/100 == 2 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
@@ -1804,33 +1749,30 @@ func (n *remoteNode) send(ctx context.Context, method, path, contentType string,
 	case err != nil:
 		return nil, err
 	case bytes.Contains(text, []byte("HTTP request to an HTTPS server")): // as net/http says it
-		return nil, fmt.Errorf("--http-addr %s: the node speaks TLS; use https:// before the address, or --tls-ca", n.addr)
-	case resp.StatusCode != http.StatusMisdirectedRequest && resp.Header.Get("X-Whom") == "":
-		return nil, fmt.Errorf("--http-addr %s: %w", n.addr, errNoAPI)
+		return failed("the node speaks TLS; use https:// before the address, or --tls-ca")
+	case resp.StatusCode != http.StatusMisdirectedRequest && !ours:
+		return failed("there is no belfry API below that address; see --http-prefix")
 	case resp.StatusCode == http.StatusNotFound:
-		return nil, errNotThere
+		return nil, noneThere(n.none)
 	case resp.StatusCode == http.StatusConflict:
-		return nil, fmt.Errorf("%w: %s", errNodeRefused, bytes.TrimSpace(text))
+		reason := strings.ReplaceAll(string(bytes.TrimSpace(text)), "?force", "--force") // as the command has it
+		return nil, fmt.Errorf("%w: %s", errNodeRefused, reason)
 	}
 	return nil, fmt.Errorf("the node responded with %s: %s", resp.Status, bytes.TrimSpace(text))
 }
 
-// askAll is ask for a path that every node has.
-func (n *remoteNode) askAll(ctx context.Context, method, path string) ([]byte, error) {
-	body, err := n.ask(ctx, method, path, nil)
-	if errors.Is(err, errNotThere) {
-		err = fmt.Errorf("--http-addr %s: %w", n.addr, errNoAPI)
-	}
-	return body, err
-}
-
 // fetch gets a document from the API.
 func fetch[T any](s *invocation, path string) (doc T, err error) {
-	body, err := s.ask(s.ctx, http.MethodGet, path, nil)
+	body, err := s.ask(http.MethodGet, path, nil)
 	if err == nil {
 		err = decode(body, &doc)
 	}
 	return doc, err
+}
+
+// runsOf gets the executions of a job, newest first, without their outputs.
+func (s *invocation) runsOf(job string) ([]executionView, error) {
+	return fetch[[]executionView](s, jobPath(job)+"/executions?output_size_limit=0")
 }
 
 // decode reads a document of the API.
@@ -1844,7 +1786,7 @@ func decode(body []byte, doc any) error {
 // show prints a list of the API as a table, or as it is with --json. It returns the number of rows.
 func show[T any](s *invocation, path, header string, row func(T) []string) (n int, err error) {
 	var list []T
-	body, err := s.askAll(s.ctx, http.MethodGet, path)
+	body, err := s.ask(http.MethodGet, path, nil)
 	if err == nil {
 		err = decode(body, &list)
 	}
@@ -1917,25 +1859,18 @@ func timeFlag(fs *flag.FlagSet, name string, t *time.Time, help string) {
 	})
 }
 
-// mapFlag adds a repeatable flag whose values are key=value.
-func mapFlag(fs *flag.FlagSet, name string, m *map[string]string, help string) {
-	fs.Func(name, help, func(text string) error {
-		var pairs []string
-		if err := list(&pairs)(text); err != nil {
-			return err
+// sinceFlag adds --since, a time until now.
+func sinceFlag(fs *flag.FlagSet, since time.Duration, help string) *time.Duration {
+	fs.Func("since", help, func(text string) (err error) {
+		if days, err := strconv.Atoi(strings.TrimSuffix(text, "d")); err == nil && strings.HasSuffix(text, "d") {
+			text = strconv.Itoa(24*days) + "h"
 		}
-		for _, pair := range pairs {
-			k, v, ok := strings.Cut(pair, "=")
-			if !ok || k == "" {
-				return errors.New("write it as key=value")
-			}
-			if *m == nil {
-				*m = map[string]string{}
-			}
-			(*m)[k] = v
+		if since, err = time.ParseDuration(text); err != nil || since <= 0 {
+			return errors.New("write it as 30m, 12h or 7d")
 		}
 		return nil
 	})
+	return &since
 }
 
 // listedJob is a job as the API shows it.
@@ -1959,7 +1894,9 @@ func (j listedJob) fires() string {
 func setupJobs(fs *flag.FlagSet, s *invocation) func() error {
 	const statuses = "success, failed, partially_failed, untriggered"
 	q := url.Values{}
-	for name, help := range map[string]string{"q": "part of a `name`", "status": "only this `status`: " + statuses, "executor": "only of this `executor`"} {
+	for name, help := range map[string]string{
+		"q": "part of a `name`", "status": "only this `status`: " + statuses, "executor": "only of this `executor`",
+	} {
 		fs.Func(name, help, func(text string) error {
 			if name == "status" && !slices.Contains(strings.Split(statuses, ", "), text) {
 				return errors.New("write one of " + statuses)
@@ -1988,18 +1925,10 @@ func setupJobs(fs *flag.FlagSet, s *invocation) func() error {
 // jobPathOf returns the path of the job that the command names.
 func (s *invocation) jobPathOf() string { return jobPath(s.args[0]) }
 
-// noJob says which job is not there.
-func (s *invocation) noJob(err error) error {
-	if errors.Is(err, errNotThere) {
-		return fmt.Errorf("there is no %q; \"belfry jobs\" lists the jobs, \"belfry executions\" the executions", s.args[0])
-	}
-	return err
-}
-
 func showJob(s *invocation) error {
-	body, err := s.ask(s.ctx, http.MethodGet, s.jobPathOf(), nil)
+	body, err := s.ask(http.MethodGet, s.jobPathOf(), nil)
 	if err != nil || s.json {
-		return s.printJSON(body, s.noJob(err))
+		return s.printJSON(body, err)
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.Token() // the object's begin
@@ -2031,22 +1960,20 @@ func setupRun(fs *flag.FlagSet, s *invocation) func() error {
 		}
 		resp, err := s.send(s.ctx, http.MethodPost, path, "", nil)
 		if err != nil {
-			return s.noJob(err)
+			return err
 		}
 		resp.Body.Close()
-		group, err := strconv.ParseInt(resp.Header.Get("Belfry-Group"), 10, 64)
-		text := fmt.Sprintf("%s runs as group %d", s.args[0], group)
-		if err != nil { // its group is not known yet
-			text = fmt.Sprintf("%[1]s waits until it may start; \"belfry logs %[1]s -f\" follows it then", s.args[0])
-		}
-		switch {
-		case *follow && err == nil:
+		switch group, err := strconv.ParseInt(resp.Header.Get("Belfry-Group"), 10, 64); {
+		case err == nil && *follow:
 			return s.follow(group)
-		case *follow:
+		case err == nil:
+			return s.say("%s runs as group %d", s.args[0], group)
+		}
+		text := fmt.Sprintf("%[1]s waits until it may start; \"belfry logs %[1]s -f\" follows it then", s.args[0])
+		if *follow { // but its group is not known yet
 			return errors.New(text)
 		}
-		_, err = fmt.Fprintln(s.stdout, text)
-		return err
+		return s.say("%s", text)
 	}
 }
 
@@ -2056,16 +1983,16 @@ const followPause = 200 * time.Millisecond // between looks at a run that is fol
 func (s *invocation) follow(group int64) error {
 	j, err := fetch[listedJob](s, s.jobPathOf())
 	if err != nil {
-		return s.noJob(err)
+		return err
 	}
 	shown := map[string]bool{}
 	for {
-		list, err := fetch[[]executionView](s, s.jobPathOf()+"/executions?output_size_limit=0&_sort=id&_order=ASC")
+		list, err := s.runsOf(j.Name)
 		if err != nil {
 			return err
 		}
 		over, last := true, map[string]executionView{} // by node
-		for _, e := range list {
+		for _, e := range slices.Backward(list) {
 			if e.Group != group {
 				continue
 			}
@@ -2078,42 +2005,42 @@ func (s *invocation) follow(group int64) error {
 				return err
 			}
 		}
-		var failed *executionView
+		var failed error
 		for _, e := range last {
 			if e.FinishedAt.Year() <= 1 || retried(e.Outcome) && e.Attempt <= int(j.Retries) {
 				over = false
 			}
 			if !e.Success {
-				failed = &e
+				status := exitError
+				if e.ExitCode != nil && *e.ExitCode > 0 {
+					status = *e.ExitCode
+				}
+				failed = statusError{fmt.Errorf("%s %s on %s: %s", s.args[0], e.Outcome, e.NodeName, e.Reason), status}
 			}
 		}
-		switch {
-		case over && len(last) > 0 && failed == nil:
-			return nil
-		case over && len(last) > 0:
-			f := runFailed{fmt.Sprintf("%s %s on %s: %s", s.args[0], failed.Outcome, failed.NodeName, failed.Reason), exitError}
-			if c := failed.ExitCode; c != nil && *c > 0 {
-				f.status = *c
-			}
-			return f
+		if over && len(last) > 0 {
+			return failed
 		}
-		select {
-		case <-s.ctx.Done():
-			return s.ctx.Err()
-		case <-time.After(followPause):
+		if err := pause(s.ctx, followPause); err != nil {
+			return err
 		}
 	}
 }
 
+// path returns the path of an execution.
+func (e executionView) path() string {
+	return jobPath(e.JobName) + "/executions/" + url.PathEscape(e.ID)
+}
+
 // output copies the output of an execution.
 func (s *invocation) output(e executionView, follow bool) error {
-	path := jobPath(e.JobName) + "/executions/" + url.PathEscape(e.ID) + "/output"
+	path := e.path() + "/output"
 	if follow {
 		path += "?follow"
 	}
 	resp, err := s.send(s.ctx, http.MethodGet, path, "", nil)
 	if err != nil {
-		return s.noJob(err)
+		return err
 	}
 	defer resp.Body.Close()
 	if _, err = io.Copy(s.stdout, resp.Body); err != nil {
@@ -2124,12 +2051,12 @@ func (s *invocation) output(e executionView, follow bool) error {
 
 // named returns the executions that NAME|EXECUTION means: those of the job, newest first, or the one.
 func (s *invocation) named() ([]executionView, error) {
-	list, err := fetch[[]executionView](s, s.jobPathOf()+"/executions?output_size_limit=0")
-	if !errors.Is(err, errNotThere) {
+	list, err := s.runsOf(s.args[0])
+	if !errors.Is(err, noneThere(s.none)) {
 		return list, err
 	}
 	e, err := fetch[executionView](s, "/v1/executions/"+url.PathEscape(s.args[0]))
-	return []executionView{e}, s.noJob(err)
+	return []executionView{e}, err
 }
 
 func setupLogs(fs *flag.FlagSet, s *invocation) func() error {
@@ -2156,52 +2083,54 @@ func killRuns(s *invocation) error {
 		return fmt.Errorf("%s does not run", s.args[0])
 	}
 	for _, e := range list {
-		path := jobPath(e.JobName) + "/executions/" + url.PathEscape(e.ID) + "/kill"
-		if _, err := s.ask(s.ctx, http.MethodPost, path, nil); err != nil {
+		if _, err := s.ask(http.MethodPost, e.path()+"/kill", nil); err != nil {
 			return fmt.Errorf("%s: %w", e.ID, err)
 		}
-		fmt.Fprintf(s.stdout, "%s of %s is being ended\n", e.ID, e.JobName)
+		s.say("%s of %s is being ended", e.ID, e.JobName)
 	}
 	return nil
 }
 
 // setHold returns the setup of hold and release.
-func setHold(path string) func(*flag.FlagSet, *invocation) func() error {
+func setHold(verb string) func(*flag.FlagSet, *invocation) func() error {
 	return func(fs *flag.FlagSet, s *invocation) func() error {
+		s.none = "there is no such hold; the page shows those that there are"
 		var held rule
-		mapFlag(fs, "metadata", &held.Metadata, "`key=value` that the jobs have; may be repeated. Without it all jobs are meant")
+		fs.Func("metadata", "`key=value` that the jobs have; may be repeated. Without it all jobs are meant",
+			pairs(&held.Metadata))
 		return func() error {
-			if len(s.args) > 0 {
-				held.Why = s.args[0]
+			held.Why = strings.Join(s.args, "")
+			if _, err := s.ask(http.MethodPost, "/v1/"+verb, held); err != nil {
+				return err
 			}
-			body, err := s.ask(s.ctx, http.MethodPost, "/v1/"+path, held)
-			if errors.Is(err, errNotThere) {
-				err = errors.New("there is no such hold; the page shows those that there are")
+			jobs, with := "all jobs", " with "
+			for _, k := range sortedKeys(held.Metadata) {
+				jobs, with = jobs+with+k+"="+held.Metadata[k], " and "
 			}
-			return s.printJSON(body, err)
+			if verb == "release" {
+				return s.say("%s are released", jobs)
+			}
+			return s.say("%s are held until they are released: %s", jobs, held.Why)
 		}
 	}
 }
 
 func setupDrain(fs *flag.FlagSet, s *invocation) func() error {
+	s.none = "there is no such node, or it is not drained; \"belfry members\" lists the nodes"
 	undo := fs.Bool("undo", false, "let runs start on it again")
 	return func() error {
-		path, done := "/drain?wait=30s", "nothing runs on %s, and nothing starts there\n"
+		path, done := "/drain?wait=30s", "nothing runs on %s, and nothing starts there"
 		if *undo {
-			path, done = "/undrain", "runs may start on %s\n"
+			path, done = "/undrain", "runs may start on %s"
 		}
 		for {
 			resp, err := s.send(s.ctx, http.MethodPost, "/v1/members/"+url.PathEscape(s.args[0])+path, "", nil)
-			if errors.Is(err, errNotThere) {
-				err = fmt.Errorf("there is no such node, or it is not drained; \"belfry members\" lists the nodes")
-			}
 			if err != nil {
 				return err
 			}
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
-				fmt.Fprintf(s.stdout, done, s.args[0])
-				return nil
+				return s.say(done, s.args[0])
 			}
 		}
 	}
@@ -2211,28 +2140,25 @@ func setupDrain(fs *flag.FlagSet, s *invocation) func() error {
 func setDisabled(to string) func(*flag.FlagSet, *invocation) func() error {
 	return plain(func(s *invocation) error {
 		var j listedJob
-		body, err := s.ask(s.ctx, http.MethodPost, s.jobPathOf()+"/toggle?disabled="+to, nil)
+		body, err := s.ask(http.MethodPost, s.jobPathOf()+"/toggle?disabled="+to, nil)
 		if err == nil {
 			err = decode(body, &j)
 		}
-		if err != nil {
-			return s.noJob(err)
+		switch {
+		case err != nil:
+			return err
+		case j.Disabled:
+			return s.say("%s is disabled", j.Name)
 		}
-		state := "disabled"
-		if !j.Disabled {
-			state = "enabled, next run: " + cmp.Or(j.fires(), "none")
-		}
-		_, err = fmt.Fprintf(s.stdout, "%s is %s\n", j.Name, state)
-		return err
+		return s.say("%s is enabled, next run: %s", j.Name, cmp.Or(j.fires(), "none"))
 	})
 }
 
 func deleteJob(s *invocation) error {
-	if _, err := s.ask(s.ctx, http.MethodDelete, s.jobPathOf(), nil); err != nil {
-		return s.noJob(err)
+	if _, err := s.ask(http.MethodDelete, s.jobPathOf(), nil); err != nil {
+		return err
 	}
-	fmt.Fprintf(s.stdout, "%s is deleted\n", s.args[0])
-	return nil
+	return s.say("%s is deleted", s.args[0])
 }
 
 const whyTicksMax = 20 // that why tells of
@@ -2246,11 +2172,12 @@ func setupWhy(fs *flag.FlagSet, s *invocation) func() error {
 			to = time.Now()
 			from = to.Add(-24 * time.Hour)
 		}
-		q := url.Values{"start": {from.Format(time.RFC3339Nano)}, "end": {to.Format(time.RFC3339Nano)}, "_end": {strconv.Itoa(whyTicksMax)}}
-		path := s.jobPathOf() + "/ticks?" + q.Encode()
-		body, err := s.ask(s.ctx, http.MethodGet, path, nil)
+		q := sinceQuery(from)
+		q.Set("end", to.Format(time.RFC3339Nano))
+		q.Set("_end", strconv.Itoa(whyTicksMax))
+		body, err := s.ask(http.MethodGet, s.jobPathOf()+"/ticks?"+q.Encode(), nil)
 		if err != nil || s.json {
-			return s.printJSON(body, s.noJob(err))
+			return s.printJSON(body, err)
 		}
 		var ledger struct {
 			Due   int64
@@ -2264,20 +2191,20 @@ func setupWhy(fs *flag.FlagSet, s *invocation) func() error {
 		if err != nil {
 			return err
 		}
-		runs, err := fetch[[]executionView](s, s.jobPathOf()+"/executions?output_size_limit=0")
+		runs, err := s.runsOf(j.Name)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(s.stdout, "%s: next run: %s.\n", j.Name, cmp.Or(j.fires(), "none"))
+		s.say("%s: next run: %s.", j.Name, cmp.Or(j.fires(), "none"))
 		for _, t := range ledger.Ticks {
-			fmt.Fprintln(s.stdout, printable(t.sentence(runs)))
+			s.say("%s", printable(t.sentence(runs)))
 		}
 		for _, d := range ledger.Days {
-			fmt.Fprintf(s.stdout, "%s: of its ticks %d ran, %d ran late, %d were skipped, %d were missed.\n",
+			s.say("%s: of its ticks %d ran, %d ran late, %d were skipped, %d were missed.",
 				d.Date.Format(time.DateOnly), d.Ran, d.Late, d.Skipped, d.Missed)
 		}
 		if ledger.Due == 0 {
-			fmt.Fprintf(s.stdout, "It had no tick from %s to %s.\n", localTime(from), localTime(to))
+			s.say("It had no tick from %s to %s.", localTime(from), localTime(to))
 		}
 		return nil
 	}
@@ -2285,12 +2212,12 @@ func setupWhy(fs *flag.FlagSet, s *invocation) func() error {
 
 // sentence says what became of a tick. runs are executions of the job.
 func (t tickView) sentence(runs []executionView) string {
-	when := localTime(t.Due)
+	text := localTime(t.Due)
 	if t.Until != nil {
-		when = fmt.Sprintf("%s to %s, %d ticks", when, localTime(*t.Until), t.Count)
+		text += fmt.Sprintf(" to %s, %d ticks", localTime(*t.Until), t.Count)
 	}
-	text := fmt.Sprintf("%s: %s", when, map[string]string{
-		outcomeRan: "ran", outcomeLate: "ran late", outcomeSkipped: "did not run, skipped", outcomeMissed: "did not run, missed"}[t.Outcome])
+	text += ": " + map[string]string{outcomeRan: "ran", outcomeLate: "ran late", outcomeSkipped: "did not run, skipped",
+		outcomeMissed: "did not run, missed"}[t.Outcome]
 	if t.Reason != "" {
 		text += ": " + t.Reason
 	}
@@ -2305,9 +2232,9 @@ func (t tickView) sentence(runs []executionView) string {
 
 func setupExecutions(fs *flag.FlagSet, s *invocation) func() error {
 	failed := fs.Bool("failed", false, "only those that did not succeed")
-	since := fs.Duration("since", time.Hour, "only those of this `time` until now")
+	since := sinceFlag(fs, time.Hour, "only those of this `time` until now, such as 30m, 12h or 7d; by default 1h")
 	return func() error {
-		q := sinceQuery(*since)
+		q := sinceQuery(time.Now().Add(-*since))
 		if *failed {
 			q.Set("outcome", "bad")
 		}
@@ -2326,19 +2253,19 @@ func setupExecutions(fs *flag.FlagSet, s *invocation) func() error {
 	}
 }
 
-// sinceQuery selects what was in a time until now.
-func sinceQuery(since time.Duration) url.Values {
-	return url.Values{"start": {time.Now().Add(-since).Format(time.RFC3339Nano)}}
+// sinceQuery selects what was from a time on.
+func sinceQuery(from time.Time) url.Values {
+	return url.Values{"start": {from.Format(time.RFC3339Nano)}}
 }
 
 func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
 	failed := fs.Bool("failed", false, "the jobs whose last run failed")
 	missed := fs.Bool("missed", false, "the jobs whose last tick did not run, and that have not run since")
-	since := fs.Duration("since", 0, "failures and ticks of this `time` until now; required")
+	since := sinceFlag(fs, 0, "failures and ticks of this `time` until now, such as 30m, 12h or 7d; required")
 	dry := fs.Bool("dry-run", false, "only list the jobs")
 	return func() error {
 		if *failed == *missed || *since <= 0 {
-			return usageError{errors.New("--failed, --missed: one of them is required, and --since")}
+			return usage("--failed, --missed: one of them is required, and --since")
 		}
 		needed := s.lastTickMissed
 		if *failed {
@@ -2348,32 +2275,33 @@ func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
 		if err != nil {
 			return err
 		}
+		from := time.Now().Add(-*since)
 		var refused error
 		for _, j := range jobs {
-			wanted, err := needed(j, *since)
+			wanted, err := needed(j, from)
 			if wanted && err == nil && !*dry {
-				_, err = s.ask(s.ctx, http.MethodPost, jobPath(j.Name)+"/run", nil)
+				_, err = s.ask(http.MethodPost, jobPath(j.Name)+"/run", nil)
 			}
 			switch {
-			case errors.Is(err, errNotThere): // deleted meanwhile
+			case errors.Is(err, noneThere("")): // deleted meanwhile
 			case errors.Is(err, errNodeRefused):
 				refused = errors.Join(refused, fmt.Errorf("%s: %w", j.Name, err))
 			case err != nil:
 				return fmt.Errorf("%s: %w; the jobs above run again", j.Name, err)
 			case wanted:
-				fmt.Fprintln(s.stdout, j.Name)
+				s.say("%s", j.Name)
 			}
 		}
 		return refused
 	}
 }
 
-// lastRunFailed reports whether the last run of a job failed, within a time until now.
-func (s *invocation) lastRunFailed(j listedJob, since time.Duration) (bool, error) {
-	if j.Status != statusFailed && j.Status != statusPartial || time.Since(timeOf(int64(j.LastError))) > since {
+// lastRunFailed reports whether the last run of a job failed, and that not before from.
+func (s *invocation) lastRunFailed(j listedJob, from time.Time) (bool, error) {
+	if j.Status != statusFailed && j.Status != statusPartial || timeOf(int64(j.LastError)).Before(from) {
 		return false, nil
 	}
-	runs, err := fetch[[]executionView](s, jobPath(j.Name)+"/executions?output_size_limit=0")
+	runs, err := s.runsOf(j.Name)
 	nodes := map[string]bool{}
 	for _, e := range runs { // newest first: of each node of the last group, only the last attempt counts
 		if e.Group == runs[0].Group && !nodes[e.NodeName] {
@@ -2385,17 +2313,22 @@ func (s *invocation) lastRunFailed(j listedJob, since time.Duration) (bool, erro
 	return false, err
 }
 
-// lastTickMissed reports whether the last tick of a job within a time until now did not run, and nothing has run since.
-func (s *invocation) lastTickMissed(j listedJob, since time.Duration) (bool, error) {
+// lastTickMissed reports whether the last tick of a job from a time on did not run, and nothing has run since.
+func (s *invocation) lastTickMissed(j listedJob, from time.Time) (bool, error) {
 	if j.Disabled || j.ParentJob != "" {
 		return false, nil
 	}
-	ledger, err := fetch[struct{ Ticks []tickView }](s, jobPath(j.Name)+"/ticks?_end=1&"+sinceQuery(since).Encode())
-	if err != nil || len(ledger.Ticks) == 0 || !slices.Contains([]string{outcomeMissed, outcomeSkipped}, ledger.Ticks[0].Outcome) {
+	type ledger struct{ Ticks []tickView }
+	list, err := fetch[ledger](s, jobPath(j.Name)+"/ticks?_end=1&"+sinceQuery(from).Encode())
+	if err != nil || len(list.Ticks) == 0 {
 		return false, err
 	}
-	runs, err := fetch[[]executionView](s, jobPath(j.Name)+"/executions?output_size_limit=0")
-	return len(runs) == 0 || runs[0].ScheduledAt.Before(ledger.Ticks[0].Due), err
+	last := list.Ticks[0]
+	if last.Outcome != outcomeMissed && last.Outcome != outcomeSkipped {
+		return false, nil
+	}
+	runs, err := s.runsOf(j.Name)
+	return len(runs) == 0 || runs[0].ScheduledAt.Before(last.Due), err
 }
 
 const previewMax = 1_000_000 // ticks
@@ -2428,7 +2361,7 @@ func setupPreview(fs *flag.FlagSet, s *invocation) func() error {
 		if err != nil {
 			return err
 		}
-		list := []previewed{}
+		var list []previewed
 		for _, j := range jobs {
 			if (*only == "" || *only == j.Name) && j.ParentJob == "" && (*disabled || !j.Disabled) {
 				list = j.preview(list, zone.Timezone, from, to)
@@ -2453,12 +2386,12 @@ func (j listedJob) preview(list []previewed, zone string, from, to time.Time) []
 	}
 	sched := j.schedule(zone)
 	loc, err := loadZone(j.zone(zone))
-	if err != nil || next.Unix() <= 0 {
-		return list // its schedule has no tick
+	if err != nil {
+		return list
 	}
 	loc = sched.zone(loc)
 	_, offset := next.In(loc).Zone()
-	for next.Before(to) && len(list) <= previewMax {
+	for next.Unix() > 0 && next.Before(to) && len(list) <= previewMax { // without a tick, next is 0
 		p := previewed{Job: j.Name, Due: next.In(loc)}
 		_, now := p.Due.Zone()
 		if now != offset {
@@ -2477,15 +2410,16 @@ func (j listedJob) preview(list []previewed, zone string, from, to time.Time) []
 }
 
 func setupApply(fs *flag.FlagSet, s *invocation) func() error {
-	file := fs.String("f", "", "`file` of jobs, JSON of one or of a list; of a directory all *.json; -: standard input; required")
+	file := fs.String("f", "", "`file` of jobs, JSON of one or of a list; of a directory all *.json; "+
+		"-: standard input; required")
 	prune := fs.Bool("prune", false, "delete the jobs with the --metadata that are not in the file")
 	dry := fs.Bool("dry-run", false, "only check the file, and show what would change")
-	q, metadata := url.Values{"dry-run": {""}}, metadataFlag(fs)
+	metadata := metadataFlag(fs)
 	return func() error {
 		if *prune != (*metadata != nil) {
-			return usageError{errors.New("--prune, --metadata: belong together, so that only jobs of the file's kind are deleted")}
+			return usage("--prune, --metadata: belong together, so that only jobs of the file's kind are deleted")
 		}
-		if err := need("f", *file, ""); err != nil {
+		if err := need("-f", *file, ""); err != nil {
 			return err
 		}
 		docs, err := readJobs(*file)
@@ -2495,11 +2429,11 @@ func setupApply(fs *flag.FlagSet, s *invocation) func() error {
 		if err != nil {
 			return err
 		}
+		q := metadataQuery(*metadata)
 		if *prune {
-			q = metadataQuery(*metadata)
 			q.Set("prune", "")
-			q.Set("dry-run", "")
 		}
+		q.Set("dry-run", "")
 		if err := s.restore(q, docs); err != nil {
 			return err
 		}
@@ -2514,7 +2448,7 @@ func setupApply(fs *flag.FlagSet, s *invocation) func() error {
 // metadataFlag adds the repeatable flag that selects jobs.
 func metadataFlag(fs *flag.FlagSet) *map[string]string {
 	m := new(map[string]string)
-	mapFlag(fs, "metadata", m, "only with this `key=value` in their metadata; may be repeated")
+	fs.Func("metadata", "only with this `key=value` in their metadata; may be repeated", pairs(m))
 	return m
 }
 
@@ -2607,58 +2541,50 @@ func (s *invocation) showChanges(docs []json.RawMessage, prune bool, metadata ma
 			return false, err
 		case !ok:
 			n["new"]++
-			fmt.Fprintf(s.stdout, "+ %s\n", j.Name)
-		case len(lines) > 0:
+			s.say("+ %s", j.Name)
+		case lines != "":
 			n["changed"]++
-			fmt.Fprintf(s.stdout, "~ %s\n%s", j.Name, strings.Join(lines, ""))
+			s.say("~ %s%s", j.Name, lines)
 		default:
 			n["unchanged"]++
 		}
 	}
 	for _, j := range present {
-		if prune && !kept[j.Name] && !slices.ContainsFunc(sortedKeys(metadata), func(k string) bool {
-			v, ok := j.Metadata[k]
-			return !ok || v != metadata[k]
-		}) {
+		meant := prune && !kept[j.Name]
+		for k, v := range metadata {
+			has, ok := j.Metadata[k]
+			meant = meant && ok && has == v
+		}
+		if meant {
 			n["deleted"]++
-			fmt.Fprintf(s.stdout, "- %s\n", j.Name)
+			s.say("- %s", j.Name)
 		}
 	}
-	fmt.Fprintf(s.stdout, "%d new, %d changed, %d deleted, %d unchanged\n", n["new"], n["changed"], n["deleted"], n["unchanged"])
+	s.say("%d new, %d changed, %d deleted, %d unchanged", n["new"], n["changed"], n["deleted"], n["unchanged"])
 	return n["new"]+n["changed"]+n["deleted"] > 0, nil
 }
 
 // changes returns a line for each field in which the definition differs from what the job was. What looks secret is
 // hidden.
-func (j job) changes(was job) (lines []string, err error) {
+func (j job) changes(was job) (lines string, err error) {
 	var docs, shown [2]map[string]json.RawMessage
+	names := map[string]bool{}
 	for i, j := range []job{was, j} {
 		j.dropRecord()
 		j.Concurrency = cmp.Or(j.Concurrency, concurrencyAllow)
-		doc, err := json.Marshal(j)
-		if err == nil {
-			err = json.Unmarshal(doc, &docs[i])
+		doc, _ := json.Marshal(j) // what was decoded marshals
+		hidden, err := hideSecrets(doc)
+		if err := errors.Join(err, json.Unmarshal(doc, &docs[i]), json.Unmarshal(hidden, &shown[i])); err != nil {
+			return "", err
 		}
-		if err == nil {
-			doc, err = hideSecrets(doc)
-		}
-		if err == nil {
-			err = json.Unmarshal(doc, &shown[i])
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	names := map[string]bool{}
-	for _, doc := range docs {
-		for name := range doc {
+		for name := range docs[i] {
 			names[name] = true
 		}
 	}
 	for _, name := range sortedKeys(names) {
 		if !bytes.Equal(docs[0][name], docs[1][name]) {
-			lines = append(lines, printable(fmt.Sprintf("    %s: %s -> %s", name,
-				cmp.Or(string(shown[0][name]), "none"), cmp.Or(string(shown[1][name]), "none")))+"\n")
+			before, after := cmp.Or(string(shown[0][name]), "none"), cmp.Or(string(shown[1][name]), "none")
+			lines += "\n" + printable(fmt.Sprintf("    %s: %s -> %s", name, before, after))
 		}
 	}
 	return lines, nil
@@ -2668,11 +2594,11 @@ func setupExport(fs *flag.FlagSet, s *invocation) func() error {
 	metadata := metadataFlag(fs)
 	return func() error {
 		jobs, err := fetch[[]job](s, "/v1/jobs?"+metadataQuery(*metadata).Encode())
-		if err != nil {
-			return err
-		}
 		for i := range jobs {
 			jobs[i].dropRecord()
+		}
+		if err != nil {
+			return err
 		}
 		return s.printJobs(jobs)
 	}
@@ -2692,16 +2618,24 @@ func setupImportCrontab(fs *flag.FlagSet, s *invocation) func() error {
 	c := newCrontab(localZone(s.environ), time.Now())
 	fs.BoolVar(&c.system, "system", false, "lines have a user before the command, as in /etc/crontab and /etc/cron.d")
 	fs.BoolVar(&c.pattern.Disabled, "disabled", false, disabledHelp)
-	mapFlag(fs, "tag", &c.pattern.Tags, "`key=value` of the nodes that run the jobs; without tags every node does; may be repeated")
+	fs.Func("tag", "`key=value` of the nodes that run the jobs; without tags every node does; may be repeated",
+		pairs(&c.pattern.Tags))
 	return func() error {
-		if !c.system && strings.HasPrefix(s.args[0], "/etc/cron") {
-			return usageError{fmt.Errorf("%s: lines there have a user before the command; add --system", s.args[0])}
+		var errs []error
+		for _, file := range s.args {
+			if !c.system && strings.HasPrefix(file, "/etc/cron") {
+				return usage("%s: lines there have a user before the command; add --system", file)
+			}
+			text, err := readInput(file)
+			if err != nil {
+				return err
+			}
+			if len(s.args) > 1 {
+				c.place = file + ", "
+			}
+			errs = append(errs, c.read(string(text)))
 		}
-		text, err := readInput(s.args[0])
-		if err != nil {
-			return err
-		}
-		if err := c.read(string(text)); err != nil {
+		if err := errors.Join(errs...); err != nil {
 			return fmt.Errorf("nothing is imported, because of these lines:\n%w", err)
 		}
 		return s.printImport(c.jobs, c.report())
@@ -2715,20 +2649,23 @@ type crontab struct {
 	zone    string    // of times, where the crontab names no other
 	now     time.Time // clock changes of the year after it are reported
 
+	place   string          // the file, if there are several
 	env     []string        // of the lines below, NAME=value
 	comment []string        // directly above the next line
-	names   map[string]bool // of the jobs
+	names   map[string]bool // of the jobs of all files
 	jobs    []job
 	notes   []string // what differs from cron
 }
 
 // newCrontab returns an empty crontab.
 func newCrontab(zone string, now time.Time) *crontab {
-	return &crontab{pattern: job{Timezone: zone, Metadata: map[string]string{"from": "cron"}}, zone: zone, now: now, names: map[string]bool{}}
+	pattern := job{Metadata: map[string]string{"from": "cron"}, Executor: executorShell}
+	return &crontab{pattern: pattern, zone: zone, now: now, names: map[string]bool{}}
 }
 
-// read reads all lines. The error has a line for each that is wrong.
+// read adds all lines of a file. The error has a line for each that is wrong.
 func (c *crontab) read(text string) error {
+	c.env, c.comment, c.pattern.Timezone, c.pattern.OwnerEmail = nil, nil, c.zone, ""
 	var errs []error
 	n := 0
 	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
@@ -2739,7 +2676,7 @@ func (c *crontab) read(text string) error {
 			continue
 		}
 		if err := c.line(n, line); err != nil {
-			errs = append(errs, fmt.Errorf("line %d: %w", n, err))
+			errs = append(errs, fmt.Errorf("%sline %d: %w", c.place, n, err))
 		}
 		c.comment = nil
 	}
@@ -2803,22 +2740,21 @@ func cronSetting(line string) (name, value string, ok bool) {
 }
 
 // setting returns the value of a variable, "" if it has none.
-func (c *crontab) setting(name string) string {
+func (c *crontab) setting(name string) (value string) {
 	for _, entry := range c.env {
-		if value, ok := strings.CutPrefix(entry, name+"="); ok {
-			return value
+		if v, ok := strings.CutPrefix(entry, name+"="); ok {
+			value = v
 		}
 	}
-	return ""
+	return value
 }
 
 // entry makes a job of line n.
 func (c *crontab) entry(n int, line string) (err error) {
 	fields, command := cutCron(line)
-	j := c.pattern
-	j.Executor, j.ExecutorConfig = executorShell, map[string]string{}
+	j, config := c.pattern, map[string]string{}
 	if user, rest := cutWord(command); c.system {
-		if j.ExecutorConfig["su"], command = user, rest; strings.ContainsAny(user, "/=;&|[") {
+		if config["su"], command = user, rest; strings.ContainsAny(user, "/=;&|[") {
 			return fmt.Errorf("%q is no user; if the lines have none, leave --system out", user)
 		}
 	} else if user == "root" {
@@ -2837,16 +2773,16 @@ func (c *crontab) entry(n int, line string) (err error) {
 	case err != nil:
 		return err
 	case input != "":
-		j.ExecutorConfig["payload"] = base64.StdEncoding.EncodeToString([]byte(input))
+		config["payload"] = base64.StdEncoding.EncodeToString([]byte(input))
 	}
 	if shell := cmp.Or(c.setting("SHELL"), "/bin/sh"); shell == "/bin/sh" {
-		j.ExecutorConfig["shell"] = "true"
+		config["shell"] = "true"
 	} else {
 		command = shell + " -c '" + strings.ReplaceAll(command, "'", `'\''`) + "'"
 	}
-	j.ExecutorConfig["command"] = command
+	config["command"] = command
 	if home := c.setting("HOME"); home != "" {
-		j.ExecutorConfig["cwd"] = home
+		config["cwd"] = home
 	}
 	var env []string
 	for _, entry := range c.env {
@@ -2855,9 +2791,9 @@ func (c *crontab) entry(n int, line string) (err error) {
 		}
 	}
 	if env != nil {
-		j.ExecutorConfig["env"] = strings.Join(env, ",")
+		config["env"] = strings.Join(env, ",")
 	}
-	if j.DisplayName = strings.Join(c.comment, " "); len(j.DisplayName) > 200 {
+	if j.ExecutorConfig, j.DisplayName = config, strings.Join(c.comment, " "); len(j.DisplayName) > 200 {
 		j.DisplayName = ""
 	}
 	if err := j.validate("UTC", c.now.UnixNano()); err != nil {
@@ -2874,15 +2810,16 @@ func (c *crontab) entry(n int, line string) (err error) {
 }
 
 func (c *crontab) note(n int, format string, args ...any) {
-	c.notes = append(c.notes, fmt.Sprintf("line %d: ", n)+fmt.Sprintf(format, args...))
+	c.notes = append(c.notes, fmt.Sprintf("%sline %d: ", c.place, n)+fmt.Sprintf(format, args...))
 }
 
 // report says what differs from cron, and what the jobs need.
 func (c *crontab) report() []string {
 	notes := append(c.notes, fmt.Sprintf("%d jobs", len(c.jobs)))
 	if len(c.jobs) > 0 {
-		notes = append(notes, fmt.Sprintf("times are in %s, this machine's zone, where CRON_TZ names no other; TZ=... before this command sets it", c.zone),
-			"cron starts commands as their user in the home directory; belfry as the node's user, see su, where the node was started, see cwd")
+		notes = append(notes, "times are in "+c.zone+", this machine's zone, where CRON_TZ names no other; "+
+			"TZ=... before this command sets it", "cron starts commands as their user in the home directory; "+
+			"belfry as the node's user, see su, where the node was started, see cwd")
 	}
 	if len(c.jobs) > 0 && c.pattern.Tags == nil {
 		notes = append(notes, "without --tag, every node runs the jobs")
@@ -2910,21 +2847,17 @@ func (s *invocation) printImport(jobs []job, notes []string) error {
 func setupImportDkron(fs *flag.FlagSet, s *invocation) func() error {
 	disabled := fs.Bool("disabled", false, disabledHelp)
 	s.tlsFlags(fs)
-	return func() error {
-		source, isURL := strings.CutSuffix(strings.TrimSuffix(s.args[0], "/"), "/v1/jobs")
+	return func() (err error) {
 		var docs []json.RawMessage
-		var err error
-		if isURL = isURL || strings.Contains(source, "://"); isURL {
+		source, isURL := strings.CutSuffix(strings.TrimSuffix(s.args[0], "/"), "/v1/jobs")
+		if isURL || strings.Contains(source, "://") {
 			s.addr = source
 			for _, kv := range s.environ {
 				if secret, ok := strings.CutPrefix(kv, "DKRON_TOKEN="); ok { // BELFRY_TOKEN is for our nodes alone
 					s.token = secret
 				}
 			}
-			var body []byte
-			if body, err = s.askAll(s.ctx, http.MethodGet, "/v1/jobs"); err == nil {
-				err = decode(body, &docs)
-			}
+			docs, err = fetch[[]json.RawMessage](s, "/v1/jobs")
 		} else {
 			docs, err = readJobs(source)
 		}
@@ -2965,14 +2898,13 @@ func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job
 		if j.Disabled {
 			from = "dkron-disabled"
 		}
-		j.Metadata = maps.Clone(j.Metadata)
-		if j.Metadata == nil {
-			j.Metadata = map[string]string{}
-		}
 		if was, ok := j.Metadata["from"]; ok {
 			note(j, "its metadata from=%s is now from=%s", was, from)
 		}
-		j.Metadata["from"], j.Disabled = from, j.Disabled || disabled
+		metadata := map[string]string{}
+		maps.Copy(metadata, j.Metadata)
+		metadata["from"] = from
+		j.Metadata, j.Disabled = metadata, j.Disabled || disabled
 		jobs = append(jobs, j)
 	}
 	for n := -1; n != len(jobs); { // a job that is left out takes those below it along
@@ -3014,8 +2946,8 @@ func cutCron(line string) (fields []string, rest string) {
 	return fields, rest
 }
 
-var errBothDays = errors.New("cron runs it on days that match both day fields, as one begins with *, and here either would do; " +
-	"write one of them, and let the command check the other")
+var errBothDays = errors.New("cron runs it on days that match both day fields, as one begins with *, " +
+	"and here either would do; write one of them, and let the command check the other")
 
 // openPattern matches a field that has a step after a single value, or a random value of a part of the field.
 var openPattern = regexp.MustCompile(`(^|,)\w+/|[^,]~|~[^,]`)
@@ -3036,7 +2968,8 @@ func cronSchedule(fields []string) (string, error) {
 		}
 		segment, _, err := f.parse(texts[i])
 		if openPattern.MatchString(texts[i]) {
-			err = fmt.Errorf("%s %q: crons differ in what that is; write a range before a step, as in 5-59/10, and ~ alone", f.name, texts[i])
+			err = fmt.Errorf("%s %q: crons differ in what that is; write a range before a step, as in 5-59/10, and ~ alone",
+				f.name, texts[i])
 		}
 		if err != nil {
 			return "", err
@@ -3051,7 +2984,7 @@ func cronSchedule(fields []string) (string, error) {
 		}
 		all[i] = len(values) == calendarFields[i].max-f.min+1
 		if i == weekdayField && strings.ContainsAny(texts[i], "7/") {
-			texts[i] = strings.ReplaceAll(strings.Trim(fmt.Sprint(slices.Sorted(maps.Keys(values))), "[]"), " ", ",")
+			texts[i] = strings.Join(strings.Fields(strings.Trim(fmt.Sprint(sortedKeys(values)), "[]")), ",")
 		}
 	}
 	day, weekday := all[dayField], all[weekdayField]
@@ -3071,27 +3004,11 @@ func cronSchedule(fields []string) (string, error) {
 
 // cutInput cuts a command at its first %, after which its standard input follows, where % begins a new line. \% is %.
 func cutInput(text string) (command, input string) {
-	var parts [2]strings.Builder
-	at := 0
-	for i := 0; i < len(text); i++ {
-		switch {
-		case text[i] == '\\' && i+1 < len(text):
-			if i++; text[i] != '%' {
-				parts[at].WriteByte('\\')
-			}
-			parts[at].WriteByte(text[i])
-		case text[i] != '%':
-			parts[at].WriteByte(text[i])
-		case at == 0:
-			at = 1
-		default:
-			parts[at].WriteByte('\n')
-		}
-	}
-	if input = parts[1].String(); input != "" && !strings.HasSuffix(input, "\n") {
+	text = strings.NewReplacer(`\\`, `\\`, `\%`, "%", "%", "\n").Replace(text) // of which a line has none
+	if command, input, _ = strings.Cut(text, "\n"); input != "" && !strings.HasSuffix(input, "\n") {
 		input += "\n"
 	}
-	return strings.TrimSpace(parts[0].String()), input
+	return strings.TrimSpace(command), input
 }
 
 // clockChanges says what the schedule of a job means at the next clock changes of its zone, "" if they change nothing.
@@ -3111,23 +3028,26 @@ func clockChanges(j job, now time.Time) string {
 		wall := at.UTC().Add(time.Duration(min(before, after)) * time.Second) // the times that are left out, or repeated
 		end := wall.Add(time.Duration(max(before-after, after-before)) * time.Second)
 		if next := sched.next(wall.Add(-1)); !next.IsZero() && next.Before(end) {
-			texts = append(texts, map[bool]string{true: "not at all on ", false: "twice on "}[after > before]+at.Format(time.DateOnly))
+			how := map[bool]string{true: "not at all on ", false: "twice on "}[after > before]
+			texts = append(texts, how+at.Format(time.DateOnly))
 		}
 	}
 	return strings.Join(texts, ", ")
 }
 
-// What a command may begin with that says nothing about what it does, and what begins a part that says nothing.
+// What a command may begin with that says nothing about what it does, what its parts are between, and what begins a
+// part that says nothing.
 var (
-	cronWrappers = strings.Fields("bash chronic command dash do env exec flock if ionice java ksh nice node nohup perl php python " +
-		"python2 python3 ruby setsid sh sudo then time timeout zsh")
+	cronWrappers = strings.Fields("bash chronic command dash do env exec flock if ionice java ksh nice node nohup perl " +
+		"php python python2 python3 ruby setsid sh sudo then time timeout zsh")
+	cronParts    = regexp.MustCompile(`&&|[|;\n]`)
 	cronPreludes = strings.Fields(". : [ [[ cd export mkdir set sleep source test true ulimit umask")
 )
 
 // nameOf makes a name of a command, which no other job has.
 func (c *crontab) nameOf(command string) string {
 	var words []string
-	for part := range strings.SplitSeq(strings.NewReplacer("&&", "\n", "|", "\n", ";", "\n").Replace(command), "\n") {
+	for _, part := range cronParts.Split(command, -1) {
 		if words = tellingWords(part); words != nil {
 			break
 		}
@@ -3181,16 +3101,13 @@ func showMembers(s *invocation) error {
 func (m memberView) address() string { return net.JoinHostPort(m.Addr, strconv.Itoa(m.Port)) }
 
 func leave(s *invocation) error {
-	_, err := s.askAll(s.ctx, http.MethodPost, "/v1/leave")
+	_, err := s.ask(http.MethodPost, "/v1/leave", nil)
 	return err
 }
 
 func listPeers(s *invocation) error {
-	members, err := fetch[[]memberView](s, "/v1/members") // without the right to list them, the status is unknown
-	if errors.Is(err, errNoAPI) {
-		return err
-	}
-	_, err = show(s, "/v1/raft/peers", "NODE ID ADDRESS STATE VOTER STATUS", func(p raftPeer) []string {
+	members, _ := fetch[[]memberView](s, "/v1/members") // without the right to list them, the status is unknown
+	_, err := show(s, "/v1/raft/peers", "NODE ID ADDRESS STATE VOTER STATUS", func(p raftPeer) []string {
 		state, status := "follower", "unknown"
 		if p.Leader {
 			state = "leader"
@@ -3208,7 +3125,7 @@ func listPeers(s *invocation) error {
 func setupRemovePeer(fs *flag.FlagSet, s *invocation) func() error {
 	peer := fs.String("peer-id", "", "`id` of the server, as list-peers shows it, or its name if no other has it")
 	return func() error {
-		if err := need("peer-id", *peer, "; \"belfry raft list-peers\" shows the ids"); err != nil {
+		if err := need("--peer-id", *peer, "; \"belfry raft list-peers\" shows the ids"); err != nil {
 			return err
 		}
 		return s.removePeer(*peer)
@@ -3225,15 +3142,15 @@ func call(method, path, id string) func(*flag.FlagSet, *invocation) func() error
 		}
 		return func() error {
 			if len(s.args) > 0 && *value != "" {
-				return usageError{fmt.Errorf("--%s: the argument says %q already", id, s.args[0])}
+				return usage("--%s: the argument says %q already", id, s.args[0])
 			}
 			if len(s.args) > 0 {
 				*value = s.args[0]
 			}
-			if err := need(id, *value, ""); id != "" && err != nil {
+			if err := need("--"+id, *value, ""); id != "" && err != nil {
 				return err
 			}
-			return s.printJSON(s.ask(s.ctx, method, path+url.PathEscape(*value), nil))
+			return s.printJSON(s.ask(method, path+url.PathEscape(*value), nil))
 		}
 	}
 }
@@ -3247,22 +3164,21 @@ func setupBootstrap(fs *flag.FlagSet, s *invocation) func() error {
 				"or use the management token if there is one already: %w", *dir, err)
 		}
 		doc := map[string]string{"Secret": strings.TrimSpace(string(secret))}
-		return s.printJSON(s.ask(s.ctx, http.MethodPost, "/v1/acl/bootstrap", doc))
+		return s.printJSON(s.ask(http.MethodPost, "/v1/acl/bootstrap", doc))
 	}
 }
 
 func setupApplyPolicy(fs *flag.FlagSet, s *invocation) func() error {
 	name, file := fs.String("name", "", "required"), fs.String("rules-file", "", "required")
 	return func() error {
-		if err := cmp.Or(need("name", *name, ""), need("rules-file", *file, "")); err != nil {
+		if err := cmp.Or(need("--name", *name, ""), need("--rules-file", *file, "")); err != nil {
 			return err
 		}
-		rules, err := os.ReadFile(*file)
+		rules, err := readNamed("--rules-file", *file)
 		if err != nil {
-			return fmt.Errorf("--rules-file: %w", err)
+			return err
 		}
-		path := "/v1/acl/policies/" + url.PathEscape(*name)
-		return s.printJSON(s.ask(s.ctx, http.MethodPost, path, policy{*name, string(rules)}))
+		return s.printJSON(s.ask(http.MethodPost, "/v1/acl/policies/"+url.PathEscape(*name), policy{*name, rules}))
 	}
 }
 
@@ -3273,26 +3189,20 @@ func setupCreateToken(fs *flag.FlagSet, s *invocation) func() error {
 	var policies []string
 	fs.Func("policy", "`name` of a policy; may be given several times", list(&policies))
 	return func() error {
-		if err := need("name", *name, ""); err != nil {
+		if err := need("--name", *name, ""); err != nil {
 			return err
 		}
 		doc := map[string]any{"Name": *name, "Type": *kind, "ExpirationTTL": *ttl}
 		if policies != nil {
 			doc["Policies"] = policies
 		}
-		return s.printJSON(s.ask(s.ctx, http.MethodPost, "/v1/acl/tokens", doc))
+		return s.printJSON(s.ask(http.MethodPost, "/v1/acl/tokens", doc))
 	}
 }
 
 // removePeer removes a server from the voters. peer is its id, or its name if that is unique.
 func (s *invocation) removePeer(peer string) error {
-	peers, err := fetch[[]raftPeer](s, "/v1/raft/peers") // without the right to list them, peer must be an id
-	switch {
-	case errors.Is(err, errNoAPI):
-		return err
-	case errors.Is(err, errNotThere):
-		return fmt.Errorf("--http-addr %s: %w", s.addr, errNoAPI)
-	}
+	peers, _ := fetch[[]raftPeer](s, "/v1/raft/peers") // without the right to list them, peer must be an id
 	var ids []string
 	for _, p := range peers {
 		if p.Node == peer {
@@ -3306,9 +3216,8 @@ func (s *invocation) removePeer(peer string) error {
 	case len(ids) > 1:
 		return fmt.Errorf("--peer-id: the servers %s are all called %q; use an id", strings.Join(ids, " and "), peer)
 	}
-	if _, err = s.ask(s.ctx, http.MethodDelete, "/v1/raft/peers/"+url.PathEscape(peer), nil); errors.Is(err, errNotThere) {
-		err = errNoServer
-	}
+	s.none = errNoServer.Error()
+	_, err := s.ask(http.MethodDelete, "/v1/raft/peers/"+url.PathEscape(peer), nil)
 	return err
 }
 
@@ -3319,16 +3228,15 @@ func setupRecover(fs *flag.FlagSet, s *invocation) func() error {
 		"confirm that the other servers never come back: what only they had acknowledged is lost")
 	return func() error {
 		if !*sure {
-			return usageError{errors.New("--yes-i-lost-a-majority: is required; if a majority of the servers can be started " +
-				"again, start them: recovery loses what only the others had acknowledged")}
+			return usage("--yes-i-lost-a-majority: is required; if a majority of the servers can be started again, " +
+				"start them: recovery loses what only the others had acknowledged")
 		}
 		id := crand.Text()
 		if err := recoverServer(*dir, id); err != nil {
 			return err
 		}
-		fmt.Fprintf(s.stdout, "This server is the only one of the new cluster %s. Start it, and then the other nodes,\n"+
-			"servers and agents, with empty data directories and --retry-join. Agents that have --adopt can keep theirs.\n", id)
-		return nil
+		return s.say("This server is the only one of the new cluster %s. Start it, and then the other nodes,\n"+
+			"servers and agents, with empty data directories and --retry-join. Agents that have --adopt can keep theirs.", id)
 	}
 }
 

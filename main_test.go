@@ -440,6 +440,8 @@ func TestCommandLine(t *testing.T) {
 		{name: "bad-webhook-value", args: append(slices.Clone(agent), "--pre-webhook-payload={{.Job}}")},
 		{name: "bad-webhook-header", args: append(slices.Clone(agent), "--webhook-headers=secret")},
 		{name: "bad-mail-from", args: append(slices.Clone(agent), "--mail-host=mail")},
+		{name: "bad-mail-port", args: append(slices.Clone(agent), "--mail-port=0")},
+		{name: "bad-mail-port-high", args: append(slices.Clone(agent), "--mail-port=65536")},
 		{name: "bad-slack", args: append(slices.Clone(agent), "--slack-webhook=ops=hooks/secret")},
 		{name: "bad-heartbeat", args: append(slices.Clone(agent), "--heartbeat-url=ftp://host")},
 		{name: "bad-address", args: append(slices.Clone(agent), "--http-addr=8080")},
@@ -1190,7 +1192,7 @@ func TestClient(t *testing.T) {
 			"jobs --disabled", "jobs --disabled=maybe"}},
 		steps{"job", []string{"job backup", "job nope"}},
 		steps{"logs", []string{"logs backup", "logs slow", "logs nope", "logs 12-n1"}},
-		steps{"executions", []string{"executions --failed", "executions --since=1m", "executions --since=x"}},
+		steps{"executions", []string{"executions --failed", "executions --since=1m", "executions --since=7d", "executions --since=x"}},
 		steps{"rerun", []string{"rerun --failed --since=1h --dry-run", "rerun --failed --since=1h", "rerun --missed --since=1h", "rerun --since=1h"}},
 		steps{"rerun-refused", []string{"disable child", "disable report", "run wrong -f", "rerun --failed --since=1h", "enable report"}},
 		steps{"disable", []string{"disable backup", "disable backup", "jobs --disabled=true", "disable nope"}},
@@ -1618,6 +1620,9 @@ func TestImport(t *testing.T) {
 		"0~30 3 * * * random\n5/15 * * * * open\nA=b\\\n0 3 * * * root backup\n5 4 * * fri-mon backwards\n*/0 * * * * step\n0 3 L * * last\n0 3 * * * \xff\n")
 	c.command("import crontab deploy --tag=role=cron --disabled")
 	c.command("import crontab cron.d --system")
+	c.write("more", "A=1\nCRON_TZ=Europe/Berlin\n0 4 * * * backup.sh\n@reboot daemon\n")
+	c.command("import crontab more deploy")
+	c.command("import crontab more bad")
 	c.command("import crontab bad")
 	c.command("import crontab deploy --system")
 	c.command("import crontab nowhere")
