@@ -1,5 +1,4 @@
-// belfry is a distributed job scheduler in one program: cron for a cluster of
-// machines. It speaks Dkron's REST API.
+// belfry is a distributed job scheduler in one program: cron for a cluster of machines. It speaks Dkron's REST API.
 //
 // A tour of the source, in the order in which a change travels: main.go starts and stops the parts; api.go serves
 // requests; scheduler.go decides what is due and where it runs; cluster.go replicates every decision in one log;
@@ -938,7 +937,8 @@ func decodeKey(text string) ([]byte, error) {
 }
 
 // ownKey returns the key of a node that was given none: the one in its data directory, which the first start makes. So
-// there is no plane without a key, and who cannot read the file is a stranger to it. The caller has locked the directory.
+// there is no plane without a key, and who cannot read the file is a stranger to it. The caller has locked the
+// directory.
 func ownKey(dir string) ([]byte, error) {
 	path := filepath.Join(dir, keyFile)
 	text, err := os.ReadFile(path)
@@ -2683,8 +2683,8 @@ func (c *crontab) read(text string) error {
 	return errors.Join(errs...)
 }
 
-// remember keeps a comment, which may describe the line below it. Headings of the columns, ornaments, and lines that are
-// only commented out do not.
+// remember keeps a comment, which may describe the line below it. Headings of the columns, ornaments, and lines that
+// are only commented out do not.
 func (c *crontab) remember(comment string) {
 	_, _, set := cronSetting(comment)
 	fields, _ := cutCron(comment)
@@ -2869,8 +2869,8 @@ func setupImportDkron(fs *flag.FlagSet, s *invocation) func() error {
 	}
 }
 
-// fromDkron returns the jobs of a Dkron that can be stored here, with their counters and last times, and notes by job on
-// what is otherwise here. Those that were enabled have from=dkron in their metadata.
+// fromDkron returns the jobs of a Dkron that can be stored here, with their counters and last times, and notes by job
+// on what is otherwise here. Those that were enabled have from=dkron in their metadata.
 func fromDkron(docs []json.RawMessage, disabled bool, now time.Time) (jobs []job, notes []string) {
 	left := map[string]bool{}
 	note := func(j job, format string, args ...any) {

@@ -97,8 +97,8 @@ func (s *stats) decided(outcome, reason string, n int64) {
 	}
 }
 
-// reasonWords tell by a part of the reason why a tick did not run; the first that is in it counts. A reason begins after
-// a newline. Those with words of people after it come first.
+// reasonWords tell by a part of the reason why a tick did not run; the first that is in it counts. A reason begins
+// after a newline. Those with words of people after it come first.
 var reasonWords = []struct{ words, why string }{
 	{"\nheld by ", "held"}, {"\ncalendar ", "calendar"},
 	{"overlap", "overlap"}, {"retry of an earlier run", "overlap"}, {"mutex", "overlap"}, {"took its place", "overlap"}, {"no node", "no_node"},
@@ -771,8 +771,7 @@ func names(list []proc) string {
 	return strings.Join(texts, ", ")
 }
 
-// sortedKeys returns the keys of m in order, for what must not depend on the
-// order of a map.
+// sortedKeys returns the keys of m in order, for what must not depend on the order of a map.
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
 	return slices.Sorted(maps.Keys(m))
 }
@@ -1164,8 +1163,8 @@ func (c *courier) slots(receiver string) chan struct{} {
 	return slots.(chan struct{})
 }
 
-// send makes a request with a body: nil, bytes, or what is sent as JSON. It follows no redirects. Errors do not quote the
-// URL, which may be secret.
+// send makes a request with a body: nil, bytes, or what is sent as JSON. It follows no redirects. Errors do not quote
+// the URL, which may be secret.
 func (c *courier) send(ctx context.Context, client *http.Client, method, to, key string, header http.Header, body any) (err error) {
 	doc, ok := body.([]byte)
 	if body != nil && !ok {
