@@ -1622,7 +1622,7 @@ type remoteNode struct {
 	token     string // "": none
 	tokenFile string
 	tls       tlsFiles
-	none      string // what a 404 means; "": that there is none of that name
+	none      string // what a 404 means; "": that there is no API
 }
 
 func (n *remoteNode) flags(fs *flag.FlagSet) {
@@ -1679,12 +1679,15 @@ func toSameNode(r *http.Request, via []*http.Request) error {
 	return nil
 }
 
-var errNodeRefused = errors.New("the node responded with 409 Conflict")
+var (
+	errNodeRefused = errors.New("the node responded with 409 Conflict")
+	errNoAPI       = errors.New("there is no belfry API below that address; see --http-prefix")
+)
 
 // noneThere is what a 404 means.
 type noneThere string
 
-func (e noneThere) Error() string { return cmp.Or(string(e), "there is none of that name") }
+func (e noneThere) Error() string { return string(e) }
 
 // ask sends a request and returns the body of the response. It sends doc as JSON; nil is no body.
 func (s *invocation) ask(method, path string, doc any) ([]byte, error) {
@@ -1750,10 +1753,10 @@ func (n *remoteNode) send(ctx context.Context, method, path, contentType string,
 		return nil, err
 	case bytes.Contains(text, []byte("HTTP request to an HTTPS server")): // as net/http says it
 		return failed("the node speaks TLS; use https:// before the address, or --tls-ca")
-	case resp.StatusCode != http.StatusMisdirectedRequest && !ours:
-		return failed("there is no belfry API below that address; see --http-prefix")
-	case resp.StatusCode == http.StatusNotFound:
+	case resp.StatusCode == http.StatusNotFound && ours && n.none != "":
 		return nil, noneThere(n.none)
+	case resp.StatusCode == http.StatusNotFound, resp.StatusCode != http.StatusMisdirectedRequest && !ours:
+		return failed("%w", errNoAPI)
 	case resp.StatusCode == http.StatusConflict:
 		reason := strings.ReplaceAll(string(bytes.TrimSpace(text)), "?force", "--force") // as the command has it
 		return nil, fmt.Errorf("%w: %s", errNodeRefused, reason)
@@ -2263,6 +2266,7 @@ func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
 	missed := fs.Bool("missed", false, "the jobs whose last tick did not run, and that have not run since")
 	since := sinceFlag(fs, 0, "failures and ticks of this `time` until now, such as 30m, 12h or 7d; required")
 	dry := fs.Bool("dry-run", false, "only list the jobs")
+	s.none = "there is no such job"
 	return func() error {
 		if *failed == *missed || *since <= 0 {
 			return usage("--failed, --missed: one of them is required, and --since")
@@ -2283,7 +2287,7 @@ func setupRerun(fs *flag.FlagSet, s *invocation) func() error {
 				_, err = s.ask(http.MethodPost, jobPath(j.Name)+"/run", nil)
 			}
 			switch {
-			case errors.Is(err, noneThere("")): // deleted meanwhile
+			case errors.Is(err, noneThere(s.none)): // deleted meanwhile
 			case errors.Is(err, errNodeRefused):
 				refused = errors.Join(refused, fmt.Errorf("%s: %w", j.Name, err))
 			case err != nil:
@@ -3139,6 +3143,7 @@ func call(method, path, id string) func(*flag.FlagSet, *invocation) func() error
 		value := new(string)
 		if id != "" {
 			value = fs.String(id, "", "the same as the argument")
+			s.none = "there is none of that name"
 		}
 		return func() error {
 			if len(s.args) > 0 && *value != "" {
@@ -3202,7 +3207,10 @@ func setupCreateToken(fs *flag.FlagSet, s *invocation) func() error {
 
 // removePeer removes a server from the voters. peer is its id, or its name if that is unique.
 func (s *invocation) removePeer(peer string) error {
-	peers, _ := fetch[[]raftPeer](s, "/v1/raft/peers") // without the right to list them, peer must be an id
+	peers, err := fetch[[]raftPeer](s, "/v1/raft/peers") // without the right to list them, peer must be an id
+	if errors.Is(err, errNoAPI) {
+		return err
+	}
 	var ids []string
 	for _, p := range peers {
 		if p.Node == peer {
@@ -3217,7 +3225,7 @@ func (s *invocation) removePeer(peer string) error {
 		return fmt.Errorf("--peer-id: the servers %s are all called %q; use an id", strings.Join(ids, " and "), peer)
 	}
 	s.none = errNoServer.Error()
-	_, err := s.ask(http.MethodDelete, "/v1/raft/peers/"+url.PathEscape(peer), nil)
+	_, err = s.ask(http.MethodDelete, "/v1/raft/peers/"+url.PathEscape(peer), nil)
 	return err
 }
 
