@@ -110,8 +110,7 @@ var (
 		"if \"sqlite3 belfry.db\" has written the log into it")
 )
 
-// A refusal is what apply says of a command that does not fit the state: the
-// same on every server, and nothing was changed.
+// A refusal is what apply says of a command that does not fit the state. It changes nothing, on any server.
 type refusal string
 
 func (r refusal) Error() string { return string(r) }
@@ -145,8 +144,7 @@ const (
 	errKeys         = refusal("the change makes more rows than one command may make; make it in parts")
 )
 
-// jobFields are a job as one document, and what of it is searched, sorted by or
-// looked at with each run. What is not there is empty.
+// jobFields are a job's document, and what of it is searched, sorted by or read with each run; or empty.
 const jobFields = `,
 	name            TEXT    AS (doc ->> 'name') STORED,
 	parent_job      TEXT    AS (coalesce(doc ->> 'parent_job', '')) STORED,
@@ -284,8 +282,7 @@ CREATE INDEX executions_unfinished ON executions (job, grp, node) WHERE finished
 CREATE INDEX executions_bad ON executions (id) WHERE outcome NOT IN ('', 'success'); -- few
 CREATE INDEX executions_job_bad ON executions (job, id) WHERE outcome NOT IN ('', 'success');
 
--- An output in three parts. Why the execution failed, and the end, at most 4,000 bytes each, stand first in the row, so
--- that a list reads them without the pages of the rest.
+-- The reason of a failure and the end, at most 4,000 bytes each, are read without the pages of the rest.
 CREATE TABLE outputs (
 	execution INTEGER PRIMARY KEY,
 	reason    BLOB NOT NULL, -- the output begins with it
@@ -426,8 +423,7 @@ CREATE INDEX audit_at ON audit (at); -- of a clock that was wrong, ids and times
 CREATE INDEX audit_job ON audit (job, at) WHERE job <> '';
 `
 
-// replicated are the tables whose content is the same on every server that has
-// applied the same index, in the order of a dump.
+// replicated are the tables whose content depends on the applied index alone, in the order of a dump.
 var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs", "pending", "notices", "ticks",
 	"tick_days", "staged", "nodes", "rules", "policies", "tokens", "requests", "stats", "audit"}
 
@@ -478,8 +474,8 @@ type noted struct {
 	listed   bool           // lists show it, and an API call made it
 	touched  []int64        // jobs, as the API shows them
 	allNew   bool           // or any of them
-	telling  bool           // somebody watched when the transaction began
-	told     []mark         // what became of rows, if somebody did
+	observed bool           // somebody watched when the transaction began
+	marks    []mark         // what became of rows, if somebody did
 	failures []executionRow // that ended without success
 	counts   []func(*stats) // that must still count something
 }
@@ -546,8 +542,8 @@ type logRetention struct {
 	slack   int // trimmed in steps of this many entries
 }
 
-// openStore opens or makes the database in dir, which it creates with mode 0700, and reads back the entries that are in
-// the log but not applied. Errors are one sentence that says what to do.
+// openStore opens the database in dir, or makes both, and reads the log's entries that are not applied. Errors are one
+// sentence that says what to do.
 func openStore(dir string) (*store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("--data-dir: cannot make the directory, choose one that this user may write: %w", err)
@@ -564,9 +560,8 @@ func openStore(dir string) (*store, error) {
 	return s, nil
 }
 
-// lockDir takes the lock that keeps a second process out of dir. The kernel releases it when the process ends, however
-// it ends; but a child that was just forked holds the lock too until it executes another program. A start right after a
-// crash must wait for that.
+// lockDir keeps a second process out of dir. The kernel unlocks it when the process ends; but a child that was just
+// forked keeps it locked until it executes another program, and a start right after a crash must wait for that.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -587,8 +582,7 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// dsn returns the data source name of a file. Pragmas stand there because they
-// hold for one connection and the pool opens new ones.
+// dsn returns the data source name of a file, with its pragmas: the pool sets them on each connection that it opens.
 func dsn(path string, pragmas ...string) string {
 	name := "file:" + uriEscaper.Replace(path) + "?_pragma=busy_timeout(10000)&_txlock=immediate"
 	for _, p := range pragmas {
@@ -637,8 +631,7 @@ func (s *store) create() error {
 	return os.Rename(fresh, s.path)
 }
 
-// restrict lets only this user read the database, whatever the directory
-// allows. SQLite gives new files beside it the same mode.
+// restrict lets only this user read the database, and so the new files that SQLite makes beside it.
 func (s *store) restrict() error {
 	for _, name := range []string{s.path, s.path + "-wal", s.path + "-shm"} {
 		info, err := os.Stat(name)
@@ -654,7 +647,11 @@ func (s *store) restrict() error {
 }
 
 func (s *store) open() error {
-	steps := []func() error{s.create, s.restrict, s.checkWAL, s.connect, s.migrate, s.makeMarker, s.loadLog}
+	return inOrder(s.create, s.restrict, s.checkWAL, s.connect, s.migrate, s.makeMarker, s.loadLog)
+}
+
+// inOrder takes steps up to the first error.
+func inOrder(steps ...func() error) error {
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -697,13 +694,9 @@ func (s *store) checkWAL() error {
 
 func (s *store) makeMarker() error {
 	// An UPDATE that changes nothing would leave the write-ahead log empty, as if it were missing.
-	err := s.update("FULL", func() error { return s.exec(versionPragma) })
-	if err == nil {
-		err = os.WriteFile(s.marker(), nil, 0o600)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(s.path))
-	}
+	err := inOrder(func() error { return s.update("FULL", func() error { return s.exec(versionPragma) }) },
+		func() error { return os.WriteFile(s.marker(), nil, 0o600) },
+		func() error { return syncDir(filepath.Dir(s.path)) })
 	if err != nil {
 		return fmt.Errorf("cannot write beside the database, check the disk: %w", err)
 	}
@@ -808,8 +801,7 @@ func (s *store) close() error {
 	return errors.Join(append(errs, s.lock.Close())...)
 }
 
-// update runs fn in one transaction of the writer, with the given synchronous
-// mode (FULL or NORMAL). An error of fn rolls back.
+// update runs fn in one transaction of the writer, synchronous FULL or NORMAL. An error of fn rolls back.
 func (s *store) update(mode string, fn func() error) error {
 	if durable := mode == "FULL"; durable {
 		s.turn.Add(1)
@@ -1117,8 +1109,7 @@ type failedRead struct {
 	err error
 }
 
-// readable returns why reads fail, or failed within failedReadAge: of a damaged
-// database some pages may still be readable.
+// readable returns why reads fail, or did lately: parts of a damaged database may still be readable.
 func (s *store) readable(now time.Time) error {
 	var n int
 	const query = "SELECT (SELECT count(*) FROM (SELECT id FROM jobs LIMIT 1)) + applied_index FROM cluster"
@@ -1138,8 +1129,7 @@ func (s *reader) ids(query string, args ...any) ([]int64, error) {
 	return rowsOf[int64](s.viewEach, query, args...)
 }
 
-// A server is a name, unique among live servers, and the random id that was made with its data directory. A new disk
-// under an old name is another server.
+// A server is a name, unique among live servers, and a random id: a new disk under an old name is another server.
 type server struct{ Name, ID string }
 
 // An entryKind says who reads an entry.
@@ -1158,8 +1148,8 @@ type entry struct {
 	Data        []byte
 }
 
-// A position names an entry. Two logs that hold the same position are equal up to it (thesis 3.5). Every log holds the
-// zero position.
+// A position names an entry. Two logs with an entry at the same position are equal up to it (thesis 3.5). The zero
+// position is in every log.
 type position struct{ Index, Term uint64 }
 
 // hardState is what a server must never forget. Vote is a server's id, or "" if it has not voted in Term.
@@ -1174,8 +1164,7 @@ type voterSet struct {
 	Voters []server
 }
 
-// A snapshot replaces all entries up to its position. The driver keeps the data; the protocol needs only its end and
-// the voters.
+// A snapshot replaces all entries up to its position. The protocol needs only its end and the voters.
 type snapshot struct {
 	position
 	Voters []server
@@ -1199,8 +1188,7 @@ func encodeVoters(list []server) []byte {
 	return []byte(jsonText(slices.SortedFunc(slices.Values(list), compareServers)))
 }
 
-// decodeVoters accepts only lists that encodeVoters makes: the position in the list is a rank, and a name cannot have
-// two.
+// decodeVoters accepts only what encodeVoters makes: the place in the list is a rank, so no name comes twice.
 func decodeVoters(data []byte) ([]server, error) {
 	var list []server
 	if err := json.Unmarshal(data, &list); err != nil {
@@ -1236,8 +1224,8 @@ func (s *store) write(state *hardState, entries []entry, commit uint64) (results
 		}
 	}
 	tx := func() (err error) {
-		s.noted = noted{settings: *s.shown.Load(), telling: s.events.watched(),
-			touched: s.touched[:0], told: s.told[:0], failures: s.failures[:0], counts: s.counts[:0]}
+		s.noted = noted{settings: *s.shown.Load(), observed: s.events.watched(),
+			touched: s.touched[:0], marks: s.marks[:0], failures: s.failures[:0], counts: s.counts[:0]}
 		if err = s.writeLog(state, entries); err == nil {
 			results, err = s.apply(commit)
 		}
@@ -1257,14 +1245,12 @@ func (s *store) write(state *hardState, entries []entry, commit uint64) (results
 	return results, nil
 }
 
-// errHalfDone undoes a transaction in which a command was refused that had changed
-// something: that is so rare that to undo commands one by one is dearer.
+// errHalfDone rolls back where a refused command has changed something: too rare for a savepoint each.
 var errHalfDone = errors.New("a command was refused halfway")
 
-// install puts a file that another server's snapshotFile made in the place of everything that is replicated, and then
-// logs what write does, all in one transaction: a crash leaves the old state or the new one. Term, vote and the ids of
-// this server are not in such a file. The log begins anew after the position at which the snapshot ends; the caller has
-// seen to it that this is ahead of what was applied.
+// install replaces all that is replicated by a file that another server's snapshotFile made, and then logs what write
+// does, all in one transaction. Term, vote and this server's ids are not in such a file. The log begins anew after the
+// snapshot's position, which the caller has found to be ahead of what was applied.
 func (s *store) install(path string, at position, state *hardState, entries []entry) error {
 	if err := s.script("ATTACH ? AS snapshot", path); err != nil {
 		return fmt.Errorf("cannot open the snapshot: %w", err)
@@ -1333,8 +1319,7 @@ func (s *store) writeLog(state *hardState, entries []entry) error {
 	return nil
 }
 
-// knows reports whether this server can apply an entry as others do. What it
-// cannot, it leaves until it is replaced by a later version.
+// knows reports whether this server applies an entry as others do. If not, it waits for a later version.
 func (s *store) knows(e entry) bool {
 	if e.Kind == entryCommand {
 		return len(e.Data) > 0 && e.Data[0] > 0 && e.Data[0] <= s.format
@@ -1420,8 +1405,7 @@ func (s *store) apply(commit uint64) (results []applied, err error) {
 	return results, s.trimLog(last.Index)
 }
 
-// published tells the readers' caches, and then those who watch, what the
-// transaction that has just been committed changed.
+// published passes on, to caches and then to watchers, what the committed transaction has changed.
 func (s *store) published() {
 	s.showSettings()
 	changed := len(s.touched) > 0 || s.allNew
@@ -1433,7 +1417,7 @@ func (s *store) published() {
 		s.listing.Add(1)
 	}
 	// Who began to watch during the transaction may have read what was before it.
-	s.events.publish(s.told, s.allNew || changed && !s.telling)
+	s.events.publish(s.marks, s.allNew || changed && !s.observed)
 	for _, e := range s.failures {
 		s.failed(e)
 	}
@@ -1442,19 +1426,18 @@ func (s *store) published() {
 	}
 }
 
-// tell notes what those who watch are told of a row after the transaction.
-func (s *store) tell(what string, row int64) {
-	if s.telling {
-		s.told = append(s.told, mark{what, row})
+// mark notes a row for those who watch, who are shown it after the transaction.
+func (s *store) mark(what string, row int64) {
+	if s.observed {
+		s.marks = append(s.marks, mark{what, row})
 	}
 }
 
 // repeated reports whether the request had been done before, and nothing was done again.
 func (a *applied) repeated() bool { return a.First != 0 }
 
-// trimLog drops the oldest entries, all of them applied, beyond what is kept for followers that were away, and what a
-// follower that is there still needs: under load it could not catch up with a snapshot that took longer than the log
-// lasts.
+// trimLog drops the oldest applied entries beyond what is kept for followers that were away, but none that a follower
+// still needs: under load it could not catch up if a snapshot took longer than the log lasts.
 func (s *store) trimLog(applied uint64) error {
 	n, size := int(applied+1-s.logFirst), s.logEnds[len(s.logEnds)-1]-s.logEnds[0]
 	drop, _ := slices.BinarySearch(s.logEnds[:n+1], s.logEnds[n]-s.kept.bytes)
@@ -1802,8 +1785,7 @@ type cut struct {
 	Spare int64 `json:"spare,omitempty"` // of executions: id from which on those without success stay; 0: none stays
 }
 
-// Values of a job's concurrency; empty is allow. With queue and replace the newest run that cannot start waits, and
-// with replace the open group is ended.
+// Values of a job's concurrency, or empty: allow. With queue and replace the newest run that cannot start waits.
 const (
 	concurrencyAllow   = "allow"
 	concurrencyForbid  = "forbid"
@@ -1824,8 +1806,7 @@ const (
 	causeClock = "clock" // in ticks: a job that a wrong clock had carried into the future
 )
 
-// encode returns the command as an entry's data: the format number, the
-// length of the JSON, the JSON, and the outputs of its reports.
+// encode returns an entry's data: the format number, the length of the JSON, the JSON, outputs of reports.
 func (c *command) encode() ([]byte, error) {
 	for i := range c.Finish {
 		c.Finish[i].OutputSize = len(c.Finish[i].output)
@@ -1929,8 +1910,7 @@ func applyRows[T any](a *applying, query string, args ...any) (list []T) {
 	return list
 }
 
-// key returns a key that no other row has or will have. Apply refuses a command
-// that has used more of them than there are.
+// key returns a key that no other row ever has. A command that uses more than there are is refused.
 func (a *applying) key() int64 {
 	a.keys++
 	return key(a.result.Index, a.keys-1)
@@ -1977,50 +1957,27 @@ func (a *applying) repeated() bool {
 func (a *applying) change() {
 	c := a.c
 	a.s.listed = a.s.listed || c.Put != nil || c.Restore != nil || c.Delete != nil || c.DeleteExecutions != nil
-	switch {
-	case c.Found != nil:
-		a.found(*c.Found)
-	case c.Put != nil:
-		for _, p := range c.Put {
-			a.put(p)
-		}
-	case c.Stage != nil:
-		a.stage(c.Stage)
-	case c.Restore != nil:
-		a.restore(*c.Restore)
-	case c.Delete != nil:
-		a.delete(*c.Delete)
-	case c.DeleteExecutions != nil:
-		a.deleteExecutions(*c.DeleteExecutions)
-	case c.SetPaused != nil:
-		a.setPaused(*c.SetPaused)
-	case c.SetRule != nil:
-		a.setRule(*c.SetRule)
-	case c.PutPolicy != nil:
-		a.putPolicy(*c.PutPolicy)
-	case c.DeletePolicy != "":
-		a.deletePolicy(c.DeletePolicy)
-	case c.PutToken != nil:
-		a.putToken(*c.PutToken)
-	case c.DeleteToken != "":
-		a.deleteToken(c.DeleteToken)
-	case c.Consume != nil:
-		a.consume(c.Consume)
-	case c.Bind != nil:
-		a.bind(c.Bind)
-	case c.Finish != nil:
-		a.finish(c.Finish)
-	case c.Reset != nil:
-		a.reset(c.Reset)
-	case c.Nodes != nil:
-		a.seeNodes(c.Nodes)
-	case c.Trim != nil:
-		a.trim(c.Trim)
-	case c.Notice != nil:
-		a.occasions(c.Notice)
-	case c.Told != nil:
-		a.told(*c.Told)
-	default:
+	changed := part(c.Found != nil, a.found, c.Found) ||
+		part(c.Put != nil, a.putAll, c.Put) ||
+		part(c.Stage != nil, a.stage, c.Stage) ||
+		part(c.Restore != nil, a.restore, c.Restore) ||
+		part(c.Delete != nil, a.delete, c.Delete) ||
+		part(c.DeleteExecutions != nil, a.deleteExecutions, c.DeleteExecutions) ||
+		part(c.SetPaused != nil, a.setPaused, c.SetPaused) ||
+		part(c.SetRule != nil, a.setRule, c.SetRule) ||
+		part(c.PutPolicy != nil, a.putPolicy, c.PutPolicy) ||
+		part(c.DeletePolicy != "", a.deletePolicy, c.DeletePolicy) ||
+		part(c.PutToken != nil, a.putToken, c.PutToken) ||
+		part(c.DeleteToken != "", a.deleteToken, c.DeleteToken) ||
+		part(c.Consume != nil, a.consume, c.Consume) ||
+		part(c.Bind != nil, a.bind, c.Bind) ||
+		part(c.Finish != nil, a.finish, c.Finish) ||
+		part(c.Reset != nil, a.reset, c.Reset) ||
+		part(c.Nodes != nil, a.seeNodes, c.Nodes) ||
+		part(c.Trim != nil, a.trim, c.Trim) ||
+		part(c.Notice != nil, a.occasions, c.Notice) ||
+		part(c.Told != nil, a.told, c.Told)
+	if !changed {
 		a.audit("", "", nil, nil)
 	}
 	if a.result.Noticed {
@@ -2028,8 +1985,21 @@ func (a *applying) change() {
 	}
 }
 
-// audit adds a row to the audit trail, if a caller requested the change.
-// before and after are what it changed, each a document or nil.
+// part applies a part of a command that is set, and reports whether it is.
+func part[T any](set bool, apply func(T), what T) bool {
+	if set {
+		apply(what)
+	}
+	return set
+}
+
+func (a *applying) putAll(list []jobPut) {
+	for _, p := range list {
+		a.put(p)
+	}
+}
+
+// audit adds a row to the audit trail if a caller requested the change. before and after are documents or nil.
 func (a *applying) audit(job, object string, before, after any) {
 	w := a.c.Audit
 	if w == nil || a.err != nil {
@@ -2142,12 +2112,11 @@ func (a *applying) put(p jobPut) {
 	a.audit(p.Job.Name, "", was, &p.Job)
 }
 
-// touch notes that jobs change as the API shows them: in what they are, or in
-// the names of their parent and their children.
+// touch notes that jobs change as the API shows them, in themselves or in the names of parent and children.
 func (a *applying) touch(ids ...int64) {
 	for _, id := range ids {
 		a.touchRun(id)
-		a.s.tell(eventJob, id)
+		a.s.mark(eventJob, id)
 	}
 }
 
@@ -2162,8 +2131,7 @@ func (a *applying) touchParents(names ...string) {
 // touchRun is touch for what the start or end of a run changes, for which watchers get another event.
 func (a *applying) touchRun(id int64) { a.s.touched = append(a.s.touched, id) }
 
-// checkParent refuses a new parent of a job that does not exist, is below the
-// job, or would have too many children or ancestors above one.
+// checkParent refuses a parent that does not exist or is below the job, and too many children or ancestors.
 func (a *applying) checkParent(job, parent string) {
 	above, below, children := 0, 0, 0
 	for up := parent; up != "" && a.err == nil; above++ {
@@ -2216,8 +2184,7 @@ func (a *applying) wait(p pendingRow) (id int64) {
 	return p.ID
 }
 
-// waitPause is the time between looks at what waits for something that nobody is seen to have freed: a node may have
-// come, or a job changed.
+// waitPause is the time between looks at what waits, as a node may have come, or a job changed.
 const waitPause = 10 * time.Second
 
 // wake has the leader look at what waits for something that may be free now, in the order in which it was due.
@@ -2366,7 +2333,7 @@ func (a *applying) refuse(restore int64, bans []ban) {
 // restore moves the staged jobs into jobs. It does so by a few statements over whole tables, because all of it is one
 // transaction: measured, 10 µs a job. Jobs that exist keep their id, counters and status, and their next tick unless
 // what decides it has changed.
-func (a *applying) restore(r restoring) {
+func (a *applying) restore(r *restoring) {
 	var n int
 	if a.get("SELECT count(*) FROM staged WHERE restore = ?", []any{r.Restore}, &n); n != r.Jobs {
 		a.fail(errBrokenOff)
@@ -2398,7 +2365,7 @@ func (a *applying) restore(r restoring) {
 }
 
 // prune deletes the jobs with a metadata that a restore does not have, and returns how many.
-func (a *applying) prune(r restoring) int64 {
+func (a *applying) prune(r *restoring) int64 {
 	query, args := jobFilter{Metadata: r.Prune}.query()
 	ids := applyRows[int64](a, "SELECT id FROM ("+query+") WHERE id NOT IN (SELECT j.id FROM staged st "+
 		"JOIN jobs j ON j.name = st.name AND j.deleted = 0 WHERE restore = ?)", append(args, r.Restore)...)
@@ -2414,7 +2381,7 @@ func (j job) document() string {
 	return jsonText(j)
 }
 
-func (a *applying) delete(v jobVersion) {
+func (a *applying) delete(v *jobVersion) {
 	var rev int64
 	var parent bool
 	found := a.get("SELECT rev, EXISTS (SELECT * FROM jobs c WHERE "+childOfJob+") FROM jobs j "+
@@ -2434,8 +2401,8 @@ func (a *applying) delete(v jobVersion) {
 	}
 }
 
-// softDelete deletes a job: its name is free at once and nothing follows any more. Its running executions end on their
-// own, under the old id; its rows go with later trims.
+// softDelete deletes a job: its name is free at once and nothing follows. Its runs end under the old id; its rows go
+// with later trims.
 func (a *applying) softDelete(id int64) {
 	var parent string
 	a.get("SELECT parent_job FROM jobs WHERE id = ?", []any{id}, &parent)
@@ -2449,7 +2416,7 @@ func (a *applying) softDelete(id int64) {
 
 // deleteExecutions drops one slice of a job's finished executions and zeroes its counters; its status stays, as Dkron
 // has it. Groups that are not over are spared.
-func (a *applying) deleteExecutions(v jobVersion) {
+func (a *applying) deleteExecutions(v *jobVersion) {
 	var name string
 	if !a.get("SELECT name FROM jobs WHERE id = ? AND deleted = 0", []any{v.ID}, &name) {
 		a.fail(errNoJob)
@@ -2464,7 +2431,7 @@ func (a *applying) deleteExecutions(v jobVersion) {
 }
 
 // found also closes what was running in a former life of the cluster, as a backup or a recovered server recorded it.
-func (a *applying) found(f foundation) {
+func (a *applying) found(f *foundation) {
 	a.exec("UPDATE cluster SET id = ?, timezone = iif(timezone = '', ?, timezone)", f.ID, f.Timezone)
 	a.fail(a.s.loadSettings())
 	const why = "lost: the cluster was recovered or started from a backup; the run may or may not have ended\n"
@@ -2481,15 +2448,15 @@ func (a *applying) found(f foundation) {
 // than the former one can have come, so that no id of an execution comes twice. There is room for 30 lives.
 const lifeGap = 1 << 28
 
-func (a *applying) setPaused(paused bool) {
-	a.s.settings.paused = paused
-	a.s.tell(eventPaused, 0)
-	a.exec("UPDATE cluster SET paused = ?", paused)
+func (a *applying) setPaused(paused *bool) {
+	a.s.settings.paused = *paused
+	a.s.mark(eventPaused, 0)
+	a.exec("UPDATE cluster SET paused = ?", *paused)
 	a.audit("", "", nil, nil)
 }
 
 // setRule stores a rule, or takes it back. A calendar that a job names stays.
-func (a *applying) setRule(r ruleSet) {
+func (a *applying) setRule(r *ruleSet) {
 	old := a.s.settings.rules[r.Kind]
 	var was, is any
 	var job int
@@ -2514,14 +2481,14 @@ func (a *applying) setRule(r ruleSet) {
 		a.result.Released = r.Kind == ruleHold
 	}
 	a.fail(a.s.loadSettings())
-	a.s.tell(eventPaused, 0)
+	a.s.mark(eventPaused, 0)
 	a.audit("", r.Name, was, is)
 }
 
-func (a *applying) putPolicy(p policy) {
+func (a *applying) putPolicy(p *policy) {
 	was := a.policy(p.Name)
 	a.exec("INSERT OR REPLACE INTO policies VALUES (?, ?)", p.Name, p.Rules)
-	a.audit("", p.Name, was, p)
+	a.audit("", p.Name, was, *p)
 }
 
 func (a *applying) deletePolicy(name string) {
@@ -2542,13 +2509,12 @@ func (a *applying) policy(name string) any {
 	return p
 }
 
-// ranSQL is the outcome of the tick whose group the execution e is the first
-// of: if no execution of it has started, the tick was missed.
+// ranSQL is the outcome of a tick whose first execution is e: missed if none of its group has started.
 const ranSQL = `CASE WHEN e.outcome = 'missed' AND NOT EXISTS (SELECT * FROM executions m
 		WHERE m.grp = e.id AND m.grp <> m.id AND m.outcome <> 'missed') THEN 'missed'
 	WHEN e.late THEN 'late' ELSE 'ran' END`
 
-func (a *applying) putToken(p tokenPut) {
+func (a *applying) putToken(p *tokenPut) {
 	var managed bool
 	if p.First && a.get(managedQuery, []any{a.c.Now}, &managed) && managed {
 		a.fail(errManaged)
@@ -2773,8 +2739,8 @@ func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (sta
 	return nil
 }
 
-// place returns what a cause p of job t must wait for before it may start on any of its targets, "" if for nothing, and
-// who has that; and which targets have room.
+// place returns what a cause p of job t must wait for before it may start on any target, and who has that: "" if
+// nothing; and which targets have room.
 func (a *applying) place(on []target, t *consuming, p pendingRow, own int64) (thing, who string, free, full []target) {
 	if thing, who = a.taken(t, p, own); thing != "" {
 		return thing, who, nil, nil
@@ -2875,8 +2841,7 @@ func (a *applying) drop(where, why string, t *consuming, args ...any) int64 {
 	return int64(len(rows))
 }
 
-// withRoom splits targets into those that can take an execution more, which is counted, and those that cannot, or for
-// which something older waits.
+// withRoom splits targets into those that may run p, which is counted, and those that are full or awaited.
 func (a *applying) withRoom(targets []target, p pendingRow) (free, full []target) {
 	var who string
 	for _, n := range targets {
@@ -2932,10 +2897,9 @@ func (a *applying) barred(d decision, t *consuming) bool {
 	return drained
 }
 
-// cause takes the cause of d away, and returns what it stands for as a pending row, and how much of what its job has
-// open it may start beside: of a retry or a slot, the rest of its group and retries and slots of others, which in turn
-// would wait for it. ok is false if it is to be decided again; a row without a cause says that there is nothing left to
-// decide.
+// cause consumes the cause of d, and returns it as a pending row, and how many open runs of its job it may start
+// beside: for a retry or slot, the rest of its group, and retries and slots of others, which would wait for it. ok is
+// false if it is to be decided again; without p.Cause there is nothing left to decide.
 func (a *applying) cause(d decision, t *consuming) (p pendingRow, own int64, ok bool) {
 	p = pendingRow{JobID: d.Job, Attempt: 1, Due: a.c.Now}
 	switch {
@@ -3001,13 +2965,12 @@ func (a *applying) record(job int64, cause string, d decision) {
 			missed = missed + iif(?2 = 'missed', ?3, 0) WHERE job = ?1`, job, d.Outcome, n)
 		a.counts(func(s *stats) { s.decided(d.Outcome, d.Reason, n) })
 	}
-	a.s.tell(eventJob, job)
+	a.s.mark(eventJob, job)
 	a.exec("INSERT INTO ticks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
 		a.key(), job, cause, d.Due, max(d.Due, d.Until), max(1, d.Count), d.Outcome, d.Reason)
 }
 
-// start writes the unfinished executions of a group, or of one retry or slot of
-// it (p.Group set), and returns their ids. It sets p.Group.
+// start writes the executions of a group, or of a retry or slot of p.Group, and sets p.Group. It returns the ids.
 func (a *applying) start(targets []target, p *pendingRow) (ids []int64) {
 	cause, params := p.Cause, jsonText(p.Params)
 	if cause == causeSlot {
@@ -3020,7 +2983,7 @@ func (a *applying) start(targets []target, p *pendingRow) (ids []int64) {
 		}
 		a.exec("INSERT INTO executions VALUES (?,?,?,?,?,?,?,?,?,?,?,0,'',0,NULL,'',0,0,?)", id, p.JobID, p.Group,
 			p.slot+i, p.Attempt, t.Node, int64(t.Incarnation), cause, p.Asked, p.Late, a.c.Now, params)
-		a.s.tell(eventStarted, id)
+		a.s.mark(eventStarted, id)
 		ids = append(ids, id)
 	}
 	return ids
@@ -3052,7 +3015,7 @@ func (a *applying) bind(list []binding) {
 		if a.result.Accepted[i] = n == 1; n == 1 {
 			a.result.Started[i] = []int64{b.Execution}
 			a.running = nil
-			a.s.tell(eventStarted, b.Execution) // under the name that it has now
+			a.s.mark(eventStarted, b.Execution) // under the name that it has now
 		}
 	}
 }
@@ -3081,10 +3044,9 @@ type jobDelta struct {
 	over                                                string // how the last group that is over has ended
 }
 
-// finish ends executions: the row, the output, counts, daily statistics and status; and it makes pending what must
-// follow, so that no crash can lose it. A report counts if it is of the process that the execution is with, and if the
-// execution has not ended. One that is lost may still be ended by its node, not by the leader, which is closing it
-// then.
+// finish ends executions, and makes pending what must follow in the same command. A report counts if it is of the
+// process that has the execution, and if that has not ended. A lost one may still be ended by its node, but not by the
+// leader.
 func (a *applying) finish(reports []report) {
 	rows := a.unfinished(reports)
 	deltas, days := map[int64]*jobDelta{}, map[int64]*[2]int64{}
@@ -3147,60 +3109,38 @@ func (a *applying) unfinished(reports []report) map[int64]*ended {
 	return rows
 }
 
-// end finishes one execution, and makes its retry pending if one follows. It
-// may have been lost before: then it is counted, and nothing follows.
+// end finishes one execution and makes its retry pending. If it was lost before, it is counted and that is all.
 func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
-	if r.Started == 0 {
-		r.Started = e.Started
-	}
 	a.exec(`UPDATE executions SET started = ?, finished = ?, outcome = ?, dropped = ?,
-		exit_code = ?, signal = ?, cpu = ?, memory = ? WHERE id = ?`, r.Started, r.Finished, r.Outcome, r.Dropped,
+			exit_code = ?, signal = ?, cpu = ?, memory = ? WHERE id = ?`,
+		cmp.Or(r.Started, e.Started), r.Finished, r.Outcome, r.Dropped,
 		r.Process.ExitCode, r.Process.Signal, r.Process.CPU, r.Process.Memory, e.ID)
 	e.attempts = []attempt{{e.ID, e.slot, r.Finished, r.Outcome}}
-	a.s.tell(eventEnded, e.ID)
+	a.s.mark(eventEnded, e.ID)
 	a.counts(func(s *stats) { s.ran(r.Outcome) })
-	if e.Outcome == outcomeLost { // what stood there said so
-		a.exec("DELETE FROM outputs WHERE execution = ?", e.ID)
-	}
-	if len(r.output) > 0 {
-		reason := min(max(0, r.Reason), len(r.output))
-		cut := max(reason, len(r.output)-tailBytes)
-		a.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
-			e.ID, nonNil(r.output[:reason]), nonNil(r.output[cut:]), nonNil(r.output[reason:cut]))
-	}
+	reason := r.output[:min(max(0, r.Reason), len(r.output))]
+	a.keepOutput(e, r.output, len(reason))
 	if a.s.failed != nil && r.Outcome != outcomeSuccess {
 		failure := e.executionRow
-		failure.Outcome, failure.Reason = r.Outcome, r.output[:min(max(0, r.Reason), len(r.output))]
+		failure.Outcome, failure.Reason = r.Outcome, reason
 		a.s.failures = append(a.s.failures, failure)
 	}
-	d := deltas[e.JobID]
-	if d == nil {
-		d = &jobDelta{}
-		deltas[e.JobID] = d
-	}
-	d.add(r, days)
+	d := entryOf(deltas, e.JobID)
+	d.add(r, entryOf(days, r.Finished/nanosPerDay))
 	if e.Outcome == outcomeLost {
 		return
 	}
-	if r.Outcome == outcomeMissed {
+	switch r.Outcome {
+	case outcomeMissed:
 		a.notifyRun(eventMissed, e.audience, e.ID, false)
-	} else {
+	case outcomeLost:
+		a.notifyRun(eventEnd, e.audience, e.ID, false)
+		a.notifyRun(eventLost, e.audience, e.ID, false)
+	default:
 		a.notifyRun(eventEnd, e.audience, e.ID, false)
 	}
-	if r.Outcome == outcomeLost {
-		a.notifyRun(eventLost, e.audience, e.ID, false)
-	}
-	switch { // a tick has run once the first execution of its group has ended: its node has taken the order
-	case e.Cause != causeTick || e.ID != e.Group:
-	case r.Outcome == outcomeMissed:
-		d.missed++
-		a.counts(func(s *stats) { s.decided(outcomeMissed, "no node took the order", 1) })
-	case e.Late:
-		d.late++
-		a.counts(func(s *stats) { s.decided(outcomeLate, "", 1) })
-	default:
-		d.ran++
-		a.counts(func(s *stats) { s.decided(outcomeRan, "", 1) })
+	if e.Cause == causeTick && e.ID == e.Group { // the first of its group: by its end a node took the order, or none
+		a.tickRan(e, r, d)
 	}
 	d.open--
 	d.kept++
@@ -3214,21 +3154,52 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	e.attempts = append(e.attempts, attempt{slot: e.slot})
 }
 
-// add counts a report for its job and for its day.
-func (d *jobDelta) add(r report, days map[int64]*[2]int64) {
-	day := r.Finished / nanosPerDay
-	if days[day] == nil {
-		days[day] = &[2]int64{}
+// entryOf returns the entry of a map, which it makes if there is none.
+func entryOf[V any](m map[int64]*V, key int64) *V {
+	if m[key] == nil {
+		m[key] = new(V)
 	}
+	return m[key]
+}
+
+// keepOutput stores an output that begins with the reason of a failure. If e was lost, the one that it has says so.
+func (a *applying) keepOutput(e *ended, output []byte, reason int) {
+	if e.Outcome == outcomeLost {
+		a.exec("DELETE FROM outputs WHERE execution = ?", e.ID)
+	}
+	if cut := max(reason, len(output)-tailBytes); len(output) > 0 {
+		a.exec("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
+			e.ID, nonNil(output[:reason]), nonNil(output[cut:]), nonNil(output[reason:cut]))
+	}
+}
+
+// tickRan counts the outcome of the tick that e was started for.
+func (a *applying) tickRan(e *ended, r report, d *jobDelta) {
+	outcome, why := outcomeRan, ""
+	switch {
+	case r.Outcome == outcomeMissed:
+		d.missed++
+		outcome, why = outcomeMissed, "no node took the order"
+	case e.Late:
+		d.late++
+		outcome = outcomeLate
+	default:
+		d.ran++
+	}
+	a.counts(func(s *stats) { s.decided(outcome, why, 1) })
+}
+
+// add counts a report for its job and for its day.
+func (d *jobDelta) add(r report, day *[2]int64) {
 	switch {
 	case r.Outcome == outcomeSuccess:
 		d.success++
 		d.lastSuccess = max(d.lastSuccess, r.Finished)
-		days[day][0]++
+		day[0]++
 	case !undecided(r.Outcome):
 		d.failed++
 		d.lastError = max(d.lastError, r.Finished)
-		days[day][1]++
+		day[1]++
 	}
 }
 
@@ -3242,9 +3213,8 @@ func retried(outcome string) bool {
 	return outcome == outcomeFailed || outcome == outcomeInterrupted
 }
 
-// retryDelay returns how long the attempt after a failed one waits: the job's retry_delay, twice as long after each
-// attempt, up to its retry_max_delay. Without the second it is always the first, without the first it begins with a
-// second, and without both it ends at retryWaitMax.
+// retryDelay returns how long the attempt after a failed one waits: retry_delay, doubled with each attempt up to
+// retry_max_delay; without that it stays, and without both it grows from a second to retryWaitMax.
 func retryDelay(first, longest string, attempt int) time.Duration {
 	delay, limit := time.Second, retryWaitMax
 	if d, err := time.ParseDuration(first); err == nil {
@@ -3259,8 +3229,7 @@ func retryDelay(first, longest string, attempt int) time.Duration {
 	return min(delay, limit)
 }
 
-// An attempt is what became of an execution of a group. A pending slot or retry counts as one that has not ended, a
-// slot that was given up as one that was missed.
+// An attempt is what became of an execution of a group. Pending ones have not ended, a slot given up was missed.
 type attempt struct {
 	id       int64
 	slot     int
@@ -3278,8 +3247,7 @@ func (a *applying) attempts(group, job, due int64) []attempt {
 		group, job, due)
 }
 
-// settle gives the job the status of the group that e has just ended in. Of an execution that was lost before nothing
-// more follows.
+// settle gives the job the status of the group that e has ended in. After a lost execution nothing follows.
 func (a *applying) settle(e *ended, d *jobDelta) {
 	if !e.sole {
 		e.attempts = a.attempts(e.Group, e.JobID, e.Due)
@@ -3302,17 +3270,15 @@ func (a *applying) settle(e *ended, d *jobDelta) {
 	}
 }
 
-// How a group ended, and the values of a child's parent_on: after which end of its
-// parent's groups it runs; empty is onSuccess.
+// How a group ended, and the values of a child's parent_on, which says what it follows; empty is onSuccess.
 const (
 	onSuccess = "success"
 	onFailure = "failure"
 	onAny     = "any"
 )
 
-// over reports whether nothing of a group runs and no retry waits any more, so that it has succeeded or failed: it has
-// succeeded if the last attempt on every node has, and failed if one of these failed or was interrupted, but none was
-// killed.
+// over reports whether a group has succeeded or failed: nothing of it runs or is to be retried, and of the last
+// attempts on each node none was killed. It has failed if one of these failed or was interrupted.
 func (a *applying) over(job int64, who audience, group []attempt, d *jobDelta) bool {
 	last, how := map[int]attempt{}, onSuccess
 	var succeeded, failed int64 // newest execution that has
@@ -3373,8 +3339,7 @@ func (a *applying) follow(id int64, d *jobDelta) {
 	}
 }
 
-// count adds what has ended to the state of the jobs and to the daily
-// statistics. A job that was deleted has no state any more.
+// count adds what has ended to the state of jobs, if they are not deleted, and to the daily statistics.
 func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 	for _, id := range sortedKeys(deltas) {
 		d := deltas[id]
@@ -3397,8 +3362,8 @@ func (a *applying) count(deltas map[int64]*jobDelta, days map[int64]*[2]int64) {
 	}
 }
 
-// disableFailing disables a job of which as many groups in a row have failed as it allows. A tick that is due would be
-// left without an outcome: then consume does it.
+// disableFailing disables a job with as many failed groups in a row as it allows, unless a tick is due: that needs an
+// outcome, so consume does it then.
 func (a *applying) disableFailing(id int64) {
 	type row struct {
 		was job
@@ -3433,8 +3398,7 @@ func (w audience) failed(d *jobDelta) bool { return d.failures > 0 || w.broken &
 
 const audienceColumns = "j.name, j.owner_email, iif(j.listens, j.doc, ''), coalesce(s.broken, 0)"
 
-// receivers returns who is told of an event. again: they have been told of the same since the job ran well; then it is
-// only those who want to hear of every failure.
+// receivers returns who gets a notice; again: only those who want one of every failure, as the job failed before.
 func (a *applying) receivers(event string, who audience, again bool) (list []string) {
 	for _, r := range a.c.Listeners[event] {
 		switch {
@@ -3519,7 +3483,7 @@ func (a *applying) occasions(list []occasion) {
 }
 
 // told removes notices that need not be told any more.
-func (a *applying) told(t toldRows) {
+func (a *applying) told(t *toldRows) {
 	n := a.dropNotices(t.Taken)
 	a.counts(func(s *stats) { s.told.Add(int64(n)) })
 	a.loseNotices(t.Lost)
@@ -3544,8 +3508,7 @@ func (a *applying) loseNotices(ids []int64) {
 	a.counts(func(s *stats) { s.untold.Add(int64(n)) })
 }
 
-// reset takes back ticks that were decided by a clock ahead of its time. It changes the job's rev, so that a next
-// computed from those ticks is refused.
+// reset takes back ticks decided by a clock ahead of its time, and changes rev so that no next follows from them.
 func (a *applying) reset(list []reset) {
 	for _, r := range list {
 		n := a.exec(`UPDATE job_state SET fired = ?, next = ? WHERE job = ? AND fired = ?
@@ -3605,8 +3568,7 @@ func (a *applying) trim(t *trimming) {
 	a.audit("", "", nil, nil)
 }
 
-// dropTicks adds the oldest skipped and missed ticks of a job to the daily
-// counts; a missed range counts for the day of its first.
+// dropTicks adds a job's oldest skipped and missed ticks to the daily counts, a range to the day of its first.
 func (a *applying) dropTicks(c cut) {
 	a.exec(`INSERT INTO tick_days SELECT job, due / 86400000000000, 0, 0,
 		sum(iif(outcome = 'skipped', count, 0)), sum(iif(outcome = 'missed', count, 0)) FROM ticks
@@ -3614,8 +3576,7 @@ func (a *applying) dropTicks(c cut) {
 	a.exec("DELETE FROM ticks WHERE job = ? AND id <= ?", c.Job, c.Upto)
 }
 
-// purge drops a slice of the rows of a deleted job, and the job with the last
-// of them. It stays for as long as something of it runs.
+// purge drops a slice of the rows of a deleted job, and with the last of them the job, if none of it runs.
 func (a *applying) purge(id int64) {
 	a.dropExecutions(cut{Job: id, Upto: math.MaxInt64})
 	var left int
@@ -3640,8 +3601,7 @@ type jobRow struct {
 	open          int64
 }
 
-// A jobView is a job as Dkron's clients expect it: each of Dkron's fields is there, in whatever form it was stored; of
-// ours, which are those of job, the ones that are not empty.
+// A jobView is a job as Dkron's clients expect it: all of Dkron's fields, in whatever form, and ours if not empty.
 type jobView struct {
 	ID             string          `json:"id"` // Dkron's: the name
 	Name           string          `json:"name"`
@@ -3838,17 +3798,15 @@ func (f jobFilter) volatile() bool {
 	return f.Status != "" || strings.Contains(jobOrder[f.Sort], "s.")
 }
 
-// anyName is the condition that the name of job j matches one of the patterns in the parameter, JSON of a list, or that
-// the list is null. A name has no slash and none of the characters that GLOB knows besides the star, and jobGlob lets
-// none of them into a pattern.
+// anyName is the condition that the name of job j matches a pattern in the parameter, JSON of a list or null: any.
+// Neither names nor patterns, after jobGlob, have a character that GLOB knows but the star.
 func anyName(param string) string {
 	return "(" + param + " = 'null' OR EXISTS (SELECT * FROM json_each(" + param + ") WHERE j.name GLOB value))"
 }
 
-// jobs returns rows [start, end) of the jobs that f selects, as the JSON of jobRows, which nobody changes, and the
-// number of all of them. f.Sort must be in jobOrder. The list reflects every earlier change by an API call. What runs
-// change in its order or choice may show a second later, or up to listAgeMax later if the list takes long to make; the
-// rows themselves are current.
+// jobs returns rows [start, end) of the jobs that f selects, as JSON that nobody changes, and the number of all. f.Sort
+// must be in jobOrder. The list reflects every earlier API call; changes by runs to choice and order may show a second
+// later, or listAgeMax if the list takes long to make. Rows are current.
 func (s *store) jobs(f jobFilter, start, end int) (iter.Seq2[json.RawMessage, error], int, error) {
 	ids, total, err := s.jobIDs(f, start, end)
 	read := func(ids []int64) ([]json.RawMessage, error) { return s.docs.read(s, ids) }
@@ -3871,8 +3829,7 @@ func (s *store) jobIDs(f jobFilter, start, end int) (ids []int64, total int, err
 	return ids[min(start, total):max(min(start, total), min(end, total))], total, err
 }
 
-// inParts yields what read makes of a list, n items at a time. While the
-// caller takes them, one part is in memory and no connection is held.
+// inParts yields what read makes of a list, n items at a time: one part is in memory, no connection in use.
 func inParts[In, Out any](list []In, n int, read func([]In) ([]Out, error)) iter.Seq2[Out, error] {
 	return func(yield func(Out, error) bool) {
 		for part := range slices.Chunk(list, n) {
@@ -3947,8 +3904,7 @@ func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 	return list.([]int64), nil
 }
 
-// early reports whether a page is to be read without a list, because there is
-// none yet. After listPages of them the list is made.
+// early reports whether a page is read without a list, as the first listPages are after a change.
 func (l *jobLists) early(key string, listing uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -4148,8 +4104,7 @@ type executionRow struct {
 	Output     []byte // no more than was asked for
 }
 
-// executionColumns are an executionRow with the last ?1 bytes of the output
-// after the reason. The result of || is text, which readers cut at a NUL.
+// executionColumns are an executionRow with the last ?1 bytes of the output. || gives text, which ends at a NUL.
 const executionColumns = `e.*, j.name,
 	coalesce(length(o.reason) + length(o.tail) + length(o.head), 0), coalesce(o.reason, x''),
 	CASE WHEN ?1 = 0 OR o.tail IS NULL THEN x'' WHEN ?1 <= length(o.tail) THEN substr(o.tail, -?1)
@@ -4157,8 +4112,7 @@ const executionColumns = `e.*, j.name,
 
 const executionTables = ` FROM executions e JOIN jobs j ON j.id = e.job LEFT JOIN outputs o ON o.execution = e.id `
 
-// collectExecutions reads executions with the last outputMax bytes of their
-// outputs. tail follows the tables; its arguments start at ?2.
+// collectExecutions reads executions and the last outputMax bytes of outputs. Arguments of tail start at ?2.
 func (s *reader) collectExecutions(outputMax int, tail string, args ...any) ([]executionRow, error) {
 	return s.selectExecutions(executionTables+tail, outputMax, args...)
 }
@@ -4172,8 +4126,7 @@ func (s *reader) selectExecutions(from string, outputMax int, args ...any) ([]ex
 	return list, err
 }
 
-// withOutputs yields executions with the last outputMax bytes of their outputs,
-// if they have ended. list was read without outputs.
+// withOutputs yields the executions of a list with the last outputMax bytes of their outputs, if they have ended.
 func (s *reader) withOutputs(list []executionRow, outputMax int) iter.Seq2[executionRow, error] {
 	return inParts(list, max(1, partBytes/(outputMax+1000)), func(part []executionRow) ([]executionRow, error) {
 		place := map[int64]int{}
@@ -4213,8 +4166,7 @@ var executionOrder = map[string]string{
 	"output": "o.reason || o.head || o.tail",
 }
 
-// executions returns rows [start, end) of the executions of a job, without outputs,
-// and the number of all of them. sort must be in executionOrder.
+// executions returns rows [start, end) of a job's executions without outputs, and the number of all of them.
 func (s *reader) executions(job int64, sort string, desc bool, start, end int) ([]executionRow, int, error) {
 	total, err := valueOf[int](s.viewEach, "SELECT count(*) FROM executions WHERE job = ?", job)
 	if err != nil || start >= min(end, total) {
@@ -4225,8 +4177,7 @@ func (s *reader) executions(job int64, sort string, desc bool, start, end int) (
 	return list, total, err
 }
 
-// lastExecutions returns the last n executions of jobs by their names, newest
-// first and without outputs. Names that no job has are left out.
+// lastExecutions returns the newest n executions of jobs by name, without outputs. Unknown names are left out.
 func (s *reader) lastExecutions(names []string, n int) (map[string][]executionRow, error) {
 	jobs, err := rowsOf[nameRow](s.viewEach, `SELECT id, name FROM jobs
 		WHERE name IN (SELECT value FROM json_each(?)) AND deleted = 0`, jsonText(names))
@@ -4267,8 +4218,7 @@ type executionFilter struct {
 	limit            int
 }
 
-// recentExecutions returns the executions that f selects, newest first and without outputs. Ids rise with time, so no
-// index of the times is needed.
+// recentExecutions returns what f selects, newest first and without outputs. Ids rise with time: no index is needed.
 func (s *reader) recentExecutions(f executionFilter) ([]executionRow, error) {
 	low, high, err := s.idsOf(f.from, f.to)
 	if err != nil {
@@ -4365,11 +4315,9 @@ type laneTotal struct{ runs, failed, jobs, since int64 }
 // idsOf returns the range of ids of the executions that started in [from, to); a few of them started outside it.
 func (s *reader) idsOf(from, to int64) (low, high int64, err error) {
 	const slack = int64(startSlack)
-	if low, err = s.firstFrom(max(from, 0) - slack); err != nil {
-		return 0, 0, err
-	}
-	high, err = s.firstFrom(min(to, math.MaxInt64-slack) + slack)
-	return low, high, err
+	low, err1 := s.firstFrom(max(from, 0) - slack)
+	high, err2 := s.firstFrom(min(to, math.MaxInt64-slack) + slack)
+	return low, high, cmp.Or(err1, err2)
 }
 
 // firstFrom returns an id from which on executions started at t or later, as far as ids tell.
@@ -4410,49 +4358,42 @@ func (s *reader) dueJobs(before int64, globs []string, limit int, fn func(j job,
 }
 
 // dueCount returns how many jobs fall due before a time.
-func (s *reader) dueCount(before int64, globs []string) (n int64, err error) {
-	err = s.view(`SELECT count(*) FROM job_state s WHERE s.next > ?1 AND s.next < ?2 AND s.fires
+func (s *reader) dueCount(before int64, globs []string) (int64, error) {
+	return valueOf[int64](s.viewEach, `SELECT count(*) FROM job_state s WHERE s.next > ?1 AND s.next < ?2 AND s.fires
 		AND (?3 = 'null' OR s.job IN (SELECT id FROM jobs j WHERE `+anyName("?3")+`))`,
-		[]any{int64(never), before, jsonText(globs)}, &n)
-	return n, err
+		int64(never), before, jsonText(globs))
 }
 
-// eventsOf returns what marks say in the names that clients know, in their
-// order and each once. Marks of rows that are gone yield none.
+// eventsOf returns marks as events, in their order and each once. Marks of rows that are gone yield none.
 func (s *store) eventsOf(marks []mark) ([]event, error) {
-	ids := map[string][]int64{}
-	for _, m := range marks {
-		ids[m.what] = append(ids[m.what], m.row)
+	ids := make([]int64, len(marks))
+	for i, m := range marks {
+		ids[i] = m.row
 	}
-	jobs, err := rowsOf[nameRow](s.clients.viewEach, `SELECT j.id, j.name
-		FROM json_each(?) v JOIN jobs j ON j.id = v.value`, jsonText(ids[eventJob]))
-	if err != nil {
-		return nil, err
+	type row struct { // a job, or an execution
+		id                 int64
+		job, node, outcome string
+		attempt            int
+		last               bool
 	}
-	type run struct {
-		last bool
-		executionRow
-	}
-	runs, err := rowsOf[run](s.clients.viewEach, `SELECT e.finished <> 0
+	list, err := rowsOf[row](s.clients.viewEach, `SELECT id, name, '', '', 0, 0
+			FROM jobs WHERE id IN (SELECT value FROM json_each(?1))
+		UNION ALL SELECT e.id, j.name, e.node, e.outcome, e.attempt, e.finished <> 0
 			AND NOT EXISTS (SELECT * FROM pending WHERE grp = e.grp AND grp <> 0 AND slot = e.slot)
 			AND NOT EXISTS (SELECT * FROM executions
-				WHERE grp = e.grp AND grp <> id AND slot = e.slot AND attempt > e.attempt),
-			e.*, j.name
-		FROM json_each(?) v JOIN executions e ON e.id = v.value JOIN jobs j ON j.id = e.job`,
-		jsonText(append(ids[eventStarted], ids[eventEnded]...)))
-	if err != nil {
-		return nil, err
-	}
+				WHERE grp = e.grp AND grp <> id AND slot = e.slot AND attempt > e.attempt)
+			FROM executions e JOIN jobs j ON j.id = e.job WHERE e.id IN (SELECT value FROM json_each(?1))`,
+		jsonText(ids))
 	rows := map[int64]event{}
-	for _, j := range jobs {
-		rows[j.id] = event{Job: j.name}
+	for _, r := range list {
+		e := event{Job: r.job, Outcome: r.outcome, Attempt: r.attempt, Last: r.last}
+		if r.node != "" {
+			e.Execution = executionName(r.id, r.node)
+		}
+		rows[r.id] = e
 	}
-	for _, e := range runs {
-		rows[e.ID] = event{Job: e.JobName, Execution: executionName(e.ID, e.Node),
-			Outcome: e.Outcome, Attempt: e.Attempt, Last: e.last}
-	}
-	var list []event
-	said := map[event]bool{}
+	var events []event
+	seen := map[event]bool{}
 	for _, m := range marks {
 		e := rows[m.row]
 		switch e.Type = m.what; m.what {
@@ -4460,15 +4401,15 @@ func (s *store) eventsOf(marks []mark) ([]event, error) {
 			e.Outcome, e.Last = "", false
 		case eventPaused:
 			paused := s.shown.Load().paused
-			list = append(list, event{Type: eventPaused, Paused: &paused})
+			events = append(events, event{Type: eventPaused, Paused: &paused})
 			continue
 		}
-		if e.Job != "" && !said[e] {
-			said[e] = true
-			list = append(list, e)
+		if e.Job != "" && !seen[e] {
+			seen[e] = true
+			events = append(events, e)
 		}
 	}
-	return list, nil
+	return events, err
 }
 
 const (
@@ -4479,8 +4420,7 @@ const (
 	delayAge       = 5 * time.Minute // if their ticks fell due within this time
 )
 
-// A summary is statistics of all jobs. It counts jobs; Running are executions,
-// and the fields that begin with Day are of the UTC day.
+// A summary counts jobs; Running are executions, and the fields that begin with Day are of the UTC day.
 type summary struct {
 	Jobs, Failed, Partly, Never int
 	Failing                     int // on some node, after the last attempt
@@ -4500,25 +4440,24 @@ type unrunTick struct {
 	tickRow
 }
 
-// summaries holds the last summary, for all who look at it.
+// summaries keeps the last summary, for all who look at it.
 type summaries struct {
-	last   atomic.Pointer[summary]
-	flight singleflight.Group
+	mu   sync.Mutex
+	last *summary // guarded by mu
 }
 
 // summary returns statistics of all jobs, at most summaryAge old. Nobody changes it.
 func (s *store) summary(now time.Time) (*summary, error) {
-	if sum := s.sums.last.Load(); sum != nil && now.Sub(sum.made).Abs() < summaryAge {
-		return sum, nil
+	s.sums.mu.Lock()
+	defer s.sums.mu.Unlock()
+	if last := s.sums.last; last != nil && now.Sub(last.made).Abs() < summaryAge {
+		return last, nil
 	}
-	sum, err, _ := s.sums.flight.Do("", func() (any, error) {
-		sum, err := s.sum(now)
-		if err == nil {
-			s.sums.last.Store(sum)
-		}
-		return sum, err
-	})
-	return sum.(*summary), err
+	sum, err := s.sum(now)
+	if err == nil {
+		s.sums.last = sum
+	}
+	return sum, err
 }
 
 func (s *store) sum(now time.Time) (*summary, error) {
@@ -4533,20 +4472,15 @@ func (s *store) sum(now time.Time) (*summary, error) {
 		coalesce(sum(iif(outcome = 'skipped', count, 0)), 0), coalesce(sum(iif(outcome = 'missed', count, 0)), 0)
 		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?1) WHERE due >= ?2 * 86400000000000`,
 		summaryTickMax, now.UnixNano()/nanosPerDay)
-	if err != nil {
-		return nil, err
-	}
 	sum.made, sum.Good = now, sum.Jobs-sum.Failed-sum.Partly-sum.Never
-	if sum.Unrun, err = s.clients.unrun(nil); err != nil {
-		return nil, err
-	}
-	// Delays after an outage and of executions whose start is not known yet do not count. Clocks of nodes may differ:
-	// nothing starts before it is due.
-	sum.Delays, err = rowsOf[time.Duration](s.clients.viewEach, `SELECT max(0, started - due) AS delay
+	var err2, err3 error
+	sum.Unrun, err2 = s.clients.unrun(nil)
+	// Neither delays after an outage nor unknown starts count. Clocks differ: nothing starts before it is due.
+	sum.Delays, err3 = rowsOf[time.Duration](s.clients.viewEach, `SELECT max(0, started - due) AS delay
 		FROM (SELECT * FROM executions ORDER BY id DESC LIMIT ?)
 		WHERE cause = 'tick' AND late = 0 AND finished <> 0 AND outcome <> 'missed' AND due > ? ORDER BY delay`,
 		delayRuns, now.Add(-delayAge).UnixNano())
-	return &sum, err
+	return &sum, cmp.Or(err, err2, err3)
 }
 
 // unrun returns the newest ticks that did not run, of the jobs that patterns
@@ -4570,8 +4504,7 @@ func (s *reader) unfinishedByID(ids []int64) ([]executionRow, error) {
 		AND e.finished = 0 ORDER BY e.id`, jsonText(ids))
 }
 
-// unfinishedExecutions returns what has not ended, oldest first, without
-// outputs. Executions of deleted jobs are among them.
+// unfinishedExecutions returns what has not ended, oldest first, without outputs; jobs may be deleted.
 func (s *reader) unfinishedExecutions() ([]executionRow, error) {
 	return s.collectExecutions(0, "WHERE e.finished = 0 ORDER BY +e.id")
 }
@@ -4651,20 +4584,13 @@ func (s *reader) killed(ids []int64) ([]int64, error) {
 // due returns the jobs whose next tick is due by now, the earliest first, and the pending rows that are due by now or
 // later than far. Of those that wait for something it returns all, with waits, or none.
 func (s *store) due(now, far int64, waits bool) (jobs, pending []int64, err error) {
-	jobs, err = s.ids(`SELECT job FROM job_state
+	jobs, err1 := s.ids(`SELECT job FROM job_state
 		WHERE next > ? AND next <= ? AND fires ORDER BY next`, int64(never), now)
-	if err != nil {
-		return nil, nil, err
-	}
 	// With OR it would scan the index.
-	pending, err = s.ids(`SELECT id FROM pending WHERE waits_for = '' AND due <= ?1
+	pending, err2 := s.ids(`SELECT id FROM pending WHERE waits_for = '' AND due <= ?1
 		UNION ALL SELECT id FROM pending WHERE waits_for = '' AND due > ?2`, now, far)
-	if err == nil && waits {
-		var list []int64
-		list, err = s.ids("SELECT id FROM pending WHERE waits_for <> '' ORDER BY asked, id")
-		pending = append(pending, list...)
-	}
-	return jobs, pending, err
+	waiting, err3 := s.ids("SELECT id FROM pending WHERE waits_for <> '' AND ? ORDER BY asked, id", waits)
+	return jobs, append(pending, waiting...), cmp.Or(err1, err2, err3)
 }
 
 // nextDue returns when the first job or pending row falls due after a time, or the latest time.
@@ -4674,8 +4600,7 @@ func (s *store) nextDue(after int64) (int64, error) {
 		coalesce((SELECT min(due) FROM pending WHERE waits_for = '' AND due > ?1), ?2))`, after, int64(math.MaxInt64))
 }
 
-// startable returns the id from which on an execution may still be started: those before it have ended, or were decided
-// before a time.
+// startable returns the id before which all executions have ended, or were decided before a time.
 func (s *reader) startable(since int64) (int64, error) {
 	return valueOf[int64](s.viewEach, `SELECT coalesce(
 		(SELECT id FROM executions WHERE finished = 0 AND started >= ? ORDER BY id LIMIT 1),
@@ -4687,8 +4612,8 @@ func (s *store) nodesSeen() ([]node, error) {
 	return rowsOf[node](s.viewEach, "SELECT name, 0, tags FROM nodes WHERE failed = 0 ORDER BY name")
 }
 
-// firedBehind returns the ids, above a given one and in order, of jobs whose last decided tick, or whatever else their
-// next follows from, is after a time: as many as fit in a command.
+// firedBehind returns ids of jobs, in order and above a given one, whose last decided tick is after a time: as many as
+// fit in a command.
 func (s *reader) firedBehind(t, above int64) ([]int64, error) {
 	return s.ids("SELECT job FROM job_state WHERE fired > ? AND job > ? ORDER BY job LIMIT ?", t, above, ticksMax)
 }
@@ -4794,8 +4719,7 @@ func (s *store) trimmable(keep retention, whole bool) (t trimming, err error) {
 	}
 	const ended = `executions
 		WHERE job = s.job AND id NOT IN (SELECT id FROM executions WHERE job = s.job AND finished = 0)`
-	// Few large deletions cost less than many small ones. Groups that are not over are spared: a proposal to drop them
-	// would be repeated without end.
+	// Few large deletions cost less than many small ones. To propose to drop open groups would never end.
 	sized(`WITH crowded AS (
 			SELECT * FROM (SELECT job, kept - spared AS n, ?1 AS keep FROM job_state
 					WHERE job NOT IN (SELECT id FROM jobs WHERE keep <> 0)
@@ -4848,8 +4772,8 @@ type stagedTick struct {
 	Fired int64
 }
 
-// stagedDue returns staged jobs after an id whose next tick is not after now, or not after the last decided tick of the
-// job they replace, which is after now if the clock was set back.
+// stagedDue returns staged jobs after an id whose next tick is not after now, nor after the last decided tick of the
+// job that they replace, as when the clock was set back.
 func (s *store) stagedDue(restore, after, now int64) ([]stagedTick, error) {
 	return rowsOf[stagedTick](s.viewEach, `SELECT st.id, st.doc, coalesce(s.fired, 0)
 		FROM staged st LEFT JOIN jobs j ON j.name = st.name AND j.deleted = 0 LEFT JOIN job_state s ON s.job = j.id
@@ -4881,16 +4805,14 @@ type tickCount struct {
 	Ran, Late, Skipped, Missed int64
 }
 
-// tickTable holds the ticks of the job ?1 that are kept one by one and fell due
-// in [?2, ?3), with the columns of a tickRow.
+// tickTable has the ticks of job ?1 due in [?2, ?3) that are kept one by one, with the columns of a tickRow.
 const tickTable = `(SELECT due, until, count, outcome, reason, 0 AS grp
 		FROM ticks WHERE job = ?1 AND cause = 'tick' AND until >= ?2 AND due < ?3
 	UNION ALL SELECT due, due, 1, ` + ranSQL + `, iif(e.outcome = 'missed', coalesce(
 			(SELECT CAST(trim(reason, char(10)) AS TEXT) FROM outputs WHERE execution = e.id), ''), ''), id
 		FROM executions e WHERE job = ?1 AND cause = 'tick' AND id = grp AND due >= ?2 AND due < ?3)`
 
-// ticks returns rows [start, end) of the ticks of a job that fell due in
-// [from, to), newest first, and the number of all of these rows.
+// ticks returns rows [start, end) of a job's ticks due in [from, to), newest first, and how many there are.
 func (s *reader) ticks(job, from, to int64, start, end int) (list []tickRow, total int, err error) {
 	args := []any{job, from, to}
 	if err := s.view("SELECT count(*) FROM "+tickTable, args, &total); err != nil {
@@ -4983,9 +4905,8 @@ type auditFilter struct {
 	Job, Actor, Action string
 }
 
-// audit returns rows [start, end) of those of the audit trail that f selects, newest first, and the number of all of
-// them. It looks at no more than the newest auditScanMax rows of the time, or of the job if f names one. If there are
-// others, older is the time before which they were made; else it is 0.
+// audit returns rows [start, end) of the audit trail that f selects, newest first, and how many there are, among the
+// newest auditScanMax of the time, or of the job if f names one. Others are before the time older, if it is not 0.
 func (s *reader) audit(f auditFilter, start, end int) (_ auditRows, total int, older int64, err error) {
 	from, args := "FROM audit INDEXED BY audit_at WHERE at >= ?1 AND at < ?2", []any{f.From, f.To, f.Job}
 	if f.Job != "" {
@@ -5042,22 +4963,15 @@ func (s *reader) meta() (meta, error) { return valueOf[meta](s.viewEach, "SELECT
 
 // saved returns what the protocol needs from the disk when it starts.
 func (s *store) saved() (disk saved, err error) {
-	m, err := s.meta()
-	if err != nil {
-		return disk, err
-	}
+	m, err1 := s.meta()
 	disk.Applied, disk.Voters = m.AppliedIndex, []voterSet{{Index: m.AppliedIndex, Voters: m.Voters}}
-	err = s.view("SELECT term, vote, base_index, base_term, base_index + (SELECT count(*) FROM log) FROM server", nil,
+	err2 := s.view("SELECT term, vote, base_index, base_term, base_index + (SELECT count(*) FROM log) FROM server", nil,
 		&disk.State.Term, &disk.State.Vote, &disk.Base.Index, &disk.Base.Term, &disk.Last)
-	if err != nil {
-		return disk, err
-	}
-	disk.Terms, err = rowsOf[position](s.viewEach, "SELECT min(idx), term FROM log GROUP BY term ORDER BY term")
-	if err != nil {
-		return disk, err
-	}
-	changes, err := rowsOf[entry](s.viewEach, "SELECT * FROM log WHERE kind = ? AND idx > ? ORDER BY idx",
+	var err3 error
+	disk.Terms, err3 = rowsOf[position](s.viewEach, "SELECT min(idx), term FROM log GROUP BY term ORDER BY term")
+	changes, err4 := rowsOf[entry](s.viewEach, "SELECT * FROM log WHERE kind = ? AND idx > ? ORDER BY idx",
 		int(entryVoters), int64(m.AppliedIndex))
+	err = cmp.Or(err1, err2, err3, err4)
 	for _, e := range changes {
 		voters, bad := decodeVoters(e.Data)
 		disk.Voters, err = append(disk.Voters, voterSet{e.Index, voters}), cmp.Or(err, bad)
@@ -5090,8 +5004,7 @@ func (s *store) own() (ownRow, error) {
 		applied_index = 0 AND NOT EXISTS (SELECT * FROM log) FROM server, cluster`)
 }
 
-// ownName returns the name of this server among the voters, or in the list
-// that it has accepted; "" if it is in neither.
+// ownName returns this server's name among the voters or in the list that it has accepted; "": in neither.
 func (s *store) ownName(own ownRow) (string, error) {
 	disk, err := s.saved()
 	if err != nil {
@@ -5109,16 +5022,12 @@ func (s *store) ownName(own ownRow) (string, error) {
 	return "", nil
 }
 
-// forceNewCluster makes this server the only voter of a new cluster, after the old one has lost its majority.
-// Everything in the log counts as committed: what the lost servers had acknowledged and this one never got is lost, and
-// what was never acknowledged may be done.
+// forceNewCluster makes this server the only voter of a new cluster. Its whole log counts as committed: what lost
+// servers acknowledged and it never got is lost, and what was never acknowledged may be done.
 func (s *store) forceNewCluster(cluster string) error {
-	own, err := s.own()
-	if err != nil {
-		return err
-	}
-	disk, err := s.saved()
-	if err != nil {
+	own, err1 := s.own()
+	disk, err2 := s.saved()
+	if err := cmp.Or(err1, err2); err != nil {
 		return err
 	}
 	var self []server
@@ -5149,8 +5058,7 @@ func (s *store) forceNewCluster(cluster string) error {
 	}})
 }
 
-// A membership is a step of a server on its way into a cluster. Each is taken
-// at most once in the life of a data directory.
+// A membership is a step of a server on its way into a cluster, at most once in the life of a data directory.
 type membership struct {
 	Accept  *bootstrapList // nil: as before
 	Cluster string         // "": as before
@@ -5180,17 +5088,11 @@ func (s *store) snapshot(ctx context.Context, path string) error {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cannot write a snapshot: %s exists", path)
 	}
-	part := path + ".part" // still holds what makes this server the one that it is
-	err := removeFile(part)
-	if err == nil {
-		err = os.WriteFile(part, nil, 0o600) // SQLite would let others read it
-	}
-	if err == nil { // a reader's connection must not write, not even another file
-		err = execFile(ctx, s.path, "VACUUM INTO ?", part)
-	}
-	if err == nil {
-		err = execFile(ctx, part, "DELETE FROM log; DELETE FROM server; VACUUM")
-	}
+	part := path + ".part" // at first with what makes this server the one that it is
+	err := inOrder(func() error { return removeFile(part) },
+		func() error { return os.WriteFile(part, nil, 0o600) },               // SQLite would let others read it
+		func() error { return execFile(ctx, s.path, "VACUUM INTO ?", part) }, // a reader must not write any file
+		func() error { return execFile(ctx, part, "DELETE FROM log; DELETE FROM server; VACUUM") })
 	if err != nil {
 		return fmt.Errorf("cannot write a snapshot: %w", err)
 	}
@@ -5199,20 +5101,18 @@ func (s *store) snapshot(ctx context.Context, path string) error {
 
 const snapshotPattern = "snapshot-*" // files in the data directory that are being sent or received
 
-// snapshotFile returns a copy that snapshot made, and where it ends. The caller
-// closes the file, which is removed already.
+// snapshotFile returns a copy of the state, which the caller closes and which has no name, and where it ends.
 func (s *store) snapshotFile(ctx context.Context) (file *os.File, snap snapshot, err error) {
 	path := filepath.Join(filepath.Dir(s.path), strings.TrimSuffix(snapshotPattern, "*")+rand.Text())
 	defer func() {
 		err = errors.Join(err, removeFile(path), removeFile(path+".part"))
 	}()
-	if err = s.snapshot(ctx, path); err != nil {
-		return nil, snap, err
+	if err = s.snapshot(ctx, path); err == nil {
+		snap, err = readSnapshot(path)
 	}
-	if snap, err = readSnapshot(path); err != nil {
-		return nil, snap, err
+	if err == nil {
+		file, err = os.Open(path)
 	}
-	file, err = os.Open(path)
 	return file, snap, err
 }
 
@@ -5235,8 +5135,7 @@ func execFile(ctx context.Context, path, query string, args ...any) error {
 	return errors.Join(err, db.Close())
 }
 
-// readSnapshot returns where the state in a file that snapshot wrote ends, and who its voters are. It refuses what
-// install could not take.
+// readSnapshot returns where the state in a snapshot ends, and its voters, or why install could not take it.
 func readSnapshot(path string) (snap snapshot, err error) {
 	var file reader
 	if err := file.open(dsn(path, "query_only(1)")); err != nil {
