@@ -175,15 +175,13 @@ func firstEntry(voters []server) (hardState, entry) {
 // Messages may leave at once. Whatever may not leave before a write is durable
 // is not among them: it comes with a later ready.
 //
-// If writes reports true, the driver makes durable, in this order or in one
-// transaction, State, Snapshot and Entries, and then calls persisted. Entries
-// replace all that the log holds from the first of them on. No other ready
-// asks for a write until then; ticks, messages and proposals go on. A crash
-// in between leaves a prefix of that, of which nobody was told.
+// If writes reports true, the driver makes durable, in this order or in one transaction, State, Snapshot and Entries,
+// and then calls persisted. Entries replace all that the log holds from the first of them on. No other ready asks for a
+// write until then; ticks, messages and proposals go on. A crash in between leaves a prefix of that, of which nobody
+// was told.
 //
-// Commit asks to apply the log up to there. It is on this server's disk, or among
-// Entries: what a sole voter has written is committed. These it applies in the
-// transaction that writes them, or after it.
+// Commit asks to apply the log up to there. It is on this server's disk, or among Entries: what a sole voter has
+// written is committed. These it applies in the transaction that writes them, or after it.
 type ready struct {
 	Messages []message
 	State    *hardState // nil: as before
@@ -302,12 +300,17 @@ type raft struct {
 	sent       uint64 // number of the last append or snapshot, in whatever term
 
 	learners []server // what setLearners said last
-	leaving  bool     // what setLeaving said last
+
+	// leaving: this server leaves the cluster or is about to stop. It then leads only if nobody else can. A server that
+	// says so first, and then has itself removed by removeVoter, stays removed, whatever setLearners says to this or a
+	// later leader: a leader promotes only a learner that has answered with the entry of that removal on its disk, and
+	// that answer says that it leaves.
+	leaving bool // set by the driver
+	stuck   bool // set by the driver before each tick: its writer is
 
 	out     []message // may leave
 	held    []message // may leave once state is durable
 	writing bool      // a write is in progress
-	stuck   bool      // what setWriterStuck said last
 }
 
 // newRaft returns a follower that continues from what is on its disk. It owns rnd from now on.
@@ -342,9 +345,6 @@ func (r *raft) tick() {
 		r.preCampaign()
 	}
 }
-
-// setWriterStuck says, before each tick, whether the writer is stuck.
-func (r *raft) setWriterStuck(stuck bool) { r.stuck = stuck }
 
 // writerStuck reports whether another server should lead, because this one's writer is stuck. A sole voter leads with
 // the disk that it has.
@@ -507,45 +507,20 @@ func (r *raft) step(m message) error {
 	if m.Term > r.state.Term && m.Kind != msgPreVoteYes { // its term has not begun
 		r.enterTerm(m.Term, "", roleFollower)
 	}
-	if r.role == roleLeader {
-		return r.stepLeader(m)
-	}
-	return r.stepFollower(m)
-}
-
-func (r *raft) stepLeader(m message) error {
-	switch m.Kind {
-	case msgAppendReply:
+	// What a role has no use for comes late: a vote that was not needed, or a reply to a leader that has stepped down.
+	switch leads := r.role == roleLeader; {
+	case m.Kind == msgAppend || m.Kind == msgSnapshot:
+		if leads {
+			return errSecondLeader
+		}
+		return r.onLeader(m)
+	case m.Kind == msgAppendReply && leads:
 		r.onAppendReply(m)
-	case msgAppend, msgSnapshot:
-		return errSecondLeader
-	case msgPreVoteYes, msgVoteYes, msgVoteNo, msgTimeoutNow:
-		// Votes that were not needed, or a transfer from an earlier leader.
-	}
-	return nil
-}
-
-// stepFollower is for candidates too: a candidate that hears a leader of its term follows it.
-func (r *raft) stepFollower(m message) error {
-	switch m.Kind {
-	case msgAppend:
-		return r.onAppend(m)
-	case msgSnapshot:
-		r.onSnapshot(m)
-	case msgTimeoutNow:
-		if m.From == r.leader && !r.writerStuck() && !r.leaving {
-			r.campaign(m.Term)
-		}
-	case msgPreVoteYes:
-		if r.role == rolePreCandidate && m.Term == r.state.Term+1 {
-			r.countVote(m.From.ID)
-		}
-	case msgVoteYes:
-		if r.role == roleCandidate {
-			r.countVote(m.From.ID)
-		}
-	case msgVoteNo, msgAppendReply:
-		// A lost vote is final for this round; a reply is for a leader that has stepped down.
+	case m.Kind == msgTimeoutNow && m.From == r.leader && !r.writerStuck() && !r.leaving:
+		r.campaign(m.Term)
+	case m.Kind == msgPreVoteYes && r.role == rolePreCandidate && m.Term == r.state.Term+1,
+		m.Kind == msgVoteYes && r.role == roleCandidate:
+		r.countVote(m.From.ID)
 	}
 	return nil
 }
@@ -595,18 +570,22 @@ func (r *raft) upToDate(last position) bool {
 
 // Followers
 
-// follow records that a leader of this term was heard from.
-func (r *raft) follow(leader server) {
-	if r.role != roleFollower || r.leader != leader {
-		r.become(roleFollower, leader)
+// onLeader follows a leader of this term, as a candidate does too, and handles what it has sent.
+func (r *raft) onLeader(m message) error {
+	if r.role != roleFollower || r.leader != m.From {
+		r.become(roleFollower, m.From)
 	}
 	r.resetElectionTimer(r.rankWait())
+	if m.Kind == msgSnapshot {
+		r.onSnapshot(m)
+		return nil
+	}
+	return r.onAppend(m)
 }
 
 // onAppend handles a heartbeat or entries. It truncates only at an entry that contradicts the leader's: a late, shorter
 // append must not undo a newer one.
 func (r *raft) onAppend(m message) error {
-	r.follow(m.From)
 	if m.Prev.Index > r.commit && !r.log.has(m.Prev) {
 		no := r.reply()
 		no.Reject, no.Number, no.Prev, no.Hint = true, m.Number, m.Prev, r.log.lastCommon(m.Prev)
@@ -636,7 +615,6 @@ func (r *raft) onAppend(m message) error {
 // prefix becomes committed instead. A snapshot that arrives during an installation is ignored, or a slow disk would
 // never finish one.
 func (r *raft) onSnapshot(m message) {
-	r.follow(m.From)
 	r.received = max(r.received, m.Number)
 	switch {
 	case m.Prev.Index <= max(r.commit, r.applying), r.snap != nil:
@@ -718,14 +696,8 @@ func (r *raft) sendAppends() {
 
 // sendInFlight sends a message and records it as in flight; end is its last entry.
 func (r *raft) sendInFlight(p *peer, m message, end uint64) {
-	r.sendNumbered(m)
-	p.flight, p.end, p.arrived = r.sent, end, 0
-}
-
-func (r *raft) sendNumbered(m message) {
-	r.sent++
-	m.Number = r.sent
 	r.send(m)
+	p.flight, p.end, p.arrived = r.sent, end, 0
 }
 
 // sendEntries takes entries that are not yet on this server's disk from memory, because followers write at the same
@@ -766,7 +738,7 @@ func (r *raft) sendHeartbeat(p *peer) {
 	}
 	m.Last = m.Prev.Index
 	p.commit = r.commit
-	r.sendNumbered(m)
+	r.send(m)
 }
 
 func (r *raft) onAppendReply(m message) {
@@ -919,10 +891,6 @@ func (r *raft) bestVoter() *peer {
 	return best
 }
 
-// compacted says that the driver has dropped the log up to index, which is applied. An index that was dropped before
-// changes nothing.
-func (r *raft) compacted(index uint64) { r.log.compact(index) }
-
 // Voters
 
 func majority(n int) int { return n/2 + 1 }
@@ -988,9 +956,8 @@ func (r *raft) setLearners(list []server) {
 	}
 }
 
-// changeVoters makes a learner that has caught up a voter. A dead voter of its
-// name is removed first, which takes a change of its own. What a sole voter writes as
-// committed is so before there is another.
+// changeVoters makes a learner that has caught up a voter. A dead voter of its name is removed first, which takes a
+// change of its own. What a sole voter writes as committed is so before there is another.
 func (r *raft) changeVoters() {
 	if !r.mayChangeVoters() || r.applying > r.commit {
 		return
@@ -1026,12 +993,6 @@ func (r *raft) caughtUp(id string) bool {
 	return p != nil && r.alive(id) && p.match >= r.first && p.match+appendEntriesMax >= r.commit
 }
 
-// setLeaving says whether this server leaves the cluster or is about to stop. It then leads only if nobody else can. A
-// server that says so first, and then has itself removed by removeVoter, stays removed, whatever setLearners says to
-// this or a later leader: a leader promotes only a learner that has answered with the entry of that removal on its
-// disk, and that answer says that it leaves.
-func (r *raft) setLeaving(leaving bool) { r.leaving = leaving }
-
 // removeVoter begins to remove a voter. The removal is done when the entry at index is committed in this term. The
 // entry is written even if the server is not a voter, because the leader may know it as a learner. A leader may remove
 // itself: it steps down once the entry is committed. errBusy: another change is in progress; try later.
@@ -1059,9 +1020,8 @@ func (r *raft) appendVoters(list []server) {
 
 // The disk
 
-// ready says what the outside must do now; ok is false if that is nothing.
-// Call it again after each tick, step, propose or persisted, best when a batch
-// of them is done: what has gathered goes in one write and one append.
+// ready says what the outside must do now; ok is false if that is nothing. Call it again after each tick, step, propose
+// or persisted, best when a batch of them is done: what has gathered goes in one write and one append.
 func (r *raft) ready() (rd ready, ok bool) {
 	if r.role == roleLeader {
 		r.sendAppends()
@@ -1085,15 +1045,14 @@ func (r *raft) ready() (rd ready, ok bool) {
 	return rd, rd.writes() || rd.Commit > 0 || len(rd.Messages) > 0
 }
 
-// persisted says that the write of rd is durable. Only now does it count: for
-// the votes that waited for it, for the leader's own copy, for the follower's
-// answer.
+// persisted says that the write of rd is durable. Only now does it count: for the votes that waited for it, for the
+// leader's own copy, for the follower's answer.
 func (r *raft) persisted(rd ready) {
 	r.writing = false
 	if rd.State != nil {
 		r.stored = *rd.State
 	}
-	if rd.Snapshot != nil && rd.Snapshot == r.snap {
+	if rd.Snapshot != nil {
 		r.applying = max(r.applying, r.snap.Index)
 		r.snap = nil
 	}
@@ -1114,7 +1073,10 @@ func (r *raft) persisted(rd ready) {
 }
 
 func (r *raft) send(m message) {
-	m.From = r.cfg.self
+	if m.From = r.cfg.self; m.Kind == msgAppend || m.Kind == msgSnapshot {
+		r.sent++
+		m.Number = r.sent
+	}
 	r.out = append(r.out, m)
 }
 
@@ -1253,6 +1215,8 @@ func (l *raftLog) setTail(tail []entry) {
 	}
 }
 
+// compact says that the driver has dropped the log up to index, which is applied. An index that was dropped before
+// changes nothing.
 func (l *raftLog) compact(index uint64) {
 	if index <= l.base.Index {
 		return
@@ -1333,7 +1297,6 @@ type cluster struct {
 	stopped    chan struct{}                   // closed when run takes no more events
 	leaderTerm atomic.Uint64                   // in which this server leads, 0: it does not
 	leaderCtx  atomic.Pointer[context.Context] // of the latest leader's work; nil: there was none
-	term       atomic.Uint64                   // in force, at least that of the log on disk
 	view       atomic.Pointer[raftStatus]
 	progress   atomic.Pointer[progress]
 	children   errgroup.Group // a write, the links, the leader's work
@@ -1349,12 +1312,11 @@ type cluster struct {
 	applied      uint64
 	own          ownRow
 	stopLeader   context.CancelFunc // ends the leader's work; nil: there is none
-	links        map[linkKey]chan message
-	snapshots    map[position]string // their files, to be installed
-	moved        time.Time           // when something was last committed, or nothing was left to commit
-	committed    uint64              // then
-	writing      time.Time           // when the write of the first of queued began
-	stuck        string              // the problem logged last
+	links        map[linkKey][]message
+	snapshot     string    // the file of raft.snap
+	committed    uint64    // when the commit index was looked at last
+	writing      time.Time // when the write of the first of queued began
+	stuck        string    // the problem logged last
 }
 
 // progress says since when each kind of the driver's work has been waiting; zero times: there is none.
@@ -1400,7 +1362,7 @@ func newCluster(p *plane, s *store, tick time.Duration, work leaderWork) (*clust
 	c := &cluster{
 		plane: p, store: s, log: p.log, work: work, tickTime: tick, own: own, applied: disk.Applied,
 		events: make(chan func() error), stopped: make(chan struct{}),
-		links: map[linkKey]chan message{}, snapshots: map[position]string{},
+		links: map[linkKey][]message{},
 	}
 	c.raft = c.newRaft(self, disk)
 	c.publish()
@@ -1597,14 +1559,12 @@ func (c *cluster) removeVoter(ctx context.Context, id string) error {
 		var st raftStatus
 		var err error
 		look := func() {
-			if c.raft.status().Term != term {
-				index = 0
+			if st = c.raft.status(); st.Term != term {
+				index, term = 0, st.Term
 			}
 			if index == 0 {
 				index, err = c.raft.removeVoter(id)
 			}
-			st = c.raft.status()
-			term = st.Term
 		}
 		if err := c.call(ctx, look); err != nil {
 			return err
@@ -1623,7 +1583,7 @@ func (c *cluster) removeVoter(ctx context.Context, id string) error {
 
 // setLeaving tells the protocol whether this server is leaving or about to stop.
 func (c *cluster) setLeaving(ctx context.Context, leaving bool) error {
-	return c.call(ctx, func() { c.raft.setLeaving(leaving) })
+	return c.call(ctx, func() { c.raft.leaving = leaving })
 }
 
 // pause waits for d, or returns ctx's error.
@@ -1698,10 +1658,10 @@ func (c *cluster) noticePause(last, now time.Time) time.Time {
 // not reach the other servers.
 func (c *cluster) noticeStuck(now time.Time) {
 	st := c.raft.status()
+	p := progress{round: now, commit: c.progress.Load().commit}
 	if !st.Leading || st.Commit == st.Last || st.Commit != c.committed {
-		c.moved, c.committed = now, st.Commit
+		p.commit, c.committed = now, st.Commit // something was committed, or nothing is left to commit
 	}
-	p := progress{round: now, commit: c.moved}
 	if len(c.queued) > 0 {
 		p.write = c.writing
 	}
@@ -1762,7 +1722,6 @@ func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
 // written: see fill.
 func (c *cluster) publish() {
 	st := c.raft.status()
-	c.term.Store(st.Term)
 	c.store.pinned.Store(c.raft.needed())
 	c.view.Store(&st)
 }
@@ -1773,7 +1732,7 @@ func (c *cluster) takesPart() bool { return c.own.Cluster != "" && c.plane.admit
 
 func (c *cluster) tick() error {
 	if c.takesPart() {
-		c.raft.setWriterStuck(c.writerStuck() || c.store.halted.Load()) // a server that cannot apply must not lead
+		c.raft.stuck = c.writerStuck() || c.store.halted.Load() // a server that cannot apply must not lead
 		c.raft.tick()
 	}
 	return nil
@@ -1822,11 +1781,11 @@ func (c *cluster) receive(cluster string, messages []message, file string) error
 	if err := c.adopt(cluster, messages); err != nil {
 		return err
 	}
-	taken := cluster == c.own.Cluster && c.takesPart()
+	if cluster != c.own.Cluster || !c.takesPart() {
+		messages = nil
+	}
+	before := c.raft.snap
 	for _, m := range messages {
-		if !taken {
-			break
-		}
 		err := errMalformed // a snapshot without its file, or a file without a snapshot
 		if (m.Kind == msgSnapshot) == (file != "") {
 			err = c.raft.step(m)
@@ -1838,14 +1797,14 @@ func (c *cluster) receive(cluster string, messages []message, file string) error
 			return fmt.Errorf("this server's data contradicts the cluster's; give it an empty --data-dir: %w", err)
 		}
 	}
-	if file == "" {
+	switch {
+	case file == "":
 		return nil
+	case c.raft.snap == before:
+		return os.Remove(file)
 	}
-	if at := messages[0].Prev; taken && c.raft.snap != nil && c.raft.snap.position == at && c.snapshots[at] == "" {
-		c.snapshots[at] = file
-		return nil
-	}
-	return os.Remove(file)
+	c.snapshot = file
+	return nil
 }
 
 func diskFailed(err error) error {
@@ -1871,11 +1830,8 @@ func (c *cluster) save(rd ready) {
 // saveNext begins the first of queued. The store's writing side belongs to that
 // goroutine until it has told what came of it.
 func (c *cluster) saveNext() {
-	rd, file := c.queued[0], ""
+	rd, file := c.queued[0], c.snapshot
 	c.writing = time.Now()
-	if rd.Snapshot != nil {
-		file = c.snapshots[rd.Snapshot.position]
-	}
 	c.children.Go(func() error {
 		var done []applied
 		var err error
@@ -1914,7 +1870,7 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	}
 	if rd.Snapshot != nil {
 		c.applied = rd.Snapshot.Index
-		if err := c.removeInstalled(rd.Snapshot.Index); err != nil {
+		if err := os.Remove(c.snapshot); err != nil {
 			return err
 		}
 	}
@@ -1925,26 +1881,12 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	}
 	c.plane.setProblem("format", why)
 	c.release()
-	c.raft.compacted(base)
+	c.raft.log.compact(base)
 	if c.queued = c.queued[1:]; len(done) > 0 && c.applied < rd.Commit {
 		c.queued = slices.Insert(c.queued, 0, ready{Commit: rd.Commit}) // more than a transaction may apply
 	}
 	if len(c.queued) > 0 {
 		c.saveNext()
-	}
-	return nil
-}
-
-// removeInstalled removes the files of the snapshots that end at index or before.
-func (c *cluster) removeInstalled(index uint64) error {
-	for at, path := range c.snapshots {
-		if at.Index > index {
-			continue
-		}
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-		delete(c.snapshots, at)
 	}
 	return nil
 }
@@ -2168,15 +2110,14 @@ func (c *cluster) writeMembership(e membership) error {
 // Messages between servers
 
 const (
-	quickQueueMax    = 64               // heartbeats and replies: useless after a few seconds
-	bulkQueueMax     = 8                // appends with entries: the protocol has one in flight
-	linkIdleTime     = time.Minute      // after which a link ends
+	linkQueueMax     = 64               // heartbeats and replies are useless after a few seconds, and large is one in flight
 	snapshotBytesMax = int64(64 << 30)  // of a snapshot
 	chunkTime        = 30 * time.Second // for a client or a node to read or send a chunk of what is long
 	chunkBytes       = 256 << 10        // of a response
 )
 
-// linkKey names one of the two links to a server. Large messages have their own, so that they never delay a heartbeat.
+// linkKey names one of the two links to a server, on each of which one call is under way and the messages after it wait.
+// Large messages have their own, so that they never delay a heartbeat.
 type linkKey struct {
 	to   server
 	bulk bool
@@ -2189,98 +2130,79 @@ func (m *message) isBulk() bool {
 // send queues messages on their links. It drops a message if the queue is full; the protocol sends another.
 func (c *cluster) send(ctx context.Context, messages []message) {
 	for _, m := range messages {
-		select {
-		case c.link(ctx, linkKey{m.To, m.isBulk()}) <- m:
-		default:
+		k := linkKey{m.To, m.isBulk()}
+		queue, busy := c.links[k]
+		if len(queue) == linkQueueMax {
 			c.plane.refused["dropped"].Add(1)
 			c.raft.undelivered(m.To.ID, m.Number)
+			continue
+		}
+		if c.links[k] = append(queue, m); !busy {
+			c.deliverNext(ctx, k)
 		}
 	}
 }
 
-// link returns the queue of a link, and starts its goroutine if there is none.
-func (c *cluster) link(ctx context.Context, k linkKey) chan<- message {
-	if c.links[k] == nil {
-		queue := make(chan message, quickQueueMax)
-		if k.bulk {
-			queue = make(chan message, bulkQueueMax)
-		}
-		c.links[k] = queue
-		c.children.Go(func() error { c.runLink(ctx, k, queue); return nil })
+// deliverNext begins a call with a large message, or with all small ones that wait on a link, and goes on when it ends.
+// Only a link that is in use is in links.
+func (c *cluster) deliverNext(ctx context.Context, k linkKey) {
+	batch := c.links[k]
+	if len(batch) == 0 {
+		delete(c.links, k)
+		return
 	}
-	return c.links[k]
+	first := batch[0]
+	if k.bulk {
+		batch = batch[:1]
+	}
+	c.links[k] = slices.Clone(c.links[k][len(batch):])
+	c.children.Go(func() error {
+		end, err := c.deliver(ctx, k, batch)
+		if err != nil && ctx.Err() == nil {
+			level := slog.LevelDebug // another small message follows soon
+			if first.Kind == msgSnapshot {
+				level = slog.LevelWarn
+			}
+			c.log.Log(ctx, level, "a message was not delivered to another server", "server", k.to.Name,
+				"snapshot", first.Kind == msgSnapshot, "err", err)
+		}
+		c.post(ctx, func() error { // fails only if the driver ends
+			switch {
+			case k.bulk && err != nil:
+				c.raft.undelivered(k.to.ID, first.Number)
+			case k.bulk:
+				c.raft.delivered(k.to.ID, first.Number, end)
+			}
+			c.deliverNext(ctx, k)
+			return nil
+		})
+		return nil
+	})
 }
 
-// runLink sends messages to a server, in order, until ctx ends or there was none for linkIdleTime: servers are
-// replaced, and their links must not remain.
-func (c *cluster) runLink(ctx context.Context, k linkKey, queue <-chan message) {
-	to, idle := k.to, time.NewTimer(linkIdleTime)
-	defer idle.Stop()
-	for over := false; !over; idle.Reset(linkIdleTime) {
-		select {
-		case <-ctx.Done():
-			return
-		case <-idle.C:
-			end := func() {
-				if over = len(queue) == 0; over {
-					delete(c.links, k)
-				}
-			}
-			if c.call(ctx, end) != nil {
-				return
-			}
-		case m := <-queue:
-			end, err := c.deliver(ctx, m, queue)
-			if err != nil && ctx.Err() == nil {
-				level := slog.LevelDebug // another small message follows soon
-				if m.Kind == msgSnapshot {
-					level = slog.LevelWarn
-				}
-				c.log.Log(ctx, level, "a message was not delivered to another server", "server", to.Name,
-					"snapshot", m.Kind == msgSnapshot, "err", err)
-			}
-			if m.isBulk() {
-				c.post(ctx, func() error { // fails only if the driver ends
-					if err != nil {
-						c.raft.undelivered(m.To.ID, m.Number)
-					} else {
-						c.raft.delivered(m.To.ID, m.Number, end)
-					}
-					return nil
-				})
-			}
-		}
-	}
-}
-
-// deliver sends a message. A small one takes along those that wait in the queue. It returns the last entry that a large
-// one carried.
-func (c *cluster) deliver(ctx context.Context, m message, queue <-chan message) (end uint64, err error) {
-	to, ok := c.plane.byID(m.To.ID)
-	if !ok {
+// deliver sends the messages of one call. It returns the last entry that a large one carried.
+func (c *cluster) deliver(ctx context.Context, k linkKey, batch []message) (end uint64, err error) {
+	to, ok := c.plane.byID(k.to.ID)
+	m := &batch[0]
+	switch {
+	case !ok:
 		return 0, errNoAddress
+	case m.Kind == msgSnapshot:
+		return c.sendSnapshot(ctx, to, *m)
+	case !k.bulk:
+		ctx, cancel := context.WithTimeout(ctx, c.electionTime())
+		defer cancel()
+		return 0, c.plane.exchange(ctx, c.plane.beats, to, "/raft", batch, &none{})
 	}
-	if m.Kind == msgSnapshot {
-		return c.sendSnapshot(ctx, to, m)
+	if err := c.fill(m); err != nil {
+		return 0, err
 	}
-	batch := []message{m}
-	if m.isBulk() {
-		if err := c.fill(&batch[0]); err != nil {
-			return 0, err
-		}
-		data, err := json.Marshal(batch)
-		if err != nil {
-			return 0, err
-		}
-		end = m.Prev.Index + uint64(len(batch[0].Entries))
-		return end, c.upload(ctx, to, "/raft", bytes.NewReader(data), int64(len(data)), "")
+	data, err := json.Marshal(batch)
+	if err != nil {
+		return 0, err
 	}
-	for len(queue) > 0 && len(batch) < quickQueueMax {
-		batch = append(batch, <-queue)
-	}
-	ctx, cancel := context.WithTimeout(ctx, c.electionTime())
-	defer cancel()
-	return 0, c.plane.exchange(ctx, c.plane.beats, to, "/raft", batch, &none{})
+	end = m.Prev.Index + uint64(len(m.Entries))
+	return end, c.upload(ctx, to, "/raft", bytes.NewReader(data), int64(len(data)), "")
 }
 
 // fill reads the entries of an append, if the protocol left that to the driver. errOutdated: they were trimmed, or this
@@ -2299,7 +2221,7 @@ func (c *cluster) fill(m *message) error {
 	if c.plane.setProblem("log", why); err != nil {
 		return err
 	}
-	if len(list) == 0 || list[0].Index != m.Prev.Index+1 || c.term.Load() != m.Term {
+	if len(list) == 0 || list[0].Index != m.Prev.Index+1 || c.status().Term != m.Term {
 		return errOutdated
 	}
 	m.Entries = list[:min(uint64(len(list)), m.Last-m.Prev.Index)]
@@ -2320,7 +2242,7 @@ func (c *cluster) take(ctx context.Context, messages []message, file string) err
 
 // sendSnapshot sends a follower a copy of this server's state, in a request whose header has the message.
 func (c *cluster) sendSnapshot(ctx context.Context, to record, m message) (end uint64, err error) {
-	if c.term.Load() != m.Term {
+	if c.status().Term != m.Term {
 		return 0, errOutdated
 	}
 	file, snap, err := c.store.snapshotFile(ctx)
@@ -2488,9 +2410,8 @@ func refusalCode(err error) string {
 	return ""
 }
 
-// counters count what the plane refused or dropped, by the names that metrics
-// have: "dropped" for want of room in a queue, "key" for a caller with another
-// cluster key, the others are refusal codes.
+// counters count what the plane refused or dropped, by the names that metrics have: "dropped" for want of room in a
+// queue, "key" for a caller with another cluster key, the others are refusal codes.
 type counters map[string]*atomic.Int64
 
 func newCounters() counters {
@@ -2792,8 +2713,7 @@ func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	return nil, nil
 }
 
-// newClient returns a client whose kept-alive connections, at most conns to a
-// node, are its own.
+// newClient returns a client whose kept-alive connections, at most conns to a node, are its own.
 func (p *plane) newClient(conns int) *http.Client {
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
@@ -4125,8 +4045,7 @@ func replaceJSON(path string, v any) error {
 	return replaceFile(path, doc)
 }
 
-// replaceFile writes a file that only this user may read, in one step: a crash
-// leaves the old file or the new one.
+// replaceFile writes a file that only this user may read, in one step: a crash leaves the old file or the new one.
 func replaceFile(path string, doc []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {

@@ -422,7 +422,7 @@ func (s *sim) tick(n *simNode) {
 		if n.write != nil {
 			n.writeAge++
 		}
-		n.raft.setWriterStuck(n.write != nil && n.writeAge >= simConfig.electionTicks)
+		n.raft.stuck = n.write != nil && n.writeAge >= simConfig.electionTicks
 		n.raft.tick()
 	})
 	if leading(n) {
@@ -647,7 +647,7 @@ func (s *sim) remove() {
 func (s *sim) leave(n *simNode, left bool) {
 	n.left, n.removed = left, position{}
 	if n.raft != nil {
-		n.raft.setLeaving(left)
+		n.raft.leaving = left
 	}
 }
 
@@ -755,7 +755,7 @@ func (d *simDisk) read() saved {
 func (s *sim) start(n *simNode) {
 	s.log("start %s", n.self.ID)
 	n.raft, n.paused, n.trimmed = s.open(n), false, 0
-	n.raft.setLeaving(n.left)
+	n.raft.leaving = n.left
 	n.applied = n.disk.saved
 	n.machine.restart()
 	n.incoming, n.heard = map[position]*simSnapshot{}, map[string]int{}
@@ -782,7 +782,7 @@ func (s *sim) touch(n *simNode, what string, do func()) {
 
 func (s *sim) drive(n *simNode) {
 	if n.trimmed > 0 && s.rnd.IntN(3) == 0 {
-		n.raft.compacted(n.trimmed)
+		n.raft.log.compact(n.trimmed)
 		n.trimmed = 0
 	}
 	for {
@@ -1357,7 +1357,7 @@ func TestRaft_SlowDisk(t *testing.T) {
 			t.Fatalf("write %d: nothing to do: %+v", write, rd)
 		}
 		for range 8 * simConfig.electionTicks {
-			r.setWriterStuck(true)
+			r.stuck = true
 			r.tick()
 			if rd, ok := r.ready(); ok && rd.writes() {
 				t.Fatalf("a second write at once: %+v", rd)
@@ -1427,7 +1427,7 @@ func TestRaft_HandOverWhileOthersStop(t *testing.T) {
 		t.Errorf("handing over to servers that are about to stop: %v, want %v", err, errBusy)
 	}
 	heir := newTestRaft(serverB, threeServers, 1)
-	heir.setLeaving(true)
+	heir.leaving = true
 	for _, kind := range []messageKind{msgAppend, msgTimeoutNow} {
 		if err := heir.step(message{Kind: kind, From: serverA, To: serverB, Term: 2, Prev: position{1, 1}}); err != nil {
 			t.Fatal(err)
@@ -1632,7 +1632,7 @@ func TestRaft_SlowSnapshot(t *testing.T) {
 				l.round()
 			}
 			l.snap = l.leader.commit
-			l.leader.compacted(l.snap)
+			l.leader.log.compact(l.snap)
 			two := []server{serverA, serverB}
 			l.peer, l.transit, l.install = newTestRaft(serverB, two, 1), c.transit, c.install // its disk was set back
 			l.peer.log.voters = []voterSet{{Voters: two}}
@@ -2674,10 +2674,9 @@ func TestCluster_SlowSnapshot(t *testing.T) {
 				p := &plane{cfg: planeConfig{record: record{ID: "id-a"}}, known: map[string]*contact{"id-b": {record: record{Name: "b", ID: "id-b", Addr: "b:1"}}}}
 				p.beats = &http.Client{Transport: transport{&http.Transport{DialTLSContext: wires.dial, IdleConnTimeout: time.Second}}}
 				c := &cluster{plane: p, store: s, log: slog.New(slog.NewTextHandler(t.Output(), nil)), events: make(chan func() error), tickTime: testTick}
-				queue := make(chan message, 1)
-				queue <- message{Kind: msgSnapshot, To: server{"b", "id-b"}}
-				var ended sync.WaitGroup
-				ended.Go(func() { c.runLink(ctx, linkKey{server{"b", "id-b"}, true}, queue) })
+				c.view.Store(&raftStatus{})
+				c.links = map[linkKey][]message{}
+				c.send(ctx, []message{{Kind: msgSnapshot, To: server{"b", "id-b"}}})
 				began := time.Now()
 				<-c.events // says what became of it
 				if n := requests.Load(); n != 1 {
@@ -2687,7 +2686,7 @@ func TestCluster_SlowSnapshot(t *testing.T) {
 					t.Errorf("it took %v; want about %v if it does not get on, and more if it is only slow", took, chunkTime)
 				}
 				cancel()
-				ended.Wait()
+				c.children.Wait()
 				far.Close()
 				p.beats.CloseIdleConnections()
 			})
@@ -3426,25 +3425,33 @@ func TestCluster_UnreadableLog(t *testing.T) {
 	}
 }
 
-// A link to a server that is not talked to any more ends.
-func TestCluster_IdleLink(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k := linkKey{serverB, false}
-		queue := make(chan message, 1)
-		c := &cluster{plane: &plane{known: map[string]*contact{}}, log: slog.New(slog.DiscardHandler), links: map[linkKey]chan message{k: queue}, events: make(chan func() error)}
-		ended := make(chan struct{})
-		go func() { c.runLink(t.Context(), k, queue); close(ended) }()
-		time.Sleep(linkIdleTime / 2)
-		queue <- message{To: serverB}
-		began := time.Now()
-		for c.links[k] != nil {
-			(<-c.events)()
+// What is sent while a call is under way waits: the small messages go in one call, the large one after the other, and a
+// link on which nothing waits is forgotten, as servers are replaced.
+func TestCluster_Links(t *testing.T) {
+	p := &plane{known: map[string]*contact{}, refused: newCounters()} // it knows no address, so each call fails
+	c := &cluster{plane: p, log: slog.New(slog.DiscardHandler), links: map[linkKey][]message{}, events: make(chan func() error)}
+	c.raft = newTestRaft(serverA, threeServers, 1, 2)
+	for _, test := range []struct {
+		m     message
+		calls int
+	}{{message{To: serverB}, 2}, {message{To: serverB, Kind: msgSnapshot}, 1 + linkQueueMax}} {
+		c.send(t.Context(), slices.Repeat([]message{test.m}, linkQueueMax+2))
+		k, calls := linkKey{serverB, test.m.isBulk()}, 0
+		for ; len(c.links) > 0; calls++ {
+			if n := len(c.links[k]); calls == 0 && n != linkQueueMax {
+				t.Errorf("%d messages wait, want %d", n, linkQueueMax)
+			}
+			if err := (<-c.events)(); err != nil {
+				t.Fatal(err)
+			}
 		}
-		<-ended
-		if idle := time.Since(began); idle < linkIdleTime || idle > 2*linkIdleTime {
-			t.Errorf("the link ended after %v, want about %v", idle, linkIdleTime)
+		if calls != test.calls {
+			t.Errorf("%d messages went in %d calls, want %d", linkQueueMax+1, calls, test.calls)
 		}
-	})
+	}
+	if n := p.refused["dropped"].Load(); n != 2 {
+		t.Errorf("%d messages were dropped, want one of each kind", n)
+	}
 }
 
 // A server that is to found a cluster alone does so when all that it was told of
