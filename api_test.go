@@ -229,7 +229,7 @@ func (s *scheduler) fake() *fakeCluster {
 // newTestPlane returns the plane of a server that leads a cluster of one and that nobody else reaches. Its protocol is
 // in memory. Without a runner it is an agent's.
 func newTestPlane(t testing.TB, name string, runner runner, tags map[string]string) *plane {
-	p := &plane{log: slog.New(slog.DiscardHandler), runner: runner, beatNow: make(chan struct{}, 1), refused: newCounters(),
+	p := &plane{log: slog.New(slog.DiscardHandler), runner: runner, beatNow: make(chan struct{}, 1),
 		known: map[string]*contact{}, problems: map[string]string{}, calls: &http.Client{}, streams: &http.Client{}, beats: &http.Client{}}
 	p.cfg.record = record{Name: name, ID: "id1", Addr: "127.0.0.1:8946", Tags: tags, Server: runner != nil, Status: memberAlive, Cluster: "c"}
 	p.cfg.BeatTime, p.self = time.Second, p.cfg.record

@@ -47,6 +47,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/hkdf"
@@ -1424,19 +1425,29 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	}
 }
 
-// nodes, start, ask and end are the plane's, for the leader: no call to a node that does not answer outlasts this
-// server's leadership.
+// nodes are those that can be given executions.
 func (c *cluster) nodes() []node { return c.plane.nodes() }
 
+// start gives a node, perhaps this one, its orders. No call to a node that does not answer outlasts this server's
+// leadership. After an error that wraps errRefused the node has certainly started none of them; after another it may
+// have.
 func (c *cluster) start(node string, d dispatch) error {
-	return c.plane.dispatchTo(c.leaderContext(), node, d)
+	_, err := callNode(c.leaderContext(), c.plane, node, pathDispatch, d, c.plane.start)
+	return err
 }
 
 func (c *cluster) ask(node string, q question) (answer, error) {
-	return c.plane.askNode(c.leaderContext(), node, q)
+	a, err := callNode(c.leaderContext(), c.plane, node, "/question", q, c.plane.ask)
+	if err == nil {
+		err = checkResults(a.Held)
+	}
+	return a, err
 }
 
-func (c *cluster) end(node string, k kill) error { return c.plane.killOn(c.leaderContext(), node, k) }
+func (c *cluster) end(node string, k kill) error {
+	_, err := callNode(c.leaderContext(), c.plane, node, "/kill", k, c.plane.kill)
+	return err
+}
 
 // left reports whether a node has stopped, and not failed.
 func (c *cluster) left(node string) bool {
@@ -1690,24 +1701,6 @@ func (c *cluster) voting() (voters []server, missing []string) {
 	return voters, missing
 }
 
-// gauges returns the numbers of the cluster, as this server sees it.
-func (c *cluster) gauges() gauges {
-	voters, missing := c.voting()
-	g := gauges{
-		Term: c.status().Term, Voters: len(voters), Answering: len(voters) - len(missing), Members: map[string]int{},
-		Notices: c.store.shown.Load().notices, Refused: c.plane.refused.byReason(),
-	}
-	_, g.LeaderKnown = c.plane.leaderRecord()
-	for _, m := range c.plane.all() {
-		g.Members[memberStatus[m.Status]]++
-		if m.Server && m.Status == memberAlive {
-			g.Clocks = max(g.Clocks, m.skew.Abs())
-		}
-	}
-	g.Free, g.Size = disk(c.plane.cfg.Dir)
-	return g
-}
-
 // stoodStill returns how long a loop did not run because the process or the machine was paused, if that is at least
 // limit. It takes the larger of the monotonic and the wall clock: a suspended machine stops the first.
 func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
@@ -1792,7 +1785,7 @@ func (c *cluster) receive(cluster string, messages []message, file string) error
 		}
 		switch {
 		case errors.Is(err, errMalformed), errors.Is(err, errMisdirected):
-			c.plane.refused.count(err)
+			c.plane.count(refusalCode(err))
 		case err != nil:
 			return fmt.Errorf("this server's data contradicts the cluster's; give it an empty --data-dir: %w", err)
 		}
@@ -2133,7 +2126,7 @@ func (c *cluster) send(ctx context.Context, messages []message) {
 		k := linkKey{m.To, m.isBulk()}
 		queue, busy := c.links[k]
 		if len(queue) == linkQueueMax {
-			c.plane.refused["dropped"].Add(1)
+			c.plane.count("dropped")
 			c.raft.undelivered(m.To.ID, m.Number)
 			continue
 		}
@@ -2375,7 +2368,7 @@ var (
 		keyBytesMin)
 	errOversized = errors.New("the call is larger than allowed")
 
-	// errRefused wraps every error of dispatchTo, askNode, killOn and reportToLeader after which the node has surely
+	// errRefused wraps every error of cluster.start, ask and end, and of reportToLeader, after which the node has surely
 	// done nothing: it said so, or no connection to it came about. After all others nobody can tell.
 	errRefused      = errors.New("refused")
 	errNoConnection = errors.New("no connection")
@@ -2410,31 +2403,15 @@ func refusalCode(err error) string {
 	return ""
 }
 
-// counters count what the plane refused or dropped, by the names that metrics have: "dropped" for want of room in a
-// queue, "key" for a caller with another cluster key, the others are refusal codes.
-type counters map[string]*atomic.Int64
+// planeReasons are why the plane refuses or drops a message, as metrics have them: "dropped" for want of room in a queue,
+// "key" for a caller with another cluster key, the others are refusal codes. Each is counted at its index in a countBy.
+var planeReasons = []string{"dropped", "foreign", "format", "key", "malformed", "misdirected", "too_large"}
 
-func newCounters() counters {
-	c := counters{}
-	for _, reason := range []string{"dropped", "key", "format", "malformed", "too_large", "foreign", "misdirected"} {
-		c[reason] = new(atomic.Int64)
+// count counts what was refused or dropped, if the reason speaks of the sender.
+func (p *plane) count(reason string) {
+	if i := slices.Index(planeReasons, reason); i >= 0 {
+		p.refused[i].Add(1)
 	}
-	return c
-}
-
-// count counts an error if it speaks of the sender.
-func (c counters) count(err error) {
-	if n := c[refusalCode(err)]; n != nil {
-		n.Add(1)
-	}
-}
-
-func (c counters) byReason() map[string]int64 {
-	m := map[string]int64{}
-	for reason, n := range c {
-		m[reason] = n.Load()
-	}
-	return m
 }
 
 // planeConfig is what main knows about the node.
@@ -2544,7 +2521,7 @@ type plane struct {
 	calls    *http.Client
 	streams  *http.Client  // for what may take long, so that no call waits for it
 	beats    *http.Client  // for heartbeats and links, which must not wait for either
-	refused  counters      // fixed
+	refused  countBy       // by planeReasons
 	admitted atomic.Bool   // this node's name and id are its own
 	beatNow  chan struct{} // the next heartbeat is due now; holds one
 	written  []string      // owned by heartbeatLoop: what the file of peers says
@@ -2564,8 +2541,8 @@ type plane struct {
 
 // newPlane listens on the cluster plane. It serves nothing until run.
 func newPlane(cfg planeConfig, runner runner, log *slog.Logger) (*plane, error) {
-	p := &plane{cfg: cfg, runner: runner, log: log, beatNow: make(chan struct{}, 1), refused: newCounters(),
-		known: map[string]*contact{}, problems: map[string]string{}, silentJoins: slices.Clone(cfg.Join)}
+	p := &plane{cfg: cfg, runner: runner, log: log, beatNow: make(chan struct{}, 1),
+		known: map[string]*contact{}, problems: map[string]string{}}
 	if p.cfg.network.listen == nil {
 		p.cfg.network = network{net.Listen, new(net.Dialer).DialContext, rand.Uint64}
 	}
@@ -2592,6 +2569,7 @@ func newPlane(cfg planeConfig, runner runner, log *slog.Logger) (*plane, error) 
 	p.self.Status, p.self.Tags = memberAlive, map[string]string{}
 	maps.Copy(p.self.Tags, cfg.Tags)
 	p.self.Tags["rpc_addr"], p.self.Tags["port"] = p.self.Addr, port
+	p.silentJoins = slices.DeleteFunc(slices.Clone(cfg.Join), func(a string) bool { return a == p.self.Addr })
 	return p, nil
 }
 
@@ -2705,7 +2683,7 @@ func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	}) {
 		return nil, nil
 	}
-	p.refused["key"].Add(1)
+	p.count("key")
 	if p.remind.due("key", time.Now()) {
 		p.log.Warn("a node with another cluster key calls this one and gets no connection; if it belongs here, give "+
 			"both the same --encrypt-file", "addr", hello.Conn.RemoteAddr())
@@ -2769,11 +2747,10 @@ func (p *plane) heartbeatLoop(ctx context.Context) error {
 	defer ticker.Stop()
 	joins := joining{addrs: p.cfg.Join, tries: p.cfg.JoinTries, pause: p.cfg.JoinPause}
 	p.answered = time.Now()
-	remembered, err := p.readPeers()
-	if err != nil {
+	if err := readJSON(filepath.Join(p.cfg.Dir, peersFile), &p.written); err != nil {
 		p.log.Warn("the addresses of the other servers are not known from the last time", "err", err)
 	}
-	for {
+	for remembered := p.written; ; {
 		answered, clash, refusal := p.sendHeartbeats(ctx, append(joins.due(time.Now()), remembered...))
 		if ctx.Err() == nil {
 			p.afterBeat(answered, clash)
@@ -2856,38 +2833,34 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 	}
 	wait.Wait()
 	for i, err := range answers {
+		addr, why := targets[i], ""
 		var no nodeRefusal
 		var plain tls.RecordHeaderError
-		silent := ""
 		switch {
-		case err == nil:
-			answered++
-			p.noteResponse(targets[i])
-			p.setProblem("join "+targets[i], "")
-		case errors.Is(err, errOwnAddress):
-			p.noteResponse(targets[i])
-		case errors.Is(err, errIdentityTaken):
-			clash, refusal = err.Error(), err.Error()
+		case err == nil, errors.Is(err, errOwnAddress):
+			if p.noteResponse(addr); err == nil {
+				answered++
+			}
 		case errors.As(err, &no):
-			if refusal = no.text; errors.Is(err, errForeign) {
-				p.foreign = targets[i]
-			}
-			p.setProblem("join "+targets[i], refusal)
+			why = no.text
 		case errors.Is(err, errOtherKey):
-			refusal = fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, "+
-				"such as %s in the data directory of one of them", targets[i], keyFile)
-			p.setProblem("join "+targets[i], refusal)
+			why = fmt.Sprintf("the node at %s has another cluster key: start both with the same --encrypt-file, "+
+				"such as %s in the data directory of one of them", addr, keyFile)
 		case errors.As(err, &plain):
-			refusal = fmt.Sprintf("what answers at %s has no cluster key, so it is no cluster plane of belfry: use "+
-				"the address that the node there has in --bind-addr", targets[i])
-			p.setProblem("join "+targets[i], refusal)
+			why = fmt.Sprintf("what answers at %s has no cluster key, so it is no cluster plane of belfry: use "+
+				"the address that the node there has in --bind-addr", addr)
 		default:
-			p.log.Debug("a heartbeat was not answered", "addr", targets[i], "err", err)
-			if p.needs(targets[i]) {
-				silent = fmt.Sprintf("--join, --retry-join: no node answers at %s; is it up?", targets[i])
-			}
+			p.log.Debug("a heartbeat was not answered", "addr", addr, "err", err)
+			p.setProblem("join "+addr, p.silence(addr))
+			continue
 		}
-		p.setProblem("silence of "+targets[i], silent)
+		if errors.Is(err, errForeign) {
+			p.foreign = addr
+		}
+		if refusal = cmp.Or(why, refusal); errors.Is(err, errIdentityTaken) {
+			clash, why = why, "" // afterBeat records it
+		}
+		p.setProblem("join "+addr, why)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -2913,20 +2886,18 @@ func (p *plane) noteResponse(addr string) {
 func (p *plane) silentJoin() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, addr := range p.silentJoins {
-		if addr != p.self.Addr {
-			return addr
-		}
-	}
-	return ""
+	return strings.Join(p.silentJoins[:min(1, len(p.silentJoins))], "")
 }
 
-// needs reports whether this node belongs to no cluster and has tried an address of --join or --retry-join so often
-// that the operator should know.
-func (p *plane) needs(addr string) bool {
+// silence says that no node answers at an address of --join or --retry-join, once this node has tried it often enough
+// and belongs to no cluster; "" otherwise.
+func (p *plane) silence(addr string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.self.Cluster == "" && p.self.Beat > silentBeats && slices.Contains(p.cfg.Join, addr)
+	if p.self.Cluster != "" || p.self.Beat <= silentBeats || !slices.Contains(p.cfg.Join, addr) {
+		return ""
+	}
+	return fmt.Sprintf("--join, --retry-join: no node answers at %s; is it up?", addr)
 }
 
 // targetsLocked returns where heartbeats go, sorted. A failed server is tried less often the longer it has been silent.
@@ -3237,20 +3208,6 @@ func (p *plane) clockProblem() string {
 	return ""
 }
 
-// readPeers returns the addresses that the previous process knew.
-func (p *plane) readPeers() (addrs []string, err error) {
-	doc, err := os.ReadFile(filepath.Join(p.cfg.Dir, peersFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	err = json.Unmarshal(doc, &addrs)
-	p.written = addrs
-	return addrs, err
-}
-
 // writePeers keeps addresses for the next process. They are a hint: --join or the other nodes replace what a crash
 // loses.
 func (p *plane) writePeers() error {
@@ -3350,12 +3307,21 @@ func (p *plane) setProblem(subject, why string) {
 	}
 }
 
-// gauges returns what is running here, and what the plane has refused.
+// gauges returns the numbers of this server, and of the cluster as it sees it.
 func (p *plane) gauges() gauges {
-	var g gauges
-	if p.server != nil {
-		g = p.server.gauges()
+	voters, missing := p.server.voting()
+	g := gauges{
+		Term: p.server.status().Term, Voters: len(voters), Answering: len(voters) - len(missing), Refused: &p.refused,
+		Notices: p.server.store.shown.Load().notices, Members: map[string]int{},
 	}
+	_, g.LeaderKnown = p.leaderRecord()
+	for _, m := range p.all() {
+		g.Members[memberStatus[m.Status]]++
+		if m.Server && m.Status == memberAlive {
+			g.Clocks = max(g.Clocks, m.skew.Abs())
+		}
+	}
+	g.Free, g.Size = disk(p.cfg.Dir)
 	g.Running, g.Undelivered = p.runner.counts()
 	return g
 }
@@ -3559,7 +3525,7 @@ func (p *plane) check(r *http.Request, open bool) error {
 }
 
 func (p *plane) fail(w http.ResponseWriter, err error) {
-	p.refused.count(err)
+	p.count(refusalCode(err))
 	w.Header().Set(headerRefused, refusalCode(err))
 	http.Error(w, err.Error(), http.StatusConflict)
 }
@@ -3571,9 +3537,6 @@ type rpc[In, Out any] func(context.Context, In) (Out, error)
 func serveCall[In, Out any](limit int64, fn rpc[In, Out]) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var large *http.MaxBytesError
-		if r.ContentLength > limit {
-			return errOversized
-		}
 		data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 		switch {
 		case errors.As(err, &large):
@@ -3686,12 +3649,21 @@ func (p *plane) exchange(ctx context.Context, client *http.Client, to record, pa
 	return answerTo(client, r, out)
 }
 
+// answerTo sends a request, and reads the answer into out: as it is if that is an io.Writer, else as JSON. An answer
+// without success is an error. After an error that wraps errRefused nothing was done.
 func answerTo(client *http.Client, r *http.Request, out any) error {
-	resp, err := do(client, r)
+	resp, err := client.Do(r)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return readRefusal(resp)
+	}
+	if w, ok := out.(io.Writer); ok {
+		_, err = io.Copy(w, resp.Body)
+		return err
+	}
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, rpcBytesMax))
 	if err != nil {
 		return err
@@ -3712,19 +3684,6 @@ func (p *plane) request(ctx context.Context, method string, to record, path stri
 		r.Header.Set("Expect", "100-continue")
 	}
 	return r, nil
-}
-
-// do sends a request. A response without success is an error. After an error that wraps errRefused nothing was done.
-func do(client *http.Client, r *http.Request) (*http.Response, error) {
-	resp, err := client.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode/100 != 2 {
-		defer resp.Body.Close()
-		return nil, readRefusal(resp)
-	}
-	return resp, nil
 }
 
 // sign adds who calls whom. A server forwards only to the leader, so its request must not be forwarded again.
@@ -3776,26 +3735,6 @@ func (p *plane) printed(_ context.Context, executions []int64) (map[int64][]byte
 	return p.runner.printed(executions), nil
 }
 
-// dispatchTo gives a node, perhaps this one, its orders. After an error that wraps errRefused it has certainly started
-// none of them; after another it may have.
-func (p *plane) dispatchTo(ctx context.Context, node string, d dispatch) error {
-	_, err := callNode(ctx, p, node, pathDispatch, d, p.start)
-	return err
-}
-
-func (p *plane) askNode(ctx context.Context, node string, q question) (answer, error) {
-	a, err := callNode(ctx, p, node, "/question", q, p.ask)
-	if err == nil {
-		err = checkResults(a.Held)
-	}
-	return a, err
-}
-
-func (p *plane) killOn(ctx context.Context, node string, k kill) error {
-	_, err := callNode(ctx, p, node, "/kill", k, p.kill)
-	return err
-}
-
 // printedOn returns the last bytes that executions on a node have printed.
 func (p *plane) printedOn(ctx context.Context, node string, executions []int64) (map[int64][]byte, error) {
 	return callNode(ctx, p, node, "/printed", executions, p.printed)
@@ -3817,13 +3756,7 @@ func (p *plane) outputFrom(ctx context.Context, node string, execution int64, fo
 	if err != nil {
 		return err
 	}
-	resp, err := do(p.streams, r)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	_, err = io.Copy(w, resp.Body)
-	return err
+	return answerTo(p.streams, r, w)
 }
 
 // towardsLeader returns the nodes to ask for what only the leader can do: the leader, if known, and on an agent then
@@ -4016,25 +3949,28 @@ func openAgentDir(path string) (*agentDir, error) {
 		return nil, fmt.Errorf("--data-dir %s: %w", path, err)
 	}
 	d := &agentDir{path: path, lock: lock}
-	if err := d.read(); err != nil {
+	if err = readJSON(d.file(), d); err != nil {
+		err = fmt.Errorf("%s cannot be read; give this agent an empty directory: %w", nodeFile, err)
+	} else if d.ID == "" {
+		d.ID = crand.Text()
+		err = replaceJSON(d.file(), d)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("--data-dir %s: %w", path, err), d.close())
 	}
 	return d, nil
 }
 
-func (d *agentDir) read() error {
-	doc, err := os.ReadFile(d.file())
+// readJSON reads a file into v. If there is none, v stays as it is.
+func readJSON(path string, v any) error {
+	doc, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		d.ID = crand.Text()
-		return replaceJSON(d.file(), d)
+		return nil
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = json.Unmarshal(doc, v)
 	}
-	if err := json.Unmarshal(doc, d); err != nil || d.ID == "" {
-		return fmt.Errorf("%s is damaged; give this agent an empty directory: %w", nodeFile, err)
-	}
-	return nil
+	return err
 }
 
 func replaceJSON(path string, v any) error {

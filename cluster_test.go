@@ -2455,6 +2455,10 @@ func trio(t testing.TB) []*peerNode {
 	return nodes
 }
 
+func refusedBy(n *peerNode, reason string) int64 {
+	return n.plane.refused[slices.Index(planeReasons, reason)].Load()
+}
+
 func hasTrouble(n *peerNode, text string) bool {
 	return slices.ContainsFunc(slices.Concat(n.plane.health()), func(s string) bool { return strings.Contains(s, text) })
 }
@@ -3084,8 +3088,8 @@ func TestPlane_Key(t *testing.T) {
 			t.Error("a node with another key is forgotten while it is not called")
 		}
 	}
-	if text := log.String(); strings.Count(text, "a node with another cluster key calls this one") != 1 || a.plane.refused.byReason()["key"] == 0 {
-		t.Errorf("a has counted %v and logs, want one word of the other key\n%s", a.plane.refused.byReason(), text)
+	if text := log.String(); strings.Count(text, "a node with another cluster key calls this one") != 1 || refusedBy(a, "key") == 0 {
+		t.Errorf("a has counted %v and logs, want one word of the other key\n%s", refusedBy(a, "key"), text)
 	}
 	// One that would talk to anybody is not talked to, and neither is one without TLS.
 	loose, err := clusterTLS(b.cfg.Key)
@@ -3161,7 +3165,7 @@ func TestPlane_Refusals(t *testing.T) {
 		{name: "Snapshot", path: "/snapshot", header: map[string]string{headerMessage: string(pack(vote))}, counter: "malformed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			count := a.plane.refused.byReason()[test.counter]
+			count := refusedBy(a, test.counter)
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+a.plane.own().Addr+test.path, bytes.NewReader(test.body))
 			a.must(err)
 			a.plane.sign(r.Header, a.plane.own())
@@ -3171,7 +3175,7 @@ func TestPlane_Refusals(t *testing.T) {
 			if resp, err := a.plane.calls.Do(r); err == nil { // a body that is too large may break the connection
 				resp.Body.Close()
 			}
-			eventually(t, "it is counted", func() bool { return a.plane.refused.byReason()[test.counter] == count+1 })
+			eventually(t, "it is counted", func() bool { return refusedBy(a, test.counter) == count+1 })
 		})
 	}
 	after, err := a.store.dump()
@@ -3428,7 +3432,7 @@ func TestCluster_UnreadableLog(t *testing.T) {
 // What is sent while a call is under way waits: the small messages go in one call, the large one after the other, and a
 // link on which nothing waits is forgotten, as servers are replaced.
 func TestCluster_Links(t *testing.T) {
-	p := &plane{known: map[string]*contact{}, refused: newCounters()} // it knows no address, so each call fails
+	p := &plane{known: map[string]*contact{}} // it knows no address, so each call fails
 	c := &cluster{plane: p, log: slog.New(slog.DiscardHandler), links: map[linkKey][]message{}, events: make(chan func() error)}
 	c.raft = newTestRaft(serverA, threeServers, 1, 2)
 	for _, test := range []struct {
@@ -3449,7 +3453,7 @@ func TestCluster_Links(t *testing.T) {
 			t.Errorf("%d messages went in %d calls, want %d", linkQueueMax+1, calls, test.calls)
 		}
 	}
-	if n := p.refused["dropped"].Load(); n != 2 {
+	if n := p.refused[slices.Index(planeReasons, "dropped")].Load(); n != 2 {
 		t.Errorf("%d messages were dropped, want one of each kind", n)
 	}
 }
@@ -3622,14 +3626,14 @@ func TestPlane_Calls(t *testing.T) {
 	d := dispatch{Term: 1, Number: 1, Orders: []order{{Execution: 7, Job: "x"}}}
 	for _, n := range []*peerNode{a, b, w} {
 		d.Incarnation = n.cfg.Incarnation
-		if err := a.plane.dispatchTo(ctx, n.cfg.Name, d); err != nil || len(n.orders) != 1 {
+		if err := a.cluster.start(n.cfg.Name, d); err != nil || len(n.orders) != 1 {
 			t.Errorf("dispatch to %s: %v, it has %d orders", n.cfg.Name, err, len(n.orders))
 		}
-		answer, err := a.plane.askNode(ctx, n.cfg.Name, question{Executions: []int64{7}})
+		answer, err := a.cluster.ask(n.cfg.Name, question{Executions: []int64{7}})
 		if err != nil || string(answer.Held[0].Output) != "held by "+n.cfg.Name || answer.Incarnation != n.cfg.Incarnation {
 			t.Errorf("question to %s: %v, %v", n.cfg.Name, answer, err)
 		}
-		if err := a.plane.killOn(ctx, n.cfg.Name, kill{Execution: 9}); !errors.Is(err, errRefused) || !errors.Is(err, errUnknownExecution) {
+		if err := a.cluster.end(n.cfg.Name, kill{Execution: 9}); !errors.Is(err, errRefused) || !errors.Is(err, errUnknownExecution) {
 			t.Errorf("kill on %s: %v, want refused: %v", n.cfg.Name, err, errUnknownExecution)
 		}
 		var out bytes.Buffer
@@ -3671,20 +3675,20 @@ func TestPlane_Calls(t *testing.T) {
 		w.refusal = refusal
 		w.mu.Unlock()
 		d.Incarnation = w.cfg.Incarnation
-		if err := a.plane.dispatchTo(ctx, "w", d); !errors.Is(err, errRefused) || !errors.Is(err, refusal) {
+		if err := a.cluster.start("w", d); !errors.Is(err, errRefused) || !errors.Is(err, refusal) {
 			t.Errorf("dispatch: %v, want refused: %v", err, refusal)
 		}
 	}
 	d.Incarnation++
-	if err := a.plane.dispatchTo(ctx, "w", d); !errors.Is(err, errRefused) || !errors.Is(err, errOtherIncarnation) {
+	if err := a.cluster.start("w", d); !errors.Is(err, errRefused) || !errors.Is(err, errOtherIncarnation) {
 		t.Errorf("dispatch to another incarnation: %v", err)
 	}
-	if err := a.plane.dispatchTo(ctx, "nobody", d); !errors.Is(err, errRefused) {
+	if err := a.cluster.start("nobody", d); !errors.Is(err, errRefused) {
 		t.Errorf("dispatch to nobody: %v, want %v", err, errRefused)
 	}
 	w.kill()
 	// A kept-alive connection may have to break first.
-	eventually(t, "a dispatch to a node that is gone is surely refused", func() bool { return errors.Is(a.plane.dispatchTo(ctx, "w", d), errRefused) })
+	eventually(t, "a dispatch to a node that is gone is surely refused", func() bool { return errors.Is(a.cluster.start("w", d), errRefused) })
 
 	// A node that takes a request and does not answer leaves us in doubt.
 	silent := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
@@ -3693,7 +3697,7 @@ func TestPlane_Calls(t *testing.T) {
 	defer silent.Close()
 	broken := record{Name: "s", ID: "id-s", Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive}
 	a.plane.learn(gossip{From: broken})
-	if err := a.plane.dispatchTo(ctx, "s", d); err == nil || errors.Is(err, errRefused) {
+	if err := a.cluster.start("s", d); err == nil || errors.Is(err, errRefused) {
 		t.Errorf("dispatch to a node that breaks off: %v, want an error that is no refusal", err)
 	}
 }
@@ -3745,14 +3749,14 @@ func TestPlane_StandsStill(t *testing.T) {
 	w.start()
 	eventually(t, "the leader knows the node", func() bool { return len(a.plane.nodes()) == 2 && w.plane.clusterID() != "" })
 	d := dispatch{Term: 1, Number: 1, Incarnation: w.cfg.Incarnation, Orders: []order{{Execution: 7, Job: "x"}}}
-	if err := a.plane.dispatchTo(t.Context(), "w", d); err != nil {
+	if err := a.cluster.start("w", d); err != nil {
 		t.Fatal(err)
 	}
 	wakes := make(chan struct{})
 	listener.wakes.Store(&wakes)
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if err := a.plane.dispatchTo(ctx, "w", d); err == nil || errors.Is(err, errRefused) {
+	if _, err := callNode(ctx, a.plane, "w", pathDispatch, d, a.plane.start); err == nil || errors.Is(err, errRefused) {
 		t.Errorf("a dispatch to a node that stands still: %v, want an error that is no refusal", err)
 	}
 	before := listener.closed.Load()
@@ -3780,7 +3784,7 @@ func TestCluster_Duty(t *testing.T) {
 	a.plane.learn(gossip{From: record{Name: "s", ID: "id-s", Addr: silent.Listener.Addr().String(), Server: true, Status: memberAlive, Cluster: a.plane.clusterID()}})
 	ended := make(chan error, 1)
 	go func() {
-		_, err := a.plane.askNode(a.cluster.leaderContext(), "s", question{})
+		_, err := a.cluster.ask("s", question{})
 		ended <- err
 	}()
 	<-asked

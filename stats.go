@@ -266,12 +266,12 @@ type gauges struct {
 	Term        uint64
 	Members     map[string]int // by status
 	Voters      int
-	Answering   int              // voters that have not failed
-	Clocks      time.Duration    // largest difference of another server's clock to this one
-	Free, Size  uint64           // bytes of the disk
-	Notices     int              // that wait for their receivers
-	Refused     map[string]int64 // messages from other nodes, by reason
-	Requests    *refusals        // from clients
+	Answering   int           // voters that have not failed
+	Clocks      time.Duration // largest difference of another server's clock to this one
+	Free, Size  uint64        // bytes of the disk
+	Notices     int           // that wait for their receivers
+	Refused     *countBy      // messages from other nodes, by planeReasons
+	Requests    *refusals     // from clients
 	Shown       []jobNumbers
 }
 
@@ -362,9 +362,7 @@ func (s *stats) write(w io.Writer, g gauges) {
 	p.metric("belfry_notices_waiting", "Notices that wait for their receivers.", float64(g.Notices))
 	p.metric("belfry_notices_delivered_total", "Notices that receivers took since this server started.", float64(s.told.Load()))
 	p.metric("belfry_notices_lost_total", "Notices given up since this server started.", float64(s.untold.Load()))
-	for _, reason := range sortedKeys(g.Refused) {
-		p.metric("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.", float64(g.Refused[reason]), "reason", reason)
-	}
+	p.counters("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.", "reason", planeReasons, g.Refused)
 	for _, m := range jobMetrics {
 		for i := range g.Shown {
 			labels := []string{"job_name", g.Shown[i].Name, "outcome", m.outcome}
