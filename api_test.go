@@ -237,7 +237,8 @@ func newTestPlane(t testing.TB, name string, runner runner, tags map[string]stri
 		return p
 	}
 	self := server{name, "id1"}
-	c := &cluster{plane: p, log: p.log, tickTime: tickTime, events: make(chan func() error), stopped: make(chan struct{})}
+	c := &cluster{plane: p, log: p.log, tickTime: tickTime, events: make(chan func() error), stopped: make(chan struct{}),
+		awaited: map[chan struct{}]uint64{}}
 	c.raft = newTestRaft(self, []server{self}, 1)
 	c.raft.tick()
 	p.server = c

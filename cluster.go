@@ -191,20 +191,17 @@ type ready struct {
 	Commit   uint64 // 0: as before
 }
 
-func (rd *ready) writes() bool {
-	return rd.State != nil || rd.Snapshot != nil || len(rd.Entries) > 0
-}
+func (rd *ready) writes() bool { return rd.State != nil || rd.Snapshot != nil || len(rd.Entries) > 0 }
 
 // raftStatus is the part of a raft that other goroutines may know.
 type raftStatus struct {
-	Leading      bool
-	First        uint64 // leading: its first entry. Once that is applied, so is all that was ever committed
-	Transferring bool   // leading, but no longer taking proposals
-	Leader       server // zero: unknown
-	Term         uint64
-	Commit       uint64
-	Last         uint64 // entry in the log
-	voterSet            // in force; committed if Index <= Commit
+	Leading  bool
+	First    uint64 // leading: its first entry. Once that is applied, so is all that was ever committed
+	Leader   server // zero: unknown
+	Term     uint64
+	Commit   uint64
+	Last     uint64 // entry in the log
+	voterSet        // in force; committed if Index <= Commit
 }
 
 // mayAct reports whether a server that has applied the log up to an index may do the leader's work: it leads, and it
@@ -330,8 +327,8 @@ func newRaft(cfg raftConfig, disk saved, rnd *rand.Rand) *raft {
 
 func (r *raft) status() raftStatus {
 	return raftStatus{
-		Leading: r.role == roleLeader, First: r.first, Transferring: r.transferee != server{}, Leader: r.leader,
-		Term: r.state.Term, Commit: r.commit, Last: r.log.last, voterSet: r.log.latestVoters(),
+		Leading: r.role == roleLeader, First: r.first, Leader: r.leader, Term: r.state.Term, Commit: r.commit,
+		Last: r.log.last, voterSet: r.log.latestVoters(),
 	}
 }
 
@@ -793,7 +790,9 @@ func (r *raft) commitTo(index uint64) {
 		return
 	}
 	r.commit = index
-	r.log.forgetVoters(index)
+	for len(r.log.voters) > 1 && r.log.voters[1].Index <= index { // the first has been replaced
+		r.log.voters = slices.Delete(r.log.voters, 0, 1)
+	}
 	if r.role == roleLeader && !r.isVoter(r.cfg.self.ID) && r.log.latestVoters().Index <= index {
 		r.become(roleFollower, server{})
 	}
@@ -871,9 +870,6 @@ func (r *raft) transfer() error {
 
 // sendTimeoutNow tells the transferee to campaign once it has the whole log.
 func (r *raft) sendTimeoutNow() {
-	if r.transferee == (server{}) {
-		return
-	}
 	if p := r.peer(r.transferee.ID); p != nil && p.match == r.log.last {
 		r.send(message{Kind: msgTimeoutNow, To: p.server, Term: r.state.Term})
 	}
@@ -1090,12 +1086,10 @@ func (r *raft) validate(m message) error {
 	switch {
 	case m.To != r.cfg.self:
 		return errMisdirected
-	case m.From.ID == "" || m.From.ID == r.cfg.self.ID || m.Kind < msgPreVote || m.Kind > msgTimeoutNow || m.Term == 0:
-		return errMalformed
-	case !believable(m.Term, own) || m.Prev.Index > positionMax:
-		return errMalformed
-	case (m.Kind == msgAppend || m.Kind == msgSnapshot) &&
-		(m.Prev.Term > m.Term || (m.Prev.Term == 0) != (m.Prev.Index == 0)):
+	case m.From.ID == "" || m.From.ID == r.cfg.self.ID || m.Kind < msgPreVote || m.Kind > msgTimeoutNow || m.Term == 0,
+		!believable(m.Term, own) || m.Prev.Index > positionMax,
+		(m.Kind == msgAppend || m.Kind == msgSnapshot) &&
+			(m.Prev.Term > m.Term || (m.Prev.Term == 0) != (m.Prev.Index == 0)):
 		return errMalformed
 	}
 	last := m.Prev
@@ -1233,13 +1227,6 @@ func (l *raftLog) compact(index uint64) {
 
 func (l *raftLog) latestVoters() voterSet { return l.voters[len(l.voters)-1] }
 
-// forgetVoters drops the sets that a committed one has replaced.
-func (l *raftLog) forgetVoters(commit uint64) {
-	for len(l.voters) > 1 && l.voters[1].Index <= commit {
-		l.voters = slices.Delete(l.voters, 0, 1)
-	}
-}
-
 // The driver: the goroutine that owns the value
 
 const (
@@ -1268,13 +1255,7 @@ type proposal struct {
 	data  []byte
 	since time.Time    // when the protocol was given it
 	index uint64       // in the log, once it is appended
-	done  chan outcome // holds one
-}
-
-// An outcome is the result of applying a command, or the reason why it was not applied.
-type outcome struct {
-	applied
-	err error
+	done  chan applied // holds one; its Err says why the command was not applied
 }
 
 // leaderWork is what a server does while it leads, and what it learns of the log: the scheduler.
@@ -1304,12 +1285,12 @@ type cluster struct {
 
 	// Owned by run.
 	raft         *raft
-	waiting      []*proposal // appended, in order of their indexes
-	waitingBytes int         // of their data
-	awaited      []awaited
-	queued       []ready // for the disk, in order; the first is being written
-	turn         uint64  // of the store, in the last tick
-	turnAge      int     // ticks since then, or since there is something to write
+	waiting      []*proposal              // appended, in order of their indexes
+	waitingBytes int                      // of their data
+	awaited      map[chan struct{}]uint64 // closed when this index is applied
+	queued       []ready                  // for the disk, in order; the first is being written
+	turn         uint64                   // of the store, in the last tick
+	turnAge      int                      // ticks since then, or since there is something to write
 	applied      uint64
 	own          ownRow
 	stopLeader   context.CancelFunc // ends the leader's work; nil: there is none
@@ -1363,7 +1344,7 @@ func newCluster(p *plane, s *store, tick time.Duration, work leaderWork) (*clust
 	c := &cluster{
 		plane: p, store: s, log: p.log, work: work, tickTime: tick, own: own, applied: disk.Applied,
 		events: make(chan func() error), stopped: make(chan struct{}),
-		links: map[linkKey][]message{},
+		links: map[linkKey][]message{}, awaited: map[chan struct{}]uint64{},
 	}
 	c.raft = c.newRaft(self, disk)
 	c.publish()
@@ -1409,7 +1390,7 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 		return applied{}, errNotLeader
 	}
 	data[0] = c.format()
-	p := &proposal{data: data, done: make(chan outcome, 1)}
+	p := &proposal{data: data, done: make(chan applied, 1)}
 	err = c.post(ctx, func() error { c.append(p); return nil })
 	if errors.Is(err, errStopping) {
 		return applied{}, errNotLeader
@@ -1418,8 +1399,8 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 		return applied{}, err
 	}
 	select {
-	case o := <-p.done:
-		return o.applied, o.err
+	case a := <-p.done:
+		return a, a.Err
 	case <-ctx.Done():
 		return applied{}, ctx.Err()
 	}
@@ -1488,12 +1469,12 @@ func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
 	if c.store.applied.Load() >= index {
 		return nil
 	}
-	a := awaited{index, make(chan struct{})}
-	if err := c.post(ctx, func() error { c.awaited = append(c.awaited, a); c.release(); return nil }); err != nil {
+	done := make(chan struct{})
+	if err := c.post(ctx, func() error { c.awaited[done] = index; c.release(); return nil }); err != nil {
 		return err
 	}
 	select {
-	case <-a.done:
+	case <-done:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -1502,20 +1483,14 @@ func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// awaited is an index that a caller of waitApplied waits for.
-type awaited struct {
-	index uint64
-	done  chan struct{}
-}
-
 // release ends the waits for what is applied now.
 func (c *cluster) release() {
-	c.awaited = slices.DeleteFunc(c.awaited, func(a awaited) bool {
-		if a.index <= c.applied {
-			close(a.done)
+	for done, index := range c.awaited {
+		if index <= c.applied {
+			close(done)
+			delete(c.awaited, done)
 		}
-		return a.index <= c.applied
-	})
+	}
 }
 
 // post sends run an event, which run executes between two others. If the event returns an error, run ends with it. An
@@ -1759,7 +1734,7 @@ func (c *cluster) append(p *proposal) {
 		index, err = c.raft.propose(p.data)
 	}
 	if err != nil {
-		p.done <- outcome{err: err}
+		p.done <- applied{Err: err}
 		return
 	}
 	p.index, p.since = index, time.Now()
@@ -1852,11 +1827,11 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	for _, a := range done {
 		c.applied = a.Index
 		for len(c.waiting) > 0 && c.waiting[0].index <= a.Index {
-			p, o := c.waiting[0], outcome{a, a.Err}
+			p, res := c.waiting[0], a
 			if p.index != a.Index {
-				o = outcome{err: errUnknown} // nothing that was passed over may hold up who comes after
+				res = applied{Err: errUnknown} // nothing that was passed over may hold up who comes after
 			}
-			p.done <- o
+			p.done <- res
 			c.waitingBytes -= len(p.data)
 			c.waiting[0], c.waiting = nil, c.waiting[1:]
 		}
@@ -1918,7 +1893,7 @@ func (c *cluster) stopLeading() {
 		c.stopLeader()
 	}
 	for _, p := range c.waiting {
-		p.done <- outcome{err: errUnknown}
+		p.done <- applied{Err: errUnknown}
 	}
 	c.waiting, c.waitingBytes = nil, 0
 }
@@ -2208,8 +2183,7 @@ func (c *cluster) fill(m *message) error {
 	why := ""
 	if err != nil {
 		why = fmt.Sprintf("this server cannot read its log, so other servers do not get what they lack; look at its "+
-			"disk: %v",
-			err)
+			"disk: %v", err)
 	}
 	if c.plane.setProblem("log", why); err != nil {
 		return err
@@ -3876,11 +3850,9 @@ func (p *plane) leave(ctx context.Context) error {
 		}
 	}
 	p.setStatus(memberAlive)
-	return errors.Join(
-		fmt.Errorf("this server has not left, as a majority of the servers must agree: start others, or just stop it; "+
-			"%w",
-			err),
-		p.server.setLeaving(context.WithoutCancel(ctx), false))
+	err = fmt.Errorf("this server has not left, as a majority of the servers must agree: start others, or just stop "+
+		"it; %w", err)
+	return errors.Join(err, p.server.setLeaving(context.WithoutCancel(ctx), false))
 }
 
 // forwarded is the sender of a request from another node. If the request is a client's, that node has checked that the

@@ -4143,21 +4143,21 @@ func TestCluster_WaitingBytes(t *testing.T) {
 	r := newTestRaft(serverA, threeServers, 1)
 	elect(t, r)
 	c := &cluster{raft: r}
-	early := &proposal{done: make(chan outcome, 1)}
+	early := &proposal{done: make(chan applied, 1)}
 	c.append(early)
-	if o := <-early.done; !errors.Is(o.err, errNotLeader) || len(c.waiting) != 0 {
-		t.Errorf("a proposal between two offices: %v, and %d wait", o.err, len(c.waiting))
+	if o := <-early.done; !errors.Is(o.Err, errNotLeader) || len(c.waiting) != 0 {
+		t.Errorf("a proposal between two offices: %v, and %d wait", o.Err, len(c.waiting))
 	}
 	c.leaderTerm.Store(r.status().Term)
 	busy := 0
 	for range 100 {
-		p := &proposal{data: make([]byte, commandBytesMax), done: make(chan outcome, 1)}
+		p := &proposal{data: make([]byte, commandBytesMax), done: make(chan applied, 1)}
 		c.append(p)
 		settle(r)
 		select {
 		case o := <-p.done:
-			if !errors.Is(o.err, errBusy) {
-				t.Fatal(o.err)
+			if !errors.Is(o.Err, errBusy) {
+				t.Fatal(o.Err)
 			}
 			busy++
 		default:
