@@ -217,15 +217,6 @@ const (
 	roleLeader
 )
 
-// A peerProgress says what the leader knows of a peer's log.
-type peerProgress uint8
-
-const (
-	progressProbe     peerProgress = iota // next is a guess: an append carries one entry
-	progressReplicate                     // the peer has all before next: an append carries what fits
-	progressSnapshot                      // the log begins after next
-)
-
 // A peer is the leader's view of another voter or learner.
 //
 // The leader sends it one thing at a time: an append with entries, or a snapshot. That is in flight until the peer has
@@ -233,15 +224,14 @@ const (
 // answers an append that was sent after the delivery. So a slow link or disk causes no retransmission.
 type peer struct {
 	server
-	progress   peerProgress
 	match      uint64 // its log is durable and equal to ours up to here
-	next       uint64 // first entry to send
+	next       uint64 // first entry to send, at first a guess
 	flight     uint64 // number of what is in flight, 0: nothing
 	end        uint64 // flight: its last entry; of a snapshot only once it has arrived
 	arrived    uint64 // flight: number of the last message sent when it was delivered, 0: it was not
 	pause      int    // ticks until the next try, after one that was not delivered
 	installing bool   // it is writing a snapshot
-	kept       uint64 // progressSnapshot: the log is kept after this entry until the snapshot is installed
+	kept       uint64 // it needs a snapshot, and the log is kept after this entry until that is installed; 0: it does not
 	silent     int    // ticks since it answered
 	commit     uint64 // commit index it was last told
 	leaving    bool   // as it said last
@@ -677,14 +667,12 @@ func (r *raft) sendAppends() {
 		switch p := &r.peers[i]; {
 		case p.flight != 0 || p.pause > 0 || !r.alive(p.ID):
 		case p.next <= r.log.base.Index:
-			p.progress, p.kept = progressSnapshot, r.log.base.Index
+			p.kept = r.log.base.Index
 			if !p.installing {
 				r.sendInFlight(p, message{Kind: msgSnapshot, To: p.server, Term: r.state.Term}, math.MaxUint64)
 			}
 		case p.next <= r.log.last:
-			if p.progress == progressSnapshot {
-				p.progress = progressProbe
-			}
+			p.kept = 0
 			r.sendEntries(p)
 		case p.commit < r.commit:
 			r.sendHeartbeat(p)
@@ -703,16 +691,11 @@ func (r *raft) sendInFlight(p *peer, m message, end uint64) {
 func (r *raft) sendEntries(p *peer) {
 	m := message{Kind: msgAppend, To: p.server, Term: r.state.Term, Commit: r.commit}
 	m.Prev = position{p.next - 1, r.log.term(p.next - 1)}
-	entries := appendEntriesMax
-	if p.progress == progressProbe {
-		entries = 1
-	}
 	if p.next > r.log.durable {
-		tail := r.log.tail[p.next-r.log.durable-1:]
-		m.Entries = firstEntries(tail[:min(entries, len(tail))])
+		m.Entries = firstEntries(r.log.tail[p.next-r.log.durable-1:])
 		m.Last = m.Prev.Index + uint64(len(m.Entries))
 	} else {
-		m.Last = min(r.log.durable, m.Prev.Index+uint64(entries))
+		m.Last = min(r.log.durable, m.Prev.Index+appendEntriesMax)
 	}
 	p.commit = r.commit
 	r.sendInFlight(p, m, m.Last)
@@ -753,13 +736,13 @@ func (r *raft) onAppendReply(m message) {
 	case m.Reject && m.Number == p.flight && m.Prev.Index > p.match:
 		// The hint skips a whole run of terms at a time (thesis 3.5).
 		p.next = max(p.match, r.log.lastCommon(m.Hint).Index) + 1
-		p.progress, p.flight = progressProbe, 0
+		p.kept, p.flight = 0, 0
 	case m.Match > p.match && m.Match <= r.log.last:
-		p.progress, p.match, p.next = progressReplicate, m.Match, m.Match+1
+		p.kept, p.match, p.next = 0, m.Match, m.Match+1
 		r.endFlight(p)
 		r.maybeCommit()
 	case !m.Reject && p.arrived != 0 && m.Number > p.arrived && m.Have < p.end && !m.Installing:
-		p.progress, p.flight = progressProbe, 0 // delivered, but the peer does not have it: it was restarted
+		p.kept, p.flight = 0, 0 // delivered, but the peer does not have it: it was restarted
 	}
 	r.sendTimeoutNow()
 	r.changeVoters()
@@ -803,7 +786,7 @@ func (r *raft) commitTo(index uint64) {
 func (r *raft) needed() (first uint64) {
 	for _, p := range r.peers {
 		n := p.match + 1
-		if p.progress == progressSnapshot {
+		if p.kept != 0 {
 			n = p.kept + 1
 		}
 		underway := p.flight != 0 && p.arrived == 0 // else a peer may have died before it answered
@@ -838,10 +821,8 @@ func (r *raft) undelivered(id string, number uint64) {
 		return
 	}
 	p.flight, p.pause = 0, r.cfg.heartbeatTicks
-	if p.progress == progressSnapshot {
+	if p.kept != 0 {
 		p.pause = r.cfg.snapshotTicks
-	} else {
-		p.progress = progressProbe
 	}
 }
 
@@ -2247,41 +2228,37 @@ func (c *cluster) upload(ctx context.Context, to record, path string, body io.Re
 	return answerTo(c.plane.beats, r, &none{})
 }
 
+// receiveSnapshot writes a snapshot to a file, and passes on the message that announces it.
 func (c *cluster) receiveSnapshot(w http.ResponseWriter, r *http.Request) error {
 	var m message
 	err := json.Unmarshal([]byte(r.Header.Get(headerMessage)), &m)
 	if err != nil || m.Kind != msgSnapshot || r.ContentLength < 0 || r.ContentLength > snapshotBytesMax {
 		return errMalformed
 	}
-	file, err := c.writeSnapshotFile(deadlineBody(w, r), m)
+	file, err := os.CreateTemp(c.plane.cfg.Dir, snapshotPattern)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(file, deadlineBody(w, r))
+	if err = errors.Join(err, file.Close()); err == nil {
+		err = m.announces(file.Name())
+	}
 	if err == nil {
-		err = c.take(r.Context(), []message{m}, file)
+		err = c.take(r.Context(), []message{m}, file.Name())
 	}
 	if err != nil {
-		if file != "" {
-			err = errors.Join(err, os.Remove(file))
-		}
-		return err
+		return errors.Join(err, os.Remove(file.Name()))
 	}
 	return writeJSON(w, none{})
 }
 
-// writeSnapshotFile writes a snapshot to a file, and checks that it is the one that the message announces. The caller
-// removes the file even after an error.
-func (c *cluster) writeSnapshotFile(body io.Reader, m message) (path string, err error) {
-	file, err := os.CreateTemp(c.plane.cfg.Dir, snapshotPattern)
-	if err != nil {
-		return "", err
-	}
-	_, err = io.Copy(file, body)
-	if err = errors.Join(err, file.Close()); err != nil {
-		return file.Name(), err
-	}
-	snap, err := readSnapshot(file.Name())
+// announces returns errMalformed if a message announces another snapshot than that of a file.
+func (m *message) announces(file string) error {
+	snap, err := readSnapshot(file)
 	if err == nil && (snap.position != m.Prev || !slices.Equal(snap.Voters, m.Voters)) {
 		err = errMalformed
 	}
-	return file.Name(), err
+	return err
 }
 
 // deadlineReader reads a long body, with a deadline for each part.
