@@ -126,8 +126,8 @@ type message struct {
 	From, To server
 	Term     uint64
 
-	// Prev is the entry before Entries (append), the end of the snapshot (snapshot), the candidate's last entry (vote
-	// and pre-vote), or the rejected Prev (reply).
+	// Prev is the entry before Entries (append), the end of the snapshot (snapshot), the candidate's last entry
+	// (votes), or the rejected Prev (reply).
 	Prev position
 
 	// Append and snapshot: grows with each that this server sends. Reply: the highest that the follower has received.
@@ -178,8 +178,7 @@ func firstEntry(voters []server) (hardState, entry) {
 //
 // If writes reports true, the driver makes durable, in this order or in one transaction, State, Snapshot and Entries,
 // and then calls persisted. Entries replace all that the log holds from the first of them on. No other ready asks for a
-// write until then; ticks, messages and proposals go on. A crash in between leaves a prefix of that, of which nobody
-// was told.
+// write until then; ticks, messages and proposals go on. A crash in between leaves a prefix, of which nobody was told.
 //
 // Commit asks to apply the log up to there. It is on this server's disk, or among Entries: what a sole voter has
 // written is committed. These it applies in the transaction that writes them, or after it.
@@ -231,7 +230,7 @@ type peer struct {
 	arrived    uint64 // flight: number of the last message sent when it was delivered, 0: it was not
 	pause      int    // ticks until the next try, after one that was not delivered
 	installing bool   // it is writing a snapshot
-	kept       uint64 // it needs a snapshot, and the log is kept after this entry until that is installed; 0: it does not
+	kept       uint64 // it needs a snapshot; the log is kept after this entry until that is installed; 0: it does not
 	silent     int    // ticks since it answered
 	commit     uint64 // commit index it was last told
 	leaving    bool   // as it said last
@@ -290,9 +289,9 @@ type raft struct {
 	learners []server // what setLearners said last
 
 	// leaving: this server leaves the cluster or is about to stop. It then leads only if nobody else can. A server that
-	// says so first, and then has itself removed by removeVoter, stays removed, whatever setLearners says to this or a
-	// later leader: a leader promotes only a learner that has answered with the entry of that removal on its disk, and
-	// that answer says that it leaves.
+	// says so first, and then has itself removed by removeVoter, stays removed, whatever setLearners says: a leader
+	// promotes only a learner that has answered with the entry of that removal on its disk, and that answer says that
+	// it leaves.
 	leaving bool // set by the driver
 	stuck   bool // set by the driver before each tick: its writer is
 
@@ -334,8 +333,8 @@ func (r *raft) tick() {
 	}
 }
 
-// writerStuck reports whether another server should lead, because this one's writer is stuck. A sole voter leads with
-// the disk that it has.
+// writerStuck reports whether another server should lead, as this one's writer is stuck. A sole voter leads with its
+// disk.
 func (r *raft) writerStuck() bool { return r.stuck && len(r.voters()) > 1 }
 
 func (r *raft) tickLeader() {
@@ -378,8 +377,8 @@ func (r *raft) rankWait() int {
 	return r.cfg.electionTicks + r.cfg.heartbeatTicks + rank*r.cfg.stepTicks
 }
 
-// randomWait follows a round without a winner, so that rivals do not collide for ever, and a rank that cannot win does
-// not keep the others from trying.
+// randomWait follows a round without a winner, so that rivals do not collide for ever, and one that cannot win does not
+// keep the others back.
 func (r *raft) randomWait() int { return 2*r.cfg.heartbeatTicks + r.rnd.IntN(r.cfg.electionTicks) }
 
 // Roles
@@ -399,8 +398,8 @@ func (r *raft) enterTerm(term uint64, vote string, role raftRole) {
 	r.become(role, server{})
 }
 
-// preCampaign begins an election with a pre-vote (thesis 9.6), so that a server that was cut off does not come back
-// with a higher term.
+// preCampaign begins an election with a pre-vote (thesis 9.6), so that a server that was cut off does not raise the
+// term.
 //
 // A server that is not a voter, or not yet, or no longer, campaigns as well, after all others: the voters may be unable
 // to go on without its log (thesis 4.2.2). It does not count itself, and steps down when that log is committed.
@@ -415,8 +414,7 @@ func (r *raft) preCampaign() {
 	r.countVote(r.cfg.self.ID)
 }
 
-// campaign asks for votes in the next term. The requests, and the server's own vote, wait until term and vote are
-// durable.
+// campaign asks for votes in the next term. The requests and its own vote wait until term and vote are durable.
 func (r *raft) campaign(transfer uint64) {
 	r.enterTerm(r.state.Term+1, r.cfg.self.ID, roleCandidate)
 	for _, v := range r.voters() {
@@ -437,8 +435,7 @@ func (r *raft) hold(m message) {
 	}
 }
 
-// release sends held messages and starts a candidate's round. A candidate's own vote is held as well, addressed to
-// itself.
+// release sends held messages and starts a candidate's round, whose own vote is held too, addressed to itself.
 func (r *raft) release() {
 	held := r.held
 	r.held = nil
@@ -476,8 +473,8 @@ func (r *raft) becomeLeader() {
 
 // Messages
 
-// step handles one message. errMalformed and errMisdirected change nothing; after any other error this cluster's data
-// cannot be trusted.
+// step handles one message. errMalformed and errMisdirected change nothing; after another error the data cannot be
+// trusted.
 func (r *raft) step(m message) error {
 	if err := r.validate(m); err != nil {
 		return err
@@ -549,8 +546,8 @@ func (r *raft) mayVote(m message) bool {
 	return m.Term == r.state.Term && r.leader == server{} && (r.state.Vote == "" || r.state.Vote == m.From.ID)
 }
 
-// upToDate is the election restriction (thesis 3.6.1): a leader must have all that is committed, and one server of the
-// majority that votes for it has.
+// upToDate is the election restriction (thesis 3.6.1): a leader must have all that is committed, as one of the majority
+// that votes for it has.
 func (r *raft) upToDate(last position) bool {
 	own := r.log.end()
 	return last.Term > own.Term || last.Term == own.Term && last.Index >= own.Index
@@ -571,8 +568,8 @@ func (r *raft) onLeader(m message) error {
 	return r.onAppend(m)
 }
 
-// onAppend handles a heartbeat or entries. It truncates only at an entry that contradicts the leader's: a late, shorter
-// append must not undo a newer one.
+// onAppend handles a heartbeat or entries. It truncates only at an entry that contradicts the leader's: a late append
+// must not undo a newer one.
 func (r *raft) onAppend(m message) error {
 	if m.Prev.Index > r.commit && !r.log.has(m.Prev) {
 		no := r.reply()
@@ -600,8 +597,8 @@ func (r *raft) onAppend(m message) error {
 }
 
 // onSnapshot has a snapshot installed if it is newer than what is committed here. If the log holds its last entry, that
-// prefix becomes committed instead. A snapshot that arrives during an installation is ignored, or a slow disk would
-// never finish one.
+// prefix becomes committed instead. One that arrives during an installation is ignored, or a slow disk would never
+// finish.
 func (r *raft) onSnapshot(m message) {
 	r.received = max(r.received, m.Number)
 	switch {
@@ -925,8 +922,8 @@ func (r *raft) setPeers() {
 }
 
 // setLearners says which servers want to be voters: those that are alive and not leaving, according to the members.
-// Voters in the list have no effect. It may be called at any time in any role, always with the whole list; the leader
-// promotes learners as they catch up.
+// Voters in the list have no effect. It may be called at any time in any role; the leader promotes learners as they
+// catch up.
 func (r *raft) setLearners(list []server) {
 	r.learners = slices.SortedFunc(slices.Values(list), compareServers)
 	if r.role == roleLeader {
@@ -964,8 +961,7 @@ func (r *raft) mayChangeVoters() bool {
 	return leads && r.commit >= r.first && r.commit >= r.log.latestVoters().Index
 }
 
-// caughtUp: a learner is at most one append behind, or the cluster might stop until its new voter has the log (thesis
-// 4.2.1).
+// caughtUp: a learner is at most one append behind, or the cluster might stop until it has the log (thesis 4.2.1).
 func (r *raft) caughtUp(id string) bool {
 	p := r.peer(id)
 	return p != nil && r.alive(id) && p.match >= r.first && p.match+appendEntriesMax >= r.commit
@@ -1159,8 +1155,8 @@ func (l *raftLog) add(e entry) {
 	}
 }
 
-// truncate removes the entries from index on. A write of some of them may be in progress: the disk has them until the
-// entry at index is overwritten.
+// truncate removes the entries from index on. A write of some may be in progress: the disk has them until they are
+// overwritten.
 func (l *raftLog) truncate(index uint64) {
 	l.last = index - 1
 	if l.durable > l.last {
@@ -1172,8 +1168,7 @@ func (l *raftLog) truncate(index uint64) {
 	l.voters = slices.DeleteFunc(l.voters, func(v voterSet) bool { return v.Index >= index })
 }
 
-// persisted records which of the written entries the log still holds. Entries up to the last one with the right term
-// are held, because positions are unique.
+// persisted records which of the written entries the log still holds: those up to the last one with the right term.
 func (l *raftLog) persisted(written []entry) {
 	for _, e := range slices.Backward(written) {
 		if e.Index > l.durable && l.term(e.Index) == e.Term {
@@ -1191,8 +1186,7 @@ func (l *raftLog) setTail(tail []entry) {
 	}
 }
 
-// compact says that the driver has dropped the log up to index, which is applied. An index that was dropped before
-// changes nothing.
+// compact says that the driver has dropped the log up to index, which is applied.
 func (l *raftLog) compact(index uint64) {
 	if index <= l.base.Index {
 		return
@@ -1302,8 +1296,7 @@ func (p progress) problem(now time.Time) string {
 	return ""
 }
 
-// newCluster returns a driver for the server whose disk s is, which reaches the other servers through p. tick is one
-// unit of the protocol's time.
+// newCluster returns a driver for the server whose disk s is. tick is one unit of the protocol's time.
 func newCluster(p *plane, s *store, tick time.Duration, work leaderWork) (*cluster, error) {
 	own, err := s.own()
 	if err != nil {
@@ -1330,7 +1323,8 @@ func newCluster(p *plane, s *store, tick time.Duration, work leaderWork) (*clust
 	c.raft = c.newRaft(self, disk)
 	c.publish()
 	c.progress.Store(&progress{})
-	p.attach(c, own)
+	p.server, p.self.Format = c, s.format
+	p.setOwn(own)
 	return c, nil
 }
 
@@ -1357,26 +1351,23 @@ func (c *cluster) leaderContext() context.Context {
 func (c *cluster) status() raftStatus { return *c.view.Load() }
 
 // propose has a command logged, committed and applied, and returns the result of applying it; a rejection by apply is
-// an error too. errNotLeader and errBusy: it was not appended. errUnknown: its fate is unknown. ctx's error: the caller
-// did not wait.
+// an error too. errNotLeader and errBusy: it was not appended. errUnknown: its fate is unknown.
 func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 	data, err := cmd.encode()
-	if err != nil {
+	switch {
+	case err != nil:
 		return applied{}, err
-	}
-	if len(data) > commandBytesMax {
+	case len(data) > commandBytesMax:
 		return applied{}, errTooLarge
-	}
-	if !c.leading() {
+	case !c.leading():
 		return applied{}, errNotLeader
 	}
 	data[0] = c.format()
 	p := &proposal{data: data, done: make(chan applied, 1)}
-	err = c.post(ctx, func() error { c.append(p); return nil })
-	if errors.Is(err, errStopping) {
-		return applied{}, errNotLeader
-	}
-	if err != nil {
+	if err = c.post(ctx, func() error { c.append(p); return nil }); err != nil {
+		if errors.Is(err, errStopping) {
+			err = errNotLeader
+		}
 		return applied{}, err
 	}
 	select {
@@ -1390,9 +1381,8 @@ func (c *cluster) propose(ctx context.Context, cmd *command) (applied, error) {
 // nodes are those that can be given executions.
 func (c *cluster) nodes() []node { return c.plane.nodes() }
 
-// start gives a node, perhaps this one, its orders. No call to a node that does not answer outlasts this server's
-// leadership. After an error that wraps errRefused the node has certainly started none of them; after another it may
-// have.
+// start gives a node, perhaps this one, its orders. No call to a node outlasts this server's leadership. After an error
+// that wraps errRefused the node has certainly started none; after another it may have.
 func (c *cluster) start(node string, d dispatch) error {
 	_, err := callNode(c.leaderContext(), c.plane, node, pathDispatch, d, c.plane.start)
 	return err
@@ -1422,8 +1412,9 @@ func (c *cluster) left(node string) bool {
 func (c *cluster) conditions() map[string]string {
 	voters, missing := c.voting()
 	spare := len(voters) - len(missing) - majority(len(voters))
-	free, size := disk(c.plane.cfg.Dir)
-	all := map[string]string{eventDisk: diskShort.problem(c.plane.cfg.Dir, free, size), eventClock: c.plane.clockProblem()}
+	dir := c.plane.cfg.Dir
+	free, size := disk(dir)
+	all := map[string]string{eventDisk: diskShort.problem(dir, free, size), eventClock: c.plane.clockProblem()}
 	if len(voters) > 2 && spare <= 0 {
 		all[eventNoSpare] = fmt.Sprintf("%d of %d voters are there; if one more fails, nothing is scheduled",
 			majority(len(voters))+spare, len(voters))
@@ -1431,8 +1422,8 @@ func (c *cluster) conditions() map[string]string {
 	return all
 }
 
-// format returns the latest format of commands that every voter is known to apply. A leader writes no other, because a
-// voter would have to stop at it.
+// format returns the latest format of commands that every voter is known to apply. A leader writes no other, as a voter
+// would stop at it.
 func (c *cluster) format() byte {
 	format := c.store.format
 	for _, v := range c.status().Voters {
@@ -1444,8 +1435,8 @@ func (c *cluster) format() byte {
 	return format
 }
 
-// waitApplied returns once this server has applied the log up to index, so that a client whose write the leader has
-// applied there reads it here.
+// waitApplied returns once this server has applied the log up to index, so that a client reads here what the leader has
+// applied for it.
 func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
 	if c.store.applied.Load() >= index {
 		return nil
@@ -1565,7 +1556,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// run drives the protocol until ctx ends, the disk fails, or the leader's work fails. Every caller of propose gets an
+// run drives the protocol until ctx ends, or the disk or the leader's work fails. Every caller of propose gets an
 // answer.
 func (c *cluster) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -1611,8 +1602,8 @@ func (c *cluster) drive(ctx context.Context) error {
 	}
 }
 
-// noticePause tells the protocol if the loop did not run for an election timeout. A sole voter ignores that, because
-// nobody can have replaced it.
+// noticePause tells the protocol if the loop did not run for an election timeout. Nobody can have replaced a sole
+// voter.
 func (c *cluster) noticePause(last, now time.Time) time.Time {
 	if gap := stoodStill(last, now, c.electionTime()); gap > 0 && len(c.raft.status().Voters) > 1 {
 		c.log.Warn("this server was paused; it waits for the leader again", "gap", gap)
@@ -1621,8 +1612,7 @@ func (c *cluster) noticePause(last, now time.Time) time.Time {
 	return now
 }
 
-// noticeStuck records since when work has made no progress, whatever the cause: a disk may hang, or large messages may
-// not reach the other servers.
+// noticeStuck records since when work has made no progress: a disk may hang, or large messages may not arrive.
 func (c *cluster) noticeStuck(now time.Time) {
 	st := c.raft.status()
 	p := progress{round: now, commit: c.progress.Load().commit}
@@ -1667,8 +1657,7 @@ func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
 	return gap
 }
 
-// publish shows other goroutines the current state. The term is visible before an entry of a later leader can be
-// written: see fill.
+// publish shows other goroutines the current state. The term is visible before an entry of it is written: see fill.
 func (c *cluster) publish() {
 	st := c.raft.status()
 	c.store.pinned.Store(c.raft.needed())
@@ -1688,8 +1677,7 @@ func (c *cluster) tick() error {
 }
 
 // writerStuck reports whether one durable write has taken an election timeout, or any other transaction so long that
-// /health reports it. Applying may take longer, because it uses many transactions. It counts ticks, so it must be
-// called once in each.
+// /health reports it. Applying takes many transactions. It counts ticks, so it must be called once in each.
 func (c *cluster) writerStuck() bool {
 	if turn := c.store.turn.Load(); turn != c.turn || len(c.queued) == 0 {
 		c.turn, c.turnAge = turn, 0
@@ -1701,8 +1689,8 @@ func (c *cluster) writerStuck() bool {
 	return c.turnAge > int(stuckAfter/tickTime)
 }
 
-// append proposes a command. It refuses proposals until the leader's work runs: one left over from an earlier term
-// would block those after it.
+// append proposes a command. It refuses it until the leader's work runs: one from an earlier term would block those
+// after it.
 func (c *cluster) append(p *proposal) {
 	var index uint64
 	var err error
@@ -1724,8 +1712,8 @@ func (c *cluster) append(p *proposal) {
 }
 
 // receive handles messages of a peer. Only messages of this server's own cluster reach the protocol; a server that
-// belongs to no cluster joins that of the first leader it hears. file is the path of the snapshot that the message
-// announces, and the driver removes it.
+// belongs to no cluster joins that of the first leader it hears. file is the snapshot that the message announces; the
+// driver removes it.
 func (c *cluster) receive(cluster string, messages []message, file string) error {
 	if err := c.adopt(cluster, messages); err != nil {
 		return err
@@ -1776,8 +1764,7 @@ func (c *cluster) save(rd ready) {
 	}
 }
 
-// saveNext begins the first of queued. The store's writing side belongs to that
-// goroutine until it has told what came of it.
+// saveNext begins the first of queued. The store's writing side is that goroutine's until it has told what came of it.
 func (c *cluster) saveNext() {
 	rd, file := c.queued[0], c.snapshot
 	c.writing = time.Now()
@@ -1840,8 +1827,8 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	return nil
 }
 
-// updateLeadership starts the leader's work once this server leads and has applied its first entry, and ends the work
-// when it leads no longer.
+// updateLeadership starts the leader's work once this server leads and has applied its first entry, and ends it when it
+// does not.
 func (c *cluster) updateLeadership(ctx context.Context) {
 	st := c.raft.status()
 	switch term := c.leaderTerm.Load(); {
@@ -2007,8 +1994,8 @@ func awaitAcceptance(self record, others []record) (list *bootstrapList, why str
 	return list, ""
 }
 
-// adopt writes down that this server joins its leader's cluster. One that has accepted a list can only join the cluster
-// of that list.
+// adopt writes down that this server joins its leader's cluster. One that has accepted a list can only join that
+// cluster.
 func (c *cluster) adopt(cluster string, messages []message) error {
 	leader := slices.ContainsFunc(messages, func(m message) bool {
 		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
@@ -2038,8 +2025,7 @@ func (c *cluster) bootstrap(list *bootstrapList) error {
 	return err
 }
 
-// writeMembership writes in run's own goroutine: until a server belongs to a cluster there is nothing else to write,
-// and the protocol misses nothing.
+// writeMembership writes in run's own goroutine: until a server belongs to a cluster there is nothing else to write.
 func (c *cluster) writeMembership(e membership) error {
 	if err := c.store.writeMembership(e); err != nil {
 		return diskFailed(err)
@@ -2059,14 +2045,14 @@ func (c *cluster) writeMembership(e membership) error {
 // Messages between servers
 
 const (
-	linkQueueMax     = 64               // heartbeats and replies are useless after a few seconds, and large is one in flight
+	linkQueueMax     = 64               // heartbeats and replies are useless after a few seconds
 	snapshotBytesMax = int64(64 << 30)  // of a snapshot
 	chunkTime        = 30 * time.Second // for a client or a node to read or send a chunk of what is long
 	chunkBytes       = 256 << 10        // of a response
 )
 
-// linkKey names one of the two links to a server, on each of which one call is under way and the messages after it wait.
-// Large messages have their own, so that they never delay a heartbeat.
+// linkKey names one of the two links to a server. On each, one call is under way and later messages wait. Large ones
+// have their own, so that they never delay a heartbeat.
 type linkKey struct {
 	to   server
 	bulk bool
@@ -2092,8 +2078,7 @@ func (c *cluster) send(ctx context.Context, messages []message) {
 	}
 }
 
-// deliverNext begins a call with a large message, or with all small ones that wait on a link, and goes on when it ends.
-// Only a link that is in use is in links.
+// deliverNext begins a call with a large message, or all small ones, that wait on a link, and goes on when it ends.
 func (c *cluster) deliverNext(ctx context.Context, k linkKey) {
 	batch := c.links[k]
 	if len(batch) == 0 {
@@ -2177,7 +2162,7 @@ func (c *cluster) fill(m *message) error {
 }
 
 // take passes a peer's messages to the driver, or one that announces the snapshot in the file file. After an error the
-// caller still owns the file.
+// file is the caller's.
 func (c *cluster) take(ctx context.Context, messages []message, file string) error {
 	from, _ := forwardedFrom(ctx)
 	if own := c.plane.clusterID(); from.cluster == "" || own != "" && own != from.cluster {
@@ -2273,7 +2258,7 @@ func (d *deadlineReader) Read(b []byte) (int, error) {
 }
 
 // deadlineBody is the body of a request that may be long, where the server's deadlines are for the whole. The response
-// has its time from the last part on.
+// has its time from then on.
 func deadlineBody(w http.ResponseWriter, r *http.Request) *deadlineReader {
 	control := http.NewResponseController(w)
 	return &deadlineReader{r.Body, func() { // where there is no deadline none is moved
@@ -2319,8 +2304,8 @@ var (
 		keyBytesMin)
 	errOversized = errors.New("the call is larger than allowed")
 
-	// errRefused wraps every error of cluster.start, ask and end, and of reportToLeader, after which the node has surely
-	// done nothing: it said so, or no connection to it came about. After all others nobody can tell.
+	// errRefused wraps every error of start, ask and end of a cluster, and of reportToLeader, after which the node has
+	// surely done nothing: it said so, or no connection to it came about. After all others nobody can tell.
 	errRefused      = errors.New("refused")
 	errNoConnection = errors.New("no connection")
 )
@@ -2354,8 +2339,8 @@ func refusalCode(err error) string {
 	return ""
 }
 
-// planeReasons are why the plane refuses or drops a message, as metrics have them: "dropped" for want of room in a queue,
-// "key" for a caller with another cluster key, the others are refusal codes. Each is counted at its index in a countBy.
+// planeReasons are why the plane refuses or drops a message, as metrics have them: "dropped" for want of room in a
+// queue, "key" for a caller with another cluster key, the others are refusal codes; each at its index in a countBy.
 var planeReasons = []string{"dropped", "foreign", "format", "key", "malformed", "misdirected", "too_large"}
 
 // count counts what was refused or dropped, if the reason speaks of the sender.
@@ -2380,8 +2365,8 @@ type planeConfig struct {
 	network   network
 }
 
-// network is how a node reaches others, and its source of chance. The zero value is the real one; the simulation of
-// whole servers has its own.
+// network is how a node reaches others, and its source of chance. The zero value is the real one; the simulation has
+// its own.
 type network struct {
 	listen func(network, address string) (net.Listener, error)
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
@@ -2459,8 +2444,8 @@ type gossip struct {
 	Others []contact
 }
 
-// plane is a node's connection to the other nodes: the listener, the table of members, and the calls. Anybody may call
-// its methods.
+// plane is a node's connection to the other nodes: the listener, the members and the calls. Anybody may call its
+// methods.
 type plane struct {
 	cfg      planeConfig
 	log      *slog.Logger
@@ -2475,13 +2460,17 @@ type plane struct {
 	refused  countBy       // by planeReasons
 	admitted atomic.Bool   // this node's name and id are its own
 	beatNow  chan struct{} // the next heartbeat is due now; holds one
-	written  []string      // owned by heartbeatLoop: what the file of peers says
-	clashed  bool          // owned by heartbeatLoop: the last responses said that this node's name or id is in use
-	foreign  string        // owned by heartbeatLoop: address of a node of another cluster that refused the last heartbeat
-	answered time.Time     // owned by heartbeatLoop: when one was answered last, or the loop began
+	remind   reminders     // of what is logged each minute
 
-	logged clusterView // owned by heartbeatLoop
-	remind reminders   // of what is logged each minute
+	// Owned by heartbeatLoop.
+	written  []string  // what the file of peers says
+	clashed  bool      // the last responses said that this node's name or id is in use
+	foreign  string    // where a node of another cluster refused the last heartbeat
+	answered time.Time // when one was answered last, or the loop began
+	tries    int       // of the addresses to join
+	tried    time.Time // the last of these
+	joined   bool      // a node has answered
+	logged   clusterView
 
 	mu          sync.Mutex
 	self        record              // guarded by mu
@@ -2524,13 +2513,6 @@ func newPlane(cfg planeConfig, runner runner, log *slog.Logger) (*plane, error) 
 	return p, nil
 }
 
-// attach makes a node a server. Called before run.
-func (p *plane) attach(c *cluster, own ownRow) {
-	p.server = c
-	p.self.Format = c.store.format
-	p.setOwn(own)
-}
-
 // setOwn updates what this node says of itself from its disk, and sends a heartbeat soon.
 func (p *plane) setOwn(own ownRow) {
 	p.mu.Lock()
@@ -2546,8 +2528,8 @@ func (p *plane) heartbeatSoon() {
 	}
 }
 
-// reachable turns a listener's address into one that other nodes can use. For all addresses, that is the first one that
-// is not loopback.
+// reachable turns a listener's address into one that other nodes can use: for all addresses, the first that is not
+// loopback.
 func reachable(addr string) (string, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -2696,16 +2678,15 @@ func (p *plane) run(ctx context.Context) error {
 func (p *plane) heartbeatLoop(ctx context.Context) error {
 	ticker := time.NewTicker(p.cfg.BeatTime)
 	defer ticker.Stop()
-	joins := joining{addrs: p.cfg.Join, tries: p.cfg.JoinTries, pause: p.cfg.JoinPause}
 	p.answered = time.Now()
 	if err := readJSON(filepath.Join(p.cfg.Dir, peersFile), &p.written); err != nil {
 		p.log.Warn("the addresses of the other servers are not known from the last time", "err", err)
 	}
 	for remembered := p.written; ; {
-		answered, clash, refusal := p.sendHeartbeats(ctx, append(joins.due(time.Now()), remembered...))
+		answered, clash, refusal := p.sendHeartbeats(ctx, append(p.joinsDue(time.Now()), remembered...))
 		if ctx.Err() == nil {
 			p.afterBeat(answered, clash)
-			if err := errors.Join(joins.note(answered, refusal), p.joinCluster(), p.adopt(ctx, answered)); err != nil {
+			if err := errors.Join(p.noteJoins(answered, refusal), p.joinCluster(), p.adopt(ctx, answered)); err != nil {
 				return err
 			}
 			if p.server != nil && p.admitted.Load() {
@@ -2734,37 +2715,27 @@ func (p *plane) announceLeft(ctx context.Context) {
 	}
 }
 
-// joining decides when join addresses are tried. Owned by heartbeatLoop.
-type joining struct {
-	addrs []string
-	tries int // until it is given up, 0: never
-	pause time.Duration
-	tried int
-	last  time.Time
-	done  bool // one has answered
-}
-
-// due returns the addresses to try at now.
-func (j *joining) due(now time.Time) []string {
-	if !j.last.IsZero() && now.Sub(j.last) < j.pause {
+// joinsDue returns the addresses of --join and --retry-join if it is time to try them again.
+func (p *plane) joinsDue(now time.Time) []string {
+	if p.tries > 0 && now.Sub(p.tried) < p.cfg.JoinPause {
 		return nil
 	}
-	j.last = now
-	j.tried++
-	return slices.Clone(j.addrs)
+	p.tried = now
+	p.tries++
+	return slices.Clone(p.cfg.Join)
 }
 
-// note records how many nodes answered, and why one refused this node, "" if none did. Its error ends the node.
-func (j *joining) note(answered int, refusal string) error {
-	j.done = j.done || answered > 0
+// noteJoins records how many nodes answered, and why one refused this node, "" if none did. Its error ends the node.
+func (p *plane) noteJoins(answered int, refusal string) error {
+	p.joined = p.joined || answered > 0
 	switch {
-	case j.done || len(j.addrs) == 0 || j.tries == 0 || j.tried < j.tries:
+	case p.joined || len(p.cfg.Join) == 0 || p.cfg.JoinTries == 0 || p.tries < p.cfg.JoinTries:
 		return nil
 	case refusal != "":
 		return fmt.Errorf("--join, --retry-join: %s", refusal)
 	}
 	return fmt.Errorf("--join, --retry-join: none of %s answered; start one of these nodes first, or use --retry-join "+
-		"with a larger --retry-max", strings.Join(j.addrs, ", "))
+		"with a larger --retry-max", strings.Join(p.cfg.Join, ", "))
 }
 
 // sendHeartbeats sends a heartbeat to every known server and to addrs, and waits for the responses. It returns how many
@@ -2840,8 +2811,8 @@ func (p *plane) silentJoin() string {
 	return strings.Join(p.silentJoins[:min(1, len(p.silentJoins))], "")
 }
 
-// silence says that no node answers at an address of --join or --retry-join, once this node has tried it often enough
-// and belongs to no cluster; "" otherwise.
+// silence says that no node answers at an address to join, if this node has tried it often enough and needs it, else
+// "".
 func (p *plane) silence(addr string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -2921,8 +2892,8 @@ func (p *plane) learn(g gossip) {
 
 // noteLocked updates the table with a node that was heard from some time ago. A heartbeat counts once, however it
 // arrives. Of two processes of one node, and of two nodes of one name, the one heard from last counts: the other is
-// gone, or reject would have refused this one. A node's own word overrides what others say of it, for as long as it can
-// be heard from.
+// gone, or reject would have refused this one. A node's own word overrides what others say of it while it can be heard
+// from.
 func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Time) {
 	seen := now.Add(-age)
 	if r.ID == p.self.ID || r.Name == p.self.Name || !r.valid() || r.foreignTo(&p.self) || age > forgetAfter ||
@@ -2959,8 +2930,8 @@ func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Ti
 	p.known[r.ID] = c
 }
 
-// makeRoomLocked reports whether one more node fits into the table. If it is full, the node that has been gone for
-// longest is removed.
+// makeRoomLocked reports whether one more node fits into the table. If it is full, the node that is gone for longest is
+// removed.
 func (p *plane) makeRoomLocked(now time.Time) bool {
 	if len(p.known) < membersMax {
 		return true
@@ -3134,7 +3105,7 @@ func (p *plane) adopt(ctx context.Context, answered int) error {
 	if self := p.own(); err != nil || !there.Server || !there.foreignTo(&self) {
 		return nil
 	}
-	p.log.Warn("the cluster of this agent is silent, and it adopts another one", "cluster", there.Cluster, "addr", foreign)
+	p.log.Warn("the cluster of this agent is silent, and it adopts another", "cluster", there.Cluster, "addr", foreign)
 	if err := p.cfg.Agent.join(there.Cluster); err != nil {
 		return err
 	}
@@ -3159,8 +3130,7 @@ func (p *plane) clockProblem() string {
 	return ""
 }
 
-// writePeers keeps addresses for the next process. They are a hint: --join or the other nodes replace what a crash
-// loses.
+// writePeers keeps addresses for the next process. They are a hint: --join or other nodes replace what is lost.
 func (p *plane) writePeers() error {
 	var addrs []string
 	for _, c := range p.all() {
@@ -3185,8 +3155,8 @@ type clusterView struct {
 	lack   time.Time          // when a majority was found missing; zero: it is not
 }
 
-// logChanges logs which nodes have failed or are back, who leads, and each minute that a majority is missing. Only
-// heartbeatLoop may call it.
+// logChanges logs which nodes have failed or are back, who leads, and each minute that a majority is missing. Called by
+// heartbeatLoop.
 func (p *plane) logChanges(now time.Time) {
 	seen := map[string]contact{}
 	for _, c := range p.all() {
@@ -3195,7 +3165,8 @@ func (p *plane) logChanges(now time.Time) {
 		switch {
 		case !known || c.ID == p.cfg.ID || before.Status == c.Status:
 		case c.Status == memberFailed:
-			p.log.Warn("a node has failed: it does not answer", append([]any{"node", c.Name, "since", c.lastSeen}, p.runsOn(c.Name)...)...)
+			p.log.Warn("a node has failed: it does not answer",
+				append(p.runsOn(c.Name), "node", c.Name, "since", c.lastSeen)...)
 		case before.Status == memberFailed:
 			p.log.Info("a node is back", "node", c.Name, "silent", c.lastSeen.Sub(before.lastSeen).Round(time.Second))
 		}
@@ -3240,8 +3211,8 @@ func (p *plane) runsOn(node string) []any {
 	return []any{"running", len(list), "executions", list[:min(len(list), executionsLogged)]}
 }
 
-// setProblem records what is wrong with a subject, "" for nothing, and logs what is new. That a cluster is not made yet
-// is no reason to worry: its servers start.
+// setProblem records what is wrong with a subject, "" for nothing, and logs what is new. That there is no cluster yet
+// is no reason to worry.
 func (p *plane) setProblem(subject, why string) {
 	p.mu.Lock()
 	before := p.problems[subject]
@@ -3277,8 +3248,7 @@ func (p *plane) gauges() gauges {
 	return g
 }
 
-// health returns why reads or writes fail on this node, and what else is wrong, each with its remedy. It waits for
-// nothing that may be stuck.
+// health returns why reads or writes fail on this node, and what else is wrong, each with its remedy. It never waits.
 func (p *plane) health() (problems, warnings []string) {
 	p.mu.Lock()
 	warnings = slices.Sorted(maps.Values(p.problems))
@@ -3366,11 +3336,7 @@ func (p *plane) own() record {
 	return p.self
 }
 
-func (p *plane) clusterID() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.self.Cluster
-}
+func (p *plane) clusterID() string { return p.own().Cluster }
 
 func (p *plane) byID(id string) (record, bool) {
 	p.mu.Lock()
@@ -3410,9 +3376,9 @@ func (p *plane) leading() bool { return p.server != nil && p.server.leading() }
 
 // Calls between nodes
 
-const pathDispatch = "/dispatch"
-
 const (
+	pathDispatch = "/dispatch"
+
 	headerFormat  = "Belfry-Format"
 	headerCluster = "Belfry-Cluster" // of the caller
 	headerTo      = "Belfry-To"      // id of the node that is meant
@@ -3517,8 +3483,8 @@ func writeJSON(w http.ResponseWriter, v any) error {
 	return nil
 }
 
-// serveOutput streams an output for as long as the caller reads it. An error in the middle aborts the connection, so
-// that nobody takes a part for the whole.
+// serveOutput streams an output for as long as the caller reads it. An error in the middle aborts the connection:
+// nobody takes a part for the whole.
 func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	execution, err1 := strconv.ParseInt(q.Get("execution"), 10, 64)
@@ -3631,7 +3597,7 @@ func (p *plane) request(ctx context.Context, method string, to record, path stri
 	p.sign(r.Header, to)
 	if path == pathDispatch {
 		// Orders leave when the node asks for them: they would lie in the socket of one that stands still, and run when
-		// it wakes, however late that is.
+		// it wakes.
 		r.Header.Set("Expect", "100-continue")
 	}
 	return r, nil
@@ -3710,8 +3676,8 @@ func (p *plane) outputFrom(ctx context.Context, node string, execution int64, fo
 	return answerTo(p.streams, r, w)
 }
 
-// towardsLeader returns the nodes to ask for what only the leader can do: the leader, if known, and on an agent then
-// the other servers.
+// towardsLeader returns the nodes to ask for what only the leader can do: the leader, and on an agent then the other
+// servers.
 func (p *plane) towardsLeader() (list []record) {
 	leader, ok := p.leaderRecord()
 	if ok && leader.ID != p.cfg.ID {
@@ -3758,13 +3724,11 @@ func (p *plane) reportToLeader(ctx context.Context, results []result) ([]int64, 
 	})
 }
 
-func checkResults(results []result) error {
+func checkResults(results []result) (err error) {
 	for i := range results {
-		if err := results[i].check(); err != nil {
-			return err
-		}
+		err = cmp.Or(err, results[i].check())
 	}
-	return nil
+	return err
 }
 
 // catchUp returns once this server has applied what the leader has applied now.
@@ -3786,21 +3750,18 @@ func (p *plane) appliedByLeader(ctx context.Context, in none) (uint64, error) {
 
 // removePeer removes a server that is gone or leaving from the voters. Any server can be asked.
 func (p *plane) removePeer(ctx context.Context, id string) (none, error) {
-	return atLeader(ctx, p, "/remove", id, p.dropPeer)
-}
-
-// dropPeer is removePeer on the leader.
-func (p *plane) dropPeer(ctx context.Context, id string) (none, error) {
-	isVoter := slices.ContainsFunc(p.server.status().Voters, func(v server) bool { return v.ID == id })
-	all := p.all()
-	i := slices.IndexFunc(all, func(c contact) bool { return c.ID == id })
-	switch {
-	case i >= 0 && all[i].Server && all[i].Status == memberAlive:
-		return none{}, errAliveVoter
-	case i < 0 && !isVoter:
-		return none{}, errNoServer
-	}
-	return none{}, p.server.removeVoter(ctx, id)
+	return atLeader(ctx, p, "/remove", id, func(ctx context.Context, id string) (none, error) {
+		isVoter := slices.ContainsFunc(p.server.status().Voters, func(v server) bool { return v.ID == id })
+		all := p.all()
+		i := slices.IndexFunc(all, func(c contact) bool { return c.ID == id })
+		switch {
+		case i >= 0 && all[i].Server && all[i].Status == memberAlive:
+			return none{}, errAliveVoter
+		case i < 0 && !isVoter:
+			return none{}, errNoServer
+		}
+		return none{}, p.server.removeVoter(ctx, id)
+	})
 }
 
 // leave removes this node from its cluster: it is given no more executions, and when this returns nil, a server is no
@@ -3832,8 +3793,7 @@ func (p *plane) leave(ctx context.Context) error {
 	return errors.Join(err, p.server.setLeaving(context.WithoutCancel(ctx), false))
 }
 
-// forwarded is the sender of a request from another node. If the request is a client's, that node has checked that the
-// client may send it.
+// forwarded is the sender of a request from another node, which has checked that its client may send it.
 type forwarded struct {
 	Actor   string // who asks
 	Client  string // its address

@@ -3853,29 +3853,29 @@ func TestPlane_Peers(t *testing.T) {
 // Join addresses are tried at their own pace, and given up if so configured.
 func TestJoining(t *testing.T) {
 	start := time.Now()
-	j := joining{addrs: []string{"a", "b"}, tries: 2, pause: time.Second}
-	if got := j.due(start); len(got) != 2 {
+	j := &plane{cfg: planeConfig{Join: []string{"a", "b"}, JoinTries: 2, JoinPause: time.Second}}
+	if got := j.joinsDue(start); len(got) != 2 {
 		t.Errorf("at the start %v is due", got)
 	}
-	if got := j.due(start.Add(time.Second / 2)); len(got) != 0 {
+	if got := j.joinsDue(start.Add(time.Second / 2)); len(got) != 0 {
 		t.Errorf("too early %v is due", got)
 	}
-	if err := j.note(0, "no"); err != nil {
+	if err := j.noteJoins(0, "no"); err != nil {
 		t.Errorf("given up after one try: %v", err)
 	}
-	if got := j.due(start.Add(time.Second)); len(got) != 2 {
+	if got := j.joinsDue(start.Add(time.Second)); len(got) != 2 {
 		t.Errorf("after a pause %v is due", got)
 	}
-	if err := j.note(0, ""); err == nil || !strings.Contains(err.Error(), "none of a, b answered") {
+	if err := j.noteJoins(0, ""); err == nil || !strings.Contains(err.Error(), "none of a, b answered") {
 		t.Errorf("after two tries: %v", err)
 	}
-	if err := j.note(0, "the name is taken"); err == nil || !strings.Contains(err.Error(), "the name is taken") {
+	if err := j.noteJoins(0, "the name is taken"); err == nil || !strings.Contains(err.Error(), "the name is taken") {
 		t.Errorf("after two tries, refused: %v", err)
 	}
-	if err := j.note(1, ""); err != nil {
+	if err := j.noteJoins(1, ""); err != nil {
 		t.Errorf("an answer, and yet: %v", err)
 	}
-	if err := j.note(0, "no"); err != nil {
+	if err := j.noteJoins(0, "no"); err != nil {
 		t.Errorf("given up after an answer: %v", err)
 	}
 }
