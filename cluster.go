@@ -1267,7 +1267,6 @@ type cluster struct {
 	turn         uint64                   // of the store, in the last tick
 	turnAge      int                      // ticks since then, or since there is something to write
 	applied      uint64
-	own          ownRow
 	stopLeader   context.CancelFunc // ends the leader's work; nil: there is none
 	links        map[linkKey][]message
 	snapshot     string    // the file of raft.snap
@@ -1316,15 +1315,17 @@ func newCluster(p *plane, s *store, tick time.Duration, work leaderWork) (*clust
 		return nil, err
 	}
 	c := &cluster{
-		plane: p, store: s, log: p.log, work: work, tickTime: tick, own: own, applied: disk.Applied,
+		plane: p, store: s, log: p.log, work: work, tickTime: tick, applied: disk.Applied,
 		events: make(chan func() error), stopped: make(chan struct{}),
 		links: map[linkKey][]message{}, awaited: map[chan struct{}]uint64{},
 	}
 	c.raft = c.newRaft(self, disk)
 	c.publish()
 	c.progress.Store(&progress{})
-	p.server, p.self.Format = c, s.format
-	p.setOwn(own)
+	p.server = c
+	p.setOwn(func(r *record) {
+		r.Format, r.Cluster, r.Accepted, r.Empty = s.format, own.Cluster, own.Accepted, own.Empty
+	})
 	return c, nil
 }
 
@@ -1427,7 +1428,7 @@ func (c *cluster) conditions() map[string]string {
 func (c *cluster) format() byte {
 	format := c.store.format
 	for _, v := range c.status().Voters {
-		if v.ID != c.own.ID {
+		if v.ID != c.plane.cfg.ID {
 			r, _ := c.plane.byID(v.ID)
 			format = min(format, max(r.Format, 1))
 		}
@@ -1636,11 +1637,9 @@ func (c *cluster) noticeStuck(now time.Time) {
 
 // voting returns the voters, and the names of those that do not answer.
 func (c *cluster) voting() (voters []server, missing []string) {
-	nodes := c.plane.all()
 	voters = c.status().Voters
 	for _, v := range voters {
-		i := slices.IndexFunc(nodes, func(n contact) bool { return n.ID == v.ID })
-		if i < 0 || nodes[i].Status == memberFailed || nodes[i].Status == memberLeft {
+		if r, ok := c.plane.byID(v.ID); !ok || r.Status > memberLeaving {
 			missing = append(missing, v.Name)
 		}
 	}
@@ -1650,11 +1649,10 @@ func (c *cluster) voting() (voters []server, missing []string) {
 // stoodStill returns how long a loop did not run because the process or the machine was paused, if that is at least
 // limit. It takes the larger of the monotonic and the wall clock: a suspended machine stops the first.
 func stoodStill(last, now time.Time, limit time.Duration) time.Duration {
-	gap := max(now.Sub(last), now.Round(0).Sub(last.Round(0)))
-	if gap < limit {
-		return 0
+	if gap := max(now.Sub(last), now.Round(0).Sub(last.Round(0))); gap >= limit {
+		return gap
 	}
-	return gap
+	return 0
 }
 
 // publish shows other goroutines the current state. The term is visible before an entry of it is written: see fill.
@@ -1666,7 +1664,7 @@ func (c *cluster) publish() {
 
 // takesPart reports whether this server takes part in the protocol. A server without a cluster does not, nor one whose
 // data directory was copied to another live process: it must not vote.
-func (c *cluster) takesPart() bool { return c.own.Cluster != "" && c.plane.admitted.Load() }
+func (c *cluster) takesPart() bool { return c.plane.clusterID() != "" && c.plane.admitted.Load() }
 
 func (c *cluster) tick() error {
 	if c.takesPart() {
@@ -1718,7 +1716,7 @@ func (c *cluster) receive(cluster string, messages []message, file string) error
 	if err := c.adopt(cluster, messages); err != nil {
 		return err
 	}
-	if cluster != c.own.Cluster || !c.takesPart() {
+	if cluster != c.plane.clusterID() || !c.takesPart() {
 		messages = nil
 	}
 	before := c.raft.snap
@@ -1997,10 +1995,9 @@ func awaitAcceptance(self record, others []record) (list *bootstrapList, why str
 // adopt writes down that this server joins its leader's cluster. One that has accepted a list can only join that
 // cluster.
 func (c *cluster) adopt(cluster string, messages []message) error {
-	leader := slices.ContainsFunc(messages, func(m message) bool {
-		return m.Kind == msgAppend && m.To == (server{c.plane.cfg.Name, c.own.ID})
-	})
-	if c.own.Cluster != "" || !leader || c.own.Accepted.excludes(cluster) || !c.own.Empty {
+	own := c.plane.own()
+	leader := slices.ContainsFunc(messages, func(m message) bool { return m.Kind == msgAppend && m.To == own.server() })
+	if own.Cluster != "" || !leader || own.Accepted.excludes(cluster) || !own.Empty {
 		return nil
 	}
 	return c.writeMembership(membership{Cluster: cluster})
@@ -2030,15 +2027,14 @@ func (c *cluster) writeMembership(e membership) error {
 	if err := c.store.writeMembership(e); err != nil {
 		return diskFailed(err)
 	}
-	if e.Accept != nil {
-		c.own.Accepted = e.Accept
-	}
+	c.plane.setOwn(func(r *record) {
+		r.Accepted = cmp.Or(e.Accept, r.Accepted)
+		r.Cluster, r.Empty = cmp.Or(e.Cluster, r.Cluster), r.Empty && e.Cluster == ""
+	})
 	if e.Cluster != "" {
-		c.own.Cluster, c.own.Empty = e.Cluster, false
 		c.plane.setProblem("cluster", "")
 		c.log.Info("this server belongs to a cluster now", "cluster", e.Cluster)
 	}
-	c.plane.setOwn(c.own)
 	return nil
 }
 
@@ -2513,10 +2509,10 @@ func newPlane(cfg planeConfig, runner runner, log *slog.Logger) (*plane, error) 
 	return p, nil
 }
 
-// setOwn updates what this node says of itself from its disk, and sends a heartbeat soon.
-func (p *plane) setOwn(own ownRow) {
+// setOwn changes what this node says of itself, and sends a heartbeat soon.
+func (p *plane) setOwn(change func(*record)) {
 	p.mu.Lock()
-	p.self.Cluster, p.self.Accepted, p.self.Empty = own.Cluster, own.Accepted, own.Empty
+	change(&p.self)
 	p.mu.Unlock()
 	p.heartbeatSoon()
 }
@@ -2695,23 +2691,14 @@ func (p *plane) heartbeatLoop(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			p.announceLeft(context.WithoutCancel(ctx))
+			if p.own().Status == memberLeaving {
+				p.setOwn(func(r *record) { r.Status = memberLeft })
+				p.sendHeartbeats(context.WithoutCancel(ctx), nil)
+			}
 			return nil
 		case <-ticker.C:
 		case <-p.beatNow:
 		}
-	}
-}
-
-func (p *plane) announceLeft(ctx context.Context) {
-	p.mu.Lock()
-	announced := p.self.Status == memberLeaving
-	if announced {
-		p.self.Status = memberLeft
-	}
-	p.mu.Unlock()
-	if announced {
-		p.sendHeartbeats(ctx, nil)
 	}
 }
 
@@ -3081,7 +3068,7 @@ func (p *plane) joinCluster() error {
 	}
 	for _, r := range p.servers() {
 		if r.Cluster != "" {
-			p.setOwn(ownRow{Cluster: r.Cluster})
+			p.setOwn(func(self *record) { self.Cluster = r.Cluster })
 			return p.cfg.Agent.join(r.Cluster)
 		}
 	}
@@ -3280,15 +3267,8 @@ func (p *plane) health() (problems, warnings []string) {
 	return problems, warnings
 }
 
-func (p *plane) setStatus(status int) {
-	p.mu.Lock()
-	p.self.Status = status
-	p.mu.Unlock()
-	p.heartbeatSoon()
-}
-
 // leaving tells the other nodes that this one accepts no more executions.
-func (p *plane) leaving() { p.setStatus(memberLeaving) }
+func (p *plane) leaving() { p.setOwn(func(r *record) { r.Status = memberLeaving }) }
 
 // all returns this node and those that it knows, in order of names, each with its apparent status.
 func (p *plane) all() []contact {
@@ -3344,19 +3324,23 @@ func (p *plane) byID(id string) (record, bool) {
 	if id == p.self.ID {
 		return p.self, true
 	}
-	if c := p.known[id]; c != nil {
-		return c.record, true
+	return p.seenLocked(p.known[id])
+}
+
+// seenLocked returns a node with its apparent status; c is nil for one that is not known.
+func (p *plane) seenLocked(c *contact) (record, bool) {
+	if c == nil {
+		return record{}, false
 	}
-	return record{}, false
+	r := c.record
+	r.Status = p.statusLocked(c, time.Now())
+	return r, true
 }
 
 func (p *plane) byName(name string) (record, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c := p.byNameLocked(name); c != nil {
-		return c.record, true
-	}
-	return record{}, false
+	return p.seenLocked(p.byNameLocked(name))
 }
 
 // leaderRecord returns the server that leads, as far as this node knows.
@@ -3751,13 +3735,10 @@ func (p *plane) appliedByLeader(ctx context.Context, in none) (uint64, error) {
 // removePeer removes a server that is gone or leaving from the voters. Any server can be asked.
 func (p *plane) removePeer(ctx context.Context, id string) (none, error) {
 	return atLeader(ctx, p, "/remove", id, func(ctx context.Context, id string) (none, error) {
-		isVoter := slices.ContainsFunc(p.server.status().Voters, func(v server) bool { return v.ID == id })
-		all := p.all()
-		i := slices.IndexFunc(all, func(c contact) bool { return c.ID == id })
-		switch {
-		case i >= 0 && all[i].Server && all[i].Status == memberAlive:
+		switch r, known := p.byID(id); {
+		case r.Server && r.Status == memberAlive:
 			return none{}, errAliveVoter
-		case i < 0 && !isVoter:
+		case !known && !slices.ContainsFunc(p.server.status().Voters, func(v server) bool { return v.ID == id }):
 			return none{}, errNoServer
 		}
 		return none{}, p.server.removeVoter(ctx, id)
@@ -3787,7 +3768,7 @@ func (p *plane) leave(ctx context.Context) error {
 			err = left
 		}
 	}
-	p.setStatus(memberAlive)
+	p.setOwn(func(r *record) { r.Status = memberAlive })
 	err = fmt.Errorf("this server has not left, as a majority of the servers must agree: start others, or just stop "+
 		"it; %w", err)
 	return errors.Join(err, p.server.setLeaving(context.WithoutCancel(ctx), false))

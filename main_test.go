@@ -3639,7 +3639,7 @@ func (n *bubbleNode) start() {
 			l.sync()          // what it found there is safe
 			if p.clu != nil { // who comes back may vote again
 				b.mu.Lock()
-				delete(b.left, p.clu.own.ID)
+				delete(b.left, p.plane.cfg.ID)
 				b.mu.Unlock()
 			}
 			if p.clu != nil {
@@ -4483,7 +4483,7 @@ func (b *bubble) leave(n *bubbleNode) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if status == http.StatusOK && n.server {
-			b.left[l.parts.clu.own.ID] = true
+			b.left[l.parts.plane.cfg.ID] = true
 		}
 	})
 	b.newClient((*bubbleClient).putAtOnce)
