@@ -40,9 +40,9 @@
 //
 // # Goroutines
 //
-// cluster.run owns the value and executes the events that others send it. Its children are one write at a time, a
-// goroutine for each link, and the leader's work while this server leads. plane.run has the HTTP server and the loop
-// that sends heartbeats. Each waits for its children.
+// cluster.run owns the value and executes the events that others send it. Its children are one write at a time, one
+// call at a time on each link, and the leader's work while this server leads. plane.run has the HTTP server and the
+// loop that sends heartbeats. Each waits for its children.
 package main
 
 import (
@@ -69,6 +69,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -173,8 +174,7 @@ func firstEntry(voters []server) (hardState, entry) {
 
 // ready is what the outside must do now.
 //
-// Messages may leave at once. Whatever may not leave before a write is durable
-// is not among them: it comes with a later ready.
+// Messages may leave at once. What waits for a write comes with a later ready.
 //
 // If writes reports true, the driver makes durable, in this order or in one transaction, State, Snapshot and Entries,
 // and then calls persisted. Entries replace all that the log holds from the first of them on. No other ready asks for a
@@ -333,8 +333,7 @@ func (r *raft) tick() {
 	}
 }
 
-// writerStuck reports whether another server should lead, as this one's writer is stuck. A sole voter leads with its
-// disk.
+// writerStuck reports whether another server should lead: this one's writer is stuck, and there is another.
 func (r *raft) writerStuck() bool { return r.stuck && len(r.voters()) > 1 }
 
 func (r *raft) tickLeader() {
@@ -377,8 +376,7 @@ func (r *raft) rankWait() int {
 	return r.cfg.electionTicks + r.cfg.heartbeatTicks + rank*r.cfg.stepTicks
 }
 
-// randomWait follows a round without a winner, so that rivals do not collide for ever, and one that cannot win does not
-// keep the others back.
+// randomWait follows a round without a winner, so that rivals do not collide for ever.
 func (r *raft) randomWait() int { return 2*r.cfg.heartbeatTicks + r.rnd.IntN(r.cfg.electionTicks) }
 
 // Roles
@@ -398,8 +396,7 @@ func (r *raft) enterTerm(term uint64, vote string, role raftRole) {
 	r.become(role, server{})
 }
 
-// preCampaign begins an election with a pre-vote (thesis 9.6), so that a server that was cut off does not raise the
-// term.
+// preCampaign begins an election with a pre-vote (thesis 9.6): a server that was cut off does not raise the term.
 //
 // A server that is not a voter, or not yet, or no longer, campaigns as well, after all others: the voters may be unable
 // to go on without its log (thesis 4.2.2). It does not count itself, and steps down when that log is committed.
@@ -473,8 +470,7 @@ func (r *raft) becomeLeader() {
 
 // Messages
 
-// step handles one message. errMalformed and errMisdirected change nothing; after another error the data cannot be
-// trusted.
+// step handles one message. errMalformed and errMisdirected change nothing; others are fatal.
 func (r *raft) step(m message) error {
 	if err := r.validate(m); err != nil {
 		return err
@@ -546,8 +542,7 @@ func (r *raft) mayVote(m message) bool {
 	return m.Term == r.state.Term && r.leader == server{} && (r.state.Vote == "" || r.state.Vote == m.From.ID)
 }
 
-// upToDate is the election restriction (thesis 3.6.1): a leader must have all that is committed, as one of the majority
-// that votes for it has.
+// upToDate is the election restriction (thesis 3.6.1): a leader must have all that is committed.
 func (r *raft) upToDate(last position) bool {
 	own := r.log.end()
 	return last.Term > own.Term || last.Term == own.Term && last.Index >= own.Index
@@ -568,8 +563,8 @@ func (r *raft) onLeader(m message) error {
 	return r.onAppend(m)
 }
 
-// onAppend handles a heartbeat or entries. It truncates only at an entry that contradicts the leader's: a late append
-// must not undo a newer one.
+// onAppend handles a heartbeat or entries. Only an entry that contradicts it is truncated: a late append undoes no
+// newer one.
 func (r *raft) onAppend(m message) error {
 	if m.Prev.Index > r.commit && !r.log.has(m.Prev) {
 		no := r.reply()
@@ -1155,8 +1150,7 @@ func (l *raftLog) add(e entry) {
 	}
 }
 
-// truncate removes the entries from index on. A write of some may be in progress: the disk has them until they are
-// overwritten.
+// truncate removes the entries from index on. The disk may have some until they are overwritten.
 func (l *raftLog) truncate(index uint64) {
 	l.last = index - 1
 	if l.durable > l.last {
@@ -1423,8 +1417,7 @@ func (c *cluster) conditions() map[string]string {
 	return all
 }
 
-// format returns the latest format of commands that every voter is known to apply. A leader writes no other, as a voter
-// would stop at it.
+// format returns the latest format of commands that every voter is known to apply. A voter would stop at another.
 func (c *cluster) format() byte {
 	format := c.store.format
 	for _, v := range c.status().Voters {
@@ -1436,8 +1429,7 @@ func (c *cluster) format() byte {
 	return format
 }
 
-// waitApplied returns once this server has applied the log up to index, so that a client reads here what the leader has
-// applied for it.
+// waitApplied returns once this server has applied the log up to index: then its clients read their writes here.
 func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
 	if c.store.applied.Load() >= index {
 		return nil
@@ -1547,18 +1539,15 @@ func (c *cluster) setLeaving(ctx context.Context, leaving bool) error {
 
 // pause waits for d, or returns ctx's error.
 func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(d):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// run drives the protocol until ctx ends, or the disk or the leader's work fails. Every caller of propose gets an
-// answer.
+// run drives the protocol until ctx ends, or the disk or the leader's work fails. Each propose gets an answer.
 func (c *cluster) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	err := c.drive(ctx)
@@ -1603,8 +1592,7 @@ func (c *cluster) drive(ctx context.Context) error {
 	}
 }
 
-// noticePause tells the protocol if the loop did not run for an election timeout. Nobody can have replaced a sole
-// voter.
+// noticePause tells the protocol if the loop stood still for an election timeout. Nobody replaces a sole voter.
 func (c *cluster) noticePause(last, now time.Time) time.Time {
 	if gap := stoodStill(last, now, c.electionTime()); gap > 0 && len(c.raft.status().Voters) > 1 {
 		c.log.Warn("this server was paused; it waits for the leader again", "gap", gap)
@@ -1687,8 +1675,7 @@ func (c *cluster) writerStuck() bool {
 	return c.turnAge > int(stuckAfter/tickTime)
 }
 
-// append proposes a command. It refuses it until the leader's work runs: one from an earlier term would block those
-// after it.
+// append proposes a command. Until the leader's work runs it refuses: one of an earlier term would block the queue.
 func (c *cluster) append(p *proposal) {
 	var index uint64
 	var err error
@@ -1825,8 +1812,7 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	return nil
 }
 
-// updateLeadership starts the leader's work once this server leads and has applied its first entry, and ends it when it
-// does not.
+// updateLeadership starts the leader's work once this server leads and has applied its first entry, or else ends it.
 func (c *cluster) updateLeadership(ctx context.Context) {
 	st := c.raft.status()
 	switch term := c.leaderTerm.Load(); {
@@ -1992,8 +1978,7 @@ func awaitAcceptance(self record, others []record) (list *bootstrapList, why str
 	return list, ""
 }
 
-// adopt writes down that this server joins its leader's cluster. One that has accepted a list can only join that
-// cluster.
+// adopt writes down that this server joins its leader's cluster. One that has accepted a list joins only that.
 func (c *cluster) adopt(cluster string, messages []message) error {
 	own := c.plane.own()
 	leader := slices.ContainsFunc(messages, func(m message) bool { return m.Kind == msgAppend && m.To == own.server() })
@@ -2157,8 +2142,8 @@ func (c *cluster) fill(m *message) error {
 	return nil
 }
 
-// take passes a peer's messages to the driver, or one that announces the snapshot in the file file. After an error the
-// file is the caller's.
+// take passes a peer's messages to the driver, or one that announces the snapshot in file, which is the caller's after
+// an error.
 func (c *cluster) take(ctx context.Context, messages []message, file string) error {
 	from, _ := forwardedFrom(ctx)
 	if own := c.plane.clusterID(); from.cluster == "" || own != "" && own != from.cluster {
@@ -2335,11 +2320,7 @@ func refusalCode(err error) string {
 	return ""
 }
 
-// planeReasons are why the plane refuses or drops a message, as metrics have them: "dropped" for want of room in a
-// queue, "key" for a caller with another cluster key, the others are refusal codes; each at its index in a countBy.
-var planeReasons = []string{"dropped", "foreign", "format", "key", "malformed", "misdirected", "too_large"}
-
-// count counts what was refused or dropped, if the reason speaks of the sender.
+// count counts what was refused or dropped, if the reason speaks of the sender: planeReasons in stats.go.
 func (p *plane) count(reason string) {
 	if i := slices.Index(planeReasons, reason); i >= 0 {
 		p.refused[i].Add(1)
@@ -2361,8 +2342,7 @@ type planeConfig struct {
 	network   network
 }
 
-// network is how a node reaches others, and its source of chance. The zero value is the real one; the simulation has
-// its own.
+// network is how a node reaches others, and its source of chance. The zero value is the real one.
 type network struct {
 	listen func(network, address string) (net.Listener, error)
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
@@ -2440,8 +2420,7 @@ type gossip struct {
 	Others []contact
 }
 
-// plane is a node's connection to the other nodes: the listener, the members and the calls. Anybody may call its
-// methods.
+// plane is a node's connection to the others: the listener, the members, the calls. Its methods are safe to share.
 type plane struct {
 	cfg      planeConfig
 	log      *slog.Logger
@@ -2459,14 +2438,16 @@ type plane struct {
 	remind   reminders     // of what is logged each minute
 
 	// Owned by heartbeatLoop.
-	written  []string  // what the file of peers says
-	clashed  bool      // the last responses said that this node's name or id is in use
-	foreign  string    // where a node of another cluster refused the last heartbeat
-	answered time.Time // when one was answered last, or the loop began
-	tries    int       // of the addresses to join
-	tried    time.Time // the last of these
-	joined   bool      // a node has answered
-	logged   clusterView
+	written  []string           // what the file of peers says
+	clashed  bool               // the last responses said that this node's name or id is in use
+	foreign  string             // where a node of another cluster refused the last heartbeat
+	answered time.Time          // when one was answered last, or the loop began
+	tries    int                // of the addresses to join
+	tried    time.Time          // the last of these
+	joined   bool               // a node has answered
+	seen     map[string]contact // by id, what was logged of it
+	ledBy    string             // id of the leader that was logged
+	lack     time.Time          // when a majority was found missing; zero: it is not
 
 	mu          sync.Mutex
 	self        record              // guarded by mu
@@ -2493,15 +2474,11 @@ func newPlane(cfg planeConfig, runner runner, log *slog.Logger) (*plane, error) 
 	}
 	p.self = cfg.record
 	if p.self.Addr == "" {
-		p.self.Addr, err = reachable(p.listener.Addr().String())
+		if p.self.Addr, err = reachable(p.listener.Addr().String()); err != nil {
+			return nil, errors.Join(err, p.listener.Close())
+		}
 	}
-	_, port, wrong := net.SplitHostPort(p.self.Addr)
-	if err == nil && wrong != nil {
-		err = fmt.Errorf("--advertise-addr: %q must be host:port", p.self.Addr)
-	}
-	if err != nil {
-		return nil, errors.Join(err, p.listener.Close())
-	}
+	_, port, _ := net.SplitHostPort(p.self.Addr) // it has one
 	p.self.Status, p.self.Tags = memberAlive, map[string]string{}
 	maps.Copy(p.self.Tags, cfg.Tags)
 	p.self.Tags["rpc_addr"], p.self.Tags["port"] = p.self.Addr, port
@@ -2514,24 +2491,16 @@ func (p *plane) setOwn(change func(*record)) {
 	p.mu.Lock()
 	change(&p.self)
 	p.mu.Unlock()
-	p.heartbeatSoon()
-}
-
-func (p *plane) heartbeatSoon() {
 	select {
 	case p.beatNow <- struct{}{}:
 	default:
 	}
 }
 
-// reachable turns a listener's address into one that other nodes can use: for all addresses, the first that is not
-// loopback.
+// reachable turns a listener's address into one that others can use: for all addresses, the first but loopback.
 func reachable(addr string) (string, error) {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return "", err
-	}
-	if ip := net.ParseIP(host); ip == nil || !ip.IsUnspecified() {
+	at, err := netip.ParseAddrPort(addr)
+	if err != nil || !at.Addr().IsUnspecified() {
 		return addr, nil
 	}
 	addrs, err := net.InterfaceAddrs()
@@ -2540,7 +2509,7 @@ func reachable(addr string) (string, error) {
 	}
 	for _, a := range addrs {
 		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && !n.IP.IsLoopback() {
-			return net.JoinHostPort(n.IP.String(), port), nil
+			return net.JoinHostPort(n.IP.String(), strconv.Itoa(int(at.Port()))), nil
 		}
 	}
 	return "", errors.New("--advertise-addr: this machine has no address but loopback; say where other nodes reach it")
@@ -2763,7 +2732,7 @@ func (p *plane) sendHeartbeats(ctx context.Context, addrs []string) (answered in
 			p.setProblem("join "+addr, p.silence(addr))
 			continue
 		}
-		if errors.Is(err, errForeign) {
+		if p.cfg.Agent != nil && errors.Is(err, errForeign) {
 			p.foreign = addr
 		}
 		if refusal = cmp.Or(why, refusal); errors.Is(err, errIdentityTaken) {
@@ -2798,8 +2767,7 @@ func (p *plane) silentJoin() string {
 	return strings.Join(p.silentJoins[:min(1, len(p.silentJoins))], "")
 }
 
-// silence says that no node answers at an address to join, if this node has tried it often enough and needs it, else
-// "".
+// silence says that no node answers at an address to join, if this node needs it and has tried often, else "".
 func (p *plane) silence(addr string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -2917,8 +2885,7 @@ func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Ti
 	p.known[r.ID] = c
 }
 
-// makeRoomLocked reports whether one more node fits into the table. If it is full, the node that is gone for longest is
-// removed.
+// makeRoomLocked reports whether one more node fits into the table. If need be, who is gone for longest is removed.
 func (p *plane) makeRoomLocked(now time.Time) bool {
 	if len(p.known) < membersMax {
 		return true
@@ -3135,20 +3102,12 @@ func (p *plane) writePeers() error {
 	return err
 }
 
-// A clusterView is what a node has logged of its cluster.
-type clusterView struct {
-	nodes  map[string]contact // by id
-	leader string             // id
-	lack   time.Time          // when a majority was found missing; zero: it is not
-}
-
-// logChanges logs which nodes have failed or are back, who leads, and each minute that a majority is missing. Called by
-// heartbeatLoop.
+// logChanges logs which nodes have failed or are back, who leads, and each minute that a majority is missing.
 func (p *plane) logChanges(now time.Time) {
 	seen := map[string]contact{}
 	for _, c := range p.all() {
 		seen[c.ID] = c
-		before, known := p.logged.nodes[c.ID]
+		before, known := p.seen[c.ID]
 		switch {
 		case !known || c.ID == p.cfg.ID || before.Status == c.Status:
 		case c.Status == memberFailed:
@@ -3158,26 +3117,26 @@ func (p *plane) logChanges(now time.Time) {
 			p.log.Info("a node is back", "node", c.Name, "silent", c.lastSeen.Sub(before.lastSeen).Round(time.Second))
 		}
 	}
-	p.logged.nodes = seen
+	p.seen = seen
 	leader, ok := p.leaderRecord()
-	if ok && leader.ID != p.logged.leader && leader.ID != p.cfg.ID {
+	if ok && leader.ID != p.ledBy && leader.ID != p.cfg.ID {
 		p.log.Info("another server is the leader", "leader", leader.Name)
 	}
-	p.logged.leader = leader.ID
+	p.ledBy = leader.ID
 	if p.server == nil {
 		return
 	}
 	voters, missing := p.server.voting()
 	if len(voters) == 0 || len(voters)-len(missing) > len(voters)/2 {
-		if p.logged.lack = (time.Time{}); p.remind.over("majority") {
+		if p.lack = (time.Time{}); p.remind.over("majority") {
 			p.log.Info("there is a majority of the servers again")
 		}
 		return
 	}
-	if p.logged.lack.IsZero() {
-		p.logged.lack = now
+	if p.lack.IsZero() {
+		p.lack = now
 	}
-	if now.Sub(p.logged.lack) >= silentBeats*p.cfg.BeatTime && p.remind.due("majority", now) {
+	if now.Sub(p.lack) >= silentBeats*p.cfg.BeatTime && p.remind.due("majority", now) {
 		p.log.Warn("there is no majority of the servers: nothing fires and writes are refused until enough of them "+
 			"are back", "missing", missing, "voters", len(voters), "needed", len(voters)/2+1)
 	}
@@ -3199,7 +3158,7 @@ func (p *plane) runsOn(node string) []any {
 }
 
 // setProblem records what is wrong with a subject, "" for nothing, and logs what is new. That there is no cluster yet
-// is no reason to worry.
+// is no worry.
 func (p *plane) setProblem(subject, why string) {
 	p.mu.Lock()
 	before := p.problems[subject]
@@ -3385,7 +3344,10 @@ func (p *plane) handler() http.Handler {
 			err := p.check(r, open)
 			if err == nil {
 				connAdmitted(r)
-				err = fn(w, withSender(r))
+				h := r.Header
+				from := forwarded{h.Get(headerActor), h.Get(headerClient), h.Get(headerRequest),
+					h.Get(headerFinal) != "", h.Get(headerCluster)}
+				err = fn(w, r.WithContext(context.WithValue(r.Context(), forwardedKey{}, from)))
 			}
 			if err != nil {
 				p.fail(w, err)
@@ -3467,8 +3429,8 @@ func writeJSON(w http.ResponseWriter, v any) error {
 	return nil
 }
 
-// serveOutput streams an output for as long as the caller reads it. An error in the middle aborts the connection:
-// nobody takes a part for the whole.
+// serveOutput streams an output for as long as the caller reads it. An error aborts the connection: a part is not the
+// whole.
 func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	execution, err1 := strconv.ParseInt(q.Get("execution"), 10, 64)
@@ -3580,8 +3542,8 @@ func (p *plane) request(ctx context.Context, method string, to record, path stri
 	}
 	p.sign(r.Header, to)
 	if path == pathDispatch {
-		// Orders leave when the node asks for them: they would lie in the socket of one that stands still, and run when
-		// it wakes.
+		// Orders leave when the node asks for them: they would lie in the socket of one that stands still and run
+		// later.
 		r.Header.Set("Expect", "100-continue")
 	}
 	return r, nil
@@ -3660,8 +3622,7 @@ func (p *plane) outputFrom(ctx context.Context, node string, execution int64, fo
 	return answerTo(p.streams, r, w)
 }
 
-// towardsLeader returns the nodes to ask for what only the leader can do: the leader, and on an agent then the other
-// servers.
+// towardsLeader returns the nodes to ask for what only the leader can do: the leader, then on an agent other servers.
 func (p *plane) towardsLeader() (list []record) {
 	leader, ok := p.leaderRecord()
 	if ok && leader.ID != p.cfg.ID {
@@ -3801,13 +3762,6 @@ func clientAddr(r *http.Request) string {
 		return r.RemoteAddr
 	}
 	return addr
-}
-
-func withSender(r *http.Request) *http.Request {
-	h := r.Header
-	f := forwarded{h.Get(headerActor), h.Get(headerClient), h.Get(headerRequest), h.Get(headerFinal) != "",
-		h.Get(headerCluster)}
-	return r.WithContext(context.WithValue(r.Context(), forwardedKey{}, f))
 }
 
 // serveForwarded passes a request that another node forwarded to the API.

@@ -70,6 +70,10 @@ var (
 	tickWhys = []string{"overlap", "no_node", "outage", "held", "calendar", "full", "other"}
 
 	refusalReasons = []string{refusedToken, refusedForbidden, refusedHost, refusedOrigin}
+
+	// Messages of other nodes: "dropped" for want of room in a queue, "key" for a caller with another cluster key, the
+	// others are refusal codes.
+	planeReasons = []string{"dropped", "foreign", "format", "key", "malformed", "misdirected", "too_large"}
 )
 
 // Why a client's request is refused.
