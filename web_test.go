@@ -916,7 +916,7 @@ func testDraft(t *testing.T, b *browser) {
 	b.holds("#f-command", "echo typed")
 	b.must("POST", "/refresh", nil, nil)
 	b.holds("#f-command", "echo typed")
-	b.find("#notice", "still here")
+	b.find("#notice", "unsaved changes")
 
 	// Another executor and back.
 	b.run("const f = document.getElementById('f-executor'); for (const v of ['http', 'shell']) { f.value = v; f.dispatchEvent(new Event('input', { bubbles: true })) }")
@@ -942,10 +942,10 @@ func testDraft(t *testing.T, b *browser) {
 	b.write("#f-name", "typed")
 	m.broken.Store(true)
 	b.click("button", "Create")
-	b.find("#e-form", "502")
+	b.find("#e-form", "does not answer")
 	m.broken.Store(false)
 	waitFor(t, "end of the complaint", b.page, func() bool { return b.run("return document.getElementById('connection').hidden") == "true" })
-	b.find("#e-form", "502")
+	b.find("#e-form", "does not answer")
 	b.check("form that was refused")
 	b.screenshots("refused")
 	b.click("button", "Create")
@@ -956,7 +956,7 @@ func testDraft(t *testing.T, b *browser) {
 	b.click("a", "Edit")
 	b.write("#f-command", "echo kept")
 	p.must("DELETE", "/v1/jobs/typed", nil, nil)
-	b.find("#notice", "deleted meanwhile")
+	b.find("#notice", "has been deleted")
 	b.holds("#f-command", "echo kept")
 	b.click("button", "Save")
 	b.find("dd", "echo kept")
@@ -1016,7 +1016,7 @@ func testFields(t *testing.T, b *browser) {
 	p := startServer(t, t.TempDir())
 	b.open("about:blank")
 	b.open(p.url + "/#/new")
-	for _, part := range []string{"Where it runs", "Rules", "Notices"} {
+	for _, part := range []string{"Placement", "Rules", "Notices"} {
 		b.click("summary", part)
 	}
 	for _, f := range [][2]string{

@@ -57,7 +57,7 @@ const kinds = {
   ],
 };
 
-const concurrencies = [["allow", "starts beside it"], ["forbid", "is skipped"], ["queue", "waits; only the newest does"], ["replace", "ends it, and starts"]];
+const concurrencies = [["allow", "starts beside it"], ["forbid", "is skipped"], ["queue", "waits; only the newest does"], ["replace", "replaces it"]];
 const duration = { placeholder: "for example 10m" };
 const rows = (n, placeholder) => ({ rows: n, placeholder });
 
@@ -70,7 +70,7 @@ const groups = [
     field("displayname", "Display name"),
     field("schedule", "Schedule", "text", "Second, minute, hour, day of month, month, day of week; or @every 90s, @hourly, @at 2030-01-31T12:00:00Z", { list: "schedules" }),
     field("timezone", "Time zone", "text", "", { placeholder: "the cluster's, or for example Europe/Berlin" }),
-    field("parent_job", "Or after the job", "text", "It then runs after each success of that job, without a schedule"),
+    field("parent_job", "Or runs after the job", "text", "Instead of a schedule"),
     field("executor", "Executor", "text", "", [["shell", "shell: run a command"], ["http", "http: make a request"]]),
     field("command", "Command", "text", "", rows(3), "shell"),
     field("shell", "through /bin/sh", "flag", "", {}, "shell"),
@@ -82,35 +82,35 @@ const groups = [
     field("expectCode", "Expected status", "text", "", { placeholder: "200-299" }, "http"),
     field("disabled", "disabled", "check"),
   ]],
-  ["Where it runs, and whose it is", [
-    field("tags", "Runs on nodes with the tags", "pairs", "None: on every node. role=web:2 are two of those that have role=web", rows(2, "role=web:1")),
+  ["Placement and ownership", [
+    field("tags", "Node tags", "pairs", "Empty: every node. role=web:2 picks two nodes that have role=web", rows(2, "role=web:1")),
     field("owner", "Owner"),
-    field("owner_email", "Owner's mail address"),
+    field("owner_email", "Owner's email"),
     field("metadata", "Metadata", "pairs", "", rows(2, "team=data")),
-    field("params", "Parameters of a run", "pairs", "Names and their defaults", rows(2, "day=today")),
+    field("params", "Parameters", "pairs", "What a run may be given, with defaults", rows(2, "day=today")),
   ]],
   ["Rules", [
     field("retries", "Retries", "number", "", { type: "number", min: 0 }),
-    field("retry_delay", "Wait before a retry", "text", "", duration),
-    field("retry_max_delay", "It doubles up to", "text", "", duration),
+    field("retry_delay", "Retry delay", "text", "", duration),
+    field("retry_max_delay", "Longest retry delay", "text", "The delay doubles with each retry", duration),
     field("timeout", "Timeout", "text", "", duration),
-    field("concurrency", "While an earlier run goes on, a run", "text", "", concurrencies),
-    field("mutex", "Mutex", "text", "Of all jobs with the same one, one runs at a time"),
-    field("catchup", "A tick may be late by", "text", "", duration),
-    field("skip_on", "Skipped on days of the calendars", "words"),
-    field("parent_on", "After the parent's", "text", "", [["", "success"], ["failure", "failure"], ["any", "end, however it ended"]]),
+    field("concurrency", "If the previous run is still going, a new one", "text", "", concurrencies),
+    field("mutex", "Mutex", "text", "Jobs with the same mutex run one at a time"),
+    field("catchup", "Catch up", "text", "How late a missed run may still start", duration),
+    field("skip_on", "Skip on the days of calendars", "words"),
+    field("parent_on", "Runs after the parent's", "text", "", [["", "success"], ["failure", "failure"], ["any", "end, however it ended"]]),
     field("delivery", "Delivery", "text", "", [["", "at-most-once"], ["at-least-once", "at-least-once"]]),
-    field("max_runtime", "A run is overdue after", "text", "", duration),
-    field("max_silence", "Overdue without success for", "text", "", duration),
-    field("disable_after", "Disabled after so many failed runs", "number", "", { type: "number", min: 0 }),
-    field("keep", "Runs that are kept", "number", "", { type: "number", min: 0 }),
+    field("max_runtime", "Overdue if a run takes longer than", "text", "", duration),
+    field("max_silence", "Overdue if there is no success for", "text", "", duration),
+    field("disable_after", "Disable after failures in a row", "number", "", { type: "number", min: 0 }),
+    field("keep", "Executions kept", "number", "", { type: "number", min: 0 }),
     field("starts_at", "Starts at", "text", "", { placeholder: "2030-01-31T12:00:00Z" }),
     field("expires_at", "Expires at", "text", "", { placeholder: "2030-01-31T12:00:00Z" }),
-    field("ephemeral", "deleted once it has succeeded", "check"),
+    field("ephemeral", "delete after the first success", "check"),
   ]],
   ["Notices and processors", [
-    field("notify", "Notices", "notify", "start, end, failed, recovered, missed, overdue, overrun or lost, and a URL or a mail address; with every at its end, each failure is told", rows(2, "failed, recovered: ops@example.com")),
-    field("processors", "Processors", "processors", "A processor a line, and its settings", rows(2, "log forward=true")),
+    field("notify", "Notices", "notify", "One per line. Events: start, end, failed, recovered, missed, overdue, overrun, lost; then a webhook URL or an email address. Add every to hear of each failure, not only the first", rows(2, "failed, recovered: ops@example.com")),
+    field("processors", "Processors", "processors", "One per line, with its settings", rows(2, "log forward=true")),
   ]],
 ];
 const byName = Object.fromEntries(groups.flatMap(([, list]) => list).map((f) => [f.name, f]));
@@ -168,7 +168,7 @@ export function enter({ hash, names: [name], search }) {
   const allowed = name ? may.edit(name) : may.create();
   render(form, fields(name, allowed), jsonPanel(allowed));
   fill();
-  if (kept) tell("What you typed before is still here.");
+  if (kept) tell("Your unsaved changes were restored.");
   if (kept) follow();
   checkSchedule();
 }
@@ -195,12 +195,12 @@ function follow() {
   if (draft.rev === job.rev) return false;
   const told = [], both = [];
   if (job === none) {
-    tell("The job was deleted meanwhile. Save creates it again.");
+    tell("This job has been deleted. Saving creates it again.");
     draft = { ...draft, base: {}, rev: 0 };
   } else {
     const doc = merge(draft.base, draft.doc, job.doc, "", told, both);
-    tell([told.length > 0 && `The job was changed elsewhere meanwhile: ${told.join(", ")}. What you typed is kept. `,
-      both.length > 0 && `Both there and here: ${both.join(", ")}. Save replaces what was set there.`].filter(Boolean).join("") || "The job was stored elsewhere meanwhile.");
+    tell([told.length > 0 && `Meanwhile this was changed elsewhere: ${told.join(", ")}. Your changes are kept. `,
+      both.length > 0 && `Changed both here and elsewhere: ${both.join(", ")}. Saving overwrites the other value.`].filter(Boolean).join("") || "Meanwhile the job was saved elsewhere.");
     draft = { ...draft, rev: job.rev, base: job.doc, doc };
   }
   if (sessionStorage.getItem(place)) keep();
@@ -386,8 +386,8 @@ async function save(_, { names: [name] }) {
   } catch (err) {
     if (err.status === 412 && draft.rev === 0) return complainOf("name: there is a job of that name; edit that one, or choose another");
     if (err.status === 412) return changed();
-    if (err instanceof Refused) complainOf(err.message);
-    else complain("form", connection.since ? "The server does not answer; nothing is known to have changed. Save again when it does." : err.message);
+    if (connection.since) complain("form", "The server does not answer; nothing is known to have changed. Save again when it does.");
+    else complainOf(err.message);
     if (err.status === 401 || err.status === 403 || !(err instanceof Refused)) throw err;
     return;
   }
@@ -400,7 +400,7 @@ async function save(_, { names: [name] }) {
 async function changed() {
   job = await find(draft.doc.name);
   follow();
-  complain("form", "Not saved: the job is another than it was. Look at it again, and save it then.");
+  complain("form", "Not saved: the job has changed since you opened it. Check it and save again.");
 }
 
 function restart(_, { names: [name], search }) {
