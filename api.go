@@ -317,16 +317,43 @@ func (a *api) cors(next http.Handler) http.Handler {
 	})
 }
 
-// pageTypes are the content types of the page's files in web/, by extension. Other files are not served.
+// pageTypes are the content types of the page's files in web/, by extension. Of others only the scripts are served, as one.
 var pageTypes = map[string]string{
 	".html": "text/html; charset=utf-8",
 	".css":  "text/css; charset=utf-8",
-	".js":   "text/javascript; charset=utf-8",
 	".svg":  "image/svg+xml",
 }
 
-// pageComments are the lines of the page's scripts that only comment.
-var pageComments = regexp.MustCompile(`(?m)^ *// .*\n`)
+// The lines of the page's modules that only comment, import and export. pageScript knows no others.
+var (
+	moduleComment = regexp.MustCompile(`(?m)^ *// .*\n`)
+	moduleImport  = regexp.MustCompile(`(?m)^import (?:\* as (\w+)|(\{.*\})) from "\./(\w+)\.js";$`)
+	moduleExport  = regexp.MustCompile(`(?m)^export ((?:async )?(?:function|class|const) (\w+))`)
+)
+
+// pageScript joins a module of the page and those that it imports into one script, each before the first that imports
+// it: a function that returns what it exports. One file compresses by a fifth better than one per module, and takes one
+// round trip rather than one per level of imports.
+func pageScript(name string, done map[string]bool) (script []byte) {
+	if done[name] {
+		return nil
+	}
+	done[name] = true
+	doc, _ := fs.ReadFile(web, "web/"+name+".js") // embedded: cannot fail
+	doc = moduleComment.ReplaceAll(doc, nil)
+	doc = moduleImport.ReplaceAllFunc(doc, func(line []byte) []byte {
+		m := moduleImport.FindSubmatch(line)
+		script = append(script, pageScript(string(m[3]), done)...)
+		names := bytes.ReplaceAll(slices.Concat(m[1], m[2]), []byte(" as "), []byte(": "))
+		return fmt.Appendf(nil, "const %s = m_%s;", names, m[3])
+	})
+	var exports [][]byte
+	for _, m := range moduleExport.FindAllSubmatch(doc, -1) {
+		exports = append(exports, m[2])
+	}
+	doc = moduleExport.ReplaceAll(doc, []byte("$1"))
+	return fmt.Appendf(script, "const m_%s = (() => {\n%sreturn { %s };\n})();\n", name, doc, bytes.Join(exports, []byte(", ")))
+}
 
 // pageFiles are the files of the page by name, compressed once for all servers of a process.
 var pageFiles = sync.OnceValue(func() map[string]http.Handler {
@@ -335,10 +362,10 @@ var pageFiles = sync.OnceValue(func() map[string]http.Handler {
 	for _, f := range list {
 		if contentType, ok := pageTypes[path.Ext(f.Name())]; ok {
 			doc, _ := fs.ReadFile(web, "web/"+f.Name())
-			doc = pageComments.ReplaceAll(doc, nil)
 			files[f.Name()] = pageFile(doc, contentType)
 		}
 	}
+	files["app.js"] = pageFile(pageScript("app", map[string]bool{}), "text/javascript; charset=utf-8")
 	return files
 })
 
