@@ -2766,15 +2766,15 @@ func (l *noticeLedger) observe(s *store, e entry, res applied) error {
 			wrong("execution %d is lost, and no notice says so", id)
 		}
 	}
-	if c.Told != nil {
+	if c.Delivered != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		for _, id := range c.Told.Taken {
+		for _, id := range c.Delivered.Taken {
 			if _, ok := l.got[id]; !ok {
 				wrong("notice %d is removed, and the receiver does not have it", id)
 			}
 		}
-		for _, id := range c.Told.Lost {
+		for _, id := range c.Delivered.Lost {
 			l.lost[id] = true
 			l.b.reach("a notice that was given up")
 		}

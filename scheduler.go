@@ -2448,7 +2448,7 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 	if err := s.fatal(ctx, s.tell(ctx, first)); err != nil {
 		return err
 	}
-	var gone toldRows
+	var gone deliveries
 	end := func(d delivery) {
 		held--
 		switch d.err {
@@ -2514,9 +2514,9 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 				more = false
 			}
 		}
-		err := s.decide(ctx, &command{Told: &gone})
+		err := s.decide(ctx, &command{Delivered: &gone})
 		if err == nil {
-			gone = toldRows{}
+			gone = deliveries{}
 		} else if err := s.fatal(ctx, err); err != nil {
 			return err
 		}

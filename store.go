@@ -1,7 +1,7 @@
 // The store owns everything that survives the process: one SQLite file with the replicated log, this server's vote, and
 // the state that applying the log has made.
 //
-// Rules that always hold:
+// Invariants:
 //
 //  1. One goroutine, the driver's writer, calls write. Readers use connections of
 //     their own, which cannot write, and never wait.
@@ -243,9 +243,9 @@ CREATE TABLE job_state (
 	day           INTEGER NOT NULL DEFAULT 0, -- of its last tick, UTC, since 1970
 	day_ticks     INTEGER NOT NULL DEFAULT 0, -- of that day so far
 	day_overlaps  INTEGER NOT NULL DEFAULT 0, -- ticks among them that were skipped because a run went on
-	heard         INTEGER NOT NULL, -- when it last succeeded, or was stored; the least integer: its silence was told
-	overdue       INTEGER NOT NULL DEFAULT 0, -- newest execution that was told to be overdue
-	notices_lost  INTEGER NOT NULL DEFAULT 0, -- notices that no receiver could be told
+	heard         INTEGER NOT NULL, -- when it last succeeded, or was stored; the least integer: there was a notice
+	overdue       INTEGER NOT NULL DEFAULT 0, -- newest execution with a notice that it is overdue
+	notices_lost  INTEGER NOT NULL DEFAULT 0, -- notices that reached no receiver
 	ran           INTEGER NOT NULL DEFAULT 0, -- ticks with that outcome since the job was made, as the three below
 	late          INTEGER NOT NULL DEFAULT 0,
 	skipped       INTEGER NOT NULL DEFAULT 0,
@@ -312,7 +312,7 @@ CREATE INDEX pending_waits ON pending (waits_for, asked, id) WHERE waits_for <> 
 CREATE INDEX pending_due ON pending (due) WHERE waits_for = '';
 CREATE INDEX pending_group ON pending (grp) WHERE grp <> 0;
 
--- What somebody must still be told.
+-- What receivers have not yet got.
 CREATE TABLE notices (
 	id       INTEGER PRIMARY KEY, -- in the order of what happened
 	event    TEXT    NOT NULL,
@@ -430,7 +430,7 @@ var replicated = []string{"cluster", "jobs", "job_state", "executions", "outputs
 // store is one open database. Its methods are safe for readers at any time; write and install belong to one goroutine.
 type store struct {
 	path    string
-	lock    *os.File // held while the database is open
+	lock    *os.File // locked while the database is open
 	reader           // of the leader and of replication
 	clients reader   // for requests of clients, which therefore never delay the leader or replication
 
@@ -676,7 +676,7 @@ func (s *store) connect() (err error) {
 	return errors.Join(s.reader.open(name), s.clients.open(name))
 }
 
-// marker is a file that exists while the write-ahead log holds what belfry.db does not: it is made after the first
+// marker is a file that exists while the write-ahead log has what belfry.db does not: it is made after the first
 // commit of a process, and removed before the last connection closes, which writes the log into the database.
 func (s *store) marker() string { return s.path + "-open" }
 
@@ -873,7 +873,7 @@ func destinations(v reflect.Value) (dest []any) {
 	return dest
 }
 
-// unsigned reads a column that holds a uint64 as an int64.
+// unsigned reads a uint64 out of a column of int64.
 type unsigned uint64
 
 // Scan implements sql.Scanner.
@@ -1076,7 +1076,7 @@ func (s *reader) view(query string, args []any, dest ...any) error {
 	return err
 }
 
-// viewEach calls fn for each row of query. A connection is held meanwhile, so fn must not wait.
+// viewEach calls fn for each row of query. It takes a connection, so fn must not wait.
 func (s *reader) viewEach(query string, args []any, fn func(scanner) error) error {
 	rows, err := s.query(query, args)
 	if err = eachRow(rows, err, fn); err != nil {
@@ -1210,7 +1210,7 @@ func checkVoters(list []server) error {
 }
 
 // write is one transaction of the log and the state. It notes term and vote, nil if they are as they were; appends
-// entries, replacing what the log holds from the first of them on; and applies the log up to index commit, in order, as
+// entries, replacing those in the log from the first of them on; and applies the log up to index commit, in order, as
 // far as one transaction may. It returns what came of each applied entry: fewer than commit asks for means that there
 // is more to do.
 //
@@ -1556,13 +1556,13 @@ type command struct {
 	Nodes            []nodeSeen  `json:"nodes,omitempty"`
 	Trim             *trimming   `json:"trim,omitempty"`
 	Notice           []occasion  `json:"notice,omitempty"`
-	Told             *toldRows   `json:"told,omitempty"`
+	Delivered        *deliveries `json:"delivered,omitempty"`
 
 	// Limits is, with Consume and Bind, how many executions the nodes in them run at once: any number if not named.
 	Limits map[string]int `json:"limits,omitempty"`
 }
 
-// An occasion is an event that no other command is about. It is told once.
+// An occasion is an event that no other command is about. Its notice is made once.
 type occasion struct {
 	Job       int64  `json:"job,omitempty"`       // 0: it is of the cluster
 	Execution int64  `json:"execution,omitempty"` // of the job, that is overdue; 0: the job is silent
@@ -1570,14 +1570,14 @@ type occasion struct {
 	Notice    notice `json:"notice"`
 }
 
-// toldRows are ids of notices that receivers have taken, and of those that were given up.
-type toldRows struct {
+// deliveries are ids of notices that receivers have taken, and of those that were given up.
+type deliveries struct {
 	Taken []int64 `json:"taken,omitempty"`
 	Lost  []int64 `json:"lost,omitempty"`
 	Void  []int64 `json:"void,omitempty"` // for who gets no mail
 }
 
-func (t *toldRows) n() int { return len(t.Taken) + len(t.Lost) + len(t.Void) }
+func (t *deliveries) n() int { return len(t.Taken) + len(t.Lost) + len(t.Void) }
 
 // audited is what the audit trail shall say of a change that is not in the state.
 type audited struct {
@@ -1847,7 +1847,7 @@ func decodeCommand(data []byte) (*command, error) {
 
 var errCutShort = errors.New("the entry is cut short")
 
-// keyBits are the bits of a key that tell the rows of one command apart: a million.
+// keyBits are the bits of a key that number the rows of one command: a million.
 const keyBits = 20
 
 // firstStaged is key(?1, 0) in SQL, ?1 being a restore: where its rows begin.
@@ -1976,7 +1976,7 @@ func (a *applying) change() {
 		part(c.Nodes != nil, a.seeNodes, c.Nodes) ||
 		part(c.Trim != nil, a.trim, c.Trim) ||
 		part(c.Notice != nil, a.occasions, c.Notice) ||
-		part(c.Told != nil, a.told, c.Told)
+		part(c.Delivered != nil, a.delivered, c.Delivered)
 	if !changed {
 		a.audit("", "", nil, nil)
 	}
@@ -2078,7 +2078,7 @@ func auditJSON(fields map[string]json.RawMessage) (string, error) {
 	return string(doc), err
 }
 
-// put refuses a base that no longer holds, and a parent that does not exist or would close a cycle. It refuses a new
+// put refuses a base that has changed, and a parent that does not exist or would close a cycle. It refuses a new
 // next while the old one is due and undecided, as that tick would have no outcome; and one that is not after the last
 // decided tick, as the job would be stuck.
 func (a *applying) put(p jobPut) {
@@ -2264,7 +2264,7 @@ func (a *applying) stage(st *staging) {
 	}
 }
 
-// sameTicksSQL holds for a staged job st that falls due when the job j of its name does: the twin of sameTicks.
+// sameTicksSQL is true of a staged job st that falls due when the job j of its name does: the twin of sameTicks.
 const sameTicksSQL = `(st.schedule = j.schedule AND st.timezone = j.timezone
 	AND st.disabled = j.disabled AND st.parent_job = j.parent_job
 	AND st.doc ->> 'starts_at' IS j.doc ->> 'starts_at' AND st.doc ->> 'expires_at' IS j.doc ->> 'expires_at')`
@@ -3482,8 +3482,8 @@ func (a *applying) occasions(list []occasion) {
 	}
 }
 
-// told removes notices that need not be told any more.
-func (a *applying) told(t *toldRows) {
+// delivered removes notices that are done with.
+func (a *applying) delivered(t *deliveries) {
 	n := a.dropNotices(t.Taken)
 	a.counts(func(s *stats) { s.told.Add(int64(n)) })
 	a.loseNotices(t.Lost)
@@ -3496,7 +3496,7 @@ func (a *applying) dropNotices(ids []int64) int {
 	return n
 }
 
-// loseNotices removes notices that no receiver could be told, and counts them for their jobs.
+// loseNotices removes notices that reached no receiver, and counts them for their jobs.
 func (a *applying) loseNotices(ids []int64) {
 	type count struct{ job, n int64 }
 	for _, c := range applyRows[count](a, `SELECT job, count(*) FROM notices
@@ -3648,7 +3648,7 @@ const jobColumns = `j.id, j.rev, j.doc, s.next, s.fired, s.open,
 	s.success_count, s.error_count, s.last_success, s.last_error, s.status, s.notices_lost,
 	(SELECT json_group_array(name) FROM (SELECT c.name FROM jobs c WHERE ` + childOfJob + ` ORDER BY c.name))`
 
-// childOfJob holds for the jobs c that depend on the job j.
+// childOfJob is true of the jobs c that depend on the job j.
 const childOfJob = "c.parent_job = j.name AND c.parent_job <> '' AND c.deleted = 0"
 
 // rawJSON copies a column, which is valid until the next row only.
@@ -3742,7 +3742,8 @@ var jobOrder = map[string]string{
 	"concurrency": "j.concurrency", "ephemeral": "j.ephemeral", "parent_job": "j.parent_job",
 	"starts_at":  "iif(j.starts_at = 0, 9e99, j.starts_at)",
 	"expires_at": "iif(j.expires_at = 0, 9e99, j.expires_at)",
-	"next":       "NOT (s.fires AND s.next > 0), s.next", "status": "s.status", "success_count": "s.success_count", "error_count": "s.error_count",
+	"next":       "NOT (s.fires AND s.next > 0), s.next", "status": "s.status",
+	"success_count": "s.success_count", "error_count": "s.error_count",
 	"last_success": "iif(s.last_success = 0, 9e99, s.last_success)",
 	"last_error":   "iif(s.last_error = 0, 9e99, s.last_error)",
 }
@@ -3856,7 +3857,7 @@ const (
 	listCost   = 200              // bytes that a list takes beside its ids and its key
 )
 
-// jobLists holds the ids of the jobs that filters select, in order, so that a page costs no more than its rows. Sorting
+// jobLists keeps the ids of the jobs that filters select, in order, so that a page costs no more than its rows. Sorting
 // 100,000 jobs takes a quarter of a second, and there are too many orders for an index each.
 type jobLists struct {
 	flight singleflight.Group
@@ -3888,20 +3889,17 @@ func (l *jobLists) ids(s *store, f jobFilter) ([]int64, error) {
 	if ids, ok := l.lookup(key, listing, changes, f.volatile()); ok {
 		return ids, nil
 	}
-	list, err, _ := l.flight.Do(fmt.Sprint(listing, key), func() (any, error) {
-		list := &jobList{listing: listing, changes: changes, made: time.Now()}
-		var err error
-		if list.ids, err = s.clients.ids(query, args...); err == nil {
+	ids, err, _ := l.flight.Do(fmt.Sprint(listing, key), func() (any, error) {
+		made := time.Now()
+		ids, err := s.clients.ids(query, args...)
+		if err == nil {
 			// In the second half of its age one caller renews it, while the others still use it.
-			list.age = min(max(listAge, 2*listShare*time.Since(list.made)), listAgeMax)
-			l.keep(key, list)
+			age := min(max(listAge, 2*listShare*time.Since(made)), listAgeMax)
+			l.keep(key, &jobList{ids: ids, listing: listing, changes: changes, made: made, age: age})
 		}
-		return list.ids, err
+		return ids, err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return list.([]int64), nil
+	return ids.([]int64), err
 }
 
 // early reports whether a page is read without a list, as the first listPages are after a change.
@@ -3954,7 +3952,7 @@ const (
 	docCost      = 320      // bytes that two map entries, a name, a warning and the allocations take beside the JSON
 )
 
-// jobDocs holds the JSON of jobs as lists show it. To read a page of rows from
+// jobDocs keeps the JSON of jobs as lists show it. To read a page of rows from
 // the tables and to encode them takes 0.4 ms; from here it takes a tenth.
 //
 // After each transaction, and before anybody hears of it, apply drops the jobs that it changed. A reader adds what it
@@ -3981,10 +3979,10 @@ func (d *jobDoc) cost() int { return len(d.doc) + docCost }
 // one returns the JSON of the job of that name, or errNoJob.
 func (d *jobDocs) one(s *store, name string) (jobDoc, error) {
 	d.mu.Lock()
-	held, drops := d.byID[d.byName[name]], d.drops
+	known, drops := d.byID[d.byName[name]], d.drops
 	d.mu.Unlock()
-	if held.doc != nil {
-		return held, nil
+	if known.doc != nil {
+		return known, nil
 	}
 	row, err := s.clients.job(name)
 	if err != nil {
@@ -4044,10 +4042,10 @@ func (d *jobDocs) add(rows []*jobRow, drops uint64) (map[int64]jobDoc, error) {
 	if d.byID == nil {
 		d.byID, d.byName = map[int64]jobDoc{}, map[string]int64{}
 	}
-	for id, held := range found {
+	for id, doc := range found {
 		d.removeLocked(id)
-		d.byID[id], d.byName[held.name] = held, id
-		d.size += held.cost()
+		d.byID[id], d.byName[doc.name] = doc, id
+		d.size += doc.cost()
 	}
 	for id := range d.byID { // in any order
 		if d.size <= docsBytesMax {
@@ -4072,10 +4070,10 @@ func (d *jobDocs) drop(ids []int64, all bool) {
 }
 
 func (d *jobDocs) removeLocked(id int64) {
-	if held, ok := d.byID[id]; ok {
-		d.size -= held.cost()
+	if doc, ok := d.byID[id]; ok {
+		d.size -= doc.cost()
 		delete(d.byID, id)
-		delete(d.byName, held.name)
+		delete(d.byName, doc.name)
 	}
 }
 
@@ -4179,28 +4177,24 @@ func (s *reader) executions(job int64, sort string, desc bool, start, end int) (
 
 // lastExecutions returns the newest n executions of jobs by name, without outputs. Unknown names are left out.
 func (s *reader) lastExecutions(names []string, n int) (map[string][]executionRow, error) {
-	jobs, err := rowsOf[nameRow](s.viewEach, `SELECT id, name FROM jobs
-		WHERE name IN (SELECT value FROM json_each(?)) AND deleted = 0`, jsonText(names))
-	if err != nil {
-		return nil, err
+	type row struct {
+		id   int64
+		name string
 	}
+	jobs, err1 := rowsOf[row](s.viewEach, `SELECT id, name FROM jobs
+		WHERE name IN (SELECT value FROM json_each(?)) AND deleted = 0`, jsonText(names))
 	lists, ids := map[string][]executionRow{}, []int64{}
 	for _, j := range jobs {
 		lists[j.name], ids = nil, append(ids, j.id)
 	}
-	list, err := rowsOf[executionRow](s.viewEach, `SELECT e.*, j.name FROM json_each(?1) v JOIN jobs j ON j.id = v.value
-		JOIN executions e ON e.job = j.id AND e.id >= coalesce(
+	list, err2 := rowsOf[executionRow](s.viewEach, `SELECT e.*, j.name
+		FROM json_each(?1) v JOIN jobs j ON j.id = v.value JOIN executions e ON e.job = j.id AND e.id >= coalesce(
 			(SELECT id FROM executions WHERE job = j.id ORDER BY id DESC LIMIT 1 OFFSET ?2), 0) ORDER BY e.id DESC`,
 		jsonText(ids), n-1)
 	for _, e := range list {
 		lists[e.JobName] = append(lists[e.JobName], e)
 	}
-	return lists, err
-}
-
-type nameRow struct {
-	id   int64
-	name string
+	return lists, cmp.Or(err1, err2)
 }
 
 const (
@@ -4320,7 +4314,7 @@ func (s *reader) idsOf(from, to int64) (low, high int64, err error) {
 	return low, high, cmp.Or(err1, err2)
 }
 
-// firstFrom returns an id from which on executions started at t or later, as far as ids tell.
+// firstFrom returns an id from which on executions started at t or later, as far as ids say.
 func (s *reader) firstFrom(t int64) (int64, error) {
 	var before, from int64 // rows up to before started before t, those from from on did not
 	// Two subqueries: min and max in one SELECT would read the whole table.
@@ -4642,7 +4636,7 @@ func (s *store) pendingByID(ids []int64) ([]pendingRow, error) {
 		WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id`, jsonText(ids))
 }
 
-// noticeRow is what a receiver must still be told. Its fields are the columns of the table.
+// noticeRow is what a receiver has not yet got. Its fields are the columns of the table.
 type noticeRow struct {
 	ID       int64
 	Event    string
@@ -4665,7 +4659,7 @@ type watchedRow struct {
 	name, maxRuntime, maxSilence string
 	disabled                     bool
 	heard                        int64
-	id                           int64 // of an unfinished execution that was not told to be overdue; 0: there is none
+	id                           int64 // of an unfinished execution without a notice that it is overdue; 0: none
 	node                         string
 	started                      int64
 }
@@ -4814,40 +4808,31 @@ const tickTable = `(SELECT due, until, count, outcome, reason, 0 AS grp
 
 // ticks returns rows [start, end) of a job's ticks due in [from, to), newest first, and how many there are.
 func (s *reader) ticks(job, from, to int64, start, end int) (list []tickRow, total int, err error) {
-	args := []any{job, from, to}
-	if err := s.view("SELECT count(*) FROM "+tickTable, args, &total); err != nil {
-		return nil, 0, err
-	}
-	list, err = rowsOf[tickRow](s.viewEach, "SELECT * FROM "+tickTable+" ORDER BY due DESC LIMIT ?4 OFFSET ?5",
-		append(args, end-start, start)...)
-	if err != nil {
-		return nil, 0, err
-	}
+	total, err1 := valueOf[int](s.viewEach, "SELECT count(*) FROM "+tickTable, job, from, to)
+	list, err2 := rowsOf[tickRow](s.viewEach, "SELECT * FROM "+tickTable+" ORDER BY due DESC LIMIT ?4 OFFSET ?5",
+		job, from, to, end-start, start)
 	place := map[int64]int{} // of a group in list
 	for i, t := range list {
 		place[t.group] = i
 	}
-	runs, err := rowsOf[executionRow](s.viewEach, `SELECT * FROM executions
+	runs, err3 := rowsOf[executionRow](s.viewEach, `SELECT * FROM executions
 		WHERE job = ? AND grp IN (SELECT value FROM json_each(?)) ORDER BY id`, job, jsonText(sortedKeys(place)))
 	for _, e := range runs {
 		t := &list[place[e.Group]]
 		t.Started = append(t.Started, executionName(e.ID, e.Node))
 	}
-	return list, total, err
+	return list, total, cmp.Or(err1, err2, err3)
 }
 
 // tickCounts returns how many ticks of a job fell due in [from, to): those kept one by one, and those of older days
 // that the range touches, day by day, newest first. A day may have some of both.
 func (s *reader) tickCounts(job, from, to int64) (single tickCount, days []tickCount, err error) {
-	single, err = valueOf[tickCount](s.viewEach, `SELECT 0, coalesce(sum(iif(outcome = 'ran', count, 0)), 0),
+	single, err1 := valueOf[tickCount](s.viewEach, `SELECT 0, coalesce(sum(iif(outcome = 'ran', count, 0)), 0),
 		coalesce(sum(iif(outcome = 'late', count, 0)), 0), coalesce(sum(iif(outcome = 'skipped', count, 0)), 0),
 		coalesce(sum(iif(outcome = 'missed', count, 0)), 0) FROM `+tickTable, job, from, to)
-	if err != nil {
-		return single, nil, err
-	}
-	days, err = rowsOf[tickCount](s.viewEach, `SELECT day, ran, late, skipped, missed FROM tick_days
+	days, err2 := rowsOf[tickCount](s.viewEach, `SELECT day, ran, late, skipped, missed FROM tick_days
 		WHERE job = ? AND day >= ? AND day * 86400000000000 < ? ORDER BY day DESC`, job, from/nanosPerDay, to)
-	return single, days, err
+	return single, days, cmp.Or(err1, err2)
 }
 
 // policies returns all policies, by name, with the built-in ones.
@@ -4919,15 +4904,13 @@ func (s *reader) audit(f auditFilter, start, end int) (_ auditRows, total int, o
 	args[0] = max(f.From, older)
 	from += " AND (?4 = '' OR actor = ?4) AND (?5 = '' OR action = ?5)"
 	args = append(args, f.Actor, f.Action)
-	if err := s.view("SELECT count(*) "+from, args, &total); err != nil {
-		return nil, 0, 0, err
-	}
-	ids, err := s.ids("SELECT id "+from+" ORDER BY at DESC, id DESC LIMIT ?6 OFFSET ?7",
+	total, err1 := valueOf[int](s.viewEach, "SELECT count(*) "+from, args...)
+	ids, err2 := s.ids("SELECT id "+from+" ORDER BY at DESC, id DESC LIMIT ?6 OFFSET ?7",
 		append(args, max(0, end-start), start)...)
 	return inParts(ids, partAudit, func(ids []int64) ([]auditRow, error) {
 		return rowsOf[auditRow](s.viewEach, `SELECT at, actor, name, address, action, job, object, before, after
 			FROM audit WHERE id IN (SELECT value FROM json_each(?)) ORDER BY at DESC, id DESC`, jsonText(ids))
-	}), total, older, err
+	}), total, older, cmp.Or(err1, err2)
 }
 
 // A dayStats counts the executions that ended on one day.

@@ -414,8 +414,8 @@ func (l *randomLog) next() *command {
 			c.SetRule.Rule = nil
 		}
 	case 16:
-		if c.Told = l.told(); l.rnd.IntN(2) == 0 {
-			c.Told, c.Notice = nil, []occasion{{Job: row.version.ID, Heard: l.heard(row), Notice: notice{Event: eventOverdue}},
+		if c.Delivered = l.told(); l.rnd.IntN(2) == 0 {
+			c.Delivered, c.Notice = nil, []occasion{{Job: row.version.ID, Heard: l.heard(row), Notice: notice{Event: eventOverdue}},
 				{Notice: notice{Event: eventDisk}}}
 			for _, e := range l.unended() {
 				c.Notice = append(c.Notice, occasion{Job: e.JobID, Execution: e.ID, Notice: notice{Event: eventOverdue}})
@@ -490,12 +490,12 @@ func (l *randomLog) heard(row *jobRow) (heard int64) {
 }
 
 // told takes some notices, and gives up others.
-func (l *randomLog) told() *toldRows {
+func (l *randomLog) told() *deliveries {
 	rows, err := l.s.notices(0, noticesMax)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	t := &toldRows{Taken: []int64{1}}
+	t := &deliveries{Taken: []int64{1}}
 	for _, row := range rows {
 		switch l.rnd.IntN(3) {
 		case 0:
@@ -2958,7 +2958,7 @@ func (g *stage) told() (list []string) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	t := toldRows{}
+	t := deliveries{}
 	for _, row := range rows {
 		var n notice
 		if err := json.Unmarshal([]byte(row.Doc), &n); err != nil {
@@ -2970,7 +2970,7 @@ func (g *stage) told() (list []string) {
 		}
 		list, t.Taken = append(list, text), append(t.Taken, row.ID)
 	}
-	g.do(&command{Told: &t})
+	g.do(&command{Delivered: &t})
 	return list
 }
 
@@ -3137,7 +3137,7 @@ func TestApply_NoticesBound(t *testing.T) {
 	if lost := g.row("a").NoticesLost; lost != 1002 {
 		t.Errorf("%d notices are lost, want 1002", lost)
 	}
-	g.do(&command{Told: &toldRows{Taken: []int64{rows[0].ID}, Lost: []int64{rows[1].ID, rows[0].ID}}})
+	g.do(&command{Delivered: &deliveries{Taken: []int64{rows[0].ID}, Lost: []int64{rows[1].ID, rows[0].ID}}})
 	if taken := g.s.stats.told.Load(); taken != 1 {
 		t.Errorf("%d notices count as taken, want 1", taken)
 	}
