@@ -2878,7 +2878,10 @@ func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Ti
 		}
 		p.log.Info("another node is known now", "node", r.Name, "addr", r.Addr, "server", r.Server)
 	}
-	c = &contact{record: r, lastSeen: seen, skew: time.Duration(seen.UnixNano() - r.Clock)}
+	c = &contact{record: r, lastSeen: seen}
+	if r.Clock != 0 { // a node has none before its first heartbeat, but answers
+		c.skew = time.Duration(seen.UnixNano() - r.Clock)
+	}
 	if itself {
 		c.self = now
 	}

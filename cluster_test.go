@@ -3537,6 +3537,11 @@ func TestPlane_ClockTrouble(t *testing.T) {
 	if why := p.clockProblem(); !strings.Contains(why, "a and b differ by about 1h0m0s") {
 		t.Errorf("an hour apart: %q", why)
 	}
+	r.Incarnation, r.Beat, r.Clock = 1, 0, 0
+	p.noteLocked(r, 0, false, now.Add(time.Second))
+	if why := p.clockProblem(); why != "" {
+		t.Errorf("a node that has just started and sent no heartbeat yet: %s", why)
+	}
 }
 
 // A heartbeat counts once, by whatever way it comes: servers that tell each

@@ -1955,6 +1955,10 @@ func TestREADME(t *testing.T) {
 	if len(doc) > 16_000 {
 		t.Errorf("the README has %d bytes, want at most 16,000", len(doc))
 	}
+	ci, err := os.ReadFile(".ci/run")
+	if lines := strings.Split(strings.TrimSpace(string(ci)), "\n"); err != nil || !strings.Contains(doc, lines[len(lines)-1]) {
+		t.Errorf("the README does not have CI's command, %q, %v", lines[len(lines)-1], err)
+	}
 	script, answers := "set -e\n", []fence{} // what each command shall print, and where
 	for _, f := range fences {
 		script += "echo " + f.at + " >&2\n"
