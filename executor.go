@@ -13,11 +13,9 @@
 //     process is signalled only while its run is open.
 //
 // The file follows an order: start accepts it, launchLocked starts it, execute runs it with one of the two executors,
-// and deliver reports its result.
-//
-// Goroutines: each execution has one, from its start to its result; to end it early, cancel its context with the reason
-// as the cause. Three more belong to run: they deliver results, write undelivered ones to disk, and watch memory. stop
-// waits for the executions, run for its three.
+// and deliver reports its result. Each execution has a goroutine, from its start to its result; to end it early, cancel
+// its context with the reason as the cause. stop waits for them, run for the three that deliver results, write
+// undelivered ones to disk, and watch memory.
 //
 // Locks: executor.mu guards the executor's state and tail.mu one output; neither is held over I/O. executor.procsMu
 // limits /proc to one reader at a time.
@@ -64,31 +62,31 @@ import (
 
 const (
 	// outputBytesMax bounds the end of an output that is kept, as in Dkron. The buffer grows by outputSlackBytes before
-	// the oldest bytes are dropped, so that not every write moves the rest. Each run has a read buffer of outputReadBytes.
+	// the oldest bytes are dropped, so that not every write moves the rest. A run reads outputReadBytes at a time.
 	outputBytesMax   = 256_000
 	outputSlackBytes = 64 << 10
 	outputReadBytes  = 4 << 10
-	// printedBytesMax bounds the output of one running execution in a list, printedAllMax a node's whole response for it.
+	// printedBytesMax bounds the output of a running execution in a list, printedAllMax a node's whole response for it.
 	printedBytesMax = 4_000
 	printedAllMax   = 1 << 20
 	// reasonBytesMax bounds the reason before an output; errors quote the job's settings, which may be long.
 	reasonBytesMax = 4_000
-	// syslogBytesMax is the longest message given to syslog (RFC 5424 asks receivers for 2,048); longer lines are cut up.
+	// syslogBytesMax is the longest message for syslog (RFC 5424 asks receivers for 2,048); longer lines are cut up.
+	// syslogMax is the timeout for writing one output.
 	syslogBytesMax = 1_900
-	// syslogMax is the timeout for writing one output to syslog.
-	syslogMax = 10 * time.Second
+	syslogMax      = 10 * time.Second
 
 	// queuedMax bounds the orders queued on a node: ten times the largest burst we design for, about 50 MB. A dispatch
 	// that exceeds it is refused as a whole, and the leader dispatches again after its next question.
 	queuedMax = 100_000
 	// processesMax and requestsMax bound how many executions run at once; further ones are queued. A running process
-	// needs 30 kB and one of our threads. A Go program that cannot get a thread crashes, so processes, one child of each
-	// and our threads stay below the 4,915 tasks that systemd allows a service on a host with 32,768 process ids, and our
-	// threads far below the Go runtime's 10,000. With few descriptors the bounds are lower; see newExecutor.
+	// needs 30 kB and one of our threads. A Go program that cannot get a thread crashes, so processes, one child of
+	// each and our threads stay below the 4,915 tasks that systemd allows a service on a host with 32,768 process ids,
+	// and our threads far below the Go runtime's 10,000. With few descriptors the bounds are lower; see newExecutor.
 	processesMax = 1_500
 	requestsMax  = 8_000
-	// At most this many runs are starting at once; a run has started when it ends or after the start time. So quick runs
-	// share few connections and processes, and slow ones do not delay others.
+	// At most this many runs are starting at once; a run has started when it ends or after the start time. So quick
+	// runs share few connections and processes, and slow ones do not delay others.
 	processStarts    = 8
 	processStartTime = 4 * time.Millisecond
 	requestStarts    = 64
@@ -117,8 +115,8 @@ const (
 	// memoryEvery is the interval for checking runs with a mem_limit, as upstream.
 	memoryEvery = time.Second
 
-	// requestTimeout is the timeout of a request whose job does not say one, or none that can be read; requestTimeoutMax,
-	// 34 years in seconds, keeps one from overflowing a time.Duration.
+	// requestTimeout is that of a request whose job does not say one, or none that can be read; requestTimeoutMax, 34
+	// years in seconds, keeps one from overflowing a time.Duration.
 	requestTimeout    = 30 * time.Second
 	requestTimeoutMax = 1 << 30
 	// redirectsMax is that of net/http. patternMax bounds the instructions of an expectBody: each costs time per byte.
@@ -162,21 +160,14 @@ const (
 	executorHTTP  = "http"
 )
 
-// processorNames are those that a job can name.
-var processorNames = []string{"log", "files", "syslog"}
-
+// Refusals of a leader's messages: the first of any, the last of a kill or a request for output, the others of a whole
+// dispatch.
 var (
-	// errStaleTerm is returned for a message of a leader that has a successor.
-	errStaleTerm = errors.New("the term is over: this node has heard from a later leader")
-	// errOtherIncarnation is returned for a dispatch to a previous process of this node.
+	errStaleTerm        = errors.New("the term is over: this node has heard from a later leader")
 	errOtherIncarnation = errors.New("the dispatch is for another incarnation of this node")
-	// errStaleNumber is returned for a dispatch that a question or a kill has overtaken.
-	errStaleNumber = errors.New("the dispatch is older than a question or kill that this node has answered")
-	// errStopping is returned for a dispatch once the node stops.
-	errStopping = errors.New("the node is stopping")
-	// errQueueFull is returned for a dispatch that exceeds queuedMax; none of it was accepted.
-	errQueueFull = errors.New("the node has too many queued orders")
-	// errUnknownExecution is returned for a kill, or a request for output, of an execution neither running nor held.
+	errStaleNumber      = errors.New("the dispatch is older than a question or kill that this node has answered")
+	errStopping         = errors.New("the node is stopping")
+	errQueueFull        = errors.New("the node has too many queued orders")
 	errUnknownExecution = errors.New("the execution is not known to this node")
 )
 
@@ -190,7 +181,7 @@ type order struct {
 	Executor    string                       `json:"executor"`
 	Config      map[string]string            `json:"config"`
 	Processors  map[string]map[string]string `json:"processors,omitempty"`
-	Timeout     string                       `json:"timeout,omitempty"` // of the job, whatever its executor; empty: none
+	Timeout     string                       `json:"timeout,omitempty"` // of the job; empty: none
 	Params      map[string]string            `json:"params,omitempty"`
 }
 
@@ -243,11 +234,9 @@ type result struct {
 
 // check returns errMalformed for a result that no executor produces.
 func (r *result) check() error {
-	switch {
-	case !slices.Contains([]string{outcomeSuccess, outcomeFailed, outcomeKilled, outcomeInterrupted}, r.Outcome):
-		return fmt.Errorf("%w: %q is not an outcome", errMalformed, r.Outcome)
-	case r.Execution <= 0 || r.Node == "" || r.Finished < r.Started || r.Dropped < 0,
-		len(r.Output) > outputBytesMax, r.Reason < 0 || r.Reason > len(r.Output):
+	outcomes := []string{outcomeSuccess, outcomeFailed, outcomeKilled, outcomeInterrupted}
+	if !slices.Contains(outcomes, r.Outcome) || r.Execution <= 0 || r.Node == "" || r.Finished < r.Started ||
+		r.Dropped < 0 || len(r.Output) > outputBytesMax || r.Reason < 0 || r.Reason > len(r.Output) {
 		return fmt.Errorf("%w: not a result", errMalformed)
 	}
 	return nil
@@ -284,28 +273,27 @@ type reportFunc func(ctx context.Context, results []result) (taken []int64, err 
 // executor runs what the leader orders. Its methods are safe for concurrent use.
 type executor struct {
 	cfg       executorConfig  // fixed
-	inc       uint64          // fixed: the incarnation
+	inc       uint64          // fixed: the incarnation, a random number of this process, never zero
 	dir       string          // fixed: where results are kept
 	base      []string        // fixed: the environment that processes inherit
 	files     *os.Root        // fixed: below it outputs are written
 	transport *http.Transport // the connections of requests without TLS settings; guards itself
 	news      chan struct{}   // holds a token when results were added to due
-	drained   chan struct{}   // closed when stopping and nothing runs
-	working   sync.WaitGroup  // goroutines of executions; Add only under mu, while runs is not empty
+	working   sync.WaitGroup  // what is in runs; Add only under mu, unless stopping
 	notes     []byte          // the file of open runs, a line for each with a process; set by endLeftovers
 	lines     chan int        // those of notes that are free
 	uptime    uptime          // guards itself
+	limited   sync.Map        // *run → *session: processes with a mem_limit
 
 	mu        sync.Mutex
-	term      uint64            // highest term seen
-	floor     uint64            // number of the latest question or kill answered in term
-	taken     idSet             // every execution taken by this process
-	startable int64             // every execution below was taken or will not be begun; see forgetLocked
-	kept      int               // entries of taken when it was last looked through
-	runs      map[int64]*run    // taken and not finished
-	limited   map[*run]*session // processes with a mem_limit
-	held      map[int64]*held   // finished and not acknowledged
-	due       []int64           // held executions to be delivered, oldest first; may name some that are no longer held
+	term      uint64          // highest term seen
+	floor     uint64          // number of the latest question or kill answered in term
+	taken     idSet           // every execution taken by this process
+	startable int64           // every execution below was taken or will not be begun; see forgetLocked
+	kept      int             // entries of taken when it was last looked through
+	runs      map[int64]*run  // taken and not finished
+	held      map[int64]*held // finished and not acknowledged
+	due       []int64         // held executions to be delivered, the next first; may name some that are no longer held
 	processes lane
 	requests  lane
 	stopping  bool
@@ -333,7 +321,7 @@ type ending struct {
 
 func (e *ending) Error() string { return e.why }
 
-// lane queues the orders of one kind and limits how many run. All fields but the bounds are guarded by executor.mu.
+// lane queues the orders of one kind and limits how many run. executor.mu guards all but the bounds, which are fixed.
 type lane struct {
 	startsMax  int
 	startTime  time.Duration
@@ -363,45 +351,39 @@ func newExecutor(cfg executorConfig) (*executor, error) {
 	}
 	cfg.Limits.FilesDir = cmp.Or(cfg.Limits.FilesDir, filepath.Join(cfg.DataDir, "files"))
 	e := &executor{
-		cfg:     cfg,
-		inc:     cfg.Chance() | 1,
-		dir:     filepath.Join(cfg.DataDir, "results"),
-		base:    inheritedEnvironment(cfg.Limits.passed(os.Environ())),
-		news:    make(chan struct{}, 1),
-		drained: make(chan struct{}),
-		taken:   idSet{},
-		runs:    map[int64]*run{},
-		limited: map[*run]*session{},
-		lines:   make(chan int, processesMax),
-		held:    map[int64]*held{},
+		cfg:   cfg,
+		inc:   cfg.Chance() | 1,
+		dir:   filepath.Join(cfg.DataDir, "results"),
+		base:  inheritedEnvironment(cfg.Limits.passed(os.Environ())),
+		news:  make(chan struct{}, 1),
+		taken: idSet{},
+		runs:  map[int64]*run{},
+		lines: make(chan int, processesMax),
+		held:  map[int64]*held{},
 	}
 	// A running process needs two descriptors, and more while it starts, a request one: together two fifths of those
 	// that we may open. connsMax says how the others are used.
 	files := syscall.Rlimit{Cur: 1_024} // in case it is not known how many we may open
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
-	e.processes = lane{startsMax: processStarts, startTime: processStartTime, runningMax: int(min(processesMax, files.Cur/10))}
+	processes, requests := int(min(processesMax, files.Cur/10)), int(min(requestsMax, files.Cur/5))
+	e.processes = lane{startsMax: processStarts, startTime: processStartTime, runningMax: processes}
+	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: requests}
 	for line := range processesMax {
 		e.lines <- line + 1
 	}
-	e.requests = lane{startsMax: requestStarts, startTime: requestStartTime, runningMax: int(min(requestsMax, files.Cur/5))}
 	var err error
 	e.transport, err = newTransport(nil, cfg.Limits)
-	if err = errors.Join(err, os.MkdirAll(e.dir, 0o700), os.MkdirAll(cfg.Limits.FilesDir, 0o700)); err != nil {
+	err = cmp.Or(err, os.MkdirAll(e.dir, 0o700), os.MkdirAll(cfg.Limits.FilesDir, 0o700), e.readResults())
+	if err != nil {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 	if e.files, err = os.OpenRoot(cfg.Limits.FilesDir); err != nil {
 		return nil, fmt.Errorf("--files-dir: %w", err)
 	}
-	if err := e.readResults(); err != nil {
-		return nil, fmt.Errorf("executor: %w", err)
-	}
 	return e, nil
 }
 
-// incarnation returns the random number of this process, never zero.
-func (e *executor) incarnation() uint64 { return e.inc }
-
-// counts returns the number of accepted executions that have not finished, and of unacknowledged results.
+// counts returns the numbers of unfinished executions and of unacknowledged results.
 func (e *executor) counts() (running, undelivered int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -423,17 +405,16 @@ func (e *executor) run(ctx context.Context, report reportFunc) error {
 // when nothing runs, at most killGrace and unkillableMax later. run must go on to deliver the results.
 func (e *executor) stop(grace time.Duration) {
 	e.mu.Lock()
-	if !e.stopping {
-		e.stopping = true
-		e.drainLocked()
-	}
+	e.stopping = true
 	e.mu.Unlock()
-
-	patience := time.NewTimer(grace)
-	defer patience.Stop()
+	drained := make(chan struct{})
+	go func() {
+		e.working.Wait()
+		close(drained)
+	}()
 	select {
-	case <-e.drained:
-	case <-patience.C:
+	case <-drained:
+	case <-time.After(grace):
 		e.mu.Lock()
 		e.halted = time.Now()
 		for _, r := range e.runs {
@@ -441,17 +422,9 @@ func (e *executor) stop(grace time.Duration) {
 		}
 		e.mu.Unlock()
 	}
-	<-e.drained
-	e.working.Wait()
+	<-drained
 	e.transport.CloseIdleConnections()
 	e.files.Close()
-}
-
-// drainLocked closes drained once nothing runs.
-func (e *executor) drainLocked() {
-	if e.stopping && len(e.runs) == 0 {
-		close(e.drained)
-	}
 }
 
 // ---- From the order to the result
@@ -484,6 +457,7 @@ func (e *executor) start(d dispatch) error {
 			r.lane = &e.processes
 		}
 		e.runs[o.Execution] = r
+		e.working.Add(1)
 		r.lane.queue = append(r.lane.queue, r)
 	}
 	e.launchLocked(&e.processes)
@@ -494,11 +468,10 @@ func (e *executor) start(d dispatch) error {
 // forgetLocked forgets the ids below startable, of which none can start any more.
 func (e *executor) forgetLocked(startable int64) {
 	e.startable = max(e.startable, startable)
-	if len(e.taken) < 2*e.kept+takenSlack {
-		return
+	if len(e.taken) >= 2*e.kept+takenSlack {
+		maps.DeleteFunc(e.taken, func(neighbours int64, _ uint64) bool { return (neighbours+1)<<6 <= e.startable })
+		e.kept = len(e.taken)
 	}
-	maps.DeleteFunc(e.taken, func(neighbours int64, _ uint64) bool { return (neighbours+1)<<6 <= e.startable })
-	e.kept = len(e.taken)
 }
 
 // hearLocked records the term of a leader's message, and the number below which later dispatches are refused.
@@ -527,7 +500,7 @@ func (e *executor) launchLocked(l *lane) {
 		l.running++
 		ctx, cancel := context.WithCancelCause(context.Background())
 		r.cancel = cancel
-		e.working.Go(func() { e.work(ctx, r) })
+		go e.work(ctx, r)
 	}
 }
 
@@ -558,7 +531,8 @@ func (e *executor) finishLocked(r *run, res result) {
 	r.out.close()
 	res.Node, res.Incarnation = e.cfg.Node, e.inc
 	if res.Outcome != outcomeSuccess {
-		e.cfg.Failures.add(r.order.Job, executionName(res.Execution, res.Node), res.Outcome, res.Output[:res.Reason], r.order.Attempt)
+		name := executionName(res.Execution, res.Node)
+		e.cfg.Failures.add(r.order.Job, name, res.Outcome, res.Output[:res.Reason], r.order.Attempt)
 	}
 	e.held[res.Execution] = &held{result: res, size: len(res.Output), since: time.Now()}
 	e.due = append(e.due, res.Execution)
@@ -566,7 +540,7 @@ func (e *executor) finishLocked(r *run, res result) {
 	case e.news <- struct{}{}:
 	default:
 	}
-	e.drainLocked()
+	e.working.Done()
 }
 
 // execute runs r to its end. If it failed or was ended early, the first line of the output is the reason.
@@ -576,7 +550,6 @@ func (e *executor) execute(ctx context.Context, r *run) result {
 	}
 	started := time.Now()
 	err := e.runOrder(ctx, r)
-
 	res := result{Execution: r.order.Execution, Started: started.UnixNano(), Outcome: outcomeSuccess}
 	// The duration is from the monotonic clock, so a step of the wall clock cannot make it negative.
 	res.Finished = res.Started + int64(time.Since(started))
@@ -602,26 +575,26 @@ func (e *executor) runOrder(ctx context.Context, r *run) error {
 	name := r.order.Executor
 	if timeout, err := time.ParseDuration(r.order.Timeout); err == nil {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("execution time exceeded the job's timeout of %s", timeout))
+		reason := fmt.Errorf("execution time exceeded the job's timeout of %s", timeout)
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, reason)
 		defer cancel()
 	}
-	if here := e.cfg.Limits.Executors; here != nil && (name == executorShell || name == executorHTTP) && !slices.Contains(here, name) {
-		return fmt.Errorf("this node does not run the executor %q; select other nodes with tags, or add it to --executors", name)
-	}
-	switch name {
-	case executorShell:
-		if e.cfg.Shell != nil {
-			return e.cfg.Shell(ctx, &r.order, &r.out)
-		}
-		return e.runProcess(ctx, r)
-	case executorHTTP:
-		return e.runRequest(ctx, r)
-	case "":
+	here := e.cfg.Limits.Executors // nil: all
+	switch {
+	case name == "":
 		return errors.New("the job has no executor: nothing to run")
-	case "grpc", "kafka", "nats", "rabbitmq", "gcppubsub", "docker", "ecs":
+	case slices.Contains([]string{"grpc", "kafka", "nats", "rabbitmq", "gcppubsub", "docker", "ecs"}, name):
 		return fmt.Errorf("the executor %q of Dkron is not part of belfry, which has shell and http", name)
+	case name != executorShell && name != executorHTTP:
+		return fmt.Errorf("there is no executor %q; belfry has shell and http", name)
+	case here != nil && !slices.Contains(here, name):
+		return fmt.Errorf("this node does not run executor %q; select others by tags, or add it to --executors", name)
+	case name == executorHTTP:
+		return e.runRequest(ctx, r)
+	case e.cfg.Shell != nil:
+		return e.cfg.Shell(ctx, &r.order, &r.out)
 	}
-	return fmt.Errorf("there is no executor %q; belfry has shell and http", name)
+	return e.runProcess(ctx, r)
 }
 
 // deliver reports due results in batches until ctx is done.
@@ -638,17 +611,15 @@ func (e *executor) deliver(ctx context.Context, report reportFunc) {
 		}
 		taken, err := report(ctx, batch)
 		e.acknowledge(taken)
-		e.putBack(batch)
 		if err == nil && len(taken) > 0 {
 			retry = 0
-			sleep(ctx, reportPause)
-			continue
+		} else {
+			if retry == 0 && ctx.Err() == nil {
+				e.cfg.Log.Warn("results are not taken; they are kept", "results", len(batch), "err", err)
+			}
+			retry = min(max(2*retry, reportRetryFirst), reportRetryMax)
 		}
-		if retry == 0 && ctx.Err() == nil {
-			e.cfg.Log.Warn("results are not taken; they are kept", "results", len(batch), "err", err)
-		}
-		retry = min(max(2*retry, reportRetryFirst), reportRetryMax)
-		sleep(ctx, retry)
+		sleep(ctx, max(retry, reportPause))
 	}
 }
 
@@ -662,52 +633,37 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// nextBatch removes results from the list of due ones, as many as one delivery may carry.
+// nextBatch returns the next due results, as many as one delivery may carry. They are due again after all others, so
+// that one that the leader refuses delays none of these.
 func (e *executor) nextBatch() []result {
 	var batch []held
 	size := 0
 	e.mu.Lock()
-	for len(e.due) > 0 && len(batch) < reportResultsMax {
-		if h := e.held[e.due[0]]; h != nil {
-			if len(batch) > 0 && size+h.size > reportBytesMax {
+	for range e.due {
+		id := e.due[0]
+		if h := e.held[id]; h != nil {
+			if len(batch) == reportResultsMax || len(batch) > 0 && size+h.size > reportBytesMax {
 				break
 			}
 			batch, size = append(batch, *h), size+h.size
+			e.due = append(e.due, id)
 		}
 		e.due = e.due[1:]
 	}
 	e.mu.Unlock()
-	results := make([]result, len(batch))
-	for i, h := range batch {
-		results[i] = e.load(h)
-	}
-	return results
-}
-
-// putBack appends unacknowledged results to the list of due ones, so that one that the leader refuses delays no other.
-func (e *executor) putBack(batch []result) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, res := range batch {
-		if e.held[res.Execution] != nil {
-			e.due = append(e.due, res.Execution)
-		}
-	}
+	return e.load(batch...)
 }
 
 // acknowledge forgets results that are durable with the leader, and their files.
 func (e *executor) acknowledge(executions []int64) {
-	var files []int64
-	e.mu.Lock()
 	for _, id := range executions {
-		if h := e.held[id]; h != nil && h.stored {
-			files = append(files, id)
-		}
+		e.mu.Lock()
+		h := e.held[id]
 		delete(e.held, id)
-	}
-	e.mu.Unlock()
-	for _, id := range files {
-		e.removeFile(id)
+		e.mu.Unlock()
+		if h != nil && h.stored {
+			e.removeFile(id)
+		}
 	}
 }
 
@@ -753,20 +709,14 @@ func (e *executor) ask(q question) (answer, error) {
 	size := 0
 	for _, id := range ids {
 		h := e.held[id]
-		switch {
-		case e.runs[id] != nil:
-			a.Running = append(a.Running, id)
-		case h == nil:
-		case len(found) == reportResultsMax || len(found) > 0 && size+h.size > reportBytesMax:
-			a.Running = append(a.Running, id)
-		default:
+		if h != nil && len(found) < reportResultsMax && (len(found) == 0 || size+h.size <= reportBytesMax) {
 			found, size = append(found, *h), size+h.size
+		} else if h != nil || e.runs[id] != nil {
+			a.Running = append(a.Running, id)
 		}
 	}
 	e.mu.Unlock()
-	for _, h := range found {
-		a.Held = append(a.Held, e.load(h))
-	}
+	a.Held = e.load(found...)
 	return a, nil
 }
 
@@ -779,12 +729,10 @@ func (e *executor) kill(k kill) error {
 	if err := e.hearLocked(k.Term, k.Number); err != nil {
 		return err
 	}
-	r := e.runs[k.Execution]
-	if r == nil && e.held[k.Execution] == nil {
-		return errUnknownExecution
-	}
-	if r != nil {
+	if r := e.runs[k.Execution]; r != nil {
 		e.endLocked(r, &ending{outcomeKilled, k.Why})
+	} else if e.held[k.Execution] == nil {
+		return errUnknownExecution
 	}
 	return nil
 }
@@ -796,10 +744,8 @@ func (e *executor) endLocked(r *run, end *ending) {
 		return
 	}
 	now, reason := time.Now().UnixNano(), end.why+"\n"
-	e.finishLocked(r, result{
-		Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome,
-		Output: []byte(reason), Reason: len(reason),
-	})
+	e.finishLocked(r, result{Execution: r.order.Execution, Started: now, Finished: now, Outcome: end.outcome,
+		Output: []byte(reason), Reason: len(reason)})
 }
 
 // output writes what an execution has printed from offset from on, or from the oldest byte that is kept; if from is
@@ -814,23 +760,17 @@ func (e *executor) output(ctx context.Context, execution int64, follow bool, fro
 		finished = *h
 	}
 	e.mu.Unlock()
-	if r != nil {
-		return r.out.copyTo(ctx, w, from, follow)
-	}
-	if h == nil {
+	switch {
+	case r == nil && h == nil:
 		return errUnknownExecution
+	case r == nil:
+		res := e.load(finished)[0]
+		if follow {
+			res.Output = res.Output[res.Reason:]
+		}
+		r = &run{out: tail{kept: res.Output, total: res.Dropped + int64(len(res.Output)), closed: true}}
 	}
-	res := e.load(finished)
-	if follow {
-		res.Output = res.Output[res.Reason:]
-	}
-	if size := int64(len(res.Output)); from < 0 {
-		from += size
-	} else {
-		from = min(from-res.Dropped, size)
-	}
-	_, err := w.Write(res.Output[max(from, 0):])
-	return err
+	return r.out.copyTo(ctx, w, from, follow)
 }
 
 // printed returns the last printedBytesMax bytes that executions have printed, plus one if there are more, until they
@@ -839,7 +779,8 @@ func (e *executor) printed(executions []int64) map[int64][]byte {
 	found, size := map[int64][]byte{}, 0
 	for _, id := range executions {
 		var out bytes.Buffer
-		if err := e.output(context.Background(), id, false, -printedBytesMax-1, &out); err == nil && size+out.Len() <= printedAllMax {
+		err := e.output(context.Background(), id, false, -printedBytesMax-1, &out)
+		if err == nil && size+out.Len() <= printedAllMax {
 			found[id], size = out.Bytes(), size+out.Len()
 		}
 	}
@@ -875,18 +816,7 @@ func (t *tail) Write(p []byte) (int, error) {
 
 // ReadFrom appends src until its end. It exists because io.Copy's own buffer would be eight times as large.
 func (t *tail) ReadFrom(src io.Reader) (total int64, err error) {
-	buf := make([]byte, outputReadBytes)
-	for {
-		n, err := src.Read(buf)
-		t.Write(buf[:n]) // never fails
-		total += int64(n)
-		if err == io.EOF {
-			return total, nil
-		}
-		if err != nil {
-			return total, err
-		}
-	}
+	return io.CopyBuffer(struct{ io.Writer }{t}, struct{ io.Reader }{src}, make([]byte, outputReadBytes))
 }
 
 // close marks the output as complete.
@@ -955,17 +885,17 @@ func (t *tail) copyTo(ctx context.Context, w io.Writer, from int64, follow bool)
 // is closed, at most outputWait, and kills what is left of the session. If ctx ends earlier, it kills the whole run.
 // The error is the reason of a failure, or why the run was ended.
 func (e *executor) runProcess(ctx context.Context, r *run) error {
-	limits, err := parseLimits(r.order.Config)
+	timeout, grace, memoryMax, err := parseLimits(r.order.Config)
 	if err != nil {
 		return err
 	}
-	if limits.memory > 0 && runtime.GOOS != "linux" {
+	if memoryMax > 0 && runtime.GOOS != "linux" {
 		return errors.New("executor_config.mem_limit works on Linux only")
 	}
-	if limits.timeout > 0 {
+	if timeout > 0 {
 		var cancel context.CancelFunc
-		reason := fmt.Errorf("execution time exceeded the timeout of %s", limits.timeout)
-		ctx, cancel = context.WithTimeoutCause(ctx, limits.timeout, reason)
+		reason := fmt.Errorf("execution time exceeded the timeout of %s", timeout)
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, reason)
 		defer cancel()
 	}
 	cmd, err := e.command(&r.order)
@@ -979,7 +909,7 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = in, in
-	s := &session{execution: strconv.FormatInt(r.order.Execution, 10), memoryMax: limits.memory}
+	s := &session{execution: strconv.FormatInt(r.order.Execution, 10), memoryMax: memoryMax}
 	line := <-e.lines
 	defer func() { e.note(line, ""); e.lines <- line }()
 	e.note(line, s.execution) // whatever happens next
@@ -1000,29 +930,29 @@ func (e *executor) runProcess(ctx context.Context, r *run) error {
 		s.reaped.Store(true)
 		close(ended)
 	}()
-	if s.memoryMax > 0 {
-		e.limit(r, s)
-		defer e.limit(r, nil)
+	if memoryMax > 0 {
+		e.limited.Store(r, s)
+		defer e.limited.Delete(r)
 	}
 	var left []proc
 	select {
 	case <-ended:
 		select {
 		case <-read:
-			quiet = syscall.Kill(-s.pid, 0) == syscall.ESRCH // as most runs are, and this is quicker than a look at /proc
+			quiet = syscall.Kill(-s.pid, 0) == syscall.ESRCH // as most runs are; this is quicker than a look at /proc
 		case <-time.After(outputWait):
 		case <-ctx.Done():
 		}
 		if !quiet {
 			left = e.terminate(ctx, func(found []proc) []proc {
 				return slices.DeleteFunc(s.all(found), func(p proc) bool { return p.session != s.pid }) // not a daemon
-			}, limits.grace, detachMax)
+			}, grace, detachMax)
 		}
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx) // from here on it is too late to end the run
 	if cause != nil {
-		left = e.terminate(context.Background(), s.all, limits.grace, 0)
+		left = e.terminate(context.Background(), s.all, grace, 0)
 	}
 	out.SetReadDeadline(time.Now().Add(drainMax))
 	<-read
@@ -1068,11 +998,10 @@ func (e *executor) command(o *order) (*exec.Cmd, error) {
 	}
 	// A new session has no terminal that could block it. Pdeathsig is unsuitable: it exists on Linux only, follows the
 	// thread rather than the process, and does not reach grandchildren. endLeftovers replaces it.
-	cmd := &exec.Cmd{Args: words, Dir: o.Config["cwd"], SysProcAttr: &syscall.SysProcAttr{Setsid: true}, WaitDelay: drainMax}
-	if cmd.Dir != "" {
-		if _, err := os.Stat(cmd.Dir + "/"); err != nil { // which Start would report as if it were the program's fault
-			return nil, fmt.Errorf("executor_config.cwd: %w", err)
-		}
+	cmd := &exec.Cmd{Args: words, Dir: o.Config["cwd"], WaitDelay: drainMax}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if _, err := os.Stat(cmd.Dir + "/"); err != nil { // which Start would report as if it were the program's fault
+		return nil, fmt.Errorf("executor_config.cwd: %w", err)
 	}
 	var account []string
 	if su := o.Config["su"]; su != "" {
@@ -1119,7 +1048,7 @@ func commandWords(config map[string]string) ([]string, error) {
 	if command == "" {
 		return nil, errors.New("executor_config.command is missing")
 	}
-	if shell, err := strconv.ParseBool(config["shell"]); err == nil && shell {
+	if shell, _ := strconv.ParseBool(config["shell"]); shell {
 		return []string{"/bin/sh", "-c", command}, nil
 	}
 	words, err := splitWords(command)
@@ -1170,9 +1099,8 @@ func splitWords(s string) (words []string, err error) {
 // inheritedEnvironment returns the node's environment without the node's settings, which may be secret, and without the
 // variables that come from the order.
 func inheritedEnvironment(environ []string) []string {
-	return slices.Clip(slices.DeleteFunc(environ, func(entry string) bool {
-		return strings.HasPrefix(entry, "BELFRY_") || strings.HasPrefix(entry, "DKRON_") || strings.HasPrefix(entry, "ENV_JOB_NAME=")
-	}))
+	own := regexp.MustCompile("^(BELFRY_|DKRON_|ENV_JOB_NAME=)")
+	return slices.Clip(slices.DeleteFunc(environ, own.MatchString))
 }
 
 // environment returns the environment of a process, in which the last entry of a name wins: the inherited one, that of
@@ -1208,7 +1136,9 @@ func (s *session) all(found []proc) []proc {
 		return []proc{{pid: s.pid, group: s.pid, session: s.pid}} // all that can be known
 	}
 	other := s.reaped.Load() && slices.ContainsFunc(found, func(p proc) bool { return p.pid == s.pid })
-	return slices.DeleteFunc(slices.Clone(found), func(p proc) bool { return p.execution != s.execution && (p.session != s.pid || other) })
+	return slices.DeleteFunc(slices.Clone(found), func(p proc) bool {
+		return p.execution != s.execution && (p.session != s.pid || other)
+	})
 }
 
 // terminate kills the processes that find returns: with SIGTERM, and after the grace time with SIGKILL. After another
@@ -1248,41 +1178,27 @@ func (e *executor) terminate(ctx context.Context, find func([]proc) []proc, grac
 // signalAll signals the process groups, so that it also reaches newly forked processes; a session belongs to one run.
 // It ignores errors: the processes have ended or belong to another user.
 func signalAll(found []proc, signal syscall.Signal) {
-	groups := map[int]bool{}
+	told := map[int]bool{}
 	for _, p := range found {
-		groups[p.group] = true
-	}
-	for group := range groups {
-		syscall.Kill(-group, signal)
-	}
-}
-
-// limit starts watching the memory of a run; nil stops it.
-func (e *executor) limit(r *run, s *session) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.limited[r] = s; s == nil {
-		delete(e.limited, r)
+		if !told[p.group] {
+			syscall.Kill(-p.group, signal)
+		}
+		told[p.group] = true
 	}
 }
 
 // watchMemory kills runs that exceed their limits, until ctx is done. Shared memory counts for each process.
 func (e *executor) watchMemory(ctx context.Context) {
 	for sleep(ctx, memoryEvery) {
-		e.mu.Lock()
-		limited := maps.Clone(e.limited)
-		e.mu.Unlock()
-		if len(limited) == 0 {
-			continue
-		}
-		found := e.procs()
-		for r, s := range limited {
-			used, all := int64(0), s.all(found)
+		procs := sync.OnceValue(e.procs) // if there is a limit at all
+		for key, value := range e.limited.Range {
+			r, s := key.(*run), value.(*session)
+			used, all := int64(0), s.all(procs())
 			for _, p := range all {
 				used += p.pages * int64(os.Getpagesize())
 			}
 			if used > s.memoryMax {
-				r.cancel(fmt.Errorf("resident memory of %d bytes exceeded the mem_limit of %d bytes", used, s.memoryMax))
+				r.cancel(fmt.Errorf("%d resident bytes exceeded the mem_limit of %d bytes", used, s.memoryMax))
 				signalAll(all, syscall.SIGKILL) // TERM would leave it time to take more
 			}
 		}
@@ -1326,21 +1242,20 @@ func (e *executor) endLeftovers() error {
 	former, _ := os.ReadFile(path) // if it cannot be read, it cannot be written
 	open := map[string]bool{}      // executions
 	began := map[int]int{}         // pids of leaders of sessions, and an uptime before which those began
-	for i, line := range strings.Split(string(former), "\n") {
-		if line = strings.Trim(line, " "); i == 0 && line != here {
-			break
-		}
-		if f := strings.Fields(line); i > 0 && len(f) > 0 {
-			open[f[0]] = true
-			if len(f) == 3 {
-				pid, _ := strconv.Atoi(f[1]) // as note wrote them
-				began[pid], _ = strconv.Atoi(f[2])
+	first, lines, _ := strings.Cut(string(former), "\n")
+	if strings.TrimRight(first, " ") == here {
+		for line := range strings.Lines(lines) {
+			var execution string
+			var pid, uptime int // 0 while it started
+			if n, _ := fmt.Sscan(line, &execution, &pid, &uptime); n > 0 {
+				open[execution], began[pid] = true, uptime
 			}
 		}
 	}
 	left := func(found []proc) []proc {
+		leads := func(p, q proc) bool { return q.pid == p.session && q.start < began[q.pid] }
 		return slices.DeleteFunc(slices.Clone(found), func(p proc) bool {
-			return !open[p.execution] && !slices.ContainsFunc(found, func(q proc) bool { return q.pid == p.session && q.start < began[q.pid] })
+			return !open[p.execution] && !slices.ContainsFunc(found, func(q proc) bool { return leads(p, q) })
 		})
 	}
 	if found := left(e.procs()); len(found) > 0 {
@@ -1351,12 +1266,13 @@ func (e *executor) endLeftovers() error {
 	}
 	// It is written rather than made long, so that no full disk can fail a write to the map.
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	const size, both = (processesMax + 1) * noteBytes, syscall.PROT_READ | syscall.PROT_WRITE
 	if err == nil {
 		defer file.Close() // the map stays
-		_, err = file.Write(bytes.Repeat([]byte(" "), (processesMax+1)*noteBytes))
+		_, err = file.Write(bytes.Repeat([]byte(" "), size))
 	}
 	if err == nil {
-		e.notes, err = syscall.Mmap(int(file.Fd()), 0, (processesMax+1)*noteBytes, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+		e.notes, err = syscall.Mmap(int(file.Fd()), 0, size, both, syscall.MAP_SHARED)
 	}
 	if err != nil {
 		return fmt.Errorf("executor: the file %s of open runs: %w", path, err)
@@ -1389,7 +1305,8 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 		return err
 	}
 	transport := e.transport
-	if config["tlsNoVerifyPeer"]+config["tlsCertificateFile"]+config["tlsCertificateKeyFile"]+config["tlsRootCAsFile"] != "" {
+	if cmp.Or(config["tlsNoVerifyPeer"], config["tlsCertificateFile"], config["tlsCertificateKeyFile"],
+		config["tlsRootCAsFile"]) != "" {
 		// Each run has its own connections: few jobs have such settings, and the next run reads renewed files.
 		if transport, err = newTransport(config, e.cfg.Limits); err != nil {
 			return err
@@ -1400,11 +1317,8 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 	if debug {
 		headers := req.Header
 		req.Header = withoutSecrets(headers)
-		dump, err := httputil.DumpRequestOut(req, true)
+		dump, _ := httputil.DumpRequestOut(req, true) // what fails here fails again below
 		req.Header = headers
-		if err != nil {
-			return err
-		}
 		fmt.Fprintf(&r.out, "%s\n\n", dump)
 	}
 	resp, err := (&http.Client{Transport: once{transport}, CheckRedirect: checkRedirect}).Do(req)
@@ -1419,14 +1333,12 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 		resp.Body = http.NoBody // what follows is no body, and does not end with the context
 	}
 	if got := resp.Request.Method; got != req.Method {
-		fmt.Fprintf(&r.out, "a redirect made a %s of the %s, without its body; give the job the URL behind the redirect\n", got, req.Method)
+		const text = "a redirect made a %s of the %s, without its body; give the job the URL behind the redirect\n"
+		fmt.Fprintf(&r.out, text, got, req.Method)
 	}
 	if debug {
 		resp.Header = withoutSecrets(resp.Header)
-		dump, err := httputil.DumpResponse(resp, false)
-		if err != nil {
-			return err
-		}
+		dump, _ := httputil.DumpResponse(resp, false) // it fails only for a body
 		r.out.Write(dump)
 	}
 	met := config["expectBody"] == "" || pattern.MatchReader(bufio.NewReader(io.TeeReader(resp.Body, &r.out)))
@@ -1436,7 +1348,8 @@ func (e *executor) runRequest(ctx context.Context, r *run) error {
 	// Clients look for these two texts of upstream's.
 	isCode := func(s string) bool { return strings.TrimSpace(s) == strconv.Itoa(resp.StatusCode) }
 	if want := config["expectCode"]; want != "" && !slices.ContainsFunc(strings.Split(want, ","), isCode) {
-		return fmt.Errorf("received response code does not match the expected code: got %d, want %s", resp.StatusCode, want)
+		const text = "received response code does not match the expected code: got %d, want %s"
+		return fmt.Errorf(text, resp.StatusCode, want)
 	}
 	if !met {
 		return errors.New("received response body did not match the expected body")
@@ -1464,11 +1377,13 @@ func withoutSecrets(headers http.Header) http.Header {
 	return plain
 }
 
-// Errors of an http job that do not quote the value, because it may be secret.
+// Errors of an http job. They do not quote a value, because it may be secret.
 var (
-	errURL     = errors.New("executor_config.url: must be a URL such as https://host/path; escape special characters")
-	errHeaders = errors.New(`executor_config.headers: is not a JSON array of "Name: value"`)
-	errHeader  = errors.New(`executor_config.headers: an entry is not "Name: value"`)
+	errURL      = errors.New("executor_config.url: must be a URL such as https://host/path; escape special characters")
+	errHeaders  = errors.New(`executor_config.headers: is not a JSON array of "Name: value"`)
+	errHeader   = errors.New(`executor_config.headers: an entry is not "Name: value"`)
+	errSentOnce = errors.New("the connection broke after the request was sent, and the server may have executed it; " +
+		"set retries if it may be sent again")
 )
 
 // requestHeaders returns the headers in executor_config. Errors are errHeaders and errHeader.
@@ -1492,29 +1407,23 @@ func requestHeaders(config map[string]string) (http.Header, error) {
 // newRequest returns the request that executor_config describes, with headers that identify the run, unless the job
 // sets them itself. The Idempotency-Key is the same for all attempts of a group on this node.
 func (e *executor) newRequest(ctx context.Context, o *order) (*http.Request, error) {
-	config := o.Config
-	if config["url"] == "" {
-		return nil, errors.New("executor_config.url is empty")
+	for _, setting := range [...]string{"url", "method"} {
+		if o.Config[setting] == "" {
+			return nil, fmt.Errorf("executor_config.%s is empty", setting)
+		}
 	}
-	if config["method"] == "" {
-		return nil, errors.New("executor_config.method is empty")
-	}
-	var body io.Reader
-	if config["body"] != "" {
-		body = strings.NewReader(config["body"])
-	}
-	req, err := http.NewRequestWithContext(ctx, config["method"], config["url"], body)
+	body := strings.NewReader(o.Config["body"])
+	req, err := http.NewRequestWithContext(ctx, o.Config["method"], o.Config["url"], body)
 	if _, ok := errors.AsType[*url.Error](err); ok {
 		return nil, errURL
 	}
 	if err != nil {
 		return nil, err
 	}
-	headers, err := requestHeaders(config)
-	if err != nil {
+	if req.Header, err = requestHeaders(o.Config); err != nil {
 		return nil, err
 	}
-	req.Header, req.Host = headers, headers.Get("Host") // empty: that of the URL
+	req.Host = req.Header.Get("Host") // empty: that of the URL
 	for k, v := range o.Params {
 		req.Header.Set("Belfry-Param-"+strings.ReplaceAll(k, "_", "-"), v) // proxies drop names with _
 	}
@@ -1541,11 +1450,12 @@ type once struct{ *http.Transport }
 
 func (o once) RoundTrip(r *http.Request) (*http.Response, error) {
 	s := new(sending)
-	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{WroteHeaderField: func(name string, _ []string) {
+	begin := func(name string, _ []string) {
 		if name == "Host" { // the first one in HTTP/1, and none in HTTP/2
 			s.begun.Store(true)
 		}
-	}})
+	}
+	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{WroteHeaderField: begin})
 	return o.Transport.RoundTrip(r.WithContext(context.WithValue(ctx, sendingKey{}, s)))
 }
 
@@ -1560,21 +1470,21 @@ type sendingKey struct{}
 // newTransport returns a transport with the TLS settings in config. It checks addresses when dialling, so neither a
 // name that resolves differently the second time nor a redirect evades the limits. With a proxy, which resolves names
 // itself, it checks only addresses in the URL.
-func newTransport(config map[string]string, limits nodeLimits) (*http.Transport, error) {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	dialer := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second, ControlContext: func(ctx context.Context, _, address string, _ syscall.RawConn) error {
+func newTransport(config map[string]string, limits nodeLimits) (t *http.Transport, err error) {
+	t = http.DefaultTransport.(*http.Transport).Clone()
+	dialer := net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
+	dialer.ControlContext = func(ctx context.Context, _, address string, _ syscall.RawConn) error {
 		addr, err := netip.ParseAddrPort(address)
 		if err != nil || ctx.Value(sendingKey{}).(*sending).proxied.Load() { // the operator's own proxy may be anywhere
 			return err
 		}
 		return limits.checkAddr(addr.Addr())
-	}}
+	}
 	t.DialContext = dialer.DialContext
 	t.Proxy = func(r *http.Request) (*url.URL, error) { // asked each time before a request is sent
 		s := r.Context().Value(sendingKey{}).(*sending)
 		if s.begun.Load() {
-			return nil, errors.New("the connection broke after the request was sent, and the server may have executed it; " +
-				"set retries if it may be sent again")
+			return nil, errSentOnce
 		}
 		proxy, err := http.ProxyFromEnvironment(r)
 		s.proxied.Store(proxy != nil)
@@ -1585,51 +1495,45 @@ func newTransport(config map[string]string, limits nodeLimits) (*http.Transport,
 	}
 	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.IdleConnTimeout = idleMax, idlePerHostMax, idleTimeMax
 	t.MaxResponseHeaderBytes = responseHeadMax
-	noVerify, err := strconv.ParseBool(config["tlsNoVerifyPeer"])
-	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: err == nil && noVerify}
-	if config["tlsCertificateFile"]+config["tlsCertificateKeyFile"] != "" {
-		cert, err := readTLSFile(config, "tlsCertificateFile")
-		if err != nil {
-			return nil, err
+	noVerify, _ := strconv.ParseBool(config["tlsNoVerifyPeer"])
+	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: noVerify}
+	var pem [3][]byte
+	for i, setting := range [...]string{"tlsCertificateFile", "tlsCertificateKeyFile", "tlsRootCAsFile"} {
+		if pem[i], err = readTLSFile(config[setting]); err != nil {
+			return nil, fmt.Errorf("executor_config.%s: %w", setting, err)
 		}
-		key, err := readTLSFile(config, "tlsCertificateKeyFile")
-		if err != nil {
-			return nil, err
-		}
-		pair, err := tls.X509KeyPair(cert, key)
+	}
+	if pem[0] != nil || pem[1] != nil {
+		pair, err := tls.X509KeyPair(pem[0], pem[1])
 		if err != nil {
 			return nil, fmt.Errorf("executor_config.tlsCertificateFile: %w", err)
 		}
 		t.TLSClientConfig.Certificates = []tls.Certificate{pair}
 	}
-	if roots := config["tlsRootCAsFile"]; roots != "" {
-		pem, err := readTLSFile(config, "tlsRootCAsFile")
-		if err != nil {
-			return nil, err
-		}
+	if pem[2] != nil {
 		t.TLSClientConfig.RootCAs = x509.NewCertPool()
-		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("executor_config.tlsRootCAsFile: %s holds no certificate", roots)
+		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem[2]) {
+			return nil, fmt.Errorf("executor_config.tlsRootCAsFile: %s holds no certificate", config["tlsRootCAsFile"])
 		}
 	}
 	return t, nil
 }
 
-// readTLSFile returns the content of the file that a setting of executor_config names.
-func readTLSFile(config map[string]string, setting string) ([]byte, error) {
-	f, err := regular(os.OpenFile(config[setting], os.O_RDONLY|syscall.O_NONBLOCK, 0))
+// readTLSFile returns the content of a file of a job's TLS settings, nil if there is none.
+func readTLSFile(name string) ([]byte, error) {
+	if name == "" {
+		return nil, nil
+	}
+	f, err := regular(os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0))
 	if err != nil {
-		return nil, fmt.Errorf("executor_config.%s: %w", setting, err)
+		return nil, err
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, tlsBytesMax+1))
 	if err == nil && len(data) > tlsBytesMax {
-		err = fmt.Errorf("%s is larger than %d bytes", f.Name(), tlsBytesMax)
+		err = fmt.Errorf("%s is larger than %d bytes", name, tlsBytesMax)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("executor_config.%s: %w", setting, err)
-	}
-	return data, nil
+	return data, err
 }
 
 // regular returns a file that was opened without blocking if it is a regular one, and otherwise an error: a pipe could
@@ -1638,13 +1542,9 @@ func regular(f *os.File, err error) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", f.Name())
-	}
-	if err != nil {
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		f.Close()
-		return nil, err
+		return nil, cmp.Or(err, fmt.Errorf("%s is not a regular file", f.Name()))
 	}
 	return f, nil
 }
@@ -1657,7 +1557,6 @@ func regular(f *os.File, err error) (*os.File, error) {
 func (e *executor) process(r *run, reason string, output []byte) []byte {
 	o := &r.order
 	for _, name := range slices.Sorted(maps.Keys(o.Processors)) {
-		settings := o.Processors[name]
 		note := "Output in belfry log"
 		var err error
 		switch name {
@@ -1669,10 +1568,11 @@ func (e *executor) process(r *run, reason string, output []byte) []byte {
 			r.out.file.Write([]byte(reason))
 			err = cmp.Or(r.out.file.err, r.out.file.Close())
 			if r.out.file.name != "" { // even after an error, which may be that the disk is full
-				err = cmp.Or(err, e.removeOutputFiles(o, r.out.file.name))
+				err = cmp.Or(err, e.removeOutputFiles(o, filepath.Dir(r.out.file.name)))
 			}
 		case "syslog":
-			note, err = "Output in syslog", writeSyslog(syslogPaths, time.Now().Add(syslogMax), o.Job, slices.Concat([]byte(reason), output))
+			all := append([]byte(reason), output...)
+			note, err = "Output in syslog", writeSyslog(syslogPaths, time.Now().Add(syslogMax), o.Job, all)
 		default:
 			continue
 		}
@@ -1682,7 +1582,7 @@ func (e *executor) process(r *run, reason string, output []byte) []byte {
 			output = output[max(0, len(output)-outputBytesMax+len(reason)):]
 			continue
 		}
-		if forward, err := strconv.ParseBool(settings["forward"]); err != nil || !forward {
+		if forward, _ := strconv.ParseBool(o.Processors[name]["forward"]); !forward {
 			output = []byte(note)
 		}
 	}
@@ -1710,15 +1610,17 @@ func outputPattern(settings map[string]string) (pattern string, ok bool) {
 	return pattern, filepath.IsLocal(pattern)
 }
 
-// openOutputFile opens the file of an output, to which runs may append, and stays in nodeLimits.FilesDir (symlinks too).
+// openOutputFile opens the file of an output, to which runs may append. It stays in nodeLimits.FilesDir (symlinks too).
 func (e *executor) openOutputFile(o *order) *outputFile {
 	f := &outputFile{}
 	pattern, ok := outputPattern(o.Processors["files"])
 	if !ok {
-		f.err = errors.New("log_dir and file_name: must name a file below --files-dir, such as logs/{job}/{execution}.log")
+		const example = "logs/{job}/{execution}.log"
+		f.err = errors.New("log_dir and file_name: must name a file below --files-dir, such as " + example)
 		return f
 	}
-	f.name = strings.NewReplacer("{job}", o.Job, "{execution}", strings.ReplaceAll(executionName(o.Execution, e.cfg.Node), "/", "_"),
+	execution := strings.ReplaceAll(executionName(o.Execution, e.cfg.Node), "/", "_")
+	f.name = strings.NewReplacer("{job}", o.Job, "{execution}", execution,
 		"{time}", time.Now().UTC().Format("20060102T150405Z")).Replace(pattern)
 	if f.err = e.files.MkdirAll(filepath.Dir(f.name), 0o700); f.err == nil {
 		f.File, f.err = regular(e.files.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK, 0o600))
@@ -1727,8 +1629,8 @@ func (e *executor) openOutputFile(o *order) *outputFile {
 }
 
 // removeOutputFiles removes output files of a job that are older than its max_age, and the oldest beyond its max_files,
-// in the directory of the file of that name. It counts files whose names match the job's file_name.
-func (e *executor) removeOutputFiles(o *order, name string) error {
+// in a directory. It counts files whose names match the job's file_name.
+func (e *executor) removeOutputFiles(o *order, dir string) error {
 	settings := o.Processors["files"]
 	if settings["max_files"]+settings["max_age"] == "" {
 		return nil
@@ -1736,13 +1638,15 @@ func (e *executor) removeOutputFiles(o *order, name string) error {
 	most, err := strconv.Atoi(cmp.Or(settings["max_files"], strconv.Itoa(math.MaxInt)))
 	age, err2 := time.ParseDuration(cmp.Or(settings["max_age"], "0s"))
 	if err != nil || most < 1 || err2 != nil || age < 0 {
-		return errors.New(`max_files, max_age: must be a number from 1 and a duration such as "720h"; nothing was removed`)
+		return errors.New(`max_files, max_age: must be a number from 1 and a duration as "720h"; nothing was removed`)
 	}
 	pattern, _ := outputPattern(settings)
-	own := regexp.MustCompile("^" + strings.NewReplacer(`\{job\}`, regexp.QuoteMeta(o.Job), `\{execution\}`, `\d+-`+regexp.QuoteMeta(strings.ReplaceAll(e.cfg.Node, "/", "_")),
-		`\{time\}`, `\d{8}T\d{6}Z`).Replace(regexp.QuoteMeta(filepath.Base(pattern))) + "$")
+	node := regexp.QuoteMeta(strings.ReplaceAll(e.cfg.Node, "/", "_"))
+	name := "^" + regexp.QuoteMeta(filepath.Base(pattern)) + "$"
+	own := regexp.MustCompile(strings.NewReplacer(`\{job\}`, regexp.QuoteMeta(o.Job), `\{execution\}`, `\d+-`+node,
+		`\{time\}`, `\d{8}T\d{6}Z`).Replace(name))
 	var files []fs.FileInfo
-	entries, err := fs.ReadDir(e.files.FS(), filepath.Dir(name))
+	entries, err := fs.ReadDir(e.files.FS(), dir)
 	for _, entry := range entries {
 		if info, err := entry.Info(); err == nil && own.MatchString(entry.Name()) { // else it is gone
 			files = append(files, info)
@@ -1751,7 +1655,7 @@ func (e *executor) removeOutputFiles(o *order, name string) error {
 	slices.SortFunc(files, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
 	for i, f := range files {
 		if i >= most || age > 0 && time.Since(f.ModTime()) > age {
-			err = cmp.Or(err, e.files.Remove(filepath.Join(filepath.Dir(name), f.Name())))
+			err = cmp.Or(err, e.files.Remove(filepath.Join(dir, f.Name())))
 		}
 	}
 	return err
@@ -1763,34 +1667,28 @@ var syslogPaths = []string{"/dev/log", "/var/run/syslog", "/var/run/log"}
 // writeSyslog writes an output to the first of the sockets that accepts a connection, one message per line. Unlike
 // package log/syslog it has a deadline: a log that does not read must not block the run.
 func writeSyslog(paths []string, deadline time.Time, job string, output []byte) error {
-	conn, err := dialSyslog(paths, deadline)
-	if err != nil {
-		return err
+	var conn net.Conn
+	for _, network := range [...]string{"unixgram", "unix"} {
+		for _, path := range paths {
+			if conn == nil {
+				conn, _ = (&net.Dialer{Deadline: deadline}).Dial(network, path)
+			}
+		}
+	}
+	if conn == nil {
+		return fmt.Errorf("no system log listens at %s", strings.Join(paths, ", "))
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return err
-	}
+	conn.SetDeadline(deadline)
 	for line := range bytes.Lines(output) {
 		for part := range slices.Chunk(bytes.TrimRight(line, "\r\n"), syslogBytesMax) {
-			if _, err := fmt.Fprintf(conn, "<%d>%s belfry[%d]: %s: %s\n", syslog.LOG_INFO|syslog.LOG_CRON, time.Now().Format(time.Stamp), os.Getpid(), job, part); err != nil {
+			head := fmt.Sprintf("<%d>%s", syslog.LOG_INFO|syslog.LOG_CRON, time.Now().Format(time.Stamp))
+			if _, err := fmt.Fprintf(conn, "%s belfry[%d]: %s: %s\n", head, os.Getpid(), job, part); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-func dialSyslog(paths []string, deadline time.Time) (conn net.Conn, err error) {
-	dialer := net.Dialer{Deadline: deadline}
-	for _, network := range [...]string{"unixgram", "unix"} {
-		for _, path := range paths {
-			if conn, err = dialer.Dial(network, path); err == nil {
-				return conn, nil
-			}
-		}
-	}
-	return nil, fmt.Errorf("no system log listens at %s", strings.Join(paths, ", "))
 }
 
 // ---- Results on disk
@@ -1842,18 +1740,21 @@ func (e *executor) storeOlderThan(age time.Duration) error {
 	return first
 }
 
-// load returns a held result including its output.
-func (e *executor) load(h held) result {
-	if !h.stored {
-		return h.result
+// load returns held results including their outputs.
+func (e *executor) load(list ...held) (results []result) {
+	for _, h := range list {
+		res := h.result
+		if h.stored {
+			var err error
+			if res, err = parseResult(os.ReadFile(e.path(h.Execution))); err != nil {
+				// It may just have been acknowledged. If not, better to report the outcome without the output.
+				res = h.result
+				res.Output = fmt.Appendf(nil, "the output was lost on the node's disk: %v\n", err)
+			}
+		}
+		results = append(results, res)
 	}
-	res, err := readResultFile(e.path(h.Execution))
-	if err != nil {
-		// The result may just have been acknowledged. If not, better to report the outcome without the output.
-		res = h.result
-		res.Output = fmt.Appendf(nil, "the output was lost on the node's disk: %v\n", err)
-	}
-	return res
+	return results
 }
 
 func (e *executor) path(execution int64) string {
@@ -1862,10 +1763,7 @@ func (e *executor) path(execution int64) string {
 
 // writeFile writes a result atomically: a crash leaves the whole file, or a temporary one that readResults removes.
 func (e *executor) writeFile(res result) error {
-	data, err := json.Marshal(res)
-	if err != nil {
-		return err
-	}
+	data, _ := json.Marshal(res) // cannot fail
 	path := e.path(res.Execution)
 	if err := os.WriteFile(path+".tmp", data, 0o600); err != nil {
 		return err
@@ -1892,11 +1790,10 @@ func (e *executor) readResults() error {
 		case ".tmp":
 			err = os.Remove(path)
 		case ".json":
-			res, readErr := readResultFile(path)
+			res, readErr := parseResult(os.ReadFile(path))
 			if readErr == nil && path == e.path(res.Execution) {
-				h := &held{result: res, size: len(res.Output), stored: true}
-				h.Output = nil
-				e.held[res.Execution] = h
+				e.held[res.Execution] = &held{result: res, size: len(res.Output), stored: true}
+				e.held[res.Execution].Output = nil
 				e.taken.add(res.Execution)
 				e.due = append(e.due, res.Execution)
 				continue
@@ -1911,18 +1808,12 @@ func (e *executor) readResults() error {
 	return nil
 }
 
-func readResultFile(path string) (result, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return result{}, err
+// parseResult parses what writeFile wrote, if it could be read.
+func parseResult(data []byte, err error) (res result, _ error) {
+	if err == nil {
+		err = json.Unmarshal(data, &res)
 	}
-	return parseResult(data)
-}
-
-// parseResult parses what writeFile wrote.
-func parseResult(data []byte) (result, error) {
-	var res result
-	if err := json.Unmarshal(data, &res); err != nil {
+	if err != nil {
 		return result{}, err
 	}
 	return res, res.check()
@@ -1972,49 +1863,38 @@ func patternSize(tree *syntax.Regexp) int {
 	return n * max(1, tree.Min, tree.Max) // of a repetition
 }
 
-// shellLimits are the limits in executor_config of a shell job.
-type shellLimits struct {
-	timeout time.Duration // zero: none
-	grace   time.Duration // between TERM and KILL
-	memory  int64         // bytes, zero: no limit
+// parseLimits returns the limits of a shell job: its timeout, zero for none; the time between TERM and KILL; and the
+// bytes of memory that it may use, zero for any number.
+func parseLimits(config map[string]string) (timeout, grace time.Duration, memory int64, err error) {
+	bad := func(setting, want string) error {
+		return fmt.Errorf("executor_config.%s: %q is not a %s", setting, config[setting], want)
+	}
+	if timeout, err = time.ParseDuration(cmp.Or(config["timeout"], "0s")); err != nil || timeout < 0 {
+		return 0, 0, 0, bad("timeout", `duration such as "90s" or "1h30m"`)
+	}
+	grace, err = time.ParseDuration(cmp.Or(config["kill_timeout"], killGrace.String()))
+	if err != nil || grace < 0 || grace > killGraceMax {
+		return 0, 0, 0, bad("kill_timeout", `duration such as "30s" of at most 10m`)
+	}
+	if config["mem_limit"] != "" {
+		if memory = parseBytes(config["mem_limit"]); memory == 0 {
+			return 0, 0, 0, bad("mem_limit", `size such as "1048576" or "512MB"`)
+		}
+	}
+	return timeout, grace, memory, nil
 }
 
-func parseLimits(config map[string]string) (l shellLimits, err error) {
-	l.grace = killGrace
-	if s := config["timeout"]; s != "" {
-		if l.timeout, err = time.ParseDuration(s); err != nil || l.timeout < 0 {
-			return l, fmt.Errorf(`executor_config.timeout: %q is not a duration such as "90s" or "1h30m"`, s)
-		}
-	}
-	if s := config["kill_timeout"]; s != "" {
-		if l.grace, err = time.ParseDuration(s); err != nil || l.grace < 0 || l.grace > killGraceMax {
-			return l, fmt.Errorf(`executor_config.kill_timeout: %q is not a duration such as "30s" of at most 10m`, s)
-		}
-	}
-	if s := config["mem_limit"]; s != "" {
-		if l.memory, err = parseBytes(s); err != nil {
-			return l, fmt.Errorf(`executor_config.mem_limit: %q is not a size such as "1048576" or "512MB"`, s)
-		}
-	}
-	return l, nil
-}
+// sizePattern is a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T or TB in any case.
+var sizePattern = regexp.MustCompile(`^\s*([0-9.]+)\s*([KMGT]?)B?\s*$`)
 
-// parseBytes reads a positive size: a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T
-// or TB in any case, which are powers of 1,024.
-func parseBytes(s string) (int64, error) {
-	s = strings.ToUpper(strings.TrimSpace(s))
-	digits := strings.TrimRight(s, "BKMGT ")
-	unit := strings.TrimSuffix(strings.TrimSpace(s[len(digits):]), "B")
-	power := strings.Index("KMGT", unit) // -1 if there is no such unit; KM and the like are refused by their length
-	n, err := strconv.ParseFloat(digits, 64)
-	if err != nil || strings.Trim(digits, "0123456789.") != "" || power < 0 || len(unit) > 1 {
-		return 0, errors.New("not a size")
+// parseBytes reads a size, whose units are powers of 1,024. It returns zero for what is none.
+func parseBytes(s string) int64 {
+	if m := sizePattern.FindStringSubmatch(strings.ToUpper(s)); m != nil {
+		n, err := strconv.ParseFloat(m[1], 64)
+		n = math.Ldexp(n, 10*strings.Index(" KMGT", cmp.Or(m[2], " ")))
+		if err == nil && n < math.MaxInt64/2 {
+			return int64(n)
+		}
 	}
-	if unit != "" {
-		n = math.Ldexp(n, 10*(power+1))
-	}
-	if n < 1 || n > math.MaxInt64/2 {
-		return 0, errors.New("not a size")
-	}
-	return int64(n), nil
+	return 0
 }

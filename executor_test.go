@@ -288,7 +288,7 @@ func TestExecutor_OrderRules(t *testing.T) {
 				var err error
 				switch c.do {
 				case "start":
-					err = n.start(dispatch{Term: c.term, Number: c.num, Incarnation: n.incarnation() + c.inc})
+					err = n.start(dispatch{Term: c.term, Number: c.num, Incarnation: n.inc + c.inc})
 				case "ask":
 					_, err = n.ask(question{Term: c.term, Number: c.num})
 				case "kill":
@@ -367,7 +367,7 @@ func TestExecutor_Ask(t *testing.T) {
 		{"All", question{All: true}, answer{Running: []int64{long}, Held: held}},
 		{"NamedAndAll", question{Executions: []int64{99, short}, All: true}, answer{Running: []int64{long}, Held: held}},
 	} {
-		test.want.Incarnation = n.incarnation()
+		test.want.Incarnation = n.inc
 		if diff := gocmp.Diff(test.want, ask(test.q)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.name, diff)
 		}
@@ -955,8 +955,8 @@ func TestExecutor_MemoryLimit(t *testing.T) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.limited) != 0 {
-		t.Errorf("%d processes are watched after their end", len(n.limited))
+	for range n.limited.Range {
+		t.Error("a process is watched after its end")
 	}
 }
 
@@ -1675,8 +1675,8 @@ func TestCheckShellConfig(t *testing.T) {
 		}
 	}
 	for s, want := range map[string]int64{"100kb": 102_400, "1.5GB": 3 << 29, "7": 7, "2T": 2 << 40, "512b": 512} {
-		if got, err := parseBytes(s); got != want || err != nil {
-			t.Errorf("parseBytes(%q) = %d, %v; want %d", s, got, err, want)
+		if got := parseBytes(s); got != want {
+			t.Errorf("parseBytes(%q) = %d, want %d", s, got, want)
 		}
 	}
 }
@@ -1751,7 +1751,7 @@ func FuzzParseResult(f *testing.F) {
 	f.Add([]byte(`{"execution":1,"outcome":"lost"}`))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		res, err := parseResult(data)
+		res, err := parseResult(data, nil)
 		if err != nil {
 			return
 		}
@@ -1759,7 +1759,7 @@ func FuzzParseResult(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again, err := parseResult(written); err != nil || !gocmp.Equal(again, res, cmpopts.EquateEmpty()) {
+		if again, err := parseResult(written, nil); err != nil || !gocmp.Equal(again, res, cmpopts.EquateEmpty()) {
 			t.Errorf("%q: got %+v, %v; want %+v", data, again, err, res)
 		}
 	})
@@ -1810,12 +1810,15 @@ func TestExecutor_Forgets(t *testing.T) {
 	n.full(&n.processes)
 	order := func(id, startable int64) {
 		t.Helper()
-		d := dispatch{Term: 1, Number: 1, Incarnation: n.incarnation(), Startable: startable, Orders: []order{{Execution: id, Executor: executorShell}}}
+		d := dispatch{Term: 1, Number: 1, Incarnation: n.inc, Startable: startable, Orders: []order{{Execution: id, Executor: executorShell}}}
 		if err := n.start(d); err != nil {
 			t.Fatal(err)
 		}
 		n.mu.Lock()
-		delete(n.runs, id) // it has ended
+		if n.runs[id] != nil { // it has ended
+			delete(n.runs, id)
+			n.working.Done()
+		}
 		n.processes.queue = nil
 		n.mu.Unlock()
 	}

@@ -1176,7 +1176,7 @@ func newParts(ctx context.Context, quit func(), cfg config, id string, agent *ag
 	if n.exec, err = newExecutor(ec); err != nil {
 		return nil, err
 	}
-	pc := cfg.plane(id, n.exec.incarnation())
+	pc := cfg.plane(id, n.exec.inc)
 	if agent != nil {
 		pc.Agent, pc.Cluster = agent, agent.Cluster
 	}

@@ -493,7 +493,7 @@ func (j *job) runParams(given map[string]string) map[string]string {
 // checkShellConfig refuses an executor_config of a shell job that means something else than its author intended, or can
 // never run. Other mistakes show when it runs, as in Dkron. Values that may be secret are not quoted.
 func checkShellConfig(config map[string]string) error {
-	if _, err := parseLimits(config); err != nil {
+	if _, _, _, err := parseLimits(config); err != nil {
 		return err
 	}
 	for _, entry := range envEntries(config) {
@@ -632,7 +632,7 @@ func (j *job) warning(c *courier) string {
 			}
 			continue
 		}
-		if !slices.Contains(processorNames, name) {
+		if !slices.Contains([]string{"log", "files", "syslog"}, name) {
 			add("processors", name, "no node has it; the output stays as it is")
 		}
 		if _, ok := outputPattern(j.Processors[name]); name == "files" && !ok {
