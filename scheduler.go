@@ -1,7 +1,8 @@
 // scheduler.go owns what a job is, when it is due, where it runs, and what follows when a run ends.
 //
-// Sections: the job, its JSON and its validation; the decisions, as functions of a moment; the scheduler, which runs on the leader only: it fires, dispatches, settles doubts, records results and trims; the
-// writes that clients ask for; the schedules.
+// Sections: the job, its JSON and its validation; the decisions, as functions of a moment; the scheduler, which runs on
+// the leader only: it fires, dispatches, settles doubts, records results and trims; the writes that clients ask for;
+// the schedules.
 //
 // Rules that always hold:
 //
@@ -70,7 +71,7 @@ const (
 	trimPause     = 5 * time.Second       // between looks for what need not be kept
 	reviewPause   = time.Minute           // between looks that read whole tables
 	requestsKept  = 10 * time.Minute      // for which a repeated request is recognised, at least
-	futureMax     = 30 * time.Minute      // that a decided tick may be ahead of the clock; a wrong zone makes more of it
+	futureMax     = 30 * time.Minute      // that a decided tick may be ahead of the clock; a wrong zone makes it more
 	decidesMax    = 4                     // consume commands under way at once
 	dispatchBytes = rpcBytesMax / 8       // of orders in one dispatch: JSON makes up to six bytes of one
 	orderBytes    = 300                   // of an order, without its texts
@@ -100,12 +101,11 @@ func (i instant) MarshalJSON() ([]byte, error) {
 	return timeOf(int64(i)).MarshalJSON()
 }
 
-// UnmarshalJSON reads null, RFC 3339, and RFC 3339 without seconds or zone,
-// which is UTC: the forms that Dkron's clients send.
+// UnmarshalJSON reads null, RFC 3339, and RFC 3339 without seconds or zone, which is UTC: as Dkron's clients send it.
 func (i *instant) UnmarshalJSON(doc []byte) error {
 	var text *string
 	if err := json.Unmarshal(doc, &text); err != nil {
-		return badTime("a time must be a string as in \"2030-01-31T12:00:00Z\", or null")
+		return badTime{errors.New(`a time must be a string as in "2030-01-31T12:00:00Z", or null`)}
 	}
 	*i = 0
 	if text == nil {
@@ -116,7 +116,7 @@ func (i *instant) UnmarshalJSON(doc []byte) error {
 		t, err = time.Parse("2006-01-02T15:04", *text)
 	}
 	if err != nil {
-		return badTime(fmt.Sprintf("%q is no time, write it as in \"2030-01-31T12:00:00Z\"", *text))
+		return badTime{fmt.Errorf(`%q is no time, write it as in "2030-01-31T12:00:00Z"`, *text)}
 	}
 	if !t.IsZero() { // as Go's clients write that there is none
 		*i = instant(nanosOf(t))
@@ -125,9 +125,7 @@ func (i *instant) UnmarshalJSON(doc []byte) error {
 }
 
 // badTime is the error of an instant that cannot be read.
-type badTime string
-
-func (b badTime) Error() string { return string(b) }
+type badTime struct{ error }
 
 // nanosOf returns t in nanoseconds, or the nearest time that nanoseconds can express.
 func nanosOf(t time.Time) int64 {
@@ -154,8 +152,8 @@ type job struct {
 	Retries        uint                         `json:"retries,omitempty"`
 	ParentJob      string                       `json:"parent_job,omitempty"`
 	ParentOn       string                       `json:"parent_on,omitempty"`     // ours, as the next two
-	Params         map[string]string            `json:"params,omitempty"`        // that a run takes, with defaults; nil: any
-	DisableAfter   uint                         `json:"disable_after,omitempty"` // groups in a row that failed; 0: never
+	Params         map[string]string            `json:"params,omitempty"`        // of a run, with defaults; nil: any
+	DisableAfter   uint                         `json:"disable_after,omitempty"` // failed groups in a row; 0: never
 	Processors     map[string]map[string]string `json:"processors,omitempty"`
 	Concurrency    string                       `json:"concurrency,omitempty"`
 	Mutex          string                       `json:"mutex,omitempty"`    // ours
@@ -167,13 +165,13 @@ type job struct {
 	Executor       string                       `json:"executor,omitempty"`
 	ExecutorConfig map[string]string            `json:"executor_config,omitempty"`
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
-	SkipOn         []string                     `json:"skip_on,omitempty"` // ours: calendars on whose days it does not run
+	SkipOn         []string                     `json:"skip_on,omitempty"` // ours: calendars on whose days it rests
 	StartsAt       instant                      `json:"starts_at,omitempty"`
 	ExpiresAt      instant                      `json:"expires_at,omitempty"`
 	Notify         []notifyRule                 `json:"notify,omitempty"`      // ours; so are the next three
-	Keep           int                          `json:"keep,omitempty"`        // finished executions; 0: --executions-keep
+	Keep           int                          `json:"keep,omitempty"`        // executions; 0: --executions-keep
 	MaxRuntime     string                       `json:"max_runtime,omitempty"` // after which a run is overdue
-	MaxSilence     string                       `json:"max_silence,omitempty"` // without success, after which the job is
+	MaxSilence     string                       `json:"max_silence,omitempty"` // without success, then the job is
 
 	// The record of a job that is created, or restored from a backup. A restore of an existing job keeps the larger
 	// values, an update keeps the job's own. They are no part of the stored definition.
@@ -185,8 +183,8 @@ type job struct {
 
 func (j *job) dropRecord() { j.SuccessCount, j.ErrorCount, j.LastSuccess, j.LastError = 0, 0, 0, 0 }
 
-// Values of a job's delivery; empty is at most once. With at least once, retries follow
-// a lost run, although it may have succeeded.
+// Values of a job's delivery; empty is at most once. With at least once, retries follow a lost run, although it may
+// have succeeded.
 const (
 	deliveryAtMostOnce  = "at-most-once"
 	deliveryAtLeastOnce = "at-least-once"
@@ -197,7 +195,7 @@ type notifyRule struct {
 	On      []string `json:"on"` // events
 	Webhook string   `json:"webhook,omitempty"`
 	Mail    string   `json:"mail,omitempty"`
-	Every   bool     `json:"every,omitempty"` // tells of every failure, not only of the first until the job has recovered
+	Every   bool     `json:"every,omitempty"` // tells of every failure, not only of the first until it has recovered
 }
 
 // Dkron Pro's processors that become notices.
@@ -256,9 +254,8 @@ func (j *job) checkNotify(mail *mailConfig) error {
 	return nil
 }
 
-// decodeJob reads a job as clients send it, over the values in j. Null is ignored, as upstream, and so are unknown fields, but
-// for those that are almost one of a job's. The
-// error is one sentence that names the field.
+// decodeJob reads a job as clients send it, over the values in j. Null is ignored, as upstream, and so are unknown
+// fields, but for those that are almost one of a job's. The error is one sentence that names the field.
 func decodeJob(doc []byte, j job) (job, error) {
 	d := json.NewDecoder(bytes.NewReader(doc))
 	err := d.Decode(&j)
@@ -321,23 +318,17 @@ func misfit(v any, at string, depth int) (string, any) {
 func typeError(doc []byte, err *json.UnmarshalTypeError) error {
 	field, _, _ := strings.Cut(err.Field, ".")
 	depth := map[string]int{"tags": 1, "metadata": 1, "executor_config": 1, "params": 1, "processors": 2}[field]
+	at, kind, advice := cmp.Or(err.Field, "the body"), err.Value, ""
 	var fields map[string]any
 	if depth > 0 && json.Unmarshal(doc, &fields) == nil {
-		switch at, v := misfit(fields[field], field, depth); v := v.(type) {
-		case nil:
-		case bool:
-			return fmt.Errorf(`%.80s: a JSON bool does not fit here; write "%t"`, at, v)
-		case float64:
-			return fmt.Errorf("%.80s: a JSON number does not fit here; write it in quotes", at)
-		case []any:
-			return fmt.Errorf("%.80s: a JSON array does not fit here", at)
-		case map[string]any:
-			return fmt.Errorf("%.80s: a JSON object does not fit here", at)
-		case string:
-			return fmt.Errorf("%.80s: a JSON string does not fit here", at)
+		if path, v := misfit(fields[field], field, depth); path != "" {
+			at = fmt.Sprintf("%.80s", path)
+			kind = map[reflect.Kind]string{reflect.Bool: "bool", reflect.Float64: "number", reflect.Slice: "array",
+				reflect.Map: "object", reflect.String: "string"}[reflect.TypeOf(v).Kind()]
+			advice = map[string]string{"bool": fmt.Sprintf(`; write "%v"`, v), "number": "; write it in quotes"}[kind]
 		}
 	}
-	return fmt.Errorf("%s: a JSON %s does not fit here", cmp.Or(err.Field, "the body"), err.Value)
+	return fmt.Errorf("%s: a JSON %s does not fit here%s", at, kind, advice)
 }
 
 // checkTimes refuses times that nanoseconds cannot express. An expires_at after those is none.
@@ -345,12 +336,11 @@ func (j *job) checkTimes() error {
 	if j.ExpiresAt == math.MaxInt64 {
 		j.ExpiresAt = 0
 	}
-	const text = "%s: must lie in the years 1678 to 2261, or be null"
-	switch {
-	case j.StartsAt == math.MinInt64+1 || j.StartsAt == math.MaxInt64:
-		return fmt.Errorf(text, "starts_at")
-	case j.ExpiresAt == math.MinInt64+1:
-		return fmt.Errorf(text, "expires_at")
+	times := map[string]instant{"starts_at": j.StartsAt, "expires_at": j.ExpiresAt}
+	for _, field := range sortedKeys(times) {
+		if at := times[field]; at == math.MinInt64+1 || at == math.MaxInt64 {
+			return fmt.Errorf("%s: must lie in the years 1678 to 2261, or be null", field)
+		}
 	}
 	return nil
 }
@@ -369,17 +359,19 @@ func (j *job) validate(zone string, now int64) error {
 			list = append(list, fmt.Sprintf(format, args...))
 		}
 	}
+	oneOf := func(field, value string, words ...string) {
+		last := len(words) - 1
+		refuse(value != "" && !slices.Contains(words, value), `%s: %q must be "%s" or %q`,
+			field, value, strings.Join(words[:last], `", "`), words[last])
+	}
 	check("", validateName(j.Name))
-	refuse(!slices.Contains([]string{"", concurrencyAllow, concurrencyForbid, concurrencyQueue, concurrencyReplace}, j.Concurrency),
-		"concurrency: %q must be %q, %q, %q or %q", j.Concurrency, concurrencyAllow, concurrencyForbid, concurrencyQueue, concurrencyReplace)
+	oneOf("concurrency", j.Concurrency, concurrencyAllow, concurrencyForbid, concurrencyQueue, concurrencyReplace)
 	refuse(len(j.Mutex) > mutexBytesMax || strings.ContainsFunc(j.Mutex, unicode.IsControl),
 		"mutex: must be a text of at most %d bytes, without control characters", mutexBytesMax)
-	refuse(j.Delivery != "" && j.Delivery != deliveryAtMostOnce && j.Delivery != deliveryAtLeastOnce,
-		"delivery: %q must be %q or %q", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
+	oneOf("delivery", j.Delivery, deliveryAtMostOnce, deliveryAtLeastOnce)
 	refuse(j.Keep < 0 || j.Keep > keepMax, "keep: must be a number of executions from 1 to %d", keepMax)
 	refuse(j.Retries > retriesMax, "retries: %d is more than %d", j.Retries, retriesMax)
-	refuse(j.ParentOn != "" && j.ParentOn != onSuccess && j.ParentOn != onFailure && j.ParentOn != onAny,
-		"parent_on: %q must be %q, %q or %q", j.ParentOn, onSuccess, onFailure, onAny)
+	oneOf("parent_on", j.ParentOn, onSuccess, onFailure, onAny)
 	refuse(j.ParentOn != "" && j.ParentJob == "", "parent_on: says when a job follows its parent_job, which is missing")
 	refuse(j.DisableAfter > retriesMax, "disable_after: %d is more than %d", j.DisableAfter, retriesMax)
 	check("", checkParams(j.Params))
@@ -435,11 +427,15 @@ func (j *job) validate(zone string, now int64) error {
 
 // validate is job.validate with what this server's flags allow.
 func (s *scheduler) validate(j *job, now int64) error {
-	err, own := j.validate(s.timezone(), now), j.checkNotify(&s.courier.config().Mail)
-	if err != nil && own != nil {
-		return fmt.Errorf("%w; %w", err, own)
+	return both(j.validate(s.timezone(), now), j.checkNotify(&s.courier.config().Mail))
+}
+
+// both returns two errors as clauses of one, or the one that there is.
+func both(a, b error) error {
+	if a != nil && b != nil {
+		return fmt.Errorf("%w; %w", a, b)
 	}
-	return cmp.Or(err, own)
+	return cmp.Or(a, b)
 }
 
 // validateName allows lower case letters of any script, digits, underscore and dash, as upstream.
@@ -452,7 +448,8 @@ func validateName(name string) error {
 	}
 	for _, r := range name {
 		if !unicode.IsLower(r) && !unicode.IsDigit(r) && r != '_' && r != '-' {
-			return fmt.Errorf("name: %q holds %q; only lower case letters, digits, underscore and dash are allowed", name, r)
+			const allowed = "only lower case letters, digits, underscore and dash are allowed"
+			return fmt.Errorf("name: %q holds %q; %s", name, r, allowed)
 		}
 	}
 	return nil
@@ -482,10 +479,10 @@ func checkParams(params map[string]string) error {
 
 // runParams are the parameters of a run: those that it was given, and the job's defaults.
 func (j *job) runParams(given map[string]string) map[string]string {
-	params := maps.Clone(j.Params)
-	if params == nil {
+	if j.Params == nil {
 		return given
 	}
+	params := maps.Clone(j.Params)
 	maps.Copy(params, given)
 	return params
 }
@@ -496,18 +493,18 @@ func checkShellConfig(config map[string]string) error {
 	if _, _, _, err := parseLimits(config); err != nil {
 		return err
 	}
-	for _, entry := range envEntries(config) {
-		if strings.IndexByte(entry, '=') < 1 {
-			return errors.New(`executor_config.env: an entry has no name; write entries as NAME=value, ` +
-				`and \, for a comma in a value`)
-		}
-		if len(entry) > argumentBytesMax {
-			return fmt.Errorf("executor_config.env: an entry is longer than the %d bytes that the kernel takes; "+
-				"pass it with payload", argumentBytesMax)
-		}
+	tooLong := func(text string) bool { return len(text) > argumentBytesMax }
+	entries := envEntries(config)
+	if slices.ContainsFunc(entries, func(entry string) bool { return strings.IndexByte(entry, '=') < 1 }) {
+		return errors.New(`executor_config.env: an entry has no name; write entries as NAME=value, ` +
+			`and \, for a comma in a value`)
+	}
+	if slices.ContainsFunc(entries, tooLong) {
+		return fmt.Errorf("executor_config.env: an entry is longer than the %d bytes that the kernel takes; "+
+			"pass it with payload", argumentBytesMax)
 	}
 	words, _ := commandWords(config)
-	if slices.ContainsFunc(words, func(word string) bool { return len(word) > argumentBytesMax }) {
+	if slices.ContainsFunc(words, tooLong) {
 		return fmt.Errorf("executor_config.command: an argument is longer than the %d bytes that the kernel takes; "+
 			"pass a long script with payload, to a shell as the command", argumentBytesMax)
 	}
@@ -521,12 +518,11 @@ func checkHTTPConfig(config map[string]string) error {
 	if n, err := strconv.Atoi(timeout); (err != nil || n < 1) && strings.ContainsAny(timeout, "0123456789") {
 		return fmt.Errorf(`executor_config.timeout: %q is not a whole number of seconds such as "30"`, timeout)
 	}
-	if want := config["expectCode"]; want != "" {
-		for s := range strings.SplitSeq(want, ",") {
-			s = strings.TrimSpace(s)
-			if n, err := strconv.Atoi(s); s != "" && (err != nil || n < 100 || n > 999) {
-				return fmt.Errorf(`executor_config.expectCode: %q is not a list of status codes such as "200,204"`, want)
-			}
+	for s := range strings.SplitSeq(config["expectCode"], ",") {
+		s = strings.TrimSpace(s)
+		if n, err := strconv.Atoi(s); s != "" && (err != nil || n < 100 || n > 999) {
+			const text = `executor_config.expectCode: %q is not a list of status codes such as "200,204"`
+			return fmt.Errorf(text, config["expectCode"])
 		}
 	}
 	if _, err := url.Parse(config["url"]); err != nil && strings.Contains(config["url"], "@") {
@@ -550,28 +546,26 @@ var configKeys = map[string][]string{
 func (j *job) checkConfigKeys() error {
 	for _, key := range sortedKeys(j.ExecutorConfig) {
 		if meant := misspelled(key, configKeys[j.Executor]); meant != "" {
-			return fmt.Errorf("executor_config.%.40s: the executor %s reads no such key; write %q", key, j.Executor, meant)
+			const text = "executor_config.%.40s: the executor %s reads no such key; write %q"
+			return fmt.Errorf(text, key, j.Executor, meant)
 		}
 	}
 	return nil
 }
 
-// plainKey is a key without what people write in different ways.
-func plainKey(key string) string {
-	return strings.ToLower(strings.ReplaceAll(strings.ReplaceAll(key, "_", ""), "-", ""))
-}
+// withoutDashes leaves out what people write in different ways.
+var withoutDashes = strings.NewReplacer("_", "", "-", "")
 
 // misspelled returns the known word that an unknown one is probably meant to be, "" if there is none.
 func misspelled(word string, known []string) string {
-	near := func(k string) bool {
-		a, b := plainKey(word), plainKey(k)
-		return a == b || editDistance(a, b) <= min(2, min(len(word), len(k))-3)
-	}
 	if slices.Contains(known, word) {
 		return ""
 	}
-	if i := slices.IndexFunc(known, near); i >= 0 {
-		return known[i]
+	for _, k := range known {
+		a, b := strings.ToLower(withoutDashes.Replace(word)), strings.ToLower(withoutDashes.Replace(k))
+		if a == b || editDistance(a, b) <= min(2, len(word)-3, len(k)-3) {
+			return k
+		}
 	}
 	return ""
 }
@@ -614,29 +608,29 @@ func (j *job) warning(c *courier) string {
 		}
 	}
 	to := c.config()
-	if j.OwnerEmail != "" && to.Mail.Host != "" && to.Mail.checkAddress(j.OwnerEmail) != nil {
-		list = append(list, fmt.Sprintf("owner_email: %+q; no mail goes there.", to.Mail.checkAddress(j.OwnerEmail).Error()))
+	if err := to.Mail.checkAddress(j.OwnerEmail); err != nil && j.OwnerEmail != "" && to.Mail.Host != "" {
+		list = append(list, fmt.Sprintf("owner_email: %+q; no mail goes there.", err.Error()))
 	}
 	for _, name := range sortedKeys(j.Processors) {
-		switch settings := j.Processors[name]; {
-		case name == processorSlack:
+		switch settings := j.Processors[name]; name {
+		case "log", "syslog":
+		case "files":
+			if _, ok := outputPattern(settings); !ok {
+				add("processors", name,
+					"log_dir and file_name must name a file below a node's --files-dir; nothing is written")
+			}
+		case processorSlack:
 			if to.Slack[settings["team"]] == "" {
 				add("processors", name, "the servers have no --slack-webhook for its team; nobody is told")
 			}
-			continue
-		case name == processorEmail:
+		case processorEmail:
 			for address := range strings.SplitSeq(settings["emails"], ",") {
 				if to.Mail.checkAddress(strings.TrimSpace(address)) != nil {
 					add("processors", name, "mail goes only to addresses in --mail-domains of the servers")
 				}
 			}
-			continue
-		}
-		if !slices.Contains([]string{"log", "files", "syslog"}, name) {
+		default:
 			add("processors", name, "no node has it; the output stays as it is")
-		}
-		if _, ok := outputPattern(j.Processors[name]); name == "files" && !ok {
-			add("processors", name, "log_dir and file_name must name a file below a node's --files-dir; nothing is written")
 		}
 	}
 	return strings.Join(list, " ")
@@ -653,10 +647,7 @@ func (j *job) zone(cluster string) string {
 // schedule returns the parsed schedule. It was validated, but perhaps by a version with other zones: an invalid one
 // never fires.
 func (j *job) schedule(zone string) schedule {
-	s, err := parseSchedule(j.Schedule, j.zone(zone), j.Name)
-	if err != nil {
-		return schedule{}
-	}
+	s, _ := parseSchedule(j.Schedule, j.zone(zone), j.Name)
 	return s
 }
 
@@ -781,14 +772,10 @@ func (m moment) settled() bool { return m.now-m.since > int64(nodeFailed) }
 // chosen them, then by chance.
 func (m moment) byPreference(nodes []node) {
 	m.rnd.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	overdue := map[bool]int{true: 1}
 	slices.SortStableFunc(nodes, func(a, b node) int {
-		switch {
-		case a.Overdue == b.Overdue:
-			return cmp.Or(cmp.Compare(m.room(b), m.room(a)), cmp.Compare(m.picked[a.Name], m.picked[b.Name]))
-		case b.Overdue:
-			return -1
-		}
-		return 1
+		return cmp.Or(overdue[a.Overdue]-overdue[b.Overdue], cmp.Compare(m.room(b), m.room(a)),
+			cmp.Compare(m.picked[a.Name], m.picked[b.Name]))
 	})
 }
 
@@ -815,19 +802,15 @@ func (m moment) pick(tags map[string]string) (picked []target) {
 func (m moment) elsewhere(tags map[string]string, name string, used []string) (to target, ok bool) {
 	matching := matchingNodes(tags, m.nodes)
 	m.byPreference(matching)
-	i := -1
-	if nodesWanted(tags) < math.MaxInt {
-		i = slices.IndexFunc(matching, func(n node) bool {
-			return n.Name != name && !slices.Contains(used, n.Name) && m.room(n) > 0
-		})
+	for _, n := range matching {
+		if nodesWanted(tags) < math.MaxInt && n.Name != name && !slices.Contains(used, n.Name) && m.room(n) > 0 {
+			return n.target(), true
+		}
+		if n.Name == name {
+			to, ok = n.target(), true
+		}
 	}
-	if i < 0 {
-		i = slices.IndexFunc(matching, func(n node) bool { return n.Name == name })
-	}
-	if i < 0 {
-		return target{}, false
-	}
-	return matching[i].target(), true
+	return to, ok
 }
 
 // choose returns the nodes that run a tick of a job with these tags. ok is false if the tick must wait: nodes that a
@@ -836,13 +819,11 @@ func (m moment) choose(tags map[string]string, due int64) (targets []target, ok 
 	targets = m.pick(tags)
 	switch {
 	case !m.settled():
-		ok = len(targets) > 0 && !m.lacks(tags, targets)
+		return targets, len(targets) > 0 && !m.lacks(tags, targets)
 	case len(targets) == 0:
-		ok = len(matchingNodes(tags, m.unresponsive)) == 0 || m.now-due >= int64(m.catchup)
-	default:
-		ok = true
+		return nil, len(matchingNodes(tags, m.unresponsive)) == 0 || m.now-due >= int64(m.catchup)
 	}
-	return targets, ok
+	return targets, true
 }
 
 // lacks reports whether a node on record, which a new leader has not seen yet, would be among the targets.
@@ -877,13 +858,10 @@ func (m moment) plan(r *jobRow, overlap string) []decision {
 		}
 		list = append(list, d)
 	}
-	for i := range list {
+	s := r.schedule(m.zone)
+	for i, d := range list {
 		list[i].Job, list[i].Rev = r.version.ID, r.version.Rev
-		if i+1 < len(list) {
-			list[i].Next = list[i+1].Due
-		} else {
-			list[i].Next = r.within(r.schedule(m.zone).next(timeOf(max(list[i].Due, list[i].Until))))
-		}
+		list[i].Next = r.within(s.next(timeOf(max(d.Due, d.Until))))
 	}
 	return list
 }
@@ -950,8 +928,8 @@ func (m moment) missed(r *jobRow, newest int) (list []decision, due []int64) {
 			n, last = before(last)
 		}
 		if n > 0 {
-			list = append(list, decision{Due: next, Until: last, Count: n, Outcome: outcomeMissed, Reason: m.outage(next, window),
-				Event: eventMissed})
+			list = append(list, decision{Due: next, Until: last, Count: n, Outcome: outcomeMissed, Event: eventMissed,
+				Reason: m.outage(next, window)})
 			next = r.within(s.next(timeOf(last)))
 		}
 	}
@@ -965,7 +943,8 @@ func (m moment) missed(r *jobRow, newest int) (list []decision, due []int64) {
 			older = decision{Due: due[0], Outcome: outcomeSkipped, Event: eventMissed,
 				Reason: fmt.Sprintf("later ticks were due at the same time, and only the newest %d run", newest)}
 			if due[0] < m.since {
-				older.Outcome, older.Reason = outcomeMissed, fmt.Sprintf("%s, and only the newest %d run", m.outage(due[0], 0), newest)
+				older.Outcome = outcomeMissed
+				older.Reason = fmt.Sprintf("%s, and only the newest %d run", m.outage(due[0], 0), newest)
 			}
 		}
 		older.Until, older.Count = due[0], older.Count+1
@@ -1016,7 +995,8 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 		} else if to, ok := m.elsewhere(r.Tags, p.Node, used); ok && m.settled() {
 			d.Targets = []target{to}
 		} else if waited {
-			d.Outcome, d.Reason = outcomeMissed, fmt.Sprintf("the %s waited %s for node %s", p.Cause, m.lostAfter, p.Node)
+			d.Outcome = outcomeMissed
+			d.Reason = fmt.Sprintf("the %s waited %s for node %s", p.Cause, m.lostAfter, p.Node)
 		}
 	case p.Cause == causeChild && m.now > r.end():
 		d.Outcome, d.Reason = outcomeSkipped, "the job's expires_at has passed"
@@ -1026,7 +1006,8 @@ func (m moment) planPending(p pendingRow, r *jobRow, used []string) (d decision,
 			return d, false
 		}
 		if d.Targets = targets; len(targets) == 0 && waited {
-			d.Outcome, d.Reason, d.Event = outcomeMissed, fmt.Sprintf("waited %s, and %s", m.lostAfter, m.noNode()), eventMissed
+			d.Outcome, d.Event = outcomeMissed, eventMissed
+			d.Reason = fmt.Sprintf("waited %s, and %s", m.lostAfter, m.noNode())
 		}
 	}
 	return d, p.Cause == causeChildren || len(d.Targets) > 0 || d.Outcome != ""
@@ -1073,9 +1054,9 @@ type comingTick struct {
 	schedule schedule
 }
 
-// coming returns at most limit ticks that will fall due in [from, to) if nothing changes, the earliest first, of all jobs
-// or of those that globs match if these are not nil: of each job its first tick in that time, and then the later ones.
-// more reports that there are others.
+// coming returns at most limit ticks that will fall due in [from, to) if nothing changes, the earliest first, of all
+// jobs, or of those that globs match if these are not nil: of each job its first tick in that time, and then the later
+// ones. more reports that there are others.
 func (s *scheduler) coming(from, to time.Time, globs []string, limit int) (list []comingTick, more bool, err error) {
 	zone, jobs, looked := s.timezone(), comingJobs, 0
 	if !from.After(s.now()) {
@@ -1236,10 +1217,7 @@ func (s *scheduler) lead(ctx context.Context, term uint64) error {
 	defer s.tasks.Wait()
 	defer s.endTerm()
 	for err := s.beginTerm(ctx, term); err != nil; err = s.beginTerm(ctx, term) {
-		if err = s.fatal(ctx, err); err == nil {
-			err = pause(ctx, beginPause)
-		}
-		if err != nil {
+		if err = cmp.Or(s.fatal(ctx, err), pause(ctx, beginPause)); err != nil {
 			return s.fatal(ctx, err)
 		}
 	}
@@ -1279,22 +1257,16 @@ func (s *scheduler) beginTerm(ctx context.Context, term uint64) error {
 		return err
 	}
 	m, err := s.store.meta()
-	if err == nil && m.ClusterID == "" {
-		err = s.createCluster(ctx)
+	if err == nil && m.ClusterID == "" { // on which the servers agreed before they had a leader
+		var own ownRow
+		if own, err = s.store.own(); err == nil {
+			err = s.decide(ctx, &command{Found: &foundation{ID: own.Cluster, Timezone: s.cfg.Timezone}})
+		}
 	}
 	if err != nil {
 		return err
 	}
 	return s.resetFuture(ctx)
-}
-
-// createCluster writes the id of a new cluster, on which the servers agreed before they had a leader, into the state.
-func (s *scheduler) createCluster(ctx context.Context) error {
-	own, err := s.store.own()
-	if err != nil {
-		return err
-	}
-	return s.decide(ctx, &command{Found: &foundation{ID: own.Cluster, Timezone: s.cfg.Timezone}})
 }
 
 // decide proposes a command of the leader's own.
@@ -1357,8 +1329,8 @@ func (s *scheduler) fatal(ctx context.Context, err error) error {
 	return err
 }
 
-// noteApplied does what follows from applied commands, whoever proposed them and whether or not the caller still waits. It is
-// called in the order of the log, before waiting callers get their responses, and does not block.
+// noteApplied does what follows from applied commands, whoever proposed them and whether or not the caller still waits.
+// It is called in the order of the log, before waiting callers get their responses, and does not block.
 func (s *scheduler) noteApplied(list ...applied) {
 	if started := s.arm(list); len(started) > 0 {
 		s.spawn(func() {
@@ -1439,14 +1411,14 @@ func (s *scheduler) moment() moment {
 	if slices.ContainsFunc(nodes, func(n node) bool { return n.limit() > 0 }) {
 		var err error
 		if running, err = s.store.loads(); err != nil {
-			s.log.Warn("the loads of the nodes cannot be read; runs may wait for a full node while another has room", "err", err)
+			s.log.Warn("the loads of the nodes cannot be read; runs may wait for a full node", "err", err)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := moment{running: running, now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup, lostAfter: s.cfg.LostAfter,
-		released: s.released, rules: s.store.shown.Load().rules,
-		zone: s.timezone(), startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
+	m := moment{running: running, now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup,
+		lostAfter: s.cfg.LostAfter, released: s.released, rules: s.store.shown.Load().rules, zone: s.timezone(),
+		startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
 	overdue, alive := map[string]bool{}, map[string]bool{}
 	for _, o := range s.open {
 		overdue[o.node] = overdue[o.node] || s.now().Sub(o.sent) > answerOverdue
@@ -1702,8 +1674,8 @@ func (s *scheduler) firePending(ctx context.Context, m moment, ids []int64) erro
 	return s.consume(ctx, m, list)
 }
 
-// endReplaced tells the nodes to end what runs of a job, in whose place the pending row is to start. What a node does not
-// hear is told again when the leader looks at the row again.
+// endReplaced tells the nodes to end what runs of a job, in whose place the pending row is to start. What a node does
+// not hear is told again when the leader looks at the row again.
 func (s *scheduler) endReplaced(p pendingRow) error {
 	rows, err := s.store.unfinishedOf(p.JobID)
 	why := fmt.Sprintf("replaced by the run of the job that was due at %s", timeOf(p.Asked).Format(time.RFC3339))
@@ -1760,7 +1732,8 @@ func (s *scheduler) consume(ctx context.Context, m moment, list []decision) erro
 		for _, d := range list {
 			targets = append(targets, d.Targets...)
 		}
-		res, err := s.propose(ctx, &command{Actor: actorScheduler, Now: m.now, Consume: list, Limits: m.limits(targets)})
+		c := &command{Actor: actorScheduler, Now: m.now, Consume: list, Limits: m.limits(targets)}
+		res, err := s.propose(ctx, c)
 		for i, d := range list {
 			// A decision is refused if its job has changed, or its fate is unknown: look again. If it was committed
 			// after all, nothing is due by then.
@@ -1826,11 +1799,7 @@ func (s *scheduler) dispatch(ids []int64, again bool) {
 
 // orders returns what the nodes are told of unfinished executions.
 func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) {
-	rows, err := s.store.unfinishedByID(ids)
-	if err != nil {
-		return nil, err
-	}
-	jobs, err := jobsOf(s.store, rows, executionRow.job)
+	rows, jobs, err := s.unfinished(ids)
 	if err != nil {
 		return nil, err
 	}
@@ -1842,10 +1811,18 @@ func (s *scheduler) orders(ids []int64, again bool) (map[target][]order, error) 
 			continue
 		}
 		orders[e.target()] = append(orders[e.target()], order{Execution: e.ID, Job: j.Name, Group: e.Group,
-			Attempt: e.Attempt, ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig, Processors: j.Processors,
-			Timeout: j.Timeout, Params: j.runParams(e.Params)})
+			Attempt: e.Attempt, ScheduledAt: e.Due, Executor: j.Executor, Config: j.ExecutorConfig,
+			Processors: j.Processors, Timeout: j.Timeout, Params: j.runParams(e.Params)})
 	}
 	return orders, nil
+}
+
+// unfinished returns the unfinished ones of some executions, and their jobs.
+func (s *scheduler) unfinished(ids []int64) (rows []executionRow, jobs map[int64]*jobRow, err error) {
+	if rows, err = s.store.unfinishedByID(ids); err == nil {
+		jobs, err = jobsOf(s.store, rows, executionRow.job)
+	}
+	return rows, jobs, err
 }
 
 // job is the id of the execution's job.
@@ -1872,10 +1849,8 @@ func (o *order) size() int {
 // execution never started, and rebind gives it to another process. Without an answer the execution is in doubt.
 func (s *scheduler) send(t target, d *dispatch) {
 	err := s.cluster.start(t.Node, *d)
-	if err != nil {
-		if s.silent.due("orders of "+t.Node, time.Now()) {
-			s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
-		}
+	if err != nil && s.silent.due("orders of "+t.Node, time.Now()) {
+		s.log.Warn("a node did not take its orders", "node", t.Node, "orders", len(d.Orders), "err", err)
 	}
 	refused := errors.Is(err, errRefused) && processGone(err)
 	s.mu.Lock()
@@ -2059,7 +2034,8 @@ func (s *scheduler) askNodes(ctx context.Context) error {
 		case err != nil:
 		case errs[i] != nil:
 			if s.silent.due(name, time.Now()) {
-				s.log.Warn("a node does not answer for its executions", "node", name, "executions", len(list), "err", errs[i])
+				s.log.Warn("a node does not answer for its executions",
+					"node", name, "executions", len(list), "err", errs[i])
 			}
 			s.mustAsk(name)
 			err = s.countSilence(ctx, list)
@@ -2155,22 +2131,19 @@ func (s *scheduler) inDoubt() (map[string][]executionRow, error) {
 // toAsk returns the nodes that have executions in doubt, and those alive that must answer anyway, by name. A node that
 // did not answer its orders is asked until it answers.
 func (s *scheduler) toAsk(doubts map[string][]executionRow) []string {
-	names := map[string]bool{}
-	for name := range doubts {
-		names[name] = true
-	}
-	nodes := s.cluster.nodes()
+	names, nodes := slices.Collect(maps.Keys(doubts)), s.cluster.nodes()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range nodes {
 		if s.mustAnswer[n.Name] || s.unresponsive[n.Name] {
-			names[n.Name] = true
+			names = append(names, n.Name)
 		}
 	}
-	for name := range names {
+	for _, name := range names {
 		delete(s.mustAnswer, name)
 	}
-	return sortedKeys(names)
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // countSilence adds the time since the last question about executions whose node has not answered, and gives up those
@@ -2186,8 +2159,8 @@ func (s *scheduler) countSilence(ctx context.Context, list []executionRow) error
 		d.since = now
 		s.doubts[e.ID] = d
 		if d.silent >= s.cfg.LostAfter {
-			lost = append(lost, m.closing(e, outcomeLost,
-				"lost: %s has not answered for %s; the run may or may not have ended\n", e.Node, d.silent.Round(time.Second)))
+			const why = "lost: %s has not answered for %s; the run may or may not have ended\n"
+			lost = append(lost, m.closing(e, outcomeLost, why, e.Node, d.silent.Round(time.Second)))
 		}
 	}
 	s.mu.Unlock()
@@ -2246,7 +2219,8 @@ func (a *answer) known() map[int64]bool {
 func (s *scheduler) endKilled(name string, running []int64) error {
 	killed, err := s.store.killed(running)
 	for _, id := range killed {
-		if err := s.sendKill(name, kill{Execution: id, Why: "killed by hand while its node did not answer"}); err != nil {
+		k := kill{Execution: id, Why: "killed by hand while its node did not answer"}
+		if err := s.sendKill(name, k); err != nil {
 			s.log.Warn("a run that was closed by hand goes on", "execution", executionName(id, name), "err", err)
 		}
 	}
@@ -2277,59 +2251,45 @@ func (s *scheduler) rebind(ctx context.Context) error {
 	if len(refused) == 0 {
 		return nil
 	}
-	rows, err := s.store.unfinishedByID(sortedKeys(refused))
-	if err != nil {
-		return err
-	}
-	jobs, err := jobsOf(s.store, rows, executionRow.job)
+	rows, jobs, err := s.unfinished(sortedKeys(refused))
 	if err != nil {
 		return err
 	}
 	m := s.moment()
 	var moves []binding
+	var targets []target
 	var gone []report
 	for _, e := range rows {
 		d := refused[e.ID]
 		if d.refused != e.target() {
 			continue // it is bound, and its order about to be sent: see arm
 		}
-		to, err := s.otherTarget(m, e, jobs[e.JobID])
-		switch {
-		case err != nil:
+		used, err := s.store.groupNodes(e.Group)
+		if err != nil {
 			return err
-		case to == target{} || d.bound:
+		}
+		var to target // zero: there is none, or the job was deleted
+		if r := jobs[e.JobID]; r != nil {
+			to, _ = m.elsewhere(r.Tags, e.Node, used)
+		}
+		switch {
+		case to == target{} || to == e.target() || d.bound:
 			const why = "missed: %s did not take the order, and no other node could\n"
 			gone = append(gone, m.closing(e, outcomeMissed, why, e.Node))
 		default:
 			moves = append(moves, binding{Execution: e.ID, Incarnation: e.incarnation, To: to})
+			targets = append(targets, to)
 		}
 	}
 	if err := s.finish(ctx, gone); err != nil {
 		return err
 	}
 	for part := range slices.Chunk(moves, ticksMax) {
-		var targets []target
-		for _, b := range part {
-			targets = append(targets, b.To)
-		}
 		if err := s.decide(ctx, &command{Now: m.now, Bind: part, Limits: m.limits(targets)}); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// otherTarget returns the process to give an execution of job r to instead of its own, zero if there is none or r is
-// nil: the job was deleted.
-func (s *scheduler) otherTarget(m moment, e executionRow, r *jobRow) (target, error) {
-	if r == nil {
-		return target{}, nil
-	}
-	used, err := s.store.groupNodes(e.Group)
-	if to, ok := m.elsewhere(r.Tags, e.Node, used); ok && to != e.target() {
-		return to, err
-	}
-	return target{}, err
 }
 
 // finish proposes the ends of executions.
@@ -2413,7 +2373,7 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 	defer s.courier.rest()
 	defer sending.Wait()
 	lanes, stops, held, last := map[noticeLane][]noticeRow{}, map[noticeLane]func(){}, 0, int64(0)
-	ended := make(chan delivery)
+	ended := make(chan delivery, ticksMax)
 	send := func(l noticeLane, row noticeRow) {
 		one, stop := context.WithCancel(ctx)
 		stops[l] = stop
@@ -2429,17 +2389,18 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 	// prune leaves out what was given up because too much waits: a receiver that takes nothing is in nobody's way.
 	prune := func() error {
 		ids, err := s.store.noticeIDs()
+		if err != nil {
+			return err
+		}
 		gone := func(row noticeRow) bool { _, ok := slices.BinarySearch(ids, row.ID); return !ok }
 		for l, rows := range lanes {
-			if err == nil && gone(rows[0]) {
+			if gone(rows[0]) {
 				stops[l]()
 			}
-			if err == nil {
-				lanes[l] = append(rows[:1], slices.DeleteFunc(rows[1:], gone)...)
-			}
+			lanes[l] = append(rows[:1], slices.DeleteFunc(rows[1:], gone)...)
 			held -= len(rows) - len(lanes[l])
 		}
-		return err
+		return nil
 	}
 	look := time.NewTicker(trimPause)
 	defer look.Stop()
@@ -2488,10 +2449,6 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 				break
 			}
 		}
-		var again <-chan time.Time
-		if gone.n() > 0 {
-			again = time.After(tickSlack)
-		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -2501,18 +2458,14 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 			if err := s.fatal(ctx, s.watch(ctx, &watch, now, sending.Go)); err != nil {
 				return err
 			}
-			continue
 		case d := <-ended:
 			end(d)
-		case <-again:
 		}
-		for more := true; more && gone.n() < ticksMax; {
-			select {
-			case d := <-ended:
-				end(d)
-			default:
-				more = false
-			}
+		for len(ended) > 0 && gone.n() < ticksMax {
+			end(<-ended)
+		}
+		if gone.n() == 0 {
+			continue
 		}
 		err := s.decide(ctx, &command{Delivered: &gone})
 		if err == nil {
@@ -2609,7 +2562,8 @@ func (s *scheduler) deliver(ctx context.Context, cluster string, row noticeRow) 
 	}
 	if ctx.Err() == nil {
 		channel, _, _ := strings.Cut(row.Receiver, " ") // what follows may be secret
-		s.log.Error("a notice was given up", "event", n.Event, "job", n.Job, "execution", n.Execution, "receiver", channel, "err", err)
+		s.log.Error("a notice was given up",
+			"event", n.Event, "job", n.Job, "execution", n.Execution, "receiver", channel, "err", err)
 	}
 	return err
 }
@@ -2624,17 +2578,17 @@ type requestAge struct {
 
 // advance notes that the log has reached an index. What is kept spans one to two times requestsKept.
 func (r *requestAge) advance(now time.Time, index uint64) {
-	if !r.marked.IsZero() && now.Sub(r.marked) <= requestsKept {
-		return
+	if r.marked.IsZero() || now.Sub(r.marked) > requestsKept {
+		r.expired, r.marked, r.next = r.next, now, index
 	}
-	r.expired, r.marked, r.next = r.next, now, index
 }
 
 // trim proposes everything there is to trim, slice after slice. By age only a leader deletes that has led for as long
 // as requests are kept: what a wrong clock deletes does not come back, and by then somebody may have seen it in
 // /health.
 func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, whole bool) error {
-	keep := retention{executions: s.cfg.ExecutionsKept, failures: s.cfg.FailuresKept, badFrom: now.Add(-failuresAge).UnixNano(), requests: requests, auditBytes: s.cfg.AuditKeptBytes}
+	keep := retention{executions: s.cfg.ExecutionsKept, failures: s.cfg.FailuresKept, requests: requests,
+		badFrom: now.Add(-failuresAge).UnixNano(), auditBytes: s.cfg.AuditKeptBytes}
 	if requests != 0 {
 		keep.day, keep.audit = now.UnixNano()/nanosPerDay-daysKept, now.Add(-s.cfg.AuditKept).UnixNano()
 	}
@@ -2645,7 +2599,7 @@ func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, wh
 			t.Restore, err = s.store.stagedRestore()
 		}
 		if gone != "" && (err != nil || t.auditUpto == 0) {
-			s.log.Warn("the audit trail was larger than --audit-keep-bytes: its oldest rows were deleted", "deleted", gone)
+			s.log.Warn("the audit trail exceeded --audit-keep-bytes: its oldest rows were deleted", "deleted", gone)
 			gone = ""
 		}
 		if err != nil || t.empty() {
@@ -2678,9 +2632,10 @@ func (s *scheduler) resetFuture(ctx context.Context) error {
 		}
 		var list []reset
 		for _, r := range rows {
-			list = append(list, reset{Job: r.version.ID, Rev: r.version.Rev, Fired: r.fired, Next: r.firstTick(m.zone, m.now, 0),
-				Reason: fmt.Sprintf("ticks up to %s had been decided by a clock ahead of its time; the schedule goes on from now",
-					timeOf(r.fired).Format(time.RFC3339))})
+			const why = "ticks up to %s had been decided by a clock ahead of its time; the schedule goes on from now"
+			list = append(list, reset{Job: r.version.ID, Rev: r.version.Rev, Fired: r.fired,
+				Next:   r.firstTick(m.zone, m.now, 0),
+				Reason: fmt.Sprintf(why, timeOf(r.fired).Format(time.RFC3339))})
 		}
 		if len(list) == 0 {
 			continue
@@ -2802,15 +2757,16 @@ func answeredFor(answer string, j job) bool {
 
 // sameTicks reports whether the ticks of j are those of the stored job.
 func sameTicks(r *jobRow, j *job) bool {
-	return r.version != jobVersion{} && r.Schedule == j.Schedule && r.Timezone == j.Timezone && r.Disabled == j.Disabled &&
-		r.ParentJob == j.ParentJob && r.StartsAt == j.StartsAt && r.ExpiresAt == j.ExpiresAt
+	return r.version != jobVersion{} && r.Schedule == j.Schedule && r.Timezone == j.Timezone &&
+		r.Disabled == j.Disabled && r.ParentJob == j.ParentJob && r.StartsAt == j.StartsAt && r.ExpiresAt == j.ExpiresAt
 }
 
 // with returns the row as it is when j is stored over it.
 func (r jobRow) with(j *job, next int64) *jobRow {
 	was := r.job
 	r.job, r.doc, r.next = *j, []byte(j.document()), next
-	r.SuccessCount, r.ErrorCount, r.LastSuccess, r.LastError = was.SuccessCount, was.ErrorCount, was.LastSuccess, was.LastError
+	r.SuccessCount, r.ErrorCount = was.SuccessCount, was.ErrorCount
+	r.LastSuccess, r.LastError = was.LastSuccess, was.LastError
 	return &r
 }
 
@@ -2862,12 +2818,8 @@ func (s *scheduler) restore(ctx context.Context, r request, jobs iter.Seq2[job, 
 		switch {
 		case err != nil && !errors.As(err, &wrong):
 			return restored{}, err
-		case err == nil:
-			err = s.validate(&j, now)
-		case j.Name != "":
-			if e := s.validate(&j, now); e != nil {
-				err = fmt.Errorf("%w; %w", err, e)
-			}
+		case err == nil || j.Name != "":
+			err = both(err, s.validate(&j, now))
 		}
 		if err == nil && names[j.Name] {
 			err = errors.New("the name stands more than once in the file")
@@ -2928,7 +2880,8 @@ func (s *scheduler) stage(ctx context.Context, r request, slice staging, done *r
 }
 
 // showRestored makes the staged jobs visible. sum is the hash of the file.
-func (s *scheduler) showRestored(ctx context.Context, r request, done restored, prune map[string]string, sum string) error {
+func (s *scheduler) showRestored(ctx context.Context, r request, done restored, prune map[string]string,
+	sum string) error {
 	_, res, err := s.attempt(ctx, r, actionRestore, func(c *command) (*jobRow, error) {
 		c.Submit, c.Restore, c.Answer = true, &restoring{done.ID, done.Jobs, prune}, sum
 		return nil, s.moveStaged(ctx, r, done, c.Now)
@@ -2976,9 +2929,9 @@ func (s *scheduler) toggle(ctx context.Context, r request, name string, disabled
 		if err != nil {
 			return nil, err
 		}
-		put := jobPut{Base: base.version, Job: base.job, Keep: disabled != nil && *disabled == base.Disabled, Next: base.next}
+		put := jobPut{Base: base.version, Job: base.job, Next: base.next}
 		put.Job.dropRecord()
-		if !put.Keep {
+		if put.Keep = disabled != nil && *disabled == base.Disabled; !put.Keep {
 			put.Job.Disabled = !base.Disabled
 			put.Next = put.Job.firstTick(s.timezone(), c.Now, base.fired)
 		}
@@ -3002,7 +2955,7 @@ func (s *scheduler) deleteExecutions(ctx context.Context, r request, name string
 	for {
 		_, res, err := s.attempt(ctx, r, actionDeleteExecutions, func(c *command) (row *jobRow, err error) {
 			if row, err = s.store.job(name); err == nil {
-				row.SuccessCount, row.ErrorCount, row.LastSuccess, row.LastError = 0, 0, 0, 0
+				row.dropRecord()
 				c.DeleteExecutions = &row.version
 			}
 			return row, err
@@ -3019,10 +2972,7 @@ func (s *scheduler) deleteExecutions(ctx context.Context, r request, name string
 
 // setPaused refuses or allows that jobs are created and updated.
 func (s *scheduler) setPaused(ctx context.Context, r request, paused bool) error {
-	action := actionUnpause
-	if paused {
-		action = actionPause
-	}
+	action := map[bool]string{true: actionPause, false: actionUnpause}[paused]
 	_, _, err := s.attempt(ctx, r, action, func(c *command) (*jobRow, error) {
 		c.SetPaused = &paused
 		return nil, nil
@@ -3050,7 +3000,8 @@ func (s *scheduler) setRule(ctx context.Context, r request, action, kind, name s
 
 // toggleAll enables or disables the jobs with such metadata, all of them or none, and returns the names of those that
 // were not so before.
-func (s *scheduler) toggleAll(ctx context.Context, r request, metadata map[string]string, disabled bool) (names []string, err error) {
+func (s *scheduler) toggleAll(ctx context.Context, r request, metadata map[string]string, disabled bool) (
+	names []string, err error) {
 	_, res, err := s.attempt(ctx, r, actionToggle, func(c *command) (*jobRow, error) {
 		names = []string{}
 		ids, _, err := s.store.jobIDs(jobFilter{Metadata: metadata}, 0, math.MaxInt)
@@ -3118,10 +3069,7 @@ func (s *scheduler) putToken(ctx context.Context, r request, t token, first bool
 			return fmt.Errorf("policy %q: %w", name, err)
 		}
 	}
-	action := actionCreateToken
-	if first {
-		action = actionBootstrap
-	}
+	action := map[bool]string{true: actionBootstrap, false: actionCreateToken}[first]
 	_, res, err := s.attempt(ctx, r, action, func(c *command) (*jobRow, error) {
 		c.PutToken = &tokenPut{t, first}
 		return nil, nil
@@ -3167,7 +3115,7 @@ func (s *scheduler) kill(ctx context.Context, r request, e executionRow) error {
 		return errNotLeader
 	}
 	s.mustAsk(e.Node) // it may come back and still run it
-	s.log.Warn("an execution is closed because its node did not accept the kill", "execution", object.Object, "err", err)
+	s.log.Warn("an execution is closed because its node did not take the kill", "execution", object.Object, "err", err)
 	closed := s.moment().closing(e, outcomeKilled, "%s; its node did not end it: %v\n", why, err)
 	if err := s.note(ctx, r, object, closed); err != nil {
 		return err
@@ -3205,11 +3153,13 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow
 		}
 		for _, k := range sortedKeys(r.Params) {
 			if _, ok := row.Params[k]; !ok && row.Params != nil {
-				return nil, fmt.Errorf("params.%.40s: %w; it takes %s", k, errNoParam, strings.Join(sortedKeys(row.Params), ", "))
+				takes := strings.Join(sortedKeys(row.Params), ", ")
+				return nil, fmt.Errorf("params.%.40s: %w; it takes %s", k, errNoParam, takes)
 			}
 		}
 		m := s.moment()
-		d := decision{Job: row.version.ID, Rev: row.version.Rev, Targets: m.pick(row.Tags), Params: r.Params, Force: r.Force}
+		d := decision{Job: row.version.ID, Rev: row.version.Rev, Params: r.Params, Force: r.Force}
+		d.Targets = m.pick(row.Tags)
 		switch {
 		case row.Disabled && !r.Force:
 			return nil, errJobDisabled
@@ -3234,7 +3184,8 @@ func (s *scheduler) runNow(ctx context.Context, r request, name string) (*jobRow
 const errNoParam = refusal("the job takes no such parameter")
 
 // errNoNode refuses to run a job now that no live node can run.
-const errNoNode = refusal("no live node has the tags that the job asks for; change its tags, or start or undrain such a node")
+const errNoNode = refusal("no live node has the tags that the job asks for; " +
+	"change its tags, or start or undrain such a node")
 
 // Limits of schedules.
 const (
@@ -3300,9 +3251,17 @@ func parseSchedule(spec, zone, name string) (schedule, error) {
 	case spec == "@manually":
 		return schedule{}, nil
 	case kind == "@every":
-		return parseEvery(text)
+		period, err := time.ParseDuration(text)
+		if err != nil {
+			return schedule{}, fmt.Errorf("@every %q is no duration, want one such as 1h30m", text)
+		}
+		return schedule{seconds: max(1, int64(period/time.Second))}, nil // whatever its sign, as upstream
 	case kind == "@at":
-		return parseAt(text)
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			return schedule{}, fmt.Errorf("@at %q is no time, want one such as 2030-01-31T12:00:00Z", text)
+		}
+		return schedule{at: at.UTC()}, nil
 	case kind == "@after":
 		return parseAfter(text)
 	case strings.HasPrefix(spec, "@"):
@@ -3352,32 +3311,16 @@ func loadZone(name string) (*time.Location, error) {
 	return shared.(*time.Location), nil
 }
 
-// parseEvery cuts the period to whole seconds and raises it to one, whatever its sign, as upstream.
-func parseEvery(text string) (schedule, error) {
-	period, err := time.ParseDuration(text)
-	if err != nil {
-		return schedule{}, fmt.Errorf("@every %q is no duration, want one such as 1h30m", text)
-	}
-	return schedule{seconds: max(1, int64(period/time.Second))}, nil
-}
-
-func parseAt(text string) (schedule, error) {
-	at, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		return schedule{}, fmt.Errorf("@at %q is no time, want one such as 2030-01-31T12:00:00Z", text)
-	}
-	return schedule{at: at.UTC()}, nil
-}
-
 // periodPattern is an ISO 8601 duration of fixed units; < may stand before it, as upstream writes it.
-var periodPattern = regexp.MustCompile(`^<?P(?:(\d{1,9})W)?(?:(\d{1,9})D)?(?:T(?:(\d{1,9})H)?(?:(\d{1,9})M)?(?:(\d{1,9})S)?)?$`)
+var periodPattern = regexp.MustCompile(
+	strings.ReplaceAll(`^<?P(?:#W)?(?:#D)?(?:T(?:#H)?(?:#M)?(?:#S)?)?$`, "#", `(\d{1,9})`))
 
-// parseAfter reads @at with how late that may run.
+// parseAfter reads a time and how late after it the schedule may run.
 func parseAfter(text string) (schedule, error) {
-	at, period, _ := strings.Cut(text, " ")
-	s, err := parseAt(at)
-	parts := periodPattern.FindStringSubmatch(period)
-	if parts != nil {
+	start, period, _ := strings.Cut(text, " ")
+	at, err := time.Parse(time.RFC3339, start)
+	s := schedule{at: at.UTC()}
+	if parts := periodPattern.FindStringSubmatch(period); parts != nil {
 		for i, unit := range []time.Duration{7 * oneDay, oneDay, time.Hour, time.Minute, time.Second} {
 			n, _ := strconv.ParseInt(parts[i+1], 10, 64)
 			s.window += time.Duration(min(n, int64(durationMax/unit)+1)) * unit
@@ -3410,20 +3353,17 @@ func (s schedule) once() bool { return !s.at.IsZero() }
 // first returns the first tick of a job that is put at now and whose window opens at start; the zero start is always
 // open. The tick lies after now and not before start. An @every whose window is yet to open begins with its opening.
 func (s schedule) first(now, start time.Time) time.Time {
-	if !start.After(now) {
+	switch {
+	case !start.After(now):
 		return s.next(now)
+	case s.seconds > 0:
+		return secondAfter(start.Add(-1))
 	}
-	justBefore := start.Add(-1)
-	if s.seconds > 0 {
-		return secondAfter(justBefore)
-	}
-	return s.next(justBefore)
+	return s.next(start.Add(-1))
 }
 
 // secondAfter returns the first whole second after t, in UTC.
-func secondAfter(t time.Time) time.Time {
-	return time.Unix(t.Unix()+1, 0).UTC()
-}
+func secondAfter(t time.Time) time.Time { return time.Unix(t.Unix()+1, 0).UTC() }
 
 // count returns the number of ticks after from up to and including to, and the last of them, the zero time if there
 // are none. Ticks of @every count from from, which has to be one. It takes a step a day, not a step a tick.
@@ -3569,16 +3509,25 @@ func (f calendarField) hash(name string) int {
 	return f.min + sum%f.hashed
 }
 
+// newCalendar asks gronx which values of each field match.
 func newCalendar(key calendarKey) (*calendar, error) {
 	c := &calendar{zone: key.zone}
 	var stars [fieldCount]bool
-	for i, text := range key.text {
-		segment, star, err := calendarFields[i].parse(text)
-		if err != nil {
-			return nil, err
+	for i, f := range calendarFields {
+		segment, star, err := f.parse(key.text[i])
+		for v := f.min; err == nil && v <= f.max; v++ {
+			at := [fieldCount]int{dayField: 1, monthField: 1}
+			at[i] = v // January 2023 has 31 days and began on a Sunday
+			var checker gronx.SegmentChecker
+			checker.SetRef(time.Date(2023, time.Month(at[monthField]), at[dayField]+at[weekdayField],
+				at[hourField], at[minuteField], at[secondField], 0, time.UTC))
+			var due bool
+			if due, err = checker.CheckDue(segment, i); due {
+				c.values[i] |= 1 << v
+			}
 		}
-		if c.values[i], err = matchingValues(segment, i); err != nil {
-			return nil, err
+		if err != nil {
+			return nil, fmt.Errorf("%s %w", f.name, err)
 		}
 		stars[i] = star
 	}
@@ -3597,59 +3546,42 @@ func (f calendarField) parse(text string) (segment string, star bool, err error)
 		}
 		canonical, itemStar, err := f.parseItem(item)
 		if err != nil {
-			return "", false, fmt.Errorf("%s %q: %w", f.name, item, err)
+			return "", false, fmt.Errorf("%q: %w", item, err)
 		}
-		items = append(items, canonical)
-		star = star || itemStar
+		items, star = append(items, canonical), star || itemStar
 	}
 	if len(items) == 0 {
-		return "", false, fmt.Errorf("%s %q: no value in the list, want %s", f.name, text, f.allowed())
+		return "", false, fmt.Errorf("%q: no value in the list, want %s", text, f.allowed())
 	}
 	return strings.Join(items, ","), star, nil
 }
 
-// parseItem reads one item: a span of values, with or without /step. A star with a step is no star, unless the step
-// is 1. The item is returned as low-high/step, in numbers.
+// parseItem reads one item, a value, low-high, or `*` or `?` for all values, with or without /step. A single value with
+// a step goes on to the field's end. A star may have a value after a hyphen, which means nothing, as upstream; with a
+// step it is no star, unless that is 1. The item is returned as low-high/step, in numbers.
 func (f calendarField) parseItem(item string) (canonical string, star bool, err error) {
 	span, stepText, stepped := strings.Cut(item, "/")
-	low, high, star, err := f.parseSpan(span, stepped)
-	if err != nil {
-		return "", false, err
-	}
-	step := 1
-	if stepped {
-		if step, err = strconv.Atoi(stepText); err != nil || step < 1 {
-			return "", false, fmt.Errorf("%q is no step, want a whole number of at least 1", stepText)
-		}
-	}
-	return fmt.Sprintf("%d-%d/%d", low, high, step), star && step == 1, nil
-}
-
-// parseSpan reads a value, low-high, or `*` or `?` for all values. A value that is open goes on to the field's end.
-// A star may have a value after a hyphen, which means nothing, as upstream.
-func (f calendarField) parseSpan(span string, open bool) (low, high int, star bool, err error) {
 	lowText, highText, ranged := strings.Cut(span, "-")
-	if lowText == "*" || lowText == "?" {
-		if ranged {
-			_, err = f.value(highText)
+	low, high, step := f.min, f.max, 1
+	if star = lowText == "*" || lowText == "?"; !star {
+		if low, err = f.value(lowText); !stepped {
+			high = low
 		}
-		return f.min, f.max, true, err
 	}
-	if low, err = f.value(lowText); err != nil {
-		return 0, 0, false, err
+	if ranged && err == nil {
+		if high, err = f.value(highText); star {
+			high = f.max
+		}
 	}
-	switch {
-	case ranged:
-		high, err = f.value(highText)
-	case open:
-		high = f.max
-	default:
-		high = low
+	if stepped && err == nil {
+		if step, err = strconv.Atoi(stepText); err != nil || step < 1 {
+			err = fmt.Errorf("%q is no step, want a whole number of at least 1", stepText)
+		}
 	}
 	if err == nil && high < low {
 		err = errors.New("the range runs backwards, want the lower value first")
 	}
-	return low, high, false, err
+	return fmt.Sprintf("%d-%d/%d", low, high, step), star && step == 1, err
 }
 
 // value reads one value, a number or a name in upper or lower case.
@@ -3670,32 +3602,6 @@ func (f calendarField) allowed() string {
 		return fmt.Sprintf("%d to %d", f.min, f.max)
 	}
 	return fmt.Sprintf("%d to %d or %s to %s", f.min, f.max, f.words[0], f.words[len(f.words)-1])
-}
-
-// matchingValues asks gronx which values of a field its segment matches.
-func matchingValues(segment string, position int) (valueSet, error) {
-	var set valueSet
-	var checker gronx.SegmentChecker
-	f := calendarFields[position]
-	for v := f.min; v <= f.max; v++ {
-		checker.SetRef(instantOf(position, v))
-		due, err := checker.CheckDue(segment, position)
-		if err != nil {
-			return 0, fmt.Errorf("%s %q: %w", f.name, segment, err)
-		}
-		if due {
-			set |= 1 << v
-		}
-	}
-	return set, nil
-}
-
-// instantOf returns some time whose field at position has value v. January 2023 has 31 days and began on a Sunday.
-func instantOf(position, v int) time.Time {
-	at := [fieldCount]int{dayField: 1, monthField: 1}
-	at[position] = v
-	return time.Date(2023, time.Month(at[monthField]), at[dayField]+at[weekdayField],
-		at[hourField], at[minuteField], at[secondField], 0, time.UTC)
 }
 
 // next and count are those of a schedule.
@@ -3904,15 +3810,13 @@ func spans(set valueSet, low, high int, name func(int) string) string {
 	var list []string
 	for v := low; v <= high; v++ {
 		end := v
-		for end < high && set.has(v) && set.has(end+1) {
+		for end < high && set.has(end+1) {
 			end++
 		}
-		switch {
-		case !set.has(v):
-		case end-v < 2:
-			list = append(list, name(v))
-		default:
+		if set.has(v) && end-v >= 2 {
 			list, v = append(list, name(v)+" to "+name(end)), end
+		} else if set.has(v) {
+			list = append(list, name(v))
 		}
 	}
 	return enumerate(list)
