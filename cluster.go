@@ -356,9 +356,6 @@ func (r *raft) tickLeader() {
 	r.changeVoters()
 }
 
-// stalled says that this server did not run for an election timeout, so its view of the others is out of date.
-func (r *raft) stalled() { r.become(roleFollower, server{}) }
-
 // resetElectionTimer starts a new wait for a leader.
 func (r *raft) resetElectionTimer(wait int) { r.elapsed, r.timeout = 0, wait }
 
@@ -1596,7 +1593,7 @@ func (c *cluster) drive(ctx context.Context) error {
 func (c *cluster) noticePause(last, now time.Time) time.Time {
 	if gap := stoodStill(last, now, c.electionTime()); gap > 0 && len(c.raft.status().Voters) > 1 {
 		c.log.Warn("this server was paused; it waits for the leader again", "gap", gap)
-		c.raft.stalled()
+		c.raft.become(roleFollower, server{}) // its view of the others is out of date
 	}
 	return now
 }
@@ -2576,15 +2573,14 @@ func (h handshakeLog) Write(line []byte) (int, error) {
 // noticeKey counts and logs a node that calls with another key. That node finds out first, in the handshake, and hangs
 // up, so without this nobody on this side would hear of it. It never fails.
 func (p *plane) noticeKey(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-	if !slices.ContainsFunc(hello.SupportedProtos, func(proto string) bool {
-		return strings.HasPrefix(proto, keyProto) && !slices.Contains(p.tls.NextProtos, proto)
-	}) {
-		return nil, nil
-	}
-	p.count("key")
-	if p.remind.due("key", time.Now()) {
-		p.log.Warn("a node with another cluster key calls this one and gets no connection; if it belongs here, give "+
-			"both the same --encrypt-file", "addr", hello.Conn.RemoteAddr())
+	for _, proto := range hello.SupportedProtos {
+		if !strings.HasPrefix(proto, keyProto) || slices.Contains(p.tls.NextProtos, proto) {
+			continue
+		}
+		if p.count("key"); p.remind.due("key", time.Now()) {
+			p.log.Warn("a node with another cluster key calls this one and gets no connection; if it belongs here, "+
+				"give both the same --encrypt-file", "addr", hello.Conn.RemoteAddr())
+		}
 	}
 	return nil, nil
 }
@@ -2651,7 +2647,7 @@ func (p *plane) heartbeatLoop(ctx context.Context) error {
 		answered, clash, refusal := p.sendHeartbeats(ctx, append(p.joinsDue(time.Now()), remembered...))
 		if ctx.Err() == nil {
 			p.afterBeat(answered, clash)
-			if err := errors.Join(p.noteJoins(answered, refusal), p.joinCluster(), p.adopt(ctx, answered)); err != nil {
+			if err := errors.Join(p.noteJoins(answered, refusal), p.bindAgent(ctx, answered)); err != nil {
 				return err
 			}
 			if p.server != nil && p.admitted.Load() {
@@ -3031,42 +3027,34 @@ func (p *plane) afterBeat(answered int, clash string) {
 	p.setProblem("peers", why)
 }
 
-// joinCluster binds an agent to the first cluster that it meets, because execution ids are unique only in one cluster.
-func (p *plane) joinCluster() error {
-	if p.cfg.Agent == nil || !p.admitted.Load() || p.clusterID() != "" {
-		return nil
-	}
-	for _, r := range p.servers() {
-		if r.Cluster != "" {
-			p.setOwn(func(self *record) { self.Cluster = r.Cluster })
-			return p.cfg.Agent.join(r.Cluster)
-		}
-	}
-	return nil
-}
-
-// adopt binds an agent that may do that to another cluster with the same key which it meets, once its own has been
-// silent for adoptBeats heartbeats. With errAdopted the plane ends: the agent begins again, as another incarnation.
-func (p *plane) adopt(ctx context.Context, answered int) error {
-	foreign := p.foreign
+// bindAgent binds an agent to the first cluster that it meets, because execution ids are unique only in one cluster.
+// With --adopt it follows another with the same key once its own has been silent for adoptBeats heartbeats: with
+// errAdopted the plane ends, and the agent begins again, as another incarnation.
+func (p *plane) bindAgent(ctx context.Context, answered int) error {
+	foreign, own, agent := p.foreign, p.own(), p.cfg.Agent
 	if p.foreign = ""; answered > 0 {
 		p.answered = time.Now()
 	}
-	if foreign == "" || p.cfg.Agent == nil || !p.cfg.Adopt || time.Since(p.answered) < adoptBeats*p.cfg.BeatTime {
+	if agent != nil && p.admitted.Load() && own.Cluster == "" {
+		for _, r := range p.servers() {
+			if r.Cluster != "" {
+				p.setOwn(func(self *record) { self.Cluster = r.Cluster })
+				return agent.join(r.Cluster)
+			}
+		}
+	}
+	if foreign == "" || agent == nil || !p.cfg.Adopt || time.Since(p.answered) < adoptBeats*p.cfg.BeatTime {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	var there record
 	err := p.exchange(ctx, p.calls, record{Addr: foreign}, "/self", nil, &there)
-	if self := p.own(); err != nil || !there.Server || !there.foreignTo(&self) {
+	if err != nil || !there.Server || !there.foreignTo(&own) {
 		return nil
 	}
 	p.log.Warn("the cluster of this agent is silent, and it adopts another", "cluster", there.Cluster, "addr", foreign)
-	if err := p.cfg.Agent.join(there.Cluster); err != nil {
-		return err
-	}
-	return errAdopted
+	return cmp.Or(agent.join(there.Cluster), errAdopted)
 }
 
 // forget removes nodes that were not heard from for a day.

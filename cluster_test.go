@@ -616,7 +616,7 @@ func (s *sim) stop(n *simNode) {
 func (s *sim) resume(n *simNode) {
 	n.paused = false
 	if n.raft != nil && s.rnd.IntN(5) > 0 {
-		s.touch(n, "resume", func() { n.raft.stalled() })
+		s.touch(n, "resume", func() { n.raft.become(roleFollower, server{}) })
 	}
 }
 
@@ -1636,7 +1636,7 @@ func TestRaft_SlowSnapshot(t *testing.T) {
 			two := []server{serverA, serverB}
 			l.peer, l.transit, l.install = newTestRaft(serverB, two, 1), c.transit, c.install // its disk was set back
 			l.peer.log.voters = []voterSet{{Voters: two}}
-			l.leader.stalled()
+			l.leader.become(roleFollower, server{})
 			for !l.leader.status().Leading {
 				l.round()
 			}
