@@ -560,8 +560,7 @@ func (r *raft) onLeader(m message) error {
 	return r.onAppend(m)
 }
 
-// onAppend handles a heartbeat or entries. Only an entry that contradicts it is truncated: a late append undoes no
-// newer one.
+// onAppend handles a heartbeat or entries. It truncates only what contradicts them: a late append undoes no newer one.
 func (r *raft) onAppend(m message) error {
 	if m.Prev.Index > r.commit && !r.log.has(m.Prev) {
 		no := r.reply()
@@ -1414,7 +1413,7 @@ func (c *cluster) conditions() map[string]string {
 	return all
 }
 
-// format returns the latest format of commands that every voter is known to apply. A voter would stop at another.
+// format returns the latest format of commands that every voter is known to apply. A voter would stop at a later one.
 func (c *cluster) format() byte {
 	format := c.store.format
 	for _, v := range c.status().Voters {
@@ -2417,7 +2416,7 @@ type gossip struct {
 	Others []contact
 }
 
-// plane is a node's connection to the others: the listener, the members, the calls. Its methods are safe to share.
+// plane connects a node to the others: the listener, the members, the calls. Its methods are safe for concurrent use.
 type plane struct {
 	cfg      planeConfig
 	log      *slog.Logger
@@ -2884,7 +2883,7 @@ func (p *plane) noteLocked(r record, age time.Duration, itself bool, now time.Ti
 	p.known[r.ID] = c
 }
 
-// makeRoomLocked reports whether one more node fits into the table. If need be, who is gone for longest is removed.
+// makeRoomLocked reports whether one more node fits into the table. It may remove the one that is gone for longest.
 func (p *plane) makeRoomLocked(now time.Time) bool {
 	if len(p.known) < membersMax {
 		return true
@@ -3148,8 +3147,7 @@ func (p *plane) runsOn(node string) []any {
 	return []any{"running", len(list), "executions", list[:min(len(list), executionsLogged)]}
 }
 
-// setProblem records what is wrong with a subject, "" for nothing, and logs what is new. That there is no cluster yet
-// is no worry.
+// setProblem records what is wrong with a subject, "" for nothing, and logs what is new; to wait for a cluster is Info.
 func (p *plane) setProblem(subject, why string) {
 	p.mu.Lock()
 	before := p.problems[subject]
@@ -3420,8 +3418,7 @@ func writeJSON(w http.ResponseWriter, v any) error {
 	return nil
 }
 
-// serveOutput streams an output for as long as the caller reads it. An error aborts the connection: a part is not the
-// whole.
+// serveOutput streams an output while the caller reads it. An error aborts the connection: a part must not look whole.
 func (p *plane) serveOutput(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	execution, err1 := strconv.ParseInt(q.Get("execution"), 10, 64)
