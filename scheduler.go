@@ -1036,8 +1036,8 @@ func (m moment) resolve(e executionRow, a answer, known map[int64]bool, r *jobRo
 // closing ends an execution on the leader's word; apply refuses it if another process has got the execution by then.
 func (m moment) closing(e executionRow, outcome, why string, args ...any) report {
 	output := fmt.Appendf(nil, why, args...)
-	return report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: m.now, Outcome: outcome,
-		Reason: len(output), output: output}
+	return report{Closed: true, result: result{Execution: e.ID, Incarnation: e.incarnation, Finished: m.now,
+		Outcome: outcome, Reason: len(output), Output: output}}
 }
 
 const (
@@ -2308,9 +2308,7 @@ func (s *scheduler) report(ctx context.Context, results []result) (taken []int64
 	var list []report
 	for _, r := range results {
 		taken = append(taken, r.Execution)
-		list = append(list, report{Execution: r.Execution, Node: r.Node, Incarnation: r.Incarnation, Started: r.Started,
-			Finished: r.Finished, Outcome: r.Outcome, Dropped: r.Dropped, Process: r.Process,
-			output: r.Output, Reason: r.Reason})
+		list = append(list, report{result: r})
 	}
 	if err := s.finish(ctx, list); err != nil {
 		return nil, err

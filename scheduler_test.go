@@ -1130,7 +1130,7 @@ func TestMoment_Resolve(t *testing.T) {
 				m.startable = 6
 			}
 			got, again := m.resolve(executionRow{ID: 5, Node: "n1", incarnation: 7, Cause: c.cause, Due: c.due}, c.answer, c.answer.known(), c.row)
-			if got.Outcome != c.want || again != c.again || got.Outcome != "" && (got.Execution != 5 || got.Incarnation != 7 || len(got.output) == 0) {
+			if got.Outcome != c.want || again != c.again || got.Outcome != "" && (got.Execution != 5 || got.Incarnation != 7 || len(got.Output) == 0) {
 				t.Errorf("resolve with %+v: %+v, again %v, want outcome %q, again %v", c.answer, got, again, c.want, c.again)
 			}
 		})

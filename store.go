@@ -1718,21 +1718,11 @@ func (n node) target() target { return target{n.Name, n.Incarnation} }
 // target is the process that the execution was given to.
 func (e *executionRow) target() target { return target{e.Node, e.incarnation} }
 
-// A report is the end of an execution: the final word of its node, or of a leader
-// who knows it otherwise. Its output follows the command's JSON as raw bytes.
+// A report is the end of an execution: the result of its node, or the word of a leader who knows it otherwise.
 type report struct {
-	Execution   int64      `json:"execution"`
-	Node        string     `json:"node,omitempty"`
-	Incarnation uint64     `json:"incarnation"`      // of the process that it was with
-	Closed      bool       `json:"closed,omitempty"` // it is the leader's word
-	Started     int64      `json:"started"`
-	Finished    int64      `json:"finished"`
-	Outcome     string     `json:"outcome"`
-	Dropped     int64      `json:"dropped,omitempty"`
-	Process     processEnd `json:"process,omitzero"`
-	Reason      int        `json:"reason,omitempty"` // bytes of the output, its first
-	OutputSize  int        `json:"output_size,omitempty"`
-	output      []byte
+	result
+	Closed     bool `json:"closed,omitempty"`      // it is the leader's word
+	OutputSize int  `json:"output_size,omitempty"` // of the Output, which follows the command's JSON as raw bytes
 }
 
 // A binding gives an execution that never started to another process.
@@ -1808,17 +1798,20 @@ const (
 
 // encode returns an entry's data: the format number, the length of the JSON, the JSON, outputs of reports.
 func (c *command) encode() ([]byte, error) {
-	for i := range c.Finish {
-		c.Finish[i].OutputSize = len(c.Finish[i].output)
+	bare := *c
+	bare.Finish = slices.Clone(c.Finish)
+	for i := range bare.Finish {
+		r := &bare.Finish[i]
+		r.OutputSize, r.Output = len(r.Output), nil
 	}
-	doc, err := json.Marshal(c)
+	doc, err := json.Marshal(&bare)
 	if err != nil {
 		return nil, err
 	}
 	data := binary.AppendUvarint([]byte{commandFormat}, uint64(len(doc)))
 	data = append(data, doc...)
 	for _, r := range c.Finish {
-		data = append(data, r.output...)
+		data = append(data, r.Output...)
 	}
 	return data, nil
 }
@@ -1836,11 +1829,12 @@ func decodeCommand(data []byte) (*command, error) {
 		return nil, err
 	}
 	for i := range c.Finish {
-		size := c.Finish[i].OutputSize
+		r := &c.Finish[i]
+		size := r.OutputSize
 		if size < 0 || size > len(rest) {
 			return nil, errCutShort
 		}
-		c.Finish[i].output, rest = rest[:size:size], rest[size:]
+		r.Output, r.OutputSize, rest = rest[:size:size], 0, rest[size:]
 	}
 	return &c, nil
 }
@@ -2438,8 +2432,8 @@ func (a *applying) found(f *foundation) {
 	var lost []report
 	for _, e := range applyRows[executionRow](a, "SELECT * FROM executions WHERE finished = 0 AND id < ? ORDER BY id",
 		(int64(a.result.Index)-lifeGap/2)<<keyBits) {
-		lost = append(lost, report{Execution: e.ID, Incarnation: e.incarnation, Closed: true, Finished: a.c.Now,
-			Outcome: outcomeLost, Reason: len(why), output: []byte(why)})
+		lost = append(lost, report{Closed: true, result: result{Execution: e.ID, Incarnation: e.incarnation,
+			Finished: a.c.Now, Outcome: outcomeLost, Reason: len(why), Output: []byte(why)}})
 	}
 	a.finish(lost)
 }
@@ -3118,8 +3112,8 @@ func (a *applying) end(e *ended, r report, deltas map[int64]*jobDelta, days map[
 	e.attempts = []attempt{{e.ID, e.slot, r.Finished, r.Outcome}}
 	a.s.mark(eventEnded, e.ID)
 	a.counts(func(s *stats) { s.ran(r.Outcome) })
-	reason := r.output[:min(max(0, r.Reason), len(r.output))]
-	a.keepOutput(e, r.output, len(reason))
+	reason := r.Output[:min(max(0, r.Reason), len(r.Output))]
+	a.keepOutput(e, r.Output, len(reason))
 	if a.s.failed != nil && r.Outcome != outcomeSuccess {
 		failure := e.executionRow
 		failure.Outcome, failure.Reason = r.Outcome, reason

@@ -218,7 +218,7 @@ func BenchmarkStore_run(b *testing.B) {
 		}
 		res := commit(b, s, &command{Now: testStart, Consume: list})
 		for _, ids := range res[0].Started {
-			finished = append(finished, report{Execution: ids[0], Node: "n1", Incarnation: 7, Started: testStart, Finished: testStart, Outcome: outcomeSuccess})
+			finished = append(finished, report{result: result{Execution: ids[0], Node: "n1", Incarnation: 7, Started: testStart, Finished: testStart, Outcome: outcomeSuccess}})
 		}
 		commit(b, s, &command{Now: testStart, Finish: finished})
 	}
@@ -604,7 +604,7 @@ func (l *randomLog) ends(c *command) {
 		case 1:
 			c.Finish = append(c.Finish, closedAt(l.now, e.ID, 7+uint64(l.rnd.IntN(4)/3), pick(l.rnd, outcomeLost, outcomeInterrupted, outcomeMissed)))
 		default:
-			c.Finish = append(c.Finish, report{Execution: e.ID, Node: pick(l.rnd, e.Node, e.Node, e.Node, "other"), Incarnation: 7 + uint64(l.rnd.IntN(4)/3), Started: e.Started, Finished: l.now, Outcome: pick(l.rnd, outcomeSuccess, outcomeFailed, outcomeKilled), Dropped: 3, output: []byte("out\x00put")})
+			c.Finish = append(c.Finish, report{result: result{Execution: e.ID, Node: pick(l.rnd, e.Node, e.Node, e.Node, "other"), Incarnation: 7 + uint64(l.rnd.IntN(4)/3), Started: e.Started, Finished: l.now, Outcome: pick(l.rnd, outcomeSuccess, outcomeFailed, outcomeKilled), Dropped: 3, Output: []byte("out\x00put")}})
 		}
 	}
 }
@@ -1027,7 +1027,7 @@ func TestApply_UnknownFormat(t *testing.T) {
 func FuzzDecodeCommand(f *testing.F) {
 	for _, c := range []*command{
 		{Actor: "anonymous", Now: 1, Put: []jobPut{{Job: job{Name: "a", Tags: map[string]string{"b": "c"}}}}},
-		{Finish: []report{{Execution: 1, Outcome: "success", output: []byte("one")}, {Execution: 2, output: []byte("two")}}},
+		{Finish: []report{{result: result{Execution: 1, Outcome: "success", Output: []byte("one")}}, {result: result{Execution: 2, Output: []byte("two")}}}},
 		{Consume: []decision{{Job: 1, Targets: []target{{"n", math.MaxUint64}}}}},
 	} {
 		data, err := c.encode()
@@ -1130,7 +1130,7 @@ func (g *stage) end(outcome string, executions ...int64) {
 	g.t.Helper()
 	c := &command{Now: stageNext + 5}
 	for _, id := range executions {
-		c.Finish = append(c.Finish, report{Execution: id, Node: g.nodeOf(id), Incarnation: 7, Started: stageNext, Finished: stageNext + 5, Outcome: outcome})
+		c.Finish = append(c.Finish, report{result: result{Execution: id, Node: g.nodeOf(id), Incarnation: 7, Started: stageNext, Finished: stageNext + 5, Outcome: outcome}})
 	}
 	g.do(c)
 }
@@ -1587,7 +1587,7 @@ func TestApply_Waits(t *testing.T) {
 	finish := func(g *stage, outcome string, ids ...int64) applied {
 		c := &command{Now: stageNext + 5}
 		for _, id := range ids {
-			c.Finish = append(c.Finish, report{Execution: id, Node: g.nodeOf(id), Incarnation: 7, Started: stageNext, Finished: stageNext + 5, Outcome: outcome})
+			c.Finish = append(c.Finish, report{result: result{Execution: id, Node: g.nodeOf(id), Incarnation: 7, Started: stageNext, Finished: stageNext + 5, Outcome: outcome}})
 		}
 		return g.do(c)
 	}
@@ -2053,7 +2053,7 @@ func TestApply_DisableAfter(t *testing.T) {
 	disabled(false)
 	due := g.row("a").next
 	e := g.tick("a", "n1")
-	g.do(&command{Now: due + int64(time.Hour), Finish: []report{{Execution: e[0], Node: "n1", Incarnation: 7, Started: due, Finished: due, Outcome: outcomeFailed}}})
+	g.do(&command{Now: due + int64(time.Hour), Finish: []report{{result: result{Execution: e[0], Node: "n1", Incarnation: 7, Started: due, Finished: due, Outcome: outcomeFailed}}}})
 	disabled(false) // a tick is due
 	row = g.row("a")
 	res := g.do(&command{Now: due + int64(time.Hour), Consume: []decision{{Job: row.version.ID, Rev: row.version.Rev, Due: row.next, Next: due + int64(2*time.Hour), Targets: []target{{"n1", 7}}}}})
@@ -2359,7 +2359,7 @@ func TestApply_Report(t *testing.T) {
 		{e[1], "n1", 7, ""},
 		{e[1], "n2", 7, outcomeFailed},
 	} {
-		g.do(&command{Now: stageNext + 9, Finish: []report{{Execution: c.execution, Node: c.node, Incarnation: c.incarnation, Started: stageNext, Finished: stageNext + 5, Outcome: outcomeFailed}}})
+		g.do(&command{Now: stageNext + 9, Finish: []report{{result: result{Execution: c.execution, Node: c.node, Incarnation: c.incarnation, Started: stageNext, Finished: stageNext + 5, Outcome: outcomeFailed}}}})
 		if row, err := g.s.execution(c.execution); err != nil || row.Outcome != c.want {
 			t.Errorf("%+v: outcome %q, %v", c, row.Outcome, err)
 		}
