@@ -876,6 +876,18 @@ func testSteady(t *testing.T, b *browser) {
 		t.Errorf("a double click ran the job %d times", n)
 	}
 
+	// Nor does another order move them.
+	b.open(p.url + "/#/jobs?sort=status")
+	b.point("tbody a", "a1", 0)
+	before := names()
+	p.must("POST", "/v1/jobs/a1", nil, nil)
+	b.find("#waiting", "in another order")
+	if got := names(); got != before {
+		t.Errorf("under the pointer the order became %s, and was %s", got, before)
+	}
+	b.point("h1", "Jobs", 0)
+	settled("a2 a1 m2 m3")
+
 	// A link keeps leading where it led: what is under the pointer does not become another job's.
 	b.open(p.url + "/#/jobs/m2")
 	b.find("tbody tr", "by hand")

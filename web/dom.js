@@ -50,8 +50,9 @@ const idleAfter = 60_000; // milliseconds; a pointer that lies on a list that lo
 let usedAt = 0;
 for (const type of ["pointermove", "pointerdown", "keydown", "focusin"]) addEventListener(type, () => { usedAt = performance.now(); }, { passive: true });
 
-// inUse: the pointer, the focus or a selection is in a part of the page.
-const inUse = (node) => performance.now() - usedAt < idleAfter && (node.matches(":hover") || node.contains(document.activeElement) || selected(node));
+// inUse: the pointer, the focus or a selection is in a part of the page. A button
+// that was clicked with the pointer keeps the focus when the pointer has gone.
+const inUse = (node) => performance.now() - usedAt < idleAfter && (node.matches(":hover") || node.querySelector(":focus-visible") || selected(node));
 
 export function selected(node) {
   const selection = getSelection();
