@@ -192,11 +192,20 @@ func exitStatus(err error, stderr io.Writer) int {
 
 // printUsage prints a line for each command.
 func printUsage(w io.Writer, list []subcommand) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var rows [][]string
 	for _, c := range list {
-		fmt.Fprintf(tw, "  belfry %s\t%s\n", strings.TrimSpace(c.name+" "+c.args), c.help)
+		rows = append(rows, []string{"  belfry " + c.synopsis(), c.help})
 	}
-	tw.Flush() // fails if nobody reads it
+	printRows(w, rows) // fails if nobody reads it
+}
+
+// printRows prints rows with their cells one below the other.
+func printRows(w io.Writer, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, cells := range rows {
+		fmt.Fprintln(tw, strings.Join(cells, "\t"))
+	}
+	return tw.Flush()
 }
 
 // alone returns the flags of "belfry" without arguments: those of a server that bootstraps a cluster of one, unless the
@@ -319,68 +328,72 @@ func outliveReaders() (stop func()) {
 }
 
 const (
-	linesMax      = 16_384      // queued
-	linesBytesMax = 4 << 20     // of all queued lines: room for several outputs from the processor log
+	linesBytesMax = 4 << 20     // queued: room for several outputs from the processor log
 	linesPatience = time.Second // for writing the queue when the program ends
 )
 
 // lines writes lines in the background, so a slow reader never blocks the program. It drops and counts lines while the
 // queue is full, and logs their number when there is room again.
 type lines struct {
-	queue   chan []byte  // a nil line is the last
-	waiting atomic.Int64 // bytes in queue
-	dropped atomic.Int64
+	mu      sync.Mutex
+	queue   []byte        // guarded by mu
+	dropped int           // guarded by mu
+	closed  bool          // guarded by mu
+	more    chan struct{} // of one: one of the above has changed
 	ended   chan struct{}
 }
 
 func newLines(w io.Writer) *lines {
-	l := &lines{queue: make(chan []byte, linesMax), ended: make(chan struct{})}
+	l := &lines{more: make(chan struct{}, 1), ended: make(chan struct{})}
 	go l.run(w)
 	return l
 }
 
 // Write queues a line. It never fails and never blocks.
 func (l *lines) Write(line []byte) (int, error) {
-	if l.waiting.Add(int64(len(line))) <= linesBytesMax {
-		select {
-		case l.queue <- append([]byte{}, line...):
-			return len(line), nil
-		default:
-		}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue)+len(line) <= linesBytesMax {
+		l.queue = append(l.queue, line...)
+	} else {
+		l.dropped++
 	}
-	l.waiting.Add(-int64(len(line)))
-	l.dropped.Add(1)
+	l.wakeLocked()
 	return len(line), nil
+}
+
+func (l *lines) wakeLocked() {
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
 }
 
 func (l *lines) run(w io.Writer) {
 	defer close(l.ended)
 	log := slog.New(slog.NewTextHandler(w, nil))
-	for line := range l.queue {
-		if line == nil {
-			return
-		}
-		w.Write(line) // there is nowhere to report an error
-		if l.waiting.Add(-int64(len(line))); len(l.queue) > linesMax/2 {
-			continue
-		}
-		if n := l.dropped.Swap(0); n > 0 {
-			log.Warn("lines were dropped here, because the reader was too slow", "lines", n)
+	for closed := false; !closed; {
+		<-l.more
+		l.mu.Lock()
+		queue, dropped := l.queue, l.dropped
+		l.queue, l.dropped, closed = nil, 0, l.closed
+		l.mu.Unlock()
+		w.Write(queue) // there is nowhere to report an error
+		if dropped > 0 {
+			log.Warn("lines were dropped here, because the reader was too slow", "lines", dropped)
 		}
 	}
 }
 
 // close waits until the queue is written, at most linesPatience.
 func (l *lines) close() {
-	patience := time.After(linesPatience)
-	select {
-	case l.queue <- nil:
-	case <-patience:
-		return
-	}
+	l.mu.Lock()
+	l.closed = true
+	l.wakeLocked()
+	l.mu.Unlock()
 	select {
 	case <-l.ended:
-	case <-patience:
+	case <-time.After(linesPatience):
 	}
 }
 
@@ -407,8 +420,8 @@ type config struct {
 	LogLevel                                                          slog.Level
 	Statsd                                                            statsd
 	TLS                                                               tlsFiles     // of the API
-	Limits                                                            nodeLimits   // what jobs may do here
-	Notify                                                            notifyConfig // whom the operator wants told of what
+	Limits                                                            nodeLimits   // of what jobs may do here
+	Notify                                                            notifyConfig // who is told of what
 
 	nodeNamed bool     // NodeName was given; otherwise it is the host's name
 	keyFile   string   // the file that the cluster key is from; "": none
@@ -452,12 +465,11 @@ func parseConfig(args, environ []string, help io.Writer) (cfg config, err error)
 	}
 	cfg.likeDkron()
 	if cfg.EncryptFile != "" {
-		key, err := os.ReadFile(cfg.EncryptFile)
-		if err != nil {
-			return cfg, fmt.Errorf("--encrypt-file: %w", err)
-		}
-		if cfg.Encrypt = strings.TrimSpace(string(key)); cfg.Encrypt == "" {
-			return cfg, fmt.Errorf("--encrypt-file %s: is empty; write the output of \"belfry keygen\" to it", cfg.EncryptFile)
+		if cfg.Encrypt, err = readNamed("--encrypt-file", cfg.EncryptFile); err != nil {
+			return cfg, err
+		} else if cfg.Encrypt == "" {
+			return cfg, fmt.Errorf("--encrypt-file %s: is empty; write the output of \"belfry keygen\" to it",
+				cfg.EncryptFile)
 		}
 	}
 	typed := slices.ContainsFunc(args, func(arg string) bool {
@@ -465,8 +477,8 @@ func parseConfig(args, environ []string, help io.Writer) (cfg config, err error)
 		return name == "encrypt" && arg[0] == '-'
 	})
 	if typed && cfg.Limits.AllowSu != nil {
-		return cfg, errors.New("--encrypt: with --allow-su, jobs of another user could read the key on this command line " +
-			"and take over every node; use --encrypt-file, or BELFRY_ENCRYPT in the environment")
+		return cfg, errors.New("--encrypt: with --allow-su, jobs of another user could read the key on this command " +
+			"line and take over every node; use --encrypt-file, or BELFRY_ENCRYPT in the environment")
 	}
 	set := given(fs)
 	cfg.nodeNamed, cfg.Unused = set["node-name"], unused(fs, environ)
@@ -493,14 +505,15 @@ func (c *config) flags(environ []string) *flag.FlagSet {
 		"other users can see it in the list of processes, so prefer --encrypt-file")
 	fs.StringVar(&c.EncryptFile, "encrypt-file", "", "`file` with the cluster key, the same on all nodes; "+
 		"\"belfry keygen\" generates one. By default a node generates its own, "+keyFile+" in --data-dir")
-	fs.Func("join", "`address` of another node's cluster plane; may be repeated. The node does not start unless one responds",
-		list(&c.Join))
+	fs.Func("join", "`address` of another node's cluster plane; may be repeated. "+
+		"The node does not start unless one responds", list(&c.Join))
 	fs.Func("retry-join", "`address` as in --join, but the node keeps trying; may be repeated", list(&c.RetryJoin))
 	fs.BoolVar(&c.Adopt, "adopt", false, "of an agent: follow another cluster that has the same key and its servers' "+
 		"addresses, once the own one has been silent for a minute")
 	fs.DurationVar(&c.RetryInterval, "retry-interval", time.Second, "`time` between attempts to join")
 	fs.IntVar(&c.RetryMax, "retry-max", 0, "`number` of attempts to join before the node gives up; 0: no limit")
-	fs.IntVar(&c.RaftMultiplier, "raft-multiplier", 1, "`factor` of election timeouts, 1 to 10; use more on slow networks")
+	fs.IntVar(&c.RaftMultiplier, "raft-multiplier", 1,
+		"`factor` of election timeouts, 1 to 10; use more on slow networks")
 	fs.StringVar(&c.HTTPAddr, "http-addr", "127.0.0.1:8080", "`address` of API and page")
 	fs.StringVar(&c.HTTPPrefix, "http-prefix", "",
 		"`path` of API and page, such as /belfry, for a proxy that serves other things on the same host")
@@ -509,7 +522,8 @@ func (c *config) flags(environ []string) *flag.FlagSet {
 	fs.BoolVar(&c.Insecure, "insecure", false, "allow the API without access control on an address that others can "+
 		"reach: whoever can reach it can run commands here")
 	fs.StringVar(&c.DataDir, "data-dir", "belfry.data", "`directory` of the database and of undelivered results")
-	fs.IntVar(&c.MetricsJobs, "metrics-jobs", 1_000, "`number` of jobs that have metrics of their own, failing ones first")
+	fs.IntVar(&c.MetricsJobs, "metrics-jobs", 1_000,
+		"`number` of jobs that have metrics of their own, failing ones first")
 	fs.StringVar(&c.Statsd.Addr, "statsd-addr", "", "`address` of a statsd server that gets the metrics every 10 s")
 	fs.StringVar(&c.Statsd.Dog, "dog-statsd-addr", "", "the same of one that reads DogStatsD")
 	fs.Func("dog-statsd-tags", "`name:value` that it gets with them; may be repeated", list(&c.Statsd.Tags))
@@ -520,9 +534,10 @@ func (c *config) flags(environ []string) *flag.FlagSet {
 	fs.StringVar(&c.Region, "region", "global", "`name` of the node's region, its tag region")
 	fs.StringVar(&c.Timezone, "timezone", localZone(environ),
 		"default time `zone` of jobs; it is fixed when the cluster is created")
-	fs.DurationVar(&c.CatchupWindow, "catchup-window", time.Minute, "minimum `age` up to which an overdue tick still runs: "+
-		"half of the time to the next tick, if that is longer, up to 1h")
-	fs.IntVar(&c.MaxConcurrent, "max-concurrent", 0, "`number` of executions that this node runs at once; 0: any number")
+	fs.DurationVar(&c.CatchupWindow, "catchup-window", time.Minute, "minimum `age` up to which an overdue tick still "+
+		"runs: half of the time to the next tick, if that is longer, up to 1h")
+	fs.IntVar(&c.MaxConcurrent, "max-concurrent", 0,
+		"`number` of executions that this node runs at once; 0: any number")
 	fs.IntVar(&c.ExecutionsKept, "executions-keep", 100, "`number` of finished executions kept of each job")
 	fs.IntVar(&c.FailuresKept, "failures-keep", 100,
 		"`number` of executions without success of the last 7 days kept of each job beyond those")
@@ -535,8 +550,8 @@ func (c *config) flags(environ []string) *flag.FlagSet {
 		"`time` that running executions have to end when the node stops")
 	c.TLS.flags(fs, "serve the API with the certificate in this `file`",
 		"require clients of the API to have a certificate signed by one in this `file`")
-	fs.Func("allowed-host", "`name` by which clients reach the API, besides the node's name and addresses; may be repeated",
-		list(&c.AllowedHosts))
+	fs.Func("allowed-host", "`name` by which clients reach the API, besides the node's name and addresses; "+
+		"may be repeated", list(&c.AllowedHosts))
 	fs.Func("cors-origin", "`origin` such as https://ops.example.com whose pages may use the API; may be repeated",
 		list(&c.CORSOrigins))
 	fs.Func("executors", "comma-separated `names` of the executors that run here: shell, http; by default both",
@@ -549,18 +564,18 @@ func (c *config) flags(environ []string) *flag.FlagSet {
 		"`directory` below which the processor files writes outputs; by default files in --data-dir")
 	fs.BoolVar(&c.Limits.AllowMetadata, "http-allow-metadata", false,
 		"let http jobs reach link-local addresses and the metadata services of clouds, which give away credentials")
-	fs.BoolVar(&c.Limits.DenyPrivate, "http-deny-private", false,
-		"keep http jobs from private and loopback addresses, after redirects too; behind a proxy only from those in URLs")
+	fs.BoolVar(&c.Limits.DenyPrivate, "http-deny-private", false, "keep http jobs from private and loopback "+
+		"addresses, after redirects too; behind a proxy only from those in URLs")
 	notifyFlags(fs, &c.Notify)
 	fs.StringVar(&c.ConfigFile, "config", "", "`file` with flags as \"name: value\", lists, and tags as a map, "+
 		"like Dkron's dkron.yml; the environment and flags come before it")
 	ignored := func(name string) (string, string, func(string) error) {
 		return name, "", func(string) error { c.Ignored = append(c.Ignored, "--"+name); return nil }
 	}
-	for _, name := range []string{"rpc-port", "advertise-rpc-port", "serf-reconnect-timeout", "profile", "otel-endpoint"} {
+	for _, name := range strings.Fields("rpc-port advertise-rpc-port serf-reconnect-timeout profile otel-endpoint") {
 		fs.Func(ignored(name))
 	}
-	for _, name := range []string{"enable-prometheus", "disable-usage-stats", "ui"} {
+	for _, name := range strings.Fields("enable-prometheus disable-usage-stats ui") {
 		fs.BoolFunc(ignored(name))
 	}
 	return fs
@@ -588,14 +603,15 @@ func notifyFlags(fs *flag.FlagSet, c *notifyConfig) {
 		pairs(&c.Slack))
 	fs.StringVar(&c.Heartbeat.URL, "heartbeat-url", "", "`URL` that the leader calls each minute while it schedules")
 	m := &c.Mail
-	fs.StringVar(&m.Host, "mail-host", "",
-		"`host` of the mail server; the owner_email of a job that failed, recovered, missed ticks or is overdue gets mail")
+	fs.StringVar(&m.Host, "mail-host", "", "`host` of the mail server; the owner_email of a job that failed, "+
+		"recovered, missed ticks or is overdue gets mail")
 	fs.UintVar(&m.Port, "mail-port", 25,
 		"`port` of --mail-host; 465 has TLS from the start, on others it begins with STARTTLS if offered")
 	fs.StringVar(&m.Username, "mail-username", "", "`name` at the mail server; none: without a login")
 	fs.StringVar(&m.Password, "mail-password", "", "`password` of --mail-username; prefer BELFRY_MAIL_PASSWORD")
 	fs.StringVar(&m.From, "mail-from", "", "`address` of the sender")
-	fs.Func("mail-domains", "comma-separated `domains` to which mail goes; by default that of --mail-from", list(&m.Domains))
+	fs.Func("mail-domains", "comma-separated `domains` to which mail goes; by default that of --mail-from",
+		list(&m.Domains))
 	fs.StringVar(&m.Prefix, "mail-subject-prefix", "[belfry]", "`text` before each subject")
 	fs.StringVar(&m.Payload, "mail-payload", "", "`template` of the text, with the values of --webhook-payload")
 }
@@ -636,12 +652,9 @@ func readConfig(fs *flag.FlagSet, file string) error {
 		switch {
 		case err != nil:
 		case fs.Lookup(name) == nil:
-			near, least := "", math.MaxInt
-			fs.VisitAll(func(f *flag.Flag) {
-				if d := editDistance(f.Name, name); d < least {
-					near, least = f.Name, d
-				}
-			})
+			var names []string
+			fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
+			near := slices.MinFunc(names, func(a, b string) int { return editDistance(a, name) - editDistance(b, name) })
 			err = fmt.Errorf("line %d: there is no setting %q; the nearest is %q", set.line, set.name, near)
 		case !given[name]:
 			if e := fs.Set(name, set.value); e != nil {
@@ -826,7 +839,8 @@ func (c *config) validate() (err error) {
 			err = fmt.Errorf(format, args...)
 		}
 	}
-	refuse(c.MetricsJobs < 0 || c.MetricsJobs > metricsJobsMax, "--metrics-jobs: must be between 0 and %d", metricsJobsMax)
+	refuse(c.MetricsJobs < 0 || c.MetricsJobs > metricsJobsMax,
+		"--metrics-jobs: must be between 0 and %d", metricsJobsMax)
 	for flag, addr := range map[string]string{"statsd-addr": c.Statsd.Addr, "dog-statsd-addr": c.Statsd.Dog} {
 		_, _, e := net.SplitHostPort(addr)
 		refuse(addr != "" && e != nil, "--%s: %q must be a host and a port, such as 127.0.0.1:8125", flag, addr)
@@ -840,7 +854,8 @@ func (c *config) validate() (err error) {
 		"--adopt: is for agents; a server belongs to one cluster for as long as it has its --data-dir")
 	refuse(c.MaxConcurrent < 0, "--max-concurrent: must be a number of executions, or 0 for any number")
 	v, reserved := c.Tags[tagMaxConcurrent]
-	refuse(reserved, "--tag %s=%s: this tag is reserved for --max-concurrent; use that, or another name", tagMaxConcurrent, v)
+	refuse(reserved, "--tag %s=%s: this tag is reserved for --max-concurrent; use that, or another name",
+		tagMaxConcurrent, v)
 	v, reserved = c.Tags["server"]
 	refuse(reserved && v != strconv.FormatBool(c.Server),
 		"--tag server=%s: this tag is reserved for whether the node has --server; use another name", v)
@@ -863,8 +878,8 @@ func (c *config) validate() (err error) {
 	refuse(c.RetryInterval <= 0 || c.RetryMax < 0,
 		"--retry-interval, --retry-max: the first must be more than 0, the second at least 0")
 	refuse(c.RaftMultiplier < 1 || c.RaftMultiplier > 10, "--raft-multiplier: must be between 1 and 10")
-	refuse(!c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr), "--http-addr %s: others could run commands here; "+
-		"require tokens with --acl, use a loopback address such as 127.0.0.1:8080, or allow it with --insecure", c.HTTPAddr)
+	refuse(!c.ACL && !c.Insecure && !isLoopback(c.HTTPAddr), "--http-addr %s: others could run commands here; require "+
+		"tokens with --acl, use a loopback address such as 127.0.0.1:8080, or allow it with --insecure", c.HTTPAddr)
 	refuse((c.TLS.Cert == "") != (c.TLS.Key == "") || c.TLS.CA != "" && c.TLS.Cert == "",
 		"--tls-cert, --tls-key: belong together, and --tls-ca needs both")
 	p := c.HTTPPrefix
@@ -883,7 +898,8 @@ func (c *config) validate() (err error) {
 		refuse((name == jobEnvInherit || name == jobEnvClean) && len(c.Limits.JobEnv) > 1,
 			"--job-env: %s stands for all names; give it alone", name)
 		refuse(strings.Contains(name, "=") || strings.HasPrefix(name, "BELFRY_") || strings.HasPrefix(name, "DKRON_"),
-			"--job-env: %q is no name of a variable that jobs may get; those of the node's own settings are kept from them", name)
+			"--job-env: %q is no name of a variable that jobs may get; those of the node's own settings are kept "+
+				"from them", name)
 	}
 	_, e = loadZone(c.Timezone)
 	refuse(e != nil, "--timezone: %w", e)
@@ -1004,15 +1020,13 @@ func localZone(environ []string) string {
 // tags returns the tags of the node: the operator's and those of every Dkron node. The plane adds those with addresses.
 func (c *config) tags() map[string]string {
 	tags := map[string]string{
-		"role": "dkron", "dc": c.Datacenter, "region": c.Region, "version": version, "server": strconv.FormatBool(c.Server),
-		"expect": strconv.Itoa(c.BootstrapExpect),
+		"role": "dkron", "dc": c.Datacenter, "region": c.Region, "version": version,
+		"server": strconv.FormatBool(c.Server), "expect": strconv.Itoa(c.BootstrapExpect),
 	}
 	if c.MaxConcurrent > 0 {
 		tags[tagMaxConcurrent] = strconv.Itoa(c.MaxConcurrent)
 	}
-	for k, v := range c.Tags {
-		tags[k] = v
-	}
+	maps.Copy(tags, c.Tags)
 	return tags
 }
 
@@ -1021,8 +1035,8 @@ func (c *config) plane(id string, incarnation uint64) planeConfig {
 	key, _ := c.key() // validated
 	p := planeConfig{
 		record: record{
-			Name: c.NodeName, ID: id, Incarnation: incarnation, Server: c.Server, Addr: c.AdvertiseAddr, HTTPAddr: c.HTTPAddr,
-			Tags: c.tags(), Expect: c.BootstrapExpect,
+			Name: c.NodeName, ID: id, Incarnation: incarnation, Server: c.Server, Addr: c.AdvertiseAddr,
+			HTTPAddr: c.HTTPAddr, Tags: c.tags(), Expect: c.BootstrapExpect,
 		},
 		Bind: c.BindAddr, Key: key, Dir: c.DataDir,
 		Join: slices.Concat(c.Join, c.RetryJoin), JoinPause: c.RetryInterval, JoinTries: c.RetryMax,
@@ -1164,12 +1178,12 @@ type parts struct {
 }
 
 // newParts creates the parts that every node has, and listens on the cluster plane. ctx ends with the node, and quit
-// ends it. agent is nil on a server.
-func newParts(ctx context.Context, quit func(), cfg config, id string, agent *agentDir, log *slog.Logger) (*parts, error) {
+// ends it. a is nil on a server.
+func newParts(ctx context.Context, quit func(), cfg config, id string, a *agentDir, log *slog.Logger) (*parts, error) {
 	n := &parts{}
 	ec := executorConfig{Node: cfg.NodeName, NodeID: id, DataDir: cfg.DataDir, Log: log, Limits: cfg.Limits,
 		Shell: cfg.host.shell, Chance: cfg.host.chance}
-	if agent != nil { // a server hears of all nodes' failures
+	if a != nil { // a server hears of all nodes' failures
 		ec.Failures = &failureLog{log: log}
 	}
 	var err error
@@ -1177,8 +1191,8 @@ func newParts(ctx context.Context, quit func(), cfg config, id string, agent *ag
 		return nil, err
 	}
 	pc := cfg.plane(id, n.exec.inc)
-	if agent != nil {
-		pc.Agent, pc.Cluster = agent, agent.Cluster
+	if a != nil {
+		pc.Agent, pc.Cluster = a, a.Cluster
 	}
 	if pc.Key == nil {
 		if pc.Key, err = ownKey(cfg.DataDir); err != nil {
@@ -1252,7 +1266,10 @@ func (n *parts) run(ctx context.Context, cfg config, listener net.Listener, anno
 	// 4. Wait for running executions, and kill those that outlast the grace time.
 	n.exec.stop(cfg.ShutdownGrace)
 	// 5. Deliver the results; those that cannot be delivered in time stay on disk.
-	waitUntil(deliverPatience, func() bool { _, undelivered := n.exec.counts(); return undelivered == 0 })
+	patience, cancel := context.WithTimeout(context.Background(), deliverPatience)
+	defer cancel()
+	for _, left := n.exec.counts(); left > 0 && pause(patience, deliverPause) == nil; _, left = n.exec.counts() {
+	}
 	stopHandOver()
 	stopReports()
 	// 6. Stop writing, and tell the other nodes.
@@ -1393,19 +1410,6 @@ func webServer(listener net.Listener, handler http.Handler, log *slog.Logger) fu
 	return func(ctx context.Context) error { return serveUntil(ctx, web, listener) }
 }
 
-// waitUntil returns once done returns true, or after patience.
-func waitUntil(patience time.Duration, done func() bool) {
-	ticker := time.NewTicker(deliverPause)
-	defer ticker.Stop()
-	for end := time.After(patience); !done(); {
-		select {
-		case <-ticker.C:
-		case <-end:
-			return
-		}
-	}
-}
-
 // spawn runs fn in g, and calls fail if fn returns an error. stop cancels fn's context and waits for it.
 func spawn(g *errgroup.Group, fail func(), fn func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -1450,21 +1454,23 @@ func subcommands() []subcommand {
 	const agentExample = "agent --server --bootstrap-expect=1"
 	return []subcommand{
 		{"agent", "", "run a node", agentExample, standalone, nil},
-		{"keygen", "", "print a random cluster key for --encrypt-file", "keygen > cluster.key", local, printing(newKey)},
+		{"keygen", "", "print a random cluster key for --encrypt-file", "keygen > cluster.key", local, prints(newKey)},
 		{"recover", "", "make a new cluster of one server, if the majority of the old one is lost for good",
 			"recover --yes-i-lost-a-majority --data-dir=belfry.data", local, setupRecover},
-		{"version", "", "print the version", "version", local, printing(versionLine)},
-		{"help", "", "print this text, or with words of a command what it does", "help run", local, printing(helpText)},
+		{"version", "", "print the version", "version", local, prints(versionLine)},
+		{"help", "", "print this text, or with words of a command what it does", "help run", local, prints(helpText)},
 
 		{"jobs", "", "list jobs", "jobs --status=failed --metadata=team=web", shows, setupJobs},
 		{"job", "NAME", "show a job", "job backup", shows, plain(showJob)},
 		{"run", "NAME", "run a job now", "run backup -f", remote, setupRun},
-		{"logs", "NAME|EXECUTION", "print an output, of a job that of its newest execution", "logs backup -f", remote, setupLogs},
-		{"why", "NAME", "say what became of the ticks of a job", "why backup --at=2026-11-24T03:00:00Z", shows, setupWhy},
+		{"logs", "NAME|EXECUTION", "print an output, of a job that of its newest execution", "logs backup -f", remote,
+			setupLogs},
+		{"why", "NAME", "say what became of the ticks of a job", "why backup --at=2026-11-24T03:00:00Z", shows,
+			setupWhy},
 		{"kill", "NAME|EXECUTION", "end an execution, or all of a job", "kill backup", remote, plain(killRuns)},
 		{"enable", "NAME", "let the schedule of a job fire", "enable backup", remote, setDisabled("false")},
 		{"disable", "NAME", "keep the schedule of a job from firing", "disable backup", remote, setDisabled("true")},
-		{"delete", "NAME", "delete a job", "delete backup", remote, plain(deleteJob)},
+		{"delete", "NAME", "delete a job", "delete backup", remote, call("DELETE /v1/jobs/", "", "%s is deleted")},
 		{"executions", "", "list what ran", "executions --failed --since=12h", shows, setupExecutions},
 		{"rerun", "", "run the jobs again whose last run failed, or whose last tick was missed",
 			"rerun --failed --since=12h --dry-run", remote, setupRerun},
@@ -1473,40 +1479,44 @@ func subcommands() []subcommand {
 
 		{"apply", "", "make the jobs what a file says, all or none, after showing what that changes",
 			"apply -f jobs/ --prune --metadata=team=web --dry-run", remote, setupApply},
-		{"export", "", "print the jobs as apply takes them", "export --metadata=team=web > jobs.json", remote, setupExport},
-		{"import crontab", "FILE|- ...", "print the lines of crontabs as jobs for apply, and report what cannot be as it was",
-			"import crontab /etc/crontab /etc/cron.d/* --system --tag=role=cron > jobs.json", local, setupImportCrontab},
+		{"export", "", "print the jobs as apply takes them", "export --metadata=team=web > jobs.json", remote,
+			setupExport},
+		{"import crontab", "FILE|- ...",
+			"print the lines of crontabs as jobs for apply, and report what cannot be as it was",
+			"import crontab /etc/crontab /etc/cron.d/* --system --tag=role=cron > jobs.json", local, setupImportCron},
 		{"import dkron", "URL|FILE|-",
 			"print the jobs of a Dkron, or of a file from its API, for apply, and report what cannot run here",
 			"import dkron http://10.0.0.1:8080 --disabled > jobs.json", local, setupImportDkron},
 
-		{"hold", "WHY", "keep jobs from starting until they are released", "hold 'a new switch' --metadata=team=web", remote,
-			setHold("hold")},
+		{"hold", "WHY", "keep jobs from starting until they are released", "hold 'a new switch' --metadata=team=web",
+			remote, setHold("hold")},
 		{"release", "", "end the hold of the same metadata", "release --metadata=team=web", remote, setHold("release")},
-		{"drain", "NODE", "let nothing start on a node, and wait until nothing runs there", "drain web1", remote, setupDrain},
+		{"drain", "NODE", "let nothing start on a node, and wait until nothing runs there", "drain web1", remote,
+			setupDrain},
 
 		{"members", "", "list the nodes", "members", shows, plain(showMembers)},
 		{"health", "", "say whether reads and writes work through the node; exit status 1 if not", "health", remote,
-			call(http.MethodGet, "/health", "")},
+			call("GET /health", "", "")},
 		{"leave", "", "take the node out of its cluster and stop it", "leave", remote, plain(leave)},
 		{"raft list-peers", "", "list the servers: leader, voters, status", "raft list-peers", shows, plain(listPeers)},
-		{"raft remove-peer", "", "remove a server that is lost for good from the voters", "raft remove-peer --peer-id=b", remote,
-			setupRemovePeer},
+		{"raft remove-peer", "", "remove a server that is lost for good from the voters",
+			"raft remove-peer --peer-id=b", remote, setupRemovePeer},
 		{"acl bootstrap", "", "create the first management token, on the server's machine", "acl bootstrap", remote,
 			setupBootstrap},
 		{"acl policy apply", "", "create or replace a policy", "acl policy apply --name=a --rules-file=a.json", remote,
 			setupApplyPolicy},
-		{"acl policy list", "", "list the policies", "acl policy list", remote, call(http.MethodGet, "/v1/acl/policies", "")},
+		{"acl policy list", "", "list the policies", "acl policy list", remote, call("GET /v1/acl/policies", "", "")},
 		{"acl policy info", "[NAME]", "show a policy", "acl policy info a", remote,
-			call(http.MethodGet, "/v1/acl/policies/", "name")},
+			call("GET /v1/acl/policies/", "name", "")},
 		{"acl policy delete", "[NAME]", "delete a policy", "acl policy delete a", remote,
-			call(http.MethodDelete, "/v1/acl/policies/", "name")},
-		{"acl token create", "", "create a token", "acl token create --name=wall --policy=viewer", remote, setupCreateToken},
-		{"acl token list", "", "list the tokens", "acl token list", remote, call(http.MethodGet, "/v1/acl/tokens", "")},
+			call("DELETE /v1/acl/policies/", "name", "")},
+		{"acl token create", "", "create a token", "acl token create --name=wall --policy=viewer", remote,
+			setupCreateToken},
+		{"acl token list", "", "list the tokens", "acl token list", remote, call("GET /v1/acl/tokens", "", "")},
 		{"acl token info", "[ACCESSOR]", "show a token", "acl token info 3f", remote,
-			call(http.MethodGet, "/v1/acl/tokens/", "accessor-id")},
+			call("GET /v1/acl/tokens/", "accessor-id", "")},
 		{"acl token delete", "[ACCESSOR]", "delete a token", "acl token delete 3f", remote,
-			call(http.MethodDelete, "/v1/acl/tokens/", "accessor-id")},
+			call("DELETE /v1/acl/tokens/", "accessor-id", "")},
 	}
 }
 
@@ -1548,7 +1558,8 @@ func (c subcommand) run(s *invocation, args []string) (err error) {
 		return statusError{err, exitUsage}
 	}
 	if strings.HasPrefix(c.args, "NAME") {
-		s.none = fmt.Sprintf("there is no %q; \"belfry jobs\" lists the jobs, \"belfry executions\" the executions", s.args[0])
+		s.none = fmt.Sprintf(`there is no %q; "belfry jobs" lists the jobs, "belfry executions" the executions`,
+			s.args[0])
 	}
 	return execute()
 }
@@ -1581,8 +1592,8 @@ func plain(execute func(*invocation) error) func(*flag.FlagSet, *invocation) fun
 	return func(_ *flag.FlagSet, s *invocation) func() error { return func() error { return execute(s) } }
 }
 
-// printing returns the setup of a command that prints text.
-func printing(text func() string) func(*flag.FlagSet, *invocation) func() error {
+// prints returns the setup of a command that prints text.
+func prints(text func() string) func(*flag.FlagSet, *invocation) func() error {
 	return plain(func(s *invocation) error {
 		_, err := io.WriteString(s.stdout, text())
 		return err
@@ -1608,8 +1619,8 @@ func helpText() string {
 		"on 127.0.0.1:8080, data in ./belfry.data. \"belfry COMMAND -h\" tells more.\n" +
 		"\"belfry help runs\", \"help operations\" and \"help differences\" (from Dkron) say how things work.\n\n")
 	printUsage(&b, slices.DeleteFunc(subcommands(), func(c subcommand) bool { return c.kind > local }))
-	b.WriteString("\nThese act on the node at --http-addr or BELFRY_HTTP_ADDR, by default 127.0.0.1:8080. With access\n" +
-		"control they need a token: BELFRY_TOKEN, --token-file or --token.\n\n")
+	b.WriteString("\nThese act on the node at --http-addr or BELFRY_HTTP_ADDR, by default 127.0.0.1:8080. With " +
+		"access\ncontrol they need a token: BELFRY_TOKEN, --token-file or --token.\n\n")
 	printUsage(&b, slices.DeleteFunc(subcommands(), func(c subcommand) bool { return c.kind <= local }))
 	return b.String()
 }
@@ -1669,8 +1680,6 @@ func (n *remoteNode) client() (*http.Client, string, error) {
 	return &http.Client{Transport: t, CheckRedirect: toSameNode}, "https://" + addr, nil
 }
 
-var errElsewhere = errors.New("it redirects to another address, which would get the token; use that one if you trust it")
-
 // toSameNode follows redirects on the same node only, because the client would send the token to any other address.
 func toSameNode(r *http.Request, via []*http.Request) error {
 	if first := via[0].URL; r.URL.Host != first.Host || r.URL.Scheme != first.Scheme || len(via) > redirectsMax {
@@ -1680,6 +1689,8 @@ func toSameNode(r *http.Request, via []*http.Request) error {
 }
 
 var (
+	errElsewhere = errors.New("it redirects to another address, which would get the token; " +
+		"use that one if you trust it")
 	errNodeRefused = errors.New("the node responded with 409 Conflict")
 	errNoAPI       = errors.New("there is no belfry API below that address; see --http-prefix")
 )
@@ -1714,7 +1725,7 @@ func (s *invocation) ask(method, path string, doc any) ([]byte, error) {
 }
 
 // send sends a request and returns the response, whose body the caller closes. Any status other than 2xx is an error.
-func (n *remoteNode) send(ctx context.Context, method, path, contentType string, body io.Reader) (*http.Response, error) {
+func (n *remoteNode) send(ctx context.Context, method, path, kind string, body io.Reader) (*http.Response, error) {
 	client, base, err := n.client()
 	if err != nil {
 		return nil, err
@@ -1726,7 +1737,7 @@ func (n *remoteNode) send(ctx context.Context, method, path, contentType string,
 	if err != nil {
 		return failed("%w", err)
 	}
-	r.Header.Set("Content-Type", contentType)
+	r.Header.Set("Content-Type", kind)
 	if n.token != "" {
 		r.Header.Set("X-Dkron-Token", n.token)
 	}
@@ -1804,16 +1815,15 @@ func table[T any](s *invocation, list []T, header string, row func(T) []string) 
 	if s.json {
 		return s.printJSON(json.Marshal(append([]T{}, list...)))
 	}
-	tw := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, strings.ReplaceAll(header, " ", "\t"))
+	rows := [][]string{strings.Fields(header)}
 	for _, v := range list {
 		cells := row(v)
 		for i, cell := range cells {
 			cells[i] = cmp.Or(printable(cell), "-")
 		}
-		fmt.Fprintln(tw, strings.Join(cells, "\t"))
+		rows = append(rows, cells)
 	}
-	return tw.Flush()
+	return printRows(s.stdout, rows)
 }
 
 // printable replaces what a terminal would execute, or would break a table.
@@ -1935,7 +1945,7 @@ func showJob(s *invocation) error {
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.Token() // the object's begin
-	tw := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
+	var rows [][]string
 	for d.More() {
 		field, _ := d.Token()
 		var value json.RawMessage
@@ -1947,10 +1957,10 @@ func showJob(s *invocation) error {
 			if json.Unmarshal(value, &text) != nil {
 				text = string(value)
 			}
-			fmt.Fprintf(tw, "%s\t%s\n", field, printable(text))
+			rows = append(rows, []string{fmt.Sprint(field), printable(text)})
 		}
 	}
-	return tw.Flush()
+	return printRows(s.stdout, rows)
 }
 
 func setupRun(fs *flag.FlagSet, s *invocation) func() error {
@@ -2155,13 +2165,6 @@ func setDisabled(to string) func(*flag.FlagSet, *invocation) func() error {
 		}
 		return s.say("%s is enabled, next run: %s", j.Name, cmp.Or(j.fires(), "none"))
 	})
-}
-
-func deleteJob(s *invocation) error {
-	if _, err := s.ask(http.MethodDelete, s.jobPathOf(), nil); err != nil {
-		return err
-	}
-	return s.say("%s is deleted", s.args[0])
 }
 
 const whyTicksMax = 20 // that why tells of
@@ -2371,7 +2374,7 @@ func setupPreview(fs *flag.FlagSet, s *invocation) func() error {
 				list = j.preview(list, zone.Timezone, from, to)
 			}
 			if len(list) > previewMax {
-				return fmt.Errorf("more than %d runs are to come in that time; make it shorter, or name a --job", previewMax)
+				return fmt.Errorf("more than %d runs are to come in that time; shorten it, or name a --job", previewMax)
 			}
 		}
 		slices.SortStableFunc(list, func(a, b previewed) int { return a.Due.Compare(b.Due) })
@@ -2477,14 +2480,11 @@ func readJobs(name string) (docs []json.RawMessage, err error) {
 		if err != nil {
 			return nil, err
 		}
+		if text = bytes.TrimSpace(text); !bytes.HasPrefix(text, []byte("[")) {
+			text = slices.Concat([]byte("["), text, []byte("]"))
+		}
 		var list []json.RawMessage
 		if err = json.Unmarshal(text, &list); err != nil {
-			var one map[string]json.RawMessage
-			if err = json.Unmarshal(text, &one); err == nil {
-				list = []json.RawMessage{text}
-			}
-		}
-		if err != nil {
 			return nil, fmt.Errorf("%s: must be JSON of a job, or of a list of jobs: %w", file, err)
 		}
 		docs = append(docs, list...)
@@ -2523,7 +2523,7 @@ func (s *invocation) restore(q url.Values, docs []json.RawMessage) error {
 }
 
 // showChanges prints what the jobs would change of those that there are, and reports whether it is anything.
-func (s *invocation) showChanges(docs []json.RawMessage, prune bool, metadata map[string]string) (changed bool, err error) {
+func (s *invocation) showChanges(docs []json.RawMessage, prune bool, metadata map[string]string) (some bool, err error) {
 	present, err := fetch[[]job](s, "/v1/jobs")
 	if err != nil {
 		return false, err
@@ -2618,7 +2618,7 @@ func (s *invocation) printJobs(jobs []job) error {
 
 const disabledHelp = "print them as disabled jobs"
 
-func setupImportCrontab(fs *flag.FlagSet, s *invocation) func() error {
+func setupImportCron(fs *flag.FlagSet, s *invocation) func() error {
 	c := newCrontab(localZone(s.environ), time.Now())
 	fs.BoolVar(&c.system, "system", false, "lines have a user before the command, as in /etc/crontab and /etc/cron.d")
 	fs.BoolVar(&c.pattern.Disabled, "disabled", false, disabledHelp)
@@ -2712,7 +2712,8 @@ func (c *crontab) line(n int, line string) error {
 	case !ok:
 		return c.entry(n, line)
 	case name == "MAILTO":
-		if c.pattern.OwnerEmail = value; value != "" && (strings.Count(value, "@") != 1 || strings.Contains(value, ",")) {
+		c.pattern.OwnerEmail = value
+		if value != "" && (strings.Count(value, "@") != 1 || strings.Contains(value, ",")) {
 			c.note(n, "no mail goes to %q; owner_email needs one address, such as ops@example.com", value)
 		}
 	case name == "CRON_TZ":
@@ -2805,7 +2806,8 @@ func (c *crontab) entry(n int, line string) (err error) {
 	}
 	c.jobs, c.names[j.Name] = append(c.jobs, j), true
 	if delay := c.setting("RANDOM_DELAY"); delay != "" && delay != "0" {
-		c.note(n, "%s starts on time, and not up to %s minutes late; ~ as its minute spreads jobs over the hour", j.Name, delay)
+		c.note(n, "%s starts on time, and not up to %s minutes late; ~ as its minute spreads jobs over the hour",
+			j.Name, delay)
 	}
 	if text := clockChanges(j, c.now); text != "" && fields[0][0] != '*' && fields[1][0] != '*' {
 		c.note(n, "%s: cron runs it once all the same when the clock changes; here it runs %s", j.Name, text)
@@ -2972,8 +2974,8 @@ func cronSchedule(fields []string) (string, error) {
 		}
 		segment, _, err := f.parse(texts[i])
 		if openPattern.MatchString(texts[i]) {
-			err = fmt.Errorf("%s %q: crons differ in what that is; write a range before a step, as in 5-59/10, and ~ alone",
-				f.name, texts[i])
+			err = fmt.Errorf("%s %q: crons differ in what that is; write a range before a step, as in 5-59/10, "+
+				"and ~ alone", f.name, texts[i])
 		}
 		if err != nil {
 			return "", err
@@ -3029,7 +3031,7 @@ func clockChanges(j job, now time.Time) string {
 		}
 		_, before := at.Add(-1).Zone()
 		_, after := at.Zone()
-		wall := at.UTC().Add(time.Duration(min(before, after)) * time.Second) // the times that are left out, or repeated
+		wall := at.UTC().Add(time.Duration(min(before, after)) * time.Second) // the times left out, or repeated
 		end := wall.Add(time.Duration(max(before-after, after-before)) * time.Second)
 		if next := sched.next(wall.Add(-1)); !next.IsZero() && next.Before(end) {
 			how := map[bool]string{true: "not at all on ", false: "twice on "}[after > before]
@@ -3042,8 +3044,8 @@ func clockChanges(j job, now time.Time) string {
 // What a command may begin with that says nothing about what it does, what its parts are between, and what begins a
 // part that says nothing.
 var (
-	cronWrappers = strings.Fields("bash chronic command dash do env exec flock if ionice java ksh nice node nohup perl " +
-		"php python python2 python3 ruby setsid sh sudo then time timeout zsh")
+	cronWrappers = strings.Fields("bash chronic command dash do env exec flock if ionice java ksh nice node nohup " +
+		"perl php python python2 python3 ruby setsid sh sudo then time timeout zsh")
 	cronParts    = regexp.MustCompile(`&&|[|;\n]`)
 	cronPreludes = strings.Fields(". : [ [[ cd export mkdir set sleep source test true ulimit umask")
 )
@@ -3084,7 +3086,8 @@ func tellingWords(command string) (words []string) {
 		switch {
 		case len(words) == 0 && slices.Contains(cronPreludes, base) && word == base:
 			return nil
-		case word == "" || word[0] == '-' || strings.Contains(word, "=") || number == nil || ext == ".lock" || ext == ".pid":
+		case word == "" || word[0] == '-' || strings.Contains(word, "=") || number == nil:
+		case ext == ".lock" || ext == ".pid":
 		case len(words) == 0 && slices.Contains(cronWrappers, base):
 		case slices.Contains([]string{".sh", ".py", ".pl", ".php", ".rb", ".jar", ".js"}, strings.ToLower(ext)):
 			words = append(words, strings.TrimSuffix(base, ext))
@@ -3136,9 +3139,9 @@ func setupRemovePeer(fs *flag.FlagSet, s *invocation) func() error {
 	}
 }
 
-// call returns the setup of a command that sends a request without a body and prints the response. id is the flag whose
-// value ends the path, unless the command's argument does; "": none.
-func call(method, path, id string) func(*flag.FlagSet, *invocation) func() error {
+// call returns the setup of a command that sends a request without a body, and prints the response or what it has done.
+// id is the flag whose value ends the path, unless the command's argument does; "": none.
+func call(request, id, done string) func(*flag.FlagSet, *invocation) func() error {
 	return func(fs *flag.FlagSet, s *invocation) func() error {
 		value := new(string)
 		if id != "" {
@@ -3155,7 +3158,12 @@ func call(method, path, id string) func(*flag.FlagSet, *invocation) func() error
 			if err := need("--"+id, *value, ""); id != "" && err != nil {
 				return err
 			}
-			return s.printJSON(s.ask(method, path+url.PathEscape(*value), nil))
+			method, path, _ := strings.Cut(request, " ")
+			body, err := s.ask(method, path+url.PathEscape(*value), nil)
+			if err != nil || done == "" {
+				return s.printJSON(body, err)
+			}
+			return s.say(done, *value)
 		}
 	}
 }
@@ -3244,7 +3252,8 @@ func setupRecover(fs *flag.FlagSet, s *invocation) func() error {
 			return err
 		}
 		return s.say("This server is the only one of the new cluster %s. Start it, and then the other nodes,\n"+
-			"servers and agents, with empty data directories and --retry-join. Agents that have --adopt can keep theirs.", id)
+			"servers and agents, with empty data directories and --retry-join. "+
+			"Agents that have --adopt can keep theirs.", id)
 	}
 }
 

@@ -105,9 +105,9 @@ func (s *stats) decided(outcome, reason string, n int64) {
 // after a newline. Those with words of people after it come first.
 var reasonWords = []struct{ words, why string }{
 	{"\nheld by ", "held"}, {"\ncalendar ", "calendar"},
-	{"overlap", "overlap"}, {"retry of an earlier run", "overlap"}, {"mutex", "overlap"}, {"took its place", "overlap"}, {"no node", "no_node"},
-	{"no leader until", "outage"}, {"the leader was more than", "outage"}, {"later ticks were due", "outage"},
-	{"at once", "full"}, {" for node ", "no_node"},
+	{"overlap", "overlap"}, {"retry of an earlier run", "overlap"}, {"mutex", "overlap"}, {"took its place", "overlap"},
+	{"no node", "no_node"}, {"no leader until", "outage"}, {"the leader was more than", "outage"},
+	{"later ticks were due", "outage"}, {"at once", "full"}, {" for node ", "no_node"},
 }
 
 func whyNotRun(reason string) string {
@@ -136,18 +136,17 @@ type reminders struct {
 func (r *reminders) due(subject string, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := func(_ string, at time.Time) bool { return now.Sub(at) >= reminderPause }
-	if at, ok := r.logged[subject]; ok && !old("", at) {
-		return false
-	}
-	if len(r.logged) >= remindersMax {
-		maps.DeleteFunc(r.logged, old)
-	}
-	if len(r.logged) >= remindersMax {
-		return false
-	}
 	if r.logged == nil {
 		r.logged = map[string]time.Time{}
+	}
+	if at, ok := r.logged[subject]; ok && now.Sub(at) < reminderPause {
+		return false
+	}
+	if len(r.logged) >= remindersMax {
+		maps.DeleteFunc(r.logged, func(_ string, at time.Time) bool { return now.Sub(at) >= reminderPause })
+	}
+	if len(r.logged) >= remindersMax {
+		return false
 	}
 	r.logged[subject] = now
 	return true
@@ -230,7 +229,8 @@ func (l diskLimit) problem(dir string, free, size uint64) string {
 	if size == 0 || free >= l.free && free >= size/l.share {
 		return ""
 	}
-	return fmt.Sprintf("the disk of %s is nearly full, less than %d %% or %d MB are free: make room before writes fail", dir, 100/l.share, l.free>>20)
+	return fmt.Sprintf("the disk of %s is nearly full, less than %d %% or %d MB are free: make room before writes fail",
+		dir, 100/l.share, l.free>>20)
 }
 
 // histogram counts durations in buckets.
@@ -294,25 +294,32 @@ type jobNumbers struct {
 // memberStatus has the names of the values of member.Status.
 var memberStatus = []string{"none", "alive", "leaving", "left", "failed"}
 
-// jobMetrics are the metrics of one job. A value that is NaN is left out.
-var jobMetrics = []struct {
-	name, help, outcome string
-	value               func(j *jobNumbers) float64
-}{
-	{"belfry_job_failing", "1 if the last run failed on a node, after its last attempt.", "", func(j *jobNumbers) float64 { return oneIf(j.Failing) }},
-	{"belfry_job_last_success_timestamp_seconds", "When an execution succeeded last.", "", func(j *jobNumbers) float64 { return secondsOf(j.LastSuccess, 0) }},
-	{"belfry_job_last_duration_seconds", "How long the last execution that has ended took.", "", func(j *jobNumbers) float64 { return secondsOf(j.Took, -1) }},
-	{"belfry_job_oldest_running_timestamp_seconds", "When the oldest running execution began.", "", func(j *jobNumbers) float64 { return secondsOf(j.Oldest, 0) }},
-	{"belfry_job_max_runtime_seconds", "The job's max_runtime.", "", func(j *jobNumbers) float64 { return limitOf(j.MaxRuntime) }},
-	{"belfry_job_max_silence_seconds", "The job's max_silence.", "", func(j *jobNumbers) float64 { return limitOf(j.MaxSilence) }},
-	{"belfry_job_runs_total", "Executions that ended, by outcome.", outcomeSuccess, func(j *jobNumbers) float64 { return float64(j.Success) }},
-	{"belfry_job_runs_total", "", outcomeFailed, func(j *jobNumbers) float64 { return float64(j.Failed) }},
-	{"belfry_job_ticks_total", "Ticks since the job was made, by outcome; one that ran counts when it has ended.", outcomeRan, func(j *jobNumbers) float64 { return float64(j.Ran) }},
-	{"belfry_job_ticks_total", "", outcomeLate, func(j *jobNumbers) float64 { return float64(j.Late) }},
-	{"belfry_job_ticks_total", "", outcomeSkipped, func(j *jobNumbers) float64 { return float64(j.Skipped) }},
-	{"belfry_job_ticks_total", "", outcomeMissed, func(j *jobNumbers) float64 { return float64(j.Missed) }},
-	{"dkron_job_executions_succeeded_total", "As belfry_job_runs_total, with Dkron's name.", "", func(j *jobNumbers) float64 { return float64(j.Success) }},
-	{"dkron_job_executions_failed_total", "As belfry_job_runs_total, with Dkron's name.", "", func(j *jobNumbers) float64 { return float64(j.Failed) }},
+// jobMetrics are the metrics of one job. Those of one name differ in their outcome, and the first has the help.
+var jobMetrics = [...]struct{ name, outcome, help string }{
+	{"belfry_job_failing", "", "1 if the last run failed on a node, after its last attempt."},
+	{"belfry_job_last_success_timestamp_seconds", "", "When an execution succeeded last."},
+	{"belfry_job_last_duration_seconds", "", "How long the last execution that has ended took."},
+	{"belfry_job_oldest_running_timestamp_seconds", "", "When the oldest running execution began."},
+	{"belfry_job_max_runtime_seconds", "", "The job's max_runtime."},
+	{"belfry_job_max_silence_seconds", "", "The job's max_silence."},
+	{"belfry_job_runs_total", outcomeSuccess, "Executions that ended, by outcome."},
+	{"belfry_job_runs_total", outcomeFailed, ""},
+	{"belfry_job_ticks_total", outcomeRan,
+		"Ticks since the job was made, by outcome; one that ran counts when it has ended."},
+	{"belfry_job_ticks_total", outcomeLate, ""},
+	{"belfry_job_ticks_total", outcomeSkipped, ""},
+	{"belfry_job_ticks_total", outcomeMissed, ""},
+	{"dkron_job_executions_succeeded_total", "", "As belfry_job_runs_total, with Dkron's name."},
+	{"dkron_job_executions_failed_total", "", "As belfry_job_runs_total, with Dkron's name."},
+}
+
+// values are those of jobMetrics, in its order. One that is NaN is left out.
+func (j *jobNumbers) values() [len(jobMetrics)]float64 {
+	return [...]float64{
+		oneIf(j.Failing), secondsOf(j.LastSuccess, 0), secondsOf(j.Took, -1), secondsOf(j.Oldest, 0),
+		limitOf(j.MaxRuntime), limitOf(j.MaxSilence), float64(j.Success), float64(j.Failed),
+		float64(j.Ran), float64(j.Late), float64(j.Skipped), float64(j.Missed), float64(j.Success), float64(j.Failed),
+	}
 }
 
 func oneIf(ok bool) float64 {
@@ -341,39 +348,52 @@ func limitOf(text string) float64 {
 // write writes all metrics in Prometheus' text format.
 func (s *stats) write(w io.Writer, g gauges) {
 	p := &printer{w: w}
-	p.metric("belfry_build_info", "Version of this build.", 1, "version", g.Version, "go", runtime.Version())
-	p.metric("belfry_leader", "1 if this server leads.", oneIf(g.Leading))
-	p.metric("belfry_leader_known", "1 if this server knows a leader.", oneIf(g.LeaderKnown))
-	p.metric("belfry_term", "Term of the cluster, which grows with each election.", float64(g.Term))
+	one, by := p.metric, p.counters
+	one("belfry_build_info", "Version of this build.", 1, "version", g.Version, "go", runtime.Version())
+	one("belfry_leader", "1 if this server leads.", oneIf(g.Leading))
+	one("belfry_leader_known", "1 if this server knows a leader.", oneIf(g.LeaderKnown))
+	one("belfry_term", "Term of the cluster, which grows with each election.", float64(g.Term))
 	for _, status := range memberStatus[1:] {
-		p.metric("belfry_members", "Nodes, by status.", float64(g.Members[status]), "status", status)
+		one("belfry_members", "Nodes, by status.", float64(g.Members[status]), "status", status)
 	}
-	p.metric("belfry_voters", "Servers that vote.", float64(g.Voters))
-	p.metric("belfry_voters_answering", "Servers that vote and have not failed.", float64(g.Answering))
-	p.metric("belfry_voters_needed", "Servers that vote and must answer.", float64(g.Voters/2+1))
-	p.metric("belfry_clock_difference_seconds", "Largest difference of another server's clock to this one's.", g.Clocks.Seconds())
-	p.metric("belfry_disk_free_bytes", "Free on the disk of the data directory.", float64(g.Free))
-	p.metric("belfry_disk_size_bytes", "Size of the disk of the data directory.", float64(g.Size))
-	p.metric("belfry_jobs", "Jobs in the cluster.", float64(g.Jobs))
-	p.metric("belfry_jobs_without_metrics", "Jobs beyond --metrics-jobs, or that the token may not read.", float64(g.Jobs-len(g.Shown)))
-	p.metric("belfry_executions_running", "Executions on this node that have not ended.", float64(g.Running))
-	p.metric("belfry_results_undelivered", "Results on this node that no leader has acknowledged.", float64(g.Undelivered))
-	p.metric("belfry_due_lag_seconds", "How long the earliest due tick has been waiting for this leader.", g.Lag.Seconds())
-	p.counters("belfry_runs_total", "Executions that ended since this server started, by outcome.", "outcome", runOutcomes, &s.runs)
-	p.counters("belfry_ticks_total", "Ticks decided since this server started, by outcome.", "outcome", tickOutcomes, &s.ticks)
-	p.counters("belfry_ticks_not_run_total", "Ticks that did not run since this server started, by why.", "why", tickWhys, &s.whys)
-	p.counters("belfry_requests_refused_total", "Client requests that this node refused, by reason.", "reason", refusalReasons, &g.Requests.counts)
-	p.metric("belfry_notices_waiting", "Notices that wait for their receivers.", float64(g.Notices))
-	p.metric("belfry_notices_delivered_total", "Notices that receivers took since this server started.", float64(s.told.Load()))
-	p.metric("belfry_notices_lost_total", "Notices given up since this server started.", float64(s.untold.Load()))
-	p.counters("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.", "reason", planeReasons, g.Refused)
-	for _, m := range jobMetrics {
-		for i := range g.Shown {
+	one("belfry_voters", "Servers that vote.", float64(g.Voters))
+	one("belfry_voters_answering", "Servers that vote and have not failed.", float64(g.Answering))
+	one("belfry_voters_needed", "Servers that vote and must answer.", float64(g.Voters/2+1))
+	one("belfry_clock_difference_seconds", "Largest difference of another server's clock to this one's.",
+		g.Clocks.Seconds())
+	one("belfry_disk_free_bytes", "Free on the disk of the data directory.", float64(g.Free))
+	one("belfry_disk_size_bytes", "Size of the disk of the data directory.", float64(g.Size))
+	one("belfry_jobs", "Jobs in the cluster.", float64(g.Jobs))
+	one("belfry_jobs_without_metrics", "Jobs beyond --metrics-jobs, or that the token may not read.",
+		float64(g.Jobs-len(g.Shown)))
+	one("belfry_executions_running", "Executions on this node that have not ended.", float64(g.Running))
+	one("belfry_results_undelivered", "Results on this node that no leader has acknowledged.", float64(g.Undelivered))
+	one("belfry_due_lag_seconds", "How long the earliest due tick has been waiting for this leader.", g.Lag.Seconds())
+	by("belfry_runs_total", "Executions that ended since this server started, by outcome.", "outcome", runOutcomes,
+		&s.runs)
+	by("belfry_ticks_total", "Ticks decided since this server started, by outcome.", "outcome", tickOutcomes,
+		&s.ticks)
+	by("belfry_ticks_not_run_total", "Ticks that did not run since this server started, by why.", "why", tickWhys,
+		&s.whys)
+	by("belfry_requests_refused_total", "Client requests that this node refused, by reason.", "reason", refusalReasons,
+		&g.Requests.counts)
+	one("belfry_notices_waiting", "Notices that wait for their receivers.", float64(g.Notices))
+	one("belfry_notices_delivered_total", "Notices that receivers took since this server started.",
+		float64(s.told.Load()))
+	one("belfry_notices_lost_total", "Notices given up since this server started.", float64(s.untold.Load()))
+	by("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.", "reason",
+		planeReasons, g.Refused)
+	shown := make([][len(jobMetrics)]float64, len(g.Shown))
+	for i := range g.Shown {
+		shown[i] = g.Shown[i].values()
+	}
+	for k, m := range jobMetrics {
+		for i := range shown {
 			labels := []string{"job_name", g.Shown[i].Name, "outcome", m.outcome}
 			if m.outcome == "" {
 				labels = labels[:2]
 			}
-			p.metric(m.name, m.help, m.value(&g.Shown[i]), labels...)
+			p.metric(m.name, m.help, shown[i][k], labels...)
 		}
 	}
 	p.histogram("belfry_commit_seconds", "Time from proposing a change on this leader to applying it.", &s.commits)
@@ -393,7 +413,7 @@ func (p *printer) head(name, kind, help string) {
 	p.last = name
 }
 
-// metric writes a value, unless it is NaN, with labels: names and values in turn. A name that ends in _total is a counter.
+// metric writes a value, unless it is NaN, with labels: names and values in turn. What ends in _total is a counter.
 func (p *printer) metric(name, help string, v float64, labels ...string) {
 	if math.IsNaN(v) {
 		return
@@ -438,7 +458,8 @@ func (p *printer) histogram(name, help string, h *histogram) {
 // goMetrics are metrics of the Go runtime, under the names that the Prometheus client library uses.
 var goMetrics = []struct{ name, help, source string }{
 	{"go_goroutines", "Goroutines that exist.", "/sched/goroutines:goroutines"},
-	{"go_memstats_heap_alloc_bytes", "Bytes in live and not yet swept heap objects.", "/memory/classes/heap/objects:bytes"},
+	{"go_memstats_heap_alloc_bytes", "Bytes in live and not yet swept heap objects.",
+		"/memory/classes/heap/objects:bytes"},
 	{"go_memstats_sys_bytes", "Bytes obtained from the system.", "/memory/classes/total:bytes"},
 	{"go_gc_cycles_total", "Garbage collections that are done.", "/gc/cycles/total:gc-cycles"},
 }
@@ -627,12 +648,13 @@ func (e *events) publish(marks []mark, full bool) {
 func (e *events) close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.open != nil { // publish may have closed it before the timer fired
-		e.closeLocked()
-	}
+	e.closeLocked()
 }
 
 func (e *events) closeLocked() {
+	if e.open == nil { // publish has closed it before the timer fired
+		return
+	}
 	e.kept[e.count%windowsKept] = e.open
 	e.count, e.open, e.closed = e.count+1, nil, time.Now()
 	if e.more != nil {
@@ -809,10 +831,9 @@ const (
 
 // jobEvents are about a job, clusterEvents about none.
 var (
-	jobEvents = []string{eventStart, eventEnd, eventFailed, eventRecovered, eventMissed, eventOverdue, eventOverrun, eventLost}
-
+	jobEvents = []string{eventStart, eventEnd, eventFailed, eventRecovered, eventMissed, eventOverdue, eventOverrun,
+		eventLost}
 	clusterEvents = []string{eventNewLeader, eventNodeFailed, eventNodeBack, eventNoSpare, eventDisk, eventClock}
-
 	// noticesDefault are those of --notify-on.
 	noticesDefault = slices.Concat(jobEvents[2:], clusterEvents[1:])
 )
@@ -872,13 +893,15 @@ func (n *notice) text() string {
 		eventOverdue: "is overdue" + on, eventOverrun: "overruns its schedule",
 	}[n.Event]
 	if n.Event == eventMissed && n.Count > 0 {
-		what = fmt.Sprintf("missed %d ticks, due from %s to %s", n.Count, n.Due.Format(time.RFC3339), n.Until.Format(time.RFC3339))
+		due, until := n.Due.Format(time.RFC3339), n.Until.Format(time.RFC3339)
+		what = fmt.Sprintf("missed %d ticks, due from %s to %s", n.Count, due, until)
 	}
 	text := cmp.Or(n.Job, "belfry") + strings.TrimRight(" "+what, " ")
 	if n.Reason != "" {
 		text += ": " + n.Reason
 	}
-	if output := strings.TrimSpace(n.Output[max(0, len(n.Output)-noticeLinesBytes):]); output != "" && n.Event != eventRecovered {
+	output := strings.TrimSpace(n.Output[max(0, len(n.Output)-noticeLinesBytes):])
+	if output != "" && n.Event != eventRecovered {
 		text += "\n" + strings.ToValidUTF8(output, "")
 	}
 	return text
@@ -915,8 +938,8 @@ type mailConfig struct {
 
 // hooks are the receivers that the operator may name, by their flags.
 func (c *notifyConfig) hooks() map[string]*hook {
-	return map[string]*hook{receiverNotify: &c.Webhook, receiverPost: &c.Post, receiverPre: &c.Pre, receiverCronitor: &c.Cronitor,
-		receiverHeartbeat: &c.Heartbeat}
+	return map[string]*hook{receiverNotify: &c.Webhook, receiverPost: &c.Post, receiverPre: &c.Pre,
+		receiverCronitor: &c.Cronitor, receiverHeartbeat: &c.Heartbeat}
 }
 
 // validate fills in what was not given. The error names the flag.
@@ -1034,15 +1057,18 @@ func (c *notifyConfig) listeners() map[string][]string {
 type courier struct {
 	cfg          notifyConfig
 	node         string
-	dial         func(ctx context.Context, network, address string) (net.Conn, error)
+	dial         dialer
 	own, guarded http.Client // for URLs of the operator, and of jobs, which may not lead everywhere
 	sends        chan struct{}
 
 	per sync.Map // receiver or host → chan struct{} that bounds attempts to it
 }
 
+// A dialer connects as net.Dialer.DialContext does.
+type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
+
 // newCourier returns a courier of a node. limits are those of http jobs; dial, if it is not nil, replaces the network.
-func newCourier(cfg notifyConfig, node string, limits nodeLimits, dial func(context.Context, string, string) (net.Conn, error)) (*courier, error) {
+func newCourier(cfg notifyConfig, node string, limits nodeLimits, dial dialer) (*courier, error) {
 	c := &courier{cfg: cfg, node: node, dial: dial, sends: make(chan struct{}, noticeSends)}
 	if dial == nil {
 		c.dial = (&net.Dialer{}).DialContext
@@ -1135,7 +1161,8 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 		return c.send(ctx, &c.own, http.MethodGet, h.URL, key, nil, nil)
 	case receiver == receiverCronitor:
 		state := map[string]string{eventStart: "run", outcomeSuccess: "complete"}[cmp.Or(n.Outcome, n.Event)]
-		query := url.Values{"state": {cmp.Or(state, "fail")}, "host": {n.Node}, "series": {strconv.FormatInt(n.Group, 10)}, "message": {n.Text}}
+		query := url.Values{"state": {cmp.Or(state, "fail")}, "host": {n.Node}, "message": {n.Text},
+			"series": {strconv.FormatInt(n.Group, 10)}}
 		return c.send(ctx, &c.own, http.MethodGet, h.URL+"/"+url.PathEscape(n.Job)+"?"+query.Encode(), key, nil, nil)
 	}
 	body, err := c.execute(h.payload, n)
@@ -1147,7 +1174,8 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 
 // wantsOutput reports whether a receiver's template may contain the whole output.
 func (c *courier) wantsOutput(receiver string) bool {
-	return receiver == receiverPost || strings.Contains(c.cfg.Mail.Payload, ".Output") && !strings.HasPrefix(receiver, receiverURL)
+	inMail := strings.Contains(c.cfg.Mail.Payload, ".Output")
+	return receiver == receiverPost || inMail && !strings.HasPrefix(receiver, receiverURL)
 }
 
 // execute makes the body of a payload.
@@ -1167,7 +1195,9 @@ func (c *courier) slots(receiver string) chan struct{} {
 
 // send makes a request with a body: nil, bytes, or what is sent as JSON. It follows no redirects. Errors do not quote
 // the URL, which may be secret.
-func (c *courier) send(ctx context.Context, client *http.Client, method, to, key string, header http.Header, body any) (err error) {
+func (c *courier) send(
+	ctx context.Context, client *http.Client, method, to, key string, header http.Header, body any,
+) (err error) {
 	doc, ok := body.([]byte)
 	if body != nil && !ok {
 		if doc, err = json.Marshal(body); err != nil {
@@ -1218,8 +1248,8 @@ func (c *courier) mail(ctx context.Context, to, key string, n notice) error {
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "From: %s\r\nTo: <%s>\r\nSubject: %s\r\nDate: %s\r\nMessage-ID: <%s@%s>\r\nMIME-Version: 1.0\r\n"+
 		"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n",
-		m.from, to, mime.QEncoding.Encode("utf-8", strings.TrimSpace(m.Prefix+" "+subject)), time.Now().Format(time.RFC1123Z),
-		key, domainOf(m.from.Address))
+		m.from, to, mime.QEncoding.Encode("utf-8", strings.TrimSpace(m.Prefix+" "+subject)),
+		time.Now().Format(time.RFC1123Z), key, domainOf(m.from.Address))
 	body := quotedprintable.NewWriter(&out)
 	body.Write(text) // to memory
 	body.Close()
@@ -1239,10 +1269,10 @@ func (c *courier) mail(ctx context.Context, to, key string, n notice) error {
 	if err == nil {
 		err = m.converse(client, security, to, out.Bytes())
 	}
-	if err != nil {
-		return cmp.Or(context.Cause(ctx), err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	return cmp.Or(context.Cause(ctx), err)
 }
 
 // converse has the server take a message.
@@ -1267,14 +1297,13 @@ func (m *mailConfig) converse(client *smtp.Client, security *tls.Config, to stri
 	if err != nil {
 		return err
 	}
-	if _, err := w.Write(message); err != nil {
-		return err
+	if _, err = w.Write(message); err == nil {
+		err = w.Close()
 	}
-	if err := w.Close(); err != nil {
-		return err
+	if err == nil { // the message is taken
+		client.Quit()
 	}
-	client.Quit() // the message is taken
-	return nil
+	return err
 }
 
 // smtpConn reads no more of a conversation than noticeReadMax.
