@@ -654,8 +654,9 @@ func readConfig(fs *flag.FlagSet, file string) error {
 		case fs.Lookup(name) == nil:
 			var names []string
 			fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
-			near := slices.MinFunc(names, func(a, b string) int { return editDistance(a, name) - editDistance(b, name) })
-			err = fmt.Errorf("line %d: there is no setting %q; the nearest is %q", set.line, set.name, near)
+			closer := func(a, b string) int { return editDistance(a, name) - editDistance(b, name) }
+			err = fmt.Errorf("line %d: there is no setting %q; the nearest is %q", set.line, set.name,
+				slices.MinFunc(names, closer))
 		case !given[name]:
 			if e := fs.Set(name, set.value); e != nil {
 				err = fmt.Errorf("line %d: %s: invalid value %q: %w", set.line, set.name, set.value, e)
@@ -2523,7 +2524,7 @@ func (s *invocation) restore(q url.Values, docs []json.RawMessage) error {
 }
 
 // showChanges prints what the jobs would change of those that there are, and reports whether it is anything.
-func (s *invocation) showChanges(docs []json.RawMessage, prune bool, metadata map[string]string) (some bool, err error) {
+func (s *invocation) showChanges(docs []json.RawMessage, prune bool, metadata map[string]string) (bool, error) {
 	present, err := fetch[[]job](s, "/v1/jobs")
 	if err != nil {
 		return false, err

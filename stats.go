@@ -381,8 +381,8 @@ func (s *stats) write(w io.Writer, g gauges) {
 	one("belfry_notices_delivered_total", "Notices that receivers took since this server started.",
 		float64(s.told.Load()))
 	one("belfry_notices_lost_total", "Notices given up since this server started.", float64(s.untold.Load()))
-	by("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.", "reason",
-		planeReasons, g.Refused)
+	by("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.",
+		"reason", planeReasons, g.Refused)
 	shown := make([][len(jobMetrics)]float64, len(g.Shown))
 	for i := range g.Shown {
 		shown[i] = g.Shown[i].values()
