@@ -1112,10 +1112,7 @@ func (s *scheduler) comingMarks(to time.Time, width time.Duration, globs []strin
 		marks := []comingMark{}
 		for sched := j.schedule(zone); due != never && due < nanosOf(to); {
 			t := timeOf(due)
-			end := min(nanosOf(t.Truncate(width).Add(width)), nanosOf(to)) - 1
-			if j.ExpiresAt != 0 {
-				end = min(end, int64(j.ExpiresAt))
-			}
+			end := min(nanosOf(t.Truncate(width).Add(width))-1, nanosOf(to)-1, j.end())
 			n, last := sched.count(t, timeOf(end))
 			marks = append(marks, comingMark{t, n + 1})
 			if n > 0 {
@@ -2333,10 +2330,7 @@ func (s *scheduler) trimLoop(ctx context.Context) error {
 		whole := now.Sub(reviewed) >= reviewPause
 		if whole {
 			reviewed = now
-			if err := s.fatal(ctx, s.resetFuture(ctx)); err != nil {
-				return err
-			}
-			if err := s.doubtOld(now); err != nil {
+			if err := cmp.Or(s.fatal(ctx, s.resetFuture(ctx)), s.doubtOld(now)); err != nil {
 				return err
 			}
 		}
@@ -2715,22 +2709,15 @@ func (s *scheduler) put(ctx context.Context, r request, sent job) (*jobRow, appl
 		return nil, applied{}, badInput{err}
 	}
 	row, res, err := s.attempt(ctx, r, actionPut, func(c *command) (*jobRow, error) {
-		j := sent
-		base, err := s.store.job(j.Name)
-		switch {
-		case errors.Is(err, errNoJob):
-			base = &jobRow{job: j}
-		case err != nil:
+		base, err := s.store.job(sent.Name)
+		if errors.Is(err, errNoJob) {
+			base, err = &jobRow{job: sent}, nil
+		}
+		if err != nil {
 			return nil, err
-		default:
-			j.dropRecord()
 		}
-		p := jobPut{Base: base.version, Job: j, Keep: sameTicks(base, &j), Next: base.next}
-		if !p.Keep {
-			p.Next = j.firstTick(s.timezone(), c.Now, base.fired)
-		}
-		c.Submit, c.Put = true, []jobPut{p}
-		return base.with(&j, p.Next), nil
+		c.Submit = true
+		return s.putOver(*base, sent, c), nil
 	})
 	if err == nil && res.repeated() && !answeredFor(res.Answer, sent) {
 		err = errKeyUsed
@@ -2753,16 +2740,21 @@ func answeredFor(answer string, j job) bool {
 	return err == nil && was.document() == j.document()
 }
 
-// sameTicks reports whether the ticks of j are those of the stored job.
-func sameTicks(r *jobRow, j *job) bool {
-	return r.version != jobVersion{} && r.Schedule == j.Schedule && r.Timezone == j.Timezone &&
-		r.Disabled == j.Disabled && r.ParentJob == j.ParentJob && r.StartsAt == j.StartsAt && r.ExpiresAt == j.ExpiresAt
-}
-
-// with returns the row as it is when j is stored over it.
-func (r jobRow) with(j *job, next int64) *jobRow {
+// putOver adds to a command that j is stored over a row, and returns the row as it is then. The next tick stays unless
+// what decides it has changed.
+func (s *scheduler) putOver(r jobRow, j job, c *command) *jobRow {
 	was := r.job
-	r.job, r.doc, r.next = *j, []byte(j.document()), next
+	if r.version != (jobVersion{}) {
+		j.dropRecord()
+	}
+	keep := r.version != jobVersion{} && was.Schedule == j.Schedule && was.Timezone == j.Timezone &&
+		was.Disabled == j.Disabled && was.ParentJob == j.ParentJob && was.StartsAt == j.StartsAt &&
+		was.ExpiresAt == j.ExpiresAt
+	if !keep {
+		r.next = j.firstTick(s.timezone(), c.Now, r.fired)
+	}
+	c.Put = append(c.Put, jobPut{Base: r.version, Job: j, Keep: keep, Next: r.next})
+	r.job, r.doc = j, []byte(j.document())
 	r.SuccessCount, r.ErrorCount = was.SuccessCount, was.ErrorCount
 	r.LastSuccess, r.LastError = was.LastSuccess, was.LastError
 	return &r
@@ -2927,14 +2919,11 @@ func (s *scheduler) toggle(ctx context.Context, r request, name string, disabled
 		if err != nil {
 			return nil, err
 		}
-		put := jobPut{Base: base.version, Job: base.job, Next: base.next}
-		put.Job.dropRecord()
-		if put.Keep = disabled != nil && *disabled == base.Disabled; !put.Keep {
-			put.Job.Disabled = !base.Disabled
-			put.Next = put.Job.firstTick(s.timezone(), c.Now, base.fired)
+		j := base.job
+		if j.Disabled = !j.Disabled; disabled != nil {
+			j.Disabled = *disabled
 		}
-		c.Put = []jobPut{put}
-		return base.with(&put.Job, put.Next), nil
+		return s.putOver(*base, j, c), nil
 	})
 }
 
@@ -3015,9 +3004,8 @@ func (s *scheduler) toggleAll(ctx context.Context, r request, metadata map[strin
 				continue
 			}
 			j := row.job
-			j.dropRecord()
 			j.Disabled = disabled
-			c.Put = append(c.Put, jobPut{Base: row.version, Job: j, Next: j.firstTick(s.timezone(), c.Now, row.fired)})
+			s.putOver(*row, j, c)
 			names = append(names, j.Name)
 		}
 		c.Answer = jsonText(names)
