@@ -1137,12 +1137,12 @@ func (f *tlsFiles) load() (certs []tls.Certificate, roots *x509.CertPool, err er
 	if f.CA == "" {
 		return certs, nil, nil
 	}
-	pem, err := os.ReadFile(f.CA)
+	pem, err := readNamed("--tls-ca", f.CA)
 	if err != nil {
-		return nil, nil, fmt.Errorf("--tls-ca: %w", err)
+		return nil, nil, err
 	}
 	roots = x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
+	if !roots.AppendCertsFromPEM([]byte(pem)) {
 		return nil, nil, fmt.Errorf("--tls-ca: %s holds no certificate; it must have them as PEM", f.CA)
 	}
 	return certs, roots, nil

@@ -383,19 +383,7 @@ func (s *stats) write(w io.Writer, g gauges) {
 	one("belfry_notices_lost_total", "Notices given up since this server started.", float64(s.untold.Load()))
 	by("belfry_plane_refused_total", "Messages from other nodes that this node refused or dropped, by reason.",
 		"reason", planeReasons, g.Refused)
-	shown := make([][len(jobMetrics)]float64, len(g.Shown))
-	for i := range g.Shown {
-		shown[i] = g.Shown[i].values()
-	}
-	for k, m := range jobMetrics {
-		for i := range shown {
-			labels := []string{"job_name", g.Shown[i].Name, "outcome", m.outcome}
-			if m.outcome == "" {
-				labels = labels[:2]
-			}
-			p.metric(m.name, m.help, shown[i][k], labels...)
-		}
-	}
+	p.jobs(g.Shown)
 	p.histogram("belfry_commit_seconds", "Time from proposing a change on this leader to applying it.", &s.commits)
 	p.runtime()
 }
@@ -434,6 +422,22 @@ func (p *printer) value(name, labels string, v float64) {
 		labels = "{" + labels + "}"
 	}
 	fmt.Fprintf(p.w, "%s%s %s\n", name, labels, strconv.FormatFloat(v, 'g', -1, 64))
+}
+
+func (p *printer) jobs(list []jobNumbers) {
+	values := make([][len(jobMetrics)]float64, len(list))
+	for i := range list {
+		values[i] = list[i].values()
+	}
+	for k, m := range jobMetrics {
+		for i := range list {
+			labels := []string{"job_name", list[i].Name, "outcome", m.outcome}
+			if m.outcome == "" {
+				labels = labels[:2]
+			}
+			p.metric(m.name, m.help, values[i][k], labels...)
+		}
+	}
 }
 
 func (p *printer) counters(name, help, label string, labels []string, by *countBy) {
@@ -1128,10 +1132,9 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 			n.Links.Execution = job + "/executions/" + url.PathEscape(n.Execution)
 		}
 	}
-	header := http.Header{"Content-Type": {"application/json"}}
 	switch {
 	case kind == receiverURL:
-		return c.send(ctx, &c.guarded, http.MethodPost, address, key, header, n)
+		return c.send(ctx, &c.guarded, http.MethodPost, address, key, nil, n)
 	case kind == receiverMail, kind == receiverOwner:
 		err := c.cfg.Mail.checkAddress(address)
 		if err == nil {
@@ -1149,14 +1152,14 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 			Channel string `json:"channel,omitempty"`
 			Text    string `json:"text"`
 		}{channel, n.Text}
-		return c.send(ctx, &c.own, http.MethodPost, c.cfg.Slack[team], key, header, doc)
+		return c.send(ctx, &c.own, http.MethodPost, c.cfg.Slack[team], key, nil, doc)
 	}
 	h := c.cfg.hooks()[receiver]
 	switch {
 	case h == nil || h.URL == "":
 		return fmt.Errorf("this server has no --%s", receiver)
 	case receiver == receiverNotify:
-		return c.send(ctx, &c.own, http.MethodPost, h.URL, key, header, n)
+		return c.send(ctx, &c.own, http.MethodPost, h.URL, key, nil, n)
 	case receiver == receiverHeartbeat:
 		return c.send(ctx, &c.own, http.MethodGet, h.URL, key, nil, nil)
 	case receiver == receiverCronitor:
@@ -1169,7 +1172,7 @@ func (c *courier) deliver(ctx context.Context, receiver, key string, n notice) e
 	if err != nil {
 		return err
 	}
-	return c.send(ctx, &c.own, http.MethodPost, h.URL, key, h.header.Clone(), body)
+	return c.send(ctx, &c.own, http.MethodPost, h.URL, key, h.header, body)
 }
 
 // wantsOutput reports whether a receiver's template may contain the whole output.
@@ -1193,24 +1196,23 @@ func (c *courier) slots(receiver string) chan struct{} {
 	return slots.(chan struct{})
 }
 
-// send makes a request with a body: nil, bytes, or what is sent as JSON. It follows no redirects. Errors do not quote
-// the URL, which may be secret.
+// send makes a request with a body: nil, bytes that header describes, or what is sent as JSON. It follows no redirects.
+// Errors do not quote the URL, which may be secret.
 func (c *courier) send(
 	ctx context.Context, client *http.Client, method, to, key string, header http.Header, body any,
 ) (err error) {
-	doc, ok := body.([]byte)
-	if body != nil && !ok {
+	doc, raw := body.([]byte)
+	if body != nil && !raw {
 		if doc, err = json.Marshal(body); err != nil {
 			return err
 		}
+		header = http.Header{"Content-Type": {"application/json"}}
 	}
 	req, err := http.NewRequestWithContext(ctx, method, to, bytes.NewReader(doc))
 	if err != nil {
 		return errURL
 	}
-	if req.Header = header; header == nil {
-		req.Header = http.Header{}
-	}
+	maps.Copy(req.Header, header)
 	req.Header.Set("User-Agent", "belfry")
 	req.Header.Set("Idempotency-Key", key)
 	resp, err := client.Do(req)
