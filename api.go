@@ -165,7 +165,7 @@ func (a *api) routes() []route {
 		{"GET /v1/jobs/{job}/ticks", mayList, a.listTicks, "start end _start _end"},
 		{"GET /v1/jobs/{job}/targets", mayRead, a.targets, ""},
 
-		{"GET /v1/busy", mayList, a.busy, "waiting limit"},
+		{"GET /v1/busy", mayList, a.busy, "waiting limit output_size_limit"},
 		{"GET /v1/pause", mayRead, a.showPause, ""},
 		{"POST /v1/pause", mayCreate, a.setPaused(true), ""},
 		{"POST /v1/unpause", mayCreate, a.setPaused(false), ""},
@@ -185,7 +185,7 @@ func (a *api) routes() []route {
 		{"GET /v1/executions", mayList, a.recentExecutions, "start end outcome job node owner limit output_size_limit"},
 		{"GET /v1/executions/{execution}", anyToken, a.findExecution, ""},
 		{"GET /v1/outcomes", mayListJobs, a.outcomes, "job"},
-		{"GET /v1/failures", mayList, a.failures, "start end limit"},
+		{"GET /v1/failures", mayList, a.failures, "start end limit output_size_limit"},
 		{"GET /v1/timeline", mayList, a.timeline, "parts limit"},
 		{"GET /v1/upcoming", mayList, a.upcoming, "start end limit"},
 		{watchRoute, mayListJobs, a.watch, "limit"},
@@ -2221,7 +2221,7 @@ func (a *api) busy(r *apiCall) (*response, error) {
 		return nil, err
 	}
 	list = listable(r, list)
-	rows := a.viewsOf(r, list[:min(limit, len(list))], outputBytesMax)
+	rows := a.viewsOf(r, list[:min(limit, len(list))], r.query.outputMax(outputBytesMax))
 	return &response{header: count(len(list)), rows: rows}, nil
 }
 
@@ -2619,6 +2619,10 @@ func (a *api) summary(r *apiCall) (*response, error) {
 		"today": map[string]int64{
 			"success_count": sum.DayGood, "failed_count": sum.DayBad, "skipped": sum.DaySkipped, "missed": sum.DayMissed,
 		},
+		"notices": map[string]int64{
+			"waiting":   int64(a.store.shown.Load().notices),
+			"delivered": a.store.stats.told.Load(), "lost": a.store.stats.untold.Load(),
+		},
 		"unrun": each(ticks, func(t *unrunTick) unrun { return unrun{t.Job, t.view()} }),
 	}, nil)
 }
@@ -2717,7 +2721,7 @@ func (a *api) failures(r *apiCall) (*response, error) {
 	for _, j := range jobs {
 		ids = append(ids, j.last)
 	}
-	rows, err := a.store.clients.collectExecutions(recentOutputMax,
+	rows, err := a.store.clients.collectExecutions(min(r.query.outputMax(recentOutputMax), recentOutputMax),
 		"WHERE e.id IN (SELECT value FROM json_each(?2))", jsonText(ids))
 	for _, e := range rows {
 		last[e.ID] = e
