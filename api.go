@@ -355,6 +355,9 @@ func pageScript(name string, done map[string]bool) (script []byte) {
 	return fmt.Appendf(script, "const m_%s = (() => {\n%sreturn { %s };\n})();\n", name, doc, bytes.Join(exports, []byte(", ")))
 }
 
+// pageComments are what only readers of the source need: lines of comments, and indentation.
+var pageComments = regexp.MustCompile(`(?m)^[ \t]*(//.*\n|/\*[^*]*\*/\n)?`)
+
 // pageFiles are the files of the page by name, compressed once for all servers of a process.
 var pageFiles = sync.OnceValue(func() map[string]http.Handler {
 	list, _ := fs.ReadDir(web, "web") // embedded: cannot fail
@@ -362,6 +365,7 @@ var pageFiles = sync.OnceValue(func() map[string]http.Handler {
 	for _, f := range list {
 		if contentType, ok := pageTypes[path.Ext(f.Name())]; ok {
 			doc, _ := fs.ReadFile(web, "web/"+f.Name())
+			doc = pageComments.ReplaceAll(doc, nil)
 			files[f.Name()] = pageFile(doc, contentType)
 		}
 	}

@@ -337,6 +337,24 @@ func (b *browser) check(what string) {
 	for _, c := range b.complaints() {
 		b.t.Errorf("%s: the browser says: %s", what, c)
 	}
+	accessible, err := os.ReadFile("testdata/accessible.js")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, scheme := range []string{"light", "dark"} {
+		b.devtools("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}})
+		if faults := b.run(string(accessible)); faults != "" {
+			b.t.Errorf("%s, %s:\n%s", what, scheme, faults)
+		}
+	}
+	b.devtools("Emulation.setEmulatedMedia", map[string]any{})
+}
+
+// look makes the window as large as a screen until the returned function is called.
+func (b *browser) look(width, height int) func() {
+	b.t.Helper()
+	b.devtools("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+	return func() { b.devtools("Emulation.clearDeviceMetricsOverride", map[string]any{}) }
 }
 
 // markup is what must stay text wherever it stands.
@@ -352,7 +370,7 @@ func TestPage(t *testing.T) {
 		name string
 		run  func(*testing.T, *browser)
 	}{
-		{"FirstVisit", testFirstVisit}, {"Job", testJob}, {"Markup", testMarkup}, {"Viewer", testViewer}, {"Names", testNames}, {"Live", testLive}, {"OtherOrigin", testOtherOrigin}, {"Rebinding", testRebinding},
+		{"FirstVisit", testFirstVisit}, {"Roles", testRoles}, {"Board", testBoard}, {"Traffic", testTraffic}, {"Job", testJob}, {"Markup", testMarkup}, {"Viewer", testViewer}, {"Names", testNames}, {"Live", testLive}, {"OtherOrigin", testOtherOrigin}, {"Rebinding", testRebinding},
 		{"Steady", testSteady}, {"Draft", testDraft}, {"TwoTabs", testTwoTabs}, {"Fields", testFields}, {"Addresses", testAddresses}, {"Clock", testClock}, {"Output", testOutput},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -428,7 +446,7 @@ func testFirstVisit(t *testing.T, b *browser) {
 	b.find("#output", "begun")
 	b.find("#output", "ended")
 	b.find("#following", "all of it")
-	b.find(".badge.good", "good")
+	b.find(".badge.good", "succeeded")
 	b.check("execution")
 	b.screenshots("output")
 
@@ -483,6 +501,8 @@ func testFirstVisit(t *testing.T, b *browser) {
 	b.open(p.url + "/#/jobs/long")
 	b.find("h1", "long")
 	b.press(keyTab)
+	b.reach("More actions for long")
+	b.press(keyTab)
 	b.reach("Delete long")
 	b.find("#confirm-question", "Delete the job long")
 	b.reach("Delete")
@@ -532,7 +552,7 @@ func testJob(t *testing.T, b *browser) {
 // testMarkup shows texts that look like markup in every view.
 func testMarkup(t *testing.T, b *browser) {
 	p := startServer(t, t.TempDir())
-	j := shellJob("marked", "@manually", "echo '"+markup+"'; printf '\\033[31m'; exit 3 # "+markup)
+	j := shellJob("marked", "@manually", "printf '\\033[31mred\\033[0m\\033[2J\\n'; echo '"+markup+"'; exit 3 # "+markup)
 	j.DisplayName, j.Owner, j.OwnerEmail, j.Metadata, j.Tags = markup, markup, markup, map[string]string{"team": markup}, map[string]string{}
 	p.must("POST", "/v1/jobs", j, nil)
 	p.must("POST", "/v1/jobs/marked", nil, nil)
@@ -566,13 +586,260 @@ func testMarkup(t *testing.T, b *browser) {
 		b.check(view.name)
 	}
 	b.open(p.url + "/#/jobs/marked/executions/" + list[0].ID)
-	b.find("#output", "␛[31m")
+	b.find("#output .ansi1", "red")
+	b.find("#output", "␛[2J")
 }
 
-// testViewer signs in with a token that may only look.
-func testViewer(t *testing.T, b *browser) {
-	p := launch(t, program(t, t.TempDir(), nil, "agent", "--server", "--bootstrap-expect=1", "--acl", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data"))
-	cli := func(secret string, args ...string) tokenView {
+// testRoles holds that a viewer, an operator and an admin see what failed, wait and changed, and are offered what they may
+// do: one by one and for what is selected.
+func testRoles(t *testing.T, b *browser) {
+	p, root, cli, as := guarded(t)
+	bad := shellJob("bad", "@manually", "echo first; printf '\\033[1;31mred %s\\033[0m\\n' '"+markup+"'; exit 3")
+	bad.Owner = "ops"
+	cured := shellJob("cured", "@manually", "test -e here || { touch here; exit 1; }")
+	cured.ExecutorConfig["cwd"] = t.TempDir()
+	long, waits := shellJob("long", "@manually", "sleep 600"), shellJob("waits", "@manually", "true")
+	long.Mutex, waits.Mutex = "disk", "disk"
+	for _, j := range []*job{bad, cured, long, waits} {
+		as("POST", "/v1/jobs", j)
+	}
+	for _, run := range []string{"bad", "bad", "cured", "cured", "long", "waits"} {
+		wait := "?wait=30s"
+		if run == "long" || run == "waits" {
+			wait = ""
+		}
+		as("POST", "/v1/jobs/"+run+"/run"+wait, nil)
+	}
+	offered := func(selector string) int {
+		n, _ := strconv.Atoi(b.run("return [...document.querySelectorAll(arguments[0])].filter((e) => e.checkVisibility()).length", selector))
+		return n
+	}
+	for _, role := range []string{"viewer", "operator", "admin"} {
+		b.open("about:blank")
+		b.open(p.url + "/#/failures")
+		b.write("#token", cli(root, "acl", "token", "create", "--name="+role, "--policy="+role).SecretID)
+		b.click("button", "Sign in")
+
+		// Failures are grouped, with how often, whether they go on, and how the last ended.
+		failed := len(outcomesAs(as, "bad"))
+		b.find(".failures li", fmt.Sprintf("bad failing %d times, since ", failed))
+		b.find(".failures li", "cured recovered once")
+		b.find(".failures li", "exit code 3")
+		b.find(".line", "first\nred "+markup)
+		b.check(role + " at failures")
+		if got := offered("[data-action=again]"); (got > 0) != (role != "viewer") {
+			t.Errorf("a %s is offered to run %d failures again", role, got)
+		}
+		b.screenshots("failures")
+
+		// All executions, by what stands in the address.
+		b.click(".failures a", fmt.Sprint(failed, " times"))
+		b.find("h1", "Executions")
+		b.find("tbody", "exit code 3")
+		if got := b.run("return document.querySelectorAll('tbody tr').length + document.querySelector('[name=job]').value"); got != fmt.Sprint(failed, "bad") {
+			t.Errorf("%d executions of bad without success are shown as %s", failed, got)
+		}
+		b.click("a", "Clear")
+		b.find("tbody", "cured")
+		b.write("[name=owner]", "ops")
+		b.gone("tbody", "cured")
+		b.find("tbody", "bad")
+		b.check(role + " at executions")
+		b.screenshots("executions")
+		back := b.look(390, 844)
+		b.check(role + " at executions on a phone")
+		back()
+		if got := offered("[data-pick]"); (got > 0) != (role != "viewer") {
+			t.Errorf("a %s is offered to select %d executions", role, got)
+		}
+		if role != "viewer" {
+			runs := len(outcomesAs(as, "bad"))
+			b.click("[data-action=again]", "Run again")
+			b.find("#said", "bad was started")
+			b.click("[aria-label='Select all']", "")
+			b.find("#picked", "executions selected")
+			b.click(".bulk button", "Run again")
+			b.find("#confirm-question", "executions?")
+			b.click("dialog button", "Run again")
+			b.find("#said", "were run again")
+			b.find("#picked", "None selected")
+			if got := len(outcomesAs(as, "bad")); got < runs+3 {
+				t.Errorf("bad ran %d times before and %d after it was run again three times or more", runs, got)
+			}
+		}
+
+		// The reason, and what was printed, in its colours.
+		b.click("tbody a", "ago")
+		b.find("#reason", "exit status 3")
+		b.find("#output .ansi1.bold", "red "+markup)
+		b.check(role + " at an execution")
+		if got := offered("[data-action=again]"); (got > 0) != (role != "viewer") {
+			t.Errorf("a %s is offered to run %d executions again", role, got)
+		}
+
+		// Jobs are run, disabled and enabled together; to delete one takes two clicks.
+		b.click("header a", "Jobs")
+		b.find("tbody", "waits")
+		b.check(role + " at jobs")
+		if role != "viewer" {
+			b.click("[aria-label='Select bad']", "")
+			b.click("[aria-label='Select cured']", "")
+			b.find("#picked", "2 jobs selected")
+			for _, verb := range []string{"Disable", "Enable"} {
+				b.click(".bulk button", verb)
+				b.find("#confirm-question", verb+" 2 jobs?")
+				b.click("dialog button", verb)
+				b.find("#said", "2 jobs were "+strings.ToLower(verb)+"d")
+				b.click("[aria-label='Select bad']", "")
+				b.click("[aria-label='Select cured']", "")
+			}
+		}
+		if got := offered("[data-action=delete]"); got != 0 {
+			t.Errorf("a %s finds %d ways to delete a job at the first click", role, got)
+		}
+		if got := offered(".menu"); (got > 0) != (role == "admin") {
+			t.Errorf("a %s is offered %d menus", role, got)
+		}
+		if role == "admin" {
+			b.click("[aria-label='More actions for cured']", "")
+			b.find("[data-action=delete]", "Delete")
+			b.check("open menu")
+			b.click("h1", "")
+			if offered("[data-action=delete]") != 0 {
+				t.Error("a click elsewhere leaves the menu open")
+			}
+		}
+
+		// What waits, is held and drained.
+		b.click("header a", "Overview")
+		b.find("#waits li", "waits for mutex disk")
+		b.find("#failures", "bad")
+		b.check(role + " at the overview")
+		if got := offered("[data-action=drain], [data-action=hold]"); (got == 2) != (role != "viewer") {
+			t.Errorf("a %s is offered %d ways to drain or hold", role, got)
+		}
+		if role == "operator" {
+			b.click("[data-action=drain]", "")
+			b.find(".badge.odd", "drained")
+			b.click("[data-action=undrain]", "")
+			b.click("[data-action=hold]", "")
+			b.write("[data-key=why]", "the disk is being changed")
+			b.click("dialog button", "Hold")
+			b.find("#paused", "the disk is being changed")
+			b.check("held")
+			b.click("#paused button", "Release")
+			b.gone("#paused", "the disk")
+		}
+
+		// Who changed what, and tokens, are for who may see them.
+		if got := offered("#audit-link, #tokens-link"); got != map[string]int{"viewer": 0, "operator": 0, "admin": 2}[role] {
+			t.Errorf("a %s finds %d links to the audit trail and to tokens", role, got)
+		}
+		if role == "admin" {
+			b.click("header a", "Audit")
+			b.find("td", "node.drain")
+			b.find("td", "operator")
+			b.check("audit trail")
+			b.write("[name=action]", "hold")
+			b.gone("td", "node.drain")
+			b.click("header a", "Tokens")
+			b.find("tbody th", "operator")
+			b.write("[name=Name]", "made")
+			b.click("[data-action=create]", "")
+			b.find(".secret", "The secret of made")
+			b.find("tbody th", "made")
+			b.check("tokens")
+			b.click("[aria-label='Delete the token made']", "")
+			b.click("dialog button", "Delete")
+			b.click("h1", "") // the list is left, and what is gone goes
+			b.gone("tbody th", "made")
+		}
+		b.click("button", "Sign out")
+		b.find("h1", "asks for a token")
+	}
+}
+
+// outcomesAs returns how the executions of a job ended.
+func outcomesAs(as func(method, path string, in any) []byte, name string) (list []string) {
+	var rows []executionView
+	if json.Unmarshal(as("GET", "/v1/jobs/"+name+"/executions", nil), &rows) == nil {
+		for _, e := range rows {
+			list = append(list, e.Outcome)
+		}
+	}
+	return list
+}
+
+// testBoard holds that the overview fits a large screen, that a thousand runs are drawn as what they are, and that rows
+// of lists keep their height while what stands in them changes.
+func testBoard(t *testing.T, b *browser) {
+	p := startServer(t, t.TempDir())
+	requestJobs(p, "fast", 80, "200", "404")
+	defer b.look(1920, 1080)()
+	b.open(p.url + "/#/jobs")
+	b.find(".badge.bad", "failed")
+	heights := map[string]bool{}
+	for range 20 {
+		heights[b.run("return [...document.querySelectorAll('tbody tr')].map((r) => r.offsetHeight).join()")] = true
+	}
+	b.find("tbody", "fast-49")
+	if len(heights) > 1 {
+		t.Errorf("the rows of a list had %d heights: %v", len(heights), heights)
+	}
+	p.eventually("a thousand runs", func() bool {
+		var line struct{ Runs int }
+		p.must("GET", "/v1/timeline", nil, &line)
+		return line.Runs > 1000
+	})
+	b.open(p.url + "/#/")
+	b.find(".legend", " of 80 jobs in the last hour")
+	b.check("overview of a busy server")
+	if got := b.run("return document.documentElement.scrollHeight + ' ' + document.documentElement.scrollWidth"); got != "1080 1920" {
+		t.Errorf("the overview takes %s pixels on a screen of 1080 1920", got)
+	}
+	if got := b.run("return document.querySelectorAll('.lane .unknown').length + ' ' + document.querySelectorAll('.lane').length + ' ' + (document.querySelectorAll('.lane g rect.bad').length > 0) + ' ' + (document.querySelectorAll('.lane .due').length > 400)"); got != "0 8 true true" {
+		t.Errorf("lanes whose beginning is unknown, lanes, whether failures and what is due are drawn: %s", got)
+	}
+	b.screenshots("overview")
+}
+
+// testTraffic holds that a page that is open costs little on a busy server: a list at most 0.5 MB a minute, a job at most
+// 60 requests. The clock of the page runs six times as fast, so that a minute takes ten seconds.
+func testTraffic(t *testing.T, b *browser) {
+	const speed, minute = 6, time.Minute / 6
+	p := startServer(t, t.TempDir())
+	requestJobs(p, "busy", 50, "200")
+	m := newMiddleman(t, p.url, "")
+	var script struct{ Identifier string }
+	b.must("POST", "/goog/cdp/execute", map[string]any{"cmd": "Page.addScriptToEvaluateOnNewDocument", "params": map[string]any{"source": fmt.Sprintf(`{
+		const speed = %d, timeout = window.setTimeout, date = Date.now, now = performance.now.bind(performance), begun = date();
+		window.setTimeout = (f, ms, ...more) => timeout(f, ms / speed, ...more);
+		Date.now = () => begun + (date() - begun) * speed;
+		performance.now = () => now() * speed;
+	}`, speed)}}, &script)
+	defer b.devtools("Page.removeScriptToEvaluateOnNewDocument", map[string]any{"identifier": script.Identifier})
+	for _, view := range []string{"jobs", "jobs/busy-07"} {
+		b.open("about:blank")
+		bytes, requests := m.bytes.Load(), m.requests.Load()
+		b.open(m.URL + "/#/" + view)
+		b.find("main", "busy-07")
+		begun := time.Now()
+		p.eventually("a minute of the page", func() bool { return time.Since(begun) > minute })
+		bytes, requests = m.bytes.Load()-bytes, m.requests.Load()-requests
+		t.Logf("%q costs %d kB and %d requests a minute", view, bytes/1000, requests)
+		files := int64(len(pageFiles())) // that a visit begins with
+		if bytes > 500_000 || requests-files > 60 {
+			t.Errorf("%q costs %d bytes and %d requests a minute, want at most 500,000 and 60", view, bytes, requests-files)
+		}
+	}
+}
+
+// guarded starts a server with access control, and returns its first token, and how to use it with the client and, with
+// that token, with requests.
+func guarded(t *testing.T) (p *process, root string, cli func(secret string, args ...string) tokenView, as func(method, path string, in any) []byte) {
+	t.Helper()
+	p = launch(t, program(t, t.TempDir(), nil, "agent", "--server", "--bootstrap-expect=1", "--acl", "--http-addr=127.0.0.1:0", "--bind-addr=127.0.0.1:0", "--data-dir=data"))
+	cli = func(secret string, args ...string) tokenView {
 		t.Helper()
 		var out []byte
 		var err error
@@ -586,8 +853,8 @@ func testViewer(t *testing.T, b *browser) {
 		}
 		return v
 	}
-	root := cli("", "acl", "bootstrap", "--data-dir=data").SecretID
-	as := func(method, path string, in any) {
+	root = cli("", "acl", "bootstrap", "--data-dir=data").SecretID
+	as = func(method, path string, in any) []byte {
 		t.Helper()
 		doc, err := json.Marshal(in)
 		if err != nil {
@@ -602,8 +869,27 @@ func testViewer(t *testing.T, b *browser) {
 		if err != nil || res.StatusCode > 299 {
 			t.Fatalf("%s %s: %v, %v", method, path, res, err)
 		}
-		res.Body.Close()
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return body
 	}
+	return p, root, cli, as
+}
+
+// requestJobs makes n jobs that send a request each second and expect the statuses in turn.
+func requestJobs(p *process, prefix string, n int, statuses ...string) {
+	for i := range n {
+		config := map[string]string{"method": "GET", "url": p.url + "/health", "expectCode": statuses[i%len(statuses)]}
+		p.must("POST", "/v1/jobs", &job{Name: fmt.Sprintf("%s-%02d", prefix, i), Schedule: "@every 1s", Executor: executorHTTP, ExecutorConfig: config}, nil)
+	}
+}
+
+// testViewer signs in with a token that may only look.
+func testViewer(t *testing.T, b *browser) {
+	p, root, cli, as := guarded(t)
 	j := shellJob("guarded", "@manually", "echo begun; sleep 600")
 	j.ExecutorConfig["env"] = "PASSWORD=hunter2"
 	as("POST", "/v1/jobs", j)
@@ -708,10 +994,24 @@ type middleman struct {
 	streams  atomic.Int64 // that are open
 	lists    atomic.Int64 // lists of jobs that were asked for
 	requests atomic.Int64
+	bytes    atomic.Int64 // of the bodies of answers
 	refuses  atomic.Int64 // the status in place of streams, 0: none
 	broken   atomic.Bool  // answers 502 to everything
 	cut      chan struct{}
 }
+
+// A weigher counts the bytes of a body.
+type weigher struct {
+	http.ResponseWriter
+	bytes *atomic.Int64
+}
+
+func (w weigher) Write(p []byte) (int, error) {
+	w.bytes.Add(int64(len(p)))
+	return w.ResponseWriter.Write(p)
+}
+
+func (w weigher) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func newMiddleman(t *testing.T, to, prefix string) *middleman {
 	t.Helper()
@@ -746,7 +1046,7 @@ func newMiddleman(t *testing.T, to, prefix string) *middleman {
 		case r.URL.Path == prefix+"/v1/jobs":
 			m.lists.Add(1)
 		}
-		proxy.ServeHTTP(w, r)
+		proxy.ServeHTTP(weigher{w, &m.bytes}, r)
 	}))
 	t.Cleanup(func() {
 		m.CloseClientConnections()
@@ -1293,7 +1593,7 @@ func TestPage_Contrast(t *testing.T) {
 		}
 		pairs := map[[2]string]float64{{"panel", "text"}: 4.5, {"panel", "bad"}: 4.5, {"panel", "link"}: 4.5} // light on dark: what was said, and the first button
 		for _, ground := range []string{"ground", "panel", "soft"} {
-			for _, text := range []string{"text", "quiet", "link", "good", "bad", "odd", "busy"} {
+			for _, text := range []string{"text", "quiet", "link", "good", "bad", "odd", "busy", "violet", "cyan"} {
 				pairs[[2]string{text, ground}] = 4.5
 			}
 		}

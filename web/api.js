@@ -7,6 +7,9 @@ const patience = 10_000; // milliseconds that an answer may take
 // since is when the server last answered before it stopped, null while it does.
 export const connection = { since: null, why: "", answered: new Date(now()) };
 
+// spent is how many requests were answered, and with how many bytes.
+export const spent = { requests: 0, bytes: 0 };
+
 // Refused is an answer that says no, in a sentence for people.
 export class Refused extends Error {
   constructor(status, message) {
@@ -47,6 +50,8 @@ async function send(method, path, options = {}) {
   if (answer.status === 502 || answer.status === 504) lost(`a proxy answers ${answer.status}`);
   else found();
   setClock(answer.headers.get("Date"), asked);
+  spent.requests++;
+  spent.bytes += Number(answer.headers.get("Content-Length"));
   if (!answer.ok) throw new Refused(answer.status, await answer.text());
   return answer;
 }

@@ -1,7 +1,7 @@
 // The page as a whole: which view the address names, when it is read again,
 // what buttons do, and what stands around the view.
 
-import { connection, executionPath, get, jobPath, permitted, token, write } from "./api.js";
+import { connection, executionPath, get, jobPath, permitted, spent, token, write } from "./api.js";
 import { el, field, released, render, update } from "./dom.js";
 import { hush, listen, live } from "./live.js";
 import { learn, may } from "./rights.js";
@@ -11,6 +11,11 @@ import * as jobs from "./jobs.js";
 import * as job from "./job.js";
 import * as execution from "./execution.js";
 import * as form from "./form.js";
+import * as executions from "./executions.js";
+import * as failures from "./failures.js";
+import * as audit from "./audit.js";
+import * as tokens from "./tokens.js";
+import * as selection from "./selection.js";
 
 // A view has load(route), which fetches; show(data, route, around), which says
 // what should be there; title(route); and may have enter(route) and leave(),
@@ -18,6 +23,10 @@ import * as form from "./form.js";
 const routes = [
   [/^\/?$/, "overview", overview],
   [/^\/jobs\/?$/, "jobs", jobs],
+  [/^\/executions$/, "executions", executions],
+  [/^\/failures$/, "failures", failures],
+  [/^\/audit$/, "audit", audit],
+  [/^\/tokens$/, "tokens", tokens],
   [/^\/new$/, "new", form],
   [/^\/jobs\/([^/]+)\/edit$/, "jobs", form],
   [/^\/jobs\/([^/]+)(?:\/show)?$/, "jobs", job], // with /show as in the addresses of Dkron's page
@@ -33,6 +42,8 @@ const nowhere = {
 };
 
 const usualPace = 1_000; // milliseconds between two loads of a view
+const requestCost = 1_700; // milliseconds that the page may take for a request, if things go on to change
+const bytesCost = 60_000 / 220_000; // and for a byte
 const pollPause = 3_000; // between two looks at the server that does not tell what changes
 const livePause = 30_000; // and that does: what falls due is no change
 const byId = (id) => document.getElementById(id);
@@ -43,10 +54,13 @@ let turn = 0; // of the last refresh: what an older one brings is dropped
 let reading = false; // a refresh is under way
 let changed = false; // since it began, or since the last one
 let begun = 0; // when it began
+let debt = 0; // milliseconds that what was read lately should have taken, and has not
+let counted = { at: 0, requests: 0, bytes: 0 }; // when that was computed, of how much
 let failed = false; // it did not bring what it should
 let timer = 0;
 let around = null; // members, leader and pause, which stand around every view
 let seen = null; // what was shown last: data, and the route that it is of
+let aroundRead = 0; // when
 let aroundDue = true; // they are to be read as well
 let rights = null; // the promise that they are known; null: they are to be learned
 
@@ -127,6 +141,7 @@ async function refresh() {
     rights ??= learn();
     const [data, fresh] = await Promise.all([now.view.load(now), all ? loadAround() : around, rights]);
     showAround(around = fresh);
+    if (all) aroundRead = begun;
     if (mine !== turn) return;
     const again = seen?.route.hash === now.hash;
     seen = { data, route: now };
@@ -161,12 +176,22 @@ function instead(nodes) {
 
 const away = () => [el("h1", { tabindex: "-1" }, "The server does not answer"), el("p", { role: "status" }, "This is shown as soon as it does.")];
 
+// owed is how long the next load should wait for what the last ones cost: what
+// changes now and then is shown at once, what changes all the time as often as
+// a busy server and a slow line can bear.
+function owed() {
+  const at = performance.now();
+  debt = Math.max(0, debt - (at - counted.at)) + Math.max((spent.requests - counted.requests) * requestCost, (spent.bytes - counted.bytes) * bytesCost);
+  counted = { at, ...spent };
+  return debt / 2;
+}
+
 // plan has the view read again: soon if something has changed, else after a
 // while. However much changes, one load follows the other at the view's pace.
 function plan() {
   clearTimeout(timer);
   if (reading || document.hidden) return;
-  const pace = route.view.pace ?? usualPace;
+  const pace = Math.max(route.view.pace ?? usualPace, owed());
   const pause = changed ? pace : live.open && !failed ? livePause : Math.max(pace, pollPause);
   timer = setTimeout(refresh, Math.max(0, begun + pause - Date.now()));
 }
@@ -176,8 +201,11 @@ function heard(event) {
   switch (event.type) {
     case "alive":
       break;
-    case "hello": // what happened before it, nobody told
     case "reload":
+      changed = true;
+      aroundDue ||= Date.now() - aroundRead > livePause;
+      break;
+    case "hello": // what happened before it, nobody told
     case "leader":
     case "members":
     case "paused":
@@ -233,6 +261,8 @@ function loadAround() {
 function showAround([members, leader, { paused }, holds]) {
   render(byId("members"), members.map((m) => memberChip(m, leader)), token.get() && el("li", null, el("button", { "data-action": "signout" }, "Sign out")));
   byId("new").hidden = !may.create();
+  byId("audit-link").hidden = !may.audit();
+  byId("tokens-link").hidden = !may.tokens();
   byId("paused").hidden = !paused && holds.length === 0;
   render(byId("paused"), paused && el("div", null, "Paused: new and changed jobs are refused, schedules go on. ", may.unpause() && el("button", { "data-action": "unpause" }, "Resume")),
     holds.map(({ why, metadata, by, since }) => el("div", null, "Held by ", by, " since ", at(parse(since)), ": ", why, ". ",
@@ -280,6 +310,17 @@ function confirmed(question, verb, ...fields) {
 }
 
 // actions are what buttons do. One returns what to say, or nothing.
+async function runAgain(job, execution) {
+  const { params } = await get("executions/" + encodeURIComponent(execution));
+  await write("POST", jobPath(job) + "/run", params ? { params: Object.fromEntries(Object.entries(params).filter(([, v]) => v !== "<hidden>")) } : {});
+}
+
+async function drain(node, verb, what) {
+  await write("POST", `members/${encodeURIComponent(node)}/${verb}`);
+  aroundDue = true;
+  return `${node}: ${what}.`;
+}
+
 const actions = {
   skip() {
     main.focus();
@@ -323,7 +364,36 @@ const actions = {
     await write("POST", executionPath(job, execution) + "/kill");
     return `The run of ${job} was told to end.`;
   },
+  async again({ job, execution }) {
+    await runAgain(job, execution);
+    return `${job} was started.`;
+  },
+  async selected({ verb }) {
+    const [words, done, act] = {
+      run: ["Run", "started", (name) => write("POST", jobPath(name) + "/run", {})],
+      enable: ["Enable", "enabled", (name) => write("POST", jobPath(name) + "/toggle?disabled=false")],
+      disable: ["Disable", "disabled", (name) => write("POST", jobPath(name) + "/toggle?disabled=true")],
+      again: ["Run again", "run again", (key) => runAgain(...key.split("/"))],
+    }[verb];
+    if (!await confirmed(`${words} ${selection.how()}?`, words)) return "";
+    return selection.each(act, done);
+  },
+  async revoke({ accessor, name }) {
+    if (!await confirmed(`Delete the token ${name}? Who uses it is refused from then on.`, "Delete")) return "";
+    await write("DELETE", "acl/tokens/" + encodeURIComponent(accessor));
+    return `The token ${name} was deleted.`;
+  },
+  async hold() {
+    const why = el("input", { required: true, autocomplete: "off", "data-key": "why" });
+    if (!await confirmed("No job starts until somebody releases this. Schedules go on, and their ticks are skipped.", "Hold", field("Why", why))) return "";
+    await write("POST", "hold", { why: why.value });
+    aroundDue = true;
+    return "All jobs are held.";
+  },
+  drain: ({ node }) => drain(node, "drain", "Nothing starts on it any more"),
+  undrain: ({ node }) => drain(node, "undrain", "Jobs start on it again"),
   async release({ metadata }) {
+    aroundDue = true;
     await write("POST", "release", { metadata: JSON.parse(metadata) });
     return "Jobs start again.";
   },
@@ -334,6 +404,14 @@ const actions = {
 };
 
 const underWay = new Set(); // what was begun with a button and is not done yet
+
+// closeMenus closes menus when something else is used.
+function closeMenus(event) {
+  for (const menu of document.querySelectorAll(".menu[open]")) {
+    if (event.key === "Escape") menu.firstElementChild.focus();
+    if (event.key === "Escape" || event.type !== "keydown" && !menu.contains(event.target) || event.type === "click" && event.target.matches("[data-action]")) menu.open = false;
+  }
+}
 
 async function act(event) {
   const button = event.target.closest("[data-action]");
@@ -378,6 +456,7 @@ addEventListener("pagehide", () => sessionStorage.setItem("places", JSON.stringi
 addEventListener("keydown", (event) => event.repeat && event.key === "Enter" && event.target.closest("button") && event.preventDefault());
 document.addEventListener("visibilitychange", wake);
 document.addEventListener("click", act);
+for (const type of ["click", "keydown", "focusin"]) document.addEventListener(type, closeMenus);
 document.addEventListener("input", (event) => route.view.typed?.(event));
 document.addEventListener("submit", (event) => {
   if (event.target.method !== "dialog") event.preventDefault();

@@ -142,9 +142,10 @@ export function visible(text) {
 }
 
 const states = {
-  success: ["good", "good"], failed: ["bad", "failed"], partially_failed: ["bad", "partly failed"], running: ["busy", "running"],
+  success: ["good", "succeeded"], failed: ["bad", "failed"], partially_failed: ["bad", "partially failed"], running: ["busy", "running"],
   killed: ["odd", "killed"], interrupted: ["bad", "interrupted"], lost: ["bad", "lost"], untriggered: ["none", "never ran"],
   ran: ["good", "ran"], late: ["odd", "ran late"], skipped: ["odd", "skipped"], missed: ["bad", "missed"], disabled: ["none", "disabled"],
+  failing: ["bad", "failing"], recovered: ["good", "recovered"],
 };
 
 // badge shows an outcome or a state: in words, and by its colour.
@@ -164,6 +165,13 @@ export function strip(runs) {
   return svg("svg", { class: "strip", width: list.length * 8, height: 20, role: "img", "aria-label": `${bad} of the last ${list.length} runs failed` },
     list.map((state, i) => svg("rect", { x: i * 8, y: kind(state) === "bad" ? 0 : 5, width: 6, height: kind(state) === "bad" ? 20 : 15, rx: 1.5, class: kind(state) })));
 }
+
+// plural is a number with what is counted.
+export const plural = (n, one, many = one + "s") => `${n.toLocaleString()} ${n === 1 ? one : many}`;
+
+// menu holds what is not for a first click. It closes by itself: see app.js.
+export const menu = (label, ...items) => items.some(Boolean) && el("details", { class: "menu" },
+  el("summary", { class: "button", "aria-label": label, title: label }, "⋯"), el("div", { class: "menu-items" }, items));
 
 // field is a label with what it labels.
 export const field = (label, control, ...more) => el("label", { class: "field" }, el("span", null, label), control, ...more);

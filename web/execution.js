@@ -1,7 +1,9 @@
 // An execution and its output, as text: what there is, or as it comes.
 
 import { connection, executionPath, file, get, jobPath, stream } from "./api.js";
-import { badge, el, heading, panel, visible } from "./dom.js";
+import { painter } from "./ansi.js";
+import { badge, el, heading, panel } from "./dom.js";
+import { again, status } from "./failures.js";
 import { may } from "./rights.js";
 import { at, duration, parse, since } from "./time.js";
 import { rest } from "./live.js";
@@ -25,9 +27,11 @@ export function show(e, { names: [job, id] }) {
     el("div", { class: "title" }, heading("Run of ", job),
       el("div", { class: "actions" },
         el("button", { "data-action": "download" }, "Download"),
+        !running && may.run(job) && again({ ...e, job_name: job }),
         running && may.kill(job, id) && el("button", { "data-action": "kill", "data-job": job, "data-execution": id, class: "danger" }, "Kill"))),
     panel("Run", null, facts(e)),
     panel("Output", null,
+      e.reason && el("p", { class: "error", id: "reason" }, e.reason, status(e) && !e.reason.includes(e.exit_code) && ` (${status(e)})`),
       e.output_dropped > 0 && el("p", { class: "quiet" }, `${e.output_dropped.toLocaleString()} bytes before this were not kept.`),
       el("pre", { id: "output", class: "output", "data-keep": true, "data-key": id, tabindex: "0", "aria-label": "Output" }),
       el("p", { class: "quiet", role: "status", "data-keep": true, id: "following" })),
@@ -42,7 +46,6 @@ function facts(e) {
     ["Ended", parse(e.finished_at) ? at(parse(e.finished_at)) : "–"],
     ["Took", e.outcome ? duration(lasted(e)) : since(parse(e.started_at))],
     ["Node", e.node_name],
-    ["Reason", e.reason],
     ["Why", causes[e.cause] ?? e.cause],
     ["Attempt", e.attempt],
     ["Exit code", e.exit_code?.toString()],
@@ -65,7 +68,7 @@ export async function enter({ names: [job, id] }) {
   const pre = document.getElementById("output");
   const note = document.getElementById("following");
   if (!pre) return;
-  if (shown.pre !== pre) shown = { pre, head: "", length: 0 };
+  if (shown.pre !== pre) shown = { pre, head: "", length: 0, paint: painter() };
   const { signal } = following = new AbortController();
   for (let ended = shown.ended; !ended && !signal.aborted;) {
     note.textContent = "Following …";
@@ -98,19 +101,20 @@ function further() {
     if (skip === shown.length && !text.startsWith(shown.head) && !shown.head.startsWith(text)) {
       shown.pre.textContent = shown.head = "";
       skip = shown.length = 0;
+      shown.paint = painter();
     }
     shown.head ||= text.slice(0, 200);
     const more = text.slice(skip);
     skip = Math.max(0, skip - text.length);
     shown.length += more.length;
-    if (more) append(shown.pre, visible(more));
+    append(shown.pre, shown.paint(more));
   };
 }
 
 // append keeps to the end where the reader is at the end.
-function append(pre, text) {
+function append(pre, nodes) {
   const atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 40;
-  pre.append(text);
+  pre.append(...nodes);
   while (pre.childNodes.length > 1 && pre.textContent.length > shownMax) pre.firstChild.remove();
   if (atEnd) pre.scrollTop = pre.scrollHeight;
 }

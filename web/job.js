@@ -2,7 +2,8 @@
 // that it fell due.
 
 import { executionPath, get, jobPath, list, permitted, query, read } from "./api.js";
-import { badge, el, heading, kind, panel, strip, svg, visible } from "./dom.js";
+import { badge, el, heading, kind, panel, strip, svg } from "./dom.js";
+import { ended } from "./failures.js";
 import { may } from "./rights.js";
 import { absolute, ago, at, duration, exact, inZone, now, parse, since, until, zone } from "./time.js";
 import { buttons, lastRun, lastRuns, noPage, pageOf, schedule, turner } from "./jobs.js";
@@ -97,12 +98,6 @@ function nextList(j, { next, timezone }) {
   ];
 }
 
-// ending is why an execution failed, if it did, and the last two lines of what it has printed that are not empty.
-export function ending(e) {
-  const printed = (e.output ?? "").replace(e.reason ?? "", "");
-  return [e.reason, ...printed.split("\n").filter((l) => l.trim()).slice(-2)].filter(Boolean).join(" · ");
-}
-
 // lasted is how long an execution took, or takes so far, in milliseconds.
 export const lasted = (e) => (parse(e.finished_at) ?? now()) - parse(e.started_at);
 
@@ -129,7 +124,7 @@ function runRow(job, e, longest) {
     el("td", { "data-label": "Took" }, e.outcome ? duration(lasted(e)) : since(parse(e.started_at)), durationBar(lasted(e) / longest, kind(state))),
     el("td", { "data-label": "On" }, e.node_name),
     el("td", { "data-label": "Why" }, causes[e.cause] ?? e.cause, e.attempt > 1 && `, attempt ${e.attempt}`),
-    el("td", { "data-label": "Output", class: "excerpt" }, el("code", null, visible(ending(e)))));
+    el("td", { "data-label": "Output", class: "excerpt" }, el("code", null, ended(e, 2).replaceAll("\n", " · "))));
 }
 
 function durationBar(part, colour) {

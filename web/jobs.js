@@ -2,8 +2,9 @@
 // stands in the address, so that it can be kept and sent; the server does it.
 
 import { executionPath, get, jobPath, list, permitted, query } from "./api.js";
-import { badge, choices, el, field, heading, strip } from "./dom.js";
+import { badge, choices, el, field, heading, menu, strip } from "./dom.js";
 import { may } from "./rights.js";
+import * as selection from "./selection.js";
 import { ago, parse, since, until } from "./time.js";
 
 const pageRows = 50;
@@ -24,7 +25,7 @@ export async function load({ search }) {
   const start = (pageOf(search) - 1) * pageRows;
   const asked = (name) => search.get(name) ?? "";
   const { rows, total } = await list("jobs" + query({
-    q: asked("q"), status: asked("status"), disabled: asked("disabled"), executor: asked("executor"), ...metadataFilter(asked("metadata")),
+    q: asked("q"), status: asked("status"), disabled: asked("disabled"), executor: asked("executor"), owner: asked("owner"), ...metadataFilter(asked("metadata")),
     _sort: asked("sort"), _order: asked("order"), _start: start, _end: start + pageRows,
   }));
   shown = new Set(rows.map((j) => j.name));
@@ -54,6 +55,7 @@ export function show({ rows, total, runs }, { search }) {
   return [
     heading("Jobs"),
     filters(search),
+    selection.bar(rows.map((j) => j.name), verbs(rows), "job", "jobs"),
     rows.length > 0 ? table(rows, runs, search) : total > 0 ? noPage(search, address(search, { page: "" })) : search.size ? el("p", { class: "quiet", role: "status" }, "No job is like that.") : firstJob(),
     pager(total, search),
   ];
@@ -63,9 +65,10 @@ function filters(search) {
   const value = (name) => search.get(name) ?? "";
   return el("form", { class: "filters", role: "search" },
     field("Search", el("input", { type: "search", name: "q", value: value("q"), placeholder: "part of a name" })),
-    field("State", choices({ name: "status" }, value("status"), [["", "any"], ["success", "succeeded"], ["failing", "failing"], ["failed", "failed"], ["partially_failed", "partly failed"], ["untriggered", "never ran"]])),
+    field("State", choices({ name: "status" }, value("status"), [["", "any"], ["success", "succeeded"], ["failing", "failing"], ["failed", "failed"], ["partially_failed", "partially failed"], ["untriggered", "never ran"]])),
     field("Schedule", choices({ name: "disabled" }, value("disabled"), [["", "on or off"], ["false", "on"], ["true", "off"]])),
     field("Executor", choices({ name: "executor" }, value("executor"), [["", "any"], ["shell", "shell"], ["http", "http"]])),
+    field("Owner", el("input", { name: "owner", value: value("owner"), autocomplete: "off" })),
     field("Metadata", el("input", { name: "metadata", value: value("metadata"), placeholder: "team=data" })),
     search.size > 0 && el("a", { class: "button", href: "#/jobs" }, "Clear"));
 }
@@ -78,9 +81,10 @@ export const firstJob = () => el("section", { class: "panel first" },
 
 // typed puts what is typed into the address, when the typing pauses.
 let typing = 0;
-export function typed({ target: { form } }) {
+export function typed({ target }) {
   clearTimeout(typing);
-  if (!form?.matches(".filters")) return;
+  const { form } = target;
+  if (selection.pick(target) || !form?.matches(".filters")) return;
   typing = setTimeout(() => {
     const search = new URLSearchParams(location.hash.split("?")[1]);
     history.replaceState(history.state, "", address(search, { ...Object.fromEntries(new FormData(form)), page: "" }));
@@ -90,25 +94,30 @@ export function typed({ target: { form } }) {
 
 export function leave() {
   clearTimeout(typing);
+  selection.forget();
 }
 
 function table(rows, runs, search) {
-  return el("table", { class: "list" },
-    el("thead", null, el("tr", null, columns.map(([key, words]) => headCell(key, words, search)), el("th", null, "Last runs"), el("th", null, el("span", { class: "unseen" }, "Actions")))),
-    el("tbody", null, rows.map((j) => row(j, runs.get(j.name) ?? []))));
+  return el("table", { class: "list jobs" },
+    el("thead", null, el("tr", null, verbs(rows).length > 0 && selection.headBox(), columns.map(([key, words]) => headCell(key, words, search)), el("th", { class: "runs" }, "Last runs"), el("th", { class: "buttons" }, el("span", { class: "unseen" }, "Actions")))),
+    el("tbody", null, rows.map((j) => row(j, runs.get(j.name) ?? [], verbs(rows).length > 0))));
 }
+
+// verbs are what can be done to jobs that are selected.
+const verbs = (rows) => [["run", "Run"], ["enable", "Enable"], ["disable", "Disable"]].filter(([verb]) => rows.some((j) => may[verb === "run" ? "run" : "toggle"](j.name)));
 
 function headCell(key, words, search) {
   const sorted = (search.get("sort") ?? "name") === key;
   const descending = sorted && search.get("order") === "DESC";
   const order = sorted && !descending ? "DESC" : "";
-  return el("th", { "aria-sort": sorted ? (descending ? "descending" : "ascending") : false },
+  return el("th", { class: key, "aria-sort": sorted ? (descending ? "descending" : "ascending") : false },
     el("a", { href: address(search, { sort: key, order, page: "" }) }, words, sorted && el("span", { "aria-hidden": "true" }, descending ? " ↓" : " ↑")));
 }
 
 // row has a key, so that a button never becomes that of another job.
-function row(j, runs) {
+function row(j, runs, picks) {
   return el("tr", { "data-key": j.name },
+    picks && selection.box(j.name, j.name),
     el("th", { scope: "row", "data-label": "Job" }, el("a", { href: "#/" + jobPath(j.name) }, j.displayname || j.name), j.displayname && el("small", null, j.name)),
     el("td", { "data-label": "Last run" }, lastRun(j, runs)),
     el("td", { "data-label": "Next run" }, nextRun(j)),
@@ -140,7 +149,7 @@ export function buttons(j) {
   return [
     button("run", "Run", { disabled: Boolean(j.disabled) }),
     button("toggle", j.disabled ? "Enable" : "Disable"),
-    button("delete", "Delete", { class: "danger" }),
+    menu(`More actions for ${j.name}`, button("delete", "Delete", { class: "danger" })),
   ];
 }
 

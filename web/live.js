@@ -41,7 +41,7 @@ async function read(signal, heard) {
   let partial = "";
   let greeted = false;
   try {
-    await stream("events", AbortSignal.any([signal, quiet.signal]), (text) => {
+    await stream("events?limit=2", AbortSignal.any([signal, quiet.signal]), (text) => {
       clearTimeout(watch);
       watch = setTimeout(() => quiet.abort(), silence);
       const lines = (partial + text).split("\n");

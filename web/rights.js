@@ -4,6 +4,7 @@
 import { executionPath, get, jobPath, token } from "./api.js";
 
 let rules = null; // what the token grants; null: everything
+let controlled = false; // there is access control
 
 // learn asks the server what the token may do. Who has none is let in only
 // where there is no access control, and there everybody may do everything.
@@ -14,6 +15,7 @@ export async function learn() {
   } catch (err) {
     if (err.status !== 409) throw err; // access control is off
   }
+  controlled = self !== null;
   rules = self?.Type === "client" ? self.Rules : null;
 }
 
@@ -41,4 +43,10 @@ export const may = {
   kill: (job, id) => granted(executionPath(job, id) + "/kill", "create"),
   unpause: () => granted("unpause", "create"),
   release: () => granted("release", "create"),
+  hold: () => granted("hold", "create"),
+  drain: (node) => granted(`members/${encodeURIComponent(node)}/drain`, "create"),
+  audit: () => granted("audit", "list"),
+  tokens: () => controlled && granted("acl/tokens", "list"),
+  createToken: () => granted("acl/tokens", "create"),
+  deleteToken: () => granted("acl/tokens/any", "delete"),
 };
