@@ -2975,11 +2975,11 @@ func cronSchedule(fields []string) (string, error) {
 		}
 		segment, _, err := f.parse(texts[i])
 		if openPattern.MatchString(texts[i]) {
-			err = fmt.Errorf("%s %q: crons differ in what that is; write a range before a step, as in 5-59/10, "+
-				"and ~ alone", f.name, texts[i])
+			err = fmt.Errorf("%q: crons differ in what that is; write a range before a step, as in 5-59/10, and ~ alone",
+				texts[i])
 		}
 		if err != nil {
-			return "", err
+			return "", fmt.Errorf("%s %w", f.name, err)
 		}
 		values := map[int]bool{}
 		for item := range strings.SplitSeq(segment, ",") {
