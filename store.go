@@ -3,18 +3,15 @@
 //
 // Invariants:
 //
-//  1. One goroutine, the driver's writer, calls write. Readers use connections of
-//     their own, which cannot write, and never wait.
-//  2. write is one transaction. If it logs something, synchronous is FULL: when it
-//     returns, term, vote and entries survive a power cut. If it only applies,
-//     synchronous is NORMAL: what a power cut takes is applied again from the log,
-//     because the applied index goes with it.
-//  3. Applying is a function of (state, command). It reads no clock, no chance and
-//     no environment; what needs those stands in the command.
-//  4. Keys of jobs and executions are made of the log index of their command,
-//     so none is ever used again.
-//  5. After any error of a commit nothing is known about the disk; the error is
-//     fatal and a restart is the recovery.
+//  1. One goroutine, the driver's writer, calls write. Readers use connections of their own, which cannot write, and
+//     never wait.
+//  2. write is one transaction. If it logs something, synchronous is FULL: when it returns, term, vote and entries
+//     survive a power cut. If it only applies, synchronous is NORMAL: what a power cut takes is applied again from the
+//     log, because the applied index goes with it.
+//  3. Applying is a function of (state, command). It reads no clock, no chance and no environment; what needs those
+//     stands in the command.
+//  4. Keys of jobs and executions are made of the log index of their command, so none is ever used again.
+//  5. After any error of a commit nothing is known about the disk; the error is fatal and a restart is the recovery.
 //
 // Its sections, in order: limits and errors, the schema, opening, transactions and readers, the log, commands and how
 // they are applied, lists of jobs, executions, events and statistics, retention, ticks, access control and the audit
@@ -1377,15 +1374,7 @@ type applied struct {
 func (s *store) apply(commit uint64) (results []applied, err error) {
 	size := 0
 	for _, e := range s.unapplied {
-		if e.Index > commit || size > applyBytesMax {
-			break
-		}
-		if !s.knows(e) {
-			if len(results) == 0 {
-				s.halted.Store(true)
-				s.unapplied = nil // it is on disk, for a later version
-				return nil, nil
-			}
+		if e.Index > commit || size > applyBytesMax || !s.knows(e) {
 			break
 		}
 		size += len(e.Data)
@@ -1396,13 +1385,15 @@ func (s *store) apply(commit uint64) (results []applied, err error) {
 		results = append(results, r)
 	}
 	if len(results) == 0 {
+		if len(s.unapplied) > 0 && s.unapplied[0].Index <= commit {
+			s.halted.Store(true)
+			s.unapplied = nil // it is on disk, for a later version
+		}
 		return nil, nil
 	}
 	last := s.unapplied[len(results)-1]
-	if err := s.exec("UPDATE cluster SET applied_index = ?, applied_term = ?", last.Index, last.Term); err != nil {
-		return nil, err
-	}
-	return results, s.trimLog(last.Index)
+	return results, cmp.Or(s.trimLog(last.Index),
+		s.exec("UPDATE cluster SET applied_index = ?, applied_term = ?", last.Index, last.Term))
 }
 
 // published passes on, to caches and then to watchers, what the committed transaction has changed.
@@ -4308,28 +4299,12 @@ func (s *reader) idsOf(from, to int64) (low, high int64, err error) {
 	return low, high, cmp.Or(err1, err2)
 }
 
-// firstFrom returns an id from which on executions started at t or later, as far as ids say.
+// firstFrom returns an id from which on executions started at t or later, as far as ids say: a binary search.
 func (s *reader) firstFrom(t int64) (int64, error) {
-	var before, from int64 // rows up to before started before t, those from from on did not
-	// Two subqueries: min and max in one SELECT would read the whole table.
-	if err := s.view(`SELECT coalesce((SELECT min(id) FROM executions), 1) - 1,
-		coalesce((SELECT max(id) FROM executions), 0) + 1`, nil, &before, &from); err != nil {
-		return 0, err
-	}
-	for from-before > 1 {
-		mid := before + (from-before)/2
-		var at int64
-		err := s.view("SELECT started FROM executions WHERE id <= ? ORDER BY id DESC LIMIT 1", []any{mid}, &at)
-		switch {
-		case err != nil && !errors.Is(err, sql.ErrNoRows):
-			return 0, err
-		case err == nil && at >= t:
-			from = mid
-		default:
-			before = mid
-		}
-	}
-	return from, nil
+	return valueOf[int64](s.viewEach, `WITH RECURSIVE search(before, step) AS (SELECT 0, 1 << 52
+		UNION ALL SELECT before + iif(coalesce((SELECT started FROM executions WHERE id <= before + step
+			ORDER BY id DESC LIMIT 1), 0) < ?, step, 0), step / 2 FROM search WHERE step > 0)
+		SELECT max(before) + 1 FROM search`, t)
 }
 
 // dueJobs calls fn for the jobs whose schedule fires next before a time, the earliest first, at most limit.
