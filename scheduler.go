@@ -705,16 +705,15 @@ func nodesWanted(tags map[string]string) int {
 
 // matchingNodes returns the nodes that have all the tags, whatever the counts.
 func matchingNodes(tags map[string]string, nodes []node) (matching []node) {
+next:
 	for _, n := range nodes {
-		matches := true
 		for k, value := range tags {
 			wanted, _, _ := cutCount(value)
-			got, ok := n.Tags[k]
-			matches = matches && ok && got == wanted
+			if got, ok := n.Tags[k]; !ok || got != wanted {
+				continue next
+			}
 		}
-		if matches {
-			matching = append(matching, n)
-		}
+		matching = append(matching, n)
 	}
 	return matching
 }
@@ -1271,6 +1270,16 @@ func (s *scheduler) decide(ctx context.Context, c *command) error {
 	c.Actor, c.Now = actorScheduler, cmp.Or(c.Now, s.now().UnixNano())
 	_, err := s.propose(ctx, c)
 	return err
+}
+
+// decideParts proposes a command for each part of a list.
+func decideParts[T any](ctx context.Context, s *scheduler, parts iter.Seq[[]T], of func([]T) *command) error {
+	for part := range parts {
+		if err := s.decide(ctx, of(part)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // propose has a command applied, and counts how long that takes.
@@ -2088,12 +2097,8 @@ func (s *scheduler) recordNodes(ctx context.Context) error {
 		}
 	}
 	size := func(n *nodeSeen) int { return recordBytes(&record{Tags: n.Tags}) }
-	for part := range batches(changes, math.MaxInt, sliceBytes, size) {
-		if err := s.decide(ctx, &command{Nodes: part}); err != nil {
-			return err
-		}
-	}
-	return nil
+	parts := batches(changes, math.MaxInt, sliceBytes, size)
+	return decideParts(ctx, s, parts, func(part []nodeSeen) *command { return &command{Nodes: part} })
 }
 
 // inDoubt returns the unfinished executions in doubt by node, except those that are for rebind, and forgets the
@@ -2281,22 +2286,15 @@ func (s *scheduler) rebind(ctx context.Context) error {
 	if err := s.finish(ctx, gone); err != nil {
 		return err
 	}
-	for part := range slices.Chunk(moves, ticksMax) {
-		if err := s.decide(ctx, &command{Now: m.now, Bind: part, Limits: m.limits(targets)}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return decideParts(ctx, s, slices.Chunk(moves, ticksMax), func(part []binding) *command {
+		return &command{Now: m.now, Bind: part, Limits: m.limits(targets)}
+	})
 }
 
 // finish proposes the ends of executions.
 func (s *scheduler) finish(ctx context.Context, list []report) error {
-	for part := range slices.Chunk(list, reportsMax) {
-		if err := s.decide(ctx, &command{Finish: part}); err != nil {
-			return err
-		}
-	}
-	return nil
+	parts := slices.Chunk(list, reportsMax)
+	return decideParts(ctx, s, parts, func(part []report) *command { return &command{Finish: part} })
 }
 
 // report records final reports of a node. It returns the executions whose reports the node may forget: all of them,
@@ -2523,12 +2521,8 @@ func (s *scheduler) overdue(now int64) (list []occasion, err error) {
 func (s *scheduler) tell(ctx context.Context, list ...occasion) error {
 	listeners := s.courier.cfg.listeners()
 	list = slices.DeleteFunc(list, func(o occasion) bool { return o.Job == 0 && listeners[o.Notice.Event] == nil })
-	for part := range slices.Chunk(list, reportsMax) {
-		if err := s.decide(ctx, &command{Notice: part}); err != nil {
-			return err
-		}
-	}
-	return nil
+	parts := slices.Chunk(list, reportsMax)
+	return decideParts(ctx, s, parts, func(part []occasion) *command { return &command{Notice: part} })
 }
 
 // deliver tells the receiver of a notice, in attempts until noticeAge after it was made. The error is why it was given
