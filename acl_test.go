@@ -94,6 +94,49 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// TestMatchPath_Page: the server and the page mean the same paths by a path of a policy, those in testdata/acl/globs.txt.
+func TestMatchPath_Page(t *testing.T) {
+	text, err := os.ReadFile("testdata/acl/globs.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows [][]string // each of glob, path and whether it is meant
+	for line := range strings.Lines(string(text)) {
+		if row := strings.Fields(line); len(row) == 3 && row[0] != "#" {
+			rows = append(rows, row)
+			if err := checkGlob(row[0]); err != nil {
+				t.Errorf("%s: %v", row[0], err)
+			}
+			if got := matchPath(row[0], row[1]); fmt.Sprint(got) != row[2] {
+				t.Errorf("matchPath(%s, %s) = %t, want %s", row[0], row[1], got, row[2])
+			}
+		}
+	}
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Skip("the page's rule is not tested: install Node.js")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"rights", "api"} {
+		module, err := web.ReadFile("web/" + name + ".js")
+		if err == nil {
+			module = bytes.ReplaceAll(module, []byte("./api.js"), []byte("./api.mjs"))
+			err = os.WriteFile(filepath.Join(dir, name+".mjs"), module, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(node, "--input-type=module", "-e", `
+		const { matches } = await import(process.argv[1]);
+		for (const [glob, path, want] of JSON.parse(process.argv[2]))
+			if (String(matches(glob, path)) !== want) console.log(`+"`matches(${glob}, ${path}) is not ${want}`"+`);
+	`, filepath.Join(dir, "rights.mjs"), jsonText(rows))
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("the page: %v\n%s", err, out)
+	}
+}
+
 // TestACL_Grants writes down what each built-in policy grants on the path of each
 // route: a letter for each capability, c r u d l.
 func TestACL_Grants(t *testing.T) {

@@ -1485,38 +1485,54 @@ func TestAPI_Browsers(t *testing.T) {
 	})
 }
 
-// TestAPI_Agent: a node without state leads in no case, whoever answers in its
-// place, and says so where nobody does.
+// TestAPI_Agent: an agent says itself that it does not lead and whether it is healthy. All else is what a server answers,
+// and a write that it forwards is done there, with what the client has said of it.
 func TestAPI_Agent(t *testing.T) {
-	served := func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "[]") }
-	gone := func(http.ResponseWriter, *http.Request) { panic(io.ErrUnexpectedEOF) }
-	for _, c := range []struct {
-		target string
-		leader http.HandlerFunc // nil: none is known
-		status int
-		text   string
-	}{
-		{"/v1/isleader", served, 404, `"I am a follower"`},
-		{"/health", nil, 503, `{"problems":["no server that leads is known: this node is given nothing to run; see --retry-join, ` +
-			`and whether the servers are up"],"status":"unhealthy","warnings":["clock"]}`},
-		{"/health?live", nil, 200, `{"status":"alive"}`},
-		{"/health?leader", served, 503, `{"status":"follower"}`},
-		{"/v1/jobs", served, 200, "[]"},
-		{"/v1/jobs", nil, 503, "no server can be reached; see --retry-join"},
-		{"/v1/jobs", gone, 504, errUnknown.Error() + ": unexpected EOF"},
-	} {
-		p := newTestPlane(t, "n1", nil, nil)
-		p.setProblem("clock", "clock")
-		followIn(p, c.leader)
-		a := &api{node: "n1", log: slog.New(slog.DiscardHandler), plane: p}
-		r := httptest.NewRequest("GET", c.target, nil)
-		r.Host = "localhost"
-		w := httptest.NewRecorder()
-		a.relayHandler().ServeHTTP(w, r)
-		if w.Code != c.status || w.Body.String() != c.text {
-			t.Errorf("%s: %d %s, want %d %s", c.target, w.Code, w.Body, c.status, c.text)
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, t.TempDir(), 7)
+		server := http.StripPrefix("/api", s.handler)
+		served := func(w http.ResponseWriter, r *http.Request) { server.ServeHTTP(w, withSender(r)) }
+		gone := func(http.ResponseWriter, *http.Request) { panic(io.ErrUnexpectedEOF) }
+		const doc = `{"name":"a","schedule":"@manually"}`
+		for _, c := range []struct {
+			method, target, rev string
+			leader              http.HandlerFunc // nil: none is known
+			status              int
+			text                string // in the body
+		}{
+			{"GET", "/v1/isleader", "", served, 404, `"I am a follower"`},
+			{"GET", "/health", "", nil, 503, `{"problems":["no server that leads is known: this node is given nothing to run; see --retry-join, ` +
+				`and whether the servers are up"],"status":"unhealthy","warnings":["clock"]}`},
+			{"GET", "/health?live", "", nil, 200, `{"status":"alive"}`},
+			{"GET", "/health?leader", "", served, 503, `{"status":"follower"}`},
+			{"GET", "/v1/jobs", "", served, 200, "[]"},
+			{"POST", "/v1/jobs", "", served, 201, `"name":"a"`},
+			{"GET", "/v1/jobs/a", "", served, 200, `"name":"a"`},
+			{"PUT", "/v1/jobs/a", "1", served, 412, errRev.Error()},
+			{"PUT", "/v1/jobs/a", "2", served, 201, `"name":"a"`},
+			{"GET", "/v1/jobs", "", nil, 503, "no server can be reached; see --retry-join"},
+			{"GET", "/v1/jobs", "", gone, 504, errUnknown.Error() + ": unexpected EOF"},
+		} {
+			p := newTestPlane(t, "n1", nil, nil)
+			p.setProblem("clock", "clock")
+			followIn(p, c.leader)
+			a := &api{node: "n1", log: slog.New(slog.DiscardHandler), plane: p}
+			r := httptest.NewRequest(c.method, c.target, strings.NewReader(doc))
+			r.Host = "localhost"
+			r.Header.Set("Belfry-Rev", c.rev)
+			w := httptest.NewRecorder()
+			a.relayHandler().ServeHTTP(w, r)
+			if w.Code != c.status || !strings.Contains(w.Body.String(), c.text) {
+				t.Errorf("%s %s: %d %s, want %d %s", c.method, c.target, w.Code, w.Body, c.status, c.text)
+			}
+			if w.Code < 300 && c.leader != nil && w.Header().Get("X-Whom") != "node1" {
+				t.Errorf("%s %s is answered by %q, want the server", c.method, c.target, w.Header().Get("X-Whom"))
+			}
 		}
-	}
+		if w := s.do("GET", "/v1/jobs/a", ""); w.Code != 200 || w.Header().Get("Belfry-Rev") == "2" {
+			t.Errorf("on the server the job is %d %s, rev %s", w.Code, w.Body, w.Header().Get("Belfry-Rev"))
+		}
+	})
 }
 
 // openAnswer is an answer that is read while it is written.
