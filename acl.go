@@ -69,7 +69,6 @@ const (
 // capabilities are what a policy can grant on a path.
 var capabilities = []string{mayCreate, mayRead, mayUpdate, mayDelete, mayList}
 
-// errBuiltIn is returned for a change to a built-in policy.
 // A policy grants capabilities to the tokens that name it. Its fields are named as in Dkron.
 type policy struct {
 	Name  string `json:"Name"`
@@ -102,26 +101,40 @@ func decodePolicy(name string, doc []byte) (policy, error) {
 	return p, p.validate()
 }
 
-func (p policy) validate() error {
-	if p.Name == "" || len(p.Name) > policyNameBytesMax || strings.ContainsFunc(p.Name, unicode.IsControl) {
+// checkName refuses the name of a policy or a token.
+func checkName(name string) error {
+	if name == "" || len(name) > policyNameBytesMax || strings.ContainsFunc(name, unicode.IsControl) {
 		return fmt.Errorf("Name: must have 1 to %d bytes and no control characters", policyNameBytesMax)
 	}
-	var rules policyRules
+	return nil
+}
+
+// rules returns the policy's rules, or what is wrong with it.
+func (p policy) rules() (rules policyRules, err error) {
+	if err := checkName(p.Name); err != nil {
+		return rules, err
+	}
 	if err := decodeStrict([]byte(p.Rules), &rules); err != nil {
 		const example = `{"path": {"/v1/jobs/*": {"capabilities": ["read"]}}}`
-		return fmt.Errorf("Rules: must be a string of JSON such as %s: %w", example, err)
+		return rules, fmt.Errorf("Rules: must be a string of JSON such as %s: %w", example, err)
 	}
 	for _, path := range sortedKeys(rules.Path) {
 		if err := checkGlob(path); err != nil {
-			return fmt.Errorf("Rules: the path %q %w", path, err)
+			return rules, fmt.Errorf("Rules: the path %q %w", path, err)
 		}
 		for _, c := range rules.Path[path].Capabilities {
 			if !slices.Contains(capabilities, c) {
-				return fmt.Errorf("Rules: %q on %q is not a capability; use one of %s", c, path, strings.Join(capabilities, ", "))
+				known := strings.Join(capabilities, ", ")
+				return rules, fmt.Errorf("Rules: %q on %q is not a capability; use one of %s", c, path, known)
 			}
 		}
 	}
-	return nil
+	return rules, nil
+}
+
+func (p policy) validate() error {
+	_, err := p.rules()
+	return err
 }
 
 // checkGlob returns what is wrong with a path of a policy. It refuses the special characters of other pattern
@@ -133,7 +146,7 @@ func checkGlob(path string) error {
 		return errors.New("must begin with a slash, such as \"/v1/jobs/*\"")
 	case len(path) > policyPathBytesMax:
 		return fmt.Errorf("must not be longer than %d bytes", policyPathBytesMax)
-	case strings.ContainsAny(path, "?[]{}\\"), strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r > '~' }):
+	case strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r > '~' }), strings.ContainsAny(path, `?[]{}\`):
 		return errors.New("must consist of letters, digits, slashes and stars; escape other characters as in a URL")
 	case strings.Contains(stars, "**") || rest && strings.HasSuffix(stars, "*"):
 		return errors.New("may contain ** at its end only")
@@ -146,17 +159,14 @@ func checkGlob(path string) error {
 // checkPaths refuses a policy with a path that matches no path of the API: its author must have meant another. api
 // holds the paths of the routes, with {…} for names.
 func (p policy) checkPaths(api []string) error {
-	var rules policyRules
-	if err := json.Unmarshal([]byte(p.Rules), &rules); err != nil {
-		return err
-	}
+	rules, err := p.rules()
 	for _, path := range sortedKeys(rules.Path) {
 		if !slices.ContainsFunc(api, func(known string) bool { return meansPath(path, known) }) {
-			return fmt.Errorf("Rules: the API has no path %q, so it would grant nothing; "+
-				"a job is /v1/jobs/{name}, all jobs are /v1/jobs/*, and everything below a job is /v1/jobs/{name}/**", path)
+			return fmt.Errorf("Rules: the API has no path %q, so it would grant nothing; a job is /v1/jobs/{name}, "+
+				"all jobs are /v1/jobs/*, and everything below a job is /v1/jobs/{name}/**", path)
 		}
 	}
-	return nil
+	return err
 }
 
 // meansPath reports whether glob, a path of a policy, matches known, a path of the API, for some names in place of
@@ -176,7 +186,8 @@ func meansPath(glob, known string) bool {
 		if i == len(globs)-1 && strings.HasSuffix(glob, "**") && name == "" {
 			name, segments[i] = "x", "x"
 		}
-		if err != nil || name == "" || url.PathEscape(name) != segments[i] || s == "{job}" && validateName(name) != nil {
+		if err != nil || name == "" || url.PathEscape(name) != segments[i] ||
+			s == "{job}" && validateName(name) != nil {
 			return false
 		}
 	}
@@ -187,8 +198,7 @@ func meansPath(glob, known string) bool {
 func parsedRules(policies []policy) []policyRules {
 	list := make([]policyRules, 0, len(policies))
 	for _, p := range policies {
-		var rules policyRules
-		if p.validate() == nil && json.Unmarshal([]byte(p.Rules), &rules) == nil {
+		if rules, err := p.rules(); err == nil {
 			list = append(list, rules)
 		}
 	}
@@ -209,22 +219,21 @@ func allow(policies []policyRules, path, capability string) bool {
 
 // matchPath reports whether glob, which checkGlob has accepted, matches path.
 func matchPath(glob, path string) bool {
-	glob, rest := strings.CutSuffix(glob, "**")
-	for {
-		want, globs, more := strings.Cut(glob, "/")
-		got, paths, longer := strings.Cut(path, "/")
-		if rest && !more {
-			// The last segment of the pattern is a prefix.
-			return matchSegment(want+"*", got)
-		}
-		if !matchSegment(want, got) || more != longer {
-			return false
-		}
-		if !more {
-			return true
-		}
-		glob, path = globs, paths
+	globs, open := globSegments(glob)
+	paths := strings.Split(path, "/")
+	if open {
+		paths = paths[:min(len(globs), len(paths))]
 	}
+	return slices.EqualFunc(globs, paths, matchSegment)
+}
+
+// globSegments returns the segments of a path of a policy, each a pattern for matchSegment, and whether more may follow
+// the last.
+func globSegments(glob string) (segments []string, open bool) {
+	if open = strings.HasSuffix(glob, "**"); open {
+		glob = glob[:len(glob)-1] // the last segment is a prefix
+	}
+	return strings.Split(glob, "/"), open
 }
 
 // matchSegment reports whether a pattern with stars matches the whole text. The leftmost match is right for every piece
@@ -297,11 +306,12 @@ var builtIn = []policy{
 
 // builtInPolicy returns the built-in policy of that name.
 func builtInPolicy(name string) (policy, bool) {
-	i := slices.IndexFunc(builtIn, func(p policy) bool { return p.Name == name })
-	if i < 0 {
-		return policy{}, false
+	for _, p := range builtIn {
+		if p.Name == name {
+			return p, true
+		}
 	}
-	return builtIn[i], true
+	return policy{}, false
 }
 
 // A token identifies its bearer and names the policies that apply to it.
@@ -333,14 +343,12 @@ func decodeToken(doc []byte, now int64) (token, error) {
 	if err := decodeStrict(doc, &asked); err != nil {
 		return token{}, fmt.Errorf("the body is not a token: %w", err)
 	}
-	t := token{Name: asked.Name, Type: asked.Type, Policies: asked.Policies, Created: now}
-	if asked.Type == "" {
-		t.Type = tokenClient
-	}
+	t := token{Name: asked.Name, Type: cmp.Or(asked.Type, tokenClient), Policies: asked.Policies, Created: now}
 	if asked.ExpirationTTL != "" {
 		age, err := time.ParseDuration(asked.ExpirationTTL)
 		if err != nil || age <= 0 || age > tokenAgeMax {
-			return token{}, fmt.Errorf("ExpirationTTL: %q must be a duration such as 24h, at most ten years", asked.ExpirationTTL)
+			const text = "ExpirationTTL: %q must be a duration such as 24h, at most ten years"
+			return token{}, fmt.Errorf(text, asked.ExpirationTTL)
 		}
 		t.Expires = now + int64(age)
 	}
@@ -349,8 +357,6 @@ func decodeToken(doc []byte, now int64) (token, error) {
 
 func (t token) validate() error {
 	switch {
-	case t.Name == "" || len(t.Name) > policyNameBytesMax || strings.ContainsFunc(t.Name, unicode.IsControl):
-		return fmt.Errorf("Name: must have 1 to %d bytes and no control characters", policyNameBytesMax)
 	case t.Type != tokenManagement && t.Type != tokenClient:
 		return fmt.Errorf("Type: %q is not a type; use %s or %s", t.Type, tokenClient, tokenManagement)
 	case t.Type == tokenManagement && len(t.Policies) > 0:
@@ -360,7 +366,7 @@ func (t token) validate() error {
 	case len(t.Policies) > tokenPoliciesMax:
 		return fmt.Errorf("Policies: at most %d are allowed", tokenPoliciesMax)
 	}
-	return nil
+	return checkName(t.Name)
 }
 
 // valid reports whether the token has not expired at now, in Unix nanoseconds.
@@ -403,6 +409,9 @@ func (c *caller) may(path, capability string) bool {
 // jobPath returns the path of a job, as policies name it.
 func jobPath(name string) string { return "/v1/jobs/" + url.PathEscape(name) }
 
+// mayListRuns reports whether the caller may list the executions of a job.
+func (c *caller) mayListRuns(job string) bool { return c.may(jobPath(job)+"/executions", mayList) }
+
 // mayStore reports whether the caller may change a job. Its secrets are hidden from callers that may not.
 func (c *caller) mayStore(job string) bool {
 	return c.mayStoreAll() || c.may(jobPath(job), mayUpdate)
@@ -410,7 +419,7 @@ func (c *caller) mayStore(job string) bool {
 
 // mayStoreSome reports whether the caller may change the job of that name; "": some job.
 func (c *caller) mayStoreSome(job string) bool {
-	return c.mayStoreAll() || (job != "" && c.mayStore(job)) || job == "" && len(c.globsOf("", mayUpdate)) > 0
+	return job != "" && c.mayStore(job) || job == "" && (c.mayStoreAll() || len(c.globsOf("", mayUpdate)) > 0)
 }
 
 // mayStoreAll reports whether the caller may store any job.
@@ -439,10 +448,9 @@ func (c *caller) globsOf(below string, capabilities ...string) []string {
 	globs := []string{}
 	for _, p := range c.rules {
 		for path, rule := range p.Path {
-			if slices.ContainsFunc(capabilities, func(want string) bool { return slices.Contains(rule.Capabilities, want) }) {
-				if glob, ok := jobGlob(path, below); ok {
-					globs = append(globs, glob)
-				}
+			granted := func(want string) bool { return slices.Contains(rule.Capabilities, want) }
+			if glob, ok := jobGlob(path, below); ok && slices.ContainsFunc(capabilities, granted) {
+				globs = append(globs, glob)
 			}
 		}
 	}
@@ -456,36 +464,24 @@ func (c *caller) globsOf(below string, capabilities ...string) []string {
 // jobGlob returns the pattern of names that a path of a policy has in place of {job} in /v1/jobs/{job}, or, unless
 // below is empty, in /v1/jobs/{job}/below. It returns false if it matches no such path.
 func jobGlob(path, below string) (string, bool) {
-	path, rest := strings.CutSuffix(path, "**")
-	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
-	wanted := []string{"v1", "jobs", "{job}"}
-	if below != "" {
-		wanted = append(wanted, below)
-	}
-	for i, want := range wanted {
-		last := i == len(segments)-1
-		open := last && rest // ends in **
-		segment := segments[i]
-		if open {
-			segment += "*"
-		}
-		switch {
-		case i != 2 && !matchSegment(segment, want), last && !rest && i < len(wanted)-1:
-			return "", false
-		case open && i < 2:
-			return "*", true
-		case open:
-			return nameGlob(segments[2], i == 2)
-		}
-	}
-	if len(segments) != len(wanted) {
+	segments, open := globSegments(path)
+	wanted := strings.Split(strings.TrimSuffix("/v1/jobs/{job}/"+below, "/"), "/")
+	if len(segments) > len(wanted) || !open && len(segments) < len(wanted) {
 		return "", false
 	}
-	return nameGlob(segments[2], false)
+	for i, segment := range segments {
+		if i != 3 && !matchSegment(segment, wanted[i]) {
+			return "", false
+		}
+	}
+	if len(segments) < 4 {
+		return "*", true
+	}
+	return nameGlob(segments[3])
 }
 
-// nameGlob unescapes a segment of a path into a pattern of names; with rest it is a prefix of them.
-func nameGlob(segment string, rest bool) (string, bool) {
+// nameGlob unescapes a segment of a path into a pattern of names.
+func nameGlob(segment string) (string, bool) {
 	// Names are escaped in exactly one way, and contain no stars.
 	pieces := strings.Split(segment, "*")
 	for i, piece := range pieces {
@@ -494,9 +490,6 @@ func nameGlob(segment string, rest bool) (string, bool) {
 			return "", false
 		}
 		pieces[i] = name
-	}
-	if rest {
-		pieces = append(pieces, "")
 	}
 	return strings.Join(pieces, "*"), true
 }
@@ -511,8 +504,9 @@ var (
 )
 
 // hiddenIn are the fields of a job that may hold secrets, with what hides these in the field's JSON.
-var hiddenIn = map[string]func([]byte) ([]byte, error){"executor_config": hideValues(hideConfig), "params": hideValues(hideParams),
-	"notify": hideReceivers}
+var hiddenIn = map[string]func([]byte) ([]byte, error){
+	"executor_config": hideValues(hideConfig), "params": hideValues(hideParams), "notify": hideReceivers,
+}
 
 // hideReceivers replaces the URLs of receivers: whoever knows one can send to it.
 func hideReceivers(doc []byte) ([]byte, error) {
@@ -532,34 +526,21 @@ func hideReceivers(doc []byte) ([]byte, error) {
 // hideSecrets replaces what looks secret in the JSON of a job. It keeps everything else, including the order.
 func hideSecrets(doc []byte) ([]byte, error) {
 	d := json.NewDecoder(bytes.NewReader(doc))
-	if _, err := d.Token(); err != nil {
-		return nil, err
-	}
+	_, err := d.Token()
 	out := []byte{'{'}
-	for d.More() {
-		name, err := d.Token()
-		if err != nil {
-			return nil, err
-		}
+	for err == nil && d.More() {
+		var name json.Token
 		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return nil, err
+		if name, err = d.Token(); err == nil {
+			err = d.Decode(&value)
 		}
-		if hide := hiddenIn[fmt.Sprint(name)]; hide != nil {
-			if value, err = hide(value); err != nil {
-				return nil, err
-			}
+		if hide := hiddenIn[fmt.Sprint(name)]; err == nil && hide != nil {
+			value, err = hide(value)
 		}
-		key, err := json.Marshal(name)
-		if err != nil {
-			return nil, err
-		}
-		if len(out) > 1 {
-			out = append(out, ',')
-		}
-		out = append(append(append(out, key...), ':'), value...)
+		key, _ := json.Marshal(name) // which was just read
+		out = fmt.Appendf(out, "%s:%s,", key, value)
 	}
-	return append(out, '}'), nil
+	return append(bytes.TrimSuffix(out, []byte(",")), '}'), err
 }
 
 func hideValues(hide func(map[string]string) map[string]string) func([]byte) ([]byte, error) {
@@ -572,27 +553,26 @@ func hideValues(hide func(map[string]string) map[string]string) func([]byte) ([]
 	}
 }
 
-// hideParams returns a copy of parameters with the values that look secret replaced.
-func hideParams(params map[string]string) map[string]string {
-	shown := maps.Clone(params)
-	for k := range params {
-		if contains(k, paramWords) {
+// hidden returns a copy of values in which those that are secret are replaced.
+func hidden(values map[string]string, secret func(key, value string) bool) map[string]string {
+	shown := maps.Clone(values)
+	for k, v := range values {
+		if secret(k, v) {
 			shown[k] = hiddenValue
 		}
 	}
 	return shown
 }
 
-// hideConfig returns a copy of an executor_config with the values that look secret replaced.
+// hideParams returns a copy of parameters with the values that look secret replaced.
+func hideParams(params map[string]string) map[string]string {
+	return hidden(params, func(k, _ string) bool { return contains(k, paramWords) })
+}
+
+// hideConfig returns a copy of an executor_config with the values that look secret replaced. A URL may contain a
+// password before its host.
 func hideConfig(config map[string]string) map[string]string {
-	shown := maps.Clone(config)
-	for k, v := range config {
-		// A URL may contain a password before its host.
-		if secretKey(k) || urlKey(k) && strings.Contains(v, "@") {
-			shown[k] = hiddenValue
-		}
-	}
-	return shown
+	return hidden(config, func(k, v string) bool { return secretKey(k) || urlKey(k) && strings.Contains(v, "@") })
 }
 
 func urlKey(key string) bool { return strings.EqualFold(key, "url") }
@@ -606,8 +586,8 @@ func contains(name string, words []string) bool {
 	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(lower, word) })
 }
 
-// checkHidden refuses a field of a job, or parameters of a run, with a hidden value in it: it would take the place of the
-// secret.
+// checkHidden refuses a field of a job, or parameters of a run, with a hidden value in it: it would take the place of
+// the secret.
 func checkHidden(field string, config map[string]string) error {
 	for _, k := range sortedKeys(config) {
 		if config[k] == hiddenValue && (secretKey(k) || urlKey(k)) {
@@ -656,11 +636,10 @@ func readBootstrapSecret(dir string) ([sha256.Size]byte, error) {
 
 // removeBootstrapSecret removes the file if it exists.
 func removeBootstrapSecret(dir string) error {
-	err := os.Remove(filepath.Join(dir, bootstrapFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err := os.Remove(filepath.Join(dir, bootstrapFile)); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return err
+	return nil
 }
 
 // decodeStrict decodes exactly one JSON value without unknown fields.
@@ -812,7 +791,8 @@ func (l nodeLimits) checkAddr(addr netip.Addr) error {
 	in := func(p netip.Prefix) bool { return p.Contains(addr) }
 	switch {
 	case !l.AllowMetadata && slices.ContainsFunc(metadataAddrs, in):
-		return fmt.Errorf("executor_config.url: %s is that of a metadata service, and this node lacks --http-allow-metadata", addr)
+		const text = "executor_config.url: %s is that of a metadata service, and this node lacks --http-allow-metadata"
+		return fmt.Errorf(text, addr)
 	case l.DenyPrivate && (addr.IsPrivate() || addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast() ||
 		slices.ContainsFunc(privateAddrs, in)):
 		return fmt.Errorf("executor_config.url: %s is a private address, and this node has --http-deny-private", addr)

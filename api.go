@@ -104,10 +104,8 @@ type api struct {
 	uploads    uploads
 }
 
-// leaveRoute is the only write that concerns the node itself, not the cluster.
-const leaveRoute = "POST /v1/leave"
-
 const (
+	leaveRoute     = "POST /v1/leave" // the only write that concerns the node itself, not the cluster
 	bootstrapRoute = "POST /v1/acl/bootstrap"
 	healthRoute    = "GET /health"
 	isLeaderRoute  = "GET /v1/isleader"
@@ -146,7 +144,8 @@ func (a *api) routes() []route {
 		{"GET /v1/{$}", mayRead, a.status, ""},
 		{"GET /v1", mayRead, a.status, ""},
 
-		{"GET /v1/jobs", mayListJobs, a.listJobs, "metadata[] _sort _order q status disabled executor owner _start _end"},
+		{"GET /v1/jobs", mayListJobs, a.listJobs,
+			"metadata[] _sort _order q status disabled executor owner _start _end"},
 		{"POST /v1/jobs", mayStoreJob, a.putJob, "runoncreate"},
 		{"PATCH /v1/jobs", mayStoreJob, a.putJob, "runoncreate"},
 		{"GET /v1/jobs/{job}", mayRead, a.showJob, ""},
@@ -273,7 +272,8 @@ func (a *api) guard(next http.Handler) http.Handler {
 	}
 	own.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.countRefusal(r, refusedOrigin)
-		http.Error(w, "this request comes from a page of another origin; --cors-origin allows one", http.StatusForbidden)
+		const text = "this request comes from a page of another origin; --cors-origin allows one"
+		http.Error(w, text, http.StatusForbidden)
 	}))
 	fromClient := a.checkHost(a.cors(own.Handler(next)))
 	forwarded := a.checkHost(next)
@@ -406,7 +406,7 @@ func pageFile(doc []byte, contentType string) http.Handler {
 		h.Set("Vary", "Accept-Encoding")
 		h.Set("ETag", `"`+tag+`"`)
 		body := doc
-		if acceptsGzip(r.Header.Get("Accept-Encoding")) {
+		if acceptsGzip.MatchString(r.Header.Get("Accept-Encoding")) {
 			h.Set("ETag", `"`+tag+`-gzip"`)
 			h.Set("Content-Encoding", "gzip")
 			body = small.Bytes()
@@ -415,17 +415,8 @@ func pageFile(doc []byte, contentType string) http.Handler {
 	})
 }
 
-// acceptsGzip reports whether an Accept-Encoding lists gzip with a weight other than 0, which would mean never.
-func acceptsGzip(accept string) bool {
-	for coding := range strings.SplitSeq(accept, ",") {
-		name, weight, _ := strings.Cut(strings.ReplaceAll(coding, " ", ""), ";q=")
-		if strings.EqualFold(name, "gzip") {
-			q, err := strconv.ParseFloat(weight, 64)
-			return weight == "" || err == nil && q > 0
-		}
-	}
-	return false
-}
+// acceptsGzip matches an Accept-Encoding that lists gzip with a weight other than 0, which would mean never.
+var acceptsGzip = regexp.MustCompile(`(?i)(?:^|,) *gzip *(?:$|,|; *q *= *(?:1|0?\.0*[1-9]))`)
 
 // trimSlash redirects a path with trailing slashes to the route without them, if there is one, as upstream does:
 // permanently for GET, and otherwise with 307, so that the client sends its body again.
@@ -433,22 +424,19 @@ func trimSlash(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		trimmed := strings.TrimRight(r.URL.Path, "/")
 		// A path that is not clean might lead elsewhere: browsers take "//name/" for a host.
-		if trimmed == r.URL.Path || path.Clean(trimmed) != trimmed {
-			mux.ServeHTTP(w, r)
-			return
+		if trimmed != r.URL.Path && path.Clean(trimmed) == trimmed {
+			there, status := r.Clone(r.Context()), http.StatusTemporaryRedirect
+			there.URL.Path, there.URL.RawPath = trimmed, ""
+			if r.Method == http.MethodGet || r.Method == http.MethodHead {
+				status = http.StatusMovedPermanently
+			}
+			_, own := mux.Handler(r)
+			if _, other := mux.Handler(there); own == "" && other != "" {
+				http.Redirect(w, r, there.URL.RequestURI(), status)
+				return
+			}
 		}
-		there := r.Clone(r.Context())
-		there.URL.Path, there.URL.RawPath = trimmed, ""
-		_, own := mux.Handler(r)
-		if _, pattern := mux.Handler(there); own != "" || pattern == "" {
-			mux.ServeHTTP(w, r)
-			return
-		}
-		status := http.StatusTemporaryRedirect
-		if r.Method == http.MethodGet || r.Method == http.MethodHead {
-			status = http.StatusMovedPermanently
-		}
-		http.Redirect(w, r, there.URL.RequestURI(), status)
+		mux.ServeHTTP(w, r)
 	})
 }
 
@@ -459,13 +447,11 @@ func trimSlash(mux *http.ServeMux) http.Handler {
 func (a *api) checkHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin") // other pages cannot load it as a script or image
-		w.Header().Set("Cache-Control", "no-store")                   // no cache may show one token's response to another
-		own := a.ownHost(r.Host)
-		if own {
+		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin") // no other page loads it as a script or image
+		w.Header().Set("Cache-Control", "no-store")                   // no cache shows one token's response to another
+		if a.ownHost(r.Host) {
 			w.Header().Set("X-Whom", a.node)
-		}
-		if !own && r.URL.Path != "/health" {
+		} else if r.URL.Path != "/health" {
 			a.countRefusal(r, refusedHost)
 			const text = "this server is not called %q; use its IP address or localhost, or add the name with " +
 				"--allowed-host"
@@ -482,7 +468,8 @@ func (a *api) ownHost(host string) bool {
 		name = host
 	}
 	name = strings.TrimSuffix(strings.ToLower(name), ".")
-	return host == "" || net.ParseIP(strings.Trim(name, "[]")) != nil || name == "localhost" || strings.HasSuffix(name, ".localhost") ||
+	return host == "" || net.ParseIP(strings.Trim(name, "[]")) != nil ||
+		name == "localhost" || strings.HasSuffix(name, ".localhost") ||
 		slices.ContainsFunc(a.hosts, func(h string) bool { return strings.EqualFold(name, h) })
 }
 
@@ -502,9 +489,9 @@ func (a *api) callerOf(r *http.Request) *caller {
 	return &caller{all: !a.acl}
 }
 
-// checked admits only callers with the rights that the route requires, before the body is read. It runs before a write is
-// forwarded, and the leader checks again, because it does not rely on other nodes to have access control on. Rights that
-// depend on the body are for the handler, which runs on the leader.
+// checked admits only callers with the rights that the route requires, before the body is read. It runs before a write
+// is forwarded, and the leader checks again, because it does not rely on other nodes to have access control on. Rights
+// that depend on the body are for the handler, which runs on the leader.
 func (a *api) checked(route route, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if a.acl {
@@ -533,14 +520,11 @@ func (a *api) admit(route route, r *http.Request) (*caller, error) {
 
 // sentSecret returns the secret in a request's headers, "" if there is none.
 func sentSecret(r *http.Request) string {
-	if secret := r.Header.Get("X-Dkron-Token"); secret != "" {
-		return secret
+	bearer := r.Header.Get("Authorization")
+	if scheme, secret, ok := strings.Cut(bearer, " "); ok && strings.EqualFold(scheme, "Bearer") {
+		bearer = secret
 	}
-	header := r.Header.Get("Authorization")
-	if scheme, secret, ok := strings.Cut(header, " "); ok && strings.EqualFold(scheme, "Bearer") {
-		return secret
-	}
-	return header
+	return cmp.Or(r.Header.Get("X-Dkron-Token"), bearer)
 }
 
 // countRefusal counts a refused request. It logs each address at most once a minute, so probing cannot fill the disk.
@@ -589,19 +573,17 @@ func (a *api) caughtUp() {
 
 // newCaller returns the caller with token t. A deleted policy grants nothing.
 func (a *api) newCaller(t token) (*caller, error) {
-	c := &caller{token: t, all: t.Type == tokenManagement}
 	var policies []policy
 	for _, name := range t.Policies {
 		p, err := a.store.clients.policy(name)
-		if err != nil && !errors.Is(err, errNoPolicy) {
+		switch {
+		case err == nil:
+			policies = append(policies, p)
+		case !errors.Is(err, errNoPolicy):
 			return nil, err
 		}
-		if err == nil {
-			policies = append(policies, p)
-		}
 	}
-	c.rules = parsedRules(policies)
-	return c, nil
+	return &caller{t, t.Type == tokenManagement, parsedRules(policies)}, nil
 }
 
 // checkRights returns an error unless the caller has the rights that the route requires, whatever the body is.
@@ -677,7 +659,8 @@ func (a *api) checkBootstrap(c *caller, r *http.Request) error {
 	r.Body = io.NopCloser(bytes.NewReader(doc))
 	var sent struct{ Secret string }
 	if err := decodeStrict(doc, &sent); err != nil {
-		return badRequest("Secret: must be what the file %s in the server's data directory holds: %v", bootstrapFile, err)
+		const text = "Secret: must be what the file %s in the server's data directory holds: %v"
+		return badRequest(text, bootstrapFile, err)
 	}
 	got, ok := hashSecret(sent.Secret)
 	want, err := readBootstrapSecret(a.dir)
@@ -908,8 +891,10 @@ func shownAs[T any](rows iter.Seq2[T, error], show func(T) (json.RawMessage, err
 // send writes a response as JSON. It returns errors from before the first byte only. After a later one it aborts the
 // connection, so that no client takes a part for the whole.
 func (a *api) send(w http.ResponseWriter, c *apiCall, res *response) error {
-	out := &responseWriter{ResponseWriter: w, api: a, token: c.caller.token.Accessor, status: cmp.Or(res.status, http.StatusOK)}
-	out.held = buffers.Get().(*bytes.Buffer)
+	out := &responseWriter{
+		ResponseWriter: w, api: a, token: c.caller.token.Accessor,
+		status: cmp.Or(res.status, http.StatusOK), held: buffers.Get().(*bytes.Buffer),
+	}
 	defer out.close()
 	err := writeResponse(out, res, c.query.Has("pretty"))
 	if err == nil {
@@ -1091,21 +1076,22 @@ func (a *api) forward(w http.ResponseWriter, r *http.Request, actor, request str
 	}
 	out := streamTo(w)
 	out.live = true
-	endUpload, incomplete := func() {}, func() bool { return false }
 	var failed error
+	var body *movingBody // nil: there is none
 	proxy := httputil.ReverseProxy{
 		Transport: a.plane.streams.Transport, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
-			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool { return strings.HasPrefix(k, "Belfry-") && k != headerRev })
+			maps.DeleteFunc(pr.Out.Header, func(k string, _ []string) bool {
+				return strings.HasPrefix(k, "Belfry-") && k != headerRev
+			})
 			pr.SetURL(&url.URL{Scheme: "https", Host: to[0].Addr, Path: "/api"})
 			pr.Out.URL.RawQuery = pr.In.URL.RawQuery // what cannot be parsed in it is for the leader to say
 			a.plane.sign(pr.Out.Header, to[0])
 			signFor(pr.Out.Header, pr.In, actor, request)
 		},
 		ModifyResponse: func(resp *http.Response) error {
-			if incomplete() {
+			if body.incomplete() {
 				resp.Header.Set("Connection", "close") // or net/http would first wait for the body
-				resp.Body = endingBody{resp.Body, endUpload}
 			}
 			if err := a.awaitWrite(resp); err != nil {
 				return err
@@ -1113,17 +1099,16 @@ func (a *api) forward(w http.ResponseWriter, r *http.Request, actor, request str
 			for k := range resp.Header { // who answers says who it is, and all else
 				w.Header().Del(k)
 			}
-			if resp.StatusCode < http.StatusMultipleChoices && strings.HasPrefix(r.URL.Path, "/v1") { // the page asks for no token
-				connAdmitted(r)
+			if resp.StatusCode < http.StatusMultipleChoices && strings.HasPrefix(r.URL.Path, "/v1") {
+				connAdmitted(r) // the page needs no token
 			}
 			return nil
 		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { endUpload(); failed = err },
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
 	if r.Body != nil && r.Body != http.NoBody {
-		body := &movingBody{ReadCloser: r.Body, control: out.control, uploads: &a.uploads}
+		body = &movingBody{ReadCloser: r.Body, control: out.control, uploads: &a.uploads}
 		a.uploads.add(body)
-		endUpload, incomplete = body.end, body.incomplete
 		r = r.WithContext(r.Context())
 		r.Body = body
 	} else {
@@ -1152,16 +1137,12 @@ func signFor(h http.Header, r *http.Request, actor, request string) {
 // awaitWrite delays the response to a write until this server has applied it, so that the client reads its own writes
 // here.
 func (a *api) awaitWrite(resp *http.Response) error {
-	if resp.Header.Get(headerRefused) != "" {
+	index, _ := strconv.ParseUint(resp.Header.Get(headerIndex), 10, 64) // 0: there is nothing to wait for
+	switch {
+	case resp.Header.Get(headerRefused) != "":
 		return readRefusal(resp)
-	}
-	text := resp.Header.Get(headerIndex)
-	if text == "" || a.plane.server == nil {
+	case index == 0 || a.plane.server == nil:
 		return nil
-	}
-	index, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return fmt.Errorf("the leader names an index that is no number: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(resp.Request.Context(), leaderTimeout)
 	defer cancel()
@@ -1171,17 +1152,15 @@ func (a *api) awaitWrite(resp *http.Response) error {
 	return nil
 }
 
-// uploads are the forwarded requests whose bodies are incomplete. Each holds a
-// connection to another node, so there is a bound: clients that withhold bodies
-// keep nobody else from being forwarded.
+// uploads are the forwarded requests whose bodies are incomplete. Each holds a connection to another node, so there is
+// a bound: clients that withhold bodies keep nobody else from being forwarded.
 type uploads struct {
 	mu         sync.Mutex
 	incomplete linked.List // of *movingBody, the one without progress for longest first; guarded by mu
 }
 
-// movingBody is the body of a forwarded request. It may take as long as it makes
-// progress, and the response then as long as it takes: the node that responds has
-// limits of its own.
+// movingBody is the body of a forwarded request. It may take as long as it makes progress, and the response then as
+// long as it takes: the node that responds has limits of its own.
 type movingBody struct {
 	io.ReadCloser
 	control *http.ResponseController
@@ -1201,47 +1180,38 @@ func (u *uploads) add(b *movingBody) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.incomplete.Len() >= uploadsMax {
-		u.leave(u.incomplete.Front().Value.(*movingBody), longAgo)
+		u.incomplete.Front().Value.(*movingBody).leaveLocked(longAgo)
 	}
 	b.place = u.incomplete.PushBack(b)
 }
 
-// leave removes an upload, unless that is done, and sets the deadline for reading
-// on. The caller holds mu.
-func (u *uploads) leave(b *movingBody, deadline time.Time) {
+// leaveLocked removes an upload, unless that is done, and sets the deadline for reading on.
+func (b *movingBody) leaveLocked(deadline time.Time) {
 	if b.place != nil {
-		u.incomplete.Remove(b.place)
+		b.uploads.incomplete.Remove(b.place)
 		b.place = nil
 		_ = b.control.SetReadDeadline(deadline) // where there is no deadline none is moved
 	}
 }
 
-// end stops the reading of a body that is incomplete: nobody needs the rest.
-func (b *movingBody) end() {
+// Close implements io.Closer. The proxy calls it once the response is sent, and nobody waits for the rest of the body.
+func (b *movingBody) Close() error {
 	b.uploads.mu.Lock()
-	defer b.uploads.mu.Unlock()
-	b.uploads.leave(b, longAgo)
-}
-
-// endingBody is the body of an early response. Once it is sent, the rest of its request's
-// body is not waited for; if that were ended earlier, the response would be cut.
-type endingBody struct {
-	io.ReadCloser
-	end func()
-}
-
-// Close implements io.Closer.
-func (b endingBody) Close() error {
-	b.end()
+	b.leaveLocked(longAgo)
+	b.uploads.mu.Unlock()
 	return b.ReadCloser.Close()
 }
 
 func (b *movingBody) incomplete() bool {
+	if b == nil {
+		return false
+	}
 	b.uploads.mu.Lock()
 	defer b.uploads.mu.Unlock()
 	return b.place != nil
 }
 
+// Read implements io.Reader.
 func (b *movingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.uploads.mu.Lock()
@@ -1249,7 +1219,7 @@ func (b *movingBody) Read(p []byte) (int, error) {
 	b.read += n
 	switch {
 	case err == io.EOF:
-		b.uploads.leave(b, time.Time{})
+		b.leaveLocked(time.Time{})
 	case b.place == nil:
 		err = errWithheld
 	case b.read >= progressBytes:
@@ -1323,8 +1293,8 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusNotFound, ""}
 	case isAny(err, errParent, errParentCycle, errChildren, errAncestors, errNoParam, errNoCalendar):
 		return problem{http.StatusBadRequest, err.Error()}
-	case isAny(err, errRules, errCalendarUsed, errJobDisabled, errNoNode, errHasChildren, errFinished, errBuiltIn, errManaged, errTokenShown,
-		errConflict, errUndecided, errAliveVoter, errLastVoter):
+	case isAny(err, errRules, errCalendarUsed, errJobDisabled, errNoNode, errHasChildren, errFinished, errBuiltIn,
+		errManaged, errTokenShown, errConflict, errUndecided, errAliveVoter, errLastVoter):
 		return problem{http.StatusConflict, err.Error()}
 	case errors.Is(err, errRev):
 		return problem{http.StatusPreconditionFailed, err.Error()}
@@ -1335,7 +1305,8 @@ func (a *api) problem(err error) problem {
 	case errors.Is(err, errUnknown): // even if it wraps one of the errors below
 		return problem{http.StatusGatewayTimeout, err.Error()}
 	case errors.Is(err, errNotLeader):
-		return problem{http.StatusServiceUnavailable, "no leader is known, so nothing was done; try again, and see \"belfry raft list-peers\""}
+		const text = "no leader is known, so nothing was done; try again, and see \"belfry raft list-peers\""
+		return problem{http.StatusServiceUnavailable, text}
 	case isAny(err, errPaused, errRestoring, errBrokenOff, errBusy, context.Canceled):
 		return problem{http.StatusServiceUnavailable, err.Error()}
 	case errors.Is(err, context.DeadlineExceeded):
@@ -1352,13 +1323,12 @@ func (a *api) request(r *http.Request) (request, error) {
 		req.Actor, req.ID = from.Actor, from.Request
 	}
 	c := a.callerOf(r)
-	if a.acl {
-		req.Actor = c.token.Accessor
-	}
+	req.Actor = cmp.Or(c.token.Accessor, req.Actor)
 	if text := r.Header.Get(headerRev); text != "" {
 		rev, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			return req, badRequest("%s: %.40q is not a number; send the one of the response that has the job", headerRev, text)
+			const must = "%s: %.40q is not a number; send the one of the response that has the job"
+			return req, badRequest(must, headerRev, text)
 		}
 		req.Rev = &rev
 	}
@@ -1416,15 +1386,6 @@ func (a *api) writeJob(write func(context.Context, request, string) (*jobRow, ap
 	}
 }
 
-// checkEncoding refuses a compressed body.
-func checkEncoding(r *http.Request) error {
-	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		text := fmt.Sprintf("Content-Encoding: %q is not supported; send the body as it is", coding)
-		return problem{http.StatusUnsupportedMediaType, text}
-	}
-	return nil
-}
-
 // bodyMax returns the largest body that a route accepts, in bytes.
 func (r route) bodyMax() int64 {
 	switch r.pattern {
@@ -1438,14 +1399,19 @@ func (r route) bodyMax() int64 {
 	return jobBytesMax
 }
 
-// limited refuses a body of more than limit bytes: before reading it if it has a Content-Length.
+// limited refuses a compressed body, and one of more than limit bytes: before reading it if it has a Content-Length.
 func (a *api) limited(limit int64, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength > limit {
+		coding := cmp.Or(r.Header.Get("Content-Encoding"), "identity")
+		switch {
+		case r.ContentLength > limit:
 			a.fail(w, r, &http.MaxBytesError{Limit: limit})
 			return
-		}
-		if r.Body != nil {
+		case r.ContentLength != 0 && !strings.EqualFold(coding, "identity"):
+			text := fmt.Sprintf("Content-Encoding: %q is not supported; send the body as it is", coding)
+			a.fail(w, r, problem{http.StatusUnsupportedMediaType, text})
+			return
+		case r.Body != nil:
 			r.Body = http.MaxBytesReader(w, r.Body, limit)
 		}
 		next.ServeHTTP(w, r)
@@ -1454,9 +1420,6 @@ func (a *api) limited(limit int64, next http.Handler) http.Handler {
 
 // body reads a whole request body, up to the limit that limited has set.
 func body(r *http.Request) ([]byte, error) {
-	if err := checkEncoding(r); err != nil {
-		return nil, err
-	}
 	doc, err := io.ReadAll(r.Body)
 	var large *http.MaxBytesError
 	if err != nil && !errors.As(err, &large) {
@@ -1507,7 +1470,8 @@ func (a *api) putJob(r *apiCall) (*response, error) {
 	}
 	if r.query.Has("runoncreate") {
 		again := r.req
-		again.ID, again.Keep, again.Rev = "run of "+r.req.ID, nil, nil // unique: other ids begin with a method, a token or a time
+		// The id is unique: others begin with a method, a token or a time.
+		again.ID, again.Keep, again.Rev = "run of "+r.req.ID, nil, nil
 		_, run, err := a.scheduler.runNow(r.Context(), again, j.Name)
 		switch {
 		case err != nil && a.problem(err).status >= http.StatusInternalServerError:
@@ -1523,7 +1487,7 @@ func (a *api) putJob(r *apiCall) (*response, error) {
 
 const (
 	headerWarning = "Belfry-Warning" // which settings of a stored job, or which parameters of a query, have no effect
-	headerRev     = "Belfry-Rev"     // the rev of the job in the response; in a request, of the job that the client has seen
+	headerRev     = "Belfry-Rev"     // of the job in the response; in a request, of the job that the client has seen
 )
 
 // jobHeader returns the headers of a response with a job: its path and, unless it is 0, its rev. Differs: upstream
@@ -1640,14 +1604,14 @@ const (
 
 // await returns a response for when open is false: then finish completes it, and its status is 200. After patience, or
 // when this node stops, it is as it is, with 202. With no patience it is res.
-func (a *api) await(r *apiCall, res *response, patience time.Duration, open func() (bool, error), finish func()) *response {
+func (a *api) await(r *apiCall, res *response, patience time.Duration, open func() (bool, error), finish func(),
+) *response {
 	if patience == 0 {
 		return res
 	}
 	return &response{header: res.header, serve: func(w http.ResponseWriter) error {
 		_ = r.control.SetReadDeadline(time.Time{}) // it would end the context
-		res.status = http.StatusAccepted
-		for over := time.After(patience); over != nil; {
+		for over := time.After(patience); ; {
 			runs, err := open()
 			if err != nil {
 				return err
@@ -1655,19 +1619,19 @@ func (a *api) await(r *apiCall, res *response, patience time.Duration, open func
 			if !runs {
 				res.status = http.StatusOK
 				finish()
-				break
+				return a.send(w, r, res)
 			}
 			select {
-			case <-a.stopping:
-				over = nil
-			case <-over:
-				over = nil
+			case <-time.After(lookPause):
+				continue
 			case <-r.Context().Done():
 				return nil
-			case <-time.After(lookPause):
+			case <-over:
+			case <-a.stopping:
 			}
+			res.status = http.StatusAccepted
+			return a.send(w, r, res)
 		}
-		return a.send(w, r, res)
 	}}
 }
 
@@ -1731,9 +1695,6 @@ func (a *api) restore(r *apiCall) (*response, error) {
 
 // uploadedFile returns the part "file" of a multipart form.
 func uploadedFile(r *http.Request) (io.Reader, error) {
-	if err := checkEncoding(r); err != nil {
-		return nil, err
-	}
 	form, err := r.MultipartReader()
 	for err == nil {
 		var part *multipart.Part
@@ -1924,9 +1885,9 @@ type executionView struct {
 func (e *executionRow) view(zone *time.Location) executionView {
 	v := executionView{
 		ID: executionName(e.ID, e.Node), JobName: e.JobName, NodeName: e.Node, Group: e.Group, Attempt: e.Attempt,
-		ScheduledAt: timeOf(e.Due).In(zone), StartedAt: timeOf(e.Started).In(zone),
-		Success: e.Outcome == outcomeSuccess, Outcome: e.Outcome, Cause: e.Cause, Params: hideParams(e.Params), Reason: strings.TrimSpace(string(e.Reason)),
-		Output: string(e.Output), OutputDropped: e.Dropped,
+		ScheduledAt: timeOf(e.Due).In(zone), StartedAt: timeOf(e.Started).In(zone), Outcome: e.Outcome,
+		Success: e.Outcome == outcomeSuccess, Cause: e.Cause, Params: hideParams(e.Params),
+		Reason: strings.TrimSpace(string(e.Reason)), Output: string(e.Output), OutputDropped: e.Dropped,
 		ExitCode: e.Process.ExitCode, Signal: e.Process.Signal,
 		CPUSeconds: time.Duration(e.Process.CPU).Seconds(), MemoryBytes: e.Process.Memory,
 	}
@@ -1959,7 +1920,7 @@ func (a *api) addPrinted(ctx context.Context, list []executionRow, outputMax int
 	var nodes sync.WaitGroup
 	for node, ids := range running {
 		nodes.Go(func() {
-			printed, _ := a.plane.printedOn(ctx, node, ids) // the node may be down; the list is useful without its output
+			printed, _ := a.plane.printedOn(ctx, node, ids) // on an error the list lacks these outputs
 			for i := range list {
 				if output, ok := printed[list[i].ID]; ok && list[i].Node == node {
 					list[i].Output, list[i].OutputSize = output, len(output)
@@ -2114,13 +2075,10 @@ func (a *api) whileAdmitted(r *apiCall) (context.Context, context.CancelFunc) {
 	ctx, stop := context.WithCancel(r.Context())
 	if a.acl {
 		go func() {
-			ticker := time.NewTicker(admitPolls * pollTime)
-			defer ticker.Stop()
-			for {
+			for ctx.Err() == nil {
 				select {
 				case <-ctx.Done():
-					return
-				case <-ticker.C:
+				case <-time.After(admitPolls * pollTime):
 				}
 				if _, err := a.admit(route{pattern: outputRoute, capability: mayRead}, r.Request); err != nil {
 					stop()
@@ -2242,7 +2200,7 @@ func (a *api) waiting(r *apiCall, limit int) (*response, error) {
 	list, err := a.store.clients.waiting()
 	views := []waitingView{}
 	for _, w := range list {
-		if r.caller.may(jobPath(w.job)+"/executions", mayList) {
+		if r.caller.mayListRuns(w.job) {
 			views = append(views, waitingView{w.job, w.cause, timeOf(w.due), w.group, w.waitsFor})
 		}
 	}
@@ -2251,7 +2209,7 @@ func (a *api) waiting(r *apiCall, limit int) (*response, error) {
 
 // listable returns the executions that the caller may list, in the same slice.
 func listable(r *apiCall, list []executionRow) []executionRow {
-	return slices.DeleteFunc(list, func(e executionRow) bool { return !r.caller.may(jobPath(e.JobName)+"/executions", mayList) })
+	return slices.DeleteFunc(list, func(e executionRow) bool { return !r.caller.mayListRuns(e.JobName) })
 }
 
 // viewsOf returns executions with outputs so far.
@@ -2273,8 +2231,7 @@ func (a *api) setPaused(paused bool) handler {
 
 func (a *api) rules(kind string) []rule { return a.store.shown.Load().list(kind) }
 
-func (a *api) showHolds(*apiCall) (*response, error) { return object(a.rules(ruleHold), nil) }
-
+func (a *api) showHolds(*apiCall) (*response, error)     { return object(a.rules(ruleHold), nil) }
 func (a *api) listCalendars(*apiCall) (*response, error) { return listed(a.rules(ruleCalendar), nil) }
 
 func (a *api) showCalendar(r *apiCall) (*response, error) {
@@ -2295,7 +2252,8 @@ func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
 		r.Metadata = nil // the hold of all jobs has one name
 	}
 	switch r.Why = strings.TrimSpace(r.Why); {
-	case kind == ruleCalendar && (r.Why != "" || r.Metadata != nil), kind == ruleHold && (dates != nil || r.Timezone != ""),
+	case kind == ruleCalendar && (r.Why != "" || r.Metadata != nil),
+		kind == ruleHold && (dates != nil || r.Timezone != ""),
 		r.By != "", !r.Since.IsZero(), r.Name != "" && r.Name != name:
 		return r, errors.New("only why and metadata are those of a hold, only dates and timezone those of a calendar")
 	case kind == ruleHold && set && (r.Why == "" || len(r.Why) > whyBytesMax):
@@ -2318,8 +2276,8 @@ func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
 	return r, nil
 }
 
-// setRule returns the handler that sets a rule, or takes it back. A hold is named by its metadata, so a second one of the
-// same jobs replaces the first. Ours.
+// setRule returns the handler that sets a rule, or takes it back. A hold is named by its metadata, so a second one of
+// the same jobs replaces the first. Ours.
 func (a *api) setRule(action, kind string, set bool) handler {
 	return func(r *apiCall) (*response, error) {
 		patience, name := r.query.wait(), r.PathValue("name")
@@ -2336,11 +2294,12 @@ func (a *api) setRule(action, kind string, set bool) handler {
 				return nil, badRequest("the %s is invalid: %v", kind, err)
 			}
 		}
+		called := func(m member) bool { return m.Name == name }
 		switch {
 		case kind == ruleHold:
 			name = jsonText(sent.Metadata)
 			sent.By = cmp.Or(r.caller.token.Name, r.req.Actor)
-		case action == actionDrain && !slices.ContainsFunc(a.plane.members(), func(m member) bool { return m.Name == name }):
+		case action == actionDrain && !slices.ContainsFunc(a.plane.members(), called):
 			return nil, errNoRule
 		}
 		change := &sent
@@ -2410,7 +2369,8 @@ func (a *api) putPolicy(r *apiCall) (*response, error) {
 		old, err := a.store.clients.policy(p.Name)
 		switch {
 		case err == nil && old != p:
-			const text = `the body is empty, so policy %q would grant nothing; send its Rules, or {"Rules": "{}"} if you mean that`
+			const text = "the body is empty, so policy %q would grant nothing; send its Rules, " +
+				`or {"Rules": "{}"} if you mean that`
 			return nil, badRequest(text, p.Name)
 		case err != nil && !errors.Is(err, errNoPolicy):
 			return nil, err
@@ -2472,19 +2432,14 @@ type tokenView struct {
 	Type           string
 	Policies       []string
 	CreateTime     time.Time
-	ExpirationTime *time.Time `json:",omitempty"`
+	ExpirationTime time.Time `json:",omitzero"`
 }
 
 func (t *token) view() tokenView {
-	v := tokenView{
-		AccessorID: t.Accessor, Name: t.Name, Type: t.Type,
-		Policies: append([]string{}, t.Policies...), CreateTime: timeOf(t.Created),
+	return tokenView{
+		AccessorID: t.Accessor, Name: t.Name, Type: t.Type, Policies: append([]string{}, t.Policies...),
+		CreateTime: timeOf(t.Created), ExpirationTime: endTime(t.Expires),
 	}
-	if t.Expires != 0 {
-		at := timeOf(t.Expires)
-		v.ExpirationTime = &at
-	}
-	return v
 }
 
 // withACL serves requests only while access control is on.
@@ -2621,7 +2576,8 @@ func (a *api) summary(r *apiCall) (*response, error) {
 			"median_ms": delay(sum.Delays, 50), "p99_ms": delay(sum.Delays, 99), "max_ms": delay(sum.Delays, 100),
 		},
 		"today": map[string]int64{
-			"success_count": sum.DayGood, "failed_count": sum.DayBad, "skipped": sum.DaySkipped, "missed": sum.DayMissed,
+			"success_count": sum.DayGood, "failed_count": sum.DayBad,
+			"skipped": sum.DaySkipped, "missed": sum.DayMissed,
 		},
 		"notices": map[string]int64{
 			"waiting":   int64(a.store.shown.Load().notices),
@@ -2646,7 +2602,7 @@ func (a *api) outcomes(r *apiCall) (*response, error) {
 	if len(names) > outcomeJobsMax {
 		return nil, badRequest("job: may be given at most %d times", outcomeJobsMax)
 	}
-	names = slices.DeleteFunc(names, func(name string) bool { return !r.caller.may(jobPath(name)+"/executions", mayList) })
+	names = slices.DeleteFunc(names, func(name string) bool { return !r.caller.mayListRuns(name) })
 	rows, err := a.store.clients.lastExecutions(names, outcomesShown)
 	type outcome struct {
 		ID         string    `json:"id"`
@@ -2684,7 +2640,8 @@ func (a *api) recentExecutions(r *apiCall) (*response, error) {
 	start, end := q.past(time.Hour)
 	f := executionFilter{
 		from: nanosOf(start), to: nanosOf(end), outcome: q.Get("outcome"), job: q.Get("job"), node: q.Get("node"),
-		owner: q.Get("owner"), globs: r.caller.rowGlobs("executions", mayList), limit: q.number("limit", recentMax, recentMax),
+		owner: q.Get("owner"), globs: r.caller.rowGlobs("executions", mayList),
+		limit: q.number("limit", recentMax, recentMax),
 	}
 	if known := append([]string{"", "bad"}, runOutcomes...); !slices.Contains(known, f.outcome) {
 		q.fail("outcome: %q is not an outcome; use one of %s", f.outcome, strings.Join(known[1:], ", "))
@@ -2732,7 +2689,7 @@ func (a *api) failures(r *apiCall) (*response, error) {
 	}
 	list := []failureView{}
 	for _, j := range jobs {
-		if e, ok := last[j.last]; ok && r.caller.may(jobPath(j.name)+"/executions", mayList) {
+		if e, ok := last[j.last]; ok && r.caller.mayListRuns(j.name) {
 			list = append(list, failureView{
 				j.name, j.count, timeOf(j.since), j.failing, endTime(j.success), e.view(time.UTC),
 			})
@@ -2804,8 +2761,8 @@ func (a *api) timeline(r *apiCall) (*response, error) {
 	}, errors.Join(err, err2))
 }
 
-// upcoming returns the ticks that fall due in a range of time, by default the next hour, earliest first, with Belfry-More
-// if there are others. Ours.
+// upcoming returns the ticks that fall due in a range of time, by default the next hour, earliest first, with
+// Belfry-More if there are others. Ours.
 func (a *api) upcoming(r *apiCall) (*response, error) {
 	start := r.query.time("start", time.Now())
 	end, limit := r.query.time("end", start.Add(time.Hour)), r.query.number("limit", comingMax, comingMax)
@@ -2943,7 +2900,7 @@ func (v *watcher) shown(e event) (event, bool) {
 	case eventPaused:
 		return e, v.caller.may("/v1/pause", mayRead)
 	case eventStarted, eventEnded:
-		if v.caller.may(jobPath(e.Job)+"/executions", mayList) {
+		if v.caller.mayListRuns(e.Job) {
 			return e, true
 		}
 		e = event{Type: eventJob, Job: e.Job}
@@ -2971,18 +2928,14 @@ func (v *watcher) poll() (list []event) {
 }
 
 // send writes events, one per line.
-func (v *watcher) send(list []event) error {
-	var lines bytes.Buffer
-	lineOf := json.NewEncoder(&lines)
+func (v *watcher) send(list []event) (err error) {
+	lines := ""
 	for _, e := range list {
-		if err := lineOf.Encode(e); err != nil {
-			return err
-		}
+		lines += jsonText(e) + "\n"
 	}
-	if lines.Len() == 0 {
-		return nil
+	if lines != "" {
+		_, err = io.WriteString(v.out, lines)
 	}
-	_, err := v.out.Write(lines.Bytes())
 	return err
 }
 
@@ -3033,11 +2986,8 @@ func (p *plane) peers() []raftPeer {
 		peers[v.ID] = raftPeer{ID: v.ID, Node: v.Name, Leader: v == st.Leader, Voter: true}
 	}
 	for _, c := range p.all() {
-		if peer, voter := peers[c.ID]; c.Server {
-			if !voter {
-				peer = raftPeer{ID: c.ID, Node: c.Name}
-			}
-			peer.Address = c.Addr
+		if peer := peers[c.ID]; c.Server {
+			peer.ID, peer.Node, peer.Address = c.ID, cmp.Or(peer.Node, c.Name), c.Addr
 			peers[c.ID] = peer
 		}
 	}
@@ -3062,10 +3012,10 @@ func (a *api) listMembers(*apiCall) (*response, error) {
 	}), nil)
 }
 
-// leaveCluster takes this node out of its cluster and stops it; it returns the members as they were, which an agent does
-// not know. The client gets the response, because the node drains its requests first. Without a leader, the node leaves
-// unrecorded, unless only the leader could say whether the caller may make it leave. A request from another node, which
-// leaves, is to be recorded.
+// leaveCluster takes this node out of its cluster and stops it; it returns the members as they were, which an agent
+// does not know. The client gets the response, because the node drains its requests first. Without a leader, the node
+// leaves unrecorded, unless only the leader could say whether the caller may make it leave. A request from another
+// node, which leaves, is to be recorded.
 func (a *api) leaveCluster(r *apiCall) (*response, error) {
 	if _, ok := forwardedFrom(r.Context()); ok {
 		return object(struct{}{}, a.auditLeave(r, r.query.Get("node")))
@@ -3090,7 +3040,8 @@ func (a *api) leaveCluster(r *apiCall) (*response, error) {
 	case err != nil && a.store == nil && a.acl:
 		return nil, err
 	case err != nil:
-		a.log.Warn("the audit trail does not contain the request for this node to leave", "actor", r.req.Actor, "address", r.req.Address, "err", err)
+		a.log.Warn("the audit trail does not contain the request for this node to leave",
+			"actor", r.req.Actor, "address", r.req.Address, "err", err)
 	}
 	if err := a.plane.leave(r.Context()); err != nil {
 		return nil, problem{http.StatusServiceUnavailable, err.Error()}
@@ -3105,18 +3056,14 @@ func (a *api) auditLeave(r *apiCall, node string) error {
 }
 
 // drainFirst drains this node if a request to leave says so, and returns when nothing runs on it any more.
-func (a *api) drainFirst(r *apiCall) error {
+func (a *api) drainFirst(r *apiCall) (err error) {
 	drain := *r
 	drain.req.ID = "drain of " + r.req.ID
 	_ = r.control.SetReadDeadline(time.Time{}) // it would end the context
-	for status := 0; r.query.Has("drain") && status != http.StatusOK; {
-		var err error
+	for status := 0; err == nil && r.query.Has("drain") && status != http.StatusOK; {
 		status, err = a.askLeader(r.Context(), &drain, "/v1/members/"+url.PathEscape(a.node)+"/drain", "?wait=30s")
-		if err != nil {
-			return err
-		}
 	}
-	return nil
+	return err
 }
 
 // askLeader has the leader, which may be this node, serve a POST in the name of the caller of r. errUnauthenticated and
@@ -3191,50 +3138,29 @@ func (a *api) dropPeer(r *apiCall) (*response, error) {
 // but responds itself that it is not the leader and whether it is healthy.
 func (a *api) relayHandler() http.Handler {
 	mux := http.NewServeMux()
-	relay := func(w http.ResponseWriter, r *http.Request) {
-		if err := a.askServer(w, r); err != nil {
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if !a.acl {
+			connAdmitted(r)
+		}
+		err := a.forward(w, r, actorAnonymous, newRequestID())
+		if errors.Is(err, errNotLeader) {
+			a.log.Debug("a request could not be forwarded to a server", "err", err)
+			err = errUnreachable
+		}
+		if err != nil {
 			a.fail(w, r, err)
 		}
-	}
-	mux.HandleFunc("/", relay)
+	})
 	for _, route := range a.routes() {
 		if slices.Contains([]string{leaveRoute, healthRoute, isLeaderRoute}, route.pattern) {
 			mux.Handle(route.pattern, a.handlerFor(route))
 		}
-	}
-	for _, stream := range []string{watchRoute, outputRoute} {
-		mux.HandleFunc(stream, func(w http.ResponseWriter, r *http.Request) {
-			_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // as in watch
-			ctx, cancel := context.WithCancel(r.Context())
-			defer cancel()
-			go func() {
-				select {
-				case <-a.stopping:
-					cancel()
-				case <-ctx.Done():
-				}
-			}()
-			relay(w, r.WithContext(ctx))
-		})
 	}
 	return a.guard(mux)
 }
 
 // errUnreachable is the response of an agent that can reach no server.
 var errUnreachable = problem{http.StatusServiceUnavailable, "no server can be reached; see --retry-join"}
-
-// askServer forwards an agent's request to a server.
-func (a *api) askServer(w http.ResponseWriter, r *http.Request) error {
-	if !a.acl {
-		connAdmitted(r)
-	}
-	err := a.forward(w, r, actorAnonymous, newRequestID())
-	if errors.Is(err, errNotLeader) {
-		a.log.Debug("a request could not be forwarded to a server", "err", err)
-		err = errUnreachable
-	}
-	return err
-}
 
 func (a *api) showLeader(r *apiCall) (*response, error) {
 	m, ok := a.plane.leader()
@@ -3255,17 +3181,16 @@ func (a *api) isLeader(*apiCall) (*response, error) {
 // is 200 whenever the process responds: a supervisor that restarted a node for want of a majority would only do harm.
 // With leader it is 200 on the leader only.
 func (a *api) showHealth(r *apiCall) (*response, error) {
-	q := &r.query
 	status := func(ok bool, yes, no string) *response {
 		if ok {
 			return &response{body: map[string]any{"status": yes}}
 		}
 		return &response{status: http.StatusServiceUnavailable, body: map[string]any{"status": no}}
 	}
-	if q.Has("live") {
+	switch {
+	case r.query.Has("live"):
 		return status(true, "alive", ""), nil
-	}
-	if q.Has("leader") {
+	case r.query.Has("leader"):
 		return status(a.plane.leading(), "leader", "follower"), nil
 	}
 	problems, warnings := a.plane.health()
@@ -3273,13 +3198,14 @@ func (a *api) showHealth(r *apiCall) (*response, error) {
 	if !a.ownHost(r.Host) || !r.caller.may("/health", mayRead) {
 		return res, nil
 	}
+	body := res.body.(map[string]any)
 	for name, list := range map[string][]string{"problems": problems, "warnings": warnings} {
 		if len(list) > 0 {
-			res.body.(map[string]any)[name] = list
+			body[name] = list
 		}
 	}
-	if q.Has("verbose") && a.store != nil {
-		res.body.(map[string]any)["held"] = a.rules(ruleHold)
+	if r.query.Has("verbose") && a.store != nil {
+		body["held"] = a.rules(ruleHold)
 	}
 	return res, nil
 }
@@ -3386,8 +3312,8 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// connAdmitted raises the rank of a request's connection after its admission. A request with a body reaches connWriting only
-// when the body is complete: otherwise a few clients that withhold it would keep everybody out.
+// connAdmitted raises the rank of a request's connection after its admission. A request with a body reaches connWriting
+// only when the body is complete: otherwise a few clients that withhold it would keep everybody out.
 func connAdmitted(r *http.Request) {
 	c, _ := r.Context().Value(connKey{}).(*boundedConn)
 	switch {
