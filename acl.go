@@ -146,7 +146,8 @@ func checkGlob(path string) error {
 		return errors.New("must begin with a slash, such as \"/v1/jobs/*\"")
 	case len(path) > policyPathBytesMax:
 		return fmt.Errorf("must not be longer than %d bytes", policyPathBytesMax)
-	case strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r > '~' }), strings.ContainsAny(path, `?[]{}\`):
+	case strings.ContainsAny(path, `?[]{}\`),
+		strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return errors.New("must consist of letters, digits, slashes and stars; escape other characters as in a URL")
 	case strings.Contains(stars, "**") || rest && strings.HasSuffix(stars, "*"):
 		return errors.New("may contain ** at its end only")

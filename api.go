@@ -58,8 +58,17 @@ const (
 	partsMax        = 120                    // of each hour of a timeline
 	metadataMax     = 16                     // metadata keys that a list of jobs is filtered by
 
+	whyBytesMax = 1_000                  // of a hold
+	waitMax     = time.Minute            // that a client may wait for an end
+	lookPause   = 100 * time.Millisecond // between looks for it
+
 	outcomeJobsMax = 100 // jobs in one request for outcomes
 	outcomesShown  = 10  // executions of each job
+
+	pollTime   = time.Second // between polls for what is not in the log: leader and members
+	admitPolls = 2           // polls between checks of the token
+	alivePolls = 15          // polls between events that show that the connection is alive
+	eventsMax  = 200         // sent at once unless the client wants fewer; more become one eventReload
 
 	statsDays    = 30  // days in the response to /v1/stats by default
 	statsDaysMax = 365 // and at most
@@ -134,7 +143,8 @@ type apiCall struct {
 	control *http.ResponseController
 	caller  *caller
 	query   params
-	req     request // of a write
+	req     request // of a write; so is the next
+	doc     []byte  // the body, but that of restoreRoute
 }
 
 // routes is the API. GET of one object needs mayRead, GET of a collection mayList. As in Dkron, POST needs mayCreate,
@@ -205,7 +215,6 @@ func (a *api) routes() []route {
 		{"GET /debug/vars", mayRead, a.debugVars, ""},
 
 		{"GET /v1/openapi.yaml", mayRead, a.openapi, ""},
-
 		{"GET /v1/audit", mayList, a.listAudit, "job actor action start end _start _end"},
 
 		{"GET /v1/acl/policies", mayList, a.listPolicies, ""},
@@ -317,7 +326,8 @@ func (a *api) cors(next http.Handler) http.Handler {
 	})
 }
 
-// pageTypes are the content types of the page's files in web/, by extension. Of others only the scripts are served, as one.
+// pageTypes are the content types of the page's files in web/, by extension. Of others only the scripts are served, as
+// one.
 var pageTypes = map[string]string{
 	".html": "text/html; charset=utf-8",
 	".css":  "text/css; charset=utf-8",
@@ -352,7 +362,8 @@ func pageScript(name string, done map[string]bool) (script []byte) {
 		exports = append(exports, m[2])
 	}
 	doc = moduleExport.ReplaceAll(doc, []byte("$1"))
-	return fmt.Appendf(script, "const m_%s = (() => {\n%sreturn { %s };\n})();\n", name, doc, bytes.Join(exports, []byte(", ")))
+	const module = "const m_%s = (() => {\n%sreturn { %s };\n})();\n"
+	return fmt.Appendf(script, module, name, doc, bytes.Join(exports, []byte(", ")))
 }
 
 // pageComments are what only readers of the source need: lines of comments, and indentation.
@@ -476,8 +487,6 @@ func (a *api) ownHost(host string) bool {
 // errUnauthenticated does not say what is wrong with a token: that would help an attacker who guesses.
 var errUnauthenticated = problem{http.StatusUnauthorized, "this needs a valid token, in the header X-Dkron-Token " +
 	"or Authorization: Bearer; \"belfry acl token create\" makes one"}
-
-var errNoACL = problem{http.StatusConflict, "access control is off; start the servers with --acl"}
 
 type callerKey struct{}
 
@@ -730,7 +739,11 @@ func (a *api) serve(w http.ResponseWriter, c *apiCall, route route) (err error) 
 		return err
 	}
 	if route.writes() {
-		if c.req, err = a.request(c.Request); err != nil {
+		c.req, err = a.request(c.Request)
+		if err == nil && route.pattern != restoreRoute {
+			c.doc, err = body(c.Request)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -1090,7 +1103,7 @@ func (a *api) forward(w http.ResponseWriter, r *http.Request, actor, request str
 			signFor(pr.Out.Header, pr.In, actor, request)
 		},
 		ModifyResponse: func(resp *http.Response) error {
-			if body.incomplete() {
+			if body != nil && body.incomplete() {
 				resp.Header.Set("Connection", "close") // or net/http would first wait for the body
 			}
 			if err := a.awaitWrite(resp); err != nil {
@@ -1203,9 +1216,6 @@ func (b *movingBody) Close() error {
 }
 
 func (b *movingBody) incomplete() bool {
-	if b == nil {
-		return false
-	}
 	b.uploads.mu.Lock()
 	defer b.uploads.mu.Unlock()
 	return b.place != nil
@@ -1277,17 +1287,15 @@ func isAny(err error, targets ...error) bool {
 // problem returns the status and the text for an error.
 func (a *api) problem(err error) problem {
 	var p problem
-	var bad badInput
-	var file badFile
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &p):
 		return p
 	case errors.As(err, &large):
 		return problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
-	case errors.As(err, &file):
+	case errors.As(err, new(badFile)):
 		return problem{http.StatusBadRequest, "nothing was stored, because these jobs are invalid:\n" + err.Error()}
-	case errors.As(err, &bad):
+	case errors.As(err, new(badInput)):
 		return problem{http.StatusBadRequest, "the job is invalid: " + err.Error()}
 	case isAny(err, errNoJob, errNoExecution, errNoPolicy, errNoToken, errNoServer, errNoRule):
 		return problem{http.StatusNotFound, ""}
@@ -1426,7 +1434,7 @@ func body(r *http.Request) ([]byte, error) {
 		err = badRequest("the body is incomplete: %v", err)
 	}
 	if doc = bytes.TrimPrefix(doc, byteOrderMark); err == nil && !utf8.Valid(doc) {
-		err = errNotUTF8
+		err = badRequest("the body must be UTF-8")
 	}
 	return doc, err
 }
@@ -1434,19 +1442,13 @@ func body(r *http.Request) ([]byte, error) {
 // byteOrderMark is what some editors write at the beginning of a UTF-8 file.
 var byteOrderMark = []byte("\ufeff")
 
-var errNotUTF8 = problem{http.StatusBadRequest, "the body must be UTF-8"}
-
 // putJob stores a job, and with runoncreate runs it. The status tells whether the job was stored; if it could not be
 // run, the header Belfry-Not-Run says why.
 func (a *api) putJob(r *apiCall) (*response, error) {
 	if a.store.shown.Load().paused {
 		return nil, errPaused
 	}
-	doc, err := body(r.Request)
-	if err != nil {
-		return nil, err
-	}
-	j, err := decodeJob(doc, job{Concurrency: concurrencyAllow})
+	j, err := decodeJob(r.doc, job{Concurrency: concurrencyAllow})
 	if err != nil {
 		return nil, badInput{err}
 	}
@@ -1541,15 +1543,14 @@ func decodeBody(doc []byte, v any) error {
 }
 
 // runParams reads the parameters in the body of a run by hand.
-func runParams(r *http.Request) (map[string]string, error) {
+func runParams(doc []byte) (map[string]string, error) {
 	var sent struct {
 		Params map[string]string `json:"params"`
 	}
-	doc, err := body(r)
-	if err != nil || len(doc) == 0 {
-		return nil, err
+	if len(doc) == 0 {
+		return nil, nil
 	}
-	if err = cmp.Or(decodeBody(doc, &sent), checkParams(sent.Params)); err != nil {
+	if err := cmp.Or(decodeBody(doc, &sent), checkParams(sent.Params)); err != nil {
 		return nil, badRequest("the body is not as in {\"params\": {\"date\": \"2026-11-01\"}}: %v", err)
 	}
 	return sent.Params, nil
@@ -1565,7 +1566,7 @@ func (a *api) runJob(r *apiCall) (*response, error) {
 	}
 	var err error
 	r.req.Force = r.query.Has("force")
-	if r.req.Params, err = runParams(r.Request); err != nil {
+	if r.req.Params, err = runParams(r.doc); err != nil {
 		return nil, err
 	}
 	row, done, err := a.scheduler.runNow(r.Context(), r.req, name)
@@ -1595,12 +1596,6 @@ func (a *api) runJob(r *apiCall) (*response, error) {
 		}
 	}), nil
 }
-
-const (
-	whyBytesMax = 1_000                  // of a hold
-	waitMax     = time.Minute            // that a client may wait for an end
-	lookPause   = 100 * time.Millisecond // between looks for it
-)
 
 // await returns a response for when open is false: then finish completes it, and its status is 200. After patience, or
 // when this node stops, it is as it is, with 202. With no patience it is res.
@@ -2284,13 +2279,10 @@ func (a *api) setRule(action, kind string, set bool) handler {
 		if r.query.err != nil {
 			return nil, r.query.err
 		}
-		doc, err := body(r.Request)
-		if err != nil {
-			return nil, err
-		}
 		sent := rule{Name: name}
-		if kind != ruleDrain && (set || len(doc) > 0) {
-			if sent, err = decodeRule(kind, name, doc, set); err != nil {
+		if kind != ruleDrain && (set || len(r.doc) > 0) {
+			var err error
+			if sent, err = decodeRule(kind, name, r.doc, set); err != nil {
 				return nil, badRequest("the %s is invalid: %v", kind, err)
 			}
 		}
@@ -2354,18 +2346,14 @@ func (a *api) showPolicy(r *apiCall) (*response, error) {
 }
 
 func (a *api) putPolicy(r *apiCall) (*response, error) {
-	doc, err := body(r.Request)
-	if err != nil {
-		return nil, err
-	}
-	p, err := decodePolicy(r.PathValue("name"), doc)
+	p, err := decodePolicy(r.PathValue("name"), r.doc)
 	if err == nil {
 		err = p.checkPaths(a.paths())
 	}
 	if err != nil {
 		return nil, badRequest("the policy is invalid: %v", err)
 	}
-	if _, fixed := builtInPolicy(p.Name); len(doc) == 0 && !fixed {
+	if _, fixed := builtInPolicy(p.Name); len(r.doc) == 0 && !fixed {
 		old, err := a.store.clients.policy(p.Name)
 		switch {
 		case err == nil && old != p:
@@ -2446,7 +2434,7 @@ func (t *token) view() tokenView {
 func (a *api) withACL(next handler) handler {
 	return func(r *apiCall) (*response, error) {
 		if !a.acl {
-			return nil, errNoACL
+			return nil, problem{http.StatusConflict, "access control is off; start the servers with --acl"}
 		}
 		return next(r)
 	}
@@ -2464,11 +2452,7 @@ func (a *api) showToken(r *apiCall) (*response, error) {
 
 // createToken returns the new token with its secret, which is never shown again.
 func (a *api) createToken(r *apiCall) (*response, error) {
-	doc, err := body(r.Request)
-	if err != nil {
-		return nil, err
-	}
-	t, err := decodeToken(doc, time.Now().UnixNano())
+	t, err := decodeToken(r.doc, time.Now().UnixNano())
 	if err != nil {
 		return nil, badRequest("the token is invalid: %v", err)
 	}
@@ -2561,9 +2545,7 @@ func (a *api) summary(r *apiCall) (*response, error) {
 	}
 	ticks := sum.Unrun
 	if globs := r.caller.rowGlobs("ticks", mayList); globs != nil {
-		if ticks, err = a.store.clients.unrun(globs); err != nil {
-			return nil, err
-		}
+		ticks, err = a.store.clients.unrun(globs)
 	}
 	return object(map[string]any{
 		"jobs": map[string]int{
@@ -2584,7 +2566,7 @@ func (a *api) summary(r *apiCall) (*response, error) {
 			"delivered": a.store.stats.told.Load(), "lost": a.store.stats.untold.Load(),
 		},
 		"unrun": each(ticks, func(t *unrunTick) unrun { return unrun{t.Job, t.view()} }),
-	}, nil)
+	}, err)
 }
 
 // delay returns a percentile of sorted durations by nearest rank, in milliseconds.
@@ -2678,10 +2660,7 @@ func (a *api) failures(r *apiCall) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	ids, last := []int64{}, map[int64]executionRow{}
-	for _, j := range jobs {
-		ids = append(ids, j.last)
-	}
+	ids, last := each(jobs, func(j *failingJob) int64 { return j.last }), map[int64]executionRow{}
 	rows, err := a.store.clients.collectExecutions(min(r.query.outputMax(recentOutputMax), recentOutputMax),
 		"WHERE e.id IN (SELECT value FROM json_each(?2))", jsonText(ids))
 	for _, e := range rows {
@@ -2777,16 +2756,6 @@ func (a *api) upcoming(r *apiCall) (*response, error) {
 	return &response{header: header, body: list}, err
 }
 
-const (
-	pollTime   = time.Second // between polls for what is not in the log: leader and members
-	admitPolls = 2           // polls between checks of the token
-	alivePolls = 15          // polls between events that show that the connection is alive
-	eventsMax  = 200         // sent at once unless the client wants fewer; more become one eventReload
-)
-
-var errWatchers = problem{http.StatusServiceUnavailable, fmt.Sprintf(
-	"%d clients are watching this server already; use another server, or poll", watchersMax)}
-
 // watch sends the events that the caller may see, one per line, until the client disconnects or the node stops. Ours.
 func (a *api) watch(r *apiCall) (*response, error) {
 	limit := r.query.number("limit", eventsMax, eventsMax)
@@ -2796,7 +2765,8 @@ func (a *api) watch(r *apiCall) (*response, error) {
 	return &response{serve: func(w http.ResponseWriter) error {
 		next, ok := a.store.events.enter()
 		if !ok {
-			return errWatchers
+			const text = "%d clients are watching this server already; use another server, or poll"
+			return problem{http.StatusServiceUnavailable, fmt.Sprintf(text, watchersMax)}
 		}
 		defer a.store.events.leave()
 		out := streamTo(w)
@@ -3018,7 +2988,7 @@ func (a *api) listMembers(*apiCall) (*response, error) {
 // node, which leaves, is to be recorded.
 func (a *api) leaveCluster(r *apiCall) (*response, error) {
 	if _, ok := forwardedFrom(r.Context()); ok {
-		return object(struct{}{}, a.auditLeave(r, r.query.Get("node")))
+		return object(struct{}{}, a.note(r, actionLeave, r.query.Get("node")))
 	}
 	if err := a.drainFirst(r); err != nil {
 		return nil, err
@@ -3030,7 +3000,7 @@ func (a *api) leaveCluster(r *apiCall) (*response, error) {
 	}
 	var err error
 	if a.plane.leading() {
-		err = a.auditLeave(r, a.node)
+		err = a.note(r, actionLeave, a.node)
 	} else {
 		ctx, cancel := context.WithTimeout(r.Context(), leaderTimeout)
 		defer cancel()
@@ -3050,9 +3020,9 @@ func (a *api) leaveCluster(r *apiCall) (*response, error) {
 	return res, nil
 }
 
-// auditLeave adds to the audit trail that a node was made to leave.
-func (a *api) auditLeave(r *apiCall, node string) error {
-	return a.scheduler.note(r.Context(), r.req, audited{Action: actionLeave, Object: node})
+// note adds to the audit trail what was done to a node.
+func (a *api) note(r *apiCall, action, node string) error {
+	return a.scheduler.note(r.Context(), r.req, audited{Action: action, Object: node})
 }
 
 // drainFirst drains this node if a request to leave says so, and returns when nothing runs on it any more.
@@ -3131,7 +3101,7 @@ func (a *api) dropPeer(r *apiCall) (*response, error) {
 	if _, err := a.plane.removePeer(r.Context(), id); err != nil {
 		return nil, err
 	}
-	return object(struct{}{}, a.scheduler.note(r.Context(), r.req, audited{Action: actionRemovePeer, Object: id}))
+	return object(struct{}{}, a.note(r, actionRemovePeer, id))
 }
 
 // relayHandler serves HTTP on an agent, a node without state. It forwards requests to a server, which checks the token,
@@ -3153,7 +3123,7 @@ func (a *api) relayHandler() http.Handler {
 	})
 	for _, route := range a.routes() {
 		if slices.Contains([]string{leaveRoute, healthRoute, isLeaderRoute}, route.pattern) {
-			mux.Handle(route.pattern, a.handlerFor(route))
+			mux.Handle(route.pattern, a.limited(route.bodyMax(), a.handlerFor(route)))
 		}
 	}
 	return a.guard(mux)
@@ -3213,17 +3183,14 @@ func (a *api) showHealth(r *apiCall) (*response, error) {
 // metricsText returns all metrics in Prometheus' text format, those of jobs for the jobs that globs match, nil: any.
 func (a *api) metricsText(globs []string) (string, error) {
 	g := a.plane.gauges()
-	g.Version = version
-	g.Leading, g.Lag, g.Requests = a.plane.leading(), a.scheduler.lag(time.Now()), &a.refusals
-	var err error
-	if g.Jobs, err = a.store.clients.countJobs(); err != nil {
-		return "", err
-	}
+	g.Version, g.Leading, g.Requests = version, a.plane.leading(), &a.refusals
+	g.Lag = a.scheduler.lag(time.Now())
 	var text strings.Builder
-	if g.Shown, err = a.store.clients.jobNumbers(globs, a.metricsJobs); err == nil {
-		a.store.stats.write(&text, g)
-	}
-	return text.String(), err
+	var err1, err2 error
+	g.Jobs, err1 = a.store.clients.countJobs()
+	g.Shown, err2 = a.store.clients.jobNumbers(globs, a.metricsJobs)
+	a.store.stats.write(&text, g)
+	return text.String(), cmp.Or(err1, err2)
 }
 
 func (a *api) metrics(r *apiCall) (*response, error) {
@@ -3249,21 +3216,18 @@ func (a *api) openapi(*apiCall) (*response, error) {
 	return text("application/yaml; charset=utf-8", doc), err
 }
 
-func (a *api) status(r *apiCall) (*response, error) {
-	var tags map[string]string
+func (a *api) status(*apiCall) (*response, error) {
 	members, count := a.plane.members(), map[string]int{}
 	for _, m := range members {
-		if count[memberStatus[m.Status]]++; m.Name == a.node {
-			tags = m.Tags
-		}
+		count[memberStatus[m.Status]]++
 	}
-	return &response{body: map[string]any{
+	return object(map[string]any{
 		"agent": map[string]string{"name": a.node, "version": version},
 		"serf": map[string]string{"members": strconv.Itoa(len(members)), "failed": strconv.Itoa(count["failed"]),
 			"left": strconv.Itoa(count["left"]), "encrypted": "true"},
-		"tags": tags,
+		"tags": a.plane.own().Tags,
 		"held": a.rules(ruleHold),
-	}}, nil
+	}, nil)
 }
 
 // serveUntil serves until ctx is done, and then gives the present requests a second to finish.

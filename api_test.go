@@ -1491,7 +1491,11 @@ func TestAPI_Agent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, t.TempDir(), 7)
 		server := http.StripPrefix("/api", s.handler)
-		served := func(w http.ResponseWriter, r *http.Request) { server.ServeHTTP(w, withSender(r)) }
+		served := func(w http.ResponseWriter, r *http.Request) { // as the server's plane does
+			from := forwarded{Actor: r.Header.Get(headerActor), Request: r.Header.Get(headerRequest)}
+			r.Host = "localhost"
+			server.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), forwardedKey{}, from)))
+		}
 		gone := func(http.ResponseWriter, *http.Request) { panic(io.ErrUnexpectedEOF) }
 		const doc = `{"name":"a","schedule":"@manually"}`
 		for _, c := range []struct {
