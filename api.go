@@ -2994,7 +2994,7 @@ func (a *api) leaveCluster(r *apiCall) (*response, error) {
 		return nil, err
 	}
 	a.log.Info("leaving the cluster, on request", "from", r.RemoteAddr)
-	res := text("", nil)
+	res := &response{serve: func(http.ResponseWriter) error { return nil }}
 	if a.store != nil {
 		res, _ = a.listMembers(r)
 	}
