@@ -614,10 +614,10 @@ const bootstrapFile = "acl-bootstrap"
 // writeBootstrapSecret creates the file unless it exists.
 func writeBootstrapSecret(dir string) error {
 	f, err := os.OpenFile(filepath.Join(dir, bootstrapFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, fs.ErrExist) {
+	switch {
+	case errors.Is(err, fs.ErrExist):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
 	secret, _ := newSecret()
@@ -860,13 +860,11 @@ func (l *boundedListener) add(c *boundedConn) (victim *boundedConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.count++; l.count > l.max {
-		for rank := range connWriting {
-			if front := l.ranks[rank].Front(); front != nil && victim == nil {
+		victim = c
+		for rank := connWriting - 1; rank >= connIdle; rank-- { // the lowest counts
+			if front := l.ranks[rank].Front(); front != nil {
 				victim = front.Value.(*boundedConn)
 			}
-		}
-		if victim == nil {
-			victim = c
 		}
 	}
 	c.place = l.ranks[c.rank].PushBack(c)
