@@ -117,13 +117,13 @@ func TestMatchPath_Page(t *testing.T) {
 		t.Skip("the page's rule is not tested: install Node.js")
 	}
 	dir := t.TempDir()
-	for _, name := range []string{"rights", "api"} {
-		module, err := web.ReadFile("web/" + name + ".js")
-		if err == nil {
-			module = bytes.ReplaceAll(module, []byte("./api.js"), []byte("./api.mjs"))
-			err = os.WriteFile(filepath.Join(dir, name+".mjs"), module, 0o600)
-		}
-		if err != nil {
+	files := map[string][]byte{"package.json": []byte(`{"type": "module"}`)}
+	modules, err := fs.Glob(web, "web/*.js")
+	for _, name := range modules {
+		files[filepath.Base(name)], _ = web.ReadFile(name)
+	}
+	for name, doc := range files {
+		if err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), doc, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -131,7 +131,7 @@ func TestMatchPath_Page(t *testing.T) {
 		const { matches } = await import(process.argv[1]);
 		for (const [glob, path, want] of JSON.parse(process.argv[2]))
 			if (String(matches(glob, path)) !== want) console.log(`+"`matches(${glob}, ${path}) is not ${want}`"+`);
-	`, filepath.Join(dir, "rights.mjs"), jsonText(rows))
+	`, filepath.Join(dir, "rights.js"), jsonText(rows))
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("the page: %v\n%s", err, out)
 	}
