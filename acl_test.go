@@ -1041,6 +1041,7 @@ func TestACL_Forwarded(t *testing.T) {
 			}
 		}
 		// Rights that the body needs are looked at here again, too; the route's, before the body is read.
+		s.mustAs(http.StatusOK, root, "POST", "/v1/unpause", "")
 		s.mustAs(http.StatusAccepted, root, "POST", "/v1/acl/policies/team", `{"Rules": "{\"path\": {\"/v1/jobs/team-*\": {\"capabilities\": [\"update\"]}}}"}`)
 		team := s.made(root, "/v1/acl/tokens", `{"Name": "team", "Policies": ["team"]}`).SecretID
 		viewer := s.made(root, "/v1/acl/tokens", `{"Name": "viewer", "Policies": ["viewer"]}`).SecretID
