@@ -22,7 +22,7 @@ export async function learn() {
 // matches reports whether a path of a policy means a path: "*" stands for
 // anything but a slash, "**", at its end, for any rest. The server's rule is
 // matchPath; testdata/acl/globs.txt holds both to one table.
-export function matches(glob, path) {
+function matches(glob, path) {
   const pattern = glob.replace(/[.+^$()|]/g, "\\$&").replace(/\*\*$/, "\n").replace(/\*/g, "[^/]*").replace("\n", ".*");
   return new RegExp(`^${pattern}$`, "s").test(path);
 }
