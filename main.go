@@ -2975,8 +2975,8 @@ func cronSchedule(fields []string) (string, error) {
 		}
 		segment, _, err := f.parse(texts[i])
 		if openPattern.MatchString(texts[i]) {
-			err = fmt.Errorf("%q: crons differ in what that is; write a range before a step, as in 5-59/10, and ~ alone",
-				texts[i])
+			err = fmt.Errorf("%q: crons differ in what that is; write a range before a step, as in 5-59/10, "+
+				"and ~ alone", texts[i])
 		}
 		if err != nil {
 			return "", fmt.Errorf("%s %w", f.name, err)
