@@ -153,7 +153,6 @@ func (a *api) routes() []route {
 	return []route{
 		{"GET /v1/{$}", mayRead, a.status, ""},
 		{"GET /v1", mayRead, a.status, ""},
-
 		{"GET /v1/jobs", mayListJobs, a.listJobs,
 			"metadata[] _sort _order q status disabled executor owner _start _end"},
 		{"POST /v1/jobs", mayStoreJob, a.putJob, "runoncreate"},
@@ -168,7 +167,6 @@ func (a *api) routes() []route {
 		{"GET /v1/jobs/{job}/executions", mayList, a.listExecutions, "_sort _order _start _end output_size_limit"},
 		{"DELETE /v1/jobs/{job}/executions", mayDelete, a.writeJob(a.scheduler.deleteExecutions), ""},
 		{"GET /v1/jobs/{job}/executions/{execution}", mayRead, a.showExecution, ""},
-
 		{outputRoute, mayRead, a.showOutput, "follow"},
 		{"POST /v1/jobs/{job}/executions/{execution}/kill", mayCreate, a.killExecution, ""},
 		{"GET /v1/jobs/{job}/ticks", mayList, a.listTicks, "start end _start _end"},
@@ -189,7 +187,6 @@ func (a *api) routes() []route {
 		{"DELETE /v1/calendars/{name}", mayDelete, a.setRule(actionDeleteCalendar, ruleCalendar, false), ""},
 		{"GET /v1/stats", mayRead, a.stats, "days"},
 		{"GET /v1/schedule", mayRead, a.nextTicks, "schedule timezone name from count"},
-
 		{"GET /v1/summary", mayRead, a.summary, ""},
 		{"GET /v1/executions", mayList, a.recentExecutions, "start end outcome job node owner limit output_size_limit"},
 		{"GET /v1/executions/{execution}", anyToken, a.findExecution, ""},
@@ -205,18 +202,14 @@ func (a *api) routes() []route {
 		{"GET /v1/leader", mayRead, a.showLeader, ""},
 		{isLeaderRoute, mayRead, a.isLeader, ""},
 		{leaveRoute, mayCreate, a.leaveCluster, "node drain"},
-
 		{"GET /v1/backup", mayRead, a.backup, ""},
 		{"GET /v1/raft/peers", mayList, a.listPeers, ""},
 		{"DELETE /v1/raft/peers/{id}", mayDelete, a.dropPeer, ""},
-
 		{healthRoute, noToken, a.showHealth, "live leader verbose"},
 		{"GET /metrics", mayRead, a.metrics, ""},
 		{"GET /debug/vars", mayRead, a.debugVars, ""},
-
 		{"GET /v1/openapi.yaml", mayRead, a.openapi, ""},
 		{"GET /v1/audit", mayList, a.listAudit, "job actor action start end _start _end"},
-
 		{"GET /v1/acl/policies", mayList, a.listPolicies, ""},
 		{"GET /v1/acl/policies/{name}", mayRead, a.showPolicy, ""},
 		{"POST /v1/acl/policies/{name}", mayCreate, a.putPolicy, ""},
