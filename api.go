@@ -1245,17 +1245,17 @@ func badRequest(format string, args ...any) error {
 	return problem{http.StatusBadRequest, fmt.Sprintf(format, args...)}
 }
 
-// fail responds with an error. It logs unknown errors, which clients see only as "internal error". As upstream, a 404
+// fail responds with an error. It logs those that are the server's own, of which clients are not told more. As upstream, a 404
 // has no text.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := a.problem(err)
 	if r.ContentLength != 0 && (p.status == http.StatusUnauthorized || p.status == http.StatusForbidden) {
 		w.Header().Set("Connection", "close") // or net/http would first wait for the body
 	}
-	switch p.status {
-	case http.StatusInternalServerError:
+	if p.status == http.StatusInternalServerError || errors.Is(err, errUnreadable) {
 		a.log.Error("a request failed", "method", r.Method, "path", r.URL.Path, "err", err)
-		p.message = "internal error; the server's log says more"
+	}
+	switch p.status {
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", retryAfter)
 	case http.StatusForbidden:
@@ -1312,8 +1312,10 @@ func (a *api) problem(err error) problem {
 		return problem{http.StatusServiceUnavailable, err.Error()}
 	case errors.Is(err, context.DeadlineExceeded):
 		return problem{http.StatusGatewayTimeout, err.Error()}
+	case errors.Is(err, errUnreadable): // another server may do better
+		return problem{http.StatusServiceUnavailable, errUnreadable.Error()}
 	}
-	return problem{status: http.StatusInternalServerError}
+	return problem{http.StatusInternalServerError, "internal error; the server's log says more"}
 }
 
 // request returns what a write needs to know about r: its actor, and the id under which it is executed only once. The

@@ -978,9 +978,12 @@ func (s *store) each(query string, args []any, fn func(scanner) error) error {
 // errEnough is what fn returns to eachRow for no more rows.
 var errEnough = errors.New("enough")
 
+// errUnreadable is what all reads fail with.
+var errUnreadable = errors.New("the server cannot read its database; look at its disk and at its log")
+
 func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
 	if err != nil {
-		return err
+		return unreadable(err)
 	}
 	defer rows.Close()
 	columns, err := rows.Columns()
@@ -995,7 +998,15 @@ func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
 			return err
 		}
 	}
-	return rows.Err()
+	return unreadable(rows.Err())
+}
+
+// unreadable is err as callers see it; nil if err is.
+func unreadable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errUnreadable, err)
 }
 
 // A reader reads what is applied, over connections of its own that cannot write.
