@@ -44,6 +44,7 @@ const nowhere = {
 const usualPace = 1_000; // milliseconds between two loads of a view
 const requestCost = 1_700; // milliseconds that the page may take for a request, if things go on to change
 const bytesCost = 60_000 / 220_000; // and for a byte
+const burst = 20_000; // milliseconds of debt that nothing waits for
 const pollPause = 3_000; // between two looks at the server that does not tell what changes
 const livePause = 30_000; // and that does: what falls due is no change
 const byId = (id) => document.getElementById(id);
@@ -105,6 +106,8 @@ async function open(event) {
   const moved = before?.path !== route.path;
   if (moved) {
     before?.view.leave?.();
+    debt = 0; // the reader asked for what is read now
+    counted = { at: performance.now(), ...spent };
     instead(connection.since ? away() : el("p", { class: "quiet" }, "Loading…"));
     markPage();
   }
@@ -183,7 +186,7 @@ function owed() {
   const at = performance.now();
   debt = Math.max(0, debt - (at - counted.at)) + Math.max((spent.requests - counted.requests) * requestCost, (spent.bytes - counted.bytes) * bytesCost);
   counted = { at, ...spent };
-  return debt / 2;
+  return Math.max(0, debt - burst);
 }
 
 // plan has the view read again: soon if something has changed, else after a
