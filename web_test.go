@@ -257,7 +257,10 @@ func (b *browser) focused() string {
 // press presses a key where the focus is.
 func (b *browser) press(key string) {
 	b.t.Helper()
-	b.must("POST", "/element/"+b.focused()+"/value", map[string]string{"text": key}, nil)
+	// What has the focus may be replaced before the key is pressed.
+	waitFor(b.t, "a key", b.page, func() bool {
+		return b.send("POST", "/element/"+b.focused()+"/value", map[string]string{"text": key}, nil) == nil
+	})
 }
 
 // reach goes from one thing to the next with the keyboard until it is at one
