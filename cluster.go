@@ -1569,14 +1569,15 @@ func (c *cluster) drive(ctx context.Context) error {
 		}
 		awake = c.noticePause(awake, time.Now())
 		c.noticeStuck(awake)
-		for n := 0; event != nil && n < gatherMax; n++ {
+		for n := 1; event != nil; n++ {
 			if err := event(); err != nil {
 				return err
 			}
-			select {
-			case event = <-c.events:
-			default:
-				event = nil
+			if event = nil; n < gatherMax { // what is taken from events is executed
+				select {
+				case event = <-c.events:
+				default:
+				}
 			}
 		}
 		c.publish()

@@ -3799,6 +3799,33 @@ func TestCluster_Duty(t *testing.T) {
 	}
 }
 
+// What the driver has taken is executed, however much waits for it.
+func TestCluster_Gather(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &cluster{plane: &plane{}, store: &store{}, tickTime: tickTime, events: make(chan func() error)}
+		c.raft = newTestRaft(serverA, threeServers, 1)
+		c.progress.Store(&progress{})
+		ctx, cancel := context.WithCancel(t.Context())
+		var callers sync.WaitGroup
+		executed := 0
+		for range 3 * gatherMax {
+			callers.Go(func() {
+				if err := c.post(ctx, func() error { executed++; return nil }); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait() // until all of them wait
+		callers.Go(func() { c.drive(ctx) })
+		synctest.Wait()
+		cancel()
+		callers.Wait()
+		if executed != 3*gatherMax {
+			t.Errorf("%d of %d events were executed", executed, 3*gatherMax)
+		}
+	})
+}
+
 // A client of any node writes through the leader, and reads its own write there.
 func TestPlane_Forward(t *testing.T) {
 	t.Parallel()
