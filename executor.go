@@ -1749,7 +1749,7 @@ func (e *executor) load(list ...held) (results []result) {
 			if res, err = parseResult(os.ReadFile(e.path(h.Execution))); err != nil {
 				// It may just have been acknowledged. If not, better to report the outcome without the output.
 				res = h.result
-				res.Output = fmt.Appendf(nil, "the output was lost on the node's disk: %v\n", err)
+				res.Output, res.Reason = fmt.Appendf(nil, "the output was lost on the node's disk: %v\n", err), 0
 			}
 		}
 		results = append(results, res)

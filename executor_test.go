@@ -1138,6 +1138,19 @@ func TestExecutor_DiskFails(t *testing.T) {
 	if got := ask(); got.Outcome != outcomeSuccess || !strings.Contains(string(got.Output), "output was lost") {
 		t.Errorf("torn: got %s %q", got.Outcome, got.Output)
 	}
+
+	long := n.order(t, order{Executor: strings.Repeat("x", 500)}) // its reason is longer than what replaces the output
+	eventually(t, "both are held", func() bool { return n.undelivered() == 2 })
+	if err := cmp.Or(n.storeOlderThan(0), os.Remove(n.path(long))); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := n.ask(question{Term: 1, Number: n.number, All: true}); err != nil || checkResults(a.Held) != nil {
+		t.Errorf("gone: got %+v, %v, which the leader refuses", a, err)
+	}
+	var out bytes.Buffer
+	if err := n.output(t.Context(), long, true, 0, &out); err != nil || !strings.Contains(out.String(), "output was lost") {
+		t.Errorf("gone: got %q, %v", out.String(), err)
+	}
 }
 
 // Results are delivered in few calls, each of a bounded size, and again if nobody takes them.
