@@ -1112,9 +1112,10 @@ func (a *api) forward(w http.ResponseWriter, r *http.Request, actor, request str
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
-	if r.Body != nil && r.Body != http.NoBody {
+	if r.ContentLength != 0 {
 		body = &movingBody{ReadCloser: r.Body, control: out.control, uploads: &a.uploads}
 		a.uploads.add(body)
+		defer body.Close()
 		r = r.WithContext(r.Context())
 		r.Body = body
 	} else {
@@ -1200,7 +1201,7 @@ func (b *movingBody) leaveLocked(deadline time.Time) {
 	}
 }
 
-// Close implements io.Closer. The proxy calls it once the response is sent, and nobody waits for the rest of the body.
+// Close implements io.Closer. Once the response is sent, nobody waits for the rest of the body, and net/http must not.
 func (b *movingBody) Close() error {
 	b.uploads.mu.Lock()
 	b.leaveLocked(longAgo)

@@ -2013,8 +2013,12 @@ func forwardingTo(t *testing.T, leader http.HandlerFunc, test func(*testing.T, *
 		a := &api{node: "agent", log: log, plane: p, stopping: make(chan struct{})}
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- webServer(near, a.relayHandler(), log)(ctx) }()
+		go func() { ended <- webServer(near, a.limited(restoreBytesMax, a.relayHandler()), log)(ctx) }()
 		test(t, &forwarding{near})
+		synctest.Wait()
+		if n := a.uploads.incomplete.Len(); n != 0 {
+			t.Errorf("%d uploads are waited for, though their requests have ended", n)
+		}
 		p.streams.CloseIdleConnections()
 		web.Close()
 		stop()
@@ -2150,8 +2154,23 @@ func TestAPI_EarlyResponse(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := io.ReadAll(resp.Body)
+		io.Copy(io.Discard, conn) // until the server closes it
 		if took := time.Since(began); err != nil || resp.StatusCode != http.StatusUnauthorized || string(got) != "no token" || took > 2*time.Second {
 			t.Errorf("%d %q, %v after %v", resp.StatusCode, got, err, took)
+		}
+	})
+}
+
+// TestAPI_ForwardedWithoutBody: a write without a body waits for none, so its connection is kept.
+func TestAPI_ForwardedWithoutBody(t *testing.T) {
+	forwardingTo(t, func(w http.ResponseWriter, r *http.Request) {}, func(t *testing.T, f *forwarding) {
+		conn, theirs := net.Pipe()
+		defer conn.Close()
+		f.near <- theirs
+		io.WriteString(conn, "POST /v1/jobs/a/run HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.Close {
+			t.Errorf("%v, %v; want a connection that is kept", resp, err)
 		}
 	})
 }
