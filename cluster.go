@@ -27,7 +27,7 @@
 //  4. Apply. All servers apply the log in one order, and a decision is accepted only for the tick that is next, and
 //     later than the last one decided (decide in store.go). So of two decisions about a tick, the first in the log is
 //     accepted and the other changes nothing, whoever proposed them.
-//  5. Leadership. Only an accepted decision becomes orders: written answers propose after apply. A leader decides
+//  5. Leadership. Only an accepted decision becomes orders: propose returns after apply (written). A leader decides
 //     nothing until its first entry, and so everything before it, is applied (updateLeadership). A server that lost its
 //     majority or was paused steps down (tickLeader, noticePause). That only shortens the time with two leaders; safety
 //     does not depend on it.
@@ -93,14 +93,14 @@ const (
 	termJumpMax       = 1 << 32  // from the own term to one in a message: an election a second for 136 years
 )
 
-// Of propose, removeVoter and transfer.
+// Errors of propose, removeVoter and transfer.
 var (
 	errNotLeader = errors.New("this server is not the leader")
 	errBusy      = errors.New("the leader has too much in progress; try again")
 	errLastVoter = errors.New("the last voter cannot be removed")
 )
 
-// Of step, with errMalformed. After the first nothing was changed; the others are fatal.
+// Errors of step, which also returns errMalformed. errMisdirected changes nothing; the others are fatal.
 var (
 	errMisdirected   = errors.New("message for another server")
 	errSecondLeader  = errors.New("two leaders in one term: a data directory was copied or set back")
@@ -181,7 +181,7 @@ func firstEntry(voters []server) (hardState, entry) {
 // write until then; ticks, messages and proposals go on. A crash in between leaves a prefix, of which nobody was told.
 //
 // Commit asks to apply the log up to there. It is on this server's disk, or among Entries: what a sole voter has
-// written is committed. These it applies in the transaction that writes them, or after it.
+// written is committed. The driver applies those in the transaction that writes them, or after it.
 type ready struct {
 	Messages []message
 	State    *hardState // nil: as before
@@ -230,7 +230,7 @@ type peer struct {
 	arrived    uint64 // flight: number of the last message sent when it was delivered, 0: it was not
 	pause      int    // ticks until the next try, after one that was not delivered
 	installing bool   // it is writing a snapshot
-	kept       uint64 // it needs a snapshot; the log is kept after this entry until that is installed; 0: it does not
+	kept       uint64 // the log is kept after this entry until the snapshot that it needs is installed; 0: none
 	silent     int    // ticks since it answered
 	commit     uint64 // commit index it was last told
 	leaving    bool   // as it said last
@@ -770,7 +770,7 @@ func (r *raft) commitTo(index uint64) {
 }
 
 // needed returns the first entry that a live peer still needs, 0 if there is none. For a peer that waits for a snapshot
-// it is the first entry after the log's base at that time, because the snapshot will end later.
+// it is the first entry after the log's base at that time, because the snapshot will end at a later entry.
 func (r *raft) needed() (first uint64) {
 	for _, p := range r.peers {
 		n := p.match + 1
@@ -1082,7 +1082,7 @@ func (r *raft) validate(m message) error {
 // are not on disk yet. Its size depends on the number of terms and on work in progress, not on the log.
 type raftLog struct {
 	base      position   // last entry that was dropped; zero: none
-	runs      []position // first entry of each run of equal terms behind base
+	runs      []position // first entry of each run of equal terms after base
 	last      uint64     // last entry
 	durable   uint64     // last entry on disk
 	tail      []entry    // the entries after durable
@@ -1233,7 +1233,7 @@ type leaderWork interface {
 	report(ctx context.Context, results []result) (taken []int64, err error)
 }
 
-// cluster drives the protocol on a server. Anybody may call its methods, except those after run, which only run calls.
+// cluster drives the protocol on a server. Only run may call the methods that use what it owns; any goroutine the rest.
 type cluster struct {
 	plane      *plane
 	store      *store
@@ -1246,7 +1246,7 @@ type cluster struct {
 	leaderCtx  atomic.Pointer[context.Context] // of the latest leader's work; nil: there was none
 	view       atomic.Pointer[raftStatus]
 	progress   atomic.Pointer[progress]
-	children   errgroup.Group // a write, the links, the leader's work
+	children   errgroup.Group // a write, the calls on links, the leader's work
 
 	// Owned by run.
 	raft         *raft
@@ -1392,7 +1392,7 @@ func (c *cluster) end(node string, k kill) error {
 	return err
 }
 
-// left reports whether a node has stopped, and not failed.
+// left reports whether a node said that it is leaving or has left, which is no failure.
 func (c *cluster) left(node string) bool {
 	return slices.ContainsFunc(c.plane.all(), func(m contact) bool {
 		return m.Name == node && (m.Status == memberLeaving || m.Status == memberLeft)
@@ -1672,7 +1672,7 @@ func (c *cluster) writerStuck() bool {
 	return c.turnAge > int(stuckAfter/tickTime)
 }
 
-// append proposes a command. Until the leader's work runs it refuses: one of an earlier term would block the queue.
+// append proposes a command. It refuses until the leader's work runs: one from an earlier term would block the queue.
 func (c *cluster) append(p *proposal) {
 	var index uint64
 	var err error
@@ -1730,8 +1730,8 @@ func diskFailed(err error) error {
 	return fmt.Errorf("the database failed; look at the disk and restart, to find out what is there: %w", err)
 }
 
-// save has the writer do what ready asks for, one transaction after the other. What
-// somebody waits for, and is in the log already, waits for no other write.
+// save has the writer do what ready asks for, one transaction after the other. What callers wait for, and is in the log
+// already, is applied before the next write.
 func (c *cluster) save(rd ready) {
 	if rd.Commit == 0 && !rd.writes() {
 		return
@@ -1746,7 +1746,7 @@ func (c *cluster) save(rd ready) {
 	}
 }
 
-// saveNext begins the first of queued. The store's writing side is that goroutine's until it has told what came of it.
+// saveNext begins the first of queued. That goroutine owns the store's writing side until it has posted the result.
 func (c *cluster) saveNext() {
 	rd, file := c.queued[0], c.snapshot
 	c.writing = time.Now()
@@ -1764,8 +1764,8 @@ func (c *cluster) saveNext() {
 	})
 }
 
-// written takes note of a transaction that has committed, answers whose commands it
-// applied, and begins the next. base is the last entry dropped from the log.
+// written records that a transaction has committed, answers the callers whose commands it applied, and begins the next.
+// base is the last entry dropped from the log.
 func (c *cluster) written(rd ready, done []applied, base uint64, err error) error {
 	if err != nil {
 		return diskFailed(err)
@@ -1779,7 +1779,7 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 		for len(c.waiting) > 0 && c.waiting[0].index <= a.Index {
 			p, res := c.waiting[0], a
 			if p.index != a.Index {
-				res = applied{Err: errUnknown} // nothing that was passed over may hold up who comes after
+				res = applied{Err: errUnknown} // one that was passed over must not block those after it
 			}
 			p.done <- res
 			c.waitingBytes -= len(p.data)
@@ -1809,7 +1809,8 @@ func (c *cluster) written(rd ready, done []applied, base uint64, err error) erro
 	return nil
 }
 
-// updateLeadership starts the leader's work once this server leads and has applied its first entry, or else ends it.
+// updateLeadership starts the leader's work once this server leads and has applied its first entry, and ends it when
+// this server no longer leads in that term.
 func (c *cluster) updateLeadership(ctx context.Context) {
 	st := c.raft.status()
 	switch term := c.leaderTerm.Load(); {
@@ -2056,7 +2057,7 @@ func (c *cluster) send(ctx context.Context, messages []message) {
 	}
 }
 
-// deliverNext begins a call with a large message, or all small ones, that wait on a link, and goes on when it ends.
+// deliverNext starts a call with one large message, or all small ones, that wait on a link. The next call follows.
 func (c *cluster) deliverNext(ctx context.Context, k linkKey) {
 	batch := c.links[k]
 	if len(batch) == 0 {
@@ -2139,8 +2140,8 @@ func (c *cluster) fill(m *message) error {
 	return nil
 }
 
-// take passes a peer's messages to the driver, or one that announces the snapshot in file, which is the caller's after
-// an error.
+// take passes a peer's messages to the driver. file is the snapshot that the only one of them announces, "" for none;
+// after an error it is still the caller's.
 func (c *cluster) take(ctx context.Context, messages []message, file string) error {
 	from, _ := forwardedFrom(ctx)
 	if own := c.plane.clusterID(); from.cluster == "" || own != "" && own != from.cluster {
@@ -2235,11 +2236,11 @@ func (d *deadlineReader) Read(b []byte) (int, error) {
 	return d.ReadCloser.Read(b)
 }
 
-// deadlineBody is the body of a request that may be long, where the server's deadlines are for the whole. The response
-// has its time from then on.
+// deadlineBody is the body of a request that may be long, where the server's deadlines are for the whole. The time for
+// the response begins anew with each part.
 func deadlineBody(w http.ResponseWriter, r *http.Request) *deadlineReader {
 	control := http.NewResponseController(w)
-	return &deadlineReader{r.Body, func() { // where there is no deadline none is moved
+	return &deadlineReader{r.Body, func() { // an error means that there is no deadline to move
 		_ = control.SetReadDeadline(time.Now().Add(chunkTime))
 		_ = control.SetWriteDeadline(time.Now().Add(planeWriteTime))
 	}}
@@ -2288,7 +2289,7 @@ var (
 	errNoConnection = errors.New("no connection")
 )
 
-// refusalCodes are the errors that a node can answer with, and how they travel.
+// refusalCodes are the errors that a node can answer with, by their codes in a response.
 var refusalCodes = map[string]error{
 	"alive-voter": errAliveVoter, "busy": errBusy, "foreign": errForeign, "format": errFormat,
 	"identity-taken": errIdentityTaken, "last-voter": errLastVoter, "malformed": errMalformed,
@@ -2317,7 +2318,7 @@ func refusalCode(err error) string {
 	return ""
 }
 
-// count counts what was refused or dropped, if the reason speaks of the sender: planeReasons in stats.go.
+// count counts what was refused or dropped, if the reason is one of planeReasons in stats.go.
 func (p *plane) count(reason string) {
 	if i := slices.Index(planeReasons, reason); i >= 0 {
 		p.refused[i].Add(1)
@@ -2373,7 +2374,7 @@ type record struct {
 	Clock       int64 // Unix nanoseconds when the heartbeat was sent
 
 	// Of a server that belongs to no cluster.
-	Expect   int            // servers that found the cluster together, 0: it waits to join one
+	Expect   int            // servers that bootstrap together, 0: it waits to join one
 	Empty    bool           // its database holds nothing
 	Accepted *bootstrapList // nil: none
 }
@@ -2549,8 +2550,8 @@ func clusterTLS(key []byte) (*tls.Config, error) {
 	}, nil
 }
 
-// A handshakeLog gets the lines of net/http about the plane, and makes a sentence of the one that says that a caller
-// proved no key: it spoke no TLS, or had no certificate.
+// A handshakeLog gets the lines of net/http about the plane, and turns the one that says that a caller proved no key
+// into a sentence: it spoke no TLS, or had no certificate.
 type handshakeLog struct{ *plane }
 
 func (h handshakeLog) Write(line []byte) (int, error) {
@@ -3148,7 +3149,7 @@ func (p *plane) runsOn(node string) []any {
 	return []any{"running", len(list), "executions", list[:min(len(list), executionsLogged)]}
 }
 
-// setProblem records what is wrong with a subject, "" for nothing, and logs what is new; to wait for a cluster is Info.
+// setProblem records what is wrong with a subject, "" for nothing, and logs news: "cluster" at Info, others at Warn.
 func (p *plane) setProblem(subject, why string) {
 	p.mu.Lock()
 	before := p.problems[subject]
@@ -3531,8 +3532,7 @@ func (p *plane) request(ctx context.Context, method string, to record, path stri
 	}
 	p.sign(r.Header, to)
 	if path == pathDispatch {
-		// Orders leave when the node asks for them: they would lie in the socket of one that stands still and run
-		// later.
+		// An order leaves when the node asks for it: in the socket of a paused one it would lie, and run later.
 		r.Header.Set("Expect", "100-continue")
 	}
 	return r, nil
@@ -3611,7 +3611,7 @@ func (p *plane) outputFrom(ctx context.Context, node string, execution int64, fo
 	return answerTo(p.streams, r, w)
 }
 
-// towardsLeader returns the nodes to ask for what only the leader can do: the leader, then on an agent other servers.
+// towardsLeader returns the nodes to ask for what only the leader can do: the leader, and on an agent then the others.
 func (p *plane) towardsLeader() (list []record) {
 	leader, ok := p.leaderRecord()
 	if ok && leader.ID != p.cfg.ID {
@@ -3729,7 +3729,7 @@ type forwarded struct {
 	Actor   string // who asks
 	Client  string // its address
 	Request string // id under which a write is done once
-	Final   bool   // it must not be passed on again
+	Final   bool   // it must not be forwarded again
 	cluster string // of the other node
 }
 
