@@ -1281,7 +1281,6 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 		return err // fatal: whoever restarts reads everything again
 	}
 	s.applied.Store(at.Index)
-	s.halted.Store(false)
 	s.noted = noted{settings: s.settings, listed: true, allNew: true}
 	s.published()
 	return s.script("DETACH snapshot")
@@ -1290,6 +1289,7 @@ func (s *store) install(path string, at position, state *hardState, entries []en
 // beginLog empties the log, which begins anew after a position.
 func (s *store) beginLog(at position) error {
 	s.logFirst, s.logEnds, s.unapplied = at.Index+1, []int{0}, nil
+	s.halted.Store(false)
 	return cmp.Or(s.exec("DELETE FROM log"),
 		s.exec("UPDATE server SET base_index = ?, base_term = ?", at.Index, at.Term))
 }

@@ -1022,6 +1022,32 @@ func TestApply_UnknownFormat(t *testing.T) {
 	}
 }
 
+// TestInstall_Halted: a server that met an unknown format and then installs a snapshot applies every entry after it.
+func TestInstall_Halted(t *testing.T) {
+	leader, s := newStore(t), newStore(t)
+	fill(t, leader, 3)
+	path := filepath.Join(t.TempDir(), "snapshot")
+	if err := leader.snapshot(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	at := position{Index: leader.applied.Load(), Term: 1}
+	unknown := entry{Index: 1, Term: 1, Kind: entryCommand, Data: []byte{commandFormat + 1, 2, '{', '}'}}
+	if err := s.persist(nil, []entry{unknown}); err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, s)
+	if !s.halted.Load() {
+		t.Fatal("the store has applied an entry of an unknown format")
+	}
+	next := entry{Index: at.Index + 1, Term: 1, Kind: entryNoop}
+	if err := s.install(path, at, nil, []entry{next}); err != nil {
+		t.Fatal(err)
+	}
+	if done := mustApply(t, s); len(done) != 1 || done[0].Index != next.Index {
+		t.Errorf("applied after the installation: %v, want entry %d", done, next.Index)
+	}
+}
+
 // FuzzDecodeCommand: no entry, however torn, makes decodeCommand panic or take
 // more than it was given; what it accepts comes back from encode as it was.
 func FuzzDecodeCommand(f *testing.F) {
