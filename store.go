@@ -4223,13 +4223,16 @@ func (s *reader) recentExecutions(f executionFilter) ([]executionRow, error) {
 		table, cond = "executions e INDEXED BY executions_bad", "e.outcome NOT IN ('', 'success')"
 	}
 	cond += " AND " + jobAmong
+	if f.job != "" {
+		cond += " AND e.job = (SELECT id FROM jobs WHERE name = ?10 AND deleted = 0)"
+	}
 	// CROSS makes SQLite look up jobs and outputs of the rows of the answer only.
 	return s.selectExecutions(` FROM `+table+` CROSS JOIN jobs j ON j.id = e.job
 			LEFT JOIN outputs o ON o.execution = e.id
-		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad'), ?2, max(?2, coalesce(
+		WHERE `+cond+` AND e.id < ?3 AND e.id >= iif(?7 IN ('', 'bad') AND ?11 || ?12 = '', ?2, max(?2, coalesce(
 			(SELECT id FROM `+table+` WHERE `+cond+` AND id < ?3 ORDER BY id DESC LIMIT 1 OFFSET ?4), 0)))
 		AND e.started >= ?5 AND e.started < ?6 AND (?7 IN ('', 'bad') OR e.outcome = ?7) AND j.deleted = 0
-		AND ?10 IN ('', j.name) AND ?11 IN ('', e.node) AND ?12 IN ('', j.owner) ORDER BY e.id DESC LIMIT ?8`,
+		AND ?11 IN ('', e.node) AND ?12 IN ('', j.owner) ORDER BY e.id DESC LIMIT ?8`,
 		0, low, high, recentScanMax, f.from, f.to, f.outcome, f.limit, jsonText(f.globs), f.job, f.node, f.owner)
 }
 

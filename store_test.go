@@ -3286,3 +3286,34 @@ func BenchmarkStore_bad(b *testing.B) {
 		}
 	})
 }
+
+// TestStore_RecentBound: a filter by node or owner looks at no more than the newest executions, whatever it finds; one
+// by job finds its executions by an index, however old they are.
+func TestStore_RecentBound(t *testing.T) {
+	s := mustOpen(t, t.TempDir())
+	defer s.close()
+	fill(t, s, 2)
+	fillExecutions(t, s, recentScanMax+1)
+	err := s.update("NORMAL", func() error {
+		const rare = " FROM executions WHERE job = (SELECT min(id) FROM jobs)"
+		return inOrder(func() error { return s.exec("UPDATE executions SET id = id >> 20") }, // as the log would
+			func() error { return s.exec("DELETE" + rare + " AND id > (SELECT min(id)" + rare + ")") },
+			func() error {
+				return s.exec("UPDATE executions SET node = 'n2' WHERE id = (SELECT min(id)" + rare + ")")
+			})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, outcome := range []string{"", outcomeSuccess} {
+		f := executionFilter{to: math.MaxInt64, outcome: outcome, limit: 1}
+		byNode, byJob := f, f
+		byNode.node, byJob.job = "n2", "job-000000"
+		nodes, err1 := s.recentExecutions(byNode)
+		jobs, err2 := s.recentExecutions(byJob)
+		if len(nodes) != 0 || len(jobs) != 1 || err1 != nil || err2 != nil {
+			t.Errorf("outcome %q: %d by node, %v, and %d by job, %v; want 0 and 1",
+				outcome, len(nodes), err1, len(jobs), err2)
+		}
+	}
+}
