@@ -1438,6 +1438,7 @@ func (c *cluster) waitApplied(ctx context.Context, index uint64) error {
 	case <-done:
 		return nil
 	case <-ctx.Done():
+		c.post(context.Background(), func() error { delete(c.awaited, done); return nil }) // or run has ended
 		return ctx.Err()
 	case <-c.stopped:
 		return errStopping

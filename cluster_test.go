@@ -3826,6 +3826,23 @@ func TestCluster_Gather(t *testing.T) {
 	})
 }
 
+// A caller that waits no longer for the log to be applied leaves nothing: a server that applies nothing lives long.
+func TestCluster_WaitGivenUp(t *testing.T) {
+	t.Parallel()
+	a := startPeer(t, "a", 1)
+	leaderOf(t, a)
+	ctx, cancel := context.WithTimeout(t.Context(), testTick)
+	defer cancel()
+	if err := a.cluster.waitApplied(ctx, math.MaxInt64); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("an entry that does not come was awaited, with %v", err)
+	}
+	left := 0
+	a.must(a.cluster.call(t.Context(), func() { left = len(a.cluster.awaited) }))
+	if left != 0 {
+		t.Errorf("%d waits are left, want none", left)
+	}
+}
+
 // A client of any node writes through the leader, and reads its own write there.
 func TestPlane_Forward(t *testing.T) {
 	t.Parallel()
