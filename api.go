@@ -143,7 +143,7 @@ type apiCall struct {
 	control *http.ResponseController
 	caller  *caller
 	query   params
-	req     request // of a write; so is the next
+	req     request // of a write; so is doc
 	doc     []byte  // the body, but that of restoreRoute
 }
 
@@ -319,15 +319,15 @@ func (a *api) cors(next http.Handler) http.Handler {
 	})
 }
 
-// pageTypes are the content types of the page's files in web/, by extension. Of others only the scripts are served, as
-// one.
+// pageTypes are the content types of the page's files in web/, by extension. Of the others only the scripts are served,
+// joined into one.
 var pageTypes = map[string]string{
 	".html": "text/html; charset=utf-8",
 	".css":  "text/css; charset=utf-8",
 	".svg":  "image/svg+xml",
 }
 
-// The lines of the page's modules that only comment, import and export. pageScript knows no others.
+// These match the comments, imports and exports in the page's modules, in the only forms that pageScript knows.
 var (
 	moduleComment = regexp.MustCompile(`(?m)^ *// .*\n`)
 	moduleImport  = regexp.MustCompile(`(?m)^import (?:\* as (\w+)|(\{.*\})) from "\./(\w+)\.js";$`)
@@ -632,8 +632,8 @@ func resource(pattern string, r *http.Request) string {
 	return strings.Join(segments, "/")
 }
 
-// mayPut returns an error unless the caller may store j, as r does. It requires rights on the parent as well, because a
-// child job reveals when its parent runs.
+// mayPut returns an error unless the caller of r may store j. It requires rights on the parent as well, because a child
+// job reveals when its parent runs.
 func mayPut(r *apiCall, j job) error {
 	path := jobPath(j.Name)
 	switch c := r.caller; {
@@ -784,7 +784,7 @@ func checkQuery(w http.ResponseWriter, r *http.Request, names string) (params, e
 	return params{Values: q}, nil
 }
 
-// params are the parameters in a query. Handlers read them all, and then look at err.
+// params are the parameters in a query. Handlers read all that they need, and then check err.
 type params struct {
 	url.Values
 	err error // what is wrong with the first of them that is invalid
@@ -1102,7 +1102,7 @@ func (a *api) forward(w http.ResponseWriter, r *http.Request, actor, request str
 			if err := a.awaitWrite(resp); err != nil {
 				return err
 			}
-			for k := range resp.Header { // who answers says who it is, and all else
+			for k := range resp.Header { // those of the node that responds count, X-Whom too
 				w.Header().Del(k)
 			}
 			if resp.StatusCode < http.StatusMultipleChoices && strings.HasPrefix(r.URL.Path, "/v1") {
@@ -1176,10 +1176,10 @@ type movingBody struct {
 	place   *linked.Element // in uploads.incomplete; nil once complete or ended; guarded by uploads.mu
 }
 
-// longAgo as a deadline ends what waits for it.
+// longAgo is a deadline that ends a pending read at once.
 var longAgo = time.Unix(1, 0)
 
-// errWithheld is what reading a body returns after it has been ended.
+// errWithheld is returned by a read of a body that was ended before it was complete.
 var errWithheld = errors.New("the body is incomplete, and was not waited for any longer")
 
 // add enters an upload. Beyond the bound it ends the one without progress for longest.
@@ -1246,7 +1246,7 @@ func badRequest(format string, args ...any) error {
 	return problem{http.StatusBadRequest, fmt.Sprintf(format, args...)}
 }
 
-// fail responds with an error. It logs those that are the server's own, of which clients are not told more. As upstream, a 404
+// fail responds with an error. It logs the server's own errors, whose cause clients are not told. As upstream, a 404
 // has no text.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := a.problem(err)
@@ -1331,7 +1331,7 @@ func (a *api) request(r *http.Request) (request, error) {
 	if text := r.Header.Get(headerRev); text != "" {
 		rev, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			const must = "%s: %.40q is not a number; send the one of the response that has the job"
+			const must = "%s: %.40q is not a number; send the number that came with the job"
 			return req, badRequest(must, headerRev, text)
 		}
 		req.Rev = &rev
@@ -1593,8 +1593,8 @@ func (a *api) runJob(r *apiCall) (*response, error) {
 	}), nil
 }
 
-// await returns a response for when open is false: then finish completes it, and its status is 200. After patience, or
-// when this node stops, it is as it is, with 202. With no patience it is res.
+// await returns a response that waits until open reports false. Then finish completes it, and its status is 200. After
+// patience, or when this node stops, it is sent as it is, with 202. Without patience await returns res.
 func (a *api) await(r *apiCall, res *response, patience time.Duration, open func() (bool, error), finish func(),
 ) *response {
 	if patience == 0 {
@@ -2066,11 +2066,7 @@ func (a *api) whileAdmitted(r *apiCall) (context.Context, context.CancelFunc) {
 	ctx, stop := context.WithCancel(r.Context())
 	if a.acl {
 		go func() {
-			for ctx.Err() == nil {
-				select {
-				case <-ctx.Done():
-				case <-time.After(admitPolls * pollTime):
-				}
+			for pause(ctx, admitPolls*pollTime) == nil {
 				if _, err := a.admit(route{pattern: outputRoute, capability: mayRead}, r.Request); err != nil {
 					stop()
 				}
@@ -2233,7 +2229,7 @@ func (a *api) showCalendar(r *apiCall) (*response, error) {
 	return object(days, nil)
 }
 
-// decodeRule reads a hold or a calendar as clients send it; one that is taken back needs no why.
+// decodeRule reads a hold or a calendar as clients send it. Only a hold that is set needs a why.
 func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
 	if err := decodeBody(doc, &r); err != nil {
 		return r, err
@@ -2246,9 +2242,9 @@ func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
 	case kind == ruleCalendar && (r.Why != "" || r.Metadata != nil),
 		kind == ruleHold && (dates != nil || r.Timezone != ""),
 		r.By != "", !r.Since.IsZero(), r.Name != "" && r.Name != name:
-		return r, errors.New("only why and metadata are those of a hold, only dates and timezone those of a calendar")
+		return r, errors.New("a hold has only why and metadata, a calendar only dates and timezone, and the name in the path")
 	case kind == ruleHold && set && (r.Why == "" || len(r.Why) > whyBytesMax):
-		return r, fmt.Errorf("why: must have 1 to %d bytes; who finds nothing running reads it", whyBytesMax)
+		return r, fmt.Errorf("why: must have 1 to %d bytes; whoever finds nothing running reads it", whyBytesMax)
 	case len(name) > nameBytesMax:
 		return r, fmt.Errorf("name: must not be longer than %d bytes", nameBytesMax)
 	case kind == ruleCalendar && len(dates) == 0:
@@ -2267,8 +2263,8 @@ func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
 	return r, nil
 }
 
-// setRule returns the handler that sets a rule, or takes it back. A hold is named by its metadata, so a second one of
-// the same jobs replaces the first. Ours.
+// setRule returns the handler that sets or removes a rule. A hold is named by its metadata, so a second one of the same
+// jobs replaces the first. Ours.
 func (a *api) setRule(action, kind string, set bool) handler {
 	return func(r *apiCall) (*response, error) {
 		patience, name := r.query.wait(), r.PathValue("name")
@@ -2980,8 +2976,8 @@ func (a *api) listMembers(*apiCall) (*response, error) {
 
 // leaveCluster takes this node out of its cluster and stops it; it returns the members as they were, which an agent
 // does not know. The client gets the response, because the node drains its requests first. Without a leader, the node
-// leaves unrecorded, unless only the leader could say whether the caller may make it leave. A request from another
-// node, which leaves, is to be recorded.
+// leaves unrecorded, unless only the leader could say whether the caller may make it leave. A request from another node
+// says that that node leaves; it is only recorded.
 func (a *api) leaveCluster(r *apiCall) (*response, error) {
 	if _, ok := forwardedFrom(r.Context()); ok {
 		return object(struct{}{}, a.note(r, actionLeave, r.query.Get("node")))
@@ -3032,8 +3028,8 @@ func (a *api) drainFirst(r *apiCall) (err error) {
 	return err
 }
 
-// askLeader has the leader, which may be this node, serve a POST in the name of the caller of r. errUnauthenticated and
-// a problem with status 403: the caller may not.
+// askLeader has the leader, which may be this node, serve a POST in the name of the caller of r. It returns
+// errUnauthenticated, or a problem with status 403, if the caller may not make it.
 func (a *api) askLeader(ctx context.Context, r *apiCall, path, query string) (status int, err error) {
 	to := a.plane.towardsLeader()
 	if leader, ok := a.plane.leaderRecord(); ok {
