@@ -1096,7 +1096,7 @@ func (s *reader) viewEach(query string, args []any, fn func(scanner) error) erro
 // atOnce calls fn with a reader that sees one state of the database.
 func (s *reader) atOnce(fn func(*reader) error) error {
 	tx, err := s.pool.BeginTx(context.Background(), &sql.TxOptions{ReadOnly: true})
-	if err != nil {
+	if err = unreadable(err); err != nil {
 		s.failed.Store(&failedRead{time.Now(), err})
 		return err
 	}

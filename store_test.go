@@ -3287,6 +3287,23 @@ func BenchmarkStore_bad(b *testing.B) {
 	})
 }
 
+// TestReader_Unreadable: however a read begins, callers learn that the database cannot be read.
+func TestReader_Unreadable(t *testing.T) {
+	var r reader
+	if err := r.open(dsn(t.TempDir()+"/missing/belfry.db", "query_only(1)")); err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	_, err := r.countJobs()
+	atOnce := r.atOnce(func(r *reader) error {
+		_, err := r.countJobs()
+		return err
+	})
+	if !errors.Is(err, errUnreadable) || !errors.Is(atOnce, errUnreadable) {
+		t.Errorf("reading a missing file: %v, and in one state: %v; want %v", err, atOnce, errUnreadable)
+	}
+}
+
 // TestStore_RecentBound: a filter by node or owner looks at no more than the newest executions, whatever it finds; one
 // by job finds its executions by an index, however old they are.
 func TestStore_RecentBound(t *testing.T) {
