@@ -2607,7 +2607,7 @@ func (s *scheduler) trim(ctx context.Context, requests uint64, now time.Time, wh
 func (s *scheduler) resetFuture(ctx context.Context) error {
 	m := s.moment()
 	for after := int64(0); ; {
-		ids, err := s.store.firedBehind(m.now+int64(futureMax), after)
+		ids, err := s.store.firedAfter(m.now+int64(futureMax), after)
 		if err != nil || len(ids) == 0 {
 			return err
 		}

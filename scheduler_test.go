@@ -1520,7 +1520,7 @@ func TestScheduler_ClockBack(t *testing.T) {
 	if err := s.noticeGap(t.Context(), timeOf(ahead), timeOf(testStart)); err != nil {
 		t.Fatal(err)
 	}
-	left, err := s.store.firedBehind(testStart+int64(futureMax), 0)
+	left, err := s.store.firedAfter(testStart+int64(futureMax), 0)
 	if err != nil || len(left) != 0 {
 		t.Errorf("%d jobs are left in the future, %v", len(left), err)
 	}

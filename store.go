@@ -141,7 +141,8 @@ const (
 	errKeys         = refusal("the change makes more rows than one command may make; make it in parts")
 )
 
-// jobFields are a job's document, and what of it is searched, sorted by or read with each run; or empty.
+// jobFields are a job's document and the columns computed from it, empty where it has no such field: what is searched,
+// sorted by or read with each run.
 const jobFields = `,
 	name            TEXT    AS (doc ->> 'name') STORED,
 	parent_job      TEXT    AS (coalesce(doc ->> 'parent_job', '')) STORED,
@@ -345,8 +346,7 @@ CREATE TABLE tick_days (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tick_days_day ON tick_days (day);
 
--- Jobs of restores, which nobody sees before they are moved into jobs, all at
--- once. What a restore leaves here, done or broken off, goes with later trims.
+-- Jobs of restores, invisible until all are moved into jobs at once. What a restore leaves here goes with later trims.
 CREATE TABLE staged (
 	id            INTEGER PRIMARY KEY, -- of the job, if its name is new; ids of a restore are in the order of its file
 	restore       INTEGER NOT NULL,    -- log index of its first slice
@@ -472,9 +472,9 @@ type noted struct {
 	touched  []int64        // jobs, as the API shows them
 	allNew   bool           // or any of them
 	observed bool           // somebody watched when the transaction began
-	marks    []mark         // what became of rows, if somebody did
+	marks    []mark         // events of rows, if observed
 	failures []executionRow // that ended without success
-	counts   []func(*stats) // that must still count something
+	counts   []func(*stats) // update the statistics once it has committed
 }
 
 // settings are what the cluster table says, for those who ask with every request.
@@ -602,8 +602,8 @@ func unlessMissing(err error) error {
 	return err
 }
 
-// create makes an empty database, if there is none. It is renamed when it is
-// whole, so an empty file under its name was always left by something else.
+// create makes an empty database, if there is none. It gets its name when it is whole, so an empty file under that name
+// was always left by something else.
 func (s *store) create() error {
 	switch info, err := os.Stat(s.path); {
 	case err == nil && info.Size() == 0:
@@ -758,7 +758,7 @@ func (s *store) loadSettings() error {
 		&s.settings.paused, &s.settings.timezone, &s.settings.notices))
 }
 
-// showSettings has readers know what the last transaction has made of them.
+// showSettings shows readers the settings as the last transaction left them.
 func (s *store) showSettings() {
 	now := s.settings
 	s.shown.Store(&now)
@@ -975,10 +975,10 @@ func (s *store) each(query string, args []any, fn func(scanner) error) error {
 	return eachRow(rows, err, fn)
 }
 
-// errEnough is what fn returns to eachRow for no more rows.
+// errEnough, returned by fn, ends eachRow without an error.
 var errEnough = errors.New("enough")
 
-// errUnreadable is what all reads fail with.
+// errUnreadable is wrapped by the error of each read that SQLite fails.
 var errUnreadable = errors.New("the server cannot read its database; look at its disk and at its log")
 
 func eachRow(rows *sql.Rows, err error, fn func(scanner) error) error {
@@ -1428,7 +1428,7 @@ func (s *store) published() {
 	}
 }
 
-// mark notes a row for those who watch, who are shown it after the transaction.
+// mark notes an event of a row, which watchers get after the transaction.
 func (s *store) mark(what string, row int64) {
 	if s.observed {
 		s.marks = append(s.marks, mark{what, row})
@@ -1912,8 +1912,8 @@ func (a *applying) key() int64 {
 	return key(a.result.Index, a.keys-1)
 }
 
-// apply makes the change. Of a request that takes several commands the last
-// one is put on record, so that a repetition goes on where it was broken off.
+// apply makes the change. Of a request that takes several commands only the last is recorded, so that a repetition goes
+// on where it was broken off.
 func (a *applying) apply() error {
 	if a.repeated() || a.err != nil {
 		return a.err
@@ -2234,8 +2234,8 @@ func (a *applying) store(p jobPut) {
 const newStateSQL = `(job, next, fires, fired, heard, success_count, error_count, last_success, last_error)
 	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
-// computed is the time of the clock by which next was computed. It stands in for
-// the last decided tick: from it a later leader sees that the clock was ahead.
+// computed is the time of the clock by which next was computed. It stands in for the last decided tick: from it a later
+// leader sees that the clock was ahead.
 func (a *applying) computed(next int64) int64 {
 	if next == never {
 		return a.c.Now
@@ -2280,7 +2280,7 @@ type ban struct {
 	query string
 }
 
-// bans are of the staged jobs. The last two pass by themselves, or once the leader has looked at the clock again.
+// bans are of the staged jobs. The last two end once the leader decides what is due, or computes next anew.
 var bans = []ban{
 	// Its rows stay until a trim; a second restore of them makes no job twice.
 	{errBrokenOff, `SELECT st.name FROM staged st JOIN jobs j ON j.id = st.id WHERE restore = ?1`},
@@ -2297,8 +2297,8 @@ var bans = []ban{
 		AND st.next BETWEEN -9223372036854775807 AND s.fired AND NOT ` + sameTicksSQL},
 }
 
-// familyBans are of all jobs, and refuse what checkParent refuses of one. Jobs
-// that are their own ancestors are not reached from the jobs without a parent.
+// familyBans are of all jobs, and refuse what checkParent refuses of one. Jobs that are their own ancestors are not
+// reached from the jobs without a parent.
 var familyBans = []ban{
 	{badInput{errChildren}, `SELECT parent_job FROM jobs WHERE parent_job <> '' AND deleted = 0
 		GROUP BY parent_job HAVING count(*) > ?3`},
@@ -2683,8 +2683,8 @@ func (a *applying) free(thing string) {
 	a.freed[thing]++
 }
 
-// begin starts the group, or the part of it, that a consumed cause p stands for; or records why not; or has it wait.
-// own is how much of what is open it may start beside.
+// begin starts the group, or the part of a group, that a consumed cause p stands for, or has it wait, or records why it
+// does not start. It may start beside own open runs of its job.
 func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (started []int64) {
 	if len(d.Targets) > 0 && t.failing && p.Cause == causeTick {
 		d.Targets, d.Outcome, d.Reason = nil, outcomeSkipped, failingReason
@@ -2735,8 +2735,8 @@ func (a *applying) begin(d decision, t *consuming, p pendingRow, own int64) (sta
 	return nil
 }
 
-// place returns what a cause p of job t must wait for before it may start on any target, and who has that: "" if
-// nothing; and which targets have room.
+// place returns the thing that a cause p of job t must wait for before it may start on any target, and who has it; if
+// there is none, thing is "". Of the targets free have room, and full have not.
 func (a *applying) place(on []target, t *consuming, p pendingRow, own int64) (thing, who string, free, full []target) {
 	if thing, who = a.taken(t, p, own); thing != "" {
 		return thing, who, nil, nil
@@ -2787,9 +2787,9 @@ func (a *applying) skip(p pendingRow, d decision, t *consuming) {
 	t.broken = t.audience.failed(delta)
 }
 
-// taken returns what a cause p of job t must wait for before it may start on any node, and who has that; "" if for
-// nothing. Where only the newest run of a job waits, it takes the place of an older one, and where it replaces the open
-// group, nothing of that starts any more.
+// taken returns the thing that a cause p of job t must wait for before it may start on any node, and who has it; "" if
+// there is none. Where only the newest run of a job waits, it takes the place of an older one, and where it replaces
+// the open group, nothing more of that group starts.
 func (a *applying) taken(t *consuming, p pendingRow, own int64) (thing, who string) {
 	if p.Group == 0 && t.newest() {
 		because := fmt.Sprintf("the run that was due at %s took its place", timeOf(p.Asked).Format(time.RFC3339))
@@ -3225,7 +3225,7 @@ func retryDelay(first, longest string, attempt int) time.Duration {
 	return min(delay, limit)
 }
 
-// An attempt is what became of an execution of a group. Pending ones have not ended, a slot given up was missed.
+// An attempt is an execution of a group; or one that is pending, which has not ended; or a slot given up, as missed.
 type attempt struct {
 	id       int64
 	slot     int
@@ -3233,7 +3233,7 @@ type attempt struct {
 	outcome  string
 }
 
-// attempts returns what became of a group of a job that was due at a time.
+// attempts returns the attempts of a group, oldest first, the pending last. Its job was due at that time.
 func (a *applying) attempts(group, job, due int64) []attempt {
 	return applyRows[attempt](a, `SELECT id, slot, finished, outcome FROM executions WHERE id = ?1
 		UNION ALL SELECT * FROM (SELECT id, slot, finished, outcome FROM executions
@@ -3810,8 +3810,8 @@ func (s *store) jobs(f jobFilter, start, end int) (iter.Seq2[json.RawMessage, er
 	return inParts(ids, partJobs, read), total, err
 }
 
-// jobIDs returns the ids of those rows. An index has all jobs in the order of
-// their names: after a change a page of them need not wait for a new list.
+// jobIDs returns the ids of those rows. An index has all jobs in the order of their names: after a change a page of
+// them need not wait for a new list.
 func (s *store) jobIDs(f jobFilter, start, end int) (ids []int64, total int, err error) {
 	query, args := f.query()
 	if len(args) == 0 && jobOrder[f.Sort] == "j.name" && s.lists.early(listKey(query, args), s.listing.Load()) {
@@ -3939,8 +3939,8 @@ func (l *jobLists) keep(key string, list *jobList) {
 	l.byKey[key] = list
 }
 
-// cost is the memory that a list takes under a key, as a number of ids. An
-// empty list costs something too, as clients can ask for any number of them.
+// cost is the memory that a list takes under a key, as a number of ids. An empty list costs something too, as clients
+// can ask for any number of them.
 func (l *jobList) cost(key string) int { return len(l.ids) + (len(key)+listCost)/8 }
 
 const (
@@ -3948,8 +3948,8 @@ const (
 	docCost      = 320      // bytes that two map entries, a name, a warning and the allocations take beside the JSON
 )
 
-// jobDocs keeps the JSON of jobs as lists show it. To read a page of rows from
-// the tables and to encode them takes 0.4 ms; from here it takes a tenth.
+// jobDocs keeps the JSON of jobs as lists show it. To read a page of rows from the tables and to encode them takes
+// 0.4 ms; from here it takes a tenth.
 //
 // After each transaction, and before anybody hears of it, apply drops the jobs that it changed. A reader adds what it
 // has read only if nothing was dropped since it began to read, so nothing outdated stays.
@@ -4302,10 +4302,10 @@ func (s *reader) lanes(from, to, width int64, globs []string, limit int) (list [
 	return list, total, err
 }
 
-// laneTotal counts executions, failures and jobs; since when, as there may be too many to look at.
+// laneTotal counts executions, failures and jobs since a time, which is later than from if there were too many.
 type laneTotal struct{ runs, failed, jobs, since int64 }
 
-// idsOf returns the range of ids of the executions that started in [from, to); a few of them started outside it.
+// idsOf returns a range of ids that has all executions that started in [from, to), and perhaps a few others.
 func (s *reader) idsOf(from, to int64) (low, high int64, err error) {
 	const slack = int64(startSlack)
 	low, err1 := s.firstFrom(max(from, 0) - slack)
@@ -4313,7 +4313,7 @@ func (s *reader) idsOf(from, to int64) (low, high int64, err error) {
 	return low, high, cmp.Or(err1, err2)
 }
 
-// firstFrom returns an id from which on executions started at t or later, as far as ids say: a binary search.
+// firstFrom returns the first id from which executions started at t or later, by a binary search: ids rise with time.
 func (s *reader) firstFrom(t int64) (int64, error) {
 	return valueOf[int64](s.viewEach, `WITH RECURSIVE search(before, step) AS (SELECT 0, 1 << 52
 		UNION ALL SELECT before + iif(coalesce((SELECT started FROM executions WHERE id <= before + step
@@ -4400,7 +4400,7 @@ const (
 // A summary counts jobs; Running are executions, and the fields that begin with Day are of the UTC day.
 type summary struct {
 	Jobs, Failed, Partly, Never int
-	Failing                     int // on some node, after the last attempt
+	Failing                     int // at least one group has failed since the last that succeeded
 	Running, Disabled           int
 	DayGood, DayBad             int64 // executions that ended
 	DaySkipped, DayMissed       int64 // ticks
@@ -4460,8 +4460,8 @@ func (s *store) sum(now time.Time) (*summary, error) {
 	return &sum, cmp.Or(err, err2, err3)
 }
 
-// unrun returns the newest ticks that did not run, of the jobs that patterns
-// name, of all if these are nil: among the newest summaryTickMax of all jobs.
+// unrun returns the newest ticks that did not run, of the jobs that globs match, of all if these are nil. It looks at
+// the newest summaryTickMax of all jobs.
 func (s *reader) unrun(globs []string) ([]unrunTick, error) {
 	return rowsOf[unrunTick](s.viewEach, `SELECT j.name, t.due, t.until, t.count, t.outcome, t.reason
 		FROM (SELECT * FROM ticks ORDER BY id DESC LIMIT ?1) t CROSS JOIN jobs j ON j.id = t.job
@@ -4589,9 +4589,9 @@ func (s *store) nodesSeen() ([]node, error) {
 	return rowsOf[node](s.viewEach, "SELECT name, 0, tags FROM nodes WHERE failed = 0 ORDER BY name")
 }
 
-// firedBehind returns ids of jobs, in order and above a given one, whose last decided tick is after a time: as many as
+// firedAfter returns ids of jobs, in order and above a given one, whose last decided tick is after a time: as many as
 // fit in a command.
-func (s *reader) firedBehind(t, above int64) ([]int64, error) {
+func (s *reader) firedAfter(t, above int64) ([]int64, error) {
 	return s.ids("SELECT job FROM job_state WHERE fired > ? AND job > ? ORDER BY job LIMIT ?", t, above, ticksMax)
 }
 
