@@ -1200,9 +1200,9 @@ type scheduler struct {
 
 func newScheduler(cfg schedulerConfig, s *store, log *slog.Logger) *scheduler {
 	sched := &scheduler{cfg: cfg, store: s, log: log, now: time.Now, chance: rand.Uint64, wait: pause,
-		until: math.MaxInt64, doubts: map[int64]doubt{}, unresponsive: map[string]bool{}, mustAnswer: map[string]bool{},
-		open: map[*dispatch]openOrders{}, wake: make(chan struct{}, 1), refusals: make(chan struct{}, 1),
-		noticed: make(chan struct{}, 1), courier: &courier{}}
+		until: math.MaxInt64, later: map[int64]int64{}, doubts: map[int64]doubt{}, unresponsive: map[string]bool{},
+		mustAnswer: map[string]bool{}, open: map[*dispatch]openOrders{}, wake: make(chan struct{}, 1),
+		refusals: make(chan struct{}, 1), noticed: make(chan struct{}, 1), courier: &courier{}}
 	sched.spawn = func(task func()) { go task() }
 	return sched
 }
@@ -1425,6 +1425,9 @@ func (s *scheduler) moment() moment {
 	m := moment{running: running, now: s.now().UnixNano(), since: s.since, catchup: s.cfg.Catchup,
 		lostAfter: s.cfg.LostAfter, released: s.released, rules: s.store.shown.Load().rules, zone: s.timezone(),
 		startable: s.startable.Load(), rnd: s.newRand(), picked: map[string]int{}}
+	if s.term == 0 { // its work is about to begin: it has seen no node yet
+		m.since = m.now
+	}
 	overdue, alive := map[string]bool{}, map[string]bool{}
 	for _, o := range s.open {
 		overdue[o.node] = overdue[o.node] || s.now().Sub(o.sent) > answerOverdue

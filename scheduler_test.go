@@ -593,6 +593,25 @@ func TestScheduler_StoppedRests(t *testing.T) {
 	}
 }
 
+// A server that just became the leader takes writes before its work begins. One whose job has a tick due decides that,
+// but must not find that no node is there: the leader has seen none yet.
+func TestScheduler_WriteBeforeTerm(t *testing.T) {
+	now := testStart
+	old, _ := newTestScheduler(t, &now)
+	putJobs(t, old, job{Name: "a", Schedule: "@every 1m"})
+	now += int64(2 * time.Minute)
+	old.fake().onNodes = func() []node { return nil }
+	s := newScheduler(old.cfg, old.store, old.log)
+	s.cluster, s.now = old.cluster, old.now
+	s.wait = func(context.Context, time.Duration) error { return errUnknown }
+	if _, _, err := s.put(t.Context(), request{ID: "r"}, job{Name: "a", Schedule: "@every 1h"}); err != errUnknown {
+		t.Errorf("got %v", err)
+	}
+	if row, err := s.store.job("a"); err != nil || row.next > now {
+		t.Errorf("the tick was decided: the next is at %s, %v", timeOf(row.next), err)
+	}
+}
+
 // Orders are refused while the job of one is deleted: that holds up none of the
 // others.
 func TestScheduler_RefusedBesideDeleted(t *testing.T) {
