@@ -1,8 +1,8 @@
 // scheduler.go owns what a job is, when it is due, where it runs, and what follows when a run ends.
 //
 // Sections: the job, its JSON and its validation; the decisions, as functions of a moment; the scheduler, which runs on
-// the leader only: it fires, dispatches, settles doubts, records results and trims; the writes that clients ask for;
-// the schedules.
+// the leader only: it fires, dispatches, settles doubts, records results, trims and delivers notices; the writes that
+// clients ask for; the schedules.
 //
 // Rules that always hold:
 //
@@ -165,13 +165,13 @@ type job struct {
 	Executor       string                       `json:"executor,omitempty"`
 	ExecutorConfig map[string]string            `json:"executor_config,omitempty"`
 	Ephemeral      bool                         `json:"ephemeral,omitempty"`
-	SkipOn         []string                     `json:"skip_on,omitempty"` // ours: calendars on whose days it rests
+	SkipOn         []string                     `json:"skip_on,omitempty"` // ours: calendars whose days it skips
 	StartsAt       instant                      `json:"starts_at,omitempty"`
 	ExpiresAt      instant                      `json:"expires_at,omitempty"`
 	Notify         []notifyRule                 `json:"notify,omitempty"`      // ours; so are the next three
 	Keep           int                          `json:"keep,omitempty"`        // executions; 0: --executions-keep
-	MaxRuntime     string                       `json:"max_runtime,omitempty"` // after which a run is overdue
-	MaxSilence     string                       `json:"max_silence,omitempty"` // without success, then the job is
+	MaxRuntime     string                       `json:"max_runtime,omitempty"` // then a run is overdue
+	MaxSilence     string                       `json:"max_silence,omitempty"` // without success: the job is overdue
 
 	// The record of a job that is created, or restored from a backup. A restore of an existing job keeps the larger
 	// values, an update keeps the job's own. They are no part of the stored definition.
@@ -1178,7 +1178,7 @@ type scheduler struct {
 	reviewWaits  int64                    // when to look at those that wait for something
 	freed        []int64                  // pending rows to look at now, whatever they wait for
 	until        int64                    // when the fire loop looks at what is due next
-	looking      bool                     // it does
+	looking      bool                     // the fire loop is at it, and may have missed what was armed since
 	doubts       map[int64]doubt          // by execution
 	expected     []node                   // on record when the term began, by name
 	asked        []target                 // processes of the nodes at the last round of questions
@@ -1505,7 +1505,7 @@ func (s *scheduler) noticeGap(ctx context.Context, slept, woke time.Time) error 
 	return s.resetFuture(ctx)
 }
 
-// fireDue decides and starts all that is due, and returns how long from then on nothing more is.
+// fireDue decides and starts all that is due, and returns how long it is until something else falls due.
 func (s *scheduler) fireDue(ctx context.Context) (time.Duration, error) {
 	m := s.moment()
 	jobs, pending, err := s.due(m.now)
@@ -1565,7 +1565,7 @@ func (s *scheduler) due(now int64) (jobs, pending []int64, err error) {
 	return jobs, pending, nil
 }
 
-// untilDue returns how long nothing is due besides what was at a time, when the fire loop looked: at most tickSlack.
+// untilDue returns how long it is until something falls due that was not when the fire loop looked: at most tickSlack.
 func (s *scheduler) untilDue(looked int64) (time.Duration, error) {
 	next, err := s.store.nextDue(looked)
 	s.mu.Lock()
@@ -1734,7 +1734,7 @@ func batches[T any](list []T, maxItems, maxSize int, size func(*T) int) iter.Seq
 }
 
 // consume proposes decisions in as many commands as it takes. The runs are dispatched when the commands are applied;
-// see took.
+// see noteApplied.
 func (s *scheduler) consume(ctx context.Context, m moment, list []decision) error {
 	for list := range batches(list, ticksMax, consumeBytes, (*decision).size) {
 		var targets []target
@@ -1744,8 +1744,8 @@ func (s *scheduler) consume(ctx context.Context, m moment, list []decision) erro
 		c := &command{Actor: actorScheduler, Now: m.now, Consume: list, Limits: m.limits(targets)}
 		res, err := s.propose(ctx, c)
 		for i, d := range list {
-			// A decision is refused if its job has changed, or its fate is unknown: look again. If it was committed
-			// after all, nothing is due by then.
+			// Look again at what was refused, because its job has changed, and at what may not have been committed: if
+			// it was after all, nothing is due by then.
 			switch {
 			case err != nil:
 				s.postpone(cmp.Or(d.Pending, d.Job), m.now+int64(tickSlack))
@@ -2379,7 +2379,7 @@ func (s *scheduler) noticeLoop(ctx context.Context) error {
 			}
 		})
 	}
-	// prune leaves out what was given up because too much waits: a receiver that takes nothing is in nobody's way.
+	// prune drops the notices that apply gave up because too many wait: a receiver that takes none holds up no other.
 	prune := func() error {
 		ids, err := s.store.noticeIDs()
 		if err != nil {
@@ -2737,8 +2737,8 @@ func answeredFor(answer string, j job) bool {
 	return err == nil && was.document() == j.document()
 }
 
-// putOver adds to a command that j is stored over a row, and returns the row as it is then. The next tick stays unless
-// what decides it has changed.
+// putOver adds to a command the write of j over a row, and returns the row as it is then. The next tick stays unless
+// something that it follows from has changed.
 func (s *scheduler) putOver(r jobRow, j job, c *command) *jobRow {
 	was := r.job
 	if r.version != (jobVersion{}) {
