@@ -14,8 +14,8 @@
 //
 // The file follows an order: start accepts it, launchLocked starts it, execute runs it with one of the two executors,
 // and deliver reports its result. Each execution has a goroutine, from its start to its result; to end it early, cancel
-// its context with the reason as the cause. stop waits for them, run for the three that deliver results, write
-// undelivered ones to disk, and watch memory.
+// its context with the reason as the cause. stop waits for the executions; run waits for the three goroutines that
+// deliver results, write undelivered ones to disk, and watch memory.
 //
 // Locks: executor.mu guards the executor's state and tail.mu one output; neither is held over I/O. executor.procsMu
 // limits /proc to one reader at a time.
@@ -115,11 +115,11 @@ const (
 	// memoryEvery is the interval for checking runs with a mem_limit, as upstream.
 	memoryEvery = time.Second
 
-	// requestTimeout is that of a request whose job does not say one, or none that can be read; requestTimeoutMax, 34
-	// years in seconds, keeps one from overflowing a time.Duration.
+	// requestTimeout applies to a request whose job has no timeout, or none that can be read. requestTimeoutMax, 34
+	// years in seconds, keeps a longer one from overflowing a time.Duration.
 	requestTimeout    = 30 * time.Second
 	requestTimeoutMax = 1 << 30
-	// redirectsMax is that of net/http. patternMax bounds the instructions of an expectBody: each costs time per byte.
+	// redirectsMax is net/http's limit. patternMax bounds the instructions of an expectBody: each costs time per byte.
 	redirectsMax = 10
 	patternMax   = 2_000
 	// tlsBytesMax bounds each file of a job's TLS settings: four times the size of a system's whole set of roots.
@@ -279,7 +279,7 @@ type executor struct {
 	files     *os.Root        // fixed: below it outputs are written
 	transport *http.Transport // the connections of requests without TLS settings; guards itself
 	news      chan struct{}   // holds a token when results were added to due
-	working   sync.WaitGroup  // what is in runs; Add only under mu, unless stopping
+	working   sync.WaitGroup  // counts runs; Add only under mu, and never once stopping
 	notes     []byte          // the file of open runs, a line for each with a process; set by endLeftovers
 	lines     chan int        // those of notes that are free
 	uptime    uptime          // guards itself
@@ -429,8 +429,8 @@ func (e *executor) stop(grace time.Duration) {
 
 // ---- From the order to the result
 
-// start accepts all orders of d, or none if it returns an error: errStaleTerm, errOtherIncarnation, errStaleNumber,
-// errStopping or errQueueFull. It ignores executions that were accepted before, and does not wait for anything to run.
+// start accepts all orders of d, or none if it returns an error: one of hearLocked's, errOtherIncarnation,
+// errStaleNumber, errStopping or errQueueFull. It ignores executions that were accepted before, and waits for no run.
 func (e *executor) start(d dispatch) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -474,7 +474,7 @@ func (e *executor) forgetLocked(startable int64) {
 	}
 }
 
-// hearLocked records the term of a leader's message, and the number below which later dispatches are refused.
+// hearLocked records a message's term, and the number below which dispatches are stale: errStaleTerm, errMalformed.
 func (e *executor) hearLocked(term, floor uint64) error {
 	switch {
 	case term < e.term:
@@ -633,8 +633,8 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// nextBatch returns the next due results, as many as one delivery may carry. They are due again after all others, so
-// that one that the leader refuses delays none of these.
+// nextBatch returns the next due results, as many as one delivery may carry, and moves them to the end of the list: one
+// that the leader refuses is tried again, but delays no other.
 func (e *executor) nextBatch() []result {
 	var batch []held
 	size := 0
@@ -693,7 +693,7 @@ func (s idSet) add(id int64) bool {
 // ---- Questions, kills, live output
 
 // ask answers a question. Held results include their output up to the size of one delivery; further ones are listed as
-// running, and the leader gets them from a delivery or a later answer. The only error is errStaleTerm.
+// running, and the leader gets them from a delivery or a later answer. Errors are those of hearLocked.
 func (e *executor) ask(q question) (answer, error) {
 	a := answer{Incarnation: e.inc}
 	var found []held
@@ -721,8 +721,8 @@ func (e *executor) ask(q question) (answer, error) {
 }
 
 // kill ends an execution: processes with SIGTERM and, after a grace time, SIGKILL; a request by cancelling it; a queued
-// one at once. It does not wait for the end, and does nothing if the execution has finished. Errors are errStaleTerm
-// and errUnknownExecution.
+// one at once. It does not wait for the end, and does nothing if the execution has finished. Errors are those of
+// hearLocked, and errUnknownExecution.
 func (e *executor) kill(k kill) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -1266,13 +1266,13 @@ func (e *executor) endLeftovers() error {
 	}
 	// It is written rather than made long, so that no full disk can fail a write to the map.
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	const size, both = (processesMax + 1) * noteBytes, syscall.PROT_READ | syscall.PROT_WRITE
+	const size, access = (processesMax + 1) * noteBytes, syscall.PROT_READ | syscall.PROT_WRITE
 	if err == nil {
 		defer file.Close() // the map stays
 		_, err = file.Write(bytes.Repeat([]byte(" "), size))
 	}
 	if err == nil {
-		e.notes, err = syscall.Mmap(int(file.Fd()), 0, size, both, syscall.MAP_SHARED)
+		e.notes, err = syscall.Mmap(int(file.Fd()), 0, size, access, syscall.MAP_SHARED)
 	}
 	if err != nil {
 		return fmt.Errorf("executor: the file %s of open runs: %w", path, err)
@@ -1819,7 +1819,7 @@ func parseResult(data []byte, err error) (res result, _ error) {
 	return res, res.check()
 }
 
-// What a job's executor_config means
+// ---- What a job's executor_config means
 
 // envEntries returns the entries of executor_config.env, NAME=value with commas in between; \, is a comma in a value.
 func envEntries(config map[string]string) []string {
@@ -1864,7 +1864,7 @@ func patternSize(tree *syntax.Regexp) int {
 }
 
 // parseLimits returns the limits of a shell job: its timeout, zero for none; the time between TERM and KILL; and the
-// bytes of memory that it may use, zero for any number.
+// bytes of memory that it may use, zero for no limit.
 func parseLimits(config map[string]string) (timeout, grace time.Duration, memory int64, err error) {
 	bad := func(setting, want string) error {
 		return fmt.Errorf("executor_config.%s: %q is not a %s", setting, config[setting], want)
@@ -1887,7 +1887,7 @@ func parseLimits(config map[string]string) (timeout, grace time.Duration, memory
 // sizePattern is a decimal number, perhaps with a fraction, and a unit of B, K, KB, M, MB, G, GB, T or TB in any case.
 var sizePattern = regexp.MustCompile(`^\s*([0-9.]+)\s*([KMGT]?)B?\s*$`)
 
-// parseBytes reads a size, whose units are powers of 1,024. It returns zero for what is none.
+// parseBytes reads a size, whose units are powers of 1,024. It returns zero for anything else.
 func parseBytes(s string) int64 {
 	if m := sizePattern.FindStringSubmatch(strings.ToUpper(s)); m != nil {
 		n, err := strconv.ParseFloat(m[1], 64)
