@@ -3843,6 +3843,27 @@ func TestCluster_WaitGivenUp(t *testing.T) {
 	}
 }
 
+// A driver that ends removes snapshots while those who receive them do so too, which is no error of either.
+func TestCluster_SnapshotsRemovedTwice(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for range 1_000 {
+		file, err := os.CreateTemp(dir, snapshotPattern)
+		if err = errors.Join(err, file.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	errs := make(chan error, 4)
+	for range cap(errs) {
+		go func() { errs <- removeSnapshots(dir) }()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Error(err.Error()[:100])
+		}
+	}
+}
+
 // A client of any node writes through the leader, and reads its own write there.
 func TestPlane_Forward(t *testing.T) {
 	t.Parallel()

@@ -5086,7 +5086,7 @@ func (s *store) snapshotFile(ctx context.Context) (file *os.File, snap snapshot,
 func removeSnapshots(dir string) error {
 	paths, err := filepath.Glob(filepath.Join(dir, snapshotPattern))
 	for _, path := range paths {
-		err = errors.Join(err, os.Remove(path))
+		err = errors.Join(err, removeFile(path))
 	}
 	return err
 }
