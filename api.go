@@ -1747,7 +1747,7 @@ func uploadedJobs(file io.Reader, progress func()) iter.Seq2[job, error] {
 			yield(job{}, uploadError(err, "must end with the end of the array"))
 			return
 		}
-		if _, err := d.Token(); err != io.EOF {
+		if _, err := d.Token(); err != io.EOF || src.N == 0 {
 			yield(job{}, uploadError(err, "must contain nothing after the array"))
 		}
 	}
@@ -2242,7 +2242,7 @@ func decodeRule(kind, name string, doc []byte, set bool) (r rule, err error) {
 	case kind == ruleCalendar && (r.Why != "" || r.Metadata != nil),
 		kind == ruleHold && (dates != nil || r.Timezone != ""),
 		r.By != "", !r.Since.IsZero(), r.Name != "" && r.Name != name:
-		return r, errors.New("a hold has only why and metadata, a calendar only dates and timezone, and the name in the path")
+		return r, errors.New("a hold has why and metadata, a calendar dates and timezone, and name is that in the path")
 	case kind == ruleHold && set && (r.Why == "" || len(r.Why) > whyBytesMax):
 		return r, fmt.Errorf("why: must have 1 to %d bytes; whoever finds nothing running reads it", whyBytesMax)
 	case len(name) > nameBytesMax:

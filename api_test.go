@@ -1162,7 +1162,8 @@ func FuzzDecodeJob(f *testing.F) {
 // FuzzUploadedJobs holds that the reader of a restore yields what a plain
 // decoder of the whole file does, or an error.
 func FuzzUploadedJobs(f *testing.F) {
-	for _, file := range []string{"", "[]", "[{}]", `[{"name":"a"},{"name":"b","schedule":"@daily"}]`, "[1]", "[{", "[{}", "[{}] x", "null", `[null]`, `[{"name":1}]`, `[{},]`} {
+	for _, file := range []string{"", "[]", "[{}]", `[{"name":"a"},{"name":"b","schedule":"@daily"}]`, "[1]", "[{", "[{}", "[{}] x", "null", `[null]`, `[{"name":1}]`, `[{},]`,
+		"[]" + strings.Repeat(" ", 2*jobBytesMax) + "x"} {
 		f.Add([]byte(file))
 	}
 	f.Fuzz(func(t *testing.T, file []byte) {
@@ -1179,7 +1180,7 @@ func FuzzUploadedJobs(f *testing.F) {
 		var want []job
 		err := json.Unmarshal(file, &want)
 		if failed == nil && (err != nil || len(got) != len(want)) {
-			t.Errorf("%q: %d jobs, want %d and %v", file, len(got), len(want), err)
+			t.Errorf("%.40q: %d jobs, want %d and %v", file, len(got), len(want), err)
 		}
 	})
 }
