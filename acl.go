@@ -432,7 +432,7 @@ func (c *caller) mayStoreAll() bool {
 // any text. It is empty if there is no such job.
 func (c *caller) jobGlobs() []string { return c.globsOf("", mayRead, mayList) }
 
-// rowGlobs is globsOf for one capability; it returns nil if the caller has it on every job.
+// rowGlobs is globsOf for one capability, but nil, for no restriction, if the caller has it on every job.
 func (c *caller) rowGlobs(below, capability string) []string {
 	if globs := c.globsOf(below, capability); !slices.Equal(globs, []string{"*"}) {
 		return globs

@@ -173,7 +173,7 @@ type statusError struct {
 
 func (e statusError) Unwrap() error { return e.error }
 
-// usage is a mistake in the command itself: nothing was done.
+// usage returns the error for a mistake in the command itself: nothing was done.
 func usage(format string, args ...any) error {
 	return statusError{fmt.Errorf(format, args...), exitUsage}
 }
@@ -339,7 +339,7 @@ type lines struct {
 	queue   []byte        // guarded by mu
 	dropped int           // guarded by mu
 	closed  bool          // guarded by mu
-	more    chan struct{} // of one: one of the above has changed
+	more    chan struct{} // of capacity one: one of the above has changed
 	ended   chan struct{}
 }
 
@@ -803,8 +803,8 @@ func given(fs *flag.FlagSet) map[string]bool {
 // A variable is an environment variable for a flag.
 type variable struct{ key, value string }
 
-// variables returns the environment variables with our prefixes by the names of their flags. Those with BELFRY_ come
-// before those with DKRON_, and the last of several with one name wins.
+// variables returns the environment variables with our prefixes by the names of their flags. BELFRY_ takes precedence
+// over DKRON_, and the last of several with one name wins.
 func variables(environ []string) map[string]variable {
 	vars := map[string]variable{}
 	for _, prefix := range []string{"DKRON_", "BELFRY_"} {
@@ -1091,7 +1091,7 @@ func serve(ctx context.Context, cfg config, stdout, stderr io.Writer) (err error
 	return runWorker(ctx, cfg, listener, announce, log)
 }
 
-// warn guards the process, and logs what of its settings has no effect or is dangerous.
+// warn guards the process, and logs which settings have no effect or are dangerous.
 func (c *config) warn(log *slog.Logger) {
 	if err := guardProcess(); err != nil {
 		log.Warn("the jobs of this node can read its memory and environment, and so its secrets", "err", err)
@@ -1565,7 +1565,7 @@ func (c subcommand) run(s *invocation, args []string) (err error) {
 	return execute()
 }
 
-// need returns a mistake unless the flag was given.
+// need returns an error unless the flag was given.
 func need(flag, value, hint string) error {
 	if value == "" {
 		return usage("%s: is required%s", flag, hint)
@@ -1696,7 +1696,7 @@ var (
 	errNoAPI       = errors.New("there is no belfry API below that address; see --http-prefix")
 )
 
-// noneThere is what a 404 means.
+// noneThere is the error for a 404, in the words of the command.
 type noneThere string
 
 func (e noneThere) Error() string { return string(e) }
@@ -2936,7 +2936,7 @@ func cutWord(text string) (word, rest string) {
 	return text, ""
 }
 
-// cutCron cuts the fields that say when off a line, or the word that stands for them.
+// cutCron cuts the fields of the schedule off a line, or the word that stands for them.
 func cutCron(line string) (fields []string, rest string) {
 	rest = strings.TrimPrefix(line, "-") // in SUSE: without a line in the log
 	if strings.HasPrefix(line, "@") {
@@ -3051,7 +3051,7 @@ var (
 	cronPreludes = strings.Fields(". : [ [[ cd export mkdir set sleep source test true ulimit umask")
 )
 
-// nameOf makes a name of a command, which no other job has.
+// nameOf makes a name that no other job has from a command.
 func (c *crontab) nameOf(command string) string {
 	var words []string
 	for _, part := range cronParts.Split(command, -1) {

@@ -101,8 +101,8 @@ func (s *stats) decided(outcome, reason string, n int64) {
 	}
 }
 
-// reasonWords tell by a part of the reason why a tick did not run; the first that is in it counts. A reason begins
-// after a newline. Those with words of people after it come first.
+// reasonWords classify the reason why a tick did not run, by a part of it; the first that matches counts. A reason is
+// matched with a newline before it. Those that quote an operator's words stand first.
 var reasonWords = []struct{ words, why string }{
 	{"\nheld by ", "held"}, {"\ncalendar ", "calendar"},
 	{"overlap", "overlap"}, {"retry of an earlier run", "overlap"}, {"mutex", "overlap"}, {"took its place", "overlap"},
@@ -125,7 +125,7 @@ const (
 	failuresMax   = 20          // failed runs that are logged in a second
 )
 
-// reminders tell when to log what goes on: at once, and then each minute. The zero value is ready to use; its methods
+// reminders say when to log what goes on: at once, and then each minute. The zero value is ready to use; its methods
 // are safe for concurrent use.
 type reminders struct {
 	mu     sync.Mutex
