@@ -19,7 +19,8 @@ import * as selection from "./selection.js";
 
 // A view has load(route), which fetches; show(data, route, around), which says
 // what should be there; title(route); and may have enter(route) and leave(),
-// concerns(event, route), and pace, the milliseconds between two loads.
+// pause(), when the page is hidden until the next enter, concerns(event,
+// route), and pace, the milliseconds between two loads.
 const routes = [
   [/^\/?$/, "overview", overview],
   [/^\/jobs\/?$/, "jobs", jobs],
@@ -303,7 +304,8 @@ function say(text, bad = false) {
 function confirmed(question, verb, ...fields) {
   const dialog = byId("confirm");
   byId("confirm-question").textContent = question;
-  render(byId("confirm-fields"), fields);
+  byId("confirm-fields").replaceChildren(...fields); // who asks reads its own
+  dialog.querySelector("[value=no]").onclick = () => dialog.close("no");
   dialog.querySelector("[value=yes]").textContent = verb;
   dialog.returnValue = "no";
   dialog.showModal();
@@ -378,8 +380,9 @@ const actions = {
       disable: ["Disable", "disabled", (name) => write("POST", jobPath(name) + "/toggle?disabled=true")],
       again: ["Run again", "run again", (key) => runAgain(...key.split("/"))],
     }[verb];
+    const keys = selection.keys(); // some may leave the list meanwhile
     if (!await confirmed(`${words} ${selection.how()}?`, words)) return "";
-    return selection.each(act, done);
+    return selection.each(keys, act, done);
   },
   async revoke({ accessor, name }) {
     if (!await confirmed(`Delete the token ${name}? Who uses it is refused from then on.`, "Delete")) return "";
@@ -447,7 +450,7 @@ function wake() {
   rights = null;
   if (document.hidden) {
     clearTimeout(timer);
-    route.view.leave?.();
+    route.view.pause?.();
     return;
   }
   refresh().then(() => route.view.enter?.(route));

@@ -93,6 +93,8 @@ export function leave() {
   following = null;
 }
 
+export const pause = leave;
+
 // further returns what shows a stream, without what was shown before. A stream
 // that begins elsewhere has lost its beginning: then all of it is shown.
 function further() {

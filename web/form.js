@@ -289,6 +289,9 @@ function set(name, text) {
 function setAll(text) {
   const doc = JSON.parse(text);
   if (doc === null || typeof doc !== "object" || Array.isArray(doc)) throw new Error("a job is a JSON object");
+  const c = doc.executor_config ?? {};
+  if (doc.executor_config === null || typeof c !== "object" || Array.isArray(c) || Object.values(c).some((v) => typeof v !== "string")) throw new Error("executor_config: must be an object of texts");
+  if (draft.rev !== 0 && doc.name !== draft.base.name) throw new Error(`name: must stay ${draft.base.name}; a copy is made with New job`);
   draft.doc = doc;
   for (const f of Object.keys(byName)) complain(f, "");
   draft.late.forEach((typed) => set(...typed));

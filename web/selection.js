@@ -51,12 +51,14 @@ export const forget = () => chosen.clear();
 // how says how many are chosen.
 export const how = () => plural(chosen.size, ...words);
 
-// each does something to one chosen row after the other, and says what came of
-// it. Rows where it was done are chosen no more.
-export async function each(act, done) {
+export const keys = () => [...chosen];
+
+// each does something to one row after the other, and says what came of it.
+// Rows where it was done are chosen no more.
+export async function each(keys, act, done) {
   let count = 0;
   const refused = [];
-  for (const key of [...chosen]) {
+  for (const key of keys) {
     try {
       await act(key);
       chosen.delete(key);
