@@ -1122,6 +1122,9 @@ func (a *api) forward(w http.ResponseWriter, r *http.Request, actor, request str
 		_ = out.control.SetReadDeadline(time.Time{}) // the body is complete
 	}
 	proxy.ServeHTTP(out, r)
+	if failed != nil && body != nil && body.incomplete() {
+		w.Header().Set("Connection", "close") // or the rest of the body would be read as the next request
+	}
 	var large *http.MaxBytesError
 	switch {
 	case failed == nil:
@@ -1174,6 +1177,7 @@ type movingBody struct {
 	uploads *uploads
 	read    int             // bytes since the deadline was moved
 	place   *linked.Element // in uploads.incomplete; nil once complete or ended; guarded by uploads.mu
+	whole   bool            // it was read to its end; guarded by uploads.mu
 }
 
 // longAgo is a deadline that ends a pending read at once.
@@ -1212,7 +1216,7 @@ func (b *movingBody) Close() error {
 func (b *movingBody) incomplete() bool {
 	b.uploads.mu.Lock()
 	defer b.uploads.mu.Unlock()
-	return b.place != nil
+	return !b.whole
 }
 
 // Read implements io.Reader.
@@ -1223,6 +1227,7 @@ func (b *movingBody) Read(p []byte) (int, error) {
 	b.read += n
 	switch {
 	case err == io.EOF:
+		b.whole = true
 		b.leaveLocked(time.Time{})
 	case b.place == nil:
 		err = errWithheld
