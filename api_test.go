@@ -2162,6 +2162,30 @@ func TestAPI_EarlyResponse(t *testing.T) {
 	})
 }
 
+// TestAPI_RefusedHalfRead: what is left of the body of a request that was refused is not the next request.
+func TestAPI_RefusedHalfRead(t *testing.T) {
+	forwardingTo(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		w.Header().Set(headerRefused, refusalCode(errNotLeader))
+		w.WriteHeader(http.StatusConflict)
+	}, func(t *testing.T, f *forwarding) {
+		conn, theirs := net.Pipe()
+		defer conn.Close()
+		f.near <- theirs
+		io.WriteString(conn, "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
+		answers := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		rest, err := io.ReadAll(answers)
+		if resp.StatusCode != http.StatusServiceUnavailable || !resp.Close || len(rest) != 0 {
+			t.Errorf("%v, then %q, %v; want 503 and the connection closed", resp, rest, err)
+		}
+	})
+}
+
 // TestAPI_ForwardedWithoutBody: a write without a body waits for none, so its connection is kept.
 func TestAPI_ForwardedWithoutBody(t *testing.T) {
 	forwardingTo(t, func(w http.ResponseWriter, r *http.Request) {}, func(t *testing.T, f *forwarding) {
